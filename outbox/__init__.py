@@ -1,0 +1,37 @@
+"""outbox: one report and one email per recipient and period, however many servers run it.
+
+The row is the truth, the lock is the pulse, the mark is the memory. A report walks through these rooms, and a
+newcomer who follows it meets them in this order:
+
+    settings → period → edition → source → report → message → enqueue      the corridor of making: generate
+    session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
+    status, resolve                                                        what people see and decide
+
+    settings          what the user decides, checked whole
+    database          the way to Postgres; whose advisory locks are whose
+    schema            schema.sql applied, upgraded, told apart
+    period            which stretch of time a report covers; calendars and civil time
+    edition           one report for one period, and the definition that the fleet shares
+    source            who is owed a report and what it says: two queries, or a class of the user's
+    report            rows become a subject, a mail and a page (templates/)
+    message           the RFC 5322 bytes
+    enqueue           the one transaction: report, email and delivery
+    generate_session  generate's connection: bucket locks, the user's queries, the pulse
+    generate          the corridor: buckets, what is missing, made here or elsewhere
+
+    verdict           what a try ended in, and what follows
+    backoff           how long until the next try
+    replies           SMTP replies out of bytes
+    ledger            the relay's only writes, as SQL
+    conversation      one SMTP connection: content, mark, guard, dot
+    route             the way to the SMTP server, and its breaker
+    session           one relay = one Postgres session = one lock = one identity
+    relay             the corridor: claims to connections, verdicts to the next tick
+
+    embedded, sink, demo   a real Postgres and a real SMTP server for trying it out and for the tests
+
+`generate` and `relay` meet only in the database. `cli` reads settings, wires, prints and sets the exit code; no other
+room does. Imports go down only (`lint-imports`).
+"""
+
+__version__ = "0.1.0"

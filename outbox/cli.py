@@ -1,0 +1,371 @@
+"""The command line: reads the settings, wires, prints and sets the exit code. Nothing else does any of these four.
+
+Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong. Heavy imports stand inside the
+commands that need them, so that cron pays for what it uses.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from outbox.errors import ConfigurationError, OutboxError
+
+if TYPE_CHECKING:
+    from outbox.generate import Result
+    from outbox.settings import Settings
+    from outbox.status import Status
+
+app = typer.Typer(
+    help="One report, one email per person and period, however many servers run it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Settings file; else OUTBOX_CONFIG, else ./outbox.toml.", show_default=False),
+]
+
+
+def main() -> None:
+    """Run a command; every fault that a user can meet is one sentence on stderr."""
+    try:
+        app(prog_name="outbox")
+    except OutboxError as error:
+        for sentence in str(error).splitlines():
+            print(f"outbox: {sentence}", file=sys.stderr)  # noqa: T201 - this room prints
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def outbox(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """One report, one email per person and period, however many servers run it."""
+    if version:
+        from outbox import __version__
+
+        typer.echo(f"outbox-mail {__version__}")
+        raise typer.Exit
+    context.obj = config
+
+
+def _settings(context: typer.Context, config: Path | None) -> "Settings":
+    from outbox.settings import load
+
+    return load(config or context.obj)
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    config: ConfigOption = None,
+    redefine: Annotated[
+        list[str] | None,
+        typer.Option(help="Make this server's cadence, covers and timezone of REPORT the fleet's.", metavar="REPORT"),
+    ] = None,
+) -> None:
+    """Create or upgrade the database's schema; safe on all servers at once, and again."""
+    settings = _settings(context, config)
+    settings.require("database_url")
+    for name in redefine or []:
+        settings.report(name)
+    before, after = asyncio.run(_initialise(settings, redefine or []))
+    if before is None:
+        typer.echo(f"The outbox schema is there now, at version {after}.")
+    elif before < after:
+        typer.echo(f"The outbox schema was upgraded from version {before} to {after}.")
+    else:
+        typer.echo(f"The outbox schema is at version {after} already.")
+    for name in redefine or []:
+        report = settings.report(name)
+        typer.echo(f"{name} is {report.cadence}, covers {report.covers}, {report.timezone}, for the whole fleet.")
+
+
+async def _initialise(settings: "Settings", redefine: list[str]) -> tuple[int | None, int]:
+    from outbox.database import connect, engine
+    from outbox.schema import initialise
+
+    assert settings.database_url is not None
+    connection = await connect(settings.database_url, application="outbox init")
+    try:
+        versions = await initialise(connection)
+    finally:
+        await connection.close()
+    if redefine:
+        from outbox import edition
+
+        async with engine(settings.database_url, application="outbox init").connect() as session:
+            for name in redefine:
+                await edition.redefine(session, name, settings.report(name))
+    return versions
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    reports: Annotated[
+        list[str] | None, typer.Argument(help="Which reports; all by default.", metavar="REPORT")
+    ] = None,
+    config: ConfigOption = None,
+    period: Annotated[
+        str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
+    ] = None,
+) -> None:
+    """Make each recipient's report and email for the period, once for the fleet; run it from cron on every server."""
+    settings = _settings(context, config)
+    settings.require("database_url", "sender", "reports")
+    names = reports or list(settings.reports)
+    for name in names:
+        settings.report(name)
+    logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
+    worst = 0
+    for name in names:
+        try:
+            worst = max(worst, _generate_one(settings, name, period))
+        except ConfigurationError:
+            raise
+        except OutboxError as error:
+            if len(names) == 1:
+                raise
+            typer.echo(f"outbox: {error}", err=True)
+            worst = max(worst, error.exit_code)
+    raise typer.Exit(worst)
+
+
+def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
+    from outbox.generate import generate as make
+
+    with _progress(name) as progress:
+        result = asyncio.run(make(settings, name, period_key=period, progress=progress))
+    for key, why in result.failed.items():
+        typer.echo(f"outbox: {result.edition.name}, recipient {key}: {why}", err=True)
+    typer.echo(
+        f"{result.edition.name}: {result.made} made here, {result.elsewhere} elsewhere, "
+        f"{len(result.failed)} failed, of {result.expected} recipients."
+    )
+    return 1 if result.failed else 0
+
+
+class _progress:  # noqa: N801 - reads as a function at its one call
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.line = self.bar.add_task(self.name, total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, result: "Result") -> None:
+        if self.bar is not None:
+            done = max(result.present, result.made) + len(result.failed)
+            self.bar.update(self.line, total=result.expected, completed=done, description=result.edition.name)
+
+
+@app.command()
+def relay(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    until_empty: Annotated[bool, typer.Option("--until-empty", help="Exit when nothing is left to send.")] = False,
+) -> None:
+    """Send what is due; keep one running on every server. SIGTERM finishes what is in hand, twice ends at once."""
+    settings = _settings(context, config)
+    settings.require("database_url", "smtp_url")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
+    )
+    _run(_relay(settings, until_empty=until_empty))
+
+
+async def _relay(settings: "Settings", *, until_empty: bool) -> None:
+    from outbox.relay import Relay
+
+    sender = Relay(settings, until_empty=until_empty)
+
+    def stop(signum: int) -> None:
+        if sender.stopping:
+            # What is past its dot stays marked: another relay finds it in doubt, as after a crash.
+            os._exit(128 + signum)
+        logging.getLogger("outbox.relay").info(
+            "stopping: what is in hand is finished first, for %g s", settings.drain_s
+        )
+        sender.stop()
+
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop, signum)
+    await sender.run()
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop where it is installed: it halves the CPU per message."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show what waits, what was sent, who relays, and what needs a person."""
+    settings = _settings(context, config)
+    settings.require("database_url")
+    found = asyncio.run(_read_status(settings))
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), default=lambda at: at.isoformat(), ensure_ascii=False))
+    else:
+        _print_status(found)
+
+
+async def _read_status(settings: "Settings") -> "Status":
+    from outbox.database import connect
+    from outbox.schema import require_current
+    from outbox.status import read_status
+
+    assert settings.database_url is not None
+    connection = await connect(settings.database_url, application="outbox status")
+    try:
+        await require_current(connection)
+        return await read_status(connection)
+    finally:
+        await connection.close()
+
+
+def _print_status(found: "Status") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(
+            title=title,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            title_style="bold",
+            header_style="dim",
+        )
+        for column in columns:
+            made.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right", overflow="fold")
+        return made
+
+    counts = table("deliveries", *found.counts)
+    counts.add_row(*(f"{n}" for n in found.counts.values()))
+    console.print(counts)
+    if found.oldest_due_s:
+        console.print(f"The oldest has been due for {found.oldest_due_s:.0f} s.")
+    relays = table(f"\nrelays alive: {len(found.relays)}", "relay", "host", "pid", "version", "since (UTC)", "in hand")
+    for r in found.relays:
+        relays.add_row(str(r.id), r.host, str(r.pid), r.version, f"{r.started_at:%Y-%m-%d %H:%M:%S}", str(r.in_hand))
+    console.print(relays if found.relays else "\nNo relay is alive: start `outbox relay`.")
+    if found.editions:
+        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent")
+        for e in found.editions:
+            expected = "?" if e.expected is None else str(e.expected)
+            editions.add_row(e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent))
+        console.print(editions)
+    if found.troubles:
+        console.print("\n[bold]These need a person:[/bold]")
+    for trouble in found.troubles:
+        console.print(f"  {trouble.key} is {trouble.state}: {trouble.said}", markup=False)
+        console.print(f"    {trouble.command}", markup=False)
+
+
+_TEXT_COLUMNS = {"host", "report", "period", "version", "since (UTC)"}
+
+
+@app.command()
+def resolve(
+    context: typer.Context,
+    keys: Annotated[list[str], typer.Argument(help="Keys as `outbox status` shows them.", metavar="KEY")],
+    config: ConfigOption = None,
+    *,
+    sent: Annotated[bool, typer.Option("--sent", help="It arrived.")] = False,
+    resend: Annotated[bool, typer.Option("--resend", help="Send it again, the same bytes.")] = False,
+    discard: Annotated[bool, typer.Option("--discard", help="Do not send it.")] = False,
+) -> None:
+    """Decide about emails that are in doubt, or dead letters."""
+    from outbox.resolve import Decision
+
+    chosen = [d for d, given in zip(Decision, (sent, resend, discard), strict=True) if given]
+    if len(chosen) != 1:
+        raise ConfigurationError("Say one of --sent, --resend and --discard.")
+    settings = _settings(context, config)
+    settings.require("database_url")
+    decided = asyncio.run(_resolve(settings, keys, chosen[0]))
+    for key in decided:
+        typer.echo(f"{key}: {chosen[0]}")
+    others = [key for key in keys if key not in decided]
+    for key in others:
+        typer.echo(f"outbox: {key} is not in doubt (nor dead); nothing was changed.", err=True)
+    raise typer.Exit(1 if others else 0)
+
+
+async def _resolve(settings: "Settings", keys: list[str], decision: Any) -> list[str]:
+    from outbox.database import connect
+    from outbox.resolve import resolve as decide
+    from outbox.schema import require_current
+
+    assert settings.database_url is not None
+    connection = await connect(settings.database_url, application="outbox resolve")
+    try:
+        await require_current(connection)
+        return await decide(connection, keys, decision)
+    finally:
+        await connection.close()
+
+
+@app.command()
+def demo(
+    people: Annotated[int, typer.Option(min=1, max=5000, help="How many people get a report.")] = 40,
+    servers: Annotated[int, typer.Option(min=1, max=16, help="How many servers fire their cron at once.")] = 4,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep the emails and reports in this directory.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Tell the whole story in a minute, on an embedded Postgres and mail server; one server is killed on the way."""
+    from outbox.demo import tell
+
+    raise typer.Exit(tell(people=people, servers=servers, keep=keep))

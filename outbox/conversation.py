@@ -1,0 +1,396 @@
+"""One SMTP connection after its set-up: mail transactions whose final dot waits for the mark.
+
+    MAIL+RCPT+DATA in one write → 354 → content without its dot → mark (commit) → guard → the dot → 250 → settle
+
+Where PIPELINING is offered the dot of one message and the envelope of the next share a write (RFC 2920 §3.1); where
+it is not, each command waits for its reply. At most one message per connection is past its dot and unanswered: the
+content of the next is written after that answer only. aiosmtplib set the connection up; its message path fuses DATA,
+content and dot, so the transport was handed over to this protocol.
+
+It knows the desk that it works for (`Desk`, the relay), and nothing of Postgres.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final, Protocol, cast
+
+from outbox.ledger import Claim
+from outbox.replies import GarbageError, Reply, ReplyReader
+from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence
+
+QUIT_TIMEOUT_S: Final = 5.0
+SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; said in reply to anything
+START_CONTENT: Final = 354
+
+
+class Desk(Protocol):
+    """Where a conversation gets its mail and brings its news. All calls are synchronous and on the loop's thread."""
+
+    def take(self) -> Claim | None:
+        """The next claim to send, or None: nothing is ready, or no more is wanted of this connection."""
+
+    def ask_mark(self, conversation: "Conversation", claim: Claim) -> None:
+        """The content is written: call `hand_over` once the mark is committed, else `abandon`."""
+
+    def judged(self, claim: Claim, verdict: Verdict) -> None:
+        """A try has ended in a verdict; `claim.marked` says on which side of the mark."""
+
+    def untouched(self, claim: Claim, reason: str) -> None:
+        """A try came to nothing by no fault of the message, before its mark."""
+
+    def idle(self, conversation: "Conversation") -> None:
+        """The connection has nothing to do; `start` gives it something."""
+
+    def closed(self, conversation: "Conversation", trouble: str | None) -> None:
+        """The connection is over; `trouble` says what was wrong with the server, None if nothing was."""
+
+
+class Expected(Enum):
+    """What the server's next reply answers."""
+
+    MAIL = auto()
+    RCPT = auto()
+    DATA = auto()
+    DOT = auto()
+    LONE_DOT = auto()
+    RSET = auto()
+    QUIT = auto()
+
+
+class Conversation(asyncio.Protocol):
+    """The client's side of the mail transactions on one connection.
+
+    `ahead` is the claim whose envelope or content is under way and whose dot is not written; `handed_over` the one
+    whose dot is written and not answered. Both may be there at once, when chained.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        pipelining: bool,
+        size: bool,
+        command_timeout_s: float,
+        data_done_timeout_s: float,
+        messages_max: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.desk = desk
+        self.pipelining = pipelining
+        self.size = size
+        self.command_timeout_s = command_timeout_s
+        self.data_done_timeout_s = data_done_timeout_s
+        self.messages_left = messages_max
+        self.clock = clock
+        self.transport: asyncio.Transport | None = None
+        self.ahead: Claim | None = None
+        self.handed_over: Claim | None = None
+        self.mark_asked = False
+        self.closing = False
+        self.is_closed = False
+        self.idle_since: float | None = None
+        self._refusal: Verdict | None = None
+        self._reset_needed = False
+        self._expected: deque[Expected] = deque()
+        self._replies = ReplyReader()
+        self._writable = True
+        self._content_under_way = False
+        self._deadline_s: float | None = None
+
+    # ── what the relay asks of it ────────────────────────────────────────────────────────────────────────────
+
+    def attach(self, transport: asyncio.Transport) -> None:
+        """Take over a transport that is connected, encrypted and authenticated as far as it will be."""
+        self.transport = transport
+        transport.set_protocol(self)
+        transport.set_write_buffer_limits(high=0)  # so that "writable" means: all is with the kernel
+        self._go_on()
+
+    def start(self, claim: Claim) -> None:
+        """Begin with this claim; the conversation must be idle."""
+        assert self.ahead is None
+        assert self.handed_over is None
+        self.idle_since = None
+        self.messages_left -= 1
+        self._write(self._envelope(claim))
+
+    def hand_over(self) -> None:
+        """Write the final dot: the mark of `ahead` is committed and the guard has agreed. The commit point of SMTP."""
+        claim, self.ahead, self.mark_asked = self.ahead, None, False
+        assert claim is not None
+        self.handed_over = claim
+        self._expected.append(Expected.DOT)
+        following = self._next() if self.pipelining else None
+        self._write(b".\r\n" + self._envelope(following) if following else b".\r\n")
+        self._deadline_s = self.clock() + self.data_done_timeout_s
+
+    def abandon(self, reason: str) -> None:
+        """Let go of `ahead`, which is not this relay's any more; its try leaves no trace with the server.
+
+        With nothing past its dot the connection is dropped, so the server discards what it has (RFC 5321 §4.1.1.10).
+        Otherwise the answer to that dot is waited for first.
+        """
+        self.ahead, self.mark_asked = None, False
+        self.closing = True
+        if self.handed_over is None:
+            self._drop(None, reason)
+
+    def close_politely(self) -> None:
+        """Say QUIT as soon as nothing is under way; take nothing more."""
+        self.closing = True
+        if (
+            self.ahead is None
+            and self.handed_over is None
+            and not self.is_closed
+            and Expected.QUIT not in self._expected
+        ):
+            self._expected.append(Expected.QUIT)
+            self._write(b"QUIT\r\n")
+            self._deadline_s = self.clock() + QUIT_TIMEOUT_S
+
+    def give_up(self, reason: str) -> None:
+        """Drop the connection whatever is under way: before its dot it was not sent, past it it is in doubt."""
+        self._drop(None, reason)
+
+    def check_deadline(self) -> None:
+        """Judge a server that has been silent for too long; called about once a second."""
+        if self._deadline_s is None or self.mark_asked or self.clock() < self._deadline_s or self.is_closed:
+            return
+        waited_for = self._expected[0].name if self._expected else "the content to be taken"
+        self._fail(f"the server was silent for too long ({waited_for})")
+
+    # ── what the transport tells it ──────────────────────────────────────────────────────────────────────────
+
+    def data_received(self, data: bytes) -> None:
+        """Take replies as they come (asyncio.Protocol)."""
+        try:
+            for reply in self._replies.feed(data):
+                if self.is_closed:
+                    return
+                self._answer(reply)
+        except GarbageError as garbage:
+            self._fail(str(garbage))
+
+    def pause_writing(self) -> None:
+        """Some of what was written is not with the kernel yet (asyncio.Protocol)."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """All that was written is with the kernel (asyncio.Protocol)."""
+        self._writable = True
+        self._content_written()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server, the network or this side has ended the connection (asyncio.Protocol)."""
+        expected = self._expected[0] if self._expected else None
+        if expected is Expected.QUIT:
+            self._finish(None)
+        else:
+            self._fail(f"the connection was lost{f' ({exc})' if exc else ''}")
+
+    # ── the dialogue ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _envelope(self, claim: Claim) -> bytes:
+        """The commands that open a transaction: all that may be said at once."""
+        self.ahead = claim
+        self._refusal = None
+        self._deadline_s = self.clock() + self.command_timeout_s
+        reset = b""
+        if self._reset_needed:  # a refused transaction is still open there, and a second MAIL would be out of order
+            self._reset_needed = False
+            self._expected.append(Expected.RSET)
+            reset = b"RSET\r\n"
+        size = f" SIZE={len(claim.message)}" if self.size else ""
+        mail = f"MAIL FROM:<{claim.sender}>{size}\r\n".encode()
+        self._expected.append(Expected.MAIL)
+        if not self.pipelining:
+            return reset + mail
+        self._expected += (Expected.RCPT, Expected.DATA)
+        return reset + mail + f"RCPT TO:<{claim.recipient}>\r\nDATA\r\n".encode()
+
+    def _answer(self, reply: Reply) -> None:
+        if not self._expected:
+            self._fail(f"the server closes: {reply.code} {reply.text}"[:200])
+            return
+        expected = self._expected.popleft()
+        if reply.code == SERVICE_CLOSING and expected is not Expected.QUIT:
+            if expected is Expected.DOT:
+                self._judge_dot(reply)
+            reason = f"the server closes: {reply.code} {reply.text}"[:200]
+            self._drop(reason, reason)
+            return
+        match expected:
+            case Expected.DOT:
+                self._answer_dot(reply)
+            case Expected.MAIL | Expected.RCPT:
+                self._answer_envelope(expected, reply)
+            case Expected.DATA:
+                self._answer_data(reply)
+            case Expected.LONE_DOT:
+                self._refused()
+            case Expected.RSET:
+                pass  # whatever it said, the next MAIL's reply tells
+            case Expected.QUIT:
+                self._drop(None)
+
+    def _answer_dot(self, reply: Reply) -> None:
+        if not self._judge_dot(reply):
+            self._fail(f"no reply to the final dot: {reply.code} {reply.text}"[:200])
+        elif self.ahead is not None:
+            self._deadline_s = self.clock() + self.command_timeout_s
+        elif self.closing and self._expected:
+            self._drop(None)  # what was begun behind the dot is no longer ours to send
+        else:
+            self._go_on()
+
+    def _judge_dot(self, reply: Reply) -> bool:
+        """Bring the verdict on the message whose dot this answers; False if the reply is none."""
+        claim = self.handed_over
+        assert claim is not None
+        verdict = judge_reply(reply.code, reply.text)
+        if verdict is None:
+            return False
+        self.handed_over = None
+        self.desk.judged(claim, verdict)
+        return True
+
+    def _answer_envelope(self, expected: Expected, reply: Reply) -> None:
+        good = 200 <= reply.code < 300  # noqa: PLR2004 - positive completion, RFC 5321 §4.2.1
+        if not good and self._refusal is None:
+            self._refusal = self._refusal_of(expected, reply)
+            if self._refusal is None:
+                self._fail(f"no reply to {expected.name}: {reply.code} {reply.text}"[:200])
+                return
+        if self.pipelining or self.ahead is None:
+            return
+        if not good:
+            self._reset_needed = expected is Expected.RCPT
+            self._refused()
+        elif expected is Expected.MAIL:
+            self._step(Expected.RCPT, f"RCPT TO:<{self.ahead.recipient}>\r\n".encode())
+        else:
+            self._step(Expected.DATA, b"DATA\r\n")
+
+    def _step(self, expected: Expected, command: bytes) -> None:
+        self._expected.append(expected)
+        self._deadline_s = self.clock() + self.command_timeout_s
+        self._write(command)
+
+    def _answer_data(self, reply: Reply) -> None:
+        if self.ahead is None:
+            self._drop(None)  # abandoned while its envelope was under way
+        elif reply.code == START_CONTENT and self._refusal is not None:
+            # DATA went out with a RCPT that was then refused: a lone dot ends it (RFC 2920 §3.1).
+            self._step(Expected.LONE_DOT, b".\r\n")
+        elif reply.code == START_CONTENT:
+            self._write_content(self.ahead)
+        else:
+            if self._refusal is None:
+                self._refusal = self._refusal_of(Expected.DATA, reply)
+            if self._refusal is None:
+                self._fail(f"no reply to DATA: {reply.code} {reply.text}"[:200])
+            else:
+                self._reset_needed = True
+                self._refused()
+
+    @staticmethod
+    def _refusal_of(expected: Expected, reply: Reply) -> Verdict | None:
+        verdict = judge_reply(reply.code, reply.text)
+        match verdict:
+            case Deferred(text):
+                return Deferred(f"{text} (to {expected.name})")
+            case Refused(text):
+                return Refused(f"{text} (to {expected.name})")
+            case _:
+                return None
+
+    def _refused(self) -> None:
+        claim, self.ahead = self.ahead, None
+        if claim is not None and self._refusal is not None:
+            self.desk.judged(claim, self._refusal)
+        self._refusal = None
+        self._go_on()
+
+    def _write_content(self, claim: Claim) -> None:
+        """The message with its dots doubled (RFC 5321 §4.5.2) and its last line ended, without the final dot."""
+        message = claim.message
+        if b"\n." in message or message.startswith(b"."):
+            message = (b"\r\n" + message).replace(b"\r\n.", b"\r\n..")[2:]
+        if not message.endswith(b"\r\n"):
+            message += b"\r\n"
+        self._deadline_s = self.clock() + self.command_timeout_s
+        self._content_under_way = True
+        self._write(message)
+        if self._writable:
+            self._content_written()
+
+    def _content_written(self) -> None:
+        if self._content_under_way and self.ahead is not None and not self.is_closed:
+            self._content_under_way = False
+            self.mark_asked = True
+            self.desk.ask_mark(self, self.ahead)
+
+    def _next(self) -> Claim | None:
+        if self.closing or self.messages_left <= 0:
+            return None
+        claim = self.desk.take()
+        if claim is not None:
+            self.messages_left -= 1
+        return claim
+
+    def _go_on(self) -> None:
+        """Nothing is under way: begin the next message, or rest, or say goodbye."""
+        if self.is_closed:
+            return
+        claim = self._next()
+        if claim is not None:
+            self._write(self._envelope(claim))
+        elif self.closing or self.messages_left <= 0:
+            self.close_politely()
+        else:
+            self._deadline_s = None
+            self.idle_since = self.clock()
+            self.desk.idle(self)
+
+    # ── endings ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _write(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(data)
+
+    def _fail(self, reason: str) -> None:
+        """The server cannot be talked to any more: judge what is under way, and drop the connection."""
+        if self.is_closed:
+            return
+        # An idle connection that ends is no news; one that ends in the middle of a dialogue is.
+        busy = self.ahead is not None or self.handed_over is not None or self._expected
+        self._drop(reason if busy else None, reason)
+
+    def _drop(self, trouble: str | None, reason: str = "the connection was dropped") -> None:
+        if self.transport is not None:
+            self.transport.abort()
+        self._finish(trouble, reason)
+
+    def _finish(self, trouble: str | None, reason: str = "the connection was dropped") -> None:
+        """Bring the last news and be over.
+
+        `ahead` with its mark asked for stays the desk's: the commit may be under way.
+        """
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._deadline_s = None
+        handed_over, self.handed_over = self.handed_over, None
+        if handed_over is not None:
+            self.desk.judged(handed_over, judge_silence(reason, handed_over=True))
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and not self.mark_asked:
+            self.desk.untouched(ahead, reason)
+        self.desk.closed(self, trouble)
+
+
+def transport_of(value: object) -> asyncio.Transport:
+    """Aiosmtplib's transport under its real type: it is always one that writes."""
+    return cast("asyncio.Transport", value)

@@ -1,0 +1,131 @@
+"""The way to Postgres: how a connection is made, what its loss is called, and which advisory locks are ours.
+
+Knows nothing of reports or mail.
+"""
+
+import hashlib
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+
+from outbox.errors import DatabaseUnavailableError
+from outbox.settings import DatabaseUrl
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+# Advisory locks live in one space per database, shared with everybody who uses it, whatever the schema
+# (PostgreSQL docs, 13.3.5). The two-integer form with the first drawn from our name keeps out of others' way.
+NAMESPACE_MASK: Final = 0x7FFFFFFF
+
+
+def lock_namespace(name: str) -> int:
+    """The first integer of our advisory locks of one kind, stable across versions; 0 < n < 2³¹."""
+    return int.from_bytes(hashlib.sha256(f"outbox:{name}".encode()).digest()[:4], "big") & NAMESPACE_MASK
+
+
+RELAY_LOCKS: Final = lock_namespace("relay")
+BUCKET_LOCKS: Final = lock_namespace("bucket")
+INIT_LOCK: Final = lock_namespace("init")
+SELFTEST_LOCKS: Final = lock_namespace("selftest")
+
+CHANNEL: Final = "outbox"
+CONNECT_TIMEOUT_S: Final = 10.0
+
+# What means "this session is over" or "it never began"; everything else is a fault of the statement.
+LOST_SESSION = (
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # terminated, shut down, idle for too long
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    ConnectionError,
+    TimeoutError,
+    OSError,
+)
+
+
+def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
+    """What makes a session end soon after its client is gone, silent or cut off; any role may ask for these.
+
+    `idle_session_timeout` ends a stopped process's session (its kernel still answers keepalives), the keepalives
+    a lost host's, `tcp_user_timeout` one with data under way (PostgreSQL docs, 20.3.2 and 20.11). With
+    `statements_too` no statement may outlast the lease either.
+    """
+    lease_ms = str(int(lease_s * 1000))
+    short = {"statement_timeout": lease_ms, "lock_timeout": str(int(lease_s * 500))} if statements_too else {}
+    return {
+        **short,
+        "idle_session_timeout": lease_ms,
+        "idle_in_transaction_session_timeout": lease_ms,
+        "tcp_keepalives_idle": "3",
+        "tcp_keepalives_interval": "1",
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": "5000",
+        "synchronous_commit": "on",
+    }
+
+
+async def connect(url: DatabaseUrl, *, application: str, settings: dict[str, str] | None = None) -> Any:
+    """A dedicated connection that belongs to no pool: asyncpg's releases advisory locks on return, others leak them.
+
+    Raises:
+        DatabaseUnavailableError: one sentence that says whether it does not answer, or does not let us in.
+
+    """
+    try:
+        return await asyncpg.connect(
+            url.dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            server_settings={"application_name": application, "jit": "off", **(settings or {})},
+        )
+    except Exception as error:
+        raise explain_refusal(url, error) from error
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or what SQLAlchemy wrapped in it, means that the session is over."""
+    while error is not None:
+        if isinstance(error, (*LOST_SESSION, DatabaseUnavailableError)) and not isinstance(error, DatabaseRefusedError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:
+    """Why no connection came about, as one sentence with its mend; errors that are no refusal come back as they are."""
+    place = url.redacted
+    match error:
+        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
+            return DatabaseRefusedError(
+                f"Postgres at {place} refuses the user or password of database_url ({error}); correct it there."
+            )
+        case asyncpg.InvalidCatalogNameError():
+            return DatabaseRefusedError(f"Postgres at {place} says: {error}; create it or correct database_url.")
+        case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
+            return DatabaseUnavailableError(f"Postgres at {place} takes no connection now ({error}); try again later.")
+        case ssl.SSLError():
+            return DatabaseRefusedError(f"TLS to Postgres at {place} fails ({error}); correct sslmode in database_url.")
+        case OSError() | asyncpg.PostgresConnectionError() | asyncpg.InterfaceError():
+            reason = str(error) or type(error).__name__
+            return DatabaseUnavailableError(
+                f"Postgres at {place} does not answer ({reason}); start it or correct database_url."
+            )
+        case _:
+            return error
+
+
+class DatabaseRefusedError(DatabaseUnavailableError):
+    """Postgres answers and says no: waiting does not help, a person must correct something."""
+
+
+def engine(url: DatabaseUrl, *, application: str, settings: dict[str, str] | None = None) -> "AsyncEngine":
+    """A SQLAlchemy engine without a pool, so that a connection closed is a session ended."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    creator: Callable[[], Awaitable[Any]] = lambda: connect(url, application=application, settings=settings)  # noqa: E731
+    return create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool)

@@ -1,0 +1,115 @@
+"""An edition: one report for one period, and the definition of its periods that the whole fleet shares."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import text
+
+from outbox.errors import ConfigurationError
+from outbox.period import Period, period_at, period_of
+from outbox.settings import ReportSettings
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """One report for one period, as the database knows it."""
+
+    id: int
+    report: str
+    period: Period
+
+    @property
+    def name(self) -> str:
+        """As people say it: `progress 2026-W48`."""
+        return f"{self.report} {self.period.key}"
+
+
+DEFINE: Final = text("""
+INSERT INTO outbox.definition (report, cadence, covers, timezone)
+VALUES (:report, :cadence, :covers, :timezone) ON CONFLICT (report) DO NOTHING
+""")
+
+REDEFINE: Final = text("""
+INSERT INTO outbox.definition (report, cadence, covers, timezone)
+VALUES (:report, :cadence, :covers, :timezone)
+ON CONFLICT (report) DO UPDATE
+   SET cadence = excluded.cadence, covers = excluded.covers, timezone = excluded.timezone, defined_at = now()
+""")
+
+DEFINITION: Final = text("SELECT cadence, covers, timezone FROM outbox.definition WHERE report = :report")
+
+# The row that is there already comes back from the second SELECT, which sees what the first statement waited for.
+OPEN: Final = text("""
+INSERT INTO outbox.edition (report, period, starts_at, ends_at)
+VALUES (:report, :period, :starts_at, :ends_at) ON CONFLICT (report, period) DO NOTHING
+""")
+
+FIND: Final = text("SELECT id, starts_at, ends_at FROM outbox.edition WHERE report = :report AND period = :period")
+
+EXPECT: Final = text(
+    "UPDATE outbox.edition SET expected = :expected WHERE id = :id AND expected IS DISTINCT FROM :expected"
+)
+
+
+def _definition(name: str, report: ReportSettings) -> dict[str, Any]:
+    return {
+        "report": name,
+        "cadence": report.cadence.value,
+        "covers": report.covers.value,
+        "timezone": report.timezone,
+    }
+
+
+async def open_edition(
+    connection: "AsyncConnection", name: str, report: ReportSettings, period_key: str | None
+) -> Edition:
+    """The edition to generate now, or the one that `period_key` names; made if it is new.
+
+    The period comes from the database's clock: servers whose clocks differ agree around midnight.
+
+    Raises:
+        ConfigurationError: the key is none, or this server's cadence, covers or timezone are not the fleet's.
+
+    """
+    async with connection.begin():
+        await connection.execute(DEFINE, _definition(name, report))
+        agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().one()
+        _refuse_other_definition(name, report, agreed)
+        now = await connection.scalar(text("SELECT now()"))
+        period = _period(name, report, period_key, now)
+        values = {"report": name, "period": period.key}
+        await connection.execute(OPEN, {**values, "starts_at": period.starts_at, "ends_at": period.ends_at})
+        row = (await connection.execute(FIND, values)).mappings().one()
+    return Edition(row["id"], name, Period(period.key, row["starts_at"], row["ends_at"]))
+
+
+def _period(name: str, report: ReportSettings, period_key: str | None, now: Any) -> Period:
+    if period_key is None:
+        return period_at(now, cadence=report.cadence, timezone=report.zone, covers=report.covers)
+    try:
+        return period_of(period_key, cadence=report.cadence, timezone=report.zone)
+    except ValueError as error:
+        raise ConfigurationError(f"--period, for report {name}: {error}") from error
+
+
+def _refuse_other_definition(name: str, report: ReportSettings, agreed: Any) -> None:
+    mine = _definition(name, report)
+    other = [
+        f"{key} = {agreed[key]!r} (here {mine[key]!r})"
+        for key in ("cadence", "covers", "timezone")
+        if agreed[key] != mine[key]
+    ]
+    if other:
+        raise ConfigurationError(
+            f"reports.{name}: the fleet generates this report with {', '.join(other)}; correct it here, "
+            f"or run `outbox init --redefine {name}` to change it for the fleet."
+        )
+
+
+async def redefine(connection: "AsyncConnection", name: str, report: ReportSettings) -> None:
+    """Make this server's cadence, covers and timezone the fleet's, from the next edition on."""
+    async with connection.begin():
+        await connection.execute(REDEFINE, _definition(name, report))

@@ -1,0 +1,102 @@
+"""The one transaction: report, email and delivery are committed together or not at all, under the unique keys."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
+
+from outbox.database import CHANNEL
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+BATCH_MAX: Final = 100  # rows per transaction: short enough that a failover loses little work
+
+
+@dataclass(frozen=True, slots=True)
+class NewReport:
+    """A report that was made and the email that tells of it; `email` is an id reserved from the email sequence."""
+
+    recipient_key: str
+    token: str
+    title: str
+    html: str
+    email: int
+    key: str
+    sender: str
+    recipient: str
+    message_id: str
+    message: bytes
+
+
+# A row that is there already comes back from no RETURNING, so its email is not inserted either. Keys are inserted in
+# their order, so that two batches with common keys wait for each other instead of deadlocking.
+ENQUEUE: Final = text("""
+WITH made AS (
+    SELECT * FROM unnest(:recipient_keys, :tokens, :titles, :htmls, :emails, :keys, :senders, :recipients,
+                         :message_ids, :messages)
+        AS m (recipient_key, token, title, html, email, key, sender, recipient, message_id, message)
+), report AS (
+    INSERT INTO outbox.report (edition, recipient_key, token, title, html)
+    SELECT CAST(:edition AS integer), recipient_key, token, title, html FROM made ORDER BY recipient_key
+    ON CONFLICT (edition, recipient_key) DO NOTHING
+    RETURNING id, recipient_key
+), email AS (
+    INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message)
+    SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message
+      FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
+    RETURNING id
+), delivery AS (
+    INSERT INTO outbox.delivery (email) SELECT id FROM email ORDER BY id
+)
+SELECT count(*) FROM email
+""").bindparams(
+    *(
+        bindparam(name, type_=ARRAY(Text))
+        for name in (
+            "recipient_keys",
+            "tokens",
+            "titles",
+            "htmls",
+            "keys",
+            "senders",
+            "recipients",
+            "message_ids",
+        )
+    ),
+    bindparam("emails", type_=ARRAY(BigInteger)),
+    bindparam("messages", type_=ARRAY(LargeBinary)),
+)
+
+# One notification per transaction, never per row: a NOTIFY holds a cluster-wide lock over the commit.
+NOTIFY: Final = text(f"SELECT pg_notify('{CHANNEL}', '')")
+
+
+async def enqueue_reports(connection: "AsyncConnection", edition: int, reports: Sequence[NewReport]) -> int:
+    """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
+
+    In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
+    then writes nothing for it.
+    """
+    assert len(reports) <= BATCH_MAX
+    async with connection.begin():
+        made = await connection.scalar(
+            ENQUEUE,
+            {
+                "edition": edition,
+                "recipient_keys": [r.recipient_key for r in reports],
+                "tokens": [r.token for r in reports],
+                "titles": [r.title for r in reports],
+                "htmls": [r.html for r in reports],
+                "emails": [r.email for r in reports],
+                "keys": [r.key for r in reports],
+                "senders": [r.sender for r in reports],
+                "recipients": [r.recipient for r in reports],
+                "message_ids": [r.message_id for r in reports],
+                "messages": [r.message for r in reports],
+            },
+        )
+        if made:
+            await connection.execute(NOTIFY)
+    return int(made or 0)

@@ -1,0 +1,366 @@
+"""The corridor of making: one process, one session, one edition at a time; any number of servers do it at once.
+
+Recipients are hashed into buckets, and a bucket is worked on under its advisory lock, so the fleet shares the work
+and computes no report twice. What is missing is asked after the lock is held; the unique key has the last word.
+What a dead server leaves is free at once, and whoever still runs takes it over.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import ARRAY, Integer, Text, bindparam, text
+
+from outbox import message
+from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError
+from outbox.edition import EXPECT, Edition, open_edition
+from outbox.enqueue import BATCH_MAX, NewReport, enqueue_reports
+from outbox.errors import DatabaseUnavailableError
+from outbox.generate_session import GenerateSession
+from outbox.report import Templates, explain, label
+from outbox.settings import ReportSettings, Settings
+from outbox.source import Content, Recipient, Source, SqlSource, load_source
+
+log = logging.getLogger("outbox.generate")
+
+BUCKETS: Final = 64
+BUCKETS_AT_ONCE: Final = 4
+WINDOW_MAX: Final = 10_000  # recipients in memory at once
+WAIT_FIRST_S: Final = 0.02
+WAIT_MAX_S: Final = 0.5
+PATIENCE_S: Final = 60.0  # how long a run outlives a database that went away
+RECONNECT_S: Final = 0.5
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class CivilPeriod:
+    """The period as templates see it: in words, and in the report's own time."""
+
+    key: str
+    label: str
+    starts_at: datetime
+    ends_at: datetime
+
+
+@dataclass(slots=True)
+class Result:
+    """What one run did for one edition. `failed` says why, by key; `present` counts reports that are there."""
+
+    edition: Edition
+    expected: int = 0
+    made: int = 0
+    present: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def elsewhere(self) -> int:
+        """Recipients whose report is there and was not made by this run."""
+        return max(self.present - self.made, 0)
+
+
+Progress = Callable[[Result], None]
+
+
+async def generate(
+    settings: Settings, name: str, *, period_key: str | None = None, progress: Progress = lambda _: None
+) -> Result:
+    """Make what is missing of one edition, and wait until nothing is: made here, elsewhere, or failed by name.
+
+    A database that goes away in mid-run is waited for, at most `PATIENCE_S`; one that does not answer at the start
+    only as long as a lease. What was committed stays, so beginning again repeats nothing.
+
+    Raises:
+        OutboxError: the settings, the source or the database make it impossible; the sentence says which.
+
+    """
+    settings.require("database_url", "sender")
+    made = 0
+    patience_until = time.monotonic() + settings.lease_s
+    while True:
+        try:
+            async with GenerateSession.open(settings) as session:
+                patience_until = time.monotonic() + PATIENCE_S
+                run = await Run.begin(settings, name, period_key, session, progress)
+                run.result.made = made
+                try:
+                    return await run.finish()
+                finally:
+                    made = run.result.made
+        except DatabaseRefusedError:
+            raise
+        except DatabaseUnavailableError as error:
+            if time.monotonic() > patience_until:
+                raise
+            log.warning("%s", error)
+            await asyncio.sleep(RECONNECT_S)
+
+
+MISSING: Final = text("""
+SELECT n.key FROM unnest(:keys) AS n (key)
+ WHERE NOT EXISTS (SELECT FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key)
+""").bindparams(bindparam("keys", type_=ARRAY(Text)))
+
+# Asked after the bucket's lock is held: in the same statement the snapshot could be older than the lock, and what
+# its last holder committed would look missing. Ids are reserved here because a message's bytes carry its id.
+RESERVE: Final = text("""
+SELECT n.key, nextval(pg_get_serial_sequence('outbox.email', 'id')) AS email FROM unnest(:keys) AS n (key)
+ WHERE NOT EXISTS (SELECT FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key)
+""").bindparams(bindparam("keys", type_=ARRAY(Text)))
+
+# From an unfiltered unnest of chosen numbers: in a filtered or limited scan the planner may take locks that nobody
+# wants (PostgreSQL docs, 13.3.5).
+TAKE: Final = text("SELECT n, pg_try_advisory_lock(:ns, n) AS taken FROM unnest(:numbers) AS n").bindparams(
+    bindparam("numbers", type_=ARRAY(Integer))
+)
+GIVE: Final = text("SELECT pg_advisory_unlock(:ns, n) FROM unnest(:numbers) AS n").bindparams(
+    bindparam("numbers", type_=ARRAY(Integer))
+)
+
+
+@dataclass(slots=True)
+class Run:
+    """One pass over an edition on one session."""
+
+    report: ReportSettings
+    session: GenerateSession
+    source: Source
+    templates: Templates
+    sender: message.Mailbox
+    result: Result
+    period: CivilPeriod
+    now: datetime
+    progress: Progress
+
+    @classmethod
+    async def begin(
+        cls,
+        settings: Settings,
+        name: str,
+        period_key: str | None,
+        session: GenerateSession,
+        progress: Progress,
+    ) -> "Run":
+        """Everything that can be wrong for all recipients is found here, before any report is made."""
+        assert settings.sender is not None
+        report = settings.report(name)
+        templates = Templates(settings.directory / "templates", name)
+        source: Source
+        if report.source is not None:
+            source = load_source(name, report.source, settings.directory)
+        else:
+            assert report.recipients is not None
+            assert report.data is not None
+            source = SqlSource(name, report.recipients, report.data, ":keys" in report.data, session)
+        edition = await open_edition(session.connection, name, report, period_key)
+        (now,) = (await session.fetch(text("SELECT now()")))[0]
+        starts_at, ends_at = (at.astimezone(report.zone) for at in (edition.period.starts_at, edition.period.ends_at))
+        return cls(
+            report=report,
+            session=session,
+            source=source,
+            templates=templates,
+            sender=message.parse_sender(settings.sender),
+            result=Result(edition),
+            period=CivilPeriod(edition.period.key, label(starts_at, ends_at, report.cadence), starts_at, ends_at),
+            now=now.astimezone(report.zone),
+            progress=progress,
+        )
+
+    async def finish(self) -> Result:
+        """Work through all recipients, a window at a time."""
+        async for window in _windows(self.source.recipients(self.result.edition.period), WINDOW_MAX):
+            wanted = self._wanted(window)
+            self.result.expected += len({recipient.key for recipient in window})
+            self.progress(self.result)
+            await self._complete(wanted)
+        await self.session.fetch(EXPECT, {"id": self.result.edition.id, "expected": self.result.expected})
+        return self.result
+
+    def _wanted(self, window: Iterable[Recipient]) -> dict[str, Recipient]:
+        """The recipients who can have a report, by key, with their addresses checked; the others are named."""
+        wanted: dict[str, Recipient] = {}
+        for recipient in window:
+            try:
+                checked = _checked(recipient)
+            except ValueError as error:
+                self.result.failed[recipient.key or f"(no key, {recipient.email})"] = str(error)
+            else:
+                if wanted.setdefault(checked.key, checked) is not checked:
+                    log.warning("recipient %s comes twice; the first row counts", checked.key)
+        return wanted
+
+    async def _complete(self, wanted: dict[str, Recipient]) -> None:
+        """Return when every one of `wanted` has a report or has failed here."""
+        present_before, pause_s = self.result.present, WAIT_FIRST_S
+        order = random.sample(range(BUCKETS), BUCKETS)  # another order on each server, so that they seldom meet
+        while True:
+            missing = await self._missing([key for key in wanted if key not in self.result.failed])
+            failed = sum(key in self.result.failed for key in wanted)
+            self.result.present = present_before + len(wanted) - failed - len(missing)
+            self.progress(self.result)
+            if not missing:
+                return
+            buckets = {bucket_of(key) for key in missing}
+            worked = await self._work([bucket for bucket in order if bucket in buckets], missing, wanted)
+            if worked:
+                pause_s = WAIT_FIRST_S
+            else:  # all that is missing is under way on other servers: wait, and look whether one of them has died
+                await asyncio.sleep(pause_s * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
+                pause_s = min(2 * pause_s, WAIT_MAX_S)
+
+    async def _missing(self, keys: Sequence[str]) -> list[str]:
+        rows = await self.session.fetch(MISSING, {"edition": self.result.edition.id, "keys": keys})
+        return [row.key for row in rows]
+
+    async def _work(self, buckets: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]) -> bool:
+        """Make what is missing in the first few buckets that nobody holds; False if all are held."""
+        for few in _portions(buckets, BUCKETS_AT_ONCE):
+            taken = await self._take(few)
+            if taken:
+                keys = [key for key in missing if bucket_of(key) in taken]
+                for portion in _portions(keys, BATCH_MAX):
+                    await self._make([wanted[key] for key in portion])
+                await self._give(taken)
+                return True
+        return False
+
+    def _lock_number(self, bucket: int) -> int:
+        return (self.result.edition.id * BUCKETS + bucket) & NAMESPACE_MASK
+
+    async def _take(self, buckets: Sequence[int]) -> set[int]:
+        numbers = {self._lock_number(bucket): bucket for bucket in buckets}
+        rows = await self.session.fetch(TAKE, {"ns": BUCKET_LOCKS, "numbers": list(numbers)})
+        return {numbers[row.n] for row in rows if row.taken}
+
+    async def _give(self, buckets: Iterable[int]) -> None:
+        """Unlock. When something raised before this the session ends, and its locks with it."""
+        await self.session.fetch(GIVE, {"ns": BUCKET_LOCKS, "numbers": [self._lock_number(b) for b in buckets]})
+
+    async def _make(self, recipients: Sequence[Recipient]) -> None:
+        """Build and enqueue those of a bucket that are still missing now that its lock is held."""
+        by_key = {recipient.key: recipient for recipient in recipients}
+        rows = await self.session.fetch(RESERVE, {"edition": self.result.edition.id, "keys": list(by_key)})
+        if not rows:
+            return
+        emails = {row.key: row.email for row in rows}
+        contents = await self.source.build([by_key[key] for key in emails], self.result.edition.period)
+        reports = [
+            report for key, email in emails.items() if (report := self._report(by_key[key], contents[key], email))
+        ]
+        if reports:
+            async with self.session.lock:
+                made = await enqueue_reports(self.session.connection, self.result.edition.id, reports)
+            self.result.made += made
+            self.progress(self.result)
+
+    def _report(self, recipient: Recipient, content: Content | Exception, email: int) -> NewReport | None:
+        """The report and its mail; None, with the recipient named, if they cannot be made."""
+        if isinstance(content, Exception):
+            self.result.failed[recipient.key] = str(content)
+            return None
+        token = secrets.token_urlsafe(16)
+        try:
+            return self._rendered(recipient, content, email, token)
+        except Exception as error:  # noqa: BLE001 - templates run the user's code on any data: one recipient's fault
+            self.result.failed[recipient.key] = explain(error)
+            return None
+
+    def _rendered(self, recipient: Recipient, content: Content, email: int, token: str) -> NewReport:
+        edition = self.result.edition
+        rendered = self.templates.render(self._context(recipient, content, token))
+        domain = self.sender.address.rpartition("@")[2]
+        message_id = f"<{email}.{secrets.token_hex(4)}@{domain}>"
+        return NewReport(
+            recipient_key=recipient.key,
+            token=token,
+            title=f"{self.report.title}, {self.period.label}",
+            html=_storable(rendered.page),
+            email=email,
+            key=f"{edition.report}/{edition.period.key}/{recipient.key}",
+            sender=self.sender.address,
+            recipient=recipient.email,
+            message_id=message_id,
+            message=message.build(
+                sender=self.sender,
+                recipient=message.Mailbox(recipient.name, recipient.email),
+                subject=rendered.subject,
+                text=rendered.text,
+                html=rendered.html,
+                date=self.now,
+                message_id=message_id,
+                list_id=f"<{edition.report}.{domain}>",
+            ),
+        )
+
+    def _context(self, recipient: Recipient, content: Content, token: str) -> dict[str, Any]:
+        rows = {} if isinstance(content, Mapping) else {"rows": content, "columns": _columns(content)}
+        return {
+            "report": self.result.edition.report,
+            "title": self.report.title,
+            "period": self.period,
+            "recipient": {
+                **recipient.columns,
+                "key": recipient.key,
+                "email": recipient.email,
+                "name": recipient.name,
+            },
+            "rows": [],
+            "columns": [],
+            "link": self.report.link.replace("{token}", token),
+            "sender": self.sender.name,
+            **rows,
+            **(content if isinstance(content, Mapping) else {}),
+        }
+
+
+def bucket_of(key: str) -> int:
+    """The bucket of a recipient, 0 ≤ n < `BUCKETS`; the same on every server and in every version."""
+    return zlib.crc32(key.encode()) % BUCKETS
+
+
+def _checked(recipient: Recipient) -> Recipient:
+    """The recipient with its address in the form that SMTP takes.
+
+    Raises:
+        ValueError: one sentence that says what is wrong with key or address.
+
+    """
+    if not recipient.key or "\0" in recipient.key:
+        raise ValueError("the key is empty or has a NUL in it; give every recipient a key of its own.")
+    address = message.check_address(recipient.email)
+    return Recipient(recipient.key, address, recipient.name, recipient.columns)
+
+
+def _storable(page: str) -> str:
+    """Postgres text holds no NUL; a page has no use for one."""
+    return page.replace("\0", "")
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(rows[0]) if rows else []
+
+
+def _portions(values: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+async def _windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
+    """The stream in windows of at most `size`; one empty window if there is nobody."""
+    window: list[Recipient] = []
+    async for recipient in recipients:
+        window.append(recipient)
+        if len(window) == size:
+            yield window
+            window = []
+    yield window

@@ -1,0 +1,145 @@
+"""Which stretch of time a report covers. This room knows calendars and civil time; it reads no clock.
+
+A period begins at the first instant of its first civil day and ends where the next one begins, so that
+periods tile time whatever the clocks do: a week with a change of clocks has 167 or 169 hours.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from enum import StrEnum
+from zoneinfo import ZoneInfo
+
+
+class Cadence(StrEnum):
+    """How long a period is; weeks are ISO weeks, from Monday to Sunday."""
+
+    WEEKLY = "weekly"
+    DAILY = "daily"
+    MONTHLY = "monthly"
+
+
+class Covers(StrEnum):
+    """Which period a report made now is about: the last complete one, or the one that is running."""
+
+    PREVIOUS = "previous"
+    CURRENT = "current"
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A half-open stretch of time: `starts_at` belongs to it, `ends_at` does not. Both are UTC.
+
+    Keys (`2026-W48`, `2026-11-24`, `2026-11`) of one cadence sort in the order of time.
+    """
+
+    key: str
+    starts_at: datetime
+    ends_at: datetime
+
+
+# For each cadence: an example of a key, and what makes the key an ISO date, that of its first day.
+_SPELLINGS = {
+    Cadence.WEEKLY: ("2026-W48", "-1"),
+    Cadence.DAILY: ("2026-11-24", ""),
+    Cadence.MONTHLY: ("2026-11", "-01"),
+}
+
+
+def period_at(now: datetime, *, cadence: Cadence, timezone: ZoneInfo, covers: Covers) -> Period:
+    """The period that contains `now`, or the last one that is complete by then; never one of no length.
+
+    Where clocks go back over midnight, the end of a day comes twice (America/St_Johns until 2011: 00:01 to
+    23:01). That day ends when the next first begins, so the hour that repeats belongs to the later one.
+
+    Raises:
+        ValueError: `now` is naive.
+    """
+    if now.tzinfo is None:
+        raise ValueError("A period is asked for at an aware time; give now a timezone.")
+    first = _first_day(now.astimezone(timezone).date(), cadence)
+    while _dawn(_following(first, cadence), timezone) <= now:
+        first = _following(first, cadence)
+    current = _period(first, cadence, timezone)
+    if covers is Covers.CURRENT:
+        return current
+    # A day that begins as late as the one after it did not exist: pass over it.
+    while _dawn(first, timezone) == current.starts_at:
+        first = _first_day(first - timedelta(days=1), cadence)
+    return _period(first, cadence, timezone)
+
+
+def period_of(key: str, *, cadence: Cadence, timezone: ZoneInfo) -> Period:
+    """The period that `key` names.
+
+    Raises:
+        ValueError: the key is not spelled exactly as a key of this cadence, names no date of the calendar, or
+            names a day that the zone left out (Pacific/Apia went from 2011-12-29 to 2011-12-31).
+    """
+    example, rest = _SPELLINGS[cadence]
+    try:
+        first = date.fromisoformat(key + rest)
+        # fromisoformat knows more spellings than one; only the one that we write ourselves may pass.
+        period = _period(first, cadence, timezone) if _key(first, cadence) == key else None
+    except (ValueError, OverflowError):  # no such date, or one at the edge of the calendar (9999-12)
+        period = None
+    if period is None:
+        raise ValueError(f"{key!r} is not a {cadence} period; write one like {example}.")
+    if period.starts_at == period.ends_at:
+        raise ValueError(f"{key} did not exist in {timezone.key}, which left it out; choose a day beside it.")
+    return period
+
+
+def _period(first: date, cadence: Cadence, timezone: ZoneInfo) -> Period:
+    starts_at, ends_at = _dawn(first, timezone), _dawn(_following(first, cadence), timezone)
+    return Period(_key(first, cadence), starts_at, ends_at)
+
+
+def _key(first: date, cadence: Cadence) -> str:
+    match cadence:
+        case Cadence.WEEKLY:
+            iso = first.isocalendar()  # the ISO year goes with the ISO week: 2027-01-01 is in 2026-W53
+            return f"{iso.year:04}-W{iso.week:02}"
+        case Cadence.DAILY:
+            return first.isoformat()
+        case Cadence.MONTHLY:
+            return first.isoformat()[:7]
+
+
+def _first_day(day: date, cadence: Cadence) -> date:
+    """The first day of the period that `day` is in."""
+    match cadence:
+        case Cadence.WEEKLY:
+            return day - timedelta(days=day.weekday())
+        case Cadence.DAILY:
+            return day
+        case Cadence.MONTHLY:
+            return day.replace(day=1)
+
+
+def _following(first: date, cadence: Cadence) -> date:
+    """The first day of the period after the one that begins on `first`."""
+    longest = {Cadence.WEEKLY: 7, Cadence.DAILY: 1, Cadence.MONTHLY: 31}[cadence]
+    return _first_day(first + timedelta(days=longest), cadence)
+
+
+def _dawn(day: date, timezone: ZoneInfo) -> datetime:
+    """The first instant at which the civil date is `day` or later, in UTC.
+
+    It grows with `day`, hence periods tile. Two days share a dawn where the first of them did not exist.
+    """
+    midnight = datetime.combine(day, time(), timezone)
+    # Of a midnight that comes twice, fold 0 is the first. One that exists reads the same on its way back.
+    dawn = midnight.astimezone(UTC)
+    if dawn.astimezone(timezone).replace(tzinfo=None) == midnight.replace(tzinfo=None):
+        return dawn
+    # The clocks jumped over midnight, at an instant between those that the two folds stand for (PEP 495).
+    # It is not always fold 0's: in 1919 Toronto went from 23:30 to 00:30. Zones change at whole seconds,
+    # so halving finds it.
+    before = midnight.replace(fold=1).astimezone(UTC) - timedelta(seconds=1)
+    while (gap_s := int((dawn - before).total_seconds())) > 1:
+        middle = before + timedelta(seconds=gap_s // 2)
+        if middle.astimezone(timezone).date() >= day:
+            dawn = middle
+        else:
+            before = middle
+    return dawn

@@ -1,0 +1,519 @@
+"""The corridor of sending: one process, one session at a time, many SMTP connections.
+
+It drains the outbox until it is told to stop. Postgres and SMTP may go away and come back; the process stays.
+`ledger` says what each write is, `conversation` what each connection does; here they meet: claims go to
+connections, marks and verdicts go to the next tick, and the guard stands between a mark's commit and the dot.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import asyncpg
+
+from outbox import ledger
+from outbox.backoff import full_jitter_s
+from outbox.conversation import Conversation
+from outbox.database import LOST_SESSION, DatabaseRefusedError
+from outbox.errors import DatabaseUnavailableError, OutboxError
+from outbox.ledger import Claim, Settlement
+from outbox.route import Breaker, Route, RouteTroubleError
+from outbox.session import Session, boot_clock_s
+from outbox.settings import Settings
+from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn, outcome_of
+
+log = logging.getLogger("outbox.relay")
+
+ROOM_MIN: Final = 8  # claims that a relay without connections starts with
+POLL_FIRST_S: Final = 0.1
+SWEEP_MIN_S: Final = 0.4
+SWEEP_MAX_S: Final = 2.0
+SWEEP_SHARE_S: Final = 0.2  # the fleet together sweeps about five times a second
+REOPEN_FIRST_S: Final = 0.02
+REOPEN_MAX_S: Final = 2.0
+AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; doubles with every withdrawal
+CUTS_MAX: Final = 2
+DEADLINE_CHECK_S: Final = 1.0
+DOUBT_GRACE_S: Final = 60.0  # `resend`: how long late news may take before a doubtful email is sent again
+
+
+class Relay:
+    """One relay of the fleet; the desk (`conversation.Desk`) of its connections.
+
+    All state is touched on the event loop's thread only, and the session's connection by one coroutine only, since
+    advisory locks are re-entrant within a session and so exclude nobody inside a process.
+    """
+
+    def __init__(self, settings: Settings, *, until_empty: bool = False) -> None:
+        settings.require("database_url", "smtp_url")
+        assert settings.database_url is not None
+        assert settings.smtp_url is not None
+        self.database_url = settings.database_url
+        self.settings = settings
+        self.until_empty = until_empty
+        self.route = Route(settings.smtp_url, settings)
+        self.breaker = Breaker()
+        self.counts: Counter[str] = Counter()
+        self.stopping = False
+
+        self._session: Session | None = None
+        self._former: Session | None = None
+        self._wake = asyncio.Event()
+        self._ready: deque[Claim] = deque()
+        self._releases: list[Claim] = []
+        self._marks: dict[int, tuple[Conversation, Claim]] = {}
+        self._settlements: list[Settlement] = []
+        self._conversations: set[Conversation] = set()
+        self._idle: list[Conversation] = []
+        self._openings: set[asyncio.Task[None]] = set()
+        self._poll_at = 0.0
+        self._poll_s = POLL_FIRST_S
+        self._sweep_at = 0.0
+        self._pulse_at = 0.0
+        self._drain_until: float | None = None
+        self._reopen_pause_s = REOPEN_FIRST_S
+        self._opened_at = 0.0
+        self._fault: BaseException | None = None
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stop(self) -> None:
+        """Begin to drain: claim nothing more, finish what is in hand within `drain_s`, then `run` returns."""
+        if not self.stopping:
+            self.stopping = True
+            self._drain_until = time.monotonic() + self.settings.drain_s
+            self._release_ready()
+            for conversation in list(self._conversations):
+                conversation.close_politely()
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Relay until stopped, or until the outbox is empty if so asked.
+
+        Raises:
+            OutboxError: the database cannot be used at the start; later trouble is outlived.
+
+        """
+        ticker = asyncio.get_running_loop().create_task(self._watch_deadlines())
+        try:
+            self._session = await self._open_first()
+            while not self._is_done():
+                try:
+                    await self._work(self._session)
+                except (*LOST_SESSION, asyncpg.PostgresError) as error:
+                    self._session.lose(str(error) or type(error).__name__)
+                if self._session.lost is not None and not self._is_done():
+                    await self._reopen()
+        finally:
+            ticker.cancel()
+            await self._end()
+
+    async def _open(self) -> Session:
+        session = await Session.open(
+            self.database_url,
+            lease_s=self.settings.lease_s,
+            wake=self._notified,
+            on_lost=self._session_lost,
+            former=self._former,
+        )
+        log.info(
+            "relay %d holds its lock and relays to %s:%d",
+            session.relay,
+            self.route.address.host,
+            self.route.address.port,
+        )
+        self._poll_at = self._sweep_at = 0.0
+        self._opened_at = time.monotonic()
+        return session
+
+    async def _open_first(self) -> Session:
+        """The first session. A server that does not answer is waited for as long as a lease: it may be restarting."""
+        patience_until = time.monotonic() + self.settings.lease_s
+        while True:
+            try:
+                return await self._open()
+            except DatabaseRefusedError:
+                raise
+            except DatabaseUnavailableError as error:
+                if time.monotonic() > patience_until:
+                    raise
+                log.warning("%s Trying again.", error)
+                await asyncio.sleep(0.5)
+
+    async def _reopen(self) -> None:
+        """The next identity, however long it takes; what is past its dot goes on meanwhile."""
+        assert self._session is not None
+        log.warning("relay %d lost its session: %s", self._session.relay, self._session.lost)
+        self._former = self._session
+        if time.monotonic() - self._opened_at > self.settings.lease_s:
+            self._reopen_pause_s = REOPEN_FIRST_S
+        while not self._is_done():
+            await asyncio.sleep(self._reopen_pause_s * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
+            self._reopen_pause_s = min(2 * self._reopen_pause_s, REOPEN_MAX_S)
+            try:
+                self._session = await self._open()
+            except (OutboxError, *LOST_SESSION, asyncpg.PostgresError) as error:
+                log.warning("no session yet: %s", error)
+            else:
+                return
+
+    def _is_done(self) -> bool:
+        if not self.stopping:
+            return False
+        in_hand = self._settlements or self._marks or self._releases or any(map(_is_busy, self._conversations))
+        assert self._drain_until is not None
+        return not in_hand or time.monotonic() > self._drain_until
+
+    async def _end(self) -> None:
+        """Close everything; what is past its dot and unanswered is in doubt from here on."""
+        self.stopping = True
+        for opening in list(self._openings):
+            opening.cancel()
+        await asyncio.gather(*self._openings, return_exceptions=True)
+        for conversation in list(self._conversations):
+            conversation.give_up("the relay was stopped while it waited for the reply to the final dot")
+        self._marks.clear()  # what is not marked yet stays unmarked, and is freed below
+        session = self._session
+        if session is not None and session.lost is None:
+            try:
+                with self._patience(session):
+                    await self._tick(session)
+                    await ledger.judge(session.connection, [session.relay], doubt_s=self._doubt_s())
+            except (*LOST_SESSION, asyncpg.PostgresError) as error:
+                session.lose(str(error))
+            await session.close()
+            log.info("relay %d has stopped: %s", session.relay, self._summary())
+
+    def _summary(self) -> str:
+        return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items())) or "nothing to send"
+
+    # ── the desk: what connections ask and tell ──────────────────────────────────────────────────────────────
+
+    def take(self) -> Claim | None:
+        """The next claim, for a connection that can start on it now."""
+        if self.stopping or not self._ready:
+            return None
+        if len(self._ready) <= len(self._conversations):
+            self._wake.set()  # running low: ask for more before a connection goes idle
+        return self._ready.popleft()
+
+    def ask_mark(self, conversation: Conversation, claim: Claim) -> None:
+        """Put the claim into the next tick's marks."""
+        if not self._is_current(claim):
+            conversation.abandon("the session that claimed it is gone")
+            return
+        self._marks[claim.email] = (conversation, claim)
+        self._wake.set()
+
+    def judged(self, claim: Claim, verdict: Verdict) -> None:
+        """Put the verdict into the next tick; count and say it."""
+        attempt = claim.attempt if claim.marked else claim.attempt + 1
+        tries = attempt - claim.withdrawn
+        retry = self.settings.retry
+        outcome = outcome_of(
+            verdict,
+            tries=tries,
+            tries_max=retry.attempts_max,
+            backoff_s=full_jitter_s(max(tries, 1), base_s=retry.base_s, max_s=retry.max_s),
+            again_s=full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
+            doubt_s=self._doubt_s(),
+        )
+        self._settlements.append(
+            Settlement(claim.relay, claim.email, claim.key, attempt, marked=claim.marked, outcome=outcome)
+        )
+        self.counts[outcome.verdict if outcome.state != "dead" else "dead"] += 1
+        match verdict:
+            case Accepted():
+                self.breaker.succeed(time.monotonic())
+            case Deferred(reply) | Refused(reply):
+                self.breaker.succeed(time.monotonic())
+                log.info("%s, try %d: %s (%s)", claim.key, tries, reply, outcome.state)
+            case InDoubt(reply):
+                log.warning("%s is in doubt: %s", claim.key, reply)
+            case Withdrawn(reply):
+                log.info("%s was not sent: %s", claim.key, reply)
+        self._wake.set()
+
+    def untouched(self, claim: Claim, reason: str) -> None:
+        """Keep the claim for another connection; one that meets only cut connections is put off a while."""
+        if not self._is_current(claim):
+            return
+        claim.cuts += 1
+        if claim.cuts >= CUTS_MAX:
+            self.judged(claim, Withdrawn(reason))
+        elif self.stopping:
+            self._releases.append(claim)
+        else:
+            self._ready.appendleft(claim)
+        self._wake.set()
+
+    def idle(self, conversation: Conversation) -> None:
+        """Remember a connection that waits for mail."""
+        if self.stopping:
+            conversation.close_politely()
+        else:
+            self._idle.append(conversation)
+            self._wake.set()
+
+    def closed(self, conversation: Conversation, trouble: str | None) -> None:
+        """Forget a connection; several cut ones in a row pause the route."""
+        self._conversations.discard(conversation)
+        if conversation in self._idle:
+            self._idle.remove(conversation)
+        if trouble is not None:
+            self.breaker.cut(trouble, time.monotonic())
+            log.info("connection closed: %s", trouble)
+        self._wake.set()
+
+    # ── the session and its ticks ────────────────────────────────────────────────────────────────────────────
+
+    def _is_current(self, claim: Claim) -> bool:
+        session = self._session
+        return session is not None and session.lost is None and claim.relay == session.relay
+
+    def _notified(self) -> None:
+        self._poll_at = 0.0
+        self._wake.set()
+
+    def _session_lost(self) -> None:
+        """Nothing that was claimed is ours any more; what is past its dot is waited for."""
+        self._ready.clear()
+        self._releases.clear()
+        self._marks.clear()
+        for conversation in list(self._conversations):
+            if conversation.ahead is not None:
+                conversation.abandon("the session that claimed it is gone")
+        self._wake.set()
+
+    async def _work(self, session: Session) -> None:
+        """One turn: wait for something to do, write it in one commit, act on what came true."""
+        await self._wait()
+        if self._fault is not None:
+            raise self._fault
+        now = time.monotonic()
+        room = self._room(now) if now >= self._poll_at else 0
+        with self._patience(session):
+            if self._releases:
+                await self._give_back(session)
+            if self._marks or self._settlements or room or now >= self._pulse_at:
+                await self._tick(session, room)
+            if now >= self._sweep_at and not self.stopping:
+                await self._sweep(session)
+            if self.until_empty and self._has_nothing() and await ledger.is_empty(session.connection):
+                log.info("the outbox is empty: %s", self._summary())
+                self.stop()
+
+    @contextmanager
+    def _patience(self, session: Session) -> Iterator[None]:
+        """Lose the session when Postgres is silent for a lease: a cut network says nothing by itself."""
+        reason = f"Postgres did not answer within {self.settings.lease_s:g} s"
+        silence = asyncio.get_running_loop().call_later(self.settings.lease_s, session.lose, reason)
+        try:
+            yield
+        finally:
+            silence.cancel()
+
+    def _has_nothing(self) -> bool:
+        return not (
+            self.stopping or self._ready or self._marks or self._settlements or any(map(_is_busy, self._conversations))
+        )
+
+    async def _wait(self) -> None:
+        """Until woken, or the next poll, sweep, pulse or probe is due; the loop has its turn in any case."""
+        now = time.monotonic()
+        if self._wake.is_set() or self._next_turn_at(now) <= now:
+            await asyncio.sleep(0)
+        else:
+            timer = asyncio.get_running_loop().call_later(self._next_turn_at(now) - now, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+        self._wake.clear()
+
+    def _next_turn_at(self, now: float) -> float:
+        if self._drain_until is not None:
+            return min(self._pulse_at, self._drain_until)
+        at = min(self._sweep_at, self._pulse_at)
+        if self._room(now) > 0:
+            return min(at, self._poll_at)
+        if self.breaker.retry_at is not None and self.breaker.retry_at > now:
+            return min(at, self.breaker.retry_at)
+        return at
+
+    def _room(self, now: float) -> int:
+        """How many deliveries to claim: what the connections can take soon, none while the route is paused."""
+        if self.stopping:
+            return 0
+        live = len(self._conversations)
+        if self.breaker.is_open and live == 0:
+            return 1 if self.breaker.may_connect(now) and not self._ready and not self._openings else 0
+        wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.settings.connections_max)
+        return max(0, min(wanted - len(self._ready), self.settings.batch_max))
+
+    async def _tick(self, session: Session, room: int = 0) -> None:
+        marks, self._marks = self._marks, {}
+        settlements, self._settlements = self._settlements, []
+        started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
+        try:
+            done = await ledger.tick(session.connection, session.relay, settlements=settlements, marks=marks, room=room)
+        except BaseException as error:
+            session.lose(session.lost or str(error) or type(error).__name__)
+            self._tick_failed(marks, settlements)
+            raise
+        now = time.monotonic()
+        self._pulse_at = now + self.settings.lease_s / 3
+        self._take_claims(session, done.claims, room, now)
+        self._act_on_marks(session, marks, done.marked, started_s)
+        if len(done.settled) < len(settlements):
+            await self._explain([s for s in settlements if s.fence not in done.settled], session)
+
+    def _tick_failed(self, marks: dict[int, tuple[Conversation, Claim]], settlements: list[Settlement]) -> None:
+        """Nothing is known of the commit. Settling twice changes nothing; a mark is taken back by the next session."""
+        self._settlements[:0] = settlements
+        for conversation, claim in marks.values():
+            claim.attempt += 1
+            claim.marked = True
+            if conversation.ahead is claim:
+                conversation.abandon("its mark is not known to be committed")
+            self.judged(claim, Withdrawn("its mark was not confirmed, so the dot was not written"))
+
+    def _take_claims(self, session: Session, claims: list[Claim], room: int, now: float) -> None:
+        if room:
+            if len(claims) == room:
+                self._poll_s = POLL_FIRST_S
+                self._wake.set()
+            else:
+                if claims:
+                    self._poll_s = POLL_FIRST_S
+                longest_s = min(self.settings.poll_max_s, self.settings.lease_s / 3)
+                self._poll_at = now + self._poll_s * (0.8 + 0.2 * random.random())  # noqa: S311 - jitter
+                self._poll_s = min(2 * self._poll_s, longest_s)
+        if session.lost is None:
+            (self._releases if self.stopping else self._ready).extend(claims)
+            self._staff(now)
+
+    def _act_on_marks(
+        self,
+        session: Session,
+        marks: dict[int, tuple[Conversation, Claim]],
+        marked: dict[int, int],
+        started_s: float,
+    ) -> None:
+        """The guard: only what is marked, fresh and still held goes on to its dot."""
+        for email, (conversation, claim) in marks.items():
+            still_there = not conversation.is_closed and conversation.ahead is claim
+            if email not in marked:
+                log.error("%s is no longer this relay's; it was not sent", claim.key)
+                self.counts["lost claims"] += 1
+                if still_there:
+                    conversation.abandon("it is no longer this relay's")
+                continue
+            claim.marked = True
+            claim.attempt = marked[email]
+            if not still_there:
+                self.judged(claim, Withdrawn("the connection was lost before the dot"))
+            elif session.lost is not None or boot_clock_s() - started_s >= self.settings.guard_s:
+                conversation.abandon("the guard stopped it")
+                self.judged(claim, Withdrawn("the guard stopped it: too late after the mark, or the session was lost"))
+            else:
+                conversation.hand_over()
+
+    async def _explain(self, missed: list[Settlement], session: Session) -> None:
+        """A settlement that changed nothing is never passed over in silence, unless it was already true."""
+        standing = await ledger.standing(session.connection, [s.email for s in missed])
+        for settlement in missed:
+            state, attempt = standing.get(settlement.email, (None, None))
+            verdict = settlement.outcome.verdict
+            already_so = state == settlement.outcome.state and attempt == settlement.attempt
+            never_marked = verdict == "withdrawn" and attempt is not None and attempt < settlement.attempt
+            already_judged = verdict in ("withdrawn", "in_doubt") and state in ("in_doubt", "pending")
+            if not (already_so or never_marked or already_judged):
+                self.counts["stale settlements"] += 1
+                log.error(
+                    "%s, attempt %d: the verdict %r came too late, the delivery is %s at attempt %s",
+                    settlement.key,
+                    settlement.attempt,
+                    verdict,
+                    state,
+                    attempt,
+                )
+
+    async def _give_back(self, session: Session) -> None:
+        emails = [claim.email for claim in self._releases]
+        self._releases.clear()
+        await ledger.release(session.connection, session.relay, emails)
+
+    def _release_ready(self) -> None:
+        self._releases.extend(self._ready)
+        self._ready.clear()
+
+    async def _sweep(self, session: Session) -> None:
+        found = await ledger.sweep(session.connection, session.relay, doubt_s=self._doubt_s())
+        pause_s = min(max(SWEEP_SHARE_S * (found.alive + 1), SWEEP_MIN_S), SWEEP_MAX_S)
+        self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
+        if found.dead:
+            dead = ", ".join(map(str, found.dead))
+            log.warning("relay %s is dead: %d claims freed, %d in doubt", dead, found.freed, found.doubted)
+        if found.freed:
+            self._notified()
+
+    def _doubt_s(self) -> float | None:
+        return DOUBT_GRACE_S if self.settings.in_doubt == "resend" else None
+
+    # ── connections ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _staff(self, now: float) -> None:
+        """Give ready claims to idle connections, and open more for the rest."""
+        while self._ready and self._idle:
+            self._idle.pop().start(self._ready.popleft())
+        if self.breaker.is_open and not self._conversations and not self.breaker.may_connect(now):
+            self._release_ready()
+            return
+        while len(self._openings) < len(self._ready) and self._may_open(now):
+            opening = asyncio.get_running_loop().create_task(self._connect())
+            self._openings.add(opening)
+            opening.add_done_callback(self._opened)
+
+    def _may_open(self, now: float) -> bool:
+        if len(self._conversations) + len(self._openings) >= self.settings.connections_max:
+            return False
+        return not self.breaker.is_open or (self.breaker.may_connect(now) and not self._openings)
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        self._openings.discard(opening)
+        if not opening.cancelled() and opening.exception() is not None:
+            self._fault = opening.exception()  # a fault of ours: end loudly rather than relay without connections
+            self._wake.set()
+
+    async def _connect(self) -> None:
+        try:
+            conversation, transport = await self.route.connect(self)
+        except RouteTroubleError as trouble:
+            if not self.breaker.is_open:
+                log.warning("SMTP is in trouble: %s", trouble)
+            self.breaker.trip(str(trouble), time.monotonic())
+            if not self._conversations:
+                self._release_ready()
+            self._wake.set()
+            return
+        self._conversations.add(conversation)
+        conversation.attach(transport)
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            await asyncio.sleep(DEADLINE_CHECK_S)
+            now = time.monotonic()
+            for conversation in list(self._conversations):
+                conversation.check_deadline()
+                if conversation.idle_since is not None and now - conversation.idle_since > self.settings.idle_s:
+                    conversation.close_politely()
+                    if conversation in self._idle:
+                        self._idle.remove(conversation)
+
+
+def _is_busy(conversation: Conversation) -> bool:
+    return conversation.ahead is not None or conversation.handed_over is not None

@@ -1,0 +1,67 @@
+"""SMTP replies out of a stream of bytes (RFC 5321 §4.2), with bounds on all that a server may send."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+LINE_BYTES_MAX: Final = 8 * 1024  # RFC 5321 §4.5.3.1.5 says 512; real servers send more
+REPLY_BYTES_MAX: Final = 64 * 1024
+CODE: Final = re.compile(rb"[2-5][0-9][0-9]")  # RFC 5321 §4.2.1; 1xx is never a server's answer here
+
+
+class GarbageError(Exception):
+    """What came is no SMTP reply, so nothing that follows on this connection can be trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One whole reply; `text` has its lines joined by spaces, undecodable bytes replaced."""
+
+    code: int
+    text: str
+
+
+@dataclass(slots=True)
+class ReplyReader:
+    """Takes bytes as they come, gives whole replies in order."""
+
+    _buffer: bytes = b""
+    _lines: list[str] = field(default_factory=list)
+    _size: int = 0
+
+    def feed(self, data: bytes) -> list[Reply]:
+        """The replies that `data` completes.
+
+        Raises:
+            GarbageError: a line is not a reply's, or too long, or a reply has too many; the reader is useless then.
+
+        """
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > LINE_BYTES_MAX:
+            raise GarbageError(f"a reply line of more than {LINE_BYTES_MAX} bytes")
+        replies = []
+        for line in lines:
+            reply = self._take(line)
+            if reply is not None:
+                replies.append(reply)
+        return replies
+
+    def _take(self, line: bytes) -> Reply | None:
+        code = line[:3]
+        if len(line) > LINE_BYTES_MAX or not CODE.fullmatch(code):
+            raise GarbageError(f"no SMTP reply: {line[:80]!r}")
+        mark = line[3:4]
+        text = line[4:].rstrip(b"\r").decode("utf-8", "replace")
+        if mark == b"-":
+            self._size += len(line)
+            if self._size > REPLY_BYTES_MAX:
+                raise GarbageError(f"a reply of more than {REPLY_BYTES_MAX} bytes")
+            self._lines.append(text)
+            return None
+        if mark not in (b" ", b"\r", b""):
+            raise GarbageError(f"no SMTP reply: {line[:80]!r}")
+        if self._lines:
+            text = " ".join([*self._lines, text])
+            self._lines.clear()
+            self._size = 0
+        return Reply(int(code), text)

@@ -1,0 +1,216 @@
+"""A relay's Postgres session: its identity, its pulse and its only way to write.
+
+One session, one advisory lock, one row in `outbox.relay`. While the lock is held the relay lives; the server ends
+the session of a client that is silent for `lease_s`, so the session is a lease. A lost session never comes back:
+the next one is a new identity.
+"""
+
+import asyncio
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import asyncpg
+
+from outbox import __version__
+from outbox.database import CHANNEL, RELAY_LOCKS, SELFTEST_LOCKS, connect, lease_settings
+from outbox.errors import UnsafeDatabaseError
+from outbox.schema import require_current
+from outbox.settings import DatabaseUrl
+
+CLOSE_TIMEOUT_S: Final = 2.0
+
+
+def boot_clock_s() -> float:
+    """Seconds since boot, also while the machine slept: a paused relay must notice the pause."""
+    if platform.system() == "Linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A live relay identity. `lost` is why it ended, or None while it is not known to have."""
+
+    connection: Any
+    relay: int
+    lease_s: float
+    lost: str | None = None
+    on_lost: Callable[[], None] = lambda: None
+
+    @classmethod
+    async def open(
+        cls,
+        url: DatabaseUrl,
+        *,
+        lease_s: float,
+        wake: Callable[[], None],
+        on_lost: Callable[[], None],
+        former: "Session | None",
+    ) -> Self:
+        """A new identity, proven to hold a real lock, listening. `former`, this process's last one, is ended first.
+
+        Raises:
+            DatabaseUnavailableError: no connection now.
+            UnsafeDatabaseError: locks or settings do not hold here; do not relay.
+            SchemaError: no schema, or another version's.
+
+        """
+        await prove_locks(url, lease_s=lease_s)
+        connection = await _connect(url, lease_s)
+        try:
+            await require_current(connection)
+            if former is not None:
+                await _end(connection, former)
+            relay = await _register(connection)
+            session = cls(connection, relay, lease_s, on_lost=on_lost)
+            # Listen first, look at the table afterwards: a notification in between is then not lost.
+            await connection.add_listener(CHANNEL, lambda *_: wake())
+            connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
+            connection.add_log_listener(session._hear)
+        except BaseException:
+            connection.terminate()
+            raise
+        return session
+
+    def lose(self, reason: str) -> None:
+        """Treat the session as gone from now on, whatever the server thinks. Idempotent."""
+        if self.lost is None:
+            self.lost = reason
+            self.connection.terminate()
+            self.on_lost()
+
+    def _hear(self, _connection: Any, message: Any) -> None:
+        # "canceling wait for synchronous replication": the commit is on this server only and may vanish in a
+        # failover. No warning is harmless to a mark, so each one ends the session.
+        if message.severity == "WARNING":
+            self.lose(f"Postgres warned: {message.message}")
+
+    async def close(self) -> None:
+        """End the session in order, and its lock with it."""
+        if self.lost is not None:
+            return
+        self.lost = "closed"
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.connection.close(timeout=CLOSE_TIMEOUT_S)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self.connection.terminate()  # a sweep of another relay ends it then
+
+
+async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
+    """A connection whose session is a lease.
+
+    Raises:
+        UnsafeDatabaseError: what answers is no Postgres that takes session settings: a pooler, most likely.
+
+    """
+    try:
+        return await connect(url, application="outbox relay", settings=lease_settings(lease_s, statements_too=True))
+    except (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError) as error:
+        raise UnsafeDatabaseError(_pooler(url, f"it refuses the session's settings: {error}")) from error
+
+
+def _pooler(url: DatabaseUrl, fact: str) -> str:
+    return (
+        f"What answers at {url.redacted} is no Postgres session of our own ({fact}): a pooler in transaction mode, "
+        "such as PgBouncer, is in between; give database_url the address of Postgres itself (the relay needs one "
+        "connection per server)."
+    )
+
+
+async def _register(connection: Any) -> int:
+    """The new relay's id. Its row is seen by others only with its lock held: both come with one commit."""
+    async with connection.transaction():
+        relay = await connection.fetchval(
+            "INSERT INTO outbox.relay (host, pid, backend_pid, version)"
+            " VALUES ($1, $2, pg_backend_pid(), $3) RETURNING id",
+            socket.gethostname(),
+            os.getpid(),
+            __version__,
+        )
+        await connection.execute("SELECT pg_advisory_lock($1, $2)", RELAY_LOCKS, relay)
+    return int(relay)
+
+
+async def _end(connection: Any, former: Session) -> None:
+    """Make sure that this process's last session is over in the server too, so that its last commit is decided.
+
+    A session lost by the network may still run its statement: it is evicted, and its lock waited for.
+    """
+    await connection.execute(
+        """
+        SELECT pg_terminate_backend(a.pid) FROM outbox.relay r JOIN pg_stat_activity a ON a.pid = r.backend_pid
+         WHERE r.id = $1 AND a.application_name = 'outbox relay' AND a.backend_start <= r.started_at
+           AND a.pid <> pg_backend_pid() AND a.usename = current_user
+        """,
+        former.relay,
+    )
+    await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", RELAY_LOCKS, former.relay)
+
+
+async def prove_locks(url: DatabaseUrl, *, lease_s: float) -> None:
+    """Return if advisory locks here exclude sessions and go with them, as PostgreSQL's do.
+
+    Poolers in transaction mode share a session among clients, CockroachDB grants every lock to everybody, a standby
+    grants its own, and RDS Proxy keeps settings out: each would let two relays send the same mail.
+
+    Raises:
+        UnsafeDatabaseError: one sentence with what was found and the mend.
+
+    """
+    key = int.from_bytes(os.urandom(3), "big")
+    one = await _connect(url, lease_s)
+    try:
+        other = await _connect(url, lease_s)
+        try:
+            await _prove_exclusion(url, one, other, key, lease_s)
+            await one.close(timeout=CLOSE_TIMEOUT_S)
+            await _prove_release(url, other, key)
+        finally:
+            await _close_quietly(other)
+    finally:
+        await _close_quietly(one)
+
+
+async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int, lease_s: float) -> None:
+    try_lock = "SELECT pg_try_advisory_lock($1, $2), pg_backend_pid()"
+    if await one.fetchval("SELECT pg_is_in_recovery()"):
+        raise UnsafeDatabaseError(
+            f"Postgres at {url.redacted} is a standby (it is in recovery); give database_url the primary's address."
+        )
+    mine, pid = await one.fetchrow(try_lock, SELFTEST_LOCKS, key)
+    theirs, other_pid = await other.fetchrow(try_lock, SELFTEST_LOCKS, key)
+    pids = {await one.fetchval("SELECT pg_backend_pid()") for _ in range(3)} | {pid}
+    if len(pids) > 1 or pid == other_pid:
+        raise UnsafeDatabaseError(_pooler(url, "the server process behind a connection changes"))
+    if not mine or theirs:
+        raise UnsafeDatabaseError(
+            f"The database at {url.redacted} gives one advisory lock to two sessions at once (as CockroachDB does); "
+            "outbox needs PostgreSQL itself."
+        )
+    found = await one.fetchval("SELECT setting::bigint FROM pg_settings WHERE name = 'idle_session_timeout'")
+    if found != int(lease_s * 1000):
+        raise UnsafeDatabaseError(
+            _pooler(url, f"idle_session_timeout is {found} ms although {int(lease_s * 1000)} ms were asked for")
+        )
+
+
+async def _prove_release(url: DatabaseUrl, other: Any, key: int) -> None:
+    async with asyncio.timeout(CLOSE_TIMEOUT_S + 1):
+        for _ in range(20):
+            if await other.fetchval("SELECT pg_try_advisory_lock($1, $2)", SELFTEST_LOCKS, key):
+                return
+            await asyncio.sleep(0.05)
+    raise UnsafeDatabaseError(_pooler(url, "a lock outlived the connection that took it"))
+
+
+async def _close_quietly(connection: Any) -> None:
+    try:
+        await connection.close(timeout=CLOSE_TIMEOUT_S)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()

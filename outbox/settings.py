@@ -1,0 +1,491 @@
+"""What the user decides: `outbox.toml` and OUTBOX_* variables, checked whole. This room opens no connection.
+
+Every fault is one sentence that says the key, what is wrong and the mend; all of them come at once. Addresses
+with passwords show themselves without their secrets, so that no log, repr or fault can spill one.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+
+from outbox.errors import ConfigurationError
+from outbox.period import Cadence, Covers
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# RFC 5322 §3.4 without its comments, groups and quoted local parts: an address, or a name and <an address>.
+_ADDRESS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"|[^"<>,;:@()\[\]\\]*)\s*<{_ADDRESS}>""")
+_ENCODE = "percent-encode @ / ? # : and % in the user and the password (p@ss is p%40ss)"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DatabaseUrl:
+    """Where Postgres is. `dsn` is what asyncpg takes and holds the password; str and repr show `redacted`."""
+
+    dsn: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read postgresql://, postgres:// or postgresql+asyncpg://; `?host=/socket/dir` names a socket.
+
+        Raises:
+            ValueError: how the URL is wrong, without any part of it.
+        """
+        scheme, separator, rest = text.strip().partition("://")
+        if not separator or scheme.lower() not in {"postgresql", "postgres", "postgresql+asyncpg"}:
+            raise ValueError("is not a Postgres URL; write one like postgresql://user:password@host/database")
+        url = cls(f"postgresql://{rest}")
+        _refuse_what_hides_a_secret(url.dsn)
+        hosts = urlsplit(url.dsn).netloc.rpartition("@")[2]
+        for host in hosts.split(","):
+            named = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::([0-9]{1,5}))?", host)
+            if not named or not 1 <= int(named[1] or 5432) <= 65535:  # noqa: PLR2004 - the ports of TCP
+                raise ValueError(f"has a bad host or port; write host:5432, and {_ENCODE}")
+        return url
+
+    @property
+    def redacted(self) -> str:
+        """The URL for people: every password in it is three stars."""
+        parts = urlsplit(self.dsn)
+        userinfo, at, hosts = parts.netloc.rpartition("@")
+        user, colon, _ = userinfo.partition(":")
+        options = "&".join(
+            f"{name}={'***' if 'pass' in name.lower() else value}" for name, value in parse_qsl(parts.query)
+        )
+        secret = ":***" if colon else ""
+        return f"postgresql://{user}{secret}{at}{hosts}{parts.path}{'?' if options else ''}{options}"
+
+    def __str__(self) -> str:
+        return self.redacted
+
+    def __repr__(self) -> str:
+        return f"DatabaseUrl({self.redacted!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SmtpAddress:
+    """The mail server. str and repr show neither password nor username (Postmark: both a token)."""
+
+    host: str
+    port: int
+    implicit_tls: bool
+    username: str | None = None
+    password: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read smtp:// (port 25 unless given) or smtps:// (TLS from the first byte, port 465 unless given).
+
+        Raises:
+            ValueError: how the URL is wrong, without any part of it.
+        """
+        text = text.strip()
+        if not re.match(r"(?i)smtps?://", text):
+            raise ValueError("is not an SMTP URL; write one like smtp://user:password@host:587")
+        _refuse_what_hides_a_secret(text)
+        url = urlsplit(text)
+        userinfo, at, _ = url.netloc.rpartition("@")
+        user, _, password = userinfo.partition(":")
+        if at and not (user and password):
+            raise ValueError("has half a login; write user:password@ before the host, or neither")
+        if url.path.strip("/") or url.query:
+            raise ValueError(f"goes on after host and port; end it there, and {_ENCODE}")
+        implicit_tls = url.scheme == "smtps"
+        try:
+            port = (465 if implicit_tls else 25) if url.port is None else url.port
+            login = [unquote(part, errors="strict") if at else None for part in (user, password)]
+        except ValueError:  # its own words would show what stands where the port should
+            raise ValueError(f"has a bad port or login; write host:587, and {_ENCODE}") from None
+        if not url.hostname or port == 0:
+            raise ValueError("names no host and port; write one like smtp://host:25")
+        return cls(url.hostname, port, implicit_tls, *login)
+
+    @property
+    def redacted(self) -> str:
+        """The URL for people: a login in it is three stars."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        login = "***@" if self.username else ""
+        return f"{'smtps' if self.implicit_tls else 'smtp'}://{login}{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.redacted
+
+    def __repr__(self) -> str:
+        return f"SmtpAddress({self.redacted!r})"
+
+
+def _refuse_what_hides_a_secret(url: str) -> None:
+    """A raw @ / ? or # in a password moves the rest of it into another part, from where it would be shown."""
+    try:
+        parts = urlsplit(url)
+        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise ValueError(f"cannot be taken apart; {_ENCODE}") from None
+    strays = url.count("@") - ("@" in parts.netloc)
+    if strays or re.search(r"[\s#]", url) or _CONTROL.search(url):
+        raise ValueError(f"has a character that must be encoded; {_ENCODE}")
+
+
+_Address = TypeVar("_Address", DatabaseUrl, SmtpAddress)
+
+
+def _parsed(kind: type[_Address]) -> BeforeValidator:
+    return BeforeValidator(lambda value: kind.parse(value) if isinstance(value, str) else value)
+
+
+class WhenInDoubt(StrEnum):
+    """What happens to an email of which nobody knows whether the server took it."""
+
+    HOLD = "hold"
+    RESEND = "resend"
+    ASK = "ask"
+
+
+def _seconds(least: float, most: float) -> Any:
+    return Field(ge=least, le=most, strict=True, allow_inf_nan=False)
+
+
+def _count(most: int) -> Any:
+    return Field(ge=1, le=most, strict=True)
+
+
+class _Table(BaseModel):
+    # Defaults are validated too: rules that look at two keys must hold for a key that is left out.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
+
+
+class RetrySettings(_Table):
+    """Exponential backoff with full jitter: up to `base_s`, doubled each time, never above `max_s`."""
+
+    base_s: Annotated[float, _seconds(0.001, 86_400)] = 30.0
+    max_s: Annotated[float, _seconds(0.001, 604_800)] = 3600.0
+    attempts_max: Annotated[int, _count(1000)] = 12
+
+    @field_validator("max_s")
+    @classmethod
+    def _reaches_base(cls, max_s: float, info: ValidationInfo) -> float:
+        if max_s < info.data.get("base_s", 0):
+            raise ValueError(f"{max_s:g} is below base_s; write at least {info.data['base_s']:g}")
+        return max_s
+
+
+class ReportSettings(_Table):
+    """One report: when, about which period, for whom, and from which queries or which Python class."""
+
+    cadence: Cadence = Cadence.WEEKLY
+    covers: Covers = Covers.PREVIOUS
+    timezone: str = "UTC"
+    link: str
+    title: str = ""  # never empty once it is read as part of Settings: the report's name stands in
+    source: str | None = None
+    recipients: str | None = None
+    data: str | None = None
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The civil time in which periods begin and end."""
+        return ZoneInfo(self.timezone)
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):  # unknown, outside of the database, a directory of it
+            known = False
+        else:
+            # Servers must agree: `localtime` differs between them, and right/ counts leap seconds.
+            known = name != "localtime" and not name.startswith(("posix", "right/"))
+        if not known:
+            guess = _did_you_mean(name, available_timezones() - {"localtime"})
+            raise ValueError(f"{_shown(name)} is no IANA timezone; write one like America/New_York{guess}")
+        return name
+
+    @field_validator("link")
+    @classmethod
+    def _holds_the_token(cls, link: str) -> str:
+        if "{token}" not in link:
+            raise ValueError("has no {token}; write one like https://reports.example.com/r/{token}")
+        return link
+
+    @field_validator("title")
+    @classmethod
+    def _is_one_line(cls, title: str) -> str:
+        if _CONTROL.search(title):
+            raise ValueError("has a line break or another control character; write it on one line")
+        return title
+
+    @field_validator("source")
+    @classmethod
+    def _names_a_class(cls, source: str | None) -> str | None:
+        if source is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", source):
+            raise ValueError(f'{_shown(source)} names no class; write one like "myapp.reports:Progress"')
+        return source
+
+    @field_validator("recipients", "data")
+    @classmethod
+    def _comes_from_one_place(cls, query: str | None, info: ValidationInfo) -> str | None:
+        if "source" not in info.data:
+            return query  # it has a fault of its own, which must be mended first
+        if info.data["source"] is not None and query is not None:
+            raise ValueError("stands beside source; keep the source, or the queries recipients and data")
+        if info.data["source"] is None and not (query or "").strip():
+            wanted = "who is owed a report" if info.field_name == "recipients" else "what is in a report"
+            raise ValueError(f'is missing; write a query that says {wanted}, or source = "module:Class"')
+        return query
+
+    @field_validator("data")
+    @classmethod
+    def _asks_by_key(cls, data: str | None) -> str | None:
+        # What SQLAlchemy's text() takes for a parameter: not a cast (::key), not an escaped colon.
+        asked = {"key", "keys"}.intersection(re.findall(r"(?<![:\w\\]):(\w+)(?!:)", data or ""))
+        if data is not None and len(asked) != 1:
+            wrong = "uses both :key and :keys" if asked else "uses neither :key nor :keys"
+            raise ValueError(f"{wrong}; compare with :key (one recipient) or with :keys (a batch of them)")
+        return data
+
+
+class Settings(_Table):
+    """Everything that a command needs to know. What only some commands need may be None: see `require`."""
+
+    directory: Path = Field(default_factory=Path.cwd)  # where the config lies, and templates/ beside it
+
+    database_url: Annotated[
+        InstanceOf[DatabaseUrl] | None, _parsed(DatabaseUrl), PlainSerializer(lambda url: url and str(url))
+    ] = None
+    smtp_url: Annotated[
+        InstanceOf[SmtpAddress] | None, _parsed(SmtpAddress), PlainSerializer(lambda url: url and str(url))
+    ] = None
+    sender: str | None = None
+    in_doubt: WhenInDoubt = WhenInDoubt.HOLD
+    retry: RetrySettings = RetrySettings()
+    reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
+
+    connections_max: Annotated[int, _count(1000)] = 16
+    messages_per_connection_max: Annotated[int, _count(1_000_000)] = 500
+    batch_max: Annotated[int, _count(1000)] = 100
+
+    lease_s: Annotated[float, _seconds(2, 3600)] = 10.0
+    guard_s: Annotated[float, _seconds(0.1, 3600)] = 5.0  # from the mark to the dot
+    drain_s: Annotated[float, _seconds(0, 3600)] = 30.0
+    poll_max_s: Annotated[float, _seconds(0.05, 300)] = 5.0
+    idle_s: Annotated[float, _seconds(0.1, 3600)] = 5.0  # then an idle SMTP connection is closed
+    connect_timeout_s: Annotated[float, _seconds(0.1, 3600)] = 30.0
+    # RFC 5321 §4.5.3.2: the replies before the dot, and the one to it.
+    command_timeout_s: Annotated[float, _seconds(0.1, 3600)] = 300.0
+    data_done_timeout_s: Annotated[float, _seconds(0.1, 7200)] = 600.0
+
+    def require(self, *keys: str) -> None:
+        """Return if all of these top-level keys are set.
+
+        Raises:
+            ConfigurationError: a sentence for each that is not.
+        """
+        faults = [
+            f"{key}: is not set; write {_EXAMPLES[key]} in outbox.toml, or set {_variable(key)}."
+            for key in keys
+            if not getattr(self, key)
+        ]
+        if faults:
+            raise ConfigurationError(faults)
+
+    def report(self, name: str) -> ReportSettings:
+        """The report of that name.
+
+        Raises:
+            ConfigurationError: there is none; the sentence names those that there are.
+        """
+        self.require("reports")
+        if name not in self.reports:
+            known = ", ".join(sorted(self.reports)) + _did_you_mean(name, self.reports)
+            raise ConfigurationError(f"reports.{_quoted(name)}: is not configured; write one of {known}.")
+        return self.reports[name]
+
+    @field_validator("sender")
+    @classmethod
+    def _is_one_mailbox(cls, sender: str | None) -> str | None:
+        if sender is not None and (_CONTROL.search(sender) or not _MAILBOX.fullmatch(sender.strip())):
+            raise ValueError(
+                'is not one mailbox; write one like "Progress reports <reports@example.com>",'
+                " with an ASCII address, and with quotes around a name that has punctuation"
+            )
+        return sender
+
+    @field_validator("reports")
+    @classmethod
+    def _have_titles(cls, reports: dict[str, ReportSettings]) -> dict[str, ReportSettings]:
+        return {
+            name: report
+            if report.title
+            else report.model_copy(update={"title": re.sub("[_-]+", " ", name).strip().capitalize()})
+            for name, report in reports.items()
+        }
+
+    @field_validator("guard_s")
+    @classmethod
+    def _is_over_before_the_lease(cls, guard_s: float, info: ValidationInfo) -> float:
+        if guard_s >= info.data.get("lease_s", guard_s + 1):
+            raise ValueError(f"{guard_s:g} is not below lease_s; write less than {info.data['lease_s']:g}")
+        return guard_s
+
+
+_KEYS = frozenset(Settings.model_fields) - {"directory"}
+_TEXT_KEYS = frozenset({"database_url", "smtp_url", "sender", "in_doubt"})
+_EXAMPLES = {
+    "database_url": 'database_url = "postgresql://user:password@host/database"',
+    "smtp_url": 'smtp_url = "smtp://host:25"',
+    "sender": 'sender = "Progress reports <reports@example.com>"',
+    "reports": "a table [reports.NAME] with link, recipients and data",
+}
+
+
+def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read `config`, else the file that OUTBOX_CONFIG names, else ./outbox.toml if there is one.
+
+    OUTBOX_<KEY> replaces the whole of a top-level key. Text is taken as it is; numbers and tables are written
+    as in TOML (`OUTBOX_RETRY={base_s = 5}`). An empty variable counts as not set, an unknown one is not ours.
+
+    Raises:
+        ConfigurationError: all the faults that there are.
+    """
+    faults: list[str] = []
+    asker, path = _place(config, environ)
+    values = _read(path, asker, faults)
+    given = _read_variables(environ, faults)
+    if "directory" in values:  # a field of the model, but the path alone says it: see below
+        faults.append(_unknown(["directory"], "directory"))
+    try:
+        settings = Settings.model_validate({**values, **given, "directory": path.absolute().parent})
+    except ValidationError as error:
+        faults += [_sentence(detail, given) for detail in error.errors(include_url=False)]
+        raise ConfigurationError(faults) from None  # pydantic's error knows the secrets
+    if faults:
+        raise ConfigurationError(faults)
+    return settings
+
+
+def _place(config: Path | None, environ: Mapping[str, str]) -> tuple[str, Path]:
+    """Who names the configuration file ("" if nobody does), and where it lies."""
+    if config is not None:
+        return "--config", config
+    if named := environ.get("OUTBOX_CONFIG", "").strip():
+        return "OUTBOX_CONFIG", Path(named)
+    return "", Path("outbox.toml")
+
+
+def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
+    """What the file says; nothing if it is not there although nobody named it."""
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        if asker:
+            faults.append(f"{asker}: {path} does not exist; name a file that does.")
+    except OSError as error:
+        faults.append(f"{path}: cannot be read ({error.strerror}); make it a file that this user can read.")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        faults.append(f"{path}, line {line}: is not UTF-8; save the file as UTF-8.")
+    except tomllib.TOMLDecodeError as error:
+        what, _, place = str(error).removesuffix(")").partition(" (at ")
+        where = place if place.startswith("line") else "last line"
+        faults.append(f"{path}, {where}: is not TOML ({what}); mend it there or in the line before.")
+    return {}
+
+
+def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
+    """The keys that variables give; a text that is not TOML is a fault, and its key counts as not given."""
+    given: dict[str, Any] = {}
+    for key in sorted(_KEYS):
+        text = environ.get(_variable(key), "").strip()
+        if not text:
+            continue
+        if key in _TEXT_KEYS:
+            given[key] = text
+            continue
+        try:
+            (given[key],) = tomllib.loads(f"{key} = {text}").values()
+        except ValueError:  # not TOML, or more than one value
+            faults.append(f"{_variable(key)}: is not TOML; write what would follow `{key} =` in one line.")
+    return given
+
+
+def _variable(key: str) -> str:
+    return f"OUTBOX_{key.upper()}"
+
+
+# What pydantic calls a fault, and how a sentence about it goes on.
+_FAULTS = {
+    "string_type": "is not text; put it in quotes",
+    "is_instance_of": "is not text; put it in quotes",
+    "float_type": "is not a number; write one without quotes",
+    "finite_number": "is not a finite number; write one such as 30",
+    "int_type": "is not a whole number; write one without quotes and without a point",
+    "greater_than_equal": "{value} is too small; write {ge:g} or more",
+    "less_than_equal": "{value} is too large; write {le:g} or less",
+    "enum": "{value} is not a choice; write {expected}",
+    # Of the keys, only a report's link must be there.
+    "missing": 'is missing; write one like "https://reports.example.com/r/{{token}}"',
+    "string_pattern_mismatch": "is no name for a report; use a-z, 0-9, - and _, and begin with a letter",
+    "model_type": "is not a table; begin it with [{table}] and write its keys below",
+    "dict_type": "is not a table; begin it with [{table}.NAME] and write its keys below",
+    "value_error": "{error}",
+}
+
+
+def _sentence(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
+    """One fault as pydantic found it, in the user's words. `given` are the keys that came from variables."""
+    loc = [_quoted(str(part)) for part in detail["loc"] if part != "[key]"]
+    key = ".".join([_variable(loc[0]) if loc[0] in given else loc[0], *loc[1:]])
+    if detail["type"] == "extra_forbidden":
+        return _unknown(loc, key)
+    fault = _FAULTS.get(detail["type"], "cannot be used; write another value")
+    context = {**detail.get("ctx", {}), "value": _shown(detail["input"]), "table": ".".join(loc)}
+    return f"{key}: {fault.format_map(context)}."
+
+
+def _unknown(loc: Sequence[str], key: str) -> str:
+    table: type[BaseModel] = Settings
+    if len(loc) > 1:
+        table = RetrySettings if loc[0] == "retry" else ReportSettings
+        if loc[-1] in _KEYS:
+            return f"{key}: belongs at the top level; move it above the first [table]."
+    guess = _did_you_mean(loc[-1], set(table.model_fields) - {"directory"})
+    return f"{key}: is not a key that outbox knows; take it out or mend its name{guess}."
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _quoted(part: str) -> str:
+    """A part of a dotted key as TOML spells it."""
+    return part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"'
+
+
+def _shown(value: object) -> str:
+    """The user's value, unless it may be a URL with a password that went to the wrong key."""
+    if isinstance(value, str):
+        return "this" if re.search("[:@]", value) or _CONTROL.search(value) else f'"{value}"'
+    return str(value)

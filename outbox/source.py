@@ -1,0 +1,233 @@
+"""Who is owed a report and what it says: two queries from the settings, or a Python class of the user's."""
+
+import importlib
+import inspect
+import sys
+from asyncio import to_thread
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+from outbox.errors import SourceError
+from outbox.period import Period
+
+FETCH_ROWS: Final = 1000
+
+Rows = Sequence[Mapping[str, Any]]
+Content = Rows | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Who is owed a report. `key` is permanent and unique within a report; `columns` reach the templates."""
+
+    key: str
+    email: str
+    name: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class ReportSource(Protocol):
+    """A report as a Python class, for `source = "myapp.reports:Progress"`; made without arguments once per run.
+
+    Both methods may be plain or async. A plain `build` runs in a thread, one at a time, so it may block.
+
+    Several servers call this at once for the same period; each recipient's `build` is called on one of them, and
+    again elsewhere only if that server dies or the call raises.
+    """
+
+    def recipients(self, period: Period) -> Any:
+        """Everybody who is owed a report: an iterable, async iterable, or awaitable of one, of `Recipient`."""
+
+    def build(self, recipient: Recipient, period: Period) -> Any:
+        """What the report says: rows (a sequence of mappings), or a mapping of names that the templates use.
+
+        An exception skips this recipient, who is named; the others go on.
+        """
+
+
+class Source(Protocol):
+    """What generate asks of either kind of source."""
+
+    def recipients(self, period: Period) -> AsyncIterator[Recipient]:
+        """Everybody who is owed a report, as a stream; SourceError if there is none to be had."""
+
+    async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
+        """What each one's report says, by key, or why it cannot be said."""
+
+
+def recipient_of(row: Mapping[str, Any], where: str) -> Recipient:
+    """A row of the recipients query as a `Recipient`; a null name is none.
+
+    Raises:
+        SourceError: the row lacks the columns key and email.
+
+    """
+    missing = [column for column in ("key", "email") if column not in row]
+    if missing:
+        raise SourceError(
+            f"{where}: the query returns no column {' and no column '.join(missing)}; "
+            "name them, as in: select id::text as key, email, name from people."
+        )
+    rest = {column: value for column, value in row.items() if column not in ("key", "email", "name")}
+    return Recipient(_text(row["key"]), _text(row["email"]), _text(row.get("name")), rest)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+class Reader(Protocol):
+    """How a SQL source reads: rows of one statement, or of one statement as a stream that keeps no transaction open."""
+
+    async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
+        """All rows."""
+
+    def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
+        """The rows, at most `portion` at a time."""
+
+
+@dataclass(slots=True)
+class SqlSource:
+    """The two queries of a report's settings, read through generate's own session."""
+
+    name: str
+    recipients_sql: str
+    data_sql: str
+    batched: bool
+    reader: Reader
+
+    async def recipients(self, period: Period) -> AsyncIterator[Recipient]:
+        """The rows of the recipients query."""
+        where = f"reports.{self.name}.recipients"
+        try:
+            async for rows in self.reader.stream(self.recipients_sql, _parameters(period), FETCH_ROWS):
+                for row in rows:
+                    yield recipient_of(row, where)
+        except (QueryError, RowError) as error:
+            raise SourceError(f"{where}: Postgres refuses the query ({error}); mend it there.") from error
+
+    async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
+        """The rows of the data query: for all at once with :keys, one by one with :key."""
+        if not self.batched:
+            return {r.key: await self._attempt({"key": r.key}, period) for r in recipients}
+        rows = await self._attempt({"keys": [r.key for r in recipients]}, period)
+        if (
+            isinstance(rows, Exception) and len(recipients) > 1
+        ):  # one row of one recipient spoils the batch: find out whose
+            return {r.key: (await self.build([r], period))[r.key] for r in recipients}
+        if isinstance(rows, Exception):
+            return {recipients[0].key: rows}
+        return self._by_key(rows, recipients)
+
+    async def _attempt(self, keys: Mapping[str, Any], period: Period) -> Rows | Exception:
+        try:
+            return await self.reader.rows(self.data_sql, {**_parameters(period), **keys})
+        except RowError as error:
+            return error
+        except QueryError as error:
+            where = f"reports.{self.name}.data"
+            raise SourceError(f"{where}: Postgres refuses the query ({error}); mend it there.") from error
+
+    def _by_key(self, rows: Rows, recipients: Sequence[Recipient]) -> Mapping[str, Content]:
+        if rows and "key" not in rows[0]:
+            raise SourceError(
+                f"reports.{self.name}.data: the query uses :keys but returns no column key; "
+                "return whose row each one is, as in: select person_id::text as key, day, done from progress."
+            )
+        found: dict[str, list[Mapping[str, Any]]] = {r.key: [] for r in recipients}
+        for row in rows:
+            theirs = found.get(str(row["key"]))
+            if theirs is not None:
+                theirs.append({column: value for column, value in row.items() if column != "key"})
+        return found
+
+
+class QueryError(Exception):
+    """A query is wrong as such: it would fail for every recipient."""
+
+
+class RowError(Exception):
+    """A source failed on the values of one call: other recipients may do better."""
+
+
+def _parameters(period: Period) -> dict[str, Any]:
+    return {"period": period.key, "starts_at": period.starts_at, "ends_at": period.ends_at}
+
+
+@dataclass(slots=True)
+class PythonSource:
+    """A `ReportSource` behind the interface of generate."""
+
+    name: str
+    source: ReportSource
+
+    async def recipients(self, period: Period) -> AsyncIterator[Recipient]:
+        """Whatever the class gives, one by one."""
+        where = f"reports.{self.name}.source"
+        try:
+            found: Any = self.source.recipients(period)
+            if inspect.isawaitable(found):
+                found = await found
+            async for one in _each(found, where):
+                yield one if isinstance(one, Recipient) else recipient_of(one, where)
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(f"{where}: recipients() raised {_said(error)}; mend it there.") from error
+
+    async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
+        """Each one's content, or what `build` raised for it."""
+        return {recipient.key: await self._build(recipient, period) for recipient in recipients}
+
+    async def _build(self, recipient: Recipient, period: Period) -> Content | Exception:
+        try:
+            if inspect.iscoroutinefunction(self.source.build):
+                content = await self.source.build(recipient, period)
+            else:
+                content = await to_thread(self.source.build, recipient, period)
+        except Exception as error:  # noqa: BLE001 - as above, for one recipient
+            return RowError(f"build() raised {_said(error)}")
+        if isinstance(content, Mapping):
+            return content
+        return [dict(row) for row in content]
+
+
+async def _each(found: Any, where: str) -> AsyncIterator[Any]:
+    if isinstance(found, AsyncIterable):
+        async for one in found:
+            yield one
+    elif isinstance(found, Iterable):
+        for one in found:
+            yield one
+    else:
+        raise SourceError(f"{where}: recipients() gave {type(found).__name__}; return an iterable of Recipient.")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+
+
+def load_source(name: str, reference: str, directory: Path) -> PythonSource:
+    """The class that `module:Class` names, made; modules beside the settings are found too.
+
+    Raises:
+        SourceError: no such module or class, or it cannot be made.
+
+    """
+    module_name, _, attribute = reference.partition(":")
+    where = f"reports.{name}.source"
+    if str(directory) not in sys.path:
+        sys.path.append(str(directory))
+    try:
+        made: Callable[[], Any] = getattr(importlib.import_module(module_name), attribute)
+        source = made()
+    except Exception as error:
+        raise SourceError(
+            f"{where}: {reference} cannot be used ({_said(error)}); mend the name or the class."
+        ) from error
+    if not isinstance(source, ReportSource):
+        raise SourceError(f"{where}: {reference} lacks recipients(period) or build(recipient, period); add them.")
+    return PythonSource(name, source)

@@ -1,0 +1,120 @@
+"""What is going on, read from the database: counts, the living relays, recent editions, and what needs a person."""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from outbox.database import RELAY_LOCKS
+
+STATES: Final = ("pending", "sending", "sent", "in_doubt", "dead", "cancelled", "expired")
+EDITIONS_MAX: Final = 10
+NAMED_MAX: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """A relay that lives: its session holds its lock at this moment."""
+
+    id: int
+    host: str
+    pid: int
+    version: str
+    started_at: datetime
+    in_hand: int
+
+
+@dataclass(frozen=True, slots=True)
+class EditionStatus:
+    """An edition as it goes; `expected` is null until one run has seen all recipients."""
+
+    report: str
+    period: str
+    expected: int | None
+    made: int
+    sent: int
+    not_sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A delivery that waits for a person, the last thing heard of it, and the command that decides."""
+
+    key: str
+    state: str
+    said: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One consistent look at everything."""
+
+    counts: dict[str, int]
+    oldest_due_s: float
+    relays: list[RelayStatus]
+    editions: list[EditionStatus]
+    troubles: list[Trouble]
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
+        rest = {k: v for k, v in asdict(self).items() if k != "counts"}
+        return {**self.counts, **rest}
+
+
+COUNTS: Final = "SELECT state, count(*) AS n FROM outbox.delivery GROUP BY state"
+
+OLDEST_DUE: Final = """
+SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
+  FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND due_at <= now()
+"""
+
+# From the locks, not from memory: a row that nobody locks is a relay that is gone.
+RELAYS: Final = """
+SELECT r.id, r.host, r.pid, r.version, r.started_at,
+       (SELECT count(*) FROM outbox.delivery d
+         WHERE d.settled_at IS NULL AND d.state IN ('pending', 'sending') AND d.relay = r.id) AS in_hand
+  FROM outbox.relay r
+  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
+                 AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
+                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ WHERE r.ended_at IS NULL
+ ORDER BY r.id
+"""
+
+EDITIONS: Final = """
+SELECT e.report, e.period, e.expected, count(r.id) AS made,
+       count(*) FILTER (WHERE d.state = 'sent') AS sent,
+       count(*) FILTER (WHERE d.state <> 'sent') AS not_sent
+  FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e
+  LEFT JOIN outbox.report r ON r.edition = e.id
+  LEFT JOIN outbox.email m ON m.report = r.id
+  LEFT JOIN outbox.delivery d ON d.email = m.id
+ GROUP BY e.id, e.report, e.period, e.expected, e.starts_at
+ ORDER BY e.starts_at DESC, e.id DESC
+"""
+
+TROUBLES: Final = """
+SELECT m.key, d.state,
+       coalesce((SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), '')
+  FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
+ WHERE d.state IN ('in_doubt', 'dead')
+   AND NOT EXISTS (SELECT FROM outbox.attempt a
+                    WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved')
+ ORDER BY d.state DESC, d.email DESC LIMIT $1
+"""
+
+
+async def read_status(connection: Any) -> Status:
+    """The whole picture from one snapshot, except the locks, which are always of this moment."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        found = {row["state"]: row["n"] for row in await connection.fetch(COUNTS)}
+        oldest = await connection.fetchval(OLDEST_DUE)
+        relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
+        editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
+        troubles = [_trouble(*row) for row in await connection.fetch(TROUBLES, NAMED_MAX)]
+    return Status({state: found.get(state, 0) for state in STATES}, oldest, relays, editions, troubles)
+
+
+def _trouble(key: str, state: str, said: str) -> Trouble:
+    choices = "--sent|--resend|--discard" if state == "in_doubt" else "--resend|--discard"
+    return Trouble(key, state, said, f"outbox resolve {key} {choices}")

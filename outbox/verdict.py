@@ -1,0 +1,104 @@
+"""What a try of SMTP ended in: values, and the judgement that makes them. Knows no socket and no database."""
+
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+REPLY_CHARACTERS_MAX: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The server answered the final dot with 2xx and is responsible now (RFC 5321 §6.1)."""
+
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The server said 4xx: it does not have the mail and a later try may succeed."""
+
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The server said 5xx: it does not have the mail and asks not to be asked again."""
+
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class InDoubt:
+    """The final dot was written and no usable reply came: the mail may or may not be in a mailbox."""
+
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The final dot was surely not written, so nothing was sent and the try does not count."""
+
+    reply: str
+
+
+Verdict = Accepted | Deferred | Refused | InDoubt | Withdrawn
+
+
+def judge_reply(code: int, text: str) -> Verdict | None:
+    """Judge a reply that ends a try, by its first digit (RFC 5321 §4.2.1); None if it cannot end one (1xx, 3xx)."""
+    reply = f"{code} {text}"[:REPLY_CHARACTERS_MAX]
+    match code // 100:
+        case 2:
+            return Accepted(reply)
+        case 4:
+            return Deferred(reply)
+        case 5:
+            return Refused(reply)
+        case _:
+            return None
+
+
+def judge_silence(reason: str, *, handed_over: bool) -> Verdict:
+    """Judge a try that ended without a reply: a timeout, a lost connection, garbage.
+
+    Before hand-over the server must discard what it has (RFC 5321 §4.1.1.10), so another try is safe.
+    After it the mail may be in a mailbox already: only evidence or a person may decide.
+    """
+    return InDoubt(reason) if handed_over else Withdrawn(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A verdict as the database keeps it: the state it leads to, when the delivery is due, and what the trail says.
+
+    `delay_s` None means never by itself.
+    """
+
+    state: str
+    verdict: str
+    reply: str
+    delay_s: float | None = None
+
+
+def outcome_of(
+    verdict: Verdict, *, tries: int, tries_max: int, backoff_s: float, again_s: float, doubt_s: float | None
+) -> Outcome:
+    """What a verdict does to its delivery. `tries` counts this one; the last deferral makes a dead letter.
+
+    A deferred try waits for `backoff_s`, a withdrawn one for `again_s`; doubt is looked at again after `doubt_s`.
+    """
+    match verdict:
+        case Accepted(reply):
+            return Outcome("sent", "accepted", reply)
+        case Refused(reply):
+            return Outcome("dead", "refused", reply)
+        case Deferred(reply) if tries >= tries_max:
+            return Outcome("dead", "deferred", reply)
+        case Deferred(reply):
+            return Outcome("pending", "deferred", reply, backoff_s)
+        case InDoubt(reply):
+            return Outcome("in_doubt", "in_doubt", reply, doubt_s)
+        case Withdrawn(reply):
+            return Outcome("pending", "withdrawn", reply, again_s)
+        case _:
+            assert_never(verdict)
