@@ -8,6 +8,7 @@ newcomer who follows it meets them in this order:
     status, resolve                                                        what people see and decide
 
     settings          what the user decides, checked whole
+    address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
     period            which stretch of time a report covers; calendars and civil time

@@ -47,9 +47,20 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlalchemy"):
+            raise  # a fault of ours, to be seen whole
+        print(f"outbox: Postgres refuses: {_said(error)}.", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
         sys.exit(1)
+
+
+def _said(error: BaseException) -> str:
+    """What Postgres said, without the statement: it may hold people's data."""
+    original = getattr(error, "orig", None)
+    return str(getattr(original, "__cause__", None) or original or error).splitlines()[0].rstrip(".")
 
 
 @app.callback(invoke_without_command=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
+from outbox.address import DatabaseUrl
 from outbox.errors import DatabaseUnavailableError
-from outbox.settings import DatabaseUrl
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

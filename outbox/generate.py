@@ -14,6 +14,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import ARRAY, Integer, Text, bindparam, text
@@ -134,7 +135,7 @@ class Run:
     report: ReportSettings
     session: GenerateSession
     source: Source
-    templates: Templates
+    templates: Callable[[], Templates]
     sender: message.Mailbox
     result: Result
     period: CivilPeriod
@@ -150,10 +151,9 @@ class Run:
         session: GenerateSession,
         progress: Progress,
     ) -> "Run":
-        """Everything that can be wrong for all recipients is found here, before any report is made."""
+        """What can be wrong for all recipients is found here, except in templates: those before the first report."""
         assert settings.sender is not None
         report = settings.report(name)
-        templates = Templates(settings.directory / "templates", name)
         source: Source
         if report.source is not None:
             source = load_source(name, report.source, settings.directory)
@@ -168,7 +168,7 @@ class Run:
             report=report,
             session=session,
             source=source,
-            templates=templates,
+            templates=cache(lambda: Templates(settings.directory / "templates", name)),
             sender=message.parse_sender(settings.sender),
             result=Result(edition),
             period=CivilPeriod(edition.period.key, label(starts_at, ends_at, report.cadence), starts_at, ends_at),
@@ -252,6 +252,7 @@ class Run:
         rows = await self.session.fetch(RESERVE, {"edition": self.result.edition.id, "keys": list(by_key)})
         if not rows:
             return
+        self.templates()  # only now are they needed: most crons of a fleet find everything made
         emails = {row.key: row.email for row in rows}
         contents = await self.source.build([by_key[key] for key in emails], self.result.edition.period)
         reports = [
@@ -277,7 +278,7 @@ class Run:
 
     def _rendered(self, recipient: Recipient, content: Content, email: int, token: str) -> NewReport:
         edition = self.result.edition
-        rendered = self.templates.render(self._context(recipient, content, token))
+        rendered = self.templates().render(self._context(recipient, content, token))
         domain = self.sender.address.rpartition("@")[2]
         message_id = f"<{email}.{secrets.token_hex(4)}@{domain}>"
         return NewReport(
@@ -335,15 +336,15 @@ def _checked(recipient: Recipient) -> Recipient:
         ValueError: one sentence that says what is wrong with key or address.
 
     """
-    if not recipient.key or "\0" in recipient.key:
-        raise ValueError("the key is empty or has a NUL in it; give every recipient a key of its own.")
+    if not recipient.key or _storable(recipient.key) != recipient.key:
+        raise ValueError("the key is empty or no text that Postgres can hold; give every recipient a key of its own.")
     address = message.check_address(recipient.email)
     return Recipient(recipient.key, address, recipient.name, recipient.columns)
 
 
-def _storable(page: str) -> str:
-    """Postgres text holds no NUL; a page has no use for one."""
-    return page.replace("\0", "")
+def _storable(text_of_any_kind: str) -> str:
+    """The text without what Postgres cannot hold: NUL, and surrogates that stand alone."""
+    return text_of_any_kind.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, ProgrammingError, SQLAlchemyError
 
-from outbox.database import engine, is_lost, lease_settings
+from outbox.database import LOST_SESSION, engine, is_lost, lease_settings
 from outbox.errors import DatabaseUnavailableError
 from outbox.schema import require_current
 from outbox.settings import Settings
@@ -54,7 +54,7 @@ class GenerateSession:
                 finally:
                     pulse.cancel()
                     await asyncio.gather(pulse, return_exceptions=True)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, *LOST_SESSION) as error:
             if is_lost(error):
                 raise DatabaseUnavailableError(
                     f"The session with Postgres at {settings.database_url.redacted} was lost ({_said(error)}); "
@@ -129,7 +129,7 @@ def _fault(error: SQLAlchemyError) -> QueryError | RowError:
             return RowError(said)
 
 
-def _said(error: SQLAlchemyError) -> str:
+def _said(error: BaseException) -> str:
     """What Postgres said, without the statement and its parameters: they hold people's data."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         return str(error.orig.__cause__ or error.orig).replace("\n", " ")

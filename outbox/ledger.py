@@ -235,6 +235,27 @@ async def judge(connection: Any, relays: Sequence[int], *, doubt_s: float | None
     return row["freed"], row["doubted"]
 
 
+# The policy `resend`: doubt that has lasted for its grace is sent again with the same bytes. The grace is longer than
+# the guard, so no process can still be about to write the first dot.
+RESEND: Final = """
+WITH chosen AS (
+    SELECT email FROM outbox.delivery
+     WHERE settled_at IS NULL AND state = 'in_doubt' AND due_at <= now()
+     ORDER BY due_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+), resent AS (
+    UPDATE outbox.delivery d SET state = 'pending', relay = NULL FROM chosen c WHERE d.email = c.email
+    RETURNING d.email, d.attempt, d.marked_at
+)
+INSERT INTO outbox.attempt (email, attempt, verdict, reply, marked_at)
+SELECT email, attempt, 'resolved', 'in_doubt = "resend": sent again', marked_at FROM resent
+"""
+
+
+async def resend_doubtful(connection: Any) -> int:
+    """Make doubtful deliveries pending whose grace is over; gives how many."""
+    return int((await connection.execute(RESEND)).rpartition(" ")[2])
+
+
 # A row in doubt has due_at 'infinity' or a later moment, so the first open rows in due order tell.
 EMPTY: Final = """
 SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending'))

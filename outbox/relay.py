@@ -20,11 +20,11 @@ from outbox import ledger
 from outbox.backoff import full_jitter_s
 from outbox.conversation import Conversation
 from outbox.database import LOST_SESSION, DatabaseRefusedError
-from outbox.errors import DatabaseUnavailableError, OutboxError
+from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.ledger import Claim, Settlement
 from outbox.route import Breaker, Route, RouteTroubleError
 from outbox.session import Session, boot_clock_s
-from outbox.settings import Settings
+from outbox.settings import Settings, WhenInDoubt
 from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn, outcome_of
 
 log = logging.getLogger("outbox.relay")
@@ -51,6 +51,10 @@ class Relay:
 
     def __init__(self, settings: Settings, *, until_empty: bool = False) -> None:
         settings.require("database_url", "smtp_url")
+        if settings.in_doubt is WhenInDoubt.ASK:
+            raise ConfigurationError(
+                'in_doubt: "ask" has no resolver to ask in this version; write "hold" or "resend".'
+            )
         assert settings.database_url is not None
         assert settings.smtp_url is not None
         self.database_url = settings.database_url
@@ -265,6 +269,10 @@ class Relay:
         self._conversations.discard(conversation)
         if conversation in self._idle:
             self._idle.remove(conversation)
+        for email, (asking, claim) in list(self._marks.items()):
+            if asking is conversation:  # its mark was only asked for: nothing happened to it
+                del self._marks[email]
+                self.untouched(claim, trouble or "the connection was lost before the mark")
         if trouble is not None:
             self.breaker.cut(trouble, time.monotonic())
             log.info("connection closed: %s", trouble)
@@ -458,11 +466,16 @@ class Relay:
         if found.dead:
             dead = ", ".join(map(str, found.dead))
             log.warning("relay %s is dead: %d claims freed, %d in doubt", dead, found.freed, found.doubted)
+        if self.settings.in_doubt is WhenInDoubt.RESEND:
+            resent = await ledger.resend_doubtful(session.connection)
+            if resent:
+                log.warning('%d emails in doubt are sent again, as in_doubt = "resend" says', resent)
+                self._notified()
         if found.freed:
             self._notified()
 
     def _doubt_s(self) -> float | None:
-        return DOUBT_GRACE_S if self.settings.in_doubt == "resend" else None
+        return DOUBT_GRACE_S if self.settings.in_doubt is WhenInDoubt.RESEND else None
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────────────────
 

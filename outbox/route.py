@@ -11,8 +11,9 @@ from typing import Final
 
 import aiosmtplib
 
+from outbox.address import SmtpAddress
 from outbox.conversation import Conversation, Desk, transport_of
-from outbox.settings import Settings, SmtpAddress
+from outbox.settings import Settings
 
 PAUSE_FIRST_S: Final = 0.5
 PAUSE_MAX_S: Final = 4.0  # with the jitter and a connect this finds a server within 5 s of its return

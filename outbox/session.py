@@ -17,10 +17,10 @@ from typing import Any, Final, Self
 import asyncpg
 
 from outbox import __version__
+from outbox.address import DatabaseUrl
 from outbox.database import CHANNEL, RELAY_LOCKS, SELFTEST_LOCKS, connect, lease_settings
 from outbox.errors import UnsafeDatabaseError
 from outbox.schema import require_current
-from outbox.settings import DatabaseUrl
 
 CLOSE_TIMEOUT_S: Final = 2.0
 
@@ -102,6 +102,16 @@ class Session:
             self.connection.terminate()  # a sweep of another relay ends it then
 
 
+# The ledger's statements are few, short and known: each is planned once per session, by index, whatever the statistics
+# say. Left to itself the planner plans a tick anew each time (0.8 ms), or hashes a whole table for it.
+PLANS: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+
+
 async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
     """A connection whose session is a lease.
 
@@ -110,7 +120,9 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
 
     """
     try:
-        return await connect(url, application="outbox relay", settings=lease_settings(lease_s, statements_too=True))
+        return await connect(
+            url, application="outbox relay", settings={**PLANS, **lease_settings(lease_s, statements_too=True)}
+        )
     except (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError) as error:
         raise UnsafeDatabaseError(_pooler(url, f"it refuses the session's settings: {error}")) from error
 

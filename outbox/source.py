@@ -188,11 +188,9 @@ class PythonSource:
                 content = await self.source.build(recipient, period)
             else:
                 content = await to_thread(self.source.build, recipient, period)
+            return content if isinstance(content, Mapping) else [dict(row) for row in content]
         except Exception as error:  # noqa: BLE001 - as above, for one recipient
             return RowError(f"build() raised {_said(error)}")
-        if isinstance(content, Mapping):
-            return content
-        return [dict(row) for row in content]
 
 
 async def _each(found: Any, where: str) -> AsyncIterator[Any]:

@@ -6,7 +6,8 @@ import pytest
 
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
-from outbox.settings import DatabaseUrl, Settings, SmtpAddress, WhenInDoubt, load
+from outbox.address import DatabaseUrl, SmtpAddress
+from outbox.settings import Settings, WhenInDoubt, load
 
 SECRET = "s3cr3t"
 QUERIES = """
@@ -63,9 +64,7 @@ def test_what_is_left_out_has_its_default():
 
 def test_what_is_written_is_read():
     settings = read(
-        WHOLE.replace(
-            "[reports", 'in_doubt = "ask"\nlease_s = 3\nguard_s = 1.5\n[retry]\nmax_s = 60\n[reports'
-        )
+        WHOLE.replace("[reports", 'in_doubt = "ask"\nlease_s = 3\nguard_s = 1.5\n[retry]\nmax_s = 60\n[reports')
         + 'cadence = "daily"\ncovers = "current"\ntimezone = "America/New_York"\ntitle = "Week by week"\n'
         + '[reports.by_class-2]\nsource = "my.app:Report"\nlink = "{token}"'
     )
@@ -101,10 +100,7 @@ ONE_FAULT = [
     ),
     (
         "[retry]\nattempts = 3",
-        (
-            "retry.attempts: is not a key that outbox knows; take it out or mend its name (did you mean"
-            " attempts_max?)."
-        ),
+        ("retry.attempts: is not a key that outbox knows; take it out or mend its name (did you mean attempts_max?)."),
     ),
     (
         f'{REPORT}timezon = "UTC"',
@@ -193,10 +189,7 @@ ONE_FAULT = [
     ),
     (
         f'[reports.progress]\nlink = "{LINK}"\nrecipients = "select 1"',
-        (
-            "reports.progress.data: is missing; write a query that says what is in a report, or source ="
-            ' "module:Class".'
-        ),
+        ('reports.progress.data: is missing; write a query that says what is in a report, or source = "module:Class".'),
     ),
     (
         f'[reports.progress]\nlink = "{LINK}"\nrecipients = " "\ndata = "select :key"',
@@ -208,10 +201,7 @@ ONE_FAULT = [
     ),
     (
         f'[reports.progress]\nlink = "{LINK}"\nsource = "my.app:Report"\nrecipients = "select 1"',
-        (
-            "reports.progress.recipients: stands beside source; keep the source, or the queries"
-            " recipients and data."
-        ),
+        ("reports.progress.recipients: stands beside source; keep the source, or the queries recipients and data."),
     ),
     (
         REPORT.replace(":key", ":id"),
@@ -341,9 +331,7 @@ def test_a_variable_wins_over_the_whole_key_of_the_file():
 
 
 def test_a_variable_that_is_empty_or_unknown_changes_nothing():
-    settings = read(
-        WHOLE, OUTBOX_DATABASE_URL="", OUTBOX_LEASE_S=" ", OUTBOX_SHOE_SIZE="9", OUTBOX_DIRECTORY="/x"
-    )
+    settings = read(WHOLE, OUTBOX_DATABASE_URL="", OUTBOX_LEASE_S=" ", OUTBOX_SHOE_SIZE="9", OUTBOX_DIRECTORY="/x")
     assert settings == read(WHOLE)
 
 
@@ -361,11 +349,7 @@ def test_a_variable_that_is_empty_or_unknown_changes_nothing():
         ),
         (
             {"OUTBOX_RETRY": "{base = 1}"},
-            (
-                "OUTBOX_RETRY.base: is not a key that outbox knows; take it out or mend its"
-                " name (did you mean"
-                " base_s?)."
-            ),
+            ("OUTBOX_RETRY.base: is not a key that outbox knows; take it out or mend its name (did you mean base_s?)."),
         ),
         (
             {"OUTBOX_SMTP_URL": f"smtp://a:{SECRET}"},
@@ -408,9 +392,7 @@ def test_a_file_that_was_named_must_be_there():
 def test_a_file_that_cannot_be_read_is_a_fault(here):
     with pytest.raises(ConfigurationError) as caught:
         load(here, {})
-    assert caught.value.faults == [
-        f"{here}: cannot be read (Is a directory); make it a file that this user can read."
-    ]
+    assert caught.value.faults == [f"{here}: cannot be read (Is a directory); make it a file that this user can read."]
     Path("outbox.toml").write_bytes(b'sender = "a@b"\ntitle = "\xff"')
     with pytest.raises(ConfigurationError) as caught:
         load(environ={})

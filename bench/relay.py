@@ -1,0 +1,85 @@
+"""One relay process with all its commits, against a bare aiosmtplib loop without a database: same sink, same bytes."""
+
+import resource
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.world import World, median, save, world
+
+
+def message_of(size: int) -> bytes:
+    """A plain message of about `size` bytes."""
+    head = b"From: reports@example.com\r\nTo: you@example.com\r\nSubject: Progress\r\n\r\n"
+    return head + (b"y" * 70 + b"\r\n") * max((size - len(head)) // 72, 1)
+
+
+async def measure(url: str, *, emails: int, size: int, connections: list[int], runs: int) -> None:
+    """Alternate the two, several times at each number of connections; a table and bench/results/relay.json."""
+    console = Console()
+    found: dict[str, list[dict[str, float]]] = {}
+    for number in range(runs):
+        for count in connections:
+            async with world(url, connections=count) as place:
+                found.setdefault(f"outbox relay, {count} connections", []).append(await _relay(place, emails, size))
+                found.setdefault(f"aiosmtplib, {count} connections", []).append(
+                    await _baseline(place, emails, count, size)
+                )
+        console.print(f"run {number + 1} of {runs}", style="dim")
+    table = Table(title=f"{emails} emails of {size} bytes, one process ({runs} runs)", box=None)
+    for column in ("who", "sent/s (median)", "least", "most", "CPU µs/msg", "WAL B/msg", "commits/msg"):
+        table.add_column(column, justify="left" if column == "who" else "right")
+    for who, measured in found.items():
+        rates = [one["per_s"] for one in measured]
+        table.add_row(
+            who,
+            *(f"{rate:,.0f}" for rate in (median(rates), min(rates), max(rates))),
+            *(f"{median([one.get(what, 0.0) for one in measured]):,.3g}" for what in ("cpu_us", "wal", "commits")),
+        )
+    console.print(table)
+    best = {
+        kind: max(median([one["per_s"] for one in measured]) for who, measured in found.items() if who.startswith(kind))
+        for kind in ("outbox", "aiosmtplib")
+    }
+    console.print(f"best against best: {best['outbox'] / best['aiosmtplib']:.2f} times")
+    path = save("relay", {"emails": emails, "size": size, "found": found, "ratio": best["outbox"] / best["aiosmtplib"]})
+    console.print(f"[dim]{path}[/dim]")
+
+
+async def _relay(place: World, emails: int, size: int) -> dict[str, float]:
+    await place.reset(0)
+    await place.put_emails(emails, message_of(size))
+    counters = (
+        "SELECT xact_commit, pg_current_wal_insert_lsn() FROM pg_stat_database WHERE datname = current_database()"
+    )
+    commits, lsn = await place.connection.fetchrow(counters)
+    found = await _timed(place, emails, "outbox", "relay", "--until-empty")
+    commits_after, wal = await place.connection.fetchrow(
+        "SELECT xact_commit, pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1) FROM pg_stat_database"
+        " WHERE datname = current_database()",
+        lsn,
+    )
+    return {**found, "wal": float(wal) / emails, "commits": (commits_after - commits) / emails}
+
+
+async def _baseline(place: World, emails: int, connections: int, size: int) -> dict[str, float]:
+    host, port = place.smtp.removeprefix("smtp://").rsplit(":", 1)
+    return await _timed(place, emails, "bench.baseline", host, port, str(emails), str(connections), str(size))
+
+
+async def _timed(place: World, emails: int, *command: str) -> dict[str, Any]:
+    """From the first acceptance to the last, so that start-up does not count."""
+    since = place.mark()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = await place.start(*command)
+    await process.communicate()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert process.returncode == 0, (
+        f"{command} exited {process.returncode}: {(place.directory / 'log').read_text()[-2000:]}"
+    )
+    lines = await place.accepted(emails, since, deadline_s=5)
+    assert len(lines) == emails, f"{command}: {len(lines)} of {emails} accepted"
+    ats = [line.at for line in lines]
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"per_s": emails / (max(ats) - min(ats)), "cpu_us": 1e6 * cpu_s / emails}

@@ -1,0 +1,195 @@
+"""The machine of one run: embedded Postgres (fsync on), a sink in a process of its own, people and settings."""
+
+import asyncio
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from outbox import schema
+from outbox.embedded import postgres
+
+RESULTS = Path(__file__).parent / "results"
+
+SETTINGS = """
+database_url = "{database}"
+smtp_url = "{smtp}"
+sender = "Progress reports <reports@example.com>"
+connections_max = {connections}
+[reports.progress]
+recipients = "select id::text as key, email, name from people"
+data = '''select person_id::text as key, day::date as day, done from progress
+           where person_id = any (cast(:keys as int[])) and day >= :starts_at and day < :ends_at order by day'''
+link = "https://reports.example.com/r/{{token}}"
+"""
+
+PEOPLE = """
+DROP SCHEMA IF EXISTS outbox CASCADE;
+DROP TABLE IF EXISTS people, progress;
+CREATE TABLE people (id int PRIMARY KEY, email text NOT NULL, name text NOT NULL);
+CREATE TABLE progress (person_id int NOT NULL, day timestamptz NOT NULL, done int NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One acceptance, as the sink wrote it down."""
+
+    at: float
+    address: str
+    message_id: str
+
+
+@dataclass
+class World:
+    """What a run works with."""
+
+    directory: Path
+    database: str
+    smtp: str
+    journal: Path
+    connection: Any
+    connections: int
+
+    async def reset(self, people: int) -> None:
+        """An empty outbox, and people with two weeks of progress."""
+        await self.connection.execute(PEOPLE)
+        await schema.initialise(self.connection)
+        await self.connection.execute(
+            "INSERT INTO people SELECT n, 'p' || n || '@example.com', 'Person ' || n"
+            " FROM generate_series(1, $1::int) n",
+            people,
+        )
+        await self.connection.execute(
+            "INSERT INTO progress SELECT n, now() - d * interval '1 day', d"
+            " FROM generate_series(1, $1::int) n, generate_series(0, 13) d",
+            people,
+        )
+        await self.connection.execute("CREATE INDEX ON progress (person_id, day)")
+        await self.connection.execute("ANALYZE")
+        await self.connection.execute("CHECKPOINT")
+        self.write_settings()
+
+    def write_settings(self) -> None:
+        """outbox.toml for this world."""
+        (self.directory / "outbox.toml").write_text(
+            SETTINGS.format(database=self.database, smtp=self.smtp, connections=self.connections)
+        )
+
+    async def put_emails(self, count: int, message: bytes) -> None:
+        """Pre-built emails, pending and due."""
+        await self.connection.execute(
+            """WITH made AS (
+                 INSERT INTO outbox.email (key, sender, recipient, message_id, message)
+                 SELECT 'mail' || n, 'reports@example.com', 'p' || n || '@example.com', '<' || n || '@example.com>', $2
+                   FROM generate_series(1, $1) n RETURNING id)
+               INSERT INTO outbox.delivery (email) SELECT id FROM made""",
+            count,
+            message,
+        )
+        await self.connection.execute("ANALYZE outbox.email, outbox.delivery")
+        await self.connection.execute("CHECKPOINT")
+
+    async def start(self, *command: str) -> asyncio.subprocess.Process:
+        """A Python module's command in this world's directory."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *command,
+            cwd=self.directory,
+            env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=(self.directory / "log").open("ab"),
+        )
+
+    def mark(self) -> int:
+        """Where the journal ends now, for `lines`."""
+        return self.journal.stat().st_size if self.journal.exists() else 0
+
+    def lines(self, since: int) -> list[Line]:
+        """What was accepted since a mark."""
+        with self.journal.open("rb") as journal:
+            journal.seek(since)
+            rows = (line.decode().rstrip("\n").split("\t") for line in journal)
+            return [Line(float(at), address, message_id) for at, _port, address, message_id in rows]
+
+    async def accepted(self, count: int, since: int, deadline_s: float) -> list[Line]:
+        """Wait until this many were accepted, or the deadline; gives the lines."""
+        end = time.monotonic() + deadline_s
+        while time.monotonic() < end:
+            lines = self.lines(since)
+            if len(lines) >= count:
+                return lines
+            await asyncio.sleep(0.05)
+        return self.lines(since)
+
+
+@contextmanager
+def database() -> Iterator[str]:
+    """A server of its own with every durability setting at its default."""
+    with postgres(settings={"max_connections": "300", "shared_buffers": "512MB", "max_wal_size": "4GB"}) as server:
+        yield server.url
+
+
+@asynccontextmanager
+async def world(url: str, *, connections: int, pipelining: bool = True) -> AsyncIterator[World]:
+    """A sink process and a connection for one run."""
+    with tempfile.TemporaryDirectory(prefix="outbox-bench-") as name:
+        directory = Path(name)
+        journal = directory / "journal"
+        command = [sys.executable, "-m", "outbox.sink", "--journal", str(journal)]
+        sink = await asyncio.create_subprocess_exec(
+            *command, *([] if pipelining else ["--no-pipelining"]), stdout=asyncio.subprocess.PIPE
+        )
+        assert sink.stdout is not None
+        address = (await sink.stdout.readline()).decode().split()[1]
+        connection = await asyncpg.connect(url)
+        try:
+            yield World(directory, url, f"smtp://{address}", journal, connection, connections)
+        finally:
+            await connection.close()
+            sink.send_signal(signal.SIGTERM)
+            await sink.communicate()
+
+
+def run(main: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+    """Run a benchmark on a database of its own."""
+    with database() as url:
+        asyncio.run(main(url))
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one; 0 of none."""
+    return statistics.median(values) if values else 0.0
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of them do not exceed; 0 of none."""
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
+
+
+def duplicates(lines: Sequence[Line]) -> int:
+    """Addresses that were accepted more than once."""
+    return sum(1 for n in Counter(line.address for line in lines).values() if n > 1)
+
+
+def save(name: str, result: dict[str, Any]) -> Path:
+    """Write a result as JSON below bench/results."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path

@@ -1,0 +1,117 @@
+"""Where Postgres and the mail server are. An address shows itself without its secrets, so that no log can spill one."""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ENCODE = "percent-encode @ / ? # : and % in the user and the password (p@ss is p%40ss)"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DatabaseUrl:
+    """Where Postgres is. `dsn` is what asyncpg takes and holds the password; str and repr show `redacted`."""
+
+    dsn: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read postgresql://, postgres:// or postgresql+asyncpg://; `?host=/socket/dir` names a socket.
+
+        Raises:
+            ValueError: how the URL is wrong, without any part of it.
+        """
+        scheme, separator, rest = text.strip().partition("://")
+        if not separator or scheme.lower() not in {"postgresql", "postgres", "postgresql+asyncpg"}:
+            raise ValueError("is not a Postgres URL; write one like postgresql://user:password@host/database")
+        url = cls(f"postgresql://{rest}")
+        _refuse_what_hides_a_secret(url.dsn)
+        hosts = urlsplit(url.dsn).netloc.rpartition("@")[2]
+        for host in hosts.split(","):
+            named = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::([0-9]{1,5}))?", host)
+            if not named or not 1 <= int(named[1] or 5432) <= 65535:  # noqa: PLR2004 - the ports of TCP
+                raise ValueError(f"has a bad host or port; write host:5432, and {_ENCODE}")
+        return url
+
+    @property
+    def redacted(self) -> str:
+        """The URL for people: every password in it is three stars."""
+        parts = urlsplit(self.dsn)
+        userinfo, at, hosts = parts.netloc.rpartition("@")
+        user, colon, _ = userinfo.partition(":")
+        options = "&".join(
+            f"{name}={'***' if 'pass' in name.lower() else value}" for name, value in parse_qsl(parts.query)
+        )
+        secret = ":***" if colon else ""
+        return f"postgresql://{user}{secret}{at}{hosts}{parts.path}{'?' if options else ''}{options}"
+
+    def __str__(self) -> str:
+        return self.redacted
+
+    def __repr__(self) -> str:
+        return f"DatabaseUrl({self.redacted!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SmtpAddress:
+    """The mail server. str and repr show neither password nor username (Postmark: both a token)."""
+
+    host: str
+    port: int
+    implicit_tls: bool
+    username: str | None = None
+    password: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read smtp:// (port 25 unless given) or smtps:// (TLS from the first byte, port 465 unless given).
+
+        Raises:
+            ValueError: how the URL is wrong, without any part of it.
+        """
+        text = text.strip()
+        if not re.match(r"(?i)smtps?://", text):
+            raise ValueError("is not an SMTP URL; write one like smtp://user:password@host:587")
+        _refuse_what_hides_a_secret(text)
+        url = urlsplit(text)
+        userinfo, at, _ = url.netloc.rpartition("@")
+        user, _, password = userinfo.partition(":")
+        if at and not (user and password):
+            raise ValueError("has half a login; write user:password@ before the host, or neither")
+        if url.path.strip("/") or url.query:
+            raise ValueError(f"goes on after host and port; end it there, and {_ENCODE}")
+        implicit_tls = url.scheme == "smtps"
+        try:
+            port = (465 if implicit_tls else 25) if url.port is None else url.port
+            login = [unquote(part, errors="strict") if at else None for part in (user, password)]
+        except ValueError:  # its own words would show what stands where the port should
+            raise ValueError(f"has a bad port or login; write host:587, and {_ENCODE}") from None
+        if not url.hostname or port == 0:
+            raise ValueError("names no host and port; write one like smtp://host:25")
+        return cls(url.hostname, port, implicit_tls, *login)
+
+    @property
+    def redacted(self) -> str:
+        """The URL for people: a login in it is three stars."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        login = "***@" if self.username else ""
+        return f"{'smtps' if self.implicit_tls else 'smtp'}://{login}{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return self.redacted
+
+    def __repr__(self) -> str:
+        return f"SmtpAddress({self.redacted!r})"
+
+
+def _refuse_what_hides_a_secret(url: str) -> None:
+    """A raw @ / ? or # in a password moves the rest of it into another part, from where it would be shown."""
+    try:
+        parts = urlsplit(url)
+        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise ValueError(f"cannot be taken apart; {_ENCODE}") from None
+    strays = url.count("@") - ("@" in parts.netloc)
+    if strays or re.search(r"[\s#]", url) or _CONTROL.search(url):
+        raise ValueError(f"has a character that must be encoded; {_ENCODE}")
