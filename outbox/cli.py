@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Coroutine
@@ -320,8 +321,13 @@ def _print_status(found: "Status") -> None:
     if found.troubles:
         console.print("\n[bold]These need a person:[/bold]")
     for trouble in found.troubles:
-        console.print(f"  {trouble.key} is {trouble.state}: {trouble.said}", markup=False)
-        console.print(f"    {trouble.command}", markup=False)
+        console.print(_printable(f"  {trouble.key} is {trouble.state}: {trouble.said}"), markup=False)
+        console.print(_printable(f"    {trouble.command}"), markup=False)
+
+
+def _printable(line: str) -> str:
+    """The line without what a terminal would obey: keys and replies come from outside."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", line)
 
 
 _TEXT_COLUMNS = {"host", "report", "period", "version", "since (UTC)"}

@@ -202,13 +202,17 @@ class Conversation(asyncio.Protocol):
             self._reset_needed = False
             self._expected.append(Expected.RSET)
             reset = b"RSET\r\n"
-        size = f" SIZE={len(claim.message)}" if self.size else ""
-        mail = f"MAIL FROM:<{claim.sender}>{size}\r\n".encode()
+            if not self.pipelining:
+                return reset
         self._expected.append(Expected.MAIL)
         if not self.pipelining:
-            return reset + mail
+            return self._mail(claim)
         self._expected += (Expected.RCPT, Expected.DATA)
-        return reset + mail + f"RCPT TO:<{claim.recipient}>\r\nDATA\r\n".encode()
+        return reset + self._mail(claim) + f"RCPT TO:<{claim.recipient}>\r\nDATA\r\n".encode()
+
+    def _mail(self, claim: Claim) -> bytes:
+        size = f" SIZE={len(claim.message)}" if self.size else ""
+        return f"MAIL FROM:<{claim.sender}>{size}\r\n".encode()
 
     def _answer(self, reply: Reply) -> None:
         if not self._expected:
@@ -231,9 +235,14 @@ class Conversation(asyncio.Protocol):
             case Expected.LONE_DOT:
                 self._refused()
             case Expected.RSET:
-                pass  # whatever it said, the next MAIL's reply tells
+                self._answer_reset()
             case Expected.QUIT:
                 self._drop(None)
+
+    def _answer_reset(self) -> None:
+        """Whatever it said, the next MAIL's reply tells; pipelined, that MAIL is on its way already."""
+        if not self.pipelining and self.ahead is not None:
+            self._step(Expected.MAIL, self._mail(self.ahead))
 
     def _answer_dot(self, reply: Reply) -> None:
         if not self._judge_dot(reply):
@@ -386,7 +395,9 @@ class Conversation(asyncio.Protocol):
         if handed_over is not None:
             self.desk.judged(handed_over, judge_silence(reason, handed_over=True))
         ahead, self.ahead = self.ahead, None
-        if ahead is not None and not self.mark_asked:
+        if ahead is not None and self._refusal is not None:
+            self.desk.judged(ahead, self._refusal)  # it was said, whatever became of the connection then
+        elif ahead is not None and not self.mark_asked:
             self.desk.untouched(ahead, reason)
         self.desk.closed(self, trouble)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from outbox.address import DatabaseUrl
-from outbox.errors import DatabaseUnavailableError
+from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -37,6 +37,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 # What means "this session is over" or "it never began"; everything else is a fault of the statement.
 LOST_SESSION = (
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # "cannot switch to state …": a statement met the server's farewell
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # terminated, shut down, idle for too long
     asyncpg.IdleSessionTimeoutError,
@@ -59,6 +60,8 @@ def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
     short = {"statement_timeout": lease_ms, "lock_timeout": str(int(lease_s * 500))} if statements_too else {}
     return {
         **short,
+        "default_transaction_isolation": "read committed",  # what was waited for must be seen afterwards
+        "jit": "off",
         "idle_session_timeout": lease_ms,
         "idle_in_transaction_session_timeout": lease_ms,
         "tcp_keepalives_idle": "3",
@@ -69,20 +72,46 @@ def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
     }
 
 
-async def connect(url: DatabaseUrl, *, application: str, settings: dict[str, str] | None = None) -> Any:
+async def connect(
+    url: DatabaseUrl,
+    *,
+    application: str,
+    settings: dict[str, str] | None = None,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> Any:
     """A dedicated connection that belongs to no pool: asyncpg's releases advisory locks on return, others leak them.
 
     Raises:
         DatabaseUnavailableError: one sentence that says whether it does not answer, or does not let us in.
+        UnsafeDatabaseError: the session settings that were asked for are refused or not in force.
 
     """
     try:
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             url.dsn,
-            timeout=CONNECT_TIMEOUT_S,
-            server_settings={"application_name": application, "jit": "off", **(settings or {})},
+            timeout=timeout_s,
+            server_settings={"application_name": application, **(settings or {})},
         )
     except Exception as error:
+        raise explain_refusal(url, error) from error
+    if settings and "idle_session_timeout" in settings:
+        await _require_lease(url, connection, settings["idle_session_timeout"])
+    return connection
+
+
+async def _require_lease(url: DatabaseUrl, connection: Any, wanted_ms: str) -> None:
+    """Return if the session is the lease that was asked for. In one simple query, which passes any pooler."""
+    try:
+        await connection.execute(
+            "DO $$ DECLARE found text := (SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'); BEGIN"
+            f" IF found <> '{int(wanted_ms)}' THEN RAISE EXCEPTION '% ms', found; END IF; END $$"
+        )
+    except asyncpg.RaiseError as error:
+        connection.terminate()
+        fact = f"idle_session_timeout is {error} although {wanted_ms} ms were asked for"
+        raise UnsafeDatabaseError(say_pooler(url, fact)) from error
+    except LOST_SESSION as error:
+        connection.terminate()
         raise explain_refusal(url, error) from error
 
 
@@ -95,10 +124,12 @@ def is_lost(error: BaseException | None) -> bool:
     return False
 
 
-def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:
+def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:  # noqa: PLR0911 - a table
     """Why no connection came about, as one sentence with its mend; errors that are no refusal come back as they are."""
     place = url.redacted
     match error:
+        case asyncpg.ProtocolViolationError() | asyncpg.FeatureNotSupportedError():
+            return UnsafeDatabaseError(say_pooler(url, f"it refuses the session's settings: {error}"))
         case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
             return DatabaseRefusedError(
                 f"Postgres at {place} refuses the user or password of database_url ({error}); correct it there."
@@ -116,6 +147,15 @@ def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:
             )
         case _:
             return error
+
+
+def say_pooler(url: DatabaseUrl, fact: str) -> str:
+    """The sentence for what answers like Postgres and is none, told by `fact`."""
+    return (
+        f"What answers at {url.redacted} is no Postgres session of our own ({fact}): a pooler in transaction mode, "
+        "such as PgBouncer, is in between; give database_url the address of Postgres itself (one connection per "
+        "server is all that is needed)."
+    )
 
 
 class DatabaseRefusedError(DatabaseUnavailableError):

@@ -179,12 +179,22 @@ class Run:
     async def finish(self) -> Result:
         """Work through all recipients, a window at a time."""
         async for window in _windows(self.source.recipients(self.result.edition.period), WINDOW_MAX):
+            failed_before = len(self.result.failed)
             wanted = self._wanted(window)
-            self.result.expected += len({recipient.key for recipient in window})
+            self.result.expected += len(wanted) + len(self.result.failed) - failed_before
             self.progress(self.result)
             await self._complete(wanted)
+        await self._forgive()
         await self.session.fetch(EXPECT, {"id": self.result.edition.id, "expected": self.result.expected})
         return self.result
+
+    async def _forgive(self) -> None:
+        """A recipient who failed here but was made elsewhere meanwhile has a report: that is what counts."""
+        missing = set(await self._missing(list(self.result.failed)))
+        made_elsewhere = [key for key in self.result.failed if key not in missing]
+        for key in made_elsewhere:
+            del self.result.failed[key]
+        self.result.present += len(made_elsewhere)
 
     def _wanted(self, window: Iterable[Recipient]) -> dict[str, Recipient]:
         """The recipients who can have a report, by key, with their addresses checked; the others are named."""
@@ -255,9 +265,12 @@ class Run:
         self.templates()  # only now are they needed: most crons of a fleet find everything made
         emails = {row.key: row.email for row in rows}
         contents = await self.source.build([by_key[key] for key in emails], self.result.edition.period)
-        reports = [
-            report for key, email in emails.items() if (report := self._report(by_key[key], contents[key], email))
-        ]
+        # In a thread, since pages may take long and the session's pulse must not wait for them.
+        reports = await asyncio.to_thread(
+            lambda: [
+                report for key, email in emails.items() if (report := self._report(by_key[key], contents[key], email))
+            ]
+        )
         if reports:
             async with self.session.lock:
                 made = await enqueue_reports(self.session.connection, self.result.edition.id, reports)
@@ -304,7 +317,8 @@ class Run:
         )
 
     def _context(self, recipient: Recipient, content: Content, token: str) -> dict[str, Any]:
-        rows = {} if isinstance(content, Mapping) else {"rows": content, "columns": _columns(content)}
+        given = content if isinstance(content, Mapping) else {"rows": content}
+        rows = given.get("rows", [])
         return {
             "report": self.result.edition.report,
             "title": self.report.title,
@@ -315,12 +329,11 @@ class Run:
                 "email": recipient.email,
                 "name": recipient.name,
             },
-            "rows": [],
-            "columns": [],
+            "rows": rows,
+            "columns": list(rows[0]) if rows else [],
             "link": self.report.link.replace("{token}", token),
             "sender": self.sender.name,
-            **rows,
-            **(content if isinstance(content, Mapping) else {}),
+            **given,
         }
 
 
@@ -345,10 +358,6 @@ def _checked(recipient: Recipient) -> Recipient:
 def _storable(text_of_any_kind: str) -> str:
     """The text without what Postgres cannot hold: NUL, and surrogates that stand alone."""
     return text_of_any_kind.replace("\0", "").encode("utf-8", "replace").decode()
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(rows[0]) if rows else []
 
 
 def _portions(values: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

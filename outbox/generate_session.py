@@ -83,8 +83,9 @@ class GenerateSession:
         """
         async with self.lock:
             try:
+                query, values = _bound(statement, parameters)
                 async with self.connection.begin():
-                    result = await self.connection.execute(*_bound(statement, parameters))
+                    result = await self.connection.execute(query, values)
                     return [dict(row) for row in result.mappings()] if result.returns_rows else []
             except SQLAlchemyError as error:
                 if is_lost(error):
@@ -110,6 +111,10 @@ def _bound(statement: str, parameters: Mapping[str, Any]) -> "tuple[Executable, 
     """The statement with those of our parameters that it names; keys are text, so a query casts them itself."""
     query = text(statement)
     names = query.compile().params.keys()
+    unknown = sorted(names - parameters.keys())
+    if unknown:
+        known = ", ".join(f":{name}" for name in parameters)
+        raise QueryError(f"it uses :{unknown[0]}, but there are only {known}; write \\: for a colon of its own")
     used = {name: value for name, value in parameters.items() if name in names}
     types: dict[str, Any] = {"key": Text(), "keys": ARRAY(Text()), "period": Text()}
     return query.bindparams(*(bindparam(name, type_=types[name]) for name in used if name in types)), used

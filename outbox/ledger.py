@@ -85,7 +85,8 @@ WITH news AS (
       FROM news n
      WHERE d.email = n.email
        AND d.settled_at IS NULL
-       AND ((n.marked AND d.attempt = n.attempt AND d.relay = n.relay AND d.state IN ('sending', 'in_doubt'))
+       AND ((n.marked AND d.attempt = n.attempt AND d.relay = n.relay AND d.state IN ('sending', 'in_doubt')
+             AND d.state <> n.state)
             OR (n.marked AND d.attempt = n.attempt AND n.state = 'sent' AND d.state = 'pending')
             OR (NOT n.marked AND d.attempt = n.attempt - 1 AND d.relay = n.relay AND d.state = 'pending'))
     RETURNING d.email, d.attempt, n.relay, n.verdict, n.reply, CASE WHEN n.marked THEN d.marked_at END AS marked_at

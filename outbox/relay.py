@@ -274,7 +274,10 @@ class Relay:
                 del self._marks[email]
                 self.untouched(claim, trouble or "the connection was lost before the mark")
         if trouble is not None:
+            was_open = self.breaker.is_open
             self.breaker.cut(trouble, time.monotonic())
+            if self.breaker.is_open and not was_open:
+                log.warning("SMTP is in trouble: %s", trouble)
             log.info("connection closed: %s", trouble)
         self._wake.set()
 
@@ -508,7 +511,8 @@ class Relay:
         except RouteTroubleError as trouble:
             if not self.breaker.is_open:
                 log.warning("SMTP is in trouble: %s", trouble)
-            self.breaker.trip(str(trouble), time.monotonic())
+            if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
+                self.breaker.trip(str(trouble), time.monotonic())
             if not self._conversations:
                 self._release_ready()
             self._wake.set()

@@ -1,11 +1,13 @@
 """SMTP replies out of a stream of bytes (RFC 5321 §4.2), with bounds on all that a server may send."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 LINE_BYTES_MAX: Final = 8 * 1024  # RFC 5321 §4.5.3.1.5 says 512; real servers send more
 REPLY_BYTES_MAX: Final = 64 * 1024
+CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # a reply is shown in terminals
 CODE: Final = re.compile(rb"[2-5][0-9][0-9]")  # RFC 5321 §4.2.1; 1xx is never a server's answer here
 
 
@@ -29,29 +31,27 @@ class ReplyReader:
     _lines: list[str] = field(default_factory=list)
     _size: int = 0
 
-    def feed(self, data: bytes) -> list[Reply]:
-        """The replies that `data` completes.
+    def feed(self, data: bytes) -> Iterator[Reply]:
+        """The replies that `data` completes, one by one, so that those before garbage count.
 
         Raises:
             GarbageError: a line is not a reply's, or too long, or a reply has too many; the reader is useless then.
 
         """
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if len(self._buffer) > LINE_BYTES_MAX:
-            raise GarbageError(f"a reply line of more than {LINE_BYTES_MAX} bytes")
-        replies = []
         for line in lines:
             reply = self._take(line)
             if reply is not None:
-                replies.append(reply)
-        return replies
+                yield reply
+        if len(self._buffer) > LINE_BYTES_MAX:
+            raise GarbageError(f"a reply line of more than {LINE_BYTES_MAX} bytes")
 
     def _take(self, line: bytes) -> Reply | None:
         code = line[:3]
         if len(line) > LINE_BYTES_MAX or not CODE.fullmatch(code):
             raise GarbageError(f"no SMTP reply: {line[:80]!r}")
         mark = line[3:4]
-        text = line[4:].rstrip(b"\r").decode("utf-8", "replace")
+        text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", line[4:].rstrip(b"\r").decode("utf-8", "replace"))
         if mark == b"-":
             self._size += len(line)
             if self._size > REPLY_BYTES_MAX:

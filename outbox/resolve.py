@@ -45,7 +45,7 @@ async def resolve(connection: Any, keys: Sequence[str], decision: Decision) -> l
 
     What is dead cannot be declared sent. A dead letter that is sent again has all its tries before it.
     """
-    async with connection.transaction():
+    async with connection.transaction(isolation="read_committed"):
         rows = await connection.fetch(RESOLVE, list(keys), decision.value)
         if decision is Decision.RESEND and rows:
             await connection.execute(f"SELECT pg_notify('{CHANNEL}', '')")

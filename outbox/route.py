@@ -60,7 +60,7 @@ class Breaker:
     def cut(self, reason: str, now: float) -> None:
         """A connection ended in the middle of a dialogue; a few in a row without a verdict are trouble."""
         self.cuts += 1
-        if self.cuts >= CUTS_IN_A_ROW_MAX:
+        if self.cuts >= CUTS_IN_A_ROW_MAX and self.may_connect(now):
             self.trip(reason, now)
 
     def succeed(self, now: float) -> None:

@@ -54,7 +54,7 @@ async def initialise(
         SchemaError: the database is newer than this code, or the schema belongs to something else.
 
     """
-    async with connection.transaction():
+    async with connection.transaction(isolation="read_committed"):
         await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
         before = await installed_version(connection)
         if before is None:

@@ -6,6 +6,7 @@ import sys
 from asyncio import to_thread
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -32,7 +33,7 @@ class Recipient:
 class ReportSource(Protocol):
     """A report as a Python class, for `source = "myapp.reports:Progress"`; made without arguments once per run.
 
-    Both methods may be plain or async. A plain `build` runs in a thread, one at a time, so it may block.
+    Both methods may be plain or async. Plain ones run in a thread, one call at a time, so they may block.
 
     Several servers call this at once for the same period; each recipient's `build` is called on one of them, and
     again elsewhere only if that server dies or the call raises.
@@ -168,11 +169,11 @@ class PythonSource:
         """Whatever the class gives, one by one."""
         where = f"reports.{self.name}.source"
         try:
-            found: Any = self.source.recipients(period)
-            if inspect.isawaitable(found):
-                found = await found
-            async for one in _each(found, where):
-                yield one if isinstance(one, Recipient) else recipient_of(one, where)
+            async for one in _each(await _called(self.source.recipients, period), where):
+                if isinstance(one, Recipient):
+                    yield Recipient(_text(one.key), _text(one.email), _text(one.name), one.columns)
+                else:
+                    yield recipient_of(one, where)
         except SourceError:
             raise
         except Exception as error:
@@ -184,13 +185,16 @@ class PythonSource:
 
     async def _build(self, recipient: Recipient, period: Period) -> Content | Exception:
         try:
-            if inspect.iscoroutinefunction(self.source.build):
-                content = await self.source.build(recipient, period)
-            else:
-                content = await to_thread(self.source.build, recipient, period)
+            content = await _called(self.source.build, recipient, period)
             return content if isinstance(content, Mapping) else [dict(row) for row in content]
         except Exception as error:  # noqa: BLE001 - as above, for one recipient
             return RowError(f"build() raised {_said(error)}")
+
+
+async def _called(method: Callable[..., Any], *arguments: Any) -> Any:
+    """What a method of the user's gives; a plain one runs in a thread, so that it may block."""
+    given = method(*arguments) if inspect.iscoroutinefunction(method) else await to_thread(method, *arguments)
+    return await given if inspect.isawaitable(given) else given
 
 
 async def _each(found: Any, where: str) -> AsyncIterator[Any]:
@@ -198,8 +202,10 @@ async def _each(found: Any, where: str) -> AsyncIterator[Any]:
         async for one in found:
             yield one
     elif isinstance(found, Iterable):
-        for one in found:
-            yield one
+        rows = iter(found)
+        while portion := await to_thread(lambda: list(islice(rows, FETCH_ROWS))):  # a generator may block too
+            for one in portion:
+                yield one
     else:
         raise SourceError(f"{where}: recipients() gave {type(found).__name__}; return an iterable of Recipient.")
 

@@ -1,5 +1,6 @@
 """What is going on, read from the database: counts, the living relays, recent editions, and what needs a person."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -117,4 +118,4 @@ async def read_status(connection: Any) -> Status:
 
 def _trouble(key: str, state: str, said: str) -> Trouble:
     choices = "--sent|--resend|--discard" if state == "in_doubt" else "--resend|--discard"
-    return Trouble(key, state, said, f"outbox resolve {key} {choices}")
+    return Trouble(key, state, said, f"outbox resolve {shlex.quote(key)} {choices}")

@@ -25,12 +25,13 @@ base_s = 0.1
 max_s = 1.0
 attempts_max = 4
 [reports.progress]
-timezone = "America/New_York"
-recipients = "select id::text as key, email, name from people where active order by id"
-data = '''{data}'''
+timezone = "{timezone}"
+{source}
 link = "https://reports.example.com/r/{{token}}"
 {report}
 """
+
+RECIPIENTS = "select id::text as key, email, name from people where active order by id"
 
 DATA = """select day, done from progress
  where person_id = cast(:key as int) and day >= :starts_at and day < :ends_at"""
@@ -47,6 +48,13 @@ class Ended:
     code: int
     out: str
     err: str
+
+    @property
+    def sentences(self) -> list[str]:
+        """What stderr says, without the program's name; a line that is not for people (a traceback) fails the test."""
+        lines = self.err.splitlines()
+        assert all(line.startswith("outbox: ") for line in lines), self.err
+        return [line.removeprefix("outbox: ") for line in lines]
 
 
 @dataclass
@@ -82,7 +90,9 @@ class Process:
         await until(lambda: any(words in line for line in self.log), f"log says {words!r}", deadline_s)
 
 
-async def until(fact: Callable[[], Any] | Callable[[], Awaitable[Any]], what: str, deadline_s: float = DEADLINE_S) -> Any:
+async def until(
+    fact: Callable[[], Any] | Callable[[], Awaitable[Any]], what: str, deadline_s: float = DEADLINE_S
+) -> Any:
     """Wait for a fact; fails, saying `what`, if it is not true by the deadline."""
     end = time.monotonic() + deadline_s
     while True:
@@ -105,17 +115,31 @@ class Fleet:
     directory: Path
     top: str = ""
     report: str = ""
+    recipients: str = RECIPIENTS
     data: str = DATA
+    source: str | None = None  # "module:Class" instead of the two queries
+    timezone: str = "America/New_York"
+    settings: str | None = None  # the whole of outbox.toml, instead of all of these
     smtp: str | None = None
     processes: list[Process] = field(default_factory=list)
 
     def write_settings(self) -> Path:
         path = self.directory / "outbox.toml"
-        smtp = self.smtp or self.sink.url
-        path.write_text(
-            SETTINGS.format(database=self.database, smtp=smtp, top=self.top, data=self.data, report=self.report)
-        )
+        path.write_text(self.settings if self.settings is not None else self._settings())
         return path
+
+    def _settings(self) -> str:
+        source = f"recipients = '''{self.recipients}'''\ndata = '''{self.data}'''"
+        if self.source is not None:
+            source = f'source = "{self.source}"'
+        return SETTINGS.format(
+            database=self.database,
+            smtp=self.smtp or self.sink.url,
+            top=self.top,
+            timezone=self.timezone,
+            source=source,
+            report=self.report,
+        )
 
     async def hire(self, people: int, *, first: int = 1) -> None:
         """People number `first` and on, with a week of progress each."""
@@ -132,17 +156,18 @@ class Fleet:
             first + people - 1,
         )
 
-    async def put_emails(self, count: int, *, size: int = 200) -> None:
+    async def put_emails(self, count: int, *, first: int = 1, size: int = 200) -> None:
         """Emails in the outbox without generating reports: `mail1` … for p1@example.com …, pending and due."""
         body = b"Subject: hello\r\n\r\n" + (b"x" * 70 + b"\r\n") * max(size // 72, 1)
         await self.connection.execute(
             """WITH made AS (
                  INSERT INTO outbox.email (key, sender, recipient, message_id, message)
                  SELECT 'mail' || n, 'reports@example.com', 'p' || n || '@example.com', '<' || n || '@example.com>', $2
-                   FROM generate_series(1, $1) n RETURNING id)
+                   FROM generate_series($1::int, $3::int) n RETURNING id)
                INSERT INTO outbox.delivery (email) SELECT id FROM made""",
-            count,
+            first,
             body,
+            first + count - 1,
         )
 
     async def start(self, *arguments: str, environment: dict[str, str] | None = None) -> Process:
@@ -201,7 +226,7 @@ class Fleet:
 async def _read(process: asyncio.subprocess.Process, log: list[str]) -> None:
     assert process.stderr is not None
     async for line in process.stderr:
-        log.append(line.decode(errors="replace"))
+        log.append(line.decode(errors="replace"))  # noqa: PERF401 - each line is seen as it comes
 
 
 def _clean_environment() -> dict[str, str]:

@@ -26,9 +26,7 @@ def test_a_week_has_the_hours_that_the_clocks_give_it(monday, length_h):
 
 def test_a_period_begins_at_civil_midnight_and_is_told_in_utc():
     week = period_of("2026-W48", cadence=Cadence.WEEKLY, timezone=NEW_YORK)
-    assert week == Period(
-        "2026-W48", datetime(2026, 11, 23, 5, tzinfo=UTC), datetime(2026, 11, 30, 5, tzinfo=UTC)
-    )
+    assert week == Period("2026-W48", datetime(2026, 11, 23, 5, tzinfo=UTC), datetime(2026, 11, 30, 5, tzinfo=UTC))
     assert week.starts_at.tzinfo is UTC
     assert week.ends_at.tzinfo is UTC
 

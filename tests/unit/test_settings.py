@@ -4,9 +4,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from outbox.address import DatabaseUrl, SmtpAddress
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
-from outbox.address import DatabaseUrl, SmtpAddress
 from outbox.settings import Settings, WhenInDoubt, load
 
 SECRET = "s3cr3t"

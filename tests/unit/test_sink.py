@@ -77,7 +77,7 @@ async def session(sink: Sink) -> AsyncIterator[Client]:
 
 async def until(fact: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not fact():  # noqa: ASYNC110 - the facts come from outside and have no event
+        while not fact():
             await asyncio.sleep(0.001)
 
 

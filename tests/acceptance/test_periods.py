@@ -1,0 +1,159 @@
+"""Which period `outbox generate` takes, from whose clock, and that the whole fleet agrees on it."""
+
+import pytest
+
+CIVIL = """
+WITH t AS (SELECT date_trunc($1, now() AT TIME ZONE $2) AS this)
+SELECT to_char(CASE WHEN $3 THEN this ELSE this - ('1 ' || $1)::interval END, $4) AS key,
+       CASE WHEN $3 THEN this ELSE this - ('1 ' || $1)::interval END AT TIME ZONE $2 AS starts_at,
+       CASE WHEN $3 THEN this + ('1 ' || $1)::interval ELSE this END AT TIME ZONE $2 AS ends_at
+  FROM t
+"""
+UNITS = {"weekly": ("week", 'IYYY"-W"IW'), "daily": ("day", "YYYY-MM-DD"), "monthly": ("month", "YYYY-MM")}
+
+
+async def editions(fleet):
+    rows = await fleet.connection.fetch("SELECT period, starts_at, ends_at FROM outbox.edition ORDER BY id")
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("covers", ["previous", "current"])
+@pytest.mark.parametrize("cadence", UNITS)
+async def test_the_period_is_the_civil_one_of_the_reports_timezone_by_the_databases_clock(fleet, cadence, covers):
+    """Postgres computes it too. The two zones are 26 hours apart: their days always differ."""
+    timezone = {"previous": "Pacific/Kiritimati", "current": "Etc/GMT+12"}[covers]
+    fleet.timezone = timezone
+    fleet.report = f'cadence = "{cadence}"\ncovers = "{covers}"'
+    unit, spelling = UNITS[cadence]
+    looks = [await fleet.connection.fetchrow(CIVIL, unit, timezone, covers == "current", spelling)]
+    ended = await fleet.run("generate", environment={"TZ": "Asia/Tokyo"})
+    looks.append(await fleet.connection.fetchrow(CIVIL, unit, timezone, covers == "current", spelling))
+    assert (ended.code, ended.err) == (0, "")
+    (found,) = await editions(fleet)
+    assert found in [tuple(look) for look in looks]
+    assert ended.out.startswith(f"progress {found[0]}: ")
+
+
+async def test_the_database_clock_decides_and_the_servers_clock_does_not(fleet):
+    """A `now()` of the test's own, before pg_catalog's on the search path, is a database whose clock is elsewhere."""
+    name = await fleet.connection.fetchval("SELECT current_database()")
+    await fleet.connection.execute(
+        "CREATE SCHEMA clock;"
+        "CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS"
+        " $$ SELECT timestamptz '2027-01-04 04:59:59 UTC' $$;"
+        f'ALTER DATABASE "{name}" SET search_path = clock, pg_catalog, public'
+    )
+    await fleet.run("generate")
+    assert [period for period, *_ in await editions(fleet)] == ["2026-W52"]
+    await fleet.connection.execute(
+        "CREATE OR REPLACE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS"
+        " $$ SELECT timestamptz '2027-01-04 05:00:00 UTC' $$"
+    )
+    await fleet.run("generate")
+    assert [period for period, *_ in await editions(fleet)] == ["2026-W52", "2026-W53"]
+
+
+@pytest.mark.parametrize(
+    "cadence, period, hours",
+    [
+        ("weekly", "2026-W44", 169),  # clocks go back on 1 November in New York
+        ("daily", "2026-03-08", 23),
+        ("monthly", "2026-11", 721),
+        ("weekly", "2026-W53", 168),
+    ],
+)
+async def test_a_period_that_is_named_is_made_with_its_civil_hours(fleet, cadence, period, hours):
+    fleet.report = f'cadence = "{cadence}"'
+    await fleet.hire(1)
+    ended = await fleet.run("generate", "--period", period)
+    assert (ended.code, ended.err) == (0, "")
+    ((found, starts_at, ends_at),) = await editions(fleet)
+    assert (found, (ends_at - starts_at).total_seconds() / 3600) == (period, hours)
+
+
+NO_PERIODS = {
+    "weekly": ("2026-48", "2026-W54", "2027-W53", "2026-W48 ", "", "'; drop schema outbox"),
+    "daily": ("2026-W48", "2026-02-30", "20261124"),
+    "monthly": ("2026-13", "2026-1"),
+}
+
+
+@pytest.mark.parametrize("cadence", NO_PERIODS)
+async def test_a_period_that_is_none_is_refused_in_one_sentence_and_nothing_is_written(fleet, cadence):
+    fleet.report = f'cadence = "{cadence}"'
+    await fleet.hire(1)
+    crons = [await fleet.start("generate", "--period", period) for period in NO_PERIODS[cadence]]
+    for cron in crons:
+        ended = await cron.ended()
+        assert (ended.code, ended.out) == (2, "")
+        (sentence,) = ended.sentences
+        assert sentence.startswith("--period, for report progress: ")
+        assert sentence.endswith(f"is not a {cadence} period; write one like " + _example(cadence))
+    assert await nothing_written(fleet)
+
+
+def _example(cadence):
+    return {"weekly": "2026-W48.", "daily": "2026-11-24.", "monthly": "2026-11."}[cadence]
+
+
+async def nothing_written(fleet):
+    tables = ("definition", "edition", "report", "email", "delivery")
+    return [await fleet.connection.fetchval(f"SELECT count(*) FROM outbox.{table}") for table in tables] == [0] * 5
+
+
+async def test_each_period_has_a_report_of_its_own(fleet):
+    await fleet.hire(3)
+    for period in ("2026-W46", "2026-W47", "2026-W46"):
+        assert (await fleet.run("generate", "--period", period)).code == 0
+    assert [period for period, *_ in await editions(fleet)] == ["2026-W46", "2026-W47"]
+    assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.email") == 6
+
+
+# ── the fleet's definition ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "key, other",
+    [("timezone", "Europe/Berlin"), ("cadence", "daily"), ("covers", "current")],
+)
+async def test_a_server_with_other_settings_is_refused_until_somebody_redefines_them_for_the_fleet(fleet, key, other):
+    await fleet.hire(2)
+    assert (await fleet.run("generate", "--period", "2026-W40")).code == 0
+    before = (await editions(fleet), await fleet.connection.fetchval("SELECT count(*) FROM outbox.email"))
+    if key == "timezone":
+        fleet.timezone = other
+    else:
+        fleet.report = f'{key} = "{other}"'
+
+    refused = await fleet.run("generate")
+    assert refused.code == 2
+    (sentence,) = refused.sentences
+    assert sentence.startswith("reports.progress: ")
+    assert f"{key} = " in sentence
+    assert repr(other) in sentence
+    assert "outbox init --redefine progress" in sentence
+    assert (await editions(fleet), await fleet.connection.fetchval("SELECT count(*) FROM outbox.email")) == before
+
+    mended = await fleet.run("init", "--redefine", "progress")
+    assert (mended.code, mended.err) == (0, "")
+    assert other in mended.out
+    assert (await fleet.run("generate")).code == 0
+
+
+async def test_of_two_servers_that_disagree_from_the_start_exactly_one_is_refused(fleet):
+    await fleet.hire(5)
+    fleet.report = 'cadence = "daily"'
+    other = (fleet.write_settings()).rename(fleet.directory / "other.toml")
+    fleet.report = ""
+    crons = [await fleet.start("generate"), await fleet.start("--config", str(other), "generate")]
+    ends = [await cron.ended() for cron in crons]
+    assert sorted(end.code for end in ends) == [0, 2], ends
+    assert len(await editions(fleet)) == 1
+    assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.email") == 5
+
+
+async def test_redefining_an_unknown_report_is_refused(fleet):
+    ended = await fleet.run("init", "--redefine", "progres")
+    assert ended.code == 2
+    (sentence,) = ended.sentences
+    assert "progress" in sentence

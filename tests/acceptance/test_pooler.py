@@ -1,0 +1,171 @@
+"""Behind PgBouncer: what cannot keep the promise is refused in one sentence, by every command that would need it."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.fleet import until
+
+PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+
+pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed (apt-get install pgbouncer)")
+
+SSL_REQUEST = 80877103  # PostgreSQL docs, 55.2.10
+_asked = []
+
+
+async def asked_at_the_start(fleet):
+    """The names of the settings that sessions of ours ask for when they begin, as a server hears them."""
+    if _asked:
+        return _asked
+
+    async def hear(reader, writer):
+        body = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big") - 4)
+        if int.from_bytes(body[:4], "big") == SSL_REQUEST:
+            writer.write(b"N")
+            body = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big") - 4)
+        heard.update(word.decode() for word in body[4:].rstrip(b"\0").split(b"\0")[::2])
+        writer.close()
+
+    for command in ("relay", "generate"):
+        heard = set()
+        async with await asyncio.start_server(hear, "127.0.0.1", 0) as server:
+            fleet.database = f"postgresql://postgres@127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+            process = await fleet.start(command)
+            await until(lambda heard=heard: heard, f"{command} connects")
+            await process.kill()
+        _asked.extend(heard - {"user", "database", "application_name", "client_encoding"})
+    return _asked
+
+
+def account():
+    """Whom the embedded Postgres runs as: its socket lets in nobody else, and PgBouncer refuses to run as root."""
+    if os.geteuid():
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    return None
+
+
+@pytest.fixture
+async def pooled(fleet):
+    """Put a PgBouncer between the fleet and its database; gives a function that starts it."""
+    host, name = _place(fleet.database)
+    user = account()
+    directory = Path("/tmp") / f"outbox-pgbouncer-{os.getpid()}"
+    directory.mkdir(mode=0o755)
+    started = []
+
+    async def start(mode, *, ignore):
+        ignored = ",".join(["extra_float_digits", *(await asked_at_the_start(fleet) if ignore else ())])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        users = directory / "users.txt"
+        users.write_text('"postgres" ""\n')
+        config = directory / "pgbouncer.ini"
+        config.write_text(
+            f"[databases]\n{name} = host={host[0]} port={host[1]} dbname={name} user=postgres\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+            f"auth_file = {users}\npool_mode = {mode}\ndefault_pool_size = 5\nignore_startup_parameters = {ignored}\n"
+        )
+        process = await asyncio.create_subprocess_exec(
+            PGBOUNCER, "-q", str(config),
+            cwd="/", user=user and user.pw_uid, group=user and user.pw_gid, extra_groups=[] if user else None,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        started.append(process)
+
+        async def answers():
+            assert process.returncode is None, "pgbouncer did not start"
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                return False
+            writer.close()
+            await writer.wait_closed()
+            return True
+
+        await until(answers, "pgbouncer listens")
+        fleet.database = f"postgresql://postgres@127.0.0.1:{port}/{name}"
+        return fleet
+
+    yield start
+    await fleet.stop_all()
+    for process in started:
+        process.kill()
+        await process.wait()
+    shutil.rmtree(directory)
+
+
+def _place(url):
+    rest = url.partition("@/")[2]
+    name, _, query = rest.partition("?")
+    options = dict(pair.split("=") for pair in query.split("&"))
+    return (options["host"], options["port"]), name
+
+
+POOLED = [
+    pytest.param("transaction", False, id="settings refused"),
+    pytest.param("transaction", True, id="settings ignored"),
+    pytest.param("statement", True, id="statement mode"),
+]
+
+
+@pytest.mark.parametrize("mode, ignore", POOLED)
+async def test_a_relay_refuses_to_start_behind_a_pooler_in_transaction_mode(pooled, mode, ignore):
+    fleet = await pooled(mode, ignore=ignore)
+    await fleet.put_emails(3)
+    ended = await fleet.run("relay", "--until-empty", deadline_s=30)
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    sentence = ended.err.splitlines()[-1]
+    assert sentence.startswith("outbox: "), ended.err
+    assert "pooler" in sentence
+    assert "give database_url the address of Postgres itself" in sentence
+    assert fleet.sink.messages == 0
+    assert await fleet.states() == {"pending": 3}
+    assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.relay WHERE ended_at IS NULL") == 0
+
+
+async def test_a_relay_refuses_a_pooler_in_session_mode_that_drops_its_settings(pooled):
+    """PgBouncer 1.18 keeps sessions apart in this mode, so locks would hold; but a stopped relay would keep them."""
+    fleet = await pooled("session", ignore=True)
+    await fleet.put_emails(1)
+    ended = await fleet.run("relay", "--until-empty", deadline_s=30)
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert "idle_session_timeout is 0 ms" in ended.err.splitlines()[-1]
+    assert await fleet.states() == {"pending": 1}
+
+
+@pytest.mark.parametrize("mode, ignore", POOLED)
+async def test_generate_behind_a_pooler_ends_and_makes_no_report_twice(pooled, mode, ignore):
+    """Bucket locks taken through a pooler may outlive their run: the next ones must say so, not wait for ever."""
+    fleet = await pooled(mode, ignore=ignore)
+    await fleet.hire(30)
+    crons = [await fleet.start("generate") for _ in range(3)]
+    for cron in crons:
+        ended = await cron.ended(30)
+        assert "Traceback" not in ended.err
+        assert ended.code == 0 or "pooler" in ended.err.splitlines()[-1], ended
+    reports, emails = [
+        await fleet.connection.fetchval(f"SELECT count(*) FROM outbox.{table}") for table in ("report", "email")
+    ]
+    assert reports == emails
+    assert reports in (0, 30)
+
+
+async def test_status_behind_a_pooler_works_or_says_why_not(pooled):
+    fleet = await pooled("transaction", ignore=True)
+    ended = await fleet.run("status")
+    assert "Traceback" not in ended.err
+    assert ended.code == 0 or len(ended.sentences) == 1

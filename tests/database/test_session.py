@@ -1,0 +1,358 @@
+import asyncio
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from outbox import ledger
+from outbox.address import DatabaseUrl
+from outbox.database import CHANNEL, LOST_SESSION, RELAY_LOCKS
+from outbox.embedded import Server
+from outbox.errors import DatabaseUnavailableError, OutboxError, SchemaError, UnsafeDatabaseError
+from outbox.session import Session, prove_locks
+from tests.conftest import FAST
+from tests.fleet import until
+
+LEASE_S = 10.0
+
+
+class Ear:
+    """Hears what a session tells its relay."""
+
+    def __init__(self):
+        self.wakes = 0
+        self.losses = 0
+
+    def wake(self):
+        self.wakes += 1
+
+    def on_lost(self):
+        self.losses += 1
+
+
+@pytest.fixture
+async def opened(database):
+    """Opens sessions in the test's database, and ends them."""
+    sessions = []
+
+    async def open_session(*, lease_s=LEASE_S, former=None, url=database):
+        ear = Ear()
+        session = await Session.open(
+            DatabaseUrl.parse(url), lease_s=lease_s, wake=ear.wake, on_lost=ear.on_lost, former=former
+        )
+        sessions.append(session)
+        return session, ear
+
+    yield open_session
+    for session in sessions:
+        session.connection.terminate()
+
+
+async def holds_lock(connection, relay):
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = $1 AND objid = $2"
+    return bool(await connection.fetchval(query, RELAY_LOCKS, relay))
+
+
+async def lives(connection, pid):
+    return bool(await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid))
+
+
+async def relays_connected(connection):
+    return await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay'")
+
+
+# ── a life ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_session_is_registered_and_holds_its_lock(connection, opened):
+    session, _ = await opened()
+    assert await holds_lock(connection, session.relay)
+    registered = await connection.fetchrow("SELECT * FROM outbox.relay WHERE id = $1", session.relay)
+    assert registered["backend_pid"] == session.connection.get_server_pid()
+    assert registered["ended_at"] is None
+    assert await until(lambda: relays_connected(connection), "it is connected") == 1, "and nothing else is left open"
+
+
+async def test_each_session_is_a_new_identity(connection, opened):
+    relays = {(await opened())[0].relay for _ in range(3)}
+    assert len(relays) == 3
+    for relay in relays:
+        assert await holds_lock(connection, relay)
+
+
+async def test_nobody_sees_a_relay_whose_lock_is_not_held(connection, opened):
+    """A sweeper that looks at any moment of a registration never finds a row with a free lock."""
+    seen = 0
+
+    async def look():
+        nonlocal seen
+        while True:
+            found = await ledger.sweep(connection, 0, doubt_s=None)
+            assert found.dead == []
+            seen += found.alive
+            await asyncio.sleep(0)
+
+    sweeper = asyncio.create_task(look())
+    await asyncio.gather(*(opened() for _ in range(8)))
+    await until(lambda: seen or sweeper.done(), "a sweep has met a relay")
+    assert not sweeper.done()
+    sweeper.cancel()
+
+
+async def test_the_session_is_a_lease(opened):
+    session, _ = await opened(lease_s=7)
+    shown = {
+        name: await session.connection.fetchval("SELECT setting FROM pg_settings WHERE name = $1", name)
+        for name in ("idle_session_timeout", "idle_in_transaction_session_timeout", "statement_timeout", "lock_timeout")
+    }
+    assert shown == {
+        "idle_session_timeout": "7000",
+        "idle_in_transaction_session_timeout": "7000",
+        "statement_timeout": "7000",
+        "lock_timeout": "3500",
+    }
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_a_session_reads_what_is_committed_whatever_the_database_does_by_default(connection, opened, isolation):
+    """Claims that skip locked rows, and sweeps that look after a lock, both need it."""
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
+    session, _ = await opened()
+    assert await session.connection.fetchval("SHOW transaction_isolation") == "read committed"
+
+
+async def test_a_relay_that_is_silent_for_its_lease_is_ended_by_the_server(connection, opened):
+    session, ear = await opened(lease_s=0.3)
+    await until(lambda: session.lost, "the session is lost")
+    assert ear.losses == 1
+    assert not await holds_lock(connection, session.relay)
+
+
+async def test_a_transaction_that_is_left_open_is_ended_too(connection, opened):
+    session, _ = await opened(lease_s=0.3)
+    await session.connection.execute("BEGIN")
+    await until(lambda: session.lost, "the session is lost")
+    assert not await holds_lock(connection, session.relay)
+
+
+async def test_a_statement_does_not_outlast_the_lease(opened):
+    session, _ = await opened(lease_s=0.3)
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await session.connection.execute("SELECT pg_sleep(30)")
+
+
+async def test_a_notification_wakes_the_relay(connection, opened):
+    _, ear = await opened()
+    await connection.execute(f"SELECT pg_notify('{CHANNEL}', '')")
+    await until(lambda: ear.wakes == 1, "it was woken")
+
+
+# ── its loss ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_session_that_the_server_ends_is_lost_and_its_relay_told_once(connection, opened):
+    session, ear = await opened()
+    await connection.fetchval("SELECT pg_terminate_backend($1, 5000)", session.connection.get_server_pid())
+    await until(lambda: session.lost, "the session is lost")
+    assert session.lost == "Postgres ended the session"
+    session.lose("again")
+    assert (ear.losses, session.lost) == (1, "Postgres ended the session")
+    assert not await holds_lock(connection, session.relay)
+
+
+async def test_a_warning_loses_the_session(connection, opened):
+    """A commit may have warned that no standby has it."""
+    session, ear = await opened()
+    with suppress(*LOST_SESSION):  # the warning may come in a piece of its own, before the statement's end
+        await session.connection.execute("DO $$ BEGIN RAISE WARNING 'x'; END $$")
+    assert session.lost is not None, "known before the statement's caller goes on to the dot"
+    assert "x" in session.lost
+    assert ear.losses == 1
+    await until(lambda: _not(holds_lock(connection, session.relay)), "its lock is free")
+
+
+async def _not(fact):
+    return not await fact
+
+
+@pytest.mark.parametrize("level", ["NOTICE", "INFO"])
+async def test_what_is_no_warning_does_not(opened, level):
+    session, ear = await opened()
+    await session.connection.execute(f"DO $$ BEGIN RAISE {level} 'x'; END $$")
+    assert session.lost is None
+    assert ear.losses == 0
+
+
+async def test_a_warning_is_one_in_any_language_of_the_server(opened):
+    """The field `S` is translated (lc_messages), `V` never is (PostgreSQL docs, Error and Notice Message Fields)."""
+    session, ear = await opened()
+    message = SimpleNamespace(severity="WARNUNG", severity_en="WARNING", message="Warten abgebrochen")
+    session._hear(session.connection, message)
+    assert session.lost is not None
+    assert ear.losses == 1
+
+
+async def test_losing_a_session_ends_it_in_the_server_too(connection, opened):
+    session, _ = await opened()
+    pid = session.connection.get_server_pid()
+    session.lose("Postgres did not answer")
+    await until(lambda: _not(lives(connection, pid)), "its backend is gone")
+    with pytest.raises(asyncpg.InterfaceError):
+        await session.connection.fetchval("SELECT 1")
+
+
+async def test_closing_frees_the_lock_and_is_no_loss(connection, opened):
+    session, ear = await opened()
+    await session.close()
+    await until(lambda: _not(holds_lock(connection, session.relay)), "its lock is free")
+    await session.close()
+    assert (session.lost, ear.losses) == ("closed", 0)
+
+
+async def test_closing_a_lost_session_is_harmless(opened):
+    session, ear = await opened()
+    session.lose("gone")
+    await session.close()
+    assert (session.lost, ear.losses) == ("gone", 1)
+
+
+# ── its successor ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_former_session_that_still_lives_is_ended_first(connection, opened):
+    first, ear = await opened()
+    pid = first.connection.get_server_pid()
+    second, _ = await opened(former=first)
+    assert not await lives(connection, pid)
+    assert not await holds_lock(connection, first.relay)
+    assert await holds_lock(connection, second.relay)
+    await until(lambda: ear.losses == 1, "the first knows")
+
+
+async def test_a_former_session_is_ended_in_the_middle_of_its_statement(connection, opened):
+    """The network lost it while a mark was under way: its commit must be decided before anybody goes on."""
+    first, _ = await opened()
+    pid = first.connection.get_server_pid()
+    stuck = asyncio.create_task(first.connection.execute("SELECT pg_sleep(9)"))
+    await until(
+        lambda: connection.fetchval("SELECT state = 'active' FROM pg_stat_activity WHERE pid = $1", pid), "busy"
+    )
+    await opened(former=first)
+    assert not await lives(connection, pid)
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError)):
+        await stuck
+
+
+async def test_a_former_session_that_is_gone_hinders_nothing(connection, opened):
+    first, _ = await opened()
+    await first.close()
+    second, _ = await opened(former=first)
+    assert await holds_lock(connection, second.relay)
+
+
+async def test_nobody_elses_session_is_ended_though_it_has_the_same_backend_pid(connection, opened, database):
+    """Process ids are reused, and after a failover they are another server's."""
+    first, _ = await opened()
+    await first.close()
+    other = await asyncpg.connect(database)
+    await connection.execute(
+        "UPDATE outbox.relay SET backend_pid = $1, started_at = now() - interval '1 hour' WHERE id = $2",
+        other.get_server_pid(),
+        first.relay,
+    )
+    await opened(former=first)
+    assert await other.fetchval("SELECT 1") == 1
+    await other.close()
+
+
+# ── where a relay must not live ──────────────────────────────────────────────────────────────────────────────
+
+FAKES = {
+    "one lock is given to two sessions": (
+        "CREATE FUNCTION fake.pg_try_advisory_lock(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+        "gives one advisory lock to two sessions",
+    ),
+    "no lock is given at all": (
+        "CREATE FUNCTION fake.pg_try_advisory_lock(int, int) RETURNS boolean LANGUAGE sql AS 'SELECT false'",
+        "advisory lock",
+    ),
+    "a lock outlives its session": (
+        """CREATE TABLE fake.lock (a int, b int, UNIQUE (a, b));
+        CREATE FUNCTION fake.pg_try_advisory_lock(int, int) RETURNS boolean LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO fake.lock VALUES ($1, $2) ON CONFLICT DO NOTHING; RETURN found; END $$""",
+        "outlived the connection",
+    ),
+    "the backend changes": (
+        """CREATE SEQUENCE fake.pid;
+        CREATE FUNCTION fake.pg_backend_pid() RETURNS int LANGUAGE sql AS $$ SELECT nextval('fake.pid')::int $$""",
+        "process behind a connection changes",
+    ),
+    "two connections share a backend": (
+        "CREATE FUNCTION fake.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT 7'",
+        "process behind a connection changes",
+    ),
+    "the settings are not in force": (
+        """CREATE VIEW fake.pg_settings AS SELECT name, CASE name WHEN 'idle_session_timeout' THEN '0' ELSE setting END
+        AS setting FROM pg_catalog.pg_settings""",
+        "idle_session_timeout is 0 ms although 10000 ms",
+    ),
+    "it is in recovery": (
+        "CREATE FUNCTION fake.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+        "standby",
+    ),
+}
+
+
+@pytest.mark.parametrize("fake", FAKES)
+async def test_a_database_whose_locks_do_not_hold_is_refused_with_its_reason(connection, opened, fake):
+    """Functions of a schema before pg_catalog take the place of Postgres' own."""
+    make, reason = FAKES[fake]
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"CREATE SCHEMA fake; {make}")
+    await connection.execute(f"ALTER DATABASE {name} SET search_path = fake, pg_catalog, public")
+    with pytest.raises(UnsafeDatabaseError, match=reason):
+        await opened()
+    assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 0
+    await until(lambda: _not(relays_connected(connection)), "no connection is left open")
+
+
+async def test_a_schema_that_is_not_there_is_refused_and_no_connection_is_left_open(connection, opened):
+    await connection.execute("DROP SCHEMA outbox CASCADE")
+    with pytest.raises(SchemaError):
+        await opened()
+    await until(lambda: _not(relays_connected(connection)), "no connection is left open")
+
+
+async def test_a_server_that_does_not_answer_is_unavailable_and_not_unsafe(opened):
+    with pytest.raises(DatabaseUnavailableError, match="does not answer"):
+        await opened(url="postgresql://postgres@/x?host=/tmp/nowhere")
+
+
+@contextmanager
+def standby_of(primary):
+    """A second server that follows the first, made with the same binaries."""
+    with tempfile.TemporaryDirectory(prefix="outbox-standby-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        standby = Server(Path(directory) / "base", settings={**FAST, "hot_standby": "on"}, port=5433, wait_s=30)
+        try:
+            copied = standby._run(
+                *(standby._binaries / "pg_basebackup", "-D", standby.data, "-d", primary.url),
+                *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
+            )
+            if copied.returncode:
+                raise OutboxError(copied.stderr)
+            standby.start()
+            yield standby
+        finally:
+            standby.close()
+
+
+async def test_a_real_standby_is_refused(postgres_server, database):
+    name = urlsplit(database).path.removeprefix("/")
+    with standby_of(postgres_server) as standby, pytest.raises(UnsafeDatabaseError, match=r"standby.*primary"):
+        await prove_locks(DatabaseUrl.parse(standby.database_url(name)), lease_s=LEASE_S)

@@ -1,0 +1,161 @@
+"""The SMTP server goes away and comes back; it wants TLS and a login; it dies between chained messages."""
+
+import base64
+import ssl
+import time
+
+import pytest
+import trustme
+
+from outbox.sink import Accept, Action, Cut, Reset, Sink, Stage, Trickle, Visit
+from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, recipients, trail
+from tests.fleet import Fleet, until
+
+BACK_S = 5.0
+GONE_S = 3.0
+
+
+async def test_an_smtp_server_that_is_gone_for_seconds_costs_nothing(fleet):
+    fleet.sink.script = At(Stage.DOT, Trickle(chunk=12, delay_s=0.1))
+    await fleet.put_emails(300)
+    relays = [await fleet.relay() for _ in range(2)]
+    await until(lambda: fleet.sink.messages >= 100, "100 are accepted")
+    gone_at = time.monotonic()
+    await fleet.sink.close_listener()
+    fleet.sink.drop_connections()
+    await fleet.put_emails(100, first=301)
+    for relay in relays:
+        await relay.says("connection closed")
+    await until(lambda: time.monotonic() - gone_at > GONE_S, "the server has been gone for seconds")
+    waiting = await recipients(fleet, "pending")
+    assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.delivery WHERE state = 'sending'") == 0
+    assert len(waiting) >= 100
+    assert await fleet.connection.fetchval("SELECT max(attempt) FROM outbox.delivery WHERE email > 300") == 0
+    assert {relay.process.returncode for relay in relays} == {None}
+
+    fleet.sink.script = None
+    await fleet.sink.reopen()
+    states = await fleet.settled(BACK_S)
+    in_doubt = await balance(fleet, 400)
+    assert states["sent"] == 400 - len(in_doubt)
+    assert waiting - await recipients(fleet, "sent") == set()
+    untried = await fleet.connection.fetchval("SELECT max(attempt) FROM outbox.delivery WHERE email > 300")
+    assert untried == 1
+
+
+async def test_mail_waits_for_a_server_that_was_never_there(fleet):
+    await fleet.sink.close_listener()
+    await fleet.put_emails(1)
+    relay = await fleet.relay()
+    await relay.says("SMTP is in trouble")
+    assert await fleet.connection.fetchval("SELECT max(attempt) FROM outbox.delivery") == 0
+    await fleet.sink.reopen()
+    await all_sent(fleet, 1, BACK_S)
+    await balance(fleet, 1)
+
+
+@pytest.mark.parametrize(
+    "action, outcome",
+    [(Cut(), "in_doubt"), (Reset(), "in_doubt"), (Accept(Cut()), "in_doubt"), (CLOSING, "sent")],
+    ids=["cut", "reset", "accepted and cut", "421"],
+)
+async def test_a_server_that_dies_at_a_dot_leaves_its_message_alone_in_doubt(fleet, action: Action, outcome: str):
+    k = 4
+    fleet.top = "connections_max = 1"
+    behind: list[bytes] = []
+
+    def is_the_kth(visit: Visit) -> bool:
+        if (visit.number, visit.accepted) != (1, k - 1):
+            return False
+        (connection,) = fleet.sink.connections
+        behind.append(bytes(connection._buffer[connection._at :]))
+        return True
+
+    fleet.sink.script = At(Stage.DOT, action, times=1, when=is_the_kth)
+    await fleet.put_emails(10)
+    await fleet.relay()
+    expected = {"sent": 10} if outcome == "sent" else {"sent": 9, "in_doubt": 1}
+    assert await fleet.settled() == expected
+    assert behind[0].startswith(b"MAIL FROM:<reports@example.com>")  # the next envelope had come with the dot
+    in_doubt = await balance(fleet, 10)
+    assert in_doubt == (set() if outcome == "sent" else {f"p{k}@example.com"})
+    assert await trail(fleet, f"mail{k}") == (["deferred", "accepted"] if outcome == "sent" else ["in_doubt"])
+    assert await trail(fleet, f"mail{k + 1}") == ["accepted"]
+    assert (await delivery(fleet, f"mail{k + 1}"))["attempt"] == 1
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+async def secure(fleet, authority, tmp_path) -> Fleet:
+    """The fleet with a server that wants STARTTLS and a login, whose certificate it can check."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with Sink(tls=context, login=("user", "se cret@1")) as sink:
+        fleet.sink = sink
+        yield fleet
+        await fleet.stop_all()
+
+
+def trusting(fleet: Fleet, authority: trustme.CA) -> dict[str, str]:
+    path = fleet.directory / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return {"SSL_CERT_FILE": str(path)}
+
+
+async def test_chained_mail_goes_through_starttls_and_a_login(secure, authority):
+    secure.smtp = f"smtp://user:se%20cret%401@localhost:{secure.sink.port}"
+    secure.top = "connections_max = 2"
+    await secure.put_emails(50)
+    relay = await secure.relay(environment=trusting(secure, authority))
+    await all_sent(secure, 50)
+    await balance(secure, 50)
+    assert len(secure.sink.visits) <= 2
+    assert all(visit.tls and visit.authenticated for visit in secure.sink.visits)
+    relay.send(15)
+    assert (await relay.ended()).code == 0
+
+
+async def test_a_wrong_password_leaves_mail_untouched_and_stays_secret(secure, authority):
+    secure.smtp = f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}"
+    await secure.put_emails(1)
+    relay = await secure.relay(environment=trusting(secure, authority))
+    await relay.says("SMTP is in trouble")
+    assert any("Authentication credentials invalid" in line for line in relay.log)
+    assert await secure.states() == {"pending": 1}
+    assert await secure.connection.fetchval("SELECT max(attempt) FROM outbox.delivery") == 0
+
+    secure.sink.login = ("user", "0pen sesame")
+    await all_sent(secure, 1)
+    relay.send(15)
+    log = (await relay.ended()).err
+    for secret in (
+        "sesame",
+        base64.b64encode(b"0pen sesame").decode(),
+        base64.b64encode(b"\0user\x000pen sesame").decode(),
+    ):
+        assert secret not in log
+
+
+async def test_a_certificate_that_nobody_vouches_for_gets_no_password(secure):
+    secure.smtp = f"smtp://user:se%20cret%401@localhost:{secure.sink.port}"
+    await secure.put_emails(5)
+    relay = await secure.relay()
+    await relay.says("SMTP is in trouble")
+    assert any("certificate" in line for line in relay.log)
+    assert await secure.states() == {"pending": 5}
+    assert Stage.AUTH not in {stage for _, _, stage in secure.sink.events}
+    assert not any(visit.authenticated for visit in secure.sink.visits)
+
+
+async def test_a_login_is_never_given_to_a_server_without_tls(fleet):
+    fleet.sink.login = ("user", "secret")
+    fleet.smtp = f"smtp://user:secret@localhost:{fleet.sink.port}"
+    await fleet.put_emails(5)
+    relay = await fleet.relay()
+    await relay.says("SMTP is in trouble")
+    assert await fleet.states() == {"pending": 5}
+    assert not any(visit.authenticated for visit in fleet.sink.visits)

@@ -1,0 +1,27 @@
+"""How soon a relay sees new mail: at once when it is told, and by its poll alone when it is not."""
+
+import time
+
+from tests.faults.levers import all_sent, balance, post
+from tests.fleet import until
+
+
+async def test_a_notification_wakes_a_relay_that_polls_seldom(fleet):
+    fleet.top = "lease_s = 60\npoll_max_s = 60"
+    await fleet.relay()
+    begun_at = time.monotonic()
+    # Its pauses double from 0.1 s: by now it pauses for 2.5 s or more, and has just begun to.
+    await until(lambda: time.monotonic() - begun_at > 3.3, "the relay polls seldom by now")
+    await post(fleet, 1)
+    await until(lambda: fleet.sink.messages, "it is accepted", 1)
+    await all_sent(fleet, 1)
+
+
+async def test_the_poll_alone_suffices(fleet):
+    fleet.top = "poll_max_s = 0.5"
+    await fleet.relay()
+    for number in range(1, 4):
+        await fleet.put_emails(1, first=number)  # nobody is told
+        await until(lambda number=number: fleet.sink.messages == number, "it is accepted", 2)
+    await all_sent(fleet, 3)
+    await balance(fleet, 3)

@@ -1,0 +1,108 @@
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbox.route import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, Breaker
+
+NOW = 1000.0
+
+
+def test_a_new_breaker_lets_connect():
+    breaker = Breaker()
+    assert not breaker.is_open
+    assert breaker.may_connect(NOW)
+
+
+def test_trouble_pauses_and_the_pause_ends_by_itself():
+    breaker = Breaker()
+    breaker.trip("refused", NOW, uniform=0.5)
+    assert breaker.is_open
+    assert breaker.reason == "refused"
+    assert not breaker.may_connect(NOW)
+    assert not breaker.may_connect(NOW + PAUSE_FIRST_S - 0.001)
+    assert breaker.may_connect(NOW + PAUSE_FIRST_S)
+    assert breaker.is_open, "a pause that is over is not yet a success"
+
+
+def test_each_failure_doubles_the_pause_until_the_greatest():
+    breaker, now, pauses_s = Breaker(), NOW, []
+    for _ in range(8):
+        breaker.trip("refused", now, uniform=0.5)
+        assert breaker.retry_at is not None
+        pauses_s.append(breaker.retry_at - now)
+        now = breaker.retry_at
+    assert pauses_s[0] == PAUSE_FIRST_S
+    assert pauses_s[-1] == PAUSE_MAX_S
+    assert all(later == min(2 * earlier, PAUSE_MAX_S) for earlier, later in pairwise(pauses_s))
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 10))
+def test_a_server_that_returns_is_found_within_five_seconds(uniform, failures):
+    breaker = Breaker()
+    for _ in range(failures):
+        breaker.trip("refused", NOW, uniform=uniform)
+    assert breaker.retry_at is not None
+    assert breaker.may_connect(NOW + 5)
+
+
+def test_pauses_differ_between_servers():
+    pauses = set()
+    for _ in range(20):
+        breaker = Breaker()
+        breaker.trip("refused", NOW)
+        pauses.add(breaker.retry_at)
+    assert len(pauses) == 20
+
+
+def test_a_success_after_the_pause_closes_the_breaker_and_forgets_its_length():
+    breaker = Breaker()
+    for _ in range(5):
+        breaker.trip("refused", NOW, uniform=0.5)
+    breaker.succeed(NOW + PAUSE_MAX_S)
+    assert not breaker.is_open
+    breaker.trip("refused", NOW + 60, uniform=0.5)
+    assert breaker.retry_at == NOW + 60 + PAUSE_FIRST_S
+
+
+def test_a_success_on_a_standing_connection_does_not_shorten_the_pause():
+    breaker = Breaker()
+    breaker.trip("too many connections", NOW, uniform=0.5)
+    breaker.succeed(NOW + PAUSE_FIRST_S / 2)
+    assert breaker.is_open
+    assert not breaker.may_connect(NOW + PAUSE_FIRST_S / 2)
+
+
+def test_a_few_cut_connections_in_a_row_are_trouble_and_fewer_are_not():
+    breaker = Breaker()
+    for _ in range(CUTS_IN_A_ROW_MAX - 1):
+        breaker.cut("reset", NOW)
+        assert not breaker.is_open
+    breaker.cut("reset", NOW)
+    assert breaker.is_open
+    assert breaker.reason == "reset"
+
+
+def test_a_verdict_in_between_forgives_the_cuts():
+    breaker = Breaker()
+    for _ in range(5):
+        for _ in range(CUTS_IN_A_ROW_MAX - 1):
+            breaker.cut("reset", NOW)
+        breaker.succeed(NOW)
+    assert not breaker.is_open
+
+
+events = st.lists(st.tuples(st.sampled_from(["trip", "cut", "succeed"]), st.floats(0, 10)), max_size=40)
+
+
+@given(events)
+def test_no_history_pauses_for_more_than_five_seconds_or_without_a_reason(history):
+    breaker, now = Breaker(), NOW
+    for event, elapsed_s in history:
+        now += elapsed_s
+        if event == "succeed":
+            breaker.succeed(now)
+        else:
+            getattr(breaker, event)("trouble", now)
+        assert breaker.may_connect(now + 5)
+        assert not breaker.is_open or breaker.reason
