@@ -5,7 +5,6 @@ Knows nothing of reports or mail.
 
 import hashlib
 import ssl
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -163,9 +162,20 @@ class DatabaseRefusedError(DatabaseUnavailableError):
 
 
 def engine(url: DatabaseUrl, *, application: str, settings: dict[str, str] | None = None) -> "AsyncEngine":
-    """A SQLAlchemy engine without a pool, so that a connection closed is a session ended."""
+    """A SQLAlchemy engine for one connection: closed, it ends its session; lost, it is not replaced.
+
+    Left to itself SQLAlchemy opens a new connection in the place of a lost one at its next use, and with it a session
+    that holds none of the locks which the code believes to hold.
+    """
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
-    creator: Callable[[], Awaitable[Any]] = lambda: connect(url, application=application, settings=settings)  # noqa: E731
-    return create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool)
+    opened: list[Any] = []
+
+    async def once() -> Any:
+        if opened:
+            raise DatabaseUnavailableError(f"The session with Postgres at {url.redacted} was lost; run this again.")
+        opened.append(await connect(url, application=application, settings=settings))
+        return opened[0]
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=once, poolclass=NullPool)

@@ -18,6 +18,7 @@ from tests.conftest import FAST
 from tests.fleet import until
 
 LEASE_S = 10.0
+SOON_S = 5.0  # less than the lease, which would end the session anyhow
 
 
 class Ear:
@@ -53,8 +54,18 @@ async def opened(database):
 
 
 async def holds_lock(connection, relay):
-    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = $1 AND objid = $2"
-    return bool(await connection.fetchval(query, RELAY_LOCKS, relay))
+    modes = await connection.fetch(
+        "SELECT mode FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = $1 AND objid = $2",
+        RELAY_LOCKS,
+        relay,
+    )
+    return [row["mode"] for row in modes] == ["ExclusiveLock"]
+
+
+async def waits_for_a_lock(connection):
+    """Whether a relay's session stands still before an advisory lock that somebody holds."""
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid = $1"
+    return await connection.fetchval(query, RELAY_LOCKS)
 
 
 async def lives(connection, pid):
@@ -85,22 +96,17 @@ async def test_each_session_is_a_new_identity(connection, opened):
 
 
 async def test_nobody_sees_a_relay_whose_lock_is_not_held(connection, opened):
-    """A sweeper that looks at any moment of a registration never finds a row with a free lock."""
-    seen = 0
-
-    async def look():
-        nonlocal seen
-        while True:
-            found = await ledger.sweep(connection, 0, doubt_s=None)
-            assert found.dead == []
-            seen += found.alive
-            await asyncio.sleep(0)
-
-    sweeper = asyncio.create_task(look())
-    await asyncio.gather(*(opened() for _ in range(8)))
-    await until(lambda: seen or sweeper.done(), "a sweep has met a relay")
-    assert not sweeper.done()
-    sweeper.cancel()
+    """Else a sweeper that looks in between would judge a relay that is just beginning to live."""
+    first, _ = await opened()
+    following = first.relay + 1
+    await connection.execute("SELECT pg_advisory_lock($1, $2)", RELAY_LOCKS, following)
+    opening = asyncio.create_task(opened())
+    await until(lambda: waits_for_a_lock(connection), "the next relay is registered but for its lock")
+    assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 1
+    await connection.execute("SELECT pg_advisory_unlock($1, $2)", RELAY_LOCKS, following)
+    second, _ = await opening
+    assert second.relay == following
+    assert await ledger.sweep(connection, 0, doubt_s=None) == ledger.Sweep([], alive=2)
 
 
 async def test_the_session_is_a_lease(opened):
@@ -173,7 +179,7 @@ async def test_a_warning_loses_the_session(connection, opened):
     assert session.lost is not None, "known before the statement's caller goes on to the dot"
     assert "x" in session.lost
     assert ear.losses == 1
-    await until(lambda: _not(holds_lock(connection, session.relay)), "its lock is free")
+    await until(lambda: _not(holds_lock(connection, session.relay)), "its lock is free", SOON_S)
 
 
 async def _not(fact):
@@ -201,7 +207,7 @@ async def test_losing_a_session_ends_it_in_the_server_too(connection, opened):
     session, _ = await opened()
     pid = session.connection.get_server_pid()
     session.lose("Postgres did not answer")
-    await until(lambda: _not(lives(connection, pid)), "its backend is gone")
+    await until(lambda: _not(lives(connection, pid)), "its backend is gone before its lease is", SOON_S)
     with pytest.raises(asyncpg.InterfaceError):
         await session.connection.fetchval("SELECT 1")
 
@@ -209,7 +215,7 @@ async def test_losing_a_session_ends_it_in_the_server_too(connection, opened):
 async def test_closing_frees_the_lock_and_is_no_loss(connection, opened):
     session, ear = await opened()
     await session.close()
-    await until(lambda: _not(holds_lock(connection, session.relay)), "its lock is free")
+    await until(lambda: _not(holds_lock(connection, session.relay)), "its lock is free", SOON_S)
     await session.close()
     assert (session.lost, ear.losses) == ("closed", 0)
 
@@ -246,6 +252,20 @@ async def test_a_former_session_is_ended_in_the_middle_of_its_statement(connecti
     assert not await lives(connection, pid)
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError)):
         await stuck
+
+
+async def test_nobody_succeeds_a_former_session_while_its_lock_is_held(connection, opened):
+    """It may still be committing; here somebody whom the relay may not end holds the lock in its place."""
+    first, _ = await opened()
+    await first.close()
+    await until(lambda: _not(holds_lock(connection, first.relay)), "its lock is free", SOON_S)
+    await connection.execute("SELECT pg_advisory_lock($1, $2)", RELAY_LOCKS, first.relay)
+    opening = asyncio.create_task(opened(former=first))
+    await until(lambda: waits_for_a_lock(connection), "the successor waits", SOON_S)
+    assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 1
+    await connection.execute("SELECT pg_advisory_unlock($1, $2)", RELAY_LOCKS, first.relay)
+    second, _ = await opening
+    assert await holds_lock(connection, second.relay)
 
 
 async def test_a_former_session_that_is_gone_hinders_nothing(connection, opened):
@@ -318,14 +338,14 @@ async def test_a_database_whose_locks_do_not_hold_is_refused_with_its_reason(con
     with pytest.raises(UnsafeDatabaseError, match=reason):
         await opened()
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 0
-    await until(lambda: _not(relays_connected(connection)), "no connection is left open")
+    await until(lambda: _not(relays_connected(connection)), "no connection is left open", SOON_S)
 
 
 async def test_a_schema_that_is_not_there_is_refused_and_no_connection_is_left_open(connection, opened):
     await connection.execute("DROP SCHEMA outbox CASCADE")
     with pytest.raises(SchemaError):
         await opened()
-    await until(lambda: _not(relays_connected(connection)), "no connection is left open")
+    await until(lambda: _not(relays_connected(connection)), "no connection is left open", SOON_S)
 
 
 async def test_a_server_that_does_not_answer_is_unavailable_and_not_unsafe(opened):

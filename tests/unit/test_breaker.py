@@ -75,6 +75,7 @@ def test_a_success_on_a_standing_connection_does_not_shorten_the_pause():
 
 def test_a_few_cut_connections_in_a_row_are_trouble_and_fewer_are_not():
     breaker = Breaker()
+    assert 2 <= CUTS_IN_A_ROW_MAX <= 5
     for _ in range(CUTS_IN_A_ROW_MAX - 1):
         breaker.cut("reset", NOW)
         assert not breaker.is_open

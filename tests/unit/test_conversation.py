@@ -866,7 +866,7 @@ def test_whatever_is_said_each_claim_ends_once_and_no_dot_comes_without_a_mark(m
 @settings(deadline=None)
 def test_a_good_server_gets_each_message_once_and_whole(claims, pipelining, messages_max):
     play = Play(claims, pipelining=pipelining, messages_max=messages_max)
-    while play.server.is_asked or (play.talk.desk.asked and not play.talk.conversation.is_closed):
+    while not play.is_over and (play.server.is_asked or play.talk.desk.asked):
         play.move("mark" if play.talk.desk.asked else "good", 0)
         play.check()
     sent = min(claims, messages_max)

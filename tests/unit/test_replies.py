@@ -91,6 +91,11 @@ def test_a_reply_is_read_as_it_is_meant(wire, reply):
     assert read(wire) == [reply]
 
 
+@pytest.mark.parametrize("control", ["\0", "\x1b", "\r", "\b", "\x7f", "\x9b"])
+def test_a_reply_cannot_command_the_terminal_that_shows_it(control):
+    assert read(f"550 a{control}[2Jb\r\n".encode()) == [Reply(550, "a�[2Jb")]
+
+
 @pytest.mark.parametrize(
     "line",
     [
