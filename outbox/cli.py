@@ -12,7 +12,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -273,15 +274,23 @@ def status(
 
 
 async def _read_status(settings: "Settings") -> "Status":
-    from outbox.database import connect
-    from outbox.schema import require_current
     from outbox.status import read_status
 
+    async with _connected(settings, "outbox status") as connection:
+        return await read_status(connection)
+
+
+@asynccontextmanager
+async def _connected(settings: "Settings", application: str) -> AsyncIterator[Any]:
+    """A connection to a database whose schema is this code's."""
+    from outbox.database import connect
+    from outbox.schema import require_current
+
     assert settings.database_url is not None
-    connection = await connect(settings.database_url, application="outbox status")
+    connection = await connect(settings.database_url, application=application)
     try:
         await require_current(connection)
-        return await read_status(connection)
+        yield connection
     finally:
         await connection.close()
 
@@ -363,17 +372,10 @@ def resolve(
 
 
 async def _resolve(settings: "Settings", keys: list[str], decision: Any) -> list[str]:
-    from outbox.database import connect
     from outbox.resolve import resolve as decide
-    from outbox.schema import require_current
 
-    assert settings.database_url is not None
-    connection = await connect(settings.database_url, application="outbox resolve")
-    try:
-        await require_current(connection)
+    async with _connected(settings, "outbox resolve") as connection:
         return await decide(connection, keys, decision)
-    finally:
-        await connection.close()
 
 
 @app.command()
