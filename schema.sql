@@ -80,14 +80,14 @@ create table outbox.delivery (
     marked_at   timestamptz,
     settled_at  timestamptz,
     relay       integer,
-    attempt     smallint not null default 0,
-    withdrawn   smallint not null default 0,
+    attempt     integer not null default 0,
+    withdrawn   integer not null default 0,
     state       text not null default 'pending',
     check (state in ('pending', 'sending', 'sent', 'in_doubt', 'dead', 'cancelled', 'expired')),
     check ((settled_at is null) = (state in ('pending', 'sending', 'in_doubt'))),
     check (state not in ('sending', 'in_doubt') or (relay is not null and marked_at is not null)),
     check (state not in ('sending', 'in_doubt', 'sent', 'dead') or attempt > withdrawn),
-    check (attempt between 0 and 32767 and withdrawn between 0 and attempt)
+    check (withdrawn between 0 and attempt)
 ) with (
     -- Room for the mark on the same page: neither this index nor its predicate uses a column that claim and
     -- mark change, so both are heap-only updates (PostgreSQL docs, 73.7 Heap-Only Tuples).
@@ -99,7 +99,7 @@ create index delivery_due on outbox.delivery (due_at, email) where settled_at is
 -- once per try, and an email with a delivery is never deleted.
 create table outbox.attempt (
     email       bigint not null,
-    attempt     smallint not null,
+    attempt     integer not null,
     relay       integer,
     verdict     text not null check (verdict in ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn', 'resolved')),
     reply       text not null,

@@ -11,6 +11,7 @@ It knows the desk that it works for (`Desk`, the relay), and nothing of Postgres
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
@@ -20,6 +21,7 @@ from outbox.ledger import Claim
 from outbox.replies import GarbageError, Reply, ReplyReader
 from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence
 
+BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 QUIT_TIMEOUT_S: Final = 5.0
 SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; said in reply to anything
 START_CONTENT: Final = 354
@@ -325,6 +327,10 @@ class Conversation(asyncio.Protocol):
     def _write_content(self, claim: Claim) -> None:
         """The message with its dots doubled (RFC 5321 §4.5.2) and its last line ended, without the final dot."""
         message = claim.message
+        if message.count(b"\n") != message.count(
+            b"\r\n"
+        ):  # a bare line feed could end the message early (RFC 5321 §2.3.8)
+            message = BARE_LF.sub(b"\r\n", message)
         if b"\n." in message or message.startswith(b"."):
             message = (b"\r\n" + message).replace(b"\r\n.", b"\r\n..")[2:]
         if not message.endswith(b"\r\n"):

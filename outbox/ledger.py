@@ -70,7 +70,7 @@ class Tick:
 #   relay has lost its lock are ever taken from it.
 TICK: Final = """
 WITH news AS (
-    SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::integer[], $4::boolean[],
+    SELECT * FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::boolean[],
                          $5::text[], $6::float8[], $7::text[], $8::text[])
         AS n (email, attempt, relay, marked, state, delay_s, verdict, reply)
 ), settled AS (
@@ -108,7 +108,7 @@ WITH news AS (
     UPDATE outbox.delivery d SET relay = $9 FROM due WHERE d.email = due.email
     RETURNING d.email, d.attempt, d.withdrawn
 )
-SELECT 's' AS part, email, attempt, NULL::smallint AS withdrawn, NULL AS key, NULL AS sender, NULL AS recipient,
+SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL AS key, NULL AS sender, NULL AS recipient,
        NULL::bytea AS message FROM settled
 UNION ALL
 SELECT 'm', email, attempt, NULL, NULL, NULL, NULL, NULL FROM marked

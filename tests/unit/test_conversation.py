@@ -256,6 +256,7 @@ def test_replies_in_one_piece_are_as_good_as_in_many():
         (b"a\r\n.b\r\n..c\r\n.", b"a\r\n..b\r\n...c\r\n..\r\n"),
         (b"\r\n.\r\n.\r\n", b"\r\n..\r\n..\r\n"),
         (b"a.b\r\nc.\r\n", b"a.b\r\nc.\r\n"),
+        (b"a\n.\nb\n", b"a\r\n..\r\nb\r\n"),  # nor does a bare line feed end the message
     ],
 )
 def test_a_dot_that_begins_a_line_is_doubled(message, written):
