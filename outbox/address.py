@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ENCODE = "percent-encode @ / ? # : and % in the user and the password (p@ss is p%40ss)"
@@ -27,7 +27,7 @@ class DatabaseUrl:
             raise ValueError("is not a Postgres URL; write one like postgresql://user:password@host/database")
         url = cls(f"postgresql://{rest}")
         _refuse_what_hides_a_secret(url.dsn)
-        hosts = urlsplit(url.dsn).netloc.rpartition("@")[2]
+        hosts = _split(url.dsn).netloc.rpartition("@")[2]
         for host in hosts.split(","):
             named = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::([0-9]{1,5}))?", host)
             if not named or not 1 <= int(named[1] or 5432) <= 65535:  # noqa: PLR2004 - the ports of TCP
@@ -37,7 +37,7 @@ class DatabaseUrl:
     @property
     def redacted(self) -> str:
         """The URL for people: every password in it is three stars."""
-        parts = urlsplit(self.dsn)
+        parts = _split(self.dsn)
         userinfo, at, hosts = parts.netloc.rpartition("@")
         user, colon, _ = userinfo.partition(":")
         options = "&".join(
@@ -105,13 +105,19 @@ class SmtpAddress:
         return f"SmtpAddress({self.redacted!r})"
 
 
+def _split(url: str) -> SplitResult:
+    """The URL's parts, with several hosts allowed: newer Pythons refuse brackets that do not begin the host."""
+    parts = urlsplit(url.replace("[", "(").replace("]", ")"))
+    return parts._replace(netloc=parts.netloc.replace("(", "[").replace(")", "]"))
+
+
 def _refuse_what_hides_a_secret(url: str) -> None:
     """A raw @ / ? or # in a password moves the rest of it into another part, from where it would be shown."""
     try:
-        parts = urlsplit(url)
+        parts = _split(url)
         parse_qsl(parts.query, strict_parsing=bool(parts.query))
     except ValueError:
         raise ValueError(f"cannot be taken apart; {_ENCODE}") from None
     strays = url.count("@") - ("@" in parts.netloc)
-    if strays or re.search(r"[\s#]", url) or _CONTROL.search(url):
+    if strays or re.search(r"[\s#]", url) or re.search(r"[\[\]]", url.rpartition("@")[0]) or _CONTROL.search(url):
         raise ValueError(f"has a character that must be encoded; {_ENCODE}")

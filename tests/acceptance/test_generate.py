@@ -115,15 +115,19 @@ async def test_nobody_to_write_to_is_no_fault(fleet):
 
 async def test_kills_at_random_moments_leave_whole_reports_and_the_next_run_makes_the_rest(fleet):
     chance = random.Random(2026)
-    fleet.data = slowly(0.02)
+    fleet.data = slowly(0.012)
     await fleet.hire(300)
     before, progressed = 0, 0
     for turn in range(15):
         cron = await fleet.start("generate")
+
+        async def at_work_or_done(cron=cron):
+            return await sessions(fleet) or cron.process.returncode is not None
+
         try:
             if turn % 2:  # else anywhere, the start of the process included
-                await until(lambda: sessions(fleet), "it is at work")
-            await cron.ended(chance.uniform(0, 1.2) if turn % 2 else chance.uniform(0.2, 1.5))
+                await until(at_work_or_done, "it is at work")
+            await cron.ended(chance.uniform(0, 0.8) if turn % 2 else chance.uniform(0.2, 1.5))
         except TimeoutError:
             await cron.kill()
         now = await whole(fleet)
