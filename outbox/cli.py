@@ -51,13 +51,13 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
+        sys.exit(1)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlalchemy"):
             raise  # a fault of ours, to be seen whole
         print(f"outbox: Postgres refuses: {_said(error)}.", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
         sys.exit(1)
 
 
@@ -215,7 +215,9 @@ def relay(
     context: typer.Context,
     config: ConfigOption = None,
     *,
-    until_empty: Annotated[bool, typer.Option("--until-empty", help="Exit when nothing is left to send.")] = False,
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="Exit when nothing is pending or being sent.")
+    ] = False,
 ) -> None:
     """Send what is due; keep one running on every server. SIGTERM finishes what is in hand, twice ends at once."""
     settings = _settings(context, config)
@@ -367,7 +369,7 @@ def resolve(
         typer.echo(f"{key}: {chosen[0]}")
     others = [key for key in keys if key not in decided]
     for key in others:
-        typer.echo(f"outbox: {key} is not in doubt (nor dead); nothing was changed.", err=True)
+        typer.echo(f"outbox: {key} is neither in doubt nor dead; nothing was changed.", err=True)
     raise typer.Exit(1 if others else 0)
 
 

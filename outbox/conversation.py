@@ -218,7 +218,7 @@ class Conversation(asyncio.Protocol):
 
     def _answer(self, reply: Reply) -> None:
         if not self._expected:
-            self._fail(f"the server closes: {reply.code} {reply.text}"[:200])
+            self._answer_unasked(reply)
             return
         expected = self._expected.popleft()
         if reply.code == SERVICE_CLOSING and expected is not Expected.QUIT:
@@ -240,6 +240,12 @@ class Conversation(asyncio.Protocol):
                 self._answer_reset()
             case Expected.QUIT:
                 self._drop(None)
+
+    def _answer_unasked(self, reply: Reply) -> None:
+        """A reply to nothing: the server closes. In mid-content it is about the message, unless it is a 421."""
+        if self.ahead is not None and not self.mark_asked and reply.code != SERVICE_CLOSING:
+            self._refusal = self._refusal_of(Expected.DATA, reply)
+        self._fail(f"the server closes: {reply.code} {reply.text}"[:200])
 
     def _answer_reset(self) -> None:
         """Whatever it said, the next MAIL's reply tells; pipelined, that MAIL is on its way already."""

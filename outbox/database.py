@@ -112,11 +112,16 @@ async def _require_lease(url: DatabaseUrl, connection: Any, wanted_ms: str) -> N
     except LOST_SESSION as error:
         connection.terminate()
         raise explain_refusal(url, error) from error
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 def is_lost(error: BaseException | None) -> bool:
     """Whether an error, or what SQLAlchemy wrapped in it, means that the session is over."""
     while error is not None:
+        if isinstance(error, asyncpg.QueryCanceledError):  # statement_timeout: the statement ended, not the session
+            return False
         if isinstance(error, (*LOST_SESSION, DatabaseUnavailableError)) and not isinstance(error, DatabaseRefusedError):
             return True
         error = error.__cause__ or error.__context__

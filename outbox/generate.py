@@ -85,17 +85,18 @@ async def generate(
 
     """
     settings.require("database_url", "sender")
-    made = 0
+    made, first = 0, True
     patience_until = time.monotonic() + settings.lease_s
     while True:
         try:
             async with GenerateSession.open(settings) as session:
-                patience_until = time.monotonic() + PATIENCE_S
                 run = await Run.begin(settings, name, period_key, session, progress)
                 run.result.made = made
                 try:
                     return await run.finish()
                 finally:
+                    if first or run.result.made > made:  # only progress renews patience
+                        first, patience_until = False, time.monotonic() + PATIENCE_S
                     made = run.result.made
         except DatabaseRefusedError:
             raise
@@ -160,8 +161,11 @@ class Run:
         else:
             assert report.recipients is not None
             assert report.data is not None
-            source = SqlSource(name, report.recipients, report.data, ":keys" in report.data, session)
-        edition = await open_edition(session.connection, name, report, period_key)
+            source = SqlSource(name, report.recipients, report.data, ":keys" in report.data, session, report.zone)
+        # In the user's queries too, days begin and end in the report's civil time.
+        await session.fetch(text("SELECT set_config('TimeZone', :zone, false)"), {"zone": report.timezone})
+        async with session.lock:
+            edition = await open_edition(session.connection, name, report, period_key)
         (now,) = (await session.fetch(text("SELECT now()")))[0]
         starts_at, ends_at = (at.astimezone(report.zone) for at in (edition.period.starts_at, edition.period.ends_at))
         return cls(
@@ -203,7 +207,7 @@ class Run:
             try:
                 checked = _checked(recipient)
             except ValueError as error:
-                self.result.failed[recipient.key or f"(no key, {recipient.email})"] = str(error)
+                self.result.failed[_storable(recipient.key) or f"(no key, {_storable(recipient.email)})"] = str(error)
             else:
                 if wanted.setdefault(checked.key, checked) is not checked:
                     log.warning("recipient %s comes twice; the first row counts", checked.key)

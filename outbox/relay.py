@@ -38,6 +38,7 @@ REOPEN_FIRST_S: Final = 0.02
 REOPEN_MAX_S: Final = 2.0
 AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; doubles with every withdrawal
 CUTS_MAX: Final = 2
+OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
 DEADLINE_CHECK_S: Final = 1.0
 DOUBT_GRACE_S: Final = 60.0  # `resend`: how long late news may take before a doubtful email is sent again
 
@@ -118,13 +119,20 @@ class Relay:
             await self._end()
 
     async def _open(self) -> Session:
-        session = await Session.open(
-            self.database_url,
-            lease_s=self.settings.lease_s,
-            wake=self._notified,
-            on_lost=self._session_lost,
-            former=self._former,
-        )
+        try:
+            async with asyncio.timeout(OPEN_LEASES_MAX * self.settings.lease_s):
+                session = await Session.open(
+                    self.database_url,
+                    lease_s=self.settings.lease_s,
+                    wake=self._notified,
+                    on_lost=self._session_lost,
+                    former=self._former,
+                )
+        except LOST_SESSION as error:
+            raise DatabaseUnavailableError(
+                f"Postgres at {self.database_url.redacted} went away while a session was opened "
+                f"({str(error) or type(error).__name__})."
+            ) from error
         log.info(
             "relay %d holds its lock and relays to %s:%d",
             session.relay,
@@ -194,7 +202,7 @@ class Relay:
             log.info("relay %d has stopped: %s", session.relay, self._summary())
 
     def _summary(self) -> str:
-        return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items())) or "nothing to send"
+        return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items())) or "nothing was sent"
 
     # ── the desk: what connections ask and tell ──────────────────────────────────────────────────────────────
 
@@ -313,6 +321,8 @@ class Relay:
                 await self._give_back(session)
             if self._marks or self._settlements or room or now >= self._pulse_at:
                 await self._tick(session, room)
+            elif self._ready and session.lost is None and not self.stopping:
+                self._staff(now)  # claims that came back from cut connections
             if now >= self._sweep_at and not self.stopping:
                 await self._sweep(session)
             if self.until_empty and self._has_nothing() and await ledger.is_empty(session.connection):

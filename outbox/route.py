@@ -134,6 +134,8 @@ class Route:
         if isinstance(error, TimeoutError) or not str(error):
             return f"{place}: no answer within {self.settings.connect_timeout_s:g} s"
         reason = f"{place}: {error}".replace("\n", " ")
+        if self.address.username and "STARTTLS extension not supported" in reason:
+            return f"{place}: it offers no STARTTLS, and a login is never sent in the clear; use smtps://, or no login"
         if self.address.password:
             reason = reason.replace(self.address.password, "***")
         return reason[:300]

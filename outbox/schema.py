@@ -8,6 +8,7 @@ from typing import Any, Final
 from outbox.database import INIT_LOCK
 from outbox.errors import SchemaError
 
+# To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION].
 VERSION: Final = 1
 
 # What turns version n - 1 into n, for databases that were made before; `schema.sql` is always the newest whole.
@@ -51,11 +52,15 @@ async def initialise(
     Idempotent. Servers that do this at once queue on one advisory lock, and all but the first find nothing to do.
 
     Raises:
-        SchemaError: the database is newer than this code, or the schema belongs to something else.
+        SchemaError: the database is newer than this code or not UTF8, or the schema belongs to something else.
 
     """
     async with connection.transaction(isolation="read_committed"):
         await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
+        encoding = await connection.fetchval("SHOW server_encoding")
+        if encoding != "UTF8":
+            # A name or an SMTP reply that the encoding lacks would fail a whole batch, and again with every try.
+            raise SchemaError(f"The database's encoding is {encoding}; outbox needs one that was created with UTF8.")
         before = await installed_version(connection)
         if before is None:
             await connection.execute(schema_sql())

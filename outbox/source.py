@@ -6,6 +6,7 @@ import sys
 from asyncio import to_thread
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -99,12 +100,13 @@ class SqlSource:
     data_sql: str
     batched: bool
     reader: Reader
+    zone: tzinfo = UTC
 
     async def recipients(self, period: Period) -> AsyncIterator[Recipient]:
         """The rows of the recipients query."""
         where = f"reports.{self.name}.recipients"
         try:
-            async for rows in self.reader.stream(self.recipients_sql, _parameters(period), FETCH_ROWS):
+            async for rows in self.reader.stream(self.recipients_sql, _parameters(period, self.zone), FETCH_ROWS):
                 for row in rows:
                     yield recipient_of(row, where)
         except (QueryError, RowError) as error:
@@ -125,7 +127,7 @@ class SqlSource:
 
     async def _attempt(self, keys: Mapping[str, Any], period: Period) -> Rows | Exception:
         try:
-            return await self.reader.rows(self.data_sql, {**_parameters(period), **keys})
+            return await self.reader.rows(self.data_sql, {**_parameters(period, self.zone), **keys})
         except RowError as error:
             return error
         except QueryError as error:
@@ -154,8 +156,10 @@ class RowError(Exception):
     """A source failed on the values of one call: other recipients may do better."""
 
 
-def _parameters(period: Period) -> dict[str, Any]:
-    return {"period": period.key, "starts_at": period.starts_at, "ends_at": period.ends_at}
+def _parameters(period: Period, zone: tzinfo) -> dict[str, Any]:
+    """The bounds in civil time: compared with a `date` column they are the dates that they show there."""
+    starts_at, ends_at = period.starts_at.astimezone(zone), period.ends_at.astimezone(zone)
+    return {"period": period.key, "starts_at": starts_at, "ends_at": ends_at}
 
 
 @dataclass(slots=True)

@@ -157,3 +157,20 @@ async def test_redefining_an_unknown_report_is_refused(fleet):
     assert ended.code == 2
     (sentence,) = ended.sentences
     assert "progress" in sentence
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Auckland", "Europe/Berlin", "UTC", "America/New_York"])
+async def test_a_date_column_gives_the_civil_week_east_and_west_of_utc(fleet, zone):
+    await fleet.connection.execute(
+        "CREATE TABLE daily AS SELECT d::date AS day, 1 AS done"
+        " FROM generate_series('2026-11-09'::date, '2026-11-29', interval '1 day') d;"
+        "INSERT INTO people VALUES (1, 'p1@example.com', 'One')"
+    )
+    fleet.data = "select day, done from daily where day >= :starts_at and day < :ends_at and :key <> '' order by day"
+    path = fleet.write_settings()
+    path.write_text(path.read_text().replace("America/New_York", zone))
+    fleet.write_settings = lambda: path
+    ended = await fleet.run("generate", "--period", "2026-W47")
+    assert ended.code == 0, ended
+    page = await fleet.connection.fetchval("SELECT html FROM outbox.report")
+    assert [day for day in range(9, 30) if f" {day} Nov" in page.split("<table", 1)[1]] == list(range(16, 23))
