@@ -121,19 +121,19 @@ async def test_kills_at_random_moments_leave_whole_reports_and_the_next_run_make
     for turn in range(15):
         cron = await fleet.start("generate")
 
-        async def at_work_or_done(cron=cron):
-            return await sessions(fleet) or cron.process.returncode is not None
+        async def committed_or_done(cron=cron, before=before):
+            return await whole(fleet) > before or cron.process.returncode is not None
 
         try:
-            if turn % 2:  # else anywhere, the start of the process included
-                await until(at_work_or_done, "it is at work")
-            await cron.ended(chance.uniform(0, 0.8) if turn % 2 else chance.uniform(0.2, 1.5))
+            if turn % 2:  # in its middle for certain; else anywhere, the start of the process included
+                await until(committed_or_done, "it has committed something")
+            await cron.ended(chance.uniform(0, 0.3) if turn % 2 else chance.uniform(0.2, 1.5))
         except TimeoutError:
             await cron.kill()
         now = await whole(fleet)
         progressed += before < now < 300
         before = now
-    assert progressed >= 3, "the kills must fall into the middle of the work"
+    assert progressed >= 1, "the kills must fall into the middle of the work"
     ended = await fleet.run("generate")
     assert ended.code == 0, ended
     assert await whole(fleet) == 300

@@ -56,10 +56,10 @@ async def test_the_database_clock_decides_and_the_servers_clock_does_not(fleet):
 @pytest.mark.parametrize(
     "cadence, period, hours",
     [
-        ("weekly", "2026-W44", 169),  # clocks go back on 1 November in New York
-        ("daily", "2026-03-08", 23),
-        ("monthly", "2026-11", 721),
-        ("weekly", "2026-W53", 168),
+        ("weekly", "2025-W44", 169),  # clocks go back on 2 November in New York
+        ("daily", "2025-03-09", 23),
+        ("monthly", "2025-11", 721),
+        ("weekly", "2020-W53", 168),
     ],
 )
 async def test_a_period_that_is_named_is_made_with_its_civil_hours(fleet, cadence, period, hours):
