@@ -145,15 +145,13 @@ def database() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def world(url: str, *, connections: int, pipelining: bool = True) -> AsyncIterator[World]:
+async def world(url: str, *, connections: int) -> AsyncIterator[World]:
     """A sink process and a connection for one run."""
     with tempfile.TemporaryDirectory(prefix="outbox-bench-") as name:
         directory = Path(name)
         journal = directory / "journal"
         command = [sys.executable, "-m", "outbox.sink", "--journal", str(journal)]
-        sink = await asyncio.create_subprocess_exec(
-            *command, *([] if pipelining else ["--no-pipelining"]), stdout=asyncio.subprocess.PIPE
-        )
+        sink = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         assert sink.stdout is not None
         address = (await sink.stdout.readline()).decode().split()[1]
         connection = await asyncpg.connect(url)
