@@ -1,23 +1,27 @@
--- outbox: the one schema, at version 1. `outbox init` applies it (or upgrades an older one) and may be run by
+-- outbox: the one schema, at version 2. `outbox init` applies it (or upgrades an older one) and may be run by
 -- every server at once; `psql -1 -f schema.sql` does the same on an empty database. PostgreSQL 14 or later.
 --
 -- A report travels through these tables in this order:
 --
---     definition → edition → report → email → delivery → attempt        relay: who carries it
+--     definition → edition → report → email → delivery → attempt        relay: who carries it · route: how
+--                                                                       operation: what people decided
 --
 -- The states of a delivery, and who moves it:
 --
 --     pending ──mark──▶ sending ──250──▶ sent
---        ▲                │ ├──5xx, or the last try──▶ dead
---        │                │ └──no reply after the dot, or the relay died──▶ in_doubt ──▶ sent | pending | dead
---        └────deferred────┘
---     pending ──▶ cancelled | expired | dead (refused before the mark)
+--      ▲ ▲                │ ├──5xx, or the last try──▶ dead
+--      │ └────deferred────┘ └──no reply after the dot, or the relay died──▶ in_doubt ──▶ sent | pending | dead
+--      └── a person sends a dead letter again
+--     pending ──▶ cancelled | expired | dead (refused before the mark, or quarantined)
 
 create schema outbox;
 comment on schema outbox is 'Transactional outbox for report emails; made and upgraded by `outbox init`.';
 
+-- `compatible` is the oldest schema version whose programs may still work on this one: while a fleet is upgraded
+-- server by server, those that are still to come go on.
 create table outbox.schema_version (
     version     integer primary key,
+    compatible  integer not null check (compatible <= version),
     applied_at  timestamptz not null default now()
 );
 
@@ -72,8 +76,9 @@ create index email_report on outbox.email (report);
 
 -- How it goes: one narrow row per email, the only rows that relays update.
 -- `attempt` grows with every mark and every refusal and is never reused, so (relay, attempt) is a fence:
--- a verdict that comes late matches its own attempt or nothing. `withdrawn` counts marks whose final dot was
--- surely not written; they are no tries. In doubt, `due_at` says when the policy acts next ('infinity': never by itself).
+-- a verdict that comes late matches its own attempt or nothing. `withdrawn` counts the attempts that say nothing of
+-- the message: the final dot was surely not written, or the server took nothing from anybody. `orphaned` counts the
+-- relays that died while they held it. In doubt, `due_at` says when the policy acts next ('infinity': never by itself).
 create table outbox.delivery (
     email       bigint primary key references outbox.email,
     due_at      timestamptz not null default now(),
@@ -82,6 +87,7 @@ create table outbox.delivery (
     relay       integer,
     attempt     integer not null default 0,
     withdrawn   integer not null default 0,
+    orphaned    integer not null default 0,
     state       text not null default 'pending',
     check (state in ('pending', 'sending', 'sent', 'in_doubt', 'dead', 'cancelled', 'expired')),
     check ((settled_at is null) = (state in ('pending', 'sending', 'in_doubt'))),
@@ -94,6 +100,8 @@ create table outbox.delivery (
     fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05
 );
 create index delivery_due on outbox.delivery (due_at, email) where settled_at is null;
+-- Suspects: several relays died with them. A relay holds one of them at a time, so a guilty one is found out alone.
+create index delivery_suspect on outbox.delivery (due_at, email) where settled_at is null and orphaned >= 3;
 
 -- What happened at each try; appended, never changed. No foreign key: checking it would lock the email's row
 -- once per try, and an email with a delivery is never deleted.
@@ -101,7 +109,8 @@ create table outbox.attempt (
     email       bigint not null,
     attempt     integer not null,
     relay       integer,
-    verdict     text not null check (verdict in ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn', 'resolved')),
+    verdict     text not null check (verdict in ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',
+                                                 'quarantined', 'asked', 'resolved')),
     reply       text not null,
     marked_at   timestamptz,
     settled_at  timestamptz not null default now()
@@ -109,16 +118,43 @@ create table outbox.attempt (
 create index attempt_email on outbox.attempt (email);
 
 -- One row per relay session: its id is its identity and, in namespace 1779102894, its advisory lock. While the
--- lock is held the relay lives; when it is free the relay is dead, whatever this table says.
+-- lock is held the relay lives; when it is free the relay is dead, whatever this table says. `timeline` is the WAL
+-- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than
+-- the database. `trouble` is what keeps it from its work, `stale` how many of its verdicts came too late to matter.
 create table outbox.relay (
     id           integer generated always as identity primary key,
     host         text not null,
     pid          integer not null,
     backend_pid  integer not null,
     version      text not null,
+    timeline     bigint not null default 0,
     started_at   timestamptz not null default now(),
-    ended_at     timestamptz
+    ended_at     timestamptz,
+    stale        integer not null default 0,
+    trouble      text
 );
 create index relay_open on outbox.relay (id) where ended_at is null;
 
-insert into outbox.schema_version (version) values (1);
+-- A way to an SMTP server that is in trouble, for the whole fleet; no row, no trouble. Until `retry_at` nobody
+-- connects; then the one relay that moves `retry_at` on probes, and takes the row away when the server works.
+create table outbox.route (
+    name      text primary key,                         -- host:port
+    since     timestamptz not null default now(),
+    reason    text not null,
+    failures  integer not null default 1,
+    relay     integer,                                  -- who said so last, or who probes
+    retry_at  timestamptz not null
+);
+
+-- What people decided about emails: who, when, why. The trail of each email says it too.
+create table outbox.operation (
+    id      bigint generated always as identity primary key,
+    at      timestamptz not null default now(),
+    who     text not null,
+    what    text not null,
+    target  text not null,
+    why     text not null,
+    emails  bigint not null check (emails >= 0)
+);
+
+insert into outbox.schema_version (version, compatible) values (2, 2);

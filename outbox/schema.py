@@ -8,12 +8,34 @@ from typing import Any, Final
 from outbox.database import INIT_LOCK
 from outbox.errors import SchemaError
 
-# To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION].
-VERSION: Final = 1
+# To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
+# version COMPATIBLE and later may work on it, leave COMPATIBLE: a fleet is then upgraded server by server.
+VERSION: Final = 2
+COMPATIBLE: Final = 2
 
 # What turns version n - 1 into n, for databases that were made before; `schema.sql` is always the newest whole.
 # A step runs in one transaction with the others, so it must not say BEGIN, COMMIT or CONCURRENTLY.
-UPGRADES: Final[Mapping[int, str]] = {}
+UPGRADES: Final[Mapping[int, str]] = {
+    2: """
+        ALTER TABLE outbox.schema_version ADD COLUMN compatible integer;
+        UPDATE outbox.schema_version SET compatible = version;
+        ALTER TABLE outbox.schema_version ALTER COLUMN compatible SET NOT NULL, ADD CHECK (compatible <= version);
+        ALTER TABLE outbox.delivery ADD COLUMN orphaned integer NOT NULL DEFAULT 0;
+        CREATE INDEX delivery_suspect ON outbox.delivery (due_at, email) WHERE settled_at IS NULL AND orphaned >= 3;
+        ALTER TABLE outbox.attempt DROP CONSTRAINT attempt_verdict_check, ADD CONSTRAINT attempt_verdict_check
+            CHECK (verdict IN ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',
+                               'quarantined', 'asked', 'resolved'));
+        ALTER TABLE outbox.relay ADD COLUMN timeline bigint NOT NULL DEFAULT 0,
+            ADD COLUMN stale integer NOT NULL DEFAULT 0, ADD COLUMN trouble text;
+        CREATE TABLE outbox.route (
+            name text PRIMARY KEY, since timestamptz NOT NULL DEFAULT now(), reason text NOT NULL,
+            failures integer NOT NULL DEFAULT 1, relay integer, retry_at timestamptz NOT NULL);
+        CREATE TABLE outbox.operation (
+            id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(),
+            who text NOT NULL, what text NOT NULL, target text NOT NULL, why text NOT NULL,
+            emails bigint NOT NULL CHECK (emails >= 0));
+    """,
+}
 
 
 def schema_sql() -> str:
@@ -45,7 +67,7 @@ async def installed_version(connection: Any) -> int | None:
 
 
 async def initialise(
-    connection: Any, *, version: int = VERSION, upgrades: Mapping[int, str] = UPGRADES
+    connection: Any, *, version: int = VERSION, compatible: int = COMPATIBLE, upgrades: Mapping[int, str] = UPGRADES
 ) -> tuple[int | None, int]:
     """Create or upgrade the schema in one transaction; gives the version before and after.
 
@@ -65,16 +87,22 @@ async def initialise(
         if before is None:
             await connection.execute(schema_sql())
         elif before > version:
-            raise SchemaError(_newer(before))
+            if not await _is_compatible(connection, version):
+                raise SchemaError(_newer(before))
+            return before, before
         else:
             for step in range(before + 1, version + 1):
                 await connection.execute(upgrades[step])
-                await connection.execute("INSERT INTO outbox.schema_version (version) VALUES ($1)", step)
+                await connection.execute(
+                    "INSERT INTO outbox.schema_version (version, compatible) VALUES ($1, $2)",
+                    step,
+                    min(step, compatible),
+                )
     return before, version
 
 
 async def require_current(connection: Any) -> None:
-    """Return if the database has just the schema that this code is for.
+    """Return if the database has the schema that this code is for, or a newer one that it may still work on.
 
     Raises:
         SchemaError: it is missing, older or newer; the sentence says which, and the mend.
@@ -88,8 +116,13 @@ async def require_current(connection: Any) -> None:
             f"The database's outbox schema is older (version {found}) than this program (version {VERSION}); "
             "run `outbox init` to upgrade it."
         )
-    if found > VERSION:
+    if found > VERSION and not await _is_compatible(connection, VERSION):
         raise SchemaError(_newer(found))
+
+
+async def _is_compatible(connection: Any, version: int) -> bool:
+    newest = "SELECT compatible FROM outbox.schema_version ORDER BY version DESC LIMIT 1"
+    return bool(await connection.fetchval(newest) <= version)
 
 
 def _newer(found: int) -> str:

@@ -56,14 +56,14 @@ async def test_without_a_schema_every_command_says_how_to_make_it(bare):
 
 
 async def test_an_older_schema_is_told_apart_and_init_is_the_mend(fleet):
-    await fleet.connection.execute("UPDATE outbox.schema_version SET version = 0")
+    await fleet.connection.execute("UPDATE outbox.schema_version SET version = 0, compatible = 0")
     said = await all_say(fleet)
     assert "older (version 0)" in said
     assert "`outbox init`" in said
 
 
 async def test_a_newer_schema_is_told_apart_and_init_does_not_touch_it(fleet):
-    await fleet.connection.execute("INSERT INTO outbox.schema_version (version) VALUES (99)")
+    await fleet.connection.execute("INSERT INTO outbox.schema_version (version, compatible) VALUES (99, 99)")
     said = await all_say(fleet)
     assert "newer (version 99)" in said
     assert "upgrade outbox-mail" in said

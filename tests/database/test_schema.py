@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -8,7 +9,8 @@ from outbox import schema
 from outbox.errors import SchemaError
 from outbox.schema import initialise, installed_version, require_current
 
-ADD_NOTE = {2: "ALTER TABLE outbox.email ADD COLUMN note text"}
+NOW, NEXT = schema.VERSION, schema.VERSION + 1
+ADD_NOTE = {NEXT: "ALTER TABLE outbox.email ADD COLUMN note text"}
 
 _numbers = itertools.count(1)
 
@@ -72,6 +74,19 @@ async def test_a_second_init_changes_nothing(stranger):
     assert await stranger.fetchval("SELECT count(*) FROM outbox.delivery") == 1
 
 
+async def test_a_database_of_the_first_version_becomes_what_a_new_one_is(stranger, connection):
+    """`connection` has the newest schema, made at once."""
+    await stranger.execute((Path(__file__).parent / "schema_1.sql").read_text())
+    await put_email(stranger)
+    assert await initialise(stranger) == (1, NOW)
+
+    async def parts(of):
+        return {tuple(row) for row in await shape(of) if row["kind"] != "version"}
+
+    assert await parts(stranger) == await parts(connection)
+    assert await stranger.fetchval("SELECT count(*) FROM outbox.delivery") == 1
+
+
 async def init_eight_times_at_once(url, **arguments):
     connections = await asyncio.gather(*(asyncpg.connect(url) for _ in range(8)))
     try:
@@ -82,7 +97,7 @@ async def init_eight_times_at_once(url, **arguments):
 
 async def test_eight_servers_may_init_at_once_and_one_of_them_creates(empty, stranger):
     answers = await init_eight_times_at_once(empty)
-    assert sorted(answers, key=str) == sorted([(None, 1), *[(1, 1)] * 7], key=str)
+    assert sorted(answers, key=str) == sorted([(None, NOW), *[(NOW, NOW)] * 7], key=str)
     await require_current(stranger)
     assert await stranger.fetchval("SELECT count(*) FROM outbox.schema_version") == 1
 
@@ -92,32 +107,34 @@ async def test_they_may_also_where_the_database_is_stricter_by_default(empty, st
     name = await stranger.fetchval("SELECT current_database()")
     await stranger.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = '{isolation}'")
     answers = await init_eight_times_at_once(empty)
-    assert answers.count((None, 1)) == 1
+    assert answers.count((None, NOW)) == 1
 
 
 async def test_eight_servers_may_upgrade_at_once_and_one_of_them_does(empty, stranger):
     await initialise(stranger)
-    answers = await init_eight_times_at_once(empty, version=2, upgrades=ADD_NOTE)
-    assert sorted(answers) == [(1, 2), *[(2, 2)] * 7]
+    answers = await init_eight_times_at_once(empty, version=NEXT, upgrades=ADD_NOTE)
+    assert sorted(answers) == [(NOW, NEXT), *[(NEXT, NEXT)] * 7]
 
 
 async def test_an_upgrade_keeps_every_row_and_is_recorded(connection):
     await put_email(connection)
     emails = await connection.fetch("SELECT * FROM outbox.email")
-    assert await initialise(connection, version=2, upgrades=ADD_NOTE) == (1, 2)
-    assert await installed_version(connection) == 2
+    assert await initialise(connection, version=NEXT, upgrades=ADD_NOTE) == (NOW, NEXT)
+    assert await installed_version(connection) == NEXT
     kept = await connection.fetch("SELECT * FROM outbox.email")
     assert [{**email, "note": None} for email in emails] == [dict(email) for email in kept]
     versions = await connection.fetch("SELECT version FROM outbox.schema_version ORDER BY version")
-    assert [row["version"] for row in versions] == [1, 2]
+    assert [row["version"] for row in versions] == [NOW, NEXT]
 
 
 async def test_an_upgrade_walks_through_all_versions_in_between(connection):
-    steps = {n: f"ALTER TABLE outbox.email ADD COLUMN note{n} text DEFAULT 'v{n - 1}'" for n in (2, 3, 4)}
-    assert await initialise(connection, version=3, upgrades=steps) == (1, 3)
-    assert await initialise(connection, version=4, upgrades=steps) == (3, 4)
+    steps = {
+        n: f"ALTER TABLE outbox.email ADD COLUMN note{n} text DEFAULT 'v{n - 1}'" for n in (NEXT, NEXT + 1, NEXT + 2)
+    }
+    assert await initialise(connection, version=NEXT + 1, upgrades=steps) == (NOW, NEXT + 1)
+    assert await initialise(connection, version=NEXT + 2, upgrades=steps) == (NEXT + 1, NEXT + 2)
     versions = await connection.fetch("SELECT version FROM outbox.schema_version ORDER BY version")
-    assert [row["version"] for row in versions] == [1, 2, 3, 4]
+    assert [row["version"] for row in versions] == [NOW, NEXT, NEXT + 1, NEXT + 2]
 
 
 @pytest.mark.parametrize("fault", ["SELECT 1 / 0", "ALTER TABLE outbox.email ADD COLUMN note text"])
@@ -125,10 +142,10 @@ async def test_an_upgrade_that_fails_leaves_everything_as_it_was(connection, fau
     await put_email(connection)
     before = await shape(connection)
     with pytest.raises(asyncpg.PostgresError):
-        await initialise(connection, version=3, upgrades={**ADD_NOTE, 3: fault})
+        await initialise(connection, version=NEXT + 1, upgrades={**ADD_NOTE, NEXT + 1: fault})
     assert await shape(connection) == before
     assert await connection.fetchval("SELECT count(*) FROM outbox.delivery") == 1
-    assert await initialise(connection, version=2, upgrades=ADD_NOTE) == (1, 2), "and the next try may succeed"
+    assert await initialise(connection, version=NEXT, upgrades=ADD_NOTE) == (NOW, NEXT), "and the next try may succeed"
 
 
 async def test_a_missing_schema_is_told_with_its_mend(stranger):
@@ -137,19 +154,25 @@ async def test_a_missing_schema_is_told_with_its_mend(stranger):
 
 
 async def test_an_older_schema_is_told_with_its_mend(connection, monkeypatch):
-    monkeypatch.setattr(schema, "VERSION", 2)
-    with pytest.raises(SchemaError, match=r"older \(version 1\).*\(version 2\).*outbox init"):
+    monkeypatch.setattr(schema, "VERSION", NEXT)
+    with pytest.raises(SchemaError, match=rf"older \(version {NOW}\).*\(version {NEXT}\).*outbox init"):
         await require_current(connection)
 
 
 async def test_a_newer_schema_is_told_with_its_mend_and_left_alone(connection):
-    await initialise(connection, version=2, upgrades=ADD_NOTE)
+    await initialise(connection, version=NEXT, compatible=NEXT, upgrades=ADD_NOTE)
     before = await shape(connection)
-    with pytest.raises(SchemaError, match=r"newer \(version 2\).*upgrade"):
+    with pytest.raises(SchemaError, match=rf"newer \(version {NEXT}\).*upgrade"):
         await require_current(connection)
-    with pytest.raises(SchemaError, match=r"newer \(version 2\).*upgrade"):
+    with pytest.raises(SchemaError, match=rf"newer \(version {NEXT}\).*upgrade"):
         await initialise(connection)
     assert await shape(connection) == before
+
+
+async def test_a_newer_schema_that_this_program_may_still_work_on_is_used(connection):
+    await initialise(connection, version=NEXT, compatible=NOW, upgrades=ADD_NOTE)
+    await require_current(connection)
+    assert await initialise(connection) == (NEXT, NEXT)
 
 
 async def test_a_schema_of_somebody_else_is_told_and_left_alone(stranger):
@@ -164,7 +187,7 @@ async def test_the_schema_file_may_be_applied_by_psql_alone(stranger):
     async with stranger.transaction():
         await stranger.execute(schema.schema_sql())
     await require_current(stranger)
-    assert await initialise(stranger) == (1, 1)
+    assert await initialise(stranger) == (NOW, NOW)
 
 
 async def test_the_schema_file_says_the_version_that_the_code_is_for(stranger):
