@@ -100,6 +100,7 @@ class Conversation(asyncio.Protocol):
         self._writable = True
         self._content_under_way = False
         self._deadline_s: float | None = None
+        self._heard_at = clock()
 
     # ── what the relay asks of it ────────────────────────────────────────────────────────────────────────────
 
@@ -115,6 +116,7 @@ class Conversation(asyncio.Protocol):
         assert self.ahead is None
         assert self.handed_over is None
         self.idle_since = None
+        self._heard_at = self.clock()
         self.messages_left -= 1
         self._write(self._envelope(claim))
 
@@ -156,6 +158,10 @@ class Conversation(asyncio.Protocol):
         """Drop the connection whatever is under way: before its dot it was not sent, past it it is in doubt."""
         self._drop(None, reason)
 
+    def waited_s(self) -> float:
+        """How long the server has said nothing while something is under way."""
+        return self.clock() - self._heard_at
+
     def check_deadline(self) -> None:
         """Judge a server that has been silent for too long; called about once a second."""
         if self._deadline_s is None or self.mark_asked or self.clock() < self._deadline_s or self.is_closed:
@@ -167,6 +173,7 @@ class Conversation(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take replies as they come (asyncio.Protocol)."""
+        self._heard_at = self.clock()
         try:
             for reply in self._replies.feed(data):
                 if self.is_closed:

@@ -27,6 +27,8 @@ WITH chosen AS (
     UPDATE outbox.delivery d
        SET state = CASE $2::text WHEN 'sent' THEN 'sent' WHEN 'resend' THEN 'pending' ELSE 'dead' END,
            settled_at = CASE WHEN $2::text <> 'resend' THEN now() END,
+           doubted_at = NULL,
+           orphaned = CASE WHEN $2::text = 'resend' THEN 0 ELSE d.orphaned END,
            due_at = now(),
            withdrawn = CASE WHEN $2::text = 'resend' AND d.state = 'dead' THEN d.attempt ELSE d.withdrawn END,
            relay = CASE WHEN $2::text = 'resend' THEN NULL ELSE d.relay END

@@ -1,8 +1,6 @@
 """Who is owed a report and what it says: two queries from the settings, or a Python class of the user's."""
 
-import importlib
 import inspect
-import sys
 from asyncio import to_thread
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from outbox.errors import SourceError
 from outbox.period import Period
+from outbox.plugin import load, said
 
 FETCH_ROWS: Final = 1000
 
@@ -181,7 +180,7 @@ class PythonSource:
         except SourceError:
             raise
         except Exception as error:
-            raise SourceError(f"{where}: recipients() raised {_said(error)}; mend it there.") from error
+            raise SourceError(f"{where}: recipients() raised {said(error)}; mend it there.") from error
 
     async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
         """Each one's content, or what `build` raised for it."""
@@ -192,7 +191,7 @@ class PythonSource:
             content = await _called(self.source.build, recipient, period)
             return content if isinstance(content, Mapping) else [dict(row) for row in content]
         except Exception as error:  # noqa: BLE001 - as above, for one recipient
-            return RowError(f"build() raised {_said(error)}")
+            return RowError(f"build() raised {said(error)}")
 
 
 async def _called(method: Callable[..., Any], *arguments: Any) -> Any:
@@ -214,10 +213,6 @@ async def _each(found: Any, where: str) -> AsyncIterator[Any]:
         raise SourceError(f"{where}: recipients() gave {type(found).__name__}; return an iterable of Recipient.")
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
-
-
 def load_source(name: str, reference: str, directory: Path) -> PythonSource:
     """The class that `module:Class` names, made; modules beside the settings are found too.
 
@@ -225,16 +220,12 @@ def load_source(name: str, reference: str, directory: Path) -> PythonSource:
         SourceError: no such module or class, or it cannot be made.
 
     """
-    module_name, _, attribute = reference.partition(":")
     where = f"reports.{name}.source"
-    if str(directory) not in sys.path:
-        sys.path.append(str(directory))
     try:
-        made: Callable[[], Any] = getattr(importlib.import_module(module_name), attribute)
-        source = made()
+        source = load(reference, directory)()
     except Exception as error:
         raise SourceError(
-            f"{where}: {reference} cannot be used ({_said(error)}); mend the name or the class."
+            f"{where}: {reference} cannot be used ({said(error)}); mend the name or the class."
         ) from error
     if not isinstance(source, ReportSource):
         raise SourceError(f"{where}: {reference} lacks recipients(period) or build(recipient, period); add them.")

@@ -80,12 +80,22 @@ class Outcome:
     delay_s: float | None = None
 
 
-def outcome_of(
-    verdict: Verdict, *, tries: int, tries_max: int, backoff_s: float, again_s: float, doubt_s: float | None
+def outcome_of(  # noqa: PLR0911 - a table
+    verdict: Verdict,
+    *,
+    tries: int,
+    tries_max: int,
+    backoff_s: float,
+    again_s: float,
+    doubt_s: float | None,
+    withdrawals: int = 0,
+    withdrawals_max: int | None = None,
 ) -> Outcome:
     """What a verdict does to its delivery. `tries` counts this one; the last deferral makes a dead letter.
 
     A deferred try waits for `backoff_s`, a withdrawn one for `again_s`; doubt is looked at again after `doubt_s`.
+    `withdrawals` counts those before this one: a message that a working server drops `withdrawals_max` times is
+    quarantined.
     """
     match verdict:
         case Accepted(reply):
@@ -98,6 +108,8 @@ def outcome_of(
             return Outcome("pending", "deferred", reply, backoff_s)
         case InDoubt(reply):
             return Outcome("in_doubt", "in_doubt", reply, doubt_s)
+        case Withdrawn(reply) if withdrawals_max is not None and withdrawals + 1 >= withdrawals_max:
+            return Outcome("dead", "quarantined", reply)
         case Withdrawn(reply):
             return Outcome("pending", "withdrawn", reply, again_s)
         case _:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from outbox import ledger, session
+from outbox import doubt, ledger, session
 from outbox.database import RELAY_LOCKS
 from outbox.ledger import Settlement
 from outbox.resolve import Decision, resolve
@@ -333,7 +333,7 @@ class Fleet(RuleBasedStateMachine):
     def stop(self, who: int) -> None:
         """A relay ends in order: it judges itself under its own lock."""
         relay = self._relay(who)
-        judged = self.do(ledger.judge(relay.connection, [relay.relay], doubt_s=None))
+        judged = self.do(ledger.judge(relay.connection, [relay.relay], doubt_s=None, died=False))
         assert judged == self._judge({relay.relay})
         self._end_session(relay.relay, "close")
         self.dead.discard(relay.relay)
@@ -355,7 +355,7 @@ class Fleet(RuleBasedStateMachine):
         self.do(
             self.admin.execute("UPDATE outbox.delivery SET due_at = now() WHERE email = ANY ($1::bigint[])", emails)
         )
-        assert self.do(ledger.resend_doubtful(self._relay(who).connection)) == len(emails)
+        assert self.do(doubt.resend_doubtful(self._relay(who).connection)) == len(emails)
         for email in emails:
             self.trail[email, self.rows[email].attempt, None, "resolved"] += 1
             self._send_again(email, self.rows[email].withdrawn)

@@ -20,7 +20,7 @@ _emails = itertools.count(1)
 
 def mail(message: bytes = HELLO) -> Claim:
     email = next(_emails)
-    return Claim(7, email, f"mail{email}", 0, 0, "reports@example.com", f"p{email}@example.com", message)
+    return Claim(7, email, f"mail{email}", 0, 0, "reports@example.com", f"p{email}@example.com", "<1@x>", message)
 
 
 class Wire(asyncio.Transport):
