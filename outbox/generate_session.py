@@ -5,15 +5,17 @@ with it.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, ProgrammingError, SQLAlchemyError
 
 from outbox.database import LOST_SESSION, engine, is_lost, lease_settings
 from outbox.errors import DatabaseUnavailableError
+from outbox.failover import timeline_of, wait_s
 from outbox.schema import require_current
 from outbox.settings import Settings
 from outbox.source import QueryError, RowError, Rows
@@ -21,6 +23,8 @@ from outbox.source import QueryError, RowError, Rows
 if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+FAILOVER_LOOK_S: Final = 0.2
 
 
 class GenerateSession:
@@ -48,6 +52,7 @@ class GenerateSession:
                 raw = await connection.get_raw_connection()
                 await require_current(raw.driver_connection)
                 session = cls(connection)
+                await _after_failover(raw.driver_connection, settings.failover_grace_s)
                 pulse = asyncio.get_running_loop().create_task(session._beat(settings.lease_s / 3))
                 try:
                     yield session
@@ -105,6 +110,14 @@ class GenerateSession:
             if len(rows) < portion:
                 break
         await self.rows("CLOSE outbox_rows", {})
+
+
+async def _after_failover(connection: Any, grace_s: float) -> None:
+    """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
+    timeline = await timeline_of(connection)
+    end = time.monotonic() + grace_s  # with no relay at all nobody's clock begins to run
+    while await wait_s(connection, timeline, grace_s=grace_s) > 0 and time.monotonic() < end:
+        await asyncio.sleep(FAILOVER_LOOK_S)
 
 
 def _bound(statement: str, parameters: Mapping[str, Any]) -> "tuple[Executable, dict[str, Any]]":
