@@ -22,6 +22,7 @@ import typer
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
+    from outbox.audit import Audit, Unsent
     from outbox.generate import Result
     from outbox.settings import Settings
     from outbox.status import Status
@@ -336,6 +337,67 @@ def _print_status(found: "Status") -> None:
     for trouble in found.troubles:
         console.print(_printable(f"  {trouble.key} is {trouble.state}: {trouble.said}"), markup=False)
         console.print(_printable(f"    {trouble.command}"), markup=False)
+
+
+@app.command()
+def audit(
+    context: typer.Context,
+    report: Annotated[str, typer.Argument(help="Which report.", metavar="REPORT", show_default=False)],
+    period: Annotated[
+        str | None,
+        typer.Argument(help="Which period, such as 2026-W48; by default the one due now.", metavar="[PERIOD]"),
+    ] = None,
+    config: ConfigOption = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts; names all.")] = False,
+    names: Annotated[
+        int | None, typer.Option(min=0, help="How many recipients of a kind are named; 10, with --json all.")
+    ] = None,
+) -> None:
+    """Say by name whether all of an edition is sent; exit 0 only then.
+
+    Compares who is to get the report now with what was generated and sent, and changes nothing.
+    """
+    from outbox.audit import audit as look
+
+    settings = _settings(context, config)
+    settings.require("database_url", "reports")
+    names_max = names if names is not None or as_json else NAMES_SHOWN
+    found = asyncio.run(look(settings, report, period, names_max=names_max))
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), default=lambda at: at.isoformat(), ensure_ascii=False))
+    else:
+        _print_audit(found)
+    raise typer.Exit(0 if found.is_well else 1)
+
+
+NAMES_SHOWN = 10
+
+
+def _print_audit(found: "Audit") -> None:
+    from outbox.audit import spoken
+
+    counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
+    counts |= {kind: unsent.count for kind, unsent in found.unsent.items()}
+    typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
+    if found.left:
+        typer.echo(f"No longer expected: {found.left:,} who have a report and are not named by the source now.")
+    for kind, unsent in found.unsent.items():
+        if unsent.count:
+            typer.echo(f"\n{spoken(kind)}: {unsent.count:,}")
+        for one in unsent.named:
+            typer.echo(_printable(f"  {_described(one)}"))
+        if unsent.named and unsent.count > len(unsent.named):
+            typer.echo(f"  \N{HORIZONTAL ELLIPSIS} and {unsent.count - len(unsent.named):,} more")
+    typer.echo(("\n" if found.expected > found.sent else "") + found.sentence)
+
+
+def _described(one: "Unsent") -> str:
+    from outbox.audit import spoken
+
+    reasons = [spoken(one.state)] if one.state != "missing" else []
+    reasons += [one.said.rstrip(".")] if one.said else []
+    return f"{one.key} <{one.address}>" + (f": {', '.join(reasons)}." if reasons else "")
 
 
 def _printable(line: str) -> str:
