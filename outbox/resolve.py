@@ -183,5 +183,7 @@ def _why_not(key: str, row: Any, decision: Decision) -> str:
     if row["state"] == "dead" and decision is Decision.SENT:
         return f"{key} is dead: the server refused it, so it cannot be declared sent; say --resend or --discard."
     state = (row["state"] or "without a delivery").replace("_", " ")
+    if row["state"] in DECIDABLE and not row["decided"]:
+        return f"{key} changed at this moment and is {state} now; look at `outbox status` and decide again."
     decided = f" ({row['decided']})" if row["decided"] else ""
     return f"{key} is {state}{decided}; nothing was changed, since only what is in doubt or dead can be decided."

@@ -306,6 +306,23 @@ async def test_of_two_people_who_decide_at_once_one_decides_and_the_other_is_tol
     assert len(await resolved(muddled, key)) == 1
 
 
+async def test_a_decision_about_one_doubt_is_none_about_the_next(muddled):
+    async with locked(muddled, "mail2") as meanwhile:
+        person = await muddled.start("resolve", "mail2", "--sent")
+        await waiting(muddled, "outbox resolve")
+        await meanwhile.execute(  # sent again, marked, and in doubt once more
+            "UPDATE outbox.delivery d SET attempt = attempt + 1, marked_at = now()"
+            " FROM outbox.email m WHERE m.id = d.email AND m.key = 'mail2'"
+        )
+        await meanwhile.execute("COMMIT")
+    ended = await person.ended()
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.sentences == [
+        "mail2 changed at this moment and is in doubt now; look at `outbox status` and decide again."
+    ]
+    assert (await delivery(muddled, "mail2"))["state"] == "in_doubt"
+
+
 @asynccontextmanager
 async def late_news(fleet):
     """mail1 is in doubt, since its relay lost its session, and that relay lives and waits for the reply to its dot."""
