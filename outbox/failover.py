@@ -45,8 +45,10 @@ async def timeline_of(connection: Any) -> int:
 # alive when the old primary was lost, as far as this server knows.
 WAIT: Final = """
 SELECT extract(epoch FROM began_at - now()) + CASE
-           WHEN EXISTS (SELECT FROM outbox.relay WHERE ended_at IS NULL AND timeline BETWEEN 1 AND $1 - 1) THEN $2::float8
-           WHEN EXISTS (SELECT FROM outbox.relay WHERE timeline BETWEEN 1 AND $1 - 1) THEN least($2::float8, $3::float8)
+           WHEN EXISTS (SELECT FROM outbox.relay WHERE ended_at IS NULL AND timeline BETWEEN 1 AND $1 - 1)
+               THEN $2::float8
+           WHEN EXISTS (SELECT FROM outbox.relay WHERE timeline BETWEEN 1 AND $1 - 1)
+               THEN least($2::float8, $3::float8)
            ELSE 0 END
   FROM (SELECT coalesce(min(started_at), now()) AS began_at FROM outbox.relay WHERE timeline = $1) AS timeline
 """

@@ -9,11 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
+from outbox import message
 from outbox.errors import SourceError
 from outbox.period import Period
 from outbox.plugin import load, said
+from outbox.settings import Settings
 
 FETCH_ROWS: Final = 1000
+WINDOW_MAX: Final = 10_000  # recipients in memory at once
 
 Rows = Sequence[Mapping[str, Any]]
 Content = Rows | Mapping[str, Any]
@@ -74,6 +77,35 @@ def recipient_of(row: Mapping[str, Any], where: str) -> Recipient:
         )
     rest = {column: value for column, value in row.items() if column not in ("key", "email", "name")}
     return Recipient(_text(row["key"]), _text(row["email"]), _text(row.get("name")), rest)
+
+
+def checked(recipient: Recipient) -> Recipient:
+    """The recipient with its address in the form that SMTP takes.
+
+    Raises:
+        ValueError: one sentence that says what is wrong with key or address.
+
+    """
+    if not recipient.key or storable(recipient.key) != recipient.key:
+        raise ValueError("the key is empty or no text that Postgres can hold; give every recipient a key of its own.")
+    address = message.check_address(recipient.email)
+    return Recipient(recipient.key, address, recipient.name, recipient.columns)
+
+
+def storable(text_of_any_kind: str) -> str:
+    """The text without what Postgres cannot hold: NUL, and surrogates that stand alone."""
+    return text_of_any_kind.replace("\0", "").encode("utf-8", "replace").decode()
+
+
+async def windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
+    """The stream in windows of at most `size`; one empty window if there is nobody."""
+    window: list[Recipient] = []
+    async for recipient in recipients:
+        window.append(recipient)
+        if len(window) == size:
+            yield window
+            window = []
+    yield window
 
 
 def _text(value: object) -> str:
@@ -211,6 +243,22 @@ async def _each(found: Any, where: str) -> AsyncIterator[Any]:
                 yield one
     else:
         raise SourceError(f"{where}: recipients() gave {type(found).__name__}; return an iterable of Recipient.")
+
+
+def source_of(settings: Settings, name: str, reader: Reader) -> Source:
+    """Where a report of the settings comes from: its queries, read through `reader`, or its class.
+
+    Raises:
+        ConfigurationError: there is no report of that name.
+        SourceError: its class cannot be used.
+
+    """
+    report = settings.report(name)
+    if report.source is not None:
+        return load_source(name, report.source, settings.directory)
+    assert report.recipients is not None
+    assert report.data is not None
+    return SqlSource(name, report.recipients, report.data, ":keys" in report.data, reader, report.zone)
 
 
 def load_source(name: str, reference: str, directory: Path) -> PythonSource:

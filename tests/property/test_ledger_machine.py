@@ -532,9 +532,15 @@ class Fleet(RuleBasedStateMachine):
             self.trail[email, row.attempt, row.relay, "in_doubt"] += 1
         return len(freed), len(doubted)
 
+    def _is_decided(self, email: int) -> bool:
+        attempt = self.rows[email].attempt
+        return any(count and key[:2] == (email, attempt) and key[3] == "resolved" for key, count in self.trail.items())
+
     def _decide(self, email: int, decision: Decision) -> bool:
         row = self.rows[email]
         if row.state not in ("in_doubt", "dead") or (row.state == "dead" and decision is Decision.SENT):
+            return False
+        if row.state == "dead" and decision is Decision.DISCARD and self._is_decided(email):
             return False
         self.trail[email, row.attempt, row.relay, "resolved"] += 1
         match decision:
