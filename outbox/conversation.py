@@ -19,7 +19,7 @@ from typing import Final, Protocol, cast
 
 from outbox.ledger import Claim
 from outbox.replies import GarbageError, Reply, ReplyReader
-from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence
+from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence, takes_nothing
 
 BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 QUIT_TIMEOUT_S: Final = 5.0
@@ -44,6 +44,9 @@ class Desk(Protocol):
 
     def idle(self, conversation: "Conversation") -> None:
         """The connection has nothing to do; `start` gives it something."""
+
+    def paused(self, reason: str) -> None:
+        """The server said that it takes nothing from anybody for now; `closed` follows."""
 
     def closed(self, conversation: "Conversation", trouble: str | None) -> None:
         """The connection is over; `trouble` says what was wrong with the server, None if nothing was."""
@@ -221,10 +224,10 @@ class Conversation(asyncio.Protocol):
             self._answer_unasked(reply)
             return
         expected = self._expected.popleft()
-        if reply.code == SERVICE_CLOSING and expected is not Expected.QUIT:
+        if expected is not Expected.QUIT and _is_of_the_server(reply):
             if expected is Expected.DOT:
                 self._judge_dot(reply)
-            reason = f"the server closes: {reply.code} {reply.text}"[:200]
+            reason = self._hear(reply)
             self._drop(reason, reason)
             return
         match expected:
@@ -242,10 +245,18 @@ class Conversation(asyncio.Protocol):
                 self._drop(None)
 
     def _answer_unasked(self, reply: Reply) -> None:
-        """A reply to nothing: the server closes. In mid-content it is about the message, unless it is a 421."""
-        if self.ahead is not None and not self.mark_asked and reply.code != SERVICE_CLOSING:
+        """A reply to nothing: the server closes. In mid-content it is about the message, unless it is the server's."""
+        if self.ahead is not None and not self.mark_asked and not _is_of_the_server(reply):
             self._refusal = self._refusal_of(Expected.DATA, reply)
-        self._fail(f"the server closes: {reply.code} {reply.text}"[:200])
+        self._fail(self._hear(reply))
+
+    def _hear(self, reply: Reply) -> str:
+        """What a reply says of the server; the desk is told at once if nobody's mail is taken."""
+        if not takes_nothing(reply.code, reply.text):
+            return f"the server closes: {reply.code} {reply.text}"[:200]
+        reason = f"the server takes no mail for now: {reply.code} {reply.text}"[:200]
+        self.desk.paused(reason)
+        return reason
 
     def _answer_reset(self) -> None:
         """Whatever it said, the next MAIL's reply tells; pipelined, that MAIL is on its way already."""
@@ -412,6 +423,11 @@ class Conversation(asyncio.Protocol):
         elif ahead is not None and not self.mark_asked:
             self.desk.untouched(ahead, reason)
         self.desk.closed(self, trouble)
+
+
+def _is_of_the_server(reply: Reply) -> bool:
+    """Whether it closes, or takes nothing from anybody: to whatever command it is said, no message is to blame."""
+    return reply.code == SERVICE_CLOSING or takes_nothing(reply.code, reply.text)
 
 
 def transport_of(value: object) -> asyncio.Transport:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from outbox.conversation import QUIT_TIMEOUT_S, Conversation
 from outbox.ledger import Claim
-from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict
+from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn
 
 COMMAND_TIMEOUT_S = 30.0
 DATA_DONE_TIMEOUT_S = 600.0
@@ -63,6 +63,7 @@ class Book:
     verdicts: list[tuple[Claim, Verdict]] = field(default_factory=list)
     untouched_claims: list[Claim] = field(default_factory=list)
     idles: int = 0
+    pauses: list[str] = field(default_factory=list)
     ended: list[str | None] = field(default_factory=list)
 
     def take(self) -> Claim | None:
@@ -82,6 +83,10 @@ class Book:
     def idle(self, conversation: Conversation) -> None:
         assert not conversation.is_closed
         self.idles += 1
+
+    def paused(self, reason: str) -> None:
+        assert not self.ended, "it is told before the connection is over"
+        self.pauses.append(reason)
 
     def closed(self, conversation: Conversation, trouble: str | None) -> None:
         assert conversation.is_closed
@@ -430,6 +435,81 @@ def test_421_to_the_final_dot_is_a_deferral_and_what_follows_is_untouched(chaine
     assert "421 closing" in talk.trouble
 
 
+# ── a server that takes nothing from anybody ─────────────────────────────────────────────────────────────────
+
+QUOTA = "454 Throttling failure: Daily message quota exceeded"
+POSTFIX_DENIES = "454 4.7.1 <p1@example.com>: Relay access denied"
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+@both_ways
+def test_454_before_the_content_pauses_the_route_and_leaves_the_message_untouched(pipelining, answered):
+    claim = mail()
+    talk = Talk(claim, pipelining=pipelining)
+    talk.say(*["250"] * answered, QUOTA)
+    assert talk.desk.verdicts == []
+    assert talk.desk.untouched_claims == [claim]
+    (reason,) = talk.desk.pauses
+    assert QUOTA in reason
+    assert talk.trouble == reason
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@both_ways
+def test_454_to_the_final_dot_is_a_try_that_does_not_count_and_pauses_the_route(pipelining, chained):
+    talk, first, second = past_the_dot(chained=chained and pipelining, pipelining=pipelining)
+    talk.say(QUOTA)
+    assert talk.desk.verdicts == [(first, Withdrawn(QUOTA))]
+    assert talk.desk.untouched_claims == ([second] if second else [])
+    assert len(talk.desk.pauses) == 1
+    assert talk.trouble == talk.desk.pauses[0]
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["in mid-content", "at the mark"])
+def test_454_that_nobody_asked_for_pauses_the_route_too(taken):
+    claim = mail()
+    talk = Talk(claim)
+    talk.wire.full = None if taken else talk.conversation
+    talk.take_content()
+    talk.say(QUOTA)
+    assert talk.desk.verdicts == []
+    assert talk.desk.untouched_claims == ([] if taken else [claim]), "the desk has it, once its mark is asked for"
+    assert talk.trouble == talk.desk.pauses[0]
+
+
+@pytest.mark.parametrize("said", [["421 idle for too long"], ["250", "421 closing"], ["451 later"]])
+def test_no_other_reply_pauses_the_route_at_once(said):
+    talk = Talk(mail())
+    talk.say(*said)
+    assert talk.desk.pauses == []
+
+
+@both_ways
+def test_a_recipient_that_postfix_may_not_relay_to_is_deferred_and_nobody_elses_trouble(pipelining):
+    claim, following = mail(), mail()
+    talk = Talk(claim, following, pipelining=pipelining)
+    talk.say("250", POSTFIX_DENIES, *["554 no valid recipients"] * pipelining)
+    assert talk.desk.verdicts == [(claim, Deferred(f"{POSTFIX_DENIES} (to RCPT)"))]
+    assert talk.desk.pauses == []
+    assert talk.conversation.ahead is following
+
+
+def test_a_refusal_that_was_said_stands_though_the_server_takes_nothing_then():
+    claim = mail()
+    talk = Talk(claim)
+    talk.say("250", "550 nobody", QUOTA)
+    assert talk.desk.verdicts == [(claim, Refused("550 nobody (to RCPT)"))]
+    assert len(talk.desk.pauses) == 1
+
+
+def test_whatever_a_goodbye_is_answered_with_pauses_nothing():
+    talk = Talk()
+    talk.conversation.close_politely()
+    talk.say(QUOTA)
+    assert talk.desk.pauses == []
+    assert talk.trouble is None
+
+
 def test_a_server_may_take_ten_minutes_for_its_answer_to_the_dot():
     talk, first, _ = past_the_dot(chained=True)
     talk.wait(DATA_DONE_TIMEOUT_S - 1)
@@ -722,7 +802,7 @@ moves = st.one_of(
     st.just(("good", 0)),
     st.just(("mark", 0)),
     st.just(("mark", 0)),
-    st.tuples(st.just("answer"), st.sampled_from([250, 251, 354, 421, 451, 452, 503, 550, 554, 334, 221])),
+    st.tuples(st.just("answer"), st.sampled_from([250, 251, 354, 421, 451, 452, 454, 503, 550, 554, 334, 221])),
     st.tuples(st.just("put"), st.integers(1, 3)),
     st.tuples(st.just("wait"), st.sampled_from([1, 29, 31, 601])),
     st.sampled_from(["abandon", "full", "empty", "close", "unasked", "garbage", "lost", "give_up"]).map(
