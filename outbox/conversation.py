@@ -189,6 +189,10 @@ class Conversation(asyncio.Protocol):
         self._writable = True
         self._write_on()
 
+    def eof_received(self) -> None:
+        """The server will say nothing more. Left to itself, asyncio would write on first (asyncio.Protocol)."""
+        self.connection_lost(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The server, the network or this side has ended the connection (asyncio.Protocol)."""
         expected = self._expected[0] if self._expected else None

@@ -209,12 +209,15 @@ async def relaying(fleet: Fleet, smtp_url: str, **changes: Any) -> AsyncIterator
         authority().cert_pem.write_to_path(str(certificates))
         patch.setenv("SSL_CERT_FILE", str(certificates))
         relay = Relay(settings)
+        complaints: list[Any] = []  # of the loop: errors in callbacks, which nobody awaits
+        asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
         running = asyncio.create_task(relay.run())
         try:
             yield relay
         finally:
             relay.stop()
             await asyncio.wait_for(running, 20)
+    assert complaints == []
 
 
 @asynccontextmanager

@@ -426,6 +426,7 @@ def past_the_dot(*, chained: bool, pipelining: bool = True) -> tuple[Talk, Claim
 
 FATES = {
     "a lost connection": lambda talk: talk.conversation.connection_lost(None),
+    "an end": lambda talk: talk.conversation.eof_received(),
     "a reset": lambda talk: talk.conversation.connection_lost(ConnectionResetError("reset")),
     "garbage": lambda talk: talk.conversation.data_received(b"<html>\r\n"),
     "a reply that ends nothing": lambda talk: talk.say("354 go"),
@@ -488,10 +489,13 @@ def test_a_refusal_in_mid_content_is_a_verdict_on_the_message(reply, verdict):
     assert reply in talk.trouble, "and nothing more can be said on this connection"
 
 
-@pytest.mark.parametrize("reply", ["421 closing", "250 out of step", "354 go", "<html>"])
+@pytest.mark.parametrize("reply", ["421 closing", "250 out of step", "354 go", "<html>", None])
 def test_whatever_else_comes_in_mid_content_leaves_the_message_untouched(reply):
     talk, claim = in_mid_content()
-    talk.say(reply)
+    if reply is None:
+        talk.conversation.eof_received()
+    else:
+        talk.say(reply)
     assert talk.desk.verdicts == []
     assert talk.desk.untouched_claims == [claim]
     assert talk.trouble
