@@ -288,6 +288,13 @@ class Relay:
             self._idle.append(conversation)
             self._wake.set()
 
+    def paused(self, reason: str) -> None:
+        """Pause the route at once; connections that stand find out for themselves."""
+        if not self.breaker.is_open:
+            log.warning("SMTP is in trouble: %s", reason)
+        if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
+            self.breaker.trip(reason, time.monotonic())
+
     def closed(self, conversation: Conversation, trouble: str | None) -> None:
         """Forget a connection; several cut ones in a row pause the route."""
         self._conversations.discard(conversation)
