@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -255,6 +255,11 @@ async def _relay(settings: "Settings", *, until_empty: bool) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop, signum)
     await sender.run()
+    if sender.left_in_doubt:
+        raise OutboxError(
+            f"The relay was stopped with {sender.left_in_doubt} emails unanswered after drain_s; "
+            "they are in doubt, and `outbox status` names them."
+        )
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
@@ -335,6 +340,8 @@ def _print_status(found: "Status") -> None:
     for r in found.relays:
         relays.add_row(str(r.id), r.host, str(r.pid), r.version, f"{r.started_at:%Y-%m-%d %H:%M:%S}", str(r.in_hand))
     console.print(relays if found.relays else "\nNo relay is alive: start `outbox relay`.")
+    for line in _hindrances(found):
+        console.print(line, markup=False)
     if found.editions:
         editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent")
         for e in found.editions:
@@ -414,6 +421,18 @@ def _described(one: "Unsent") -> str:
     reasons = [spoken(one.state)] if one.state != "missing" else []
     reasons += [one.said.rstrip(".")] if one.said else []
     return f"{one.key} <{one.address}>" + (f": {', '.join(reasons)}." if reasons else "")
+
+
+def _hindrances(found: "Status") -> Iterator[str]:
+    """What keeps the fleet from its work."""
+    for relay in found.relays:
+        if relay.trouble:
+            yield _printable(f"  relay {relay.id} makes no progress: {relay.trouble}")
+        if relay.stale:
+            yield f"  relay {relay.id}: {relay.stale} verdicts came too late to matter; its log names them."
+    for route in found.routes:
+        yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
+        yield _printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
 
 
 def _printable(line: str) -> str:

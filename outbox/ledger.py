@@ -202,14 +202,16 @@ async def tick(
 
 
 RELEASE: Final = """
-UPDATE outbox.delivery SET relay = NULL
+UPDATE outbox.delivery
+   SET relay = NULL, due_at = CASE WHEN $3::float8 > 0 THEN now() + $3 * interval '1 second' ELSE due_at END
  WHERE email = ANY ($1::bigint[]) AND relay = $2 AND state = 'pending' AND settled_at IS NULL
 """
 
 
-async def release(connection: Any, relay: int, emails: Sequence[int]) -> None:
-    """Give unmarked claims back, so that any relay may take them at once."""
-    await connection.execute(RELEASE, emails, relay)
+async def release(connection: Any, relay: int, emails: Sequence[int], *, after_s: float = 0.0) -> None:
+    """Give unmarked claims back, so that any relay may take them: at once, or a little later than what is due now."""
+    if emails:
+        await connection.execute(RELEASE, emails, relay, after_s)
 
 
 OTHERS: Final = "SELECT id FROM outbox.relay WHERE ended_at IS NULL AND id <> $1"

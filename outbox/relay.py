@@ -76,6 +76,7 @@ class Relay:
         self._wake = asyncio.Event()
         self._ready: deque[Claim] = deque()
         self._releases: list[Claim] = []
+        self._put_off: list[Claim] = []
         self._marks: dict[int, tuple[Conversation, Claim]] = {}
         self._settlements: list[Settlement] = []
         self._conversations: set[Conversation] = set()
@@ -188,7 +189,13 @@ class Relay:
     def _is_done(self) -> bool:
         if not self.stopping:
             return False
-        in_hand = self._settlements or self._marks or self._releases or any(map(_is_busy, self._conversations))
+        in_hand = (
+            self._settlements
+            or self._marks
+            or self._releases
+            or self._put_off
+            or any(map(_is_busy, self._conversations))
+        )
         assert self._drain_until is not None
         return not in_hand or time.monotonic() > self._drain_until
 
@@ -271,8 +278,10 @@ class Relay:
         """Keep the claim for another connection; one that meets only cut connections is put off a while."""
         if not self._is_current(claim):
             return
-        claim.cuts += not self.breaker.is_open  # while nobody can be reached, no message is to blame
-        if claim.cuts >= CUTS_MAX:
+        claim.cuts += 1
+        if self.breaker.is_open:  # no message is to blame while nobody can be reached; another one may find out more
+            self._put_off.append(claim)
+        elif claim.cuts >= CUTS_MAX:
             self.judged(claim, Withdrawn(reason))
         elif self.stopping:
             self._releases.append(claim)
@@ -328,6 +337,7 @@ class Relay:
         """Nothing that was claimed is ours any more; what is past its dot is waited for."""
         self._ready.clear()
         self._releases.clear()
+        self._put_off.clear()
         self._marks.clear()
         for conversation in list(self._conversations):
             if conversation.ahead is not None:
@@ -500,9 +510,10 @@ class Relay:
                 )
 
     async def _give_back(self, session: Session) -> None:
-        emails = [claim.email for claim in self._releases]
-        self._releases.clear()
-        await ledger.release(session.connection, session.relay, emails)
+        releases, self._releases = self._releases, []
+        put_off, self._put_off = self._put_off, []
+        await ledger.release(session.connection, session.relay, [claim.email for claim in releases])
+        await ledger.release(session.connection, session.relay, [claim.email for claim in put_off], after_s=PAUSE_MAX_S)
 
     def _release_ready(self) -> None:
         self._releases.extend(self._ready)
@@ -593,7 +604,7 @@ class Relay:
             await self._look_over_barrier(session)
         if self.breaker.news is not None or self.breaker.wants_probe(now):
             await self._speak_for_route(session, now)
-        if self._releases:
+        if self._releases or self._put_off:
             await self._give_back(session)
         if self._answers:
             await self._write_answers(session)

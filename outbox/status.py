@@ -22,6 +22,20 @@ class RelayStatus:
     version: str
     started_at: datetime
     in_hand: int
+    trouble: str | None
+    """What keeps it from its work."""
+    stale: int
+    """How many of its verdicts came too late to matter: more than 0 wants to be looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteStatus:
+    """A way to a mail server that is in trouble: nobody connects but one probe at a time."""
+
+    name: str
+    since: datetime
+    reason: str
+    failures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,7 @@ class Status:
     counts: dict[str, int]
     oldest_due_s: float
     relays: list[RelayStatus]
+    routes: list[RouteStatus]
     editions: list[EditionStatus]
     troubles: list[Trouble]
 
@@ -77,7 +92,8 @@ SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
 RELAYS: Final = """
 SELECT r.id, r.host, r.pid, r.version, r.started_at,
        (SELECT count(*) FROM outbox.delivery d
-         WHERE d.settled_at IS NULL AND d.state IN ('pending', 'sending') AND d.relay = r.id) AS in_hand
+         WHERE d.settled_at IS NULL AND d.state IN ('pending', 'sending') AND d.relay = r.id) AS in_hand,
+       r.trouble, r.stale
   FROM outbox.relay r
   JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
                  AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
@@ -85,6 +101,8 @@ SELECT r.id, r.host, r.pid, r.version, r.started_at,
  WHERE r.ended_at IS NULL
  ORDER BY r.id
 """
+
+ROUTES: Final = "SELECT name, since, reason, failures FROM outbox.route ORDER BY since"
 
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected, count(r.id) AS made,
@@ -115,9 +133,10 @@ async def read_status(connection: Any) -> Status:
         found = {row["state"]: row["n"] for row in await connection.fetch(COUNTS)}
         oldest = await connection.fetchval(OLDEST_DUE)
         relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
+        routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
         troubles = [_trouble(*row) for row in await connection.fetch(TROUBLES, NAMED_MAX)]
-    return Status({state: found.get(state, 0) for state in STATES}, oldest, relays, editions, troubles)
+    return Status({state: found.get(state, 0) for state in STATES}, oldest, relays, routes, editions, troubles)
 
 
 def _trouble(key: str, state: str, said: str) -> Trouble:
