@@ -179,7 +179,8 @@ class Route:
         place = self.name
         if isinstance(error, TimeoutError) or not str(error):
             return f"{place}: no answer within {self.settings.connect_timeout_s:g} s"
-        reason = f"{place}: {error}".replace("\n", " ")
+        said = f"{error.code} {error.message}" if isinstance(error, aiosmtplib.SMTPResponseException) else str(error)
+        reason = f"{place}: {said}".replace("\n", " ")
         if self.address.username and "STARTTLS extension not supported" in reason:
             return f"{place}: it offers no STARTTLS, and a login is never sent in the clear; use smtps://, or no login"
         if self.address.password:

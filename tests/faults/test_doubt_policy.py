@@ -2,6 +2,7 @@
 
 import asyncio
 import email.parser
+import signal
 from email import policy
 
 import pytest
@@ -125,7 +126,7 @@ async def test_a_resolver_that_hangs_keeps_nobody_from_sending_or_stopping(fleet
     await fleet.put_emails(3, first=2)
     await fleet.connection.execute("NOTIFY outbox")
     await until(lambda: len(fleet.sink.accepted) == 3, "the others are sent")
-    relay.terminate()
+    relay.send(signal.SIGTERM)
     assert (await relay.ended()).code == 0
 
 

@@ -9,9 +9,9 @@ from tests.fleet import until
 
 
 async def test_an_email_whose_relays_die_is_quarantined_and_its_neighbours_are_sent(fleet):
-    """Whoever begins on mail1 is killed at its content, as a crash in our own code would do it."""
+    """Whoever begins on mail1 is killed at its DATA, as a crash in our own code would do it."""
     fleet.top = SLOW + "\nconnections_max = 2"
-    begun = At(Stage.CONTENT, Hold(asyncio.Event()), when=lambda visit: visit.recipients == ["p1@example.com"])
+    begun = At(Stage.DATA, Hold(asyncio.Event()), when=lambda visit: visit.recipients == ["p1@example.com"])
     fleet.sink.script = begun
     await fleet.put_emails(30)
     for deaths in range(1, ledger.QUARANTINE_AFTER + 1):
@@ -20,7 +20,9 @@ async def test_an_email_whose_relays_die_is_quarantined_and_its_neighbours_are_s
         await relay.kill()
     await fleet.relay()
     await in_state(fleet, "dead")
-    await until(lambda: len(fleet.sink.accepted) == 29, "all the others are sent")
+    states = await fleet.settled()
+    assert states.pop("dead") == 1
+    assert states["sent"] + states.get("in_doubt", 0) == 29, "a kill may find others between their dot and the answer"
     assert await trail(fleet) == ["quarantined"]
     assert fleet.twice == {}
     begun.on = False
@@ -31,7 +33,7 @@ async def test_an_email_whose_relays_die_is_quarantined_and_its_neighbours_are_s
 
 async def test_an_email_that_a_working_server_always_drops_is_quarantined_in_the_end(fleet):
     fleet.top = SLOW
-    fleet.sink.script = At(Stage.CONTENT, Cut(), when=lambda visit: visit.recipients == ["p1@example.com"])
+    fleet.sink.script = At(Stage.DATA, Cut(), when=lambda visit: visit.recipients == ["p1@example.com"])
     await fleet.put_emails(10)
     await fleet.connection.execute("UPDATE outbox.delivery SET attempt = 18, withdrawn = 18 WHERE email = 1")
     await fleet.relay()
@@ -48,11 +50,11 @@ async def test_an_email_that_a_working_server_always_drops_is_quarantined_in_the
 async def test_an_email_that_is_always_dropped_does_not_keep_the_route_closed_for_others(fleet):
     """It alone is there, so the server looks broken; what comes then is tried in its stead."""
     fleet.top = SLOW
-    script = At(Stage.CONTENT, Cut(), when=lambda visit: visit.recipients == ["p1@example.com"])
+    script = At(Stage.DATA, Cut(), when=lambda visit: visit.recipients == ["p1@example.com"])
     fleet.sink.script = script
     await fleet.put_emails(1)
     await fleet.relay()
-    await until(lambda: fleet.connection.fetchrow("SELECT FROM outbox.route"), "the route is paused")
+    await until(lambda: fleet.connection.fetchrow("SELECT name FROM outbox.route"), "the route is paused")
     await script.reached(5)
     await post(fleet, 5, first=2)
     await until(lambda: len(fleet.sink.accepted) == 5, "the others are sent", 15)
