@@ -1,5 +1,6 @@
 """The SMTP server goes away and comes back; it wants TLS and a login; it dies between chained messages."""
 
+import asyncio
 import base64
 import ssl
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 import trustme
 
-from outbox.sink import Accept, Action, Cut, Reset, Sink, Stage, Trickle, Visit
+from outbox.sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle
 from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, recipients, trail
 from tests.fleet import Fleet, until
 
@@ -64,21 +65,19 @@ async def test_mail_waits_for_a_server_that_was_never_there(fleet):
 async def test_a_server_that_dies_at_a_dot_leaves_its_message_alone_in_doubt(fleet, action: Action, outcome: str):
     k = 4
     fleet.top = "connections_max = 1"
-    behind: list[bytes] = []
-
-    def is_the_kth(visit: Visit) -> bool:
-        if (visit.number, visit.accepted) != (1, k - 1):
-            return False
-        (connection,) = fleet.sink.connections
-        behind.append(bytes(connection._buffer[connection._at :]))
-        return True
-
-    fleet.sink.script = At(Stage.DOT, action, times=1, when=is_the_kth)
+    fall = asyncio.Event()
+    fleet.sink.script = script = At(
+        Stage.DOT, Hold(fall, action), times=1, when=lambda visit: (visit.number, visit.accepted) == (1, k - 1)
+    )
     await fleet.put_emails(10)
     await fleet.relay()
+    await script.reached()
+    (connection,) = fleet.sink.connections
+    envelope = b"MAIL FROM:<reports@example.com>"
+    await until(lambda: connection._buffer.startswith(envelope, connection._at), "the next envelope follows the dot")
+    fall.set()
     expected = {"sent": 10} if outcome == "sent" else {"sent": 9, "in_doubt": 1}
     assert await fleet.settled() == expected
-    assert behind[0].startswith(b"MAIL FROM:<reports@example.com>")  # the next envelope had come with the dot
     in_doubt = await balance(fleet, 10)
     assert in_doubt == (set() if outcome == "sent" else {f"p{k}@example.com"})
     assert await trail(fleet, f"mail{k}") == (["deferred", "accepted"] if outcome == "sent" else ["in_doubt"])

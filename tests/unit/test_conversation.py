@@ -107,6 +107,7 @@ class Talk:
             data_done_timeout_s=DATA_DONE_TIMEOUT_S,
             messages_max=messages_max,
             clock=lambda: self.now,
+            later=lambda _s, chain, claim: chain(claim),
         )
         self.conversation.attach(self.wire)
 
@@ -176,16 +177,29 @@ def test_where_it_is_not_each_command_waits_for_its_reply():
     assert talk.say("250 queued") == commands(following)[:1]
 
 
-def test_the_dot_and_the_next_envelope_share_a_write():
+def test_the_next_envelope_follows_the_dot_without_waiting_for_its_answer_in_a_write_of_its_own():
     first, second, third = mail(), mail(b"second\r\n"), mail(b"third\r\n")
     talk = Talk(first, second, third)
     talk.take_content()
-    assert talk.mark() == [b".\r\n" + envelope(second)]
+    assert talk.mark() == [b".\r\n", envelope(second)]
     assert talk.say("250 first", "250", "250") == []
     assert talk.say("354") == [b"second\r\n"]
-    assert talk.mark() == [b".\r\n" + envelope(third)]
+    assert talk.mark() == [b".\r\n", envelope(third)]
     assert talk.say("250 second", "250", "250", "354") == [b"third\r\n"]
     assert [verdict for _, verdict in talk.desk.verdicts] == [Accepted("250 first"), Accepted("250 second")]
+
+
+def test_an_answer_that_comes_before_the_next_envelope_was_written_is_followed_by_that_once():
+    first, second = mail(), mail(b"second\r\n")
+    talk = Talk(first, second)
+    waiting = []
+    talk.conversation.later = lambda _s, chain, claim: waiting.append((chain, claim))
+    talk.take_content()
+    assert talk.mark() == [b".\r\n"]
+    assert talk.say("250 first") == [envelope(second)]
+    for chain, claim in waiting:
+        chain(claim)
+    assert talk.wire.taken() == []
 
 
 def test_the_next_content_waits_for_the_answer_to_the_dot():
