@@ -182,6 +182,18 @@ async def test_a_certificate_that_does_not_verify_gets_neither_mail_nor_login(
     assert {await fate(fleet, number) for number in (1, 2, 3)} == {SENT}
 
 
+async def test_a_login_that_was_forgotten_makes_no_dead_letters(fleet: Fleet, caplog: pytest.LogCaptureFixture):
+    async with Sink(lambda *_: None, login=LOGIN) as sink:
+        fleet.sink = sink
+        await fleet.put_emails(3)
+        async with relaying(fleet, sink.url):
+            await until(lambda: "530 5.7.0 Authentication required" in caplog.text, "it is said")
+            assert await fleet.states() == {"pending": 3}
+            sink.login = None
+            await all_sent(fleet, 3, 5)
+    assert {await fate(fleet, number) for number in (1, 2, 3)} == {SENT}
+
+
 async def test_what_a_server_says_can_be_shown_and_kept(fleet: Fleet):
     """In terminals and in Postgres, whatever bytes it sends."""
     async with line(fleet, CHAINED) as it:
