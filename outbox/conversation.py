@@ -29,6 +29,7 @@ CHAIN_AFTER_S: Final = 0.001
 QUIT_TIMEOUT_S: Final = 5.0
 SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; said in reply to anything
 START_CONTENT: Final = 354
+LOGIN_FIRST: Final = 530  # RFC 4954 §6; "STARTTLS first" in RFC 3207 §4
 
 
 class Desk(Protocol):
@@ -251,10 +252,10 @@ class Conversation(asyncio.Protocol):
             self._answer_unasked(reply)
             return
         expected = self._expected.popleft()
-        if expected is not Expected.QUIT and _is_of_the_server(reply):
+        if expected is not Expected.QUIT and _is_of_the_server(reply, expected):
             if expected is Expected.DOT:
                 self._judge_dot(reply)
-            reason = self._hear(reply)
+            reason = self._hear(reply, expected)
             self._drop(reason, reason)
             return
         match expected:
@@ -277,9 +278,9 @@ class Conversation(asyncio.Protocol):
             self._refusal = self._refusal_of(Expected.DATA, reply)
         self._fail(self._hear(reply))
 
-    def _hear(self, reply: Reply) -> str:
+    def _hear(self, reply: Reply, expected: Expected | None = None) -> str:
         """What a reply says of the server; the desk is told at once if nobody's mail is taken."""
-        if not takes_nothing(reply.code, reply.text):
+        if not _takes_nothing(reply, expected):
             return f"the server closes: {reply.code} {reply.text}"[:200]
         reason = f"the server takes no mail for now: {reply.code} {reply.text}"[:200]
         self.desk.paused(reason)
@@ -461,9 +462,14 @@ class Conversation(asyncio.Protocol):
         self.desk.closed(self, trouble)
 
 
-def _is_of_the_server(reply: Reply) -> bool:
+def _is_of_the_server(reply: Reply, expected: Expected | None = None) -> bool:
     """Whether it closes, or takes nothing from anybody: to whatever command it is said, no message is to blame."""
-    return reply.code == SERVICE_CLOSING or takes_nothing(reply.code, reply.text)
+    return reply.code == SERVICE_CLOSING or _takes_nothing(reply, expected)
+
+
+def _takes_nothing(reply: Reply, expected: Expected | None) -> bool:
+    """Whether nobody's mail is taken on this connection. At RCPT it is one recipient that asks for a login."""
+    return takes_nothing(reply.code, reply.text) or (expected is Expected.MAIL and reply.code == LOGIN_FIRST)
 
 
 def transport_of(value: object) -> asyncio.Transport:

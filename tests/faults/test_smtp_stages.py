@@ -33,7 +33,8 @@ from tests.faults.endings import (
 from tests.faults.levers import CLOSING, GARBAGE, all_sent
 from tests.fleet import Fleet, until
 
-FLOODED_BYTES_MAX = 16_000_000  # what kernels and transports may hold of a flood; a reader takes hundreds of MB
+FLOODED_BYTES_MAX = 4_000_000  # what the kernels may hold of a flood; somebody who reads on takes more
+PATIENT = {"connect_timeout_s": 10, "command_timeout_s": 10, "data_done_timeout_s": 10}
 
 USUAL = {
     Stage.CONNECT: b"220 ready\r\n",
@@ -91,7 +92,9 @@ async def test_a_fault_at_a_stage_has_its_one_fate(fleet: Fleet, stage: Stage, f
     action = Reply(2 * USUAL[stage]) if fault == TWICE else FAULTS[fault]
     in_mid_content = stage is Stage.CONTENT and expected(stage, fault) is not DOUBT
     secure = stage in (Stage.STARTTLS, Stage.AUTH)
-    changes = {"messages_per_connection_max": CHAINED.faulty} if stage is Stage.QUIT else {}
+    changes = PATIENT if isinstance(action, Flood) else {}
+    if stage is Stage.QUIT:
+        changes = {**changes, "messages_per_connection_max": CHAINED.faulty}
     async with line(fleet, CHAINED, tls=secure, login=secure, refusing=stage is Stage.RSET, **changes) as it:
         met = await it.meet(stage, action, size=BIG if in_mid_content else 200)
         assert met == expected(stage, fault)
@@ -179,6 +182,18 @@ async def test_a_certificate_that_does_not_verify_gets_neither_mail_nor_login(
             sink.tls = server_context()
             await sink.reopen()
             await all_sent(fleet, 3)
+    assert {await fate(fleet, number) for number in (1, 2, 3)} == {SENT}
+
+
+async def test_a_login_that_was_forgotten_makes_no_dead_letters(fleet: Fleet, caplog: pytest.LogCaptureFixture):
+    async with Sink(lambda *_: None, login=LOGIN) as sink:
+        fleet.sink = sink
+        await fleet.put_emails(3)
+        async with relaying(fleet, sink.url):
+            await until(lambda: "530 5.7.0 Authentication required" in caplog.text, "it is said")
+            assert await fleet.states() == {"pending": 3}
+            sink.login = None
+            await all_sent(fleet, 3, 5)
     assert {await fate(fleet, number) for number in (1, 2, 3)} == {SENT}
 
 

@@ -8,8 +8,8 @@ import time
 import pytest
 import trustme
 
-from outbox.sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle
-from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, recipients, trail
+from outbox.sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle, Visit
+from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, post, recipients, trail
 from tests.fleet import Fleet, until
 
 BACK_S = 5.0
@@ -18,8 +18,8 @@ GONE_S = 3.0
 
 async def test_an_smtp_server_that_is_gone_for_seconds_costs_nothing(fleet):
     fleet.sink.script = At(Stage.DOT, Trickle(chunk=12, delay_s=0.1))
-    await fleet.put_emails(300)
     relays = [await fleet.relay() for _ in range(2)]
+    await post(fleet, 300)
     await until(lambda: fleet.sink.messages >= 100, "100 are accepted")
     sending = "SELECT count(DISTINCT relay) = 2 FROM outbox.delivery WHERE state IN ('sending', 'sent')"
     await until(lambda: fleet.connection.fetchval(sending), "both relays are at it, so both have connections to lose")

@@ -607,6 +607,26 @@ def test_a_refusal_that_was_said_stands_though_the_server_takes_nothing_then():
     assert len(talk.desk.pauses) == 1
 
 
+@both_ways
+def test_a_server_that_wants_a_login_before_any_message_pauses_the_route(pipelining):
+    claim = mail()
+    talk = Talk(claim, pipelining=pipelining)
+    talk.say("530 5.7.0 Authentication required")
+    assert talk.desk.verdicts == []
+    assert talk.desk.untouched_claims == [claim]
+    assert len(talk.desk.pauses) == 1
+    assert talk.trouble == talk.desk.pauses[0]
+
+
+def test_a_recipient_who_needs_a_login_is_refused_and_nobody_elses_trouble():
+    claim, following = mail(), mail()
+    talk = Talk(claim, following)
+    talk.say("250", "530 SMTP authentication is required", "503")
+    assert talk.desk.verdicts == [(claim, Refused("530 SMTP authentication is required (to RCPT)"))]
+    assert talk.desk.pauses == []
+    assert talk.conversation.ahead is following
+
+
 def test_whatever_a_goodbye_is_answered_with_pauses_nothing():
     talk = Talk()
     talk.conversation.close_politely()
@@ -907,7 +927,7 @@ moves = st.one_of(
     st.just(("good", 0)),
     st.just(("mark", 0)),
     st.just(("mark", 0)),
-    st.tuples(st.just("answer"), st.sampled_from([250, 251, 354, 421, 451, 452, 454, 503, 550, 554, 334, 221])),
+    st.tuples(st.just("answer"), st.sampled_from([250, 251, 354, 421, 451, 452, 454, 503, 530, 550, 554, 334, 221])),
     st.tuples(st.just("put"), st.integers(1, 3)),
     st.tuples(st.just("wait"), st.sampled_from([1, 29, 31, 601])),
     st.tuples(st.just("unasked"), st.sampled_from([250, 354, 421, 452, 454, 552])),
