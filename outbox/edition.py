@@ -76,14 +76,22 @@ async def open_edition(
     """
     async with connection.begin():
         await connection.execute(DEFINE, _definition(name, report))
-        agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().one()
-        _refuse_other_definition(name, report, agreed)
-        now = await connection.scalar(text("SELECT now()"))
-        period = _period(name, report, period_key, now)
+        period = await agreed_period(connection, name, report, period_key)
         values = {"report": name, "period": period.key}
         await connection.execute(OPEN, {**values, "starts_at": period.starts_at, "ends_at": period.ends_at})
         row = (await connection.execute(FIND, values)).mappings().one()
     return Edition(row["id"], name, Period(period.key, row["starts_at"], row["ends_at"]))
+
+
+async def agreed_period(
+    connection: "AsyncConnection", name: str, report: ReportSettings, period_key: str | None = None
+) -> Period:
+    """The period that `open_edition` makes an edition of; changes nothing. Raises as that does."""
+    agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().first()
+    if agreed is not None:
+        _refuse_other_definition(name, report, agreed)
+    now = await connection.scalar(text("SELECT now()"))
+    return _period(name, report, period_key, now)
 
 
 def _period(name: str, report: ReportSettings, period_key: str | None, now: Any) -> Period:

@@ -129,6 +129,24 @@ GIVE: Final = text("SELECT pg_advisory_unlock(:ns, n) FROM unnest(:numbers) AS n
 )
 
 
+SET_ZONE: Final = text("SELECT set_config('TimeZone', :zone, false)")
+
+
+def source_of(settings: Settings, name: str, session: GenerateSession) -> Source:
+    """Where a report's recipients and contents come from: the class that its settings name, or their two queries.
+
+    Raises:
+        SourceError: the class cannot be used.
+
+    """
+    report = settings.report(name)
+    if report.source is not None:
+        return load_source(name, report.source, settings.directory)
+    assert report.recipients is not None
+    assert report.data is not None
+    return SqlSource(name, report.recipients, report.data, ":keys" in report.data, session, report.zone)
+
+
 @dataclass(slots=True)
 class Run:
     """One pass over an edition on one session."""
@@ -153,26 +171,34 @@ class Run:
         progress: Progress,
     ) -> "Run":
         """What can be wrong for all recipients is found here, except in templates: those before the first report."""
-        assert settings.sender is not None
         report = settings.report(name)
-        source: Source
-        if report.source is not None:
-            source = load_source(name, report.source, settings.directory)
-        else:
-            assert report.recipients is not None
-            assert report.data is not None
-            source = SqlSource(name, report.recipients, report.data, ":keys" in report.data, session, report.zone)
+        source = source_of(settings, name, session)
         # In the user's queries too, days begin and end in the report's civil time.
-        await session.fetch(text("SELECT set_config('TimeZone', :zone, false)"), {"zone": report.timezone})
+        await session.fetch(SET_ZONE, {"zone": report.timezone})
         async with session.lock:
             edition = await open_edition(session.connection, name, report, period_key)
         (now,) = (await session.fetch(text("SELECT now()")))[0]
+        return cls.of(settings, edition, session, source, now, progress)
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        edition: Edition,
+        session: GenerateSession,
+        source: Source,
+        now: datetime,
+        progress: Progress = lambda _: None,
+    ) -> "Run":
+        """A pass over an edition that is known. Nothing is read or written yet."""
+        assert settings.sender is not None
+        report = settings.report(edition.report)
         starts_at, ends_at = (at.astimezone(report.zone) for at in (edition.period.starts_at, edition.period.ends_at))
         return cls(
             report=report,
             session=session,
             source=source,
-            templates=cache(lambda: Templates(settings.directory / "templates", name)),
+            templates=cache(lambda: Templates(settings.directory / "templates", edition.report)),
             sender=message.parse_sender(settings.sender),
             result=Result(edition),
             period=CivilPeriod(edition.period.key, label(starts_at, ends_at, report.cadence), starts_at, ends_at),
@@ -205,7 +231,7 @@ class Run:
         wanted: dict[str, Recipient] = {}
         for recipient in window:
             try:
-                checked = _checked(recipient)
+                checked = check_recipient(recipient)
             except ValueError as error:
                 self.result.failed[_storable(recipient.key) or f"(no key, {_storable(recipient.email)})"] = str(error)
             else:
@@ -288,12 +314,13 @@ class Run:
             return None
         token = secrets.token_urlsafe(16)
         try:
-            return self._rendered(recipient, content, email, token)
+            return self.rendered(recipient, content, email, token)
         except Exception as error:  # noqa: BLE001 - templates run the user's code on any data: one recipient's fault
             self.result.failed[recipient.key] = explain(error)
             return None
 
-    def _rendered(self, recipient: Recipient, content: Content, email: int, token: str) -> NewReport:
+    def rendered(self, recipient: Recipient, content: Content, email: int, token: str) -> NewReport:
+        """The report and its mail; what the templates raise comes through (`report.explain`)."""
         edition = self.result.edition
         rendered = self.templates().render(self._context(recipient, content, token))
         domain = self.sender.address.rpartition("@")[2]
@@ -346,7 +373,7 @@ def bucket_of(key: str) -> int:
     return zlib.crc32(key.encode()) % BUCKETS
 
 
-def _checked(recipient: Recipient) -> Recipient:
+def check_recipient(recipient: Recipient) -> Recipient:
     """The recipient with its address in the form that SMTP takes.
 
     Raises:
