@@ -16,6 +16,7 @@ from outbox.doctor_reports import examine_reports
 from outbox.doctor_smtp import examine_smtp
 from outbox.errors import OutboxError
 from outbox.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
+from outbox.generate import sender_of
 from outbox.settings import Settings
 from outbox.status import Status, read_status
 
@@ -28,15 +29,17 @@ async def examine(settings: Settings) -> list[Finding]:
     """Every line, in order; faults of the user's are values here.
 
     Raises:
-        ConfigurationError: a setting that generate or relay needs is not there.
+        ConfigurationError: a setting that generate or relay needs is not there, or the sender is no address.
 
     """
     settings.require("database_url", "smtp_url", "sender", "reports")
+    sender = sender_of(settings)
     database = await examine_database(settings)
     reports = await examine_reports(settings, database)
     smtp = await examine_smtp(
         settings,
-        recipient=reports.recipient,
+        sender=sender.address,
+        recipient=reports.recipient or sender.address,
         largest_bytes=max(database.largest_bytes, reports.largest_bytes),
     )
     fleet = await examine_fleet(settings, database)

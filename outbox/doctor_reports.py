@@ -16,30 +16,31 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox.database import LOST_SESSION, engine, lease_settings
+from outbox.database import LOST_SESSION, engine
 from outbox.doctor_database import Database
 from outbox.edition import Edition, agreed_period
 from outbox.errors import OutboxError
 from outbox.finding import Finding, fault, fault_of, not_checked, note, ok
 from outbox.generate import SET_ZONE, Run, check_recipient, source_of
-from outbox.generate_session import GenerateSession
+from outbox.generate_session import GenerateSession, said_by
 from outbox.period import Period, period_at
 from outbox.report import Templates, explain
 from outbox.settings import ReportSettings, Settings
 from outbox.source import Content, PythonSource, Recipient, Source
 
+TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
 STATEMENT_MAX_S: Final = 60
 RECIPIENTS_MAX: Final = 100_000  # looked at; their keys are in memory
 SAMPLE_MAX: Final = 10  # recipients whose report is made, and thrown away
 NAMED_MAX: Final = 10
 QUERIES: Final = ("period", "recipients", "addresses", "data", "templates")
 
-READ_ONLY: Final = {
-    "default_transaction_read_only": "on",
+BOUNDED: Final = {
     "default_transaction_isolation": "read committed",
     "statement_timeout": str(STATEMENT_MAX_S * 1000),
     "jit": "off",
 }
+READ_ONLY: Final = text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
 @dataclass(slots=True)
@@ -54,13 +55,16 @@ class Reports:
 async def examine_reports(settings: Settings, database: Database) -> Reports:
     """All that can be said of each report; never raises for what is wrong with it."""
     found = Reports()
-    async with _reading(settings, database) as session:
-        for name, report in settings.reports.items():
-            found.findings.append(judge_link(name, report.link))
-            if session is None:
-                found.findings += _look_without_database(settings, name, database.trouble)
-            else:
-                await Look(settings, name, report, session, database.is_ours, found).look()
+    try:
+        async with _reading(settings, database) as session:
+            for name, report in settings.reports.items():
+                found.findings.append(judge_link(name, report.link))
+                if session is None:
+                    found.findings += _look_without_database(settings, name, database.trouble)
+                else:
+                    await Look(settings, name, report, session, database.is_ours, found).look()
+    except TROUBLE as error:  # the database went away meanwhile
+        found.findings.append(_refused("reports", error))
     return found
 
 
@@ -71,9 +75,10 @@ async def _reading(settings: Settings, database: Database) -> AsyncIterator[Gene
         yield None
         return
     assert settings.database_url is not None
-    lease = {**lease_settings(settings.lease_s, statements_too=False), **READ_ONLY, "idle_session_timeout": "0"}
-    async with engine(settings.database_url, application="outbox doctor", settings=lease).connect() as connection:
-        yield GenerateSession(connection)
+    async with engine(settings.database_url, application="outbox doctor", settings=BOUNDED).connect() as connection:
+        session = GenerateSession(connection)
+        await session.fetch(READ_ONLY)
+        yield session
 
 
 def _look_without_database(settings: Settings, name: str, why: str) -> list[Finding]:
@@ -116,11 +121,11 @@ class Look:
 
     async def look(self) -> None:
         """One line each; a line that fails keeps those that need it from being looked at."""
-        await self.session.fetch(SET_ZONE, {"zone": self.report.timezone})
         try:
+            await self.session.fetch(SET_ZONE, {"zone": self.report.timezone})
             period, now = await self._look_at_period()
-        except OutboxError as error:
-            self.found.findings.append(fault_of(self._check("period"), error))
+        except TROUBLE as error:
+            self.found.findings.append(_refused(self._check("period"), error))
             self._leave("the period is not known")
             return
         try:
@@ -173,7 +178,7 @@ class Look:
                     crowd.is_cut = True
                     break
                 crowd.take(recipient)
-        except (OutboxError, SQLAlchemyError, *LOST_SESSION) as error:
+        except TROUBLE as error:
             self.found.findings.append(_refused(self._check("recipients"), error))
             self.found.findings += not_checked([self._check("addresses")], "the recipients are not known")
             return []
@@ -202,7 +207,7 @@ class Look:
         check = self._check("data")
         try:
             given = await source.build(sample, period)
-        except (OutboxError, SQLAlchemyError, *LOST_SESSION) as error:
+        except TROUBLE as error:
             self.found.findings.append(_refused(check, error))
             return {}
         contents: dict[str, Content] = {}
@@ -244,8 +249,9 @@ def _refused(check: str, error: Exception, whose: str = "") -> Finding:
             mend = "make it faster if generate is to be done in time"
             return note(check, f"{whose}the query did not end within {STATEMENT_MAX_S} s, so it is not checked", mend)
         cause = getattr(cause, "orig", None) or cause.__cause__
-    finding = fault_of(check, error)
-    return finding if finding.mend else fault(check, whose + finding.found, "mend it in outbox.toml")
+    if isinstance(error, OutboxError):
+        return fault_of(check, error)
+    return fault(check, f"{whose}{said_by(error)}", "mend it there")
 
 
 @dataclass(slots=True)

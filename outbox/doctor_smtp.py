@@ -8,14 +8,13 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiosmtplib
 
 from outbox.address import SmtpAddress
 from outbox.finding import Finding, Grade, fault, not_checked, note, ok
-from outbox.message import parse_sender
 from outbox.route import LOCAL_HOSTNAME
 from outbox.settings import Settings
 
@@ -35,7 +34,10 @@ class Visit:
 
     settings: Settings
     address: SmtpAddress
-    findings: list[Finding]
+    sender: str
+    recipient: str
+    largest_bytes: int
+    findings: list[Finding] = field(default_factory=list)
 
     def leave(self, why: str) -> list[Finding]:
         """Look no further: what was not looked at says why."""
@@ -57,16 +59,16 @@ class Visit:
         return " ".join(text.split())[:300].rstrip(".")
 
 
-async def examine_smtp(settings: Settings, *, recipient: str | None, largest_bytes: int) -> list[Finding]:
+async def examine_smtp(settings: Settings, *, sender: str, recipient: str, largest_bytes: int) -> list[Finding]:
     """All that can be said of the mail server; never raises for what is wrong with it.
 
-    `recipient` is named in RCPT (None: the sender itself), `largest_bytes` the largest message that is known.
+    `sender` and `recipient` are addresses to ask for, `largest_bytes` is the largest message known, or 0.
     """
     assert settings.smtp_url is not None
-    visit = Visit(settings, settings.smtp_url, [])
+    visit = Visit(settings, settings.smtp_url, sender, recipient, largest_bytes)
     try:
         async with asyncio.timeout(4 * settings.connect_timeout_s):
-            return await _examine(visit, recipient, largest_bytes)
+            return await _examine(visit)
     except TROUBLE as error:  # in the middle of a step that has no line of its own
         visit.findings.append(
             fault("smtp.server", f"{visit.address} breaks off ({visit.said(error)})", "see the mail server's log")
@@ -74,13 +76,13 @@ async def examine_smtp(settings: Settings, *, recipient: str | None, largest_byt
         return visit.leave("the mail server broke off")
 
 
-async def _examine(visit: Visit, recipient: str | None, largest_bytes: int) -> list[Finding]:
+async def _examine(visit: Visit) -> list[Finding]:
     async with _connected(visit, verified=True) as smtp:
         if smtp is None:
             return visit.leave("the mail server cannot be reached")
         trouble = await _encrypt(visit, smtp)
         if trouble is None:
-            return await _converse(visit, smtp, recipient, largest_bytes)
+            return await _converse(visit, smtp)
     if visit.address.implicit_tls or visit.address.username:
         visit.findings.append(_distrusted(visit, trouble))
         return visit.leave("the mail server is not trusted")
@@ -100,7 +102,7 @@ async def _examine(visit: Visit, recipient: str | None, largest_bytes: int) -> l
                 "give the mail server a certificate for its name if that must not be",
             )
         )
-        return await _converse(visit, smtp, recipient, largest_bytes)
+        return await _converse(visit, smtp)
 
 
 @asynccontextmanager
@@ -210,7 +212,7 @@ def judge_certificate(certificate: dict[str, Any], cipher: str, now_s: float) ->
     return ok("smtp.tls", found)
 
 
-async def _converse(visit: Visit, smtp: aiosmtplib.SMTP, recipient: str | None, largest_bytes: int) -> list[Finding]:
+async def _converse(visit: Visit, smtp: aiosmtplib.SMTP) -> list[Finding]:
     if visit.address.username and not (visit.address.implicit_tls or smtp.get_transport_info("sslcontext")):
         visit.findings.append(
             fault(
@@ -221,10 +223,14 @@ async def _converse(visit: Visit, smtp: aiosmtplib.SMTP, recipient: str | None, 
         )
         return visit.leave("a login is never sent in the clear")
     login = await _log_in(visit, smtp)
-    visit.findings += [login, _pipelining(visit, smtp), judge_size(smtp.esmtp_extensions.get("size"), largest_bytes)]
+    visit.findings += [
+        login,
+        _pipelining(visit, smtp),
+        judge_size(smtp.esmtp_extensions.get("size"), visit.largest_bytes),
+    ]
     if login.grade is Grade.FAULT:
         return visit.leave("the login was refused")
-    visit.findings.append(await _ask_for_sender(visit, smtp, recipient, largest_bytes))
+    visit.findings.append(await _ask_for_sender(visit, smtp))
     try:
         await smtp.quit()
     except TROUBLE:  # nothing was left to say
@@ -269,16 +275,10 @@ def judge_size(offered: str | None, largest_bytes: int) -> Finding:
     return ok("smtp.size", f"the server takes up to {limit} bytes, {what}")
 
 
-async def _ask_for_sender(visit: Visit, smtp: aiosmtplib.SMTP, recipient: str | None, largest_bytes: int) -> Finding:
+async def _ask_for_sender(visit: Visit, smtp: aiosmtplib.SMTP) -> Finding:
     """MAIL, RCPT, RSET: would a message of the sender be taken? No DATA, so there is none."""
-    assert visit.settings.sender is not None
-    try:
-        sender = parse_sender(visit.settings.sender).address
-    except ValueError as error:
-        return fault("smtp.sender", f"sender: {error}".rstrip("."), "correct it in outbox.toml")
-    asked = recipient or sender
-    size = f" SIZE={largest_bytes or SIZE_USUAL}" if smtp.supports_extension("size") else ""
-    for command in (f"MAIL FROM:<{sender}>{size}", f"RCPT TO:<{asked}>"):
+    size = f" SIZE={visit.largest_bytes or SIZE_USUAL}" if smtp.supports_extension("size") else ""
+    for command in (f"MAIL FROM:<{visit.sender}>{size}", f"RCPT TO:<{visit.recipient}>"):
         reply = await smtp.execute_command(command.encode())
         finding = judge_envelope(
             command, reply.code, visit.without_login(reply.message), login=bool(visit.address.username)
@@ -286,7 +286,9 @@ async def _ask_for_sender(visit: Visit, smtp: aiosmtplib.SMTP, recipient: str | 
         if finding is not None:
             return finding
     await smtp.execute_command(b"RSET")
-    return ok("smtp.sender", f"{sender} may write to {asked}; asked with MAIL and RCPT, taken back with RSET")
+    return ok(
+        "smtp.sender", f"{visit.sender} may write to {visit.recipient}; asked with MAIL and RCPT, taken back with RSET"
+    )
 
 
 def judge_envelope(command: str, code: int, text: str, *, login: bool) -> Finding | None:

@@ -46,7 +46,7 @@ def fault(check: str, found: str, mend: str) -> Finding:
 
 def fault_of(check: str, error: Exception) -> Finding:
     """A fault out of an error of ours, whose sentence ends in its mend."""
-    sentence = " ".join(str(error).split()).removeprefix(f"{check}: ").rstrip(".")
+    sentence = str(error).replace("\n", " ").removeprefix(f"{check}: ").rstrip(".")
     found, _, mend = sentence.rpartition("; ")
     return Finding(check, Grade.FAULT, found or mend, mend if found else "")
 

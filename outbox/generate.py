@@ -23,7 +23,7 @@ from outbox import message
 from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError
 from outbox.edition import EXPECT, Edition, open_edition
 from outbox.enqueue import BATCH_MAX, NewReport, enqueue_reports
-from outbox.errors import DatabaseUnavailableError
+from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
 from outbox.report import Templates, explain, label
 from outbox.settings import ReportSettings, Settings
@@ -85,6 +85,7 @@ async def generate(
 
     """
     settings.require("database_url", "sender")
+    sender_of(settings)
     made, first = 0, True
     patience_until = time.monotonic() + settings.lease_s
     while True:
@@ -147,6 +148,20 @@ def source_of(settings: Settings, name: str, session: GenerateSession) -> Source
     return SqlSource(name, report.recipients, report.data, ":keys" in report.data, session, report.zone)
 
 
+def sender_of(settings: Settings) -> message.Mailbox:
+    """The sender with its address in the form that SMTP takes.
+
+    Raises:
+        ConfigurationError: it is no address, which only a close look tells.
+
+    """
+    assert settings.sender is not None
+    try:
+        return message.parse_sender(settings.sender)
+    except ValueError as error:
+        raise ConfigurationError(f"sender: {str(error).rstrip('.')}; correct it.") from error
+
+
 @dataclass(slots=True)
 class Run:
     """One pass over an edition on one session."""
@@ -191,7 +206,6 @@ class Run:
         progress: Progress = lambda _: None,
     ) -> "Run":
         """A pass over an edition that is known. Nothing is read or written yet."""
-        assert settings.sender is not None
         report = settings.report(edition.report)
         starts_at, ends_at = (at.astimezone(report.zone) for at in (edition.period.starts_at, edition.period.ends_at))
         return cls(
@@ -199,7 +213,7 @@ class Run:
             session=session,
             source=source,
             templates=cache(lambda: Templates(settings.directory / "templates", edition.report)),
-            sender=message.parse_sender(settings.sender),
+            sender=sender_of(settings),
             result=Result(edition),
             period=CivilPeriod(edition.period.key, label(starts_at, ends_at, report.cadence), starts_at, ends_at),
             now=now.astimezone(report.zone),
