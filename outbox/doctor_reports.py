@@ -29,9 +29,9 @@ from outbox.settings import ReportSettings, Settings
 from outbox.source import Content, PythonSource, Recipient, Source
 
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
-STATEMENT_MAX_S: Final = 60
+STATEMENT_MAX_S: Final = 30
 RECIPIENTS_MAX: Final = 100_000  # looked at; their keys are in memory
-SAMPLE_MAX: Final = 10  # recipients whose report is made, and thrown away
+SAMPLE_MAX: Final = 5  # recipients whose report is made, and thrown away
 NAMED_MAX: Final = 10
 QUERIES: Final = ("period", "recipients", "addresses", "data", "templates")
 
@@ -40,6 +40,7 @@ BOUNDED: Final = {
     "statement_timeout": str(STATEMENT_MAX_S * 1000),
     "jit": "off",
 }
+CLOSE_ALL: Final = text("CLOSE ALL")
 READ_ONLY: Final = text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
@@ -63,6 +64,7 @@ async def examine_reports(settings: Settings, database: Database) -> Reports:
                     found.findings += _look_without_database(settings, name, database.trouble)
                 else:
                     await Look(settings, name, report, session, database.is_ours, found).look()
+                    await session.fetch(CLOSE_ALL)  # a stream that was left early leaves its cursor
     except TROUBLE as error:  # the database went away meanwhile
         found.findings.append(_refused("reports", error))
     return found

@@ -70,9 +70,9 @@ async def examine_smtp(settings: Settings, *, sender: str, recipient: str, large
         async with asyncio.timeout(4 * settings.connect_timeout_s):
             return await _examine(visit)
     except TROUBLE as error:  # in the middle of a step that has no line of its own
-        visit.findings.append(
-            fault("smtp.server", f"{visit.address} breaks off ({visit.said(error)})", "see the mail server's log")
-        )
+        visit.findings = [finding for finding in visit.findings if finding.check != "smtp.server"]
+        found = f"{visit.address} breaks off ({visit.said(error)})"
+        visit.findings.insert(0, fault("smtp.server", found, "see the mail server's log"))
         return visit.leave("the mail server broke off")
 
 
@@ -144,7 +144,7 @@ def _unreachable(visit: Visit, error: BaseException) -> Finding:
         return _distrusted(visit, refusal)
     found = f"{address} does not answer as a mail server ({visit.said(error)})"
     mend = "start it or correct smtp_url"
-    if refusal is not None or (address.implicit_tls and address.port != PORT_TLS):
+    if refusal is not None:
         mend = f"if it begins without TLS, write smtp://…:{address.port} in smtp_url; STARTTLS is used where offered"
     elif address.port == PORT_TLS and not address.implicit_tls:
         mend = "port 465 begins with TLS: write smtps:// in smtp_url"

@@ -56,7 +56,9 @@ async def examined(fleet, *, code=1, environment=None):
     assert SECRET not in ended.out
     given = json.loads(ended.out)
     assert given["ok"] is (code == 0)
-    return {found["check"]: found for found in given["checks"]}
+    found = {line["check"]: line for line in given["checks"]}
+    assert len(found) == len(given["checks"]), "each line has a name of its own"
+    return found
 
 
 def of_grade(found, grade):
@@ -453,6 +455,21 @@ async def test_a_query_that_cannot_be_used_is_said_in_generates_own_sentence(fle
     assert says in found[check]["found"]
     (sentence,) = (await fleet.run("generate")).sentences
     assert sentence == f"{check}: {found[check]['found']}; {found[check]['mend']}."
+
+
+async def test_a_report_that_is_at_fault_does_not_touch_the_next(fleet):
+    await fleet.hire(2)
+    fleet.recipients = "select id::text as key from people"
+    fleet.report = """
+[reports.other]
+recipients = "select id::text as key, email from people"
+data = "select :key as k"
+link = "https://reports.example.com/{token}"
+"""
+    found = await examined(fleet)
+    assert of_grade(found, "fault") == {"reports.progress.recipients"}
+    assert found["reports.other.recipients"]["found"] == "2 with a key of their own"
+    assert found["reports.other.templates"]["grade"] == "ok"
 
 
 async def test_queries_that_write_are_a_note_and_write_nothing(fleet):
