@@ -40,7 +40,6 @@ BOUNDED: Final = {
     "statement_timeout": str(STATEMENT_MAX_S * 1000),
     "jit": "off",
 }
-CLOSE_ALL: Final = text("CLOSE ALL")
 READ_ONLY: Final = text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
@@ -56,26 +55,22 @@ class Reports:
 async def examine_reports(settings: Settings, database: Database) -> Reports:
     """All that can be said of each report; never raises for what is wrong with it."""
     found = Reports()
-    try:
-        async with _reading(settings, database) as session:
-            for name, report in settings.reports.items():
-                found.findings.append(judge_link(name, report.link))
-                if session is None:
-                    found.findings += _look_without_database(settings, name, database.trouble)
-                else:
-                    await Look(settings, name, report, session, database.is_ours, found).look()
-                    await session.fetch(CLOSE_ALL)  # a stream that was left early leaves its cursor
-    except TROUBLE as error:  # the database went away meanwhile
-        found.findings.append(_refused("reports", error))
+    for name, report in settings.reports.items():
+        found.findings.append(judge_link(name, report.link))
+        if database.trouble:
+            found.findings += _look_without_database(settings, name, database.trouble)
+            continue
+        try:
+            async with _reading(settings) as session:
+                await Look(settings, name, report, session, database.is_ours, found).look()
+        except TROUBLE as error:  # the database went away meanwhile
+            found.findings.append(_refused(f"reports.{name}", error))
     return found
 
 
 @asynccontextmanager
-async def _reading(settings: Settings, database: Database) -> AsyncIterator[GenerateSession | None]:
-    """A session that can only read, or None where the database has shown that there is none to be had."""
-    if database.trouble:
-        yield None
-        return
+async def _reading(settings: Settings) -> AsyncIterator[GenerateSession]:
+    """A session that can only read, for one report as in generate: cursors and prepared statements go with it."""
     assert settings.database_url is not None
     async with engine(settings.database_url, application="outbox doctor", settings=BOUNDED).connect() as connection:
         session = GenerateSession(connection)
