@@ -83,17 +83,24 @@ async def _examine(visit: Visit) -> list[Finding]:
         trouble = await _encrypt(visit, smtp)
         if trouble is None:
             return await _converse(visit, smtp)
-    if visit.address.implicit_tls or visit.address.username:
+    if not _is_distrust(trouble):
+        visit.findings.append(_no_tls(visit, trouble))
+    elif visit.address.username:
         visit.findings.append(_distrusted(visit, trouble))
-        return visit.leave("the mail server is not trusted")
+    else:
+        return await _examine_distrusted(visit, trouble)
+    return visit.leave("TLS fails")
+
+
+async def _examine_distrusted(visit: Visit, trouble: BaseException) -> list[Finding]:
+    """Come again as the relay does where no login is sent: any certificate is better than clear text (RFC 7435)."""
     async with _connected(visit, verified=False) as smtp:
         if smtp is None:
             return visit.leave("the mail server cannot be reached")
         again = await _encrypt(visit, smtp)
         if again is not None:
-            mend = "mend TLS in the mail server"
-            visit.findings.append(fault("smtp.tls", f"STARTTLS fails ({visit.said(again)})", mend))
-            return visit.leave("STARTTLS fails")
+            visit.findings.append(_no_tls(visit, again))
+            return visit.leave("TLS fails")
         visit.findings.append(
             note(
                 "smtp.tls",
@@ -140,8 +147,8 @@ async def _connected(visit: Visit, *, verified: bool) -> AsyncIterator[aiosmtpli
 def _unreachable(visit: Visit, error: BaseException) -> Finding:
     address = visit.address
     refusal = _tls_error(error)
-    if isinstance(refusal, ssl.SSLCertVerificationError):
-        return _distrusted(visit, refusal)
+    if _is_distrust(error):
+        return _distrusted(visit, error)
     found = f"{address} does not answer as a mail server ({visit.said(error)})"
     mend = "start it or correct smtp_url"
     if refusal is not None:
@@ -162,11 +169,18 @@ def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
     return None
 
 
+def _is_distrust(error: BaseException) -> bool:
+    """Whether TLS would be had, were its certificate believed."""
+    return isinstance(_tls_error(error), ssl.SSLCertVerificationError)
+
+
 def _why(error: BaseException) -> str:
-    refusal = _tls_error(error)
-    if isinstance(refusal, ssl.SSLCertVerificationError):
-        return str(refusal.verify_message).rstrip(".")
-    return str(error).rstrip(".")
+    return str(getattr(_tls_error(error), "verify_message", error)).rstrip(".")
+
+
+def _no_tls(visit: Visit, error: BaseException) -> Finding:
+    found = f"STARTTLS is offered and fails ({visit.said(error)}), so nothing is sent there"
+    return fault("smtp.tls", found, "mend TLS in the mail server (TLS 1.2 or later is needed)")
 
 
 def _distrusted(visit: Visit, error: BaseException) -> Finding:
@@ -189,7 +203,7 @@ async def _encrypt(visit: Visit, smtp: aiosmtplib.SMTP) -> BaseException | None:
             await smtp.starttls()
         except TROUBLE as error:
             return error
-    await smtp.ehlo()
+        await smtp.ehlo()  # what was said before TLS does not count (RFC 3207 §4.2)
     certificate: Any = smtp.get_transport_info("peercert")
     if certificate:
         visit.findings.append(judge_certificate(certificate, _cipher(smtp), time.time()))

@@ -373,6 +373,16 @@ async def test_without_a_login_an_unverified_certificate_is_a_note_and_the_dialo
     assert found["smtp.sender"]["grade"] == "ok"
 
 
+async def test_starttls_that_is_offered_and_fails_is_a_fault_with_and_without_a_login(secure):
+    secure.sink.script = At(Stage.STARTTLS, Reply("454 4.7.0 TLS not available"))
+    for address in (secure.smtp, f"smtp://localhost:{secure.sink.port}"):
+        secure.smtp = address
+        found = await examined(secure, environment=trusting(secure))
+        assert of_grade(found, "fault") == {"smtp.tls"}
+        assert "STARTTLS is offered and fails (454 4.7.0 TLS not available)" in found["smtp.tls"]["found"]
+    assert not any(visit.authenticated for visit in secure.sink.visits)
+
+
 async def test_a_certificate_that_ends_soon_is_a_note(fleet, authority):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     soon = dt.datetime.now(dt.UTC) + dt.timedelta(days=3, hours=1)
