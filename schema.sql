@@ -78,12 +78,14 @@ create index email_report on outbox.email (report);
 -- `attempt` grows with every mark and every refusal and is never reused, so (relay, attempt) is a fence:
 -- a verdict that comes late matches its own attempt or nothing. `withdrawn` counts the attempts that say nothing of
 -- the message: the final dot was surely not written, or the server took nothing from anybody. `orphaned` counts the
--- relays that died while they held it. In doubt, `due_at` says when the policy acts next ('infinity': never by itself).
+-- relays that died while they held it. In doubt since `doubted_at`; `due_at` then says when the policy acts next
+-- ('infinity': never by itself).
 create table outbox.delivery (
     email       bigint primary key references outbox.email,
     due_at      timestamptz not null default now(),
     marked_at   timestamptz,
     settled_at  timestamptz,
+    doubted_at  timestamptz,
     relay       integer,
     attempt     integer not null default 0,
     withdrawn   integer not null default 0,
@@ -93,13 +95,15 @@ create table outbox.delivery (
     check ((settled_at is null) = (state in ('pending', 'sending', 'in_doubt'))),
     check (state not in ('sending', 'in_doubt') or (relay is not null and marked_at is not null)),
     check (state not in ('sending', 'in_doubt', 'sent', 'dead') or attempt > withdrawn),
-    check (withdrawn between 0 and attempt)
+    check (withdrawn between 0 and attempt),
+    check ((doubted_at is null) = (state <> 'in_doubt'))
 ) with (
     -- Room for the mark on the same page: neither this index nor its predicate uses a column that claim and
     -- mark change, so both are heap-only updates (PostgreSQL docs, 73.7 Heap-Only Tuples).
     fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05
 );
 create index delivery_due on outbox.delivery (due_at, email) where settled_at is null;
+create index delivery_doubt on outbox.delivery (due_at, email) where settled_at is null and doubted_at is not null;
 -- Suspects: several relays died with them. A relay holds one of them at a time, so a guilty one is found out alone.
 create index delivery_suspect on outbox.delivery (due_at, email) where settled_at is null and orphaned >= 3;
 

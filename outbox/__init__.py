@@ -5,7 +5,7 @@ newcomer who follows it meets them in this order:
 
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
-    status, resolve, doctor                                                what people see and decide
+    status, audit, resolve, doctor                                         what people see and decide
 
     settings          what the user decides, checked whole
     address           where Postgres and the mail server are, shown without their secrets

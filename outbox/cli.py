@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -22,8 +23,10 @@ import typer
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
+    from outbox.audit import Audit, Unsent
     from outbox.finding import Finding
     from outbox.generate import Result
+    from outbox.resolve import Chosen, Decision
     from outbox.settings import Settings
     from outbox.status import Status
 
@@ -99,7 +102,10 @@ def init(
         typer.Option(help="Make this server's cadence, covers and timezone of REPORT the fleet's.", metavar="REPORT"),
     ] = None,
 ) -> None:
-    """Create or upgrade the database's schema; safe on all servers at once, and again."""
+    """Create or upgrade the database's schema.
+
+    Safe on all servers at once, and again.
+    """
     settings = _settings(context, config)
     settings.require("database_url")
     for name in redefine or []:
@@ -146,7 +152,10 @@ def generate(
         str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
     ] = None,
 ) -> None:
-    """Make each recipient's report and email for the period, once for the fleet; run it from cron on every server."""
+    """Make what is missing of an edition, once for the fleet.
+
+    Each recipient gets a report and an email for the period; run it from cron on every server.
+    """
     settings = _settings(context, config)
     settings.require("database_url", "sender", "reports")
     names = reports or list(settings.reports)
@@ -266,7 +275,7 @@ def status(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Show what waits, what was sent, who relays, and what needs a person."""
+    """Show what waits, who relays, and what needs a person."""
     settings = _settings(context, config)
     settings.require("database_url")
     found = asyncio.run(_read_status(settings))
@@ -317,8 +326,9 @@ def _print_status(found: "Status") -> None:
             made.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right", overflow="fold")
         return made
 
-    counts = table("deliveries", *found.counts)
-    counts.add_row(*(f"{n}" for n in found.counts.values()))
+    shown = {state: n for state, n in found.counts.items() if n or state not in _SELDOM}
+    counts = table("deliveries", *shown)
+    counts.add_row(*(f"{n}" for n in shown.values()))
     console.print(counts)
     if found.oldest_due_s:
         console.print(f"The oldest has been due for {found.oldest_due_s:.0f} s.")
@@ -335,8 +345,76 @@ def _print_status(found: "Status") -> None:
     if found.troubles:
         console.print("\n[bold]These need a person:[/bold]")
     for trouble in found.troubles:
-        console.print(_printable(f"  {trouble.key} is {trouble.state}: {trouble.said}"), markup=False)
+        said = f": {trouble.said.rstrip('.')}" if trouble.said else ""
+        console.print(_printable(f"  {trouble.key} is {trouble.state.replace('_', ' ')}{said}."), markup=False)
         console.print(_printable(f"    {trouble.command}"), markup=False)
+    if found.troubles:
+        console.print(
+            "\n--sent says that it arrived, --resend sends the same bytes again, --discard lets it be;"
+            " a dead letter cannot be --sent.",
+            markup=False,
+        )
+
+
+@app.command()
+def audit(
+    context: typer.Context,
+    report: Annotated[str, typer.Argument(help="Which report.", metavar="REPORT", show_default=False)],
+    period: Annotated[
+        str | None,
+        typer.Argument(help="Which period, such as 2026-W48; by default the one due now.", metavar="PERIOD"),
+    ] = None,
+    config: ConfigOption = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts; names all.")] = False,
+    names: Annotated[
+        int | None, typer.Option(min=0, help="How many recipients of a kind are named; 10, with --json all.")
+    ] = None,
+) -> None:
+    """Say by name whether all of an edition is sent; exit 0 only then.
+
+    Compares who is to get the report now with what was generated and sent, and changes nothing.
+    """
+    from outbox.audit import audit as look
+
+    settings = _settings(context, config)
+    settings.require("database_url", "reports")
+    names_max = names if names is not None or as_json else NAMES_SHOWN
+    found = asyncio.run(look(settings, report, period, names_max=names_max))
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), default=lambda at: at.isoformat(), ensure_ascii=False))
+    else:
+        _print_audit(found)
+    raise typer.Exit(0 if found.is_well else 1)
+
+
+NAMES_SHOWN = 10
+
+
+def _print_audit(found: "Audit") -> None:
+    from outbox.audit import spoken
+
+    counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
+    counts |= {kind: unsent.count for kind, unsent in found.unsent.items()}
+    typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
+    if found.left:
+        typer.echo(f"No longer expected: {found.left:,} who have a report and are not named by the source now.")
+    for kind, unsent in found.unsent.items():
+        if unsent.count:
+            typer.echo(f"\n{spoken(kind)}: {unsent.count:,}")
+        for one in unsent.named:
+            typer.echo(_printable(f"  {_described(one)}"))
+        if unsent.named and unsent.count > len(unsent.named):
+            typer.echo(f"  \N{HORIZONTAL ELLIPSIS} and {unsent.count - len(unsent.named):,} more")
+    typer.echo(("\n" if found.expected > found.sent else "") + found.sentence)
+
+
+def _described(one: "Unsent") -> str:
+    from outbox.audit import spoken
+
+    reasons = [spoken(one.state)] if one.state != "missing" else []
+    reasons += [one.said.rstrip(".")] if one.said else []
+    return f"{one.key} <{one.address}>" + (f": {', '.join(reasons)}." if reasons else "")
 
 
 def _printable(line: str) -> str:
@@ -344,7 +422,15 @@ def _printable(line: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", line)
 
 
+_SELDOM = {"cancelled", "expired"}
 _TEXT_COLUMNS = {"host", "report", "period", "version", "since (UTC)"}
+
+
+class State(StrEnum):
+    """Of which deliveries of an edition a person decides."""
+
+    IN_DOUBT = "in_doubt"
+    DEAD = "dead"
 
 
 @app.command()
@@ -391,35 +477,133 @@ def _print_findings(findings: "list[Finding]") -> None:
 @app.command()
 def resolve(
     context: typer.Context,
-    keys: Annotated[list[str], typer.Argument(help="Keys as `outbox status` shows them.", metavar="KEY")],
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys as `outbox status` shows them.", metavar="KEY", show_default=False),
+    ] = None,
     config: ConfigOption = None,
     *,
     sent: Annotated[bool, typer.Option("--sent", help="It arrived.")] = False,
     resend: Annotated[bool, typer.Option("--resend", help="Send it again, the same bytes.")] = False,
     discard: Annotated[bool, typer.Option("--discard", help="Do not send it.")] = False,
+    edition: Annotated[
+        str | None,
+        typer.Option(help='Instead of keys: all of an edition, such as "progress 2026-W48".', show_default=False),
+    ] = None,
+    state: Annotated[
+        State | None,
+        typer.Option(help="Of an edition: what is in doubt (by default), or dead letters.", show_default=False),
+    ] = None,
+    why: Annotated[
+        str, typer.Option(help="Why; kept with the emails. Needed for an edition.", show_default=False)
+    ] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Decide about emails that are in doubt, or dead letters."""
+    """Decide about emails that are in doubt, or dead letters.
+
+    Who decided, when and why is kept.
+    """
     from outbox.resolve import Decision
 
     chosen = [d for d, given in zip(Decision, (sent, resend, discard), strict=True) if given]
+    faults = _resolve_faults(keys or [], edition, state, why, yes=yes)
     if len(chosen) != 1:
-        raise ConfigurationError("Say one of --sent, --resend and --discard.")
+        faults.append("Say one of --sent, --resend and --discard.")
+    if state is State.DEAD and sent:
+        faults.append("--state dead: the server refused these, so they cannot be declared sent; say another.")
+    if faults:
+        raise ConfigurationError(faults)
     settings = _settings(context, config)
     settings.require("database_url")
-    decided = asyncio.run(_resolve(settings, keys, chosen[0]))
+    if edition is not None:
+        raise typer.Exit(_resolve_edition(settings, edition, state or State.IN_DOUBT, chosen[0], why, yes=yes))
+    raise typer.Exit(_resolve_keys(settings, keys or [], chosen[0], why, yes=yes))
+
+
+def _resolve_faults(keys: list[str], edition: str | None, state: State | None, why: str, *, yes: bool) -> list[str]:
+    if edition is None:
+        missing = [] if keys else ['Name keys, as `outbox status` shows them, or say --edition "progress 2026-W48".']
+        return missing + (["--state goes with --edition; take it out."] if state else [])
+    faults = ["--edition decides about a whole edition; name keys or say --edition, not both."] if keys else []
+    if not why.strip():
+        faults.append('--why: say why, as in --why "the mail server\'s log has them all"; it is kept with the emails.')
+    if not yes and not sys.stdin.isatty():
+        faults.append("--edition decides about many emails at once and nobody can be asked here; add --yes.")
+    return faults
+
+
+def _resolve_keys(settings: "Settings", keys: list[str], decision: "Decision", why: str, *, yes: bool) -> int:
+    wanted = list(dict.fromkeys(keys))
+    if len(wanted) > 1 and not yes and sys.stdin.isatty():
+        touched = asyncio.run(_preview(settings, wanted, decision))
+        _ask(touched, decision)
+    decided, others = asyncio.run(_decide(settings, wanted, decision, why))
     for key in decided:
-        typer.echo(f"{key}: {chosen[0]}")
-    others = [key for key in keys if key not in decided]
-    for key in others:
-        typer.echo(f"outbox: {key} is neither in doubt nor dead; nothing was changed.", err=True)
-    raise typer.Exit(1 if others else 0)
+        typer.echo(f"{_printable(key)}: {decision}")
+    others += [f"{key} was named twice; it counts once." for key in wanted if keys.count(key) > 1]
+    for sentence in others:
+        typer.echo(f"outbox: {_printable(sentence)}", err=True)
+    return 1 if others else 0
 
 
-async def _resolve(settings: "Settings", keys: list[str], decision: Any) -> list[str]:
+def _resolve_edition(
+    settings: "Settings", edition: str, state: State, decision: "Decision", why: str, *, yes: bool
+) -> int:
+    touched = asyncio.run(_preview_edition(settings, edition, state))
+    if not touched:
+        typer.echo(f"Nothing of {_printable(edition)} is {state.replace('_', ' ')} and undecided.")
+        return 0
+    if not yes:
+        _ask(touched, decision)
+    keys = [one.key for one in touched]
+    decided, others = asyncio.run(_decide(settings, keys, decision, why, target=edition.strip(), states=[state.value]))
+    for key in decided[:NAMES_SHOWN]:
+        typer.echo(f"{_printable(key)}: {decision}")
+    if len(decided) > NAMES_SHOWN:
+        typer.echo(f"\N{HORIZONTAL ELLIPSIS} and {len(decided) - NAMES_SHOWN:,} more: {decision}")
+    for sentence in others:
+        typer.echo(f"outbox: {_printable(sentence)}", err=True)
+    return 1 if others else 0
+
+
+def _ask(touched: "list[Chosen]", decision: "Decision") -> None:
+    """Return if a person agrees; more than one email is touched only then."""
+    if len(touched) <= 1:
+        return
+    for one in touched[:NAMES_SHOWN]:
+        typer.echo(_printable(f"  {one.key} <{one.address}> is {one.state.replace('_', ' ')}"), err=True)
+    if len(touched) > NAMES_SHOWN:
+        typer.echo(f"  \N{HORIZONTAL ELLIPSIS} and {len(touched) - NAMES_SHOWN:,} more", err=True)
+    if not typer.confirm(f"Decide --{decision} about these {len(touched):,} emails?", err=True):
+        typer.echo("outbox: Nothing was changed.", err=True)
+        raise typer.Exit(1)
+
+
+async def _preview(settings: "Settings", keys: list[str], decision: "Decision") -> "list[Chosen]":
+    from outbox.resolve import of_keys
+
+    async with _connected(settings, "outbox resolve") as connection:
+        return await of_keys(connection, keys, decision)
+
+
+async def _preview_edition(settings: "Settings", edition: str, state: State) -> "list[Chosen]":
+    from outbox.resolve import of_edition
+
+    async with _connected(settings, "outbox resolve") as connection:
+        return await of_edition(connection, edition, state.value)
+
+
+async def _decide(
+    settings: "Settings", keys: list[str], decision: "Decision", why: str, **how: Any
+) -> tuple[list[str], list[str]]:
+    """The keys that are decided now, in the order of `keys`, and a sentence for each of the others."""
+    from outbox.resolve import explain
     from outbox.resolve import resolve as decide
 
     async with _connected(settings, "outbox resolve") as connection:
-        return await decide(connection, keys, decision)
+        decided = set(await decide(connection, keys, decision, why=why, **how))
+        sentences = await explain(connection, [key for key in keys if key not in decided], decision)
+    return [key for key in keys if key in decided], list(sentences.values())
 
 
 @app.command()
@@ -430,7 +614,10 @@ def demo(
         Path | None, typer.Option(help="Keep the emails and reports in this directory.", metavar="DIR")
     ] = None,
 ) -> None:
-    """Tell the whole story in a minute, on an embedded Postgres and mail server; one server is killed on the way."""
+    """Tell the whole story in a minute.
+
+    On an embedded Postgres and mail server; one of the company's servers is killed on the way.
+    """
     from outbox.demo import tell
 
     raise typer.Exit(tell(people=people, servers=servers, keep=keep))

@@ -19,9 +19,10 @@ from typing import Final, Protocol, cast
 
 from outbox.ledger import Claim
 from outbox.replies import GarbageError, Reply, ReplyReader
-from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence
+from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence, takes_nothing
 
 BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+PIECE_BYTES: Final = 64 * 1024
 QUIT_TIMEOUT_S: Final = 5.0
 SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; said in reply to anything
 START_CONTENT: Final = 354
@@ -44,6 +45,9 @@ class Desk(Protocol):
 
     def idle(self, conversation: "Conversation") -> None:
         """The connection has nothing to do; `start` gives it something."""
+
+    def paused(self, reason: str) -> None:
+        """The server said that it takes nothing from anybody for now; `closed` follows."""
 
     def closed(self, conversation: "Conversation", trouble: str | None) -> None:
         """The connection is over; `trouble` says what was wrong with the server, None if nothing was."""
@@ -98,8 +102,9 @@ class Conversation(asyncio.Protocol):
         self._expected: deque[Expected] = deque()
         self._replies = ReplyReader()
         self._writable = True
-        self._content_under_way = False
+        self._content: memoryview | None = None  # what of the content of `ahead` is still to be written
         self._deadline_s: float | None = None
+        self._heard_at = clock()
 
     # ── what the relay asks of it ────────────────────────────────────────────────────────────────────────────
 
@@ -107,7 +112,8 @@ class Conversation(asyncio.Protocol):
         """Take over a transport that is connected, encrypted and authenticated as far as it will be."""
         self.transport = transport
         transport.set_protocol(self)
-        transport.set_write_buffer_limits(high=0)  # so that "writable" means: all is with the kernel
+        # So that "writable" means: all is with the kernel. Not 0: asyncio's TLS would call nothing at all too much.
+        transport.set_write_buffer_limits(high=1)
         self._go_on()
 
     def start(self, claim: Claim) -> None:
@@ -115,6 +121,7 @@ class Conversation(asyncio.Protocol):
         assert self.ahead is None
         assert self.handed_over is None
         self.idle_since = None
+        self._heard_at = self.clock()
         self.messages_left -= 1
         self._write(self._envelope(claim))
 
@@ -156,6 +163,10 @@ class Conversation(asyncio.Protocol):
         """Drop the connection whatever is under way: before its dot it was not sent, past it it is in doubt."""
         self._drop(None, reason)
 
+    def waited_s(self) -> float:
+        """How long the server has said nothing while something is under way."""
+        return self.clock() - self._heard_at
+
     def check_deadline(self) -> None:
         """Judge a server that has been silent for too long; called about once a second."""
         if self._deadline_s is None or self.mark_asked or self.clock() < self._deadline_s or self.is_closed:
@@ -167,6 +178,7 @@ class Conversation(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take replies as they come (asyncio.Protocol)."""
+        self._heard_at = self.clock()
         try:
             for reply in self._replies.feed(data):
                 if self.is_closed:
@@ -182,7 +194,11 @@ class Conversation(asyncio.Protocol):
     def resume_writing(self) -> None:
         """All that was written is with the kernel (asyncio.Protocol)."""
         self._writable = True
-        self._content_written()
+        self._write_on()
+
+    def eof_received(self) -> None:
+        """The server will say nothing more. Left to itself, asyncio would write on first (asyncio.Protocol)."""
+        self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server, the network or this side has ended the connection (asyncio.Protocol)."""
@@ -221,10 +237,10 @@ class Conversation(asyncio.Protocol):
             self._answer_unasked(reply)
             return
         expected = self._expected.popleft()
-        if reply.code == SERVICE_CLOSING and expected is not Expected.QUIT:
+        if expected is not Expected.QUIT and _is_of_the_server(reply):
             if expected is Expected.DOT:
                 self._judge_dot(reply)
-            reason = f"the server closes: {reply.code} {reply.text}"[:200]
+            reason = self._hear(reply)
             self._drop(reason, reason)
             return
         match expected:
@@ -237,19 +253,29 @@ class Conversation(asyncio.Protocol):
             case Expected.LONE_DOT:
                 self._refused()
             case Expected.RSET:
-                self._answer_reset()
+                self._answer_reset(reply)
             case Expected.QUIT:
                 self._drop(None)
 
     def _answer_unasked(self, reply: Reply) -> None:
-        """A reply to nothing: the server closes. In mid-content it is about the message, unless it is a 421."""
-        if self.ahead is not None and not self.mark_asked and reply.code != SERVICE_CLOSING:
+        """A reply to nothing: the server closes. In mid-content it is about the message, unless it is the server's."""
+        if self.ahead is not None and not self.mark_asked and not _is_of_the_server(reply):
             self._refusal = self._refusal_of(Expected.DATA, reply)
-        self._fail(f"the server closes: {reply.code} {reply.text}"[:200])
+        self._fail(self._hear(reply))
 
-    def _answer_reset(self) -> None:
-        """Whatever it said, the next MAIL's reply tells; pipelined, that MAIL is on its way already."""
-        if not self.pipelining and self.ahead is not None:
+    def _hear(self, reply: Reply) -> str:
+        """What a reply says of the server; the desk is told at once if nobody's mail is taken."""
+        if not takes_nothing(reply.code, reply.text):
+            return f"the server closes: {reply.code} {reply.text}"[:200]
+        reason = f"the server takes no mail for now: {reply.code} {reply.text}"[:200]
+        self.desk.paused(reason)
+        return reason
+
+    def _answer_reset(self, reply: Reply) -> None:
+        """Go on to MAIL; pipelined, that is on its way. Without a reset it would be refused by no fault of its own."""
+        if not 200 <= reply.code < 300:  # noqa: PLR2004 - as below
+            self._fail(f"no reply to RSET: {reply.code} {reply.text}"[:200])
+        elif not self.pipelining and self.ahead is not None:
             self._step(Expected.MAIL, self._mail(self.ahead))
 
     def _answer_dot(self, reply: Reply) -> None:
@@ -331,7 +357,7 @@ class Conversation(asyncio.Protocol):
         self._go_on()
 
     def _write_content(self, claim: Claim) -> None:
-        """The message with its dots doubled (RFC 5321 §4.5.2) and its last line ended, without the final dot."""
+        """Begin the message: its dots doubled (RFC 5321 §4.5.2), its last line ended, without the final dot."""
         message = claim.message
         if message.count(b"\n") != message.count(
             b"\r\n"
@@ -342,16 +368,23 @@ class Conversation(asyncio.Protocol):
         if not message.endswith(b"\r\n"):
             message += b"\r\n"
         self._deadline_s = self.clock() + self.command_timeout_s
-        self._content_under_way = True
-        self._write(message)
-        if self._writable:
-            self._content_written()
+        self._content = memoryview(message)
+        self._write_on()
 
-    def _content_written(self) -> None:
-        if self._content_under_way and self.ahead is not None and not self.is_closed:
-            self._content_under_way = False
-            self.mark_asked = True
-            self.desk.ask_mark(self, self.ahead)
+    def _write_on(self) -> None:
+        """Write what the kernel takes of the content; when it has all, ask for the mark.
+
+        Piece by piece, since TLS takes a write whole, however long, and reports what the kernel did not take at the
+        next one only: with the content still here, a connection that breaks would leave doubt about a dot behind it.
+        """
+        while self._content is not None and self.ahead is not None and self._writable and not self.is_closed:
+            if self._content:
+                piece, self._content = self._content[:PIECE_BYTES], self._content[PIECE_BYTES:]
+                self._write(piece)
+            else:
+                self._content = None
+                self.mark_asked = True
+                self.desk.ask_mark(self, self.ahead)
 
     def _next(self) -> Claim | None:
         if self.closing or self.messages_left <= 0:
@@ -377,7 +410,7 @@ class Conversation(asyncio.Protocol):
 
     # ── endings ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         assert self.transport is not None
         self.transport.write(data)
 
@@ -412,6 +445,11 @@ class Conversation(asyncio.Protocol):
         elif ahead is not None and not self.mark_asked:
             self.desk.untouched(ahead, reason)
         self.desk.closed(self, trouble)
+
+
+def _is_of_the_server(reply: Reply) -> bool:
+    """Whether it closes, or takes nothing from anybody: to whatever command it is said, no message is to blame."""
+    return reply.code == SERVICE_CLOSING or takes_nothing(reply.code, reply.text)
 
 
 def transport_of(value: object) -> asyncio.Transport:

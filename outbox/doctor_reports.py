@@ -18,15 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.database import LOST_SESSION, engine
 from outbox.doctor_database import Database
-from outbox.edition import Edition, agreed_period
+from outbox.edition import Edition, find_edition
 from outbox.errors import OutboxError
 from outbox.finding import Finding, fault, fault_of, not_checked, note, ok
-from outbox.generate import SET_ZONE, Run, check_recipient, source_of
+from outbox.generate import Run
 from outbox.generate_session import GenerateSession, said_by
 from outbox.period import Period, period_at
 from outbox.report import Templates, explain
 from outbox.settings import ReportSettings, Settings
-from outbox.source import Content, PythonSource, Recipient, Source
+from outbox.source import Content, PythonSource, Recipient, Source, checked, source_of
 
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
 STATEMENT_MAX_S: Final = 30
@@ -119,7 +119,7 @@ class Look:
     async def look(self) -> None:
         """One line each; a line that fails keeps those that need it from being looked at."""
         try:
-            await self.session.fetch(SET_ZONE, {"zone": self.report.timezone})
+            await self.session.use_timezone(self.report.timezone)
             period, now = await self._look_at_period()
         except TROUBLE as error:
             self.found.findings.append(_refused(self._check("period"), error))
@@ -152,7 +152,7 @@ class Look:
         (now,) = (await self.session.fetch(text("SELECT now()")))[0]
         if self.is_ours:
             async with self.session.lock, self.session.connection.begin():
-                period = await agreed_period(self.session.connection, self.name, self.report)
+                _, period = await find_edition(self.session.connection, self.name, self.report, None)
         else:
             report = self.report
             period = period_at(now, cadence=report.cadence, timezone=report.zone, covers=report.covers)
@@ -269,20 +269,20 @@ class Crowd:
         """Count one, as generate would take it."""
         self.count += 1
         try:
-            checked = check_recipient(recipient)
+            owed = checked(recipient)
         except ValueError as error:
             self.refused_count += 1
             if len(self.refused) < NAMED_MAX:
                 self.refused.append(f"key {recipient.key or '(none)'}: {str(error).rstrip('.')}")
             return
-        if checked.key in self.keys:
+        if owed.key in self.keys:
             self.twice += 1
             return
-        self.keys.add(checked.key)
-        if self.addresses.setdefault(checked.email, checked.key) != checked.key:
-            self.shared.append(checked.email)
+        self.keys.add(owed.key)
+        if self.addresses.setdefault(owed.email, owed.key) != owed.key:
+            self.shared.append(owed.email)
         if len(self.sample) < SAMPLE_MAX:
-            self.sample.append(checked)
+            self.sample.append(owed)
 
     def judge(self, check: str) -> Finding:
         """Whether there is somebody, once each."""

@@ -76,31 +76,49 @@ async def open_edition(
     """
     async with connection.begin():
         await connection.execute(DEFINE, _definition(name, report))
-        period = await agreed_period(connection, name, report, period_key)
+        agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().one()
+        _refuse_other_definition(name, report, agreed)
+        now = await connection.scalar(text("SELECT now()"))
+        period = _period(name, report, period_key, now)
         values = {"report": name, "period": period.key}
         await connection.execute(OPEN, {**values, "starts_at": period.starts_at, "ends_at": period.ends_at})
         row = (await connection.execute(FIND, values)).mappings().one()
     return Edition(row["id"], name, Period(period.key, row["starts_at"], row["ends_at"]))
 
 
-async def agreed_period(
-    connection: "AsyncConnection", name: str, report: ReportSettings, period_key: str | None = None
-) -> Period:
-    """The period that `open_edition` makes an edition of; changes nothing. Raises as that does."""
-    agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().first()
+async def find_edition(
+    connection: "AsyncConnection", name: str, report: ReportSettings, period_key: str | None
+) -> tuple[int | None, Period]:
+    """The edition that `open_edition` would give, and its id if it was ever opened; nothing is made.
+
+    The transaction is the caller's. An edition that is there is found under its own key whatever the report's
+    cadence is by now.
+
+    Raises:
+        ConfigurationError: as `open_edition`.
+
+    """
+    agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().one_or_none()
     if agreed is not None:
         _refuse_other_definition(name, report, agreed)
-    now = await connection.scalar(text("SELECT now()"))
-    return _period(name, report, period_key, now)
+    if period_key is not None and (found := await _find(connection, name, period_key)):
+        return found
+    period = _period(name, report, period_key, await connection.scalar(text("SELECT now()")), asker="PERIOD")
+    return await _find(connection, name, period.key) or (None, period)
 
 
-def _period(name: str, report: ReportSettings, period_key: str | None, now: Any) -> Period:
+async def _find(connection: "AsyncConnection", name: str, period_key: str) -> tuple[int, Period] | None:
+    row = (await connection.execute(FIND, {"report": name, "period": period_key})).mappings().one_or_none()
+    return None if row is None else (row["id"], Period(period_key, row["starts_at"], row["ends_at"]))
+
+
+def _period(name: str, report: ReportSettings, period_key: str | None, now: Any, *, asker: str = "--period") -> Period:
     if period_key is None:
         return period_at(now, cadence=report.cadence, timezone=report.zone, covers=report.covers)
     try:
         return period_of(period_key, cadence=report.cadence, timezone=report.zone)
     except ValueError as error:
-        raise ConfigurationError(f"--period, for report {name}: {error}") from error
+        raise ConfigurationError(f"{asker}, for report {name}: {error}") from error
 
 
 def _refuse_other_definition(name: str, report: ReportSettings, agreed: Any) -> None:

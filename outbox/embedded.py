@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from outbox.errors import OutboxError
 
@@ -129,6 +129,11 @@ class Server:
         """Where the database `name` of this server answers, whether or not it exists yet."""
         return f"postgresql://postgres@/{quote(name, safe='')}?host={self._sockets}&port={self._port}"
 
+    @property
+    def address(self) -> dict[str, str]:
+        """Host (a socket directory) and port, as libpq calls them."""
+        return {"host": str(self._sockets), "port": str(self._port)}
+
     def start(self) -> None:
         """Start the server, and return when it answers; the first start creates its files.
 
@@ -167,6 +172,36 @@ class Server:
         """Stop and start; sockets, port and data stay the same."""
         self.stop(mode)
         self.start()
+
+    def copy(self, primary: "Server", *, name: str) -> None:
+        """Become a streaming standby of a running server, before the first start; `name` is what it is called there.
+
+        Raises:
+            OutboxError: with what pg_basebackup says.
+        """
+        place = f"{primary.url.partition('?')[0]}?{urlencode({**primary.address, 'application_name': name})}"
+        made = self._run(
+            self._binaries / "pg_basebackup",
+            "-d",
+            place,
+            "-D",
+            self.data,
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "--no-sync",
+        )
+        if made.returncode:
+            raise OutboxError(f"Postgres' pg_basebackup could not copy the primary:\n{made.stderr.strip()}")
+        self.settings = {**self.settings, "cluster_name": name}
+
+    def promote(self) -> None:
+        """Make a standby a primary, on a new timeline; returns when it takes writes."""
+        made = self._run(self._binaries / "pg_ctl", "promote", "-D", self.data, "-w", "-t", str(int(self._wait_s)))
+        if made.returncode:
+            raise OutboxError(f"Postgres could not be promoted:\n{made.stderr.strip() or made.stdout.strip()}")
 
     def close(self) -> None:
         """Stop the server and remove its socket directory."""
@@ -309,6 +344,30 @@ def postgres(
     with _directory(base) as directory:
         server = Server(directory, settings=settings, port=port, wait_s=wait_s)
         try:
+            server.start()
+            yield server
+        finally:
+            server.close()
+
+
+@contextmanager
+def standby(
+    primary: Server,
+    base: Path | None = None,
+    *,
+    name: str = "standby",
+    settings: Mapping[str, str] = {},
+    port: int = 5432,
+    wait_s: float = 30.0,
+) -> Iterator[Server]:
+    """A running streaming standby of `primary`, else as `postgres`; to be promoted at will.
+
+    It is synchronous once the primary's `synchronous_standby_names` holds `name`.
+    """
+    with _directory(base) as directory:
+        server = Server(directory, settings={**primary.settings, **settings}, port=port, wait_s=wait_s)
+        try:
+            server.copy(primary, name=name)
             server.start()
             yield server
         finally:

@@ -30,8 +30,9 @@ class NewReport:
     message: bytes
 
 
-# A row that is there already comes back from no RETURNING, so its email is not inserted either. Keys are inserted in
-# their order, so that two batches with common keys wait for each other instead of deadlocking.
+# A row that is there already comes back from no RETURNING, so its email is not inserted either. An email may be there
+# without its report, when a failover lost both and a relay remembered that it was sent: it becomes the new report's.
+# Keys are inserted in their order, so that two batches with common keys wait for each other instead of deadlocking.
 ENQUEUE: Final = text("""
 WITH made AS (
     SELECT * FROM unnest(:recipient_keys, :tokens, :titles, :htmls, :emails, :keys, :senders, :recipients,
@@ -46,11 +47,16 @@ WITH made AS (
     INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message)
     SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
+    ON CONFLICT (key) DO NOTHING
     RETURNING id
 ), delivery AS (
     INSERT INTO outbox.delivery (email) SELECT id FROM email ORDER BY id
+), remembered AS (
+    UPDATE outbox.email e SET report = r.id
+      FROM report r JOIN made m USING (recipient_key)
+     WHERE e.key = m.key AND e.report IS NULL
 )
-SELECT count(*) FROM email
+SELECT count(*) FROM report
 """).bindparams(
     *(
         bindparam(name, type_=ARRAY(Text))

@@ -11,7 +11,7 @@ import random
 import secrets
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -27,13 +27,12 @@ from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
 from outbox.report import Templates, explain, label
 from outbox.settings import ReportSettings, Settings
-from outbox.source import Content, Recipient, Source, SqlSource, load_source
+from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, storable, windows
 
 log = logging.getLogger("outbox.generate")
 
 BUCKETS: Final = 64
 BUCKETS_AT_ONCE: Final = 4
-WINDOW_MAX: Final = 10_000  # recipients in memory at once
 WAIT_FIRST_S: Final = 0.02
 WAIT_MAX_S: Final = 0.5
 PATIENCE_S: Final = 60.0  # how long a run outlives a database that went away
@@ -130,24 +129,6 @@ GIVE: Final = text("SELECT pg_advisory_unlock(:ns, n) FROM unnest(:numbers) AS n
 )
 
 
-SET_ZONE: Final = text("SELECT set_config('TimeZone', :zone, false)")
-
-
-def source_of(settings: Settings, name: str, session: GenerateSession) -> Source:
-    """Where a report's recipients and contents come from: the class that its settings name, or their two queries.
-
-    Raises:
-        SourceError: the class cannot be used.
-
-    """
-    report = settings.report(name)
-    if report.source is not None:
-        return load_source(name, report.source, settings.directory)
-    assert report.recipients is not None
-    assert report.data is not None
-    return SqlSource(name, report.recipients, report.data, ":keys" in report.data, session, report.zone)
-
-
 def sender_of(settings: Settings) -> message.Mailbox:
     """The sender with its address in the form that SMTP takes.
 
@@ -188,8 +169,7 @@ class Run:
         """What can be wrong for all recipients is found here, except in templates: those before the first report."""
         report = settings.report(name)
         source = source_of(settings, name, session)
-        # In the user's queries too, days begin and end in the report's civil time.
-        await session.fetch(SET_ZONE, {"zone": report.timezone})
+        await session.use_timezone(report.timezone)
         async with session.lock:
             edition = await open_edition(session.connection, name, report, period_key)
         (now,) = (await session.fetch(text("SELECT now()")))[0]
@@ -222,7 +202,7 @@ class Run:
 
     async def finish(self) -> Result:
         """Work through all recipients, a window at a time."""
-        async for window in _windows(self.source.recipients(self.result.edition.period), WINDOW_MAX):
+        async for window in windows(self.source.recipients(self.result.edition.period), WINDOW_MAX):
             failed_before = len(self.result.failed)
             wanted = self._wanted(window)
             self.result.expected += len(wanted) + len(self.result.failed) - failed_before
@@ -245,12 +225,12 @@ class Run:
         wanted: dict[str, Recipient] = {}
         for recipient in window:
             try:
-                checked = check_recipient(recipient)
+                owed = checked(recipient)
             except ValueError as error:
-                self.result.failed[_storable(recipient.key) or f"(no key, {_storable(recipient.email)})"] = str(error)
+                self.result.failed[storable(recipient.key) or f"(no key, {storable(recipient.email)})"] = str(error)
             else:
-                if wanted.setdefault(checked.key, checked) is not checked:
-                    log.warning("recipient %s comes twice; the first row counts", checked.key)
+                if wanted.setdefault(owed.key, owed) is not owed:
+                    log.warning("recipient %s comes twice; the first row counts", owed.key)
         return wanted
 
     async def _complete(self, wanted: dict[str, Recipient]) -> None:
@@ -343,7 +323,7 @@ class Run:
             recipient_key=recipient.key,
             token=token,
             title=f"{self.report.title}, {self.period.label}",
-            html=_storable(rendered.page),
+            html=storable(rendered.page),
             email=email,
             key=f"{edition.report}/{edition.period.key}/{recipient.key}",
             sender=self.sender.address,
@@ -387,35 +367,6 @@ def bucket_of(key: str) -> int:
     return zlib.crc32(key.encode()) % BUCKETS
 
 
-def check_recipient(recipient: Recipient) -> Recipient:
-    """The recipient with its address in the form that SMTP takes.
-
-    Raises:
-        ValueError: one sentence that says what is wrong with key or address.
-
-    """
-    if not recipient.key or _storable(recipient.key) != recipient.key:
-        raise ValueError("the key is empty or no text that Postgres can hold; give every recipient a key of its own.")
-    address = message.check_address(recipient.email)
-    return Recipient(recipient.key, address, recipient.name, recipient.columns)
-
-
-def _storable(text_of_any_kind: str) -> str:
-    """The text without what Postgres cannot hold: NUL, and surrogates that stand alone."""
-    return text_of_any_kind.replace("\0", "").encode("utf-8", "replace").decode()
-
-
 def _portions(values: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]
-
-
-async def _windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
-    """The stream in windows of at most `size`; one empty window if there is nobody."""
-    window: list[Recipient] = []
-    async for recipient in recipients:
-        window.append(recipient)
-        if len(window) == size:
-            yield window
-            window = []
-    yield window

@@ -9,8 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from outbox.database import RELAY_LOCKS
+from outbox.database import CHANNEL, RELAY_LOCKS
 from outbox.verdict import Outcome
+
+# A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
+# falls with nobody but itself. After so many more it is quarantined: dead, until a person sends it again.
+SUSPECT_AFTER: Final = 3
+QUARANTINE_AFTER: Final = 6
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +29,9 @@ class Claim:
     withdrawn: int
     sender: str
     recipient: str
+    message_id: str
     message: bytes
+    suspect: bool = False
     marked: bool = False
     cuts: int = 0
 
@@ -50,12 +57,21 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutePause:
+    """The fleet's pause of a route: why, and for how long nobody but a probe may connect (0: a probe is due)."""
+
+    reason: str
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
-    """What one commit made true."""
+    """What one commit made true, and whether the fleet's route is paused."""
 
     settled: frozenset[tuple[int, int]]
     marked: dict[int, int]
     claims: list[Claim]
+    pause: RoutePause | None
 
 
 # The parts see one snapshot and touch different rows: a settled row is sending (or in doubt), a marked one is
@@ -81,7 +97,8 @@ WITH news AS (
            due_at = CASE WHEN n.state IN ('pending', 'in_doubt')
                          THEN coalesce(now() + n.delay_s * interval '1 second', 'infinity') ELSE d.due_at END,
            relay = CASE WHEN n.state = 'pending' THEN NULL ELSE n.relay END,
-           settled_at = CASE WHEN n.state IN ('sent', 'dead') THEN now() END
+           settled_at = CASE WHEN n.state IN ('sent', 'dead') THEN now() END,
+           doubted_at = CASE WHEN n.state = 'in_doubt' THEN now() END
       FROM news n
      WHERE d.email = n.email
        AND d.settled_at IS NULL
@@ -100,21 +117,32 @@ WITH news AS (
     RETURNING email, attempt
 ), due AS (
     SELECT email FROM outbox.delivery
-     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now()
+     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
      ORDER BY due_at, email
      LIMIT $11
        FOR UPDATE SKIP LOCKED
+), suspect AS (
+    SELECT email FROM outbox.delivery
+     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned >= 3
+     ORDER BY due_at, email
+     LIMIT $12
+       FOR UPDATE SKIP LOCKED
+), chosen AS (
+    SELECT email FROM due UNION ALL SELECT email FROM suspect
 ), claimed AS (
-    UPDATE outbox.delivery d SET relay = $9 FROM due WHERE d.email = due.email
-    RETURNING d.email, d.attempt, d.withdrawn
+    UPDATE outbox.delivery d SET relay = $9 FROM chosen c WHERE d.email = c.email
+    RETURNING d.email, d.attempt, d.withdrawn, d.orphaned
 )
-SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL AS key, NULL AS sender, NULL AS recipient,
-       NULL::bytea AS message FROM settled
+SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL::integer AS orphaned, NULL AS key, NULL AS sender,
+       NULL AS recipient, NULL AS message_id, NULL::bytea AS message, NULL::float8 AS wait_s FROM settled
 UNION ALL
-SELECT 'm', email, attempt, NULL, NULL, NULL, NULL, NULL FROM marked
+SELECT 'm', email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM marked
 UNION ALL
-SELECT 'c', c.email, c.attempt, c.withdrawn, e.key, e.sender, e.recipient, e.message
+SELECT 'c', c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message, NULL
   FROM claimed c JOIN outbox.email e ON e.id = c.email
+UNION ALL
+SELECT 'r', NULL, NULL, NULL, NULL, reason, NULL, NULL, NULL, NULL,
+       greatest(extract(epoch FROM retry_at - now()), 0)::float8 FROM outbox.route WHERE name = $13
 """
 
 
@@ -125,11 +153,13 @@ async def tick(
     settlements: Sequence[Settlement] = (),
     marks: Iterable[int] = (),
     room: int = 0,
+    suspects: int = 0,
+    route: str = "",
 ) -> Tick:
-    """Settle, mark and claim in one commit; gives what came true.
+    """Settle, mark and claim in one commit; gives what came true, and the fleet's pause of `route`.
 
     A settlement or mark that is not in the answer changed nothing: its fence no longer matched. At most `room`
-    deliveries are claimed, the ones due longest first. If this raises, nothing is known of the commit.
+    deliveries and `suspects` more are claimed, those due longest first. If this raises, nothing is known of the commit.
     """
     rows = await connection.fetch(
         TICK,
@@ -144,7 +174,10 @@ async def tick(
         relay,
         list(marks),
         room,
+        suspects,
+        route,
     )
+    pauses = [RoutePause(r["key"], r["wait_s"]) for r in rows if r["part"] == "r"]
     return Tick(
         settled=frozenset((r["email"], r["attempt"]) for r in rows if r["part"] == "s"),
         marked={r["email"]: r["attempt"] for r in rows if r["part"] == "m"},
@@ -157,11 +190,14 @@ async def tick(
                 r["withdrawn"],
                 r["sender"],
                 r["recipient"],
+                r["message_id"],
                 r["message"],
+                suspect=r["orphaned"] >= SUSPECT_AFTER,
             )
             for r in rows
             if r["part"] == "c"
         ],
+        pause=pauses[0] if pauses else None,
     )
 
 
@@ -176,25 +212,36 @@ async def release(connection: Any, relay: int, emails: Sequence[int]) -> None:
     await connection.execute(RELEASE, emails, relay)
 
 
-SUSPECTS: Final = "SELECT id FROM outbox.relay WHERE ended_at IS NULL AND id <> $1"
+OTHERS: Final = "SELECT id FROM outbox.relay WHERE ended_at IS NULL AND id <> $1"
 
 # Locked from an unfiltered unnest of chosen ids: in a WHERE beside other conditions the planner may evaluate the
 # lock for rows that are then not wanted, or twice for one (PostgreSQL docs, 13.3.5).
 TAKE_LOCKS: Final = "SELECT id, pg_try_advisory_xact_lock($1, id) AS free FROM unnest($2::integer[]) AS id"
 
+# $3 is 1 where the relays died, 0 where they merely ended; what they died with is a suspect in the end.
 JUDGE: Final = """
 WITH freed AS (
-    UPDATE outbox.delivery SET relay = NULL
+    UPDATE outbox.delivery
+       SET relay = NULL, orphaned = orphaned + $3,
+           state = CASE WHEN orphaned + $3 >= $4 THEN 'dead' ELSE 'pending' END,
+           attempt = attempt + (orphaned + $3 >= $4)::int,
+           settled_at = CASE WHEN orphaned + $3 >= $4 THEN now() END
      WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'pending'
-    RETURNING email
+    RETURNING email, attempt, state, orphaned
 ), doubted AS (
-    UPDATE outbox.delivery SET state = 'in_doubt', due_at = coalesce(now() + $2 * interval '1 second', 'infinity')
+    UPDATE outbox.delivery
+       SET state = 'in_doubt', doubted_at = now(), orphaned = orphaned + $3,
+           due_at = CASE WHEN orphaned + $3 >= $4 THEN 'infinity'
+                         ELSE coalesce(now() + $2 * interval '1 second', 'infinity') END
      WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'sending'
     RETURNING email, attempt, relay, marked_at
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
     SELECT email, attempt, relay, 'in_doubt', 'relay ' || relay || ' ended between its mark and its settle', marked_at
       FROM doubted
+    UNION ALL
+    SELECT email, attempt, NULL, 'quarantined', orphaned || ' relays died while they held it', NULL
+      FROM freed WHERE state = 'dead'
 ), ended AS (
     UPDATE outbox.relay SET ended_at = now() WHERE id = ANY ($1::integer[])
 )
@@ -218,46 +265,42 @@ async def sweep(connection: Any, relay: int, *, doubt_s: float | None) -> Sweep:
     All in the transaction that holds the dead one's lock, so two sweepers never judge the same relay, and a relay
     that lives holds its lock and is passed over.
     """
-    suspects = [r["id"] for r in await connection.fetch(SUSPECTS, relay)]
-    if not suspects:
+    others = [r["id"] for r in await connection.fetch(OTHERS, relay)]
+    if not others:
         return Sweep([])
     async with connection.transaction():
-        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, suspects)
+        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, others)
         dead = [r["id"] for r in locks if r["free"]]
         if not dead:
-            return Sweep([], alive=len(suspects))
-        freed, doubted = await judge(connection, dead, doubt_s=doubt_s)
-    return Sweep(dead, freed, doubted, len(suspects) - len(dead))
+            return Sweep([], alive=len(others))
+        freed, doubted = await judge(connection, dead, doubt_s=doubt_s, died=True)
+    return Sweep(dead, freed, doubted, len(others) - len(dead))
 
 
-async def judge(connection: Any, relays: Sequence[int], *, doubt_s: float | None) -> tuple[int, int]:
-    """End relays whose locks the caller holds; gives how many claims became free and how many are in doubt."""
-    row = await connection.fetchrow(JUDGE, relays, doubt_s)
-    return row["freed"], row["doubted"]
-
-
-# The policy `resend`: doubt that has lasted for its grace is sent again with the same bytes. The grace is longer than
-# the guard, so no process can still be about to write the first dot.
-RESEND: Final = """
-WITH chosen AS (
-    SELECT email FROM outbox.delivery
-     WHERE settled_at IS NULL AND state = 'in_doubt' AND due_at <= now()
-     ORDER BY due_at LIMIT 1000 FOR UPDATE SKIP LOCKED
-), resent AS (
-    UPDATE outbox.delivery d SET state = 'pending', relay = NULL FROM chosen c WHERE d.email = c.email
-    RETURNING d.email, d.attempt, d.marked_at
-)
-INSERT INTO outbox.attempt (email, attempt, verdict, reply, marked_at)
-SELECT email, attempt, 'resolved', 'in_doubt = "resend": sent again', marked_at FROM resent
+FORMER: Final = """
+SELECT id FROM outbox.relay WHERE id = $1 AND timeline = $2 AND ended_at IS NULL FOR UPDATE SKIP LOCKED
 """
 
 
-async def resend_doubtful(connection: Any) -> int:
-    """Make doubtful deliveries pending whose grace is over; gives how many."""
-    return int((await connection.execute(RESEND)).rpartition(" ")[2])
+async def judge_former(connection: Any, relay: int, timeline: int, *, doubt_s: float | None) -> tuple[int, int]:
+    """End this process's own last session, which did not die with its claims; gives what `judge` gives.
+
+    On a new timeline its id may be another relay's: that one holds its lock.
+    """
+    async with connection.transaction():
+        rows = await connection.fetch(FORMER, relay, timeline)
+        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, [r["id"] for r in rows])
+        mine = [r["id"] for r in locks if r["free"]]
+        return await judge(connection, mine, doubt_s=doubt_s, died=False) if mine else (0, 0)
 
 
-# A row in doubt has due_at 'infinity' or a later moment, so the first open rows in due order tell.
+async def judge(connection: Any, relays: Sequence[int], *, doubt_s: float | None, died: bool) -> tuple[int, int]:
+    """End relays whose locks the caller holds; gives how many claims were let go of and how many are in doubt."""
+    row = await connection.fetchrow(JUDGE, relays, doubt_s, int(died), QUARANTINE_AFTER)
+    return row["freed"], row["doubted"]
+
+
+# By the index of open rows alone: what is settled is not looked at.
 EMPTY: Final = """
 SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending'))
 """
@@ -277,3 +320,46 @@ SELECT n.email, d.state, d.attempt
 async def standing(connection: Any, emails: Sequence[int]) -> dict[int, tuple[str | None, int | None]]:
     """State and attempt of deliveries, for telling why a settlement changed nothing."""
     return {r["email"]: (r["state"], r["attempt"]) for r in await connection.fetch(STANDING, emails)}
+
+
+# The fleet's pause of a route. A pause in force is nobody's but its author's to prolong: relays that find out at the
+# same moment would otherwise lengthen it N times. $4 is the first pause, $5 the longest.
+PAUSE: Final = """
+INSERT INTO outbox.route AS r (name, reason, relay, retry_at)
+VALUES ($1, $2, $3, now() + $4::float8 * interval '1 second')
+ON CONFLICT (name) DO UPDATE
+   SET reason = excluded.reason, relay = excluded.relay, failures = r.failures + 1,
+       retry_at = now() + least($4::float8 * 2::float8 ^ least(r.failures, 30), $5::float8) * interval '1 second'
+ WHERE r.retry_at <= now() OR r.relay = excluded.relay
+"""
+
+PROBE: Final = """
+UPDATE outbox.route SET relay = $2, retry_at = now() + $3 * interval '1 second'
+ WHERE name = $1 AND retry_at <= now()
+"""
+
+RESUME: Final = "DELETE FROM outbox.route WHERE name = $1 AND (retry_at <= now() OR relay = $2)"
+
+
+async def pause_route(connection: Any, relay: int, route: str, reason: str, *, first_s: float, most_s: float) -> None:
+    """Tell the fleet that a server is in trouble: nobody connects for a while, longer with every failed probe."""
+    await connection.execute(PAUSE, route, reason.replace("\0", ""), relay, first_s, most_s)
+
+
+async def probe_route(connection: Any, relay: int, route: str, *, lease_s: float) -> bool:
+    """Whether this relay is the one to try the server now. Who says nothing for `lease_s` has lost its turn."""
+    return str(await connection.execute(PROBE, route, relay, lease_s)).endswith(" 1")
+
+
+async def resume_route(connection: Any, relay: int, route: str) -> None:
+    """Tell the fleet that a server works again, and wake everybody. Rare, so the NOTIFY costs nothing that counts."""
+    if (await connection.execute(RESUME, route, relay)).endswith(" 1"):
+        await connection.execute(f"NOTIFY {CHANNEL}")
+
+
+NOTE: Final = "UPDATE outbox.relay SET trouble = $2, stale = $3 WHERE id = $1"
+
+
+async def note_trouble(connection: Any, relay: int, trouble: str | None, stale: int) -> None:
+    """Say in the relay's row what keeps it from its work, and how many of its verdicts came too late."""
+    await connection.execute(NOTE, relay, trouble and trouble.replace("\0", ""), stale)

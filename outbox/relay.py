@@ -12,17 +12,21 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 import asyncpg
 
-from outbox import ledger
+from outbox import failover, ledger
 from outbox.backoff import full_jitter_s
 from outbox.conversation import Conversation
 from outbox.database import LOST_SESSION, DatabaseRefusedError
-from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
-from outbox.ledger import Claim, Settlement
-from outbox.route import Breaker, Route, RouteTroubleError
+from outbox.doubt import Answer, ask, load_resolver, resend_doubtful, take_doubts, write_answers
+from outbox.errors import DatabaseUnavailableError, OutboxError
+from outbox.failover import Memory, reassert
+from outbox.ledger import Claim, RoutePause, Settlement
+from outbox.route import PAUSE_FIRST_S, PAUSE_MAX_S, PROBE_LEASE_S, Breaker, Route, RouteTroubleError
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
 from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn, outcome_of
@@ -40,7 +44,10 @@ AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; dou
 CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
 DEADLINE_CHECK_S: Final = 1.0
-DOUBT_GRACE_S: Final = 60.0  # `resend`: how long late news may take before a doubtful email is sent again
+WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
+SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
+ASK_LEASE_S: Final = 300.0  # a resolver may take so long over a portion before another relay asks as well
+BARRIER_LOOK_S: Final = 0.2
 
 
 class Relay:
@@ -52,12 +59,9 @@ class Relay:
 
     def __init__(self, settings: Settings, *, until_empty: bool = False) -> None:
         settings.require("database_url", "smtp_url")
-        if settings.in_doubt is WhenInDoubt.ASK:
-            raise ConfigurationError(
-                'in_doubt: "ask" has no resolver to ask in this version; write "hold" or "resend".'
-            )
         assert settings.database_url is not None
         assert settings.smtp_url is not None
+        self.resolver = load_resolver(settings.resolver, settings.directory) if settings.resolver else None
         self.database_url = settings.database_url
         self.settings = settings
         self.until_empty = until_empty
@@ -65,6 +69,7 @@ class Relay:
         self.breaker = Breaker()
         self.counts: Counter[str] = Counter()
         self.stopping = False
+        self.left_in_doubt = 0
 
         self._session: Session | None = None
         self._former: Session | None = None
@@ -84,6 +89,14 @@ class Relay:
         self._reopen_pause_s = REOPEN_FIRST_S
         self._opened_at = 0.0
         self._fault: BaseException | None = None
+        self._memory = Memory()
+        self._told: tuple[int, datetime | None] | None = (
+            None  # the server, on its timeline, that knows all our verdicts
+        )
+        self._behind_barrier = False
+        self._asking = False
+        self._answers: list[Answer] = []
+        self._noted: tuple[str | None, int] = (None, 0)
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -107,6 +120,7 @@ class Relay:
         ticker = asyncio.get_running_loop().create_task(self._watch_deadlines())
         try:
             self._session = await self._open_first()
+            self._told = self._session.server
             while not self._is_done():
                 try:
                     await self._work(self._session)
@@ -133,13 +147,10 @@ class Relay:
                 f"Postgres at {self.database_url.redacted} went away while a session was opened "
                 f"({str(error) or type(error).__name__})."
             ) from error
-        log.info(
-            "relay %d holds its lock and relays to %s:%d",
-            session.relay,
-            self.route.address.host,
-            self.route.address.port,
-        )
+        log.info("relay %d holds its lock and relays to %s", session.relay, self.route.name)
         self._poll_at = self._sweep_at = 0.0
+        self._behind_barrier = session.timeline > 1
+        self._noted = (None, 0)
         self._opened_at = time.monotonic()
         return session
 
@@ -195,7 +206,9 @@ class Relay:
             try:
                 with self._patience(session):
                     await self._tick(session)
-                    await ledger.judge(session.connection, [session.relay], doubt_s=self._doubt_s())
+                    _, self.left_in_doubt = await ledger.judge(
+                        session.connection, [session.relay], doubt_s=self._doubt_s(), died=False
+                    )
             except (*LOST_SESSION, asyncpg.PostgresError) as error:
                 session.lose(str(error))
             await session.close()
@@ -234,7 +247,10 @@ class Relay:
             backoff_s=full_jitter_s(max(tries, 1), base_s=retry.base_s, max_s=retry.max_s),
             again_s=full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
             doubt_s=self._doubt_s(),
+            withdrawals=claim.withdrawn,
+            withdrawals_max=None if self.breaker.is_open else WITHDRAWALS_MAX,
         )
+        self._memory.note(claim, attempt, outcome, time.monotonic())
         self._settlements.append(
             Settlement(claim.relay, claim.email, claim.key, attempt, marked=claim.marked, outcome=outcome)
         )
@@ -255,7 +271,7 @@ class Relay:
         """Keep the claim for another connection; one that meets only cut connections is put off a while."""
         if not self._is_current(claim):
             return
-        claim.cuts += 1
+        claim.cuts += not self.breaker.is_open  # while nobody can be reached, no message is to blame
         if claim.cuts >= CUTS_MAX:
             self.judged(claim, Withdrawn(reason))
         elif self.stopping:
@@ -271,6 +287,13 @@ class Relay:
         else:
             self._idle.append(conversation)
             self._wake.set()
+
+    def paused(self, reason: str) -> None:
+        """Pause the route at once; connections that stand find out for themselves."""
+        if not self.breaker.is_open:
+            log.warning("SMTP is in trouble: %s", reason)
+        if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
+            self.breaker.trip(reason, time.monotonic())
 
     def closed(self, conversation: Conversation, trouble: str | None) -> None:
         """Forget a connection; several cut ones in a row pause the route."""
@@ -297,6 +320,8 @@ class Relay:
 
     def _notified(self) -> None:
         self._poll_at = 0.0
+        if self.breaker.is_open:
+            self._pulse_at = 0.0  # the news may be that the route works again
         self._wake.set()
 
     def _session_lost(self) -> None:
@@ -315,10 +340,9 @@ class Relay:
         if self._fault is not None:
             raise self._fault
         now = time.monotonic()
-        room = self._room(now) if now >= self._poll_at else 0
         with self._patience(session):
-            if self._releases:
-                await self._give_back(session)
+            await self._speak(session, now)
+            room = self._room(now) if now >= self._poll_at else 0
             if self._marks or self._settlements or room or now >= self._pulse_at:
                 await self._tick(session, room)
             elif self._ready and session.lost is None and not self.stopping:
@@ -356,18 +380,20 @@ class Relay:
         self._wake.clear()
 
     def _next_turn_at(self, now: float) -> float:
+        if self._behind_barrier:
+            return min(self._pulse_at, self._sweep_at)
         if self._drain_until is not None:
             return min(self._pulse_at, self._drain_until)
         at = min(self._sweep_at, self._pulse_at)
         if self._room(now) > 0:
             return min(at, self._poll_at)
-        if self.breaker.retry_at is not None and self.breaker.retry_at > now:
-            return min(at, self.breaker.retry_at)
+        if self.breaker.is_open and self.breaker.next_at > now:
+            return min(at, self.breaker.next_at)
         return at
 
     def _room(self, now: float) -> int:
         """How many deliveries to claim: what the connections can take soon, none while the route is paused."""
-        if self.stopping:
+        if self.stopping or self._behind_barrier:
             return 0
         live = len(self._conversations)
         if self.breaker.is_open and live == 0:
@@ -380,13 +406,22 @@ class Relay:
         settlements, self._settlements = self._settlements, []
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
-            done = await ledger.tick(session.connection, session.relay, settlements=settlements, marks=marks, room=room)
+            done = await ledger.tick(
+                session.connection,
+                session.relay,
+                settlements=settlements,
+                marks=marks,
+                room=room,
+                suspects=int(room > 0 and not self._holds_suspect()),
+                route=self.route.name,
+            )
         except BaseException as error:
             session.lose(session.lost or str(error) or type(error).__name__)
             self._tick_failed(marks, settlements)
             raise
         now = time.monotonic()
         self._pulse_at = now + self.settings.lease_s / 3
+        self._adopt(done.pause, now)
         self._take_claims(session, done.claims, room, now)
         self._act_on_marks(session, marks, done.marked, started_s)
         if len(done.settled) < len(settlements):
@@ -404,7 +439,8 @@ class Relay:
 
     def _take_claims(self, session: Session, claims: list[Claim], room: int, now: float) -> None:
         if room:
-            if len(claims) == room:
+            self.breaker.probing = self.breaker.probing and bool(claims)  # nothing is due: nothing to probe with
+            if len(claims) >= room:
                 self._poll_s = POLL_FIRST_S
                 self._wake.set()
             else:
@@ -479,16 +515,152 @@ class Relay:
         if found.dead:
             dead = ", ".join(map(str, found.dead))
             log.warning("relay %s is dead: %d claims freed, %d in doubt", dead, found.freed, found.doubted)
+        if found.freed:
+            self._notified()
         if self.settings.in_doubt is WhenInDoubt.RESEND:
-            resent = await ledger.resend_doubtful(session.connection)
+            resent = await resend_doubtful(session.connection)
             if resent:
                 log.warning('%d emails in doubt are sent again, as in_doubt = "resend" says', resent)
                 self._notified()
-        if found.freed:
-            self._notified()
+        elif self.settings.in_doubt is WhenInDoubt.ASK and not self._asking:
+            await self._ask(session)
+        await self._note_trouble(session)
 
     def _doubt_s(self) -> float | None:
-        return DOUBT_GRACE_S if self.settings.in_doubt is WhenInDoubt.RESEND else None
+        return None if self.settings.in_doubt is WhenInDoubt.HOLD else self.settings.doubt_grace_s
+
+    async def _ask(self, session: Session) -> None:
+        """Ask the resolver about the next few doubts, in a thread; the answers come to a later turn."""
+        assert self.resolver is not None
+        doubts = await take_doubts(session.connection, lease_s=ASK_LEASE_S)
+        if not doubts:
+            return
+        loop = asyncio.get_running_loop()
+        open_questions = len(doubts)
+
+        def answered(answer: Answer) -> None:
+            nonlocal open_questions
+            open_questions -= 1
+            self._asking = open_questions > 0
+            self._answers.append(answer)
+            log.info("%s is in doubt: %s", answer.doubt.key, answer.said)
+            self._wake.set()
+
+        self._asking = True
+
+        def bring(answer: Answer) -> None:
+            loop.call_soon_threadsafe(answered, answer)
+
+        ask(self.resolver, doubts, bring)
+
+    async def _write_answers(self, session: Session) -> None:
+        answers = list(self._answers)
+        decided = await write_answers(
+            session.connection, answers, grace_s=self.settings.doubt_grace_s, asks_max=self.settings.asks_max
+        )
+        del self._answers[: len(answers)]
+        if decided:
+            self._notified()
+
+    async def _note_trouble(self, session: Session) -> None:
+        """Keep in the relay's row what hinders it, for `outbox status`; written when it changes."""
+        waits = [c.waited_s() for c in self._conversations if _is_busy(c)]
+        trouble = None
+        if self.breaker.is_open:
+            trouble = f"SMTP: {self.breaker.reason}"
+        elif waits and max(waits) >= SILENCE_S:
+            stuck = sum(wait >= SILENCE_S for wait in waits)
+            trouble = f"the mail server has been silent for more than {SILENCE_S:g} s on {stuck} connections"
+        noted = (trouble, self.counts["stale settlements"])
+        if noted != self._noted:
+            if trouble is not None and self._noted[0] is None:
+                log.warning("no progress: %s", trouble)
+            await ledger.note_trouble(session.connection, session.relay, *noted)
+            self._noted = noted
+
+    def _holds_suspect(self) -> bool:
+        """Whether one of those is in hand: the next has to wait."""
+        in_hand = [claim for c in self._conversations for claim in (c.ahead, c.handed_over) if claim is not None]
+        return any(claim.suspect for claim in (*self._ready, *in_hand, *(claim for _, claim in self._marks.values())))
+
+    # ── what others must know, or know ───────────────────────────────────────────────────────────────────────
+
+    async def _speak(self, session: Session, now: float) -> None:
+        """Before a tick: whatever there is to say or to ask besides it, which mostly is nothing."""
+        if self._told != session.server or self._former is not None:
+            await self._tell_again(session)
+        if self._behind_barrier:
+            await self._look_over_barrier(session)
+        if self.breaker.news is not None or self.breaker.wants_probe(now):
+            await self._speak_for_route(session, now)
+        if self._releases:
+            await self._give_back(session)
+        if self._answers:
+            await self._write_answers(session)
+
+    async def _tell_again(self, session: Session) -> None:
+        """After a new session: what this process knows and the database may have lost, and the end of its last one."""
+        doubt_s = self._doubt_s()
+        if self._told != session.server:
+            unsettled = list(self._settlements)
+            handed_over = [c.handed_over for c in self._conversations if c.handed_over is not None]
+            news = self._memory.recall(unsettled, handed_over)
+            emails, changed = await reassert(session.connection, news)
+            # What was judged meanwhile still has the old ids; on a new timeline they may be another email's.
+            self._settlements = [
+                replace(s, email=emails.get(s.key, s.email)) for s in self._settlements if s not in unsettled
+            ]
+            for claim in handed_over:
+                claim.email = emails.get(claim.key, claim.email)
+            self._told = session.server
+            log.warning(
+                "another Postgres, or a new start of it: %d verdicts were told, %d new to it", len(news), changed
+            )
+        if self._former is not None:
+            await ledger.judge_former(session.connection, self._former.relay, self._former.timeline, doubt_s=doubt_s)
+            self._former = None
+
+    async def _look_over_barrier(self, session: Session) -> None:
+        """After a failover: claim and sweep nothing before everybody has said what it sent."""
+        wait_s = await failover.wait_s(session.connection, session.timeline, grace_s=self.settings.failover_grace_s)
+        if wait_s <= 0:
+            self._behind_barrier = False
+            self._poll_at = self._sweep_at = 0.0
+            self._wake.set()
+        else:
+            self._sweep_at = time.monotonic() + min(wait_s, BARRIER_LOOK_S)
+
+    async def _speak_for_route(self, session: Session, now: float) -> None:
+        """Tell the fleet that the server is in trouble, or works; or ask for the turn to find out."""
+        news, self.breaker.news = self.breaker.news, None
+        if news == "pause":
+            await ledger.pause_route(
+                session.connection,
+                session.relay,
+                self.route.name,
+                self.breaker.reason,
+                first_s=PAUSE_FIRST_S,
+                most_s=PAUSE_MAX_S,
+            )
+            self._pulse_at = 0.0  # the next tick tells how long
+        elif news == "resume":
+            await ledger.resume_route(session.connection, session.relay, self.route.name)
+        elif not self.stopping and not (self._conversations or self._openings or self._ready):
+            won = await ledger.probe_route(session.connection, session.relay, self.route.name, lease_s=PROBE_LEASE_S)
+            self.breaker.fleet_retry_at = now + PROBE_LEASE_S
+            self.breaker.probing = won
+            self._poll_at = 0.0 if won else self._poll_at
+
+    def _adopt(self, pause: RoutePause | None, now: float) -> None:
+        """Take over what the fleet knows of the route."""
+        was_open = self.breaker.is_open
+        self.breaker.adopt(pause.reason if pause else None, pause.wait_s if pause else 0.0, now)
+        if pause is not None and not was_open:
+            log.warning("the fleet's route to %s is paused: %s", self.route.name, pause.reason)
+        elif was_open and not self.breaker.is_open:
+            log.info("the fleet's route to %s works again", self.route.name)
+            self._poll_at = 0.0
+            self._wake.set()
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────────────────
 

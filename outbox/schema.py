@@ -20,7 +20,11 @@ UPGRADES: Final[Mapping[int, str]] = {
         ALTER TABLE outbox.schema_version ADD COLUMN compatible integer;
         UPDATE outbox.schema_version SET compatible = version;
         ALTER TABLE outbox.schema_version ALTER COLUMN compatible SET NOT NULL, ADD CHECK (compatible <= version);
-        ALTER TABLE outbox.delivery ADD COLUMN orphaned integer NOT NULL DEFAULT 0;
+        ALTER TABLE outbox.delivery ADD COLUMN orphaned integer NOT NULL DEFAULT 0, ADD COLUMN doubted_at timestamptz;
+        UPDATE outbox.delivery SET doubted_at = marked_at WHERE state = 'in_doubt';
+        ALTER TABLE outbox.delivery ADD CHECK ((doubted_at IS NULL) = (state <> 'in_doubt'));
+        CREATE INDEX delivery_doubt ON outbox.delivery (due_at, email)
+            WHERE settled_at IS NULL AND doubted_at IS NOT NULL;
         CREATE INDEX delivery_suspect ON outbox.delivery (due_at, email) WHERE settled_at IS NULL AND orphaned >= 3;
         ALTER TABLE outbox.attempt DROP CONSTRAINT attempt_verdict_check, ADD CONSTRAINT attempt_verdict_check
             CHECK (verdict IN ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',

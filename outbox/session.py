@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Self
 
 import asyncpg
@@ -20,6 +21,7 @@ from outbox import __version__
 from outbox.address import DatabaseUrl
 from outbox.database import CHANNEL, CONNECT_TIMEOUT_S, RELAY_LOCKS, SELFTEST_LOCKS, connect, lease_settings, say_pooler
 from outbox.errors import UnsafeDatabaseError
+from outbox.failover import timeline_of
 from outbox.schema import require_current
 
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -39,6 +41,8 @@ class Session:
     connection: Any
     relay: int
     lease_s: float
+    timeline: int = 0
+    started_at: datetime | None = None
     lost: str | None = None
     on_lost: Callable[[], None] = lambda: None
 
@@ -64,10 +68,12 @@ class Session:
         connection = await _connect(url, lease_s)
         try:
             await require_current(connection)
-            if former is not None:
+            timeline = await timeline_of(connection)
+            if former is not None and former.timeline == timeline:  # on another one its id may be somebody else's
                 await _end(connection, former)
-            relay = await _register(connection)
-            session = cls(connection, relay, lease_s, on_lost=on_lost)
+            relay = await _register(connection, timeline)
+            started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
+            session = cls(connection, relay, lease_s, timeline, started_at, on_lost=on_lost)
             # Listen first, look at the table afterwards: a notification in between is then not lost.
             await connection.add_listener(CHANNEL, lambda *_: wake())
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
@@ -76,6 +82,11 @@ class Session:
             connection.terminate()
             raise
         return session
+
+    @property
+    def server(self) -> tuple[int, datetime | None]:
+        """Which Postgres this is: another timeline or another start may mean that it forgot something."""
+        return self.timeline, self.started_at
 
     def lose(self, reason: str) -> None:
         """Treat the session as gone from now on, whatever the server thinks. Idempotent."""
@@ -118,15 +129,16 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
     return await connect(url, application="outbox relay", settings=settings, timeout_s=min(lease_s, CONNECT_TIMEOUT_S))
 
 
-async def _register(connection: Any) -> int:
+async def _register(connection: Any, timeline: int = 0) -> int:
     """The new relay's id. Its row is seen by others only with its lock held: both come with one commit."""
     async with connection.transaction():
         relay = await connection.fetchval(
-            "INSERT INTO outbox.relay (host, pid, backend_pid, version)"
-            " VALUES ($1, $2, pg_backend_pid(), $3) RETURNING id",
+            "INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline)"
+            " VALUES ($1, $2, pg_backend_pid(), $3, $4) RETURNING id",
             socket.gethostname(),
             os.getpid(),
             __version__,
+            timeline,
         )
         await connection.execute("SELECT pg_advisory_lock($1, $2)", RELAY_LOCKS, relay)
     return int(relay)

@@ -31,6 +31,7 @@ from outbox.address import DatabaseUrl, SmtpAddress
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
 
+_REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 5322 §3.4 without its comments, groups and quoted local parts: an address, or a name and <an address>.
 _ADDRESS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
@@ -128,7 +129,7 @@ class ReportSettings(_Table):
     @field_validator("source")
     @classmethod
     def _names_a_class(cls, source: str | None) -> str | None:
-        if source is not None and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", source):
+        if source is not None and not _REFERENCE.fullmatch(source):
             raise ValueError(f'{_shown(source)} names no class; write one like "myapp.reports:Progress"')
         return source
 
@@ -168,6 +169,9 @@ class Settings(_Table):
     ] = None
     sender: str | None = None
     in_doubt: WhenInDoubt = WhenInDoubt.HOLD
+    doubt_grace_s: Annotated[float, _seconds(1, 604_800)] = 60.0  # how long late news may take before the policy acts
+    resolver: str | None = None  # "module:callable", for in_doubt = "ask"
+    asks_max: Annotated[int, _count(1000)] = 10
     retry: RetrySettings = RetrySettings()
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
 
@@ -176,6 +180,7 @@ class Settings(_Table):
     batch_max: Annotated[int, _count(1000)] = 100
 
     lease_s: Annotated[float, _seconds(2, 3600)] = 10.0
+    failover_grace_s: Annotated[float, _seconds(0, 3600)] = 30.0  # after a failover: for relays to say what they sent
     guard_s: Annotated[float, _seconds(0.1, 3600)] = 5.0  # from the mark to the dot
     drain_s: Annotated[float, _seconds(0, 3600)] = 30.0
     poll_max_s: Annotated[float, _seconds(0.05, 300)] = 5.0
@@ -221,6 +226,15 @@ class Settings(_Table):
             )
         return sender
 
+    @field_validator("resolver")
+    @classmethod
+    def _can_be_asked(cls, resolver: str | None, info: ValidationInfo) -> str | None:
+        if resolver is not None and not _REFERENCE.fullmatch(resolver):
+            raise ValueError(f'{_shown(resolver)} names no function; write one like "myapp.mail:was_accepted"')
+        if resolver is None and info.data.get("in_doubt") is WhenInDoubt.ASK:
+            raise ValueError('is missing; in_doubt = "ask" asks it, so write one like "myapp.mail:was_accepted"')
+        return resolver
+
     @field_validator("reports")
     @classmethod
     def _have_titles(cls, reports: dict[str, ReportSettings]) -> dict[str, ReportSettings]:
@@ -240,7 +254,7 @@ class Settings(_Table):
 
 
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
-_TEXT_KEYS = frozenset({"database_url", "smtp_url", "sender", "in_doubt"})
+_TEXT_KEYS = frozenset({"database_url", "smtp_url", "sender", "in_doubt", "resolver"})
 _EXAMPLES = {
     "database_url": 'database_url = "postgresql://user:password@host/database"',
     "smtp_url": 'smtp_url = "smtp://host:25"',

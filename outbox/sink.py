@@ -104,6 +104,10 @@ class Visit:
     """Messages accepted on this connection."""
     messages_begun: int = 0
     """MAIL commands on this connection, the one that a script is being asked about included."""
+    behind: bytes = b""
+    """What had come behind that which a script is being asked about, its first bytes at least."""
+    flooded: int = 0
+    """Bytes of a `Flood` that were written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,16 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Never answer, and keep the connection open."""
+    """Never answer, and keep the connection open; deaf, read nothing more, so that the client's kernel fills up."""
+
+    deaf: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """Write this over and over, for as long as the client takes it."""
+
+    text: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +181,7 @@ class Accept:
     then: "Action | None" = None
 
 
-Action = Reply | Cut | Reset | Stall | Hold | Trickle | Accept
+Action = Reply | Cut | Reset | Stall | Flood | Hold | Trickle | Accept
 Script = Callable[[Stage, Visit], Action | None]
 """Asked at every stage of every connection; None is the usual thing."""
 
@@ -463,6 +476,7 @@ class _Connection(asyncio.Protocol):
             self._take_effect(stage)
             return
         self._sink.events.append((time.time(), self.visit.number, stage))
+        self.visit.behind = bytes(self._buffer[self._at : self._at + LINE_MAX])
         self._act(stage, usual, self._script(stage, self.visit))
 
     def _act(self, stage: Stage | None, usual: bytes, action: Action | None) -> None:
@@ -479,16 +493,25 @@ class _Connection(asyncio.Protocol):
             case Reset():
                 self._flush()
                 self.reset()
-            case Stall():
+            case Accept(then):
+                self._accept(stage, usual, then)
+            case Stall() | Flood() | Hold() | Trickle():
+                self._dally(stage, usual, action)
+            case _:
+                assert_never(action)
+
+    def _dally(self, stage: Stage | None, usual: bytes, action: Stall | Flood | Hold | Trickle) -> None:
+        match action:
+            case Stall(deaf):
                 self._blocked = True
+                if deaf:
+                    self._transport.pause_reading()
+            case Flood(text):
+                self._wait(self._flood(text))
             case Hold():
                 self._wait(self._hold(stage, usual, action))
             case Trickle():
                 self._wait(self._trickle(stage, usual, action))
-            case Accept(then):
-                self._accept(stage, usual, then)
-            case _:
-                assert_never(action)
 
     def _accept(self, stage: Stage | None, usual: bytes, then: Action | None) -> None:
         if stage is not Stage.DOT:
@@ -535,6 +558,13 @@ class _Connection(asyncio.Protocol):
         """Wait, then go on; also for a client that left meanwhile, since its message was handed over."""
         await hold.event.wait()
         self._go_on(lambda: self._act(stage, usual, hold.then))
+
+    async def _flood(self, text: bytes) -> None:
+        while not self._transport.is_closing():
+            if not self._transport.get_write_buffer_size():
+                self._transport.write(text)
+                self.visit.flooded += len(text)
+            await asyncio.sleep(0)
 
     async def _trickle(self, stage: Stage | None, usual: bytes, trickle: Trickle) -> None:
         text = usual if trickle.reply is None else _as_bytes(trickle.reply)

@@ -1,8 +1,6 @@
 """Who is owed a report and what it says: two queries from the settings, or a Python class of the user's."""
 
-import importlib
 import inspect
-import sys
 from asyncio import to_thread
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
+from outbox import message
 from outbox.errors import SourceError
 from outbox.period import Period
+from outbox.plugin import load, said
+from outbox.settings import Settings
 
 FETCH_ROWS: Final = 1000
+WINDOW_MAX: Final = 10_000  # recipients in memory at once
 
 Rows = Sequence[Mapping[str, Any]]
 Content = Rows | Mapping[str, Any]
@@ -75,6 +77,35 @@ def recipient_of(row: Mapping[str, Any], where: str) -> Recipient:
         )
     rest = {column: value for column, value in row.items() if column not in ("key", "email", "name")}
     return Recipient(_text(row["key"]), _text(row["email"]), _text(row.get("name")), rest)
+
+
+def checked(recipient: Recipient) -> Recipient:
+    """The recipient with its address in the form that SMTP takes.
+
+    Raises:
+        ValueError: one sentence that says what is wrong with key or address.
+
+    """
+    if not recipient.key or storable(recipient.key) != recipient.key:
+        raise ValueError("the key is empty or no text that Postgres can hold; give every recipient a key of its own.")
+    address = message.check_address(recipient.email)
+    return Recipient(recipient.key, address, recipient.name, recipient.columns)
+
+
+def storable(text_of_any_kind: str) -> str:
+    """The text without what Postgres cannot hold: NUL, and surrogates that stand alone."""
+    return text_of_any_kind.replace("\0", "").encode("utf-8", "replace").decode()
+
+
+async def windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
+    """The stream in windows of at most `size`; one empty window if there is nobody."""
+    window: list[Recipient] = []
+    async for recipient in recipients:
+        window.append(recipient)
+        if len(window) == size:
+            yield window
+            window = []
+    yield window
 
 
 def _text(value: object) -> str:
@@ -181,7 +212,7 @@ class PythonSource:
         except SourceError:
             raise
         except Exception as error:
-            raise SourceError(f"{where}: recipients() raised {_said(error)}; mend it there.") from error
+            raise SourceError(f"{where}: recipients() raised {said(error)}; mend it there.") from error
 
     async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
         """Each one's content, or what `build` raised for it."""
@@ -192,7 +223,7 @@ class PythonSource:
             content = await _called(self.source.build, recipient, period)
             return content if isinstance(content, Mapping) else [dict(row) for row in content]
         except Exception as error:  # noqa: BLE001 - as above, for one recipient
-            return RowError(f"build() raised {_said(error)}")
+            return RowError(f"build() raised {said(error)}")
 
 
 async def _called(method: Callable[..., Any], *arguments: Any) -> Any:
@@ -214,8 +245,20 @@ async def _each(found: Any, where: str) -> AsyncIterator[Any]:
         raise SourceError(f"{where}: recipients() gave {type(found).__name__}; return an iterable of Recipient.")
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
+def source_of(settings: Settings, name: str, reader: Reader) -> Source:
+    """Where a report of the settings comes from: its queries, read through `reader`, or its class.
+
+    Raises:
+        ConfigurationError: there is no report of that name.
+        SourceError: its class cannot be used.
+
+    """
+    report = settings.report(name)
+    if report.source is not None:
+        return load_source(name, report.source, settings.directory)
+    assert report.recipients is not None
+    assert report.data is not None
+    return SqlSource(name, report.recipients, report.data, ":keys" in report.data, reader, report.zone)
 
 
 def load_source(name: str, reference: str, directory: Path) -> PythonSource:
@@ -225,16 +268,12 @@ def load_source(name: str, reference: str, directory: Path) -> PythonSource:
         SourceError: no such module or class, or it cannot be made.
 
     """
-    module_name, _, attribute = reference.partition(":")
     where = f"reports.{name}.source"
-    if str(directory) not in sys.path:
-        sys.path.append(str(directory))
     try:
-        made: Callable[[], Any] = getattr(importlib.import_module(module_name), attribute)
-        source = made()
+        source = load(reference, directory)()
     except Exception as error:
         raise SourceError(
-            f"{where}: {reference} cannot be used ({_said(error)}); mend the name or the class."
+            f"{where}: {reference} cannot be used ({said(error)}); mend the name or the class."
         ) from error
     if not isinstance(source, ReportSource):
         raise SourceError(f"{where}: {reference} lacks recipients(period) or build(recipient, period); add them.")

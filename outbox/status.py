@@ -38,12 +38,16 @@ class EditionStatus:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A delivery that waits for a person, the last thing heard of it, and the command that decides."""
+    """A delivery that waits for a person, the last thing heard of it, and a command that decides.
+
+    The command ends with the first of `choices`; each of the others may stand in its place.
+    """
 
     key: str
     state: str
     said: str
     command: str
+    choices: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,5 +121,5 @@ async def read_status(connection: Any) -> Status:
 
 
 def _trouble(key: str, state: str, said: str) -> Trouble:
-    choices = "--sent|--resend|--discard" if state == "in_doubt" else "--resend|--discard"
-    return Trouble(key, state, said, f"outbox resolve {shlex.quote(key)} {choices}")
+    choices = ["--sent", "--resend", "--discard"] if state == "in_doubt" else ["--resend", "--discard"]
+    return Trouble(key, state, said, f"outbox resolve {shlex.quote(key)} {choices[0]}", choices)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 REPLY_CHARACTERS_MAX: Final = 500
+TAKES_NOTHING: Final = 454  # Amazon SES: sending rate or daily quota exceeded, said to any command or to the dot
+RELAY_DENIED: Final = "4.7.1"  # with it Postfix says 454 of one recipient (defer_unauth_destination; RFC 3463 §3.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class InDoubt:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The final dot was surely not written, so nothing was sent and the try does not count."""
+    """Nothing was sent and the try does not count: its final dot was surely not written, or nobody's mail is taken."""
 
     reply: str
 
@@ -44,12 +46,22 @@ class Withdrawn:
 Verdict = Accepted | Deferred | Refused | InDoubt | Withdrawn
 
 
+def takes_nothing(code: int, text: str) -> bool:
+    """Whether a reply says that the server takes nothing from anybody for now, so that no message is to blame."""
+    return code == TAKES_NOTHING and not text.startswith(RELAY_DENIED)
+
+
 def judge_reply(code: int, text: str) -> Verdict | None:
-    """Judge a reply that ends a try, by its first digit (RFC 5321 §4.2.1); None if it cannot end one (1xx, 3xx)."""
+    """Judge a reply that ends a try, by its first digit (RFC 5321 §4.2.1); None if it cannot end one (1xx, 3xx).
+
+    A refusal that is not of this message is no try of it.
+    """
     reply = f"{code} {text}"[:REPLY_CHARACTERS_MAX]
     match code // 100:
         case 2:
             return Accepted(reply)
+        case 4 if takes_nothing(code, text):
+            return Withdrawn(reply)
         case 4:
             return Deferred(reply)
         case 5:
@@ -80,12 +92,22 @@ class Outcome:
     delay_s: float | None = None
 
 
-def outcome_of(
-    verdict: Verdict, *, tries: int, tries_max: int, backoff_s: float, again_s: float, doubt_s: float | None
+def outcome_of(  # noqa: PLR0911 - a table
+    verdict: Verdict,
+    *,
+    tries: int,
+    tries_max: int,
+    backoff_s: float,
+    again_s: float,
+    doubt_s: float | None,
+    withdrawals: int = 0,
+    withdrawals_max: int | None = None,
 ) -> Outcome:
     """What a verdict does to its delivery. `tries` counts this one; the last deferral makes a dead letter.
 
     A deferred try waits for `backoff_s`, a withdrawn one for `again_s`; doubt is looked at again after `doubt_s`.
+    `withdrawals` counts those before this one: a message that a working server drops `withdrawals_max` times is
+    quarantined.
     """
     match verdict:
         case Accepted(reply):
@@ -98,6 +120,8 @@ def outcome_of(
             return Outcome("pending", "deferred", reply, backoff_s)
         case InDoubt(reply):
             return Outcome("in_doubt", "in_doubt", reply, doubt_s)
+        case Withdrawn(reply) if withdrawals_max is not None and withdrawals + 1 >= withdrawals_max:
+            return Outcome("dead", "quarantined", reply)
         case Withdrawn(reply):
             return Outcome("pending", "withdrawn", reply, again_s)
         case _:

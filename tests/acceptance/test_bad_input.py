@@ -110,7 +110,7 @@ async def test_an_unknown_report_is_refused_with_those_that_there_are(fleet):
 
 
 async def test_an_unknown_command_or_option_is_refused_with_a_hint(fleet):
-    for words in (("generat",), ("generate", "--perod", "2026-W48"), ("resolve", "--sent"), ("generate", "--period")):
+    for words in (("generat",), ("generate", "--perod", "2026-W48"), ("resolve", "--snet"), ("generate", "--period")):
         ended = await fleet.run(*words)
         assert ended.code == 2
         assert "Traceback" not in ended.err

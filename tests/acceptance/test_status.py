@@ -104,6 +104,28 @@ async def test_an_edition_shows_who_is_expected_made_sent_and_not_sent(fleet):
     assert rows == [["progress", "2026-W47", "4", "3", "0", "3"], ["progress", "2026-W46", "4", "3", "2", "1"]]
 
 
+async def test_seldom_states_are_shown_to_people_only_where_there_are_some_and_to_scripts_always(fleet):
+    await fleet.put_emails(2)
+    (header, numbers) = (await fleet.run("status")).out.splitlines()[1:3]
+    assert header.split() == ["pending", "sending", "sent", "in_doubt", "dead"]
+    assert numbers.split() == ["2", "0", "0", "0", "0"]
+    assert (await look(fleet))["expired"] == 0
+    await fleet.connection.execute(
+        "UPDATE outbox.delivery SET state = 'expired', settled_at = now()"
+        " WHERE email = (SELECT min(id) FROM outbox.email)"
+    )
+    (header, numbers) = (await fleet.run("status")).out.splitlines()[1:3]
+    assert header.split() == ["pending", "sending", "sent", "in_doubt", "dead", "expired"]
+    assert numbers.split() == ["1", "0", "0", "0", "0", "1"]
+
+
+async def test_help_says_each_command_in_one_whole_line(fleet):
+    out = (await fleet.run("--help", environment={"COLUMNS": "80"})).out
+    commands = [line.split(None, 1) for line in out.partition("Commands:\n")[2].splitlines()]
+    assert {"init", "generate", "relay", "status", "audit", "resolve", "demo"} <= {name for name, _ in commands}
+    assert all(says.endswith(".") and not says.endswith("..") for _, says in commands), commands
+
+
 async def test_text_for_a_pipe_has_no_escapes_even_where_a_mail_server_sends_some(fleet):
     await fleet.put_emails(1)
     play(fleet, "p1@example.com", Reply(b"550 5.7.1 \x1b[31mred\x1b[0m \x07bell\r\n"), Stage.RCPT)
@@ -139,9 +161,10 @@ async def doubted(fleet):
 def told(found, decision):
     """The words of the one command that status tells, with one of the decisions that it offers."""
     (trouble,) = found["troubles"]
-    program, *words, choices = shlex.split(trouble["command"])
+    program, *words, first = shlex.split(trouble["command"])
     assert program == "outbox"
-    assert decision in choices.split("|")
+    assert first == trouble["choices"][0]
+    assert decision in trouble["choices"]
     return (*words, decision)
 
 
@@ -150,9 +173,12 @@ async def test_the_command_that_status_tells_for_doubt_resolves_it(doubted, deci
     found = await look(doubted)
     (trouble,) = found["troubles"]
     assert (trouble["key"], trouble["state"]) == ("mail2", "in_doubt")
-    text = (await doubted.run("status")).out
-    assert "These need a person:" in text
-    assert trouble["command"] in text
+    text = (await doubted.run("status")).out.splitlines()
+    at = text.index("These need a person:")
+    assert text[at + 1].startswith("  mail2 is in doubt: ")
+    assert text[at + 1].endswith(".")
+    assert text[at + 2] == f"    {trouble['command']}" == "    outbox resolve mail2 --sent"
+    assert all(choice in text[-1] for choice in trouble["choices"])
 
     ended = await doubted.run(*told(found, decision))
     assert (ended.code, ended.err) == (0, "")
@@ -192,7 +218,7 @@ async def test_the_command_that_status_tells_for_a_dead_letter_resolves_it(fleet
     (trouble,) = found["troubles"]
     assert (trouble["key"], trouble["state"]) == ("mail1", "dead")
     assert "no such user" in trouble["said"]
-    assert "--sent" not in trouble["command"]
+    assert trouble["choices"] == ["--resend", "--discard"]
     ended = await fleet.run(*told(found, decision))
     assert (ended.code, ended.err) == (0, "")
     assert (await look(fleet))["troubles"] == []

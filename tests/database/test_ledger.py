@@ -4,7 +4,7 @@ import random
 import asyncpg
 import pytest
 
-from outbox import ledger, session
+from outbox import doubt, failover, ledger, session
 from outbox.database import RELAY_LOCKS
 from outbox.ledger import Settlement
 from outbox.resolve import Decision, resolve
@@ -631,7 +631,7 @@ async def test_a_relay_that_ends_itself_leaves_nothing_to_sweep(connection, rela
     one, other = await relays(), await relays()
     sending = await one.claim_and_mark()
     await one.claim()
-    assert await ledger.judge(one.connection, [one.relay], doubt_s=None) == (1, 1)
+    assert await ledger.judge(one.connection, [one.relay], doubt_s=None, died=False) == (1, 1)
     assert await other.sweep() == ledger.Sweep([])
     assert len(await other.claim(5)) == 1
     assert (await standing(connection, sending))[0] == "in_doubt"
@@ -650,13 +650,13 @@ async def doubtful(connection, relay, *, doubt_s):
 @pytest.mark.parametrize("doubt_s", [60.0, None])
 async def test_doubt_is_not_sent_again_before_its_grace_is_over_and_never_without_one(connection, relay, doubt_s):
     claim = await doubtful(connection, relay, doubt_s=doubt_s)
-    assert await ledger.resend_doubtful(relay.connection) == 0
+    assert await doubt.resend_doubtful(relay.connection) == 0
     assert await standing(connection, claim) == ("in_doubt", 1, 0)
 
 
 async def test_doubt_whose_grace_is_over_is_sent_again_and_counts_as_a_try(connection, relay):
     claim = await doubtful(connection, relay, doubt_s=0)
-    assert await ledger.resend_doubtful(relay.connection) == 1
+    assert await doubt.resend_doubtful(relay.connection) == 1
     assert await standing(connection, claim) == ("pending", 1, 0)
     assert await trail(connection, claim) == [(1, "in_doubt"), (1, "resolved")]
     (again,) = await relay.claim()
@@ -668,7 +668,7 @@ async def test_relays_that_follow_the_policy_at_once_send_again_once(connection,
     fleet = [await relays() for _ in range(4)]
     for _ in range(5):
         claim = await doubtful(connection, fleet[0], doubt_s=0)
-        resent = await asyncio.gather(*(ledger.resend_doubtful(relay.connection) for relay in fleet))
+        resent = await asyncio.gather(*(doubt.resend_doubtful(relay.connection) for relay in fleet))
         assert sorted(resent) == [0, 0, 0, 1]
         assert await trail(connection, claim) == [(1, "in_doubt"), (1, "resolved")]
 
@@ -680,13 +680,13 @@ async def test_the_policy_touches_nothing_but_doubt(connection, relay):
     sent = await relay.claim_and_mark()
     await relay.settle(settlement(sent, SENT, attempt=1))
     before = await connection.fetch("SELECT * FROM outbox.delivery ORDER BY email")
-    assert await ledger.resend_doubtful(relay.connection) == 0
+    assert await doubt.resend_doubtful(relay.connection) == 0
     assert await connection.fetch("SELECT * FROM outbox.delivery ORDER BY email") == before
 
 
 async def test_a_late_250_wins_over_the_policy_until_the_email_is_marked_again(connection, relay):
     claim = await doubtful(connection, relay, doubt_s=0)
-    await ledger.resend_doubtful(relay.connection)
+    await doubt.resend_doubtful(relay.connection)
     assert await relay.settle(settlement(claim, SENT, attempt=1)) == {(claim.email, 1)}
     assert await standing(connection, claim) == ("sent", 1, 0)
 
@@ -890,7 +890,7 @@ planners = pytest.mark.parametrize(
 @planners
 async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(history, settings):
     arguments = """('{1,2}', '{1,1}', '{7,7}', '{t,t}', '{sent,pending}', '{null,30}', '{accepted,deferred}',
-                    '{250,451}', 7, '{3,4,5}', 32)"""
+                    '{250,451}', 7, '{3,4,5}', 32, 1, 'localhost:25')"""
     plan = await plan_of(history, ledger.TICK, arguments, settings)
     assert "delivery_due" in plan
     assert "Seq Scan on delivery" not in plan, plan
@@ -901,13 +901,18 @@ async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(h
 @pytest.mark.parametrize(
     ("statement", "arguments"),
     [
-        (ledger.JUDGE, "('{7,8}', 60)"),
+        (ledger.JUDGE, "('{7,8}', 60, 1, 6)"),
         (ledger.EMPTY, ""),
         (ledger.RELEASE, "('{1,2}', 7)"),
-        (ledger.RESEND, ""),
+        (doubt.RESEND, "(100)"),
+        (doubt.TAKE_DOUBTS, "(20, 60)"),
+        (
+            failover.REASSERT,
+            "('{k}', '{a}', '{b}', '{i}', '{m}', '{7}', '{1}', '{sent}', '{accepted}', '{250}', '{null}')",
+        ),
         (ledger.STANDING, "('{1,2}')"),
     ],
-    ids=["judge", "empty", "release", "resend", "standing"],
+    ids=["judge", "empty", "release", "resend", "ask", "reassert", "standing"],
 )
 async def test_no_other_statement_of_the_relay_reads_history(history, settings, statement, arguments):
     plan = await plan_of(history, statement, arguments, settings)

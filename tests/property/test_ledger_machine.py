@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from outbox import ledger, session
+from outbox import doubt, ledger, session
 from outbox.database import RELAY_LOCKS
 from outbox.ledger import Settlement
 from outbox.resolve import Decision, resolve
@@ -46,7 +46,7 @@ ARROWS = {
         *[("sending", state) for state in ("sent", "pending", "dead", "in_doubt")],
         *[("in_doubt", state) for state in ("sent", "pending", "dead", "in_doubt")],
     },
-    "judge": {("sending", "in_doubt"), ("pending", "pending")},
+    "judge": {("sending", "in_doubt"), ("pending", "pending"), ("pending", "dead")},
     "resolve": {
         *[("in_doubt", state) for state in ("sent", "pending", "dead")],
         *[("dead", state) for state in ("pending", "dead")],
@@ -66,6 +66,11 @@ class Row:
     attempt: int = 0
     withdrawn: int = 0
     relay: int | None = None
+    orphaned: int = 0
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.orphaned >= ledger.SUSPECT_AFTER
 
     @property
     def is_settled(self) -> bool:
@@ -323,7 +328,7 @@ class Fleet(RuleBasedStateMachine):
         relay = self._relay(who)
         found = self.do(ledger.sweep(relay.connection, relay.relay, doubt_s=None))
         assert set(found.dead) == self.dead
-        assert (found.freed, found.doubted) == self._judge(self.dead)
+        assert (found.freed, found.doubted) == self._judge(self.dead, died=1)
         assert found.alive == len(self.living) - 1
         self.dead.clear()
         self.check("judge")
@@ -333,8 +338,8 @@ class Fleet(RuleBasedStateMachine):
     def stop(self, who: int) -> None:
         """A relay ends in order: it judges itself under its own lock."""
         relay = self._relay(who)
-        judged = self.do(ledger.judge(relay.connection, [relay.relay], doubt_s=None))
-        assert judged == self._judge({relay.relay})
+        judged = self.do(ledger.judge(relay.connection, [relay.relay], doubt_s=None, died=False))
+        assert judged == self._judge({relay.relay}, died=0)
         self._end_session(relay.relay, "close")
         self.dead.discard(relay.relay)
         self.check("judge")
@@ -355,10 +360,10 @@ class Fleet(RuleBasedStateMachine):
         self.do(
             self.admin.execute("UPDATE outbox.delivery SET due_at = now() WHERE email = ANY ($1::bigint[])", emails)
         )
-        assert self.do(ledger.resend_doubtful(self._relay(who).connection)) == len(emails)
+        assert self.do(doubt.resend_doubtful(self._relay(who).connection)) == len(emails)
         for email in emails:
             self.trail[email, self.rows[email].attempt, None, "resolved"] += 1
-            self._send_again(email, self.rows[email].withdrawn)
+            self._send_again(email, self.rows[email].withdrawn, self.rows[email].orphaned)
         self.check("resend")
 
     def _resolve(self, emails: list[int], decision: Decision) -> None:
@@ -435,6 +440,7 @@ class Fleet(RuleBasedStateMachine):
                 settlements=[begun.settlement for begun in news],
                 marks=marks,
                 room=room,
+                suspects=min(room, 1),
             )
         )
         touched = self._settle(news, done.settled, before)
@@ -445,12 +451,14 @@ class Fleet(RuleBasedStateMachine):
         }
         for email, attempt in done.marked.items():
             self._mark(relay, email, attempt)
-        assert [claim.email for claim in sorted(done.claims, key=lambda c: due.index(c.email))] == [
-            email for email in due if email not in touched
-        ][:room]
+        free = [email for email in due if email not in touched]
+        suspects = [email for email in free if before[email].is_suspect][:1]
+        unsuspected = [email for email in free if not before[email].is_suspect][:room]
+        assert sorted(claim.email for claim in done.claims) == sorted(suspects + unsuspected)
         for claim in done.claims:
             row = self.rows[claim.email]
             assert (claim.relay, claim.attempt, claim.withdrawn) == (relay.relay, row.attempt, row.withdrawn)
+            assert claim.suspect == row.is_suspect
             self.rows[claim.email] = replace(row, relay=relay.relay)
             relay.claims[claim.email] = claim
         self.check("tick")
@@ -489,6 +497,7 @@ class Fleet(RuleBasedStateMachine):
             begun.attempt,
             row.withdrawn + (outcome.verdict == "withdrawn"),
             None if outcome.state == "pending" else begun.relay,
+            row.orphaned,
         )
         self.trail[begun.email, begun.attempt, begun.relay, outcome.verdict] += 1
         if isinstance(begun.verdict, NEVER_SENT):
@@ -509,19 +518,29 @@ class Fleet(RuleBasedStateMachine):
         relay.marks[email] = begun
         self.rows[email] = replace(row, state="sending", attempt=attempt)
 
-    def _judge(self, relays: set[int]) -> tuple[int, int]:
+    def _judge(self, relays: set[int], *, died: int) -> tuple[int, int]:
         freed = [e for e, row in self.rows.items() if row.relay in relays and row.state == "pending"]
         doubted = [e for e, row in self.rows.items() if row.relay in relays and row.state == "sending"]
         for email in freed:
-            self.rows[email] = replace(self.rows[email], relay=None)
+            row = self.rows[email] = replace(self.rows[email], relay=None, orphaned=self.rows[email].orphaned + died)
+            if row.orphaned >= ledger.QUARANTINE_AFTER:
+                self.rows[email] = replace(row, state="dead", attempt=row.attempt + 1)
+                self.trail[email, row.attempt + 1, None, "quarantined"] += 1
         for email in doubted:
-            row = self.rows[email] = replace(self.rows[email], state="in_doubt")
+            was = self.rows[email]
+            row = self.rows[email] = replace(was, state="in_doubt", orphaned=was.orphaned + died)
             self.trail[email, row.attempt, row.relay, "in_doubt"] += 1
         return len(freed), len(doubted)
+
+    def _is_decided(self, email: int) -> bool:
+        attempt = self.rows[email].attempt
+        return any(count and key[:2] == (email, attempt) and key[3] == "resolved" for key, count in self.trail.items())
 
     def _decide(self, email: int, decision: Decision) -> bool:
         row = self.rows[email]
         if row.state not in ("in_doubt", "dead") or (row.state == "dead" and decision is Decision.SENT):
+            return False
+        if row.state == "dead" and decision is Decision.DISCARD and self._is_decided(email):
             return False
         self.trail[email, row.attempt, row.relay, "resolved"] += 1
         match decision:
@@ -530,12 +549,12 @@ class Fleet(RuleBasedStateMachine):
             case Decision.DISCARD:
                 self.rows[email] = replace(row, state="dead")
             case Decision.RESEND:
-                self._send_again(email, row.attempt if row.state == "dead" else row.withdrawn)
+                self._send_again(email, row.attempt if row.state == "dead" else row.withdrawn, 0)
         return True
 
-    def _send_again(self, email: int, withdrawn: int) -> None:
+    def _send_again(self, email: int, withdrawn: int, orphaned: int) -> None:
         """Somebody decided: what earlier tries may have brought counts no more."""
-        self.rows[email] = Row("pending", self.rows[email].attempt, withdrawn, None)
+        self.rows[email] = Row("pending", self.rows[email].attempt, withdrawn, None, orphaned)
         for begun in self.tries:
             if begun.email == email:
                 begun.may_have_arrived = False
@@ -561,7 +580,8 @@ class Fleet(RuleBasedStateMachine):
         rows, trail, locks, ended = self.do(self.admin.fetchrow(LOOK, RELAY_LOCKS))
         found = {row["email"]: row for row in json.loads(rows)}
         assert {
-            email: Row(r["state"], r["attempt"], r["withdrawn"], r["relay"]) for email, r in found.items()
+            email: Row(r["state"], r["attempt"], r["withdrawn"], r["relay"], r["orphaned"])
+            for email, r in found.items()
         } == self.rows
         for email, row in found.items():
             assert (row["settled_at"] is not None) == self.rows[email].is_settled

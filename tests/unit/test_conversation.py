@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outbox.conversation import QUIT_TIMEOUT_S, Conversation
+from outbox.conversation import PIECE_BYTES, QUIT_TIMEOUT_S, Conversation
 from outbox.ledger import Claim
-from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict
+from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn
 
 COMMAND_TIMEOUT_S = 30.0
 DATA_DONE_TIMEOUT_S = 600.0
@@ -20,7 +20,7 @@ _emails = itertools.count(1)
 
 def mail(message: bytes = HELLO) -> Claim:
     email = next(_emails)
-    return Claim(7, email, f"mail{email}", 0, 0, "reports@example.com", f"p{email}@example.com", message)
+    return Claim(7, email, f"mail{email}", 0, 0, "reports@example.com", f"p{email}@example.com", "<1@x>", message)
 
 
 class Wire(asyncio.Transport):
@@ -63,6 +63,7 @@ class Book:
     verdicts: list[tuple[Claim, Verdict]] = field(default_factory=list)
     untouched_claims: list[Claim] = field(default_factory=list)
     idles: int = 0
+    pauses: list[str] = field(default_factory=list)
     ended: list[str | None] = field(default_factory=list)
 
     def take(self) -> Claim | None:
@@ -82,6 +83,10 @@ class Book:
     def idle(self, conversation: Conversation) -> None:
         assert not conversation.is_closed
         self.idles += 1
+
+    def paused(self, reason: str) -> None:
+        assert not self.ended, "it is told before the connection is over"
+        self.pauses.append(reason)
 
     def closed(self, conversation: Conversation, trouble: str | None) -> None:
         assert conversation.is_closed
@@ -206,7 +211,7 @@ def test_content_is_never_followed_by_its_dot_before_hand_over(pipelining):
 
 def test_the_mark_is_asked_for_once_all_content_is_with_the_kernel():
     talk = Talk(mail())
-    assert talk.wire.high == 0, "else 'writable' would not mean that all is with the kernel"
+    assert talk.wire.high == 1, "else 'writable' would not mean that all is with the kernel"
     talk.wire.full = talk.conversation
     talk.say("250", "250", "354")
     assert not talk.desk.asked
@@ -216,6 +221,23 @@ def test_the_mark_is_asked_for_once_all_content_is_with_the_kernel():
     talk.conversation.pause_writing()
     talk.conversation.resume_writing()
     assert len(talk.desk.asked) == 1, "a mark is asked for once"
+
+
+def test_content_is_written_no_faster_than_the_kernel_takes_it():
+    message = (b"x" * 998 + b"\r\n") * 200
+    talk = Talk(mail(message))
+    talk.wire.full = talk.conversation
+    pieces = talk.take_content()
+    while not talk.desk.asked:
+        assert len(b"".join(pieces)) <= len(message)
+        talk.conversation.resume_writing()
+        pieces += talk.wire.taken()
+    assert b"".join(pieces) == message
+    assert len(pieces) == 4
+    assert all(len(piece) <= PIECE_BYTES for piece in pieces)
+    talk.conversation.resume_writing()
+    assert talk.wire.taken() == []
+    assert len(talk.desk.asked) == 1
 
 
 def test_the_size_is_declared_where_the_server_asks_for_it():
@@ -335,6 +357,18 @@ def test_step_by_step_the_reset_waits_for_its_reply_too(said):
     assert talk.say("250") == commands(following)[1:2]
 
 
+@pytest.mark.parametrize("code", ["451", "502", "354"])
+@both_ways
+def test_a_server_that_will_not_reset_is_left_and_the_next_message_untouched(pipelining, code):
+    claim, following = mail(), mail()
+    talk = Talk(claim, following, pipelining=pipelining)
+    talk.say("250", "550 nobody", *["503"] * pipelining, f"{code} no")
+    assert talk.conversation.is_closed
+    talk.say("503 nested MAIL")
+    assert talk.desk.verdicts == [(claim, Refused("550 nobody (to RCPT)"))]
+    assert talk.desk.untouched_claims == [following]
+
+
 def test_step_by_step_a_refused_mail_command_opened_nothing_to_reset():
     following = mail()
     talk = Talk(mail(), following, pipelining=False)
@@ -392,6 +426,7 @@ def past_the_dot(*, chained: bool, pipelining: bool = True) -> tuple[Talk, Claim
 
 FATES = {
     "a lost connection": lambda talk: talk.conversation.connection_lost(None),
+    "an end": lambda talk: talk.conversation.eof_received(),
     "a reset": lambda talk: talk.conversation.connection_lost(ConnectionResetError("reset")),
     "garbage": lambda talk: talk.conversation.data_received(b"<html>\r\n"),
     "a reply that ends nothing": lambda talk: talk.say("354 go"),
@@ -428,6 +463,142 @@ def test_421_to_the_final_dot_is_a_deferral_and_what_follows_is_untouched(chaine
     assert talk.desk.verdicts == [(first, Deferred("421 closing"))]
     assert talk.desk.untouched_claims == ([second] if chained else [])
     assert "421 closing" in talk.trouble
+
+
+# ── replies that nothing asked for ───────────────────────────────────────────────────────────────────────────
+
+
+def in_mid_content() -> tuple[Talk, Claim]:
+    claim = mail()
+    talk = Talk(claim)
+    talk.wire.full = talk.conversation
+    talk.take_content()
+    assert not talk.desk.asked
+    return talk, claim
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [("552 too big", Refused("552 too big (to DATA)")), ("452 no room", Deferred("452 no room (to DATA)"))],
+)
+def test_a_refusal_in_mid_content_is_a_verdict_on_the_message(reply, verdict):
+    talk, claim = in_mid_content()
+    talk.say(reply)
+    assert talk.desk.verdicts == [(claim, verdict)]
+    assert talk.desk.untouched_claims == []
+    assert reply in talk.trouble, "and nothing more can be said on this connection"
+
+
+@pytest.mark.parametrize("reply", ["421 closing", "250 out of step", "354 go", "<html>", None])
+def test_whatever_else_comes_in_mid_content_leaves_the_message_untouched(reply):
+    talk, claim = in_mid_content()
+    if reply is None:
+        talk.conversation.eof_received()
+    else:
+        talk.say(reply)
+    assert talk.desk.verdicts == []
+    assert talk.desk.untouched_claims == [claim]
+    assert talk.trouble
+
+
+def test_a_reply_to_nothing_ends_an_idle_connection_before_a_message_meets_it():
+    """It would be taken for the reply to the next command, and all that follow would be one step out."""
+    talk = Talk()
+    talk.say("250 out of step")
+    assert talk.conversation.is_closed
+    assert talk.wire.taken() == []
+    assert talk.desk.ended == [None]
+    assert talk.desk.idles == 1
+
+
+@pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA"])
+@both_ways
+def test_a_reply_too_many_never_counts_as_the_answer_to_a_dot(pipelining, step):
+    claim = mail()
+    talk = Talk(claim, pipelining=pipelining)
+    replies = {"MAIL": ["250"], "RCPT": ["250"], "DATA": ["354"]}
+    replies[step] *= 2
+    for reply in itertools.chain(*replies.values()):
+        if not talk.conversation.is_closed:
+            talk.say(reply)
+    assert talk.conversation.is_closed
+    assert talk.conversation.handed_over is None
+    assert talk.desk.verdicts == []
+
+
+# ── a server that takes nothing from anybody ─────────────────────────────────────────────────────────────────
+
+QUOTA = "454 Throttling failure: Daily message quota exceeded"
+POSTFIX_DENIES = "454 4.7.1 <p1@example.com>: Relay access denied"
+
+
+@pytest.mark.parametrize("answered", [0, 1, 2])
+@both_ways
+def test_454_before_the_content_pauses_the_route_and_leaves_the_message_untouched(pipelining, answered):
+    claim = mail()
+    talk = Talk(claim, pipelining=pipelining)
+    talk.say(*["250"] * answered, QUOTA)
+    assert talk.desk.verdicts == []
+    assert talk.desk.untouched_claims == [claim]
+    (reason,) = talk.desk.pauses
+    assert QUOTA in reason
+    assert talk.trouble == reason
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@both_ways
+def test_454_to_the_final_dot_is_a_try_that_does_not_count_and_pauses_the_route(pipelining, chained):
+    talk, first, second = past_the_dot(chained=chained and pipelining, pipelining=pipelining)
+    talk.say(QUOTA)
+    assert talk.desk.verdicts == [(first, Withdrawn(QUOTA))]
+    assert talk.desk.untouched_claims == ([second] if second else [])
+    assert len(talk.desk.pauses) == 1
+    assert talk.trouble == talk.desk.pauses[0]
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["in mid-content", "at the mark"])
+def test_454_that_nobody_asked_for_pauses_the_route_too(taken):
+    claim = mail()
+    talk = Talk(claim)
+    talk.wire.full = None if taken else talk.conversation
+    talk.take_content()
+    talk.say(QUOTA)
+    assert talk.desk.verdicts == []
+    assert talk.desk.untouched_claims == ([] if taken else [claim]), "the desk has it, once its mark is asked for"
+    assert talk.trouble == talk.desk.pauses[0]
+
+
+@pytest.mark.parametrize("said", [["421 idle for too long"], ["250", "421 closing"], ["451 later"]])
+def test_no_other_reply_pauses_the_route_at_once(said):
+    talk = Talk(mail())
+    talk.say(*said)
+    assert talk.desk.pauses == []
+
+
+@both_ways
+def test_a_recipient_that_postfix_may_not_relay_to_is_deferred_and_nobody_elses_trouble(pipelining):
+    claim, following = mail(), mail()
+    talk = Talk(claim, following, pipelining=pipelining)
+    talk.say("250", POSTFIX_DENIES, *["554 no valid recipients"] * pipelining)
+    assert talk.desk.verdicts == [(claim, Deferred(f"{POSTFIX_DENIES} (to RCPT)"))]
+    assert talk.desk.pauses == []
+    assert talk.conversation.ahead is following
+
+
+def test_a_refusal_that_was_said_stands_though_the_server_takes_nothing_then():
+    claim = mail()
+    talk = Talk(claim)
+    talk.say("250", "550 nobody", QUOTA)
+    assert talk.desk.verdicts == [(claim, Refused("550 nobody (to RCPT)"))]
+    assert len(talk.desk.pauses) == 1
+
+
+def test_whatever_a_goodbye_is_answered_with_pauses_nothing():
+    talk = Talk()
+    talk.conversation.close_politely()
+    talk.say(QUOTA)
+    assert talk.desk.pauses == []
+    assert talk.trouble is None
 
 
 def test_a_server_may_take_ten_minutes_for_its_answer_to_the_dot():
@@ -722,12 +893,11 @@ moves = st.one_of(
     st.just(("good", 0)),
     st.just(("mark", 0)),
     st.just(("mark", 0)),
-    st.tuples(st.just("answer"), st.sampled_from([250, 251, 354, 421, 451, 452, 503, 550, 554, 334, 221])),
+    st.tuples(st.just("answer"), st.sampled_from([250, 251, 354, 421, 451, 452, 454, 503, 550, 554, 334, 221])),
     st.tuples(st.just("put"), st.integers(1, 3)),
     st.tuples(st.just("wait"), st.sampled_from([1, 29, 31, 601])),
-    st.sampled_from(["abandon", "full", "empty", "close", "unasked", "garbage", "lost", "give_up"]).map(
-        lambda name: (name, 0)
-    ),
+    st.tuples(st.just("unasked"), st.sampled_from([250, 354, 421, 452, 454, 552])),
+    st.sampled_from(["abandon", "full", "empty", "close", "garbage", "lost", "give_up"]).map(lambda name: (name, 0)),
 )
 
 
@@ -800,9 +970,9 @@ class Play:
     def close(self, _: int) -> None:
         self.talk.conversation.close_politely()
 
-    def unasked(self, _: int) -> None:
+    def unasked(self, code: int) -> None:
         self.is_in_step = False
-        self.talk.conversation.data_received(b"250 unasked\r\n")
+        self.talk.conversation.data_received(f"{code} unasked\r\n".encode())
 
     def garbage(self, _: int) -> None:
         self.talk.conversation.data_received(b"\x00\r\n")

@@ -64,7 +64,9 @@ def test_what_is_left_out_has_its_default():
 
 def test_what_is_written_is_read():
     settings = read(
-        WHOLE.replace("[reports", 'in_doubt = "ask"\nlease_s = 3\nguard_s = 1.5\n[retry]\nmax_s = 60\n[reports')
+        WHOLE.replace(
+            "[reports", 'in_doubt = "ask"\nresolver = "m:f"\nlease_s = 3\nguard_s = 1.5\n[retry]\nmax_s = 60\n[reports'
+        )
         + 'cadence = "daily"\ncovers = "current"\ntimezone = "America/New_York"\ntitle = "Week by week"\n'
         + '[reports.by_class-2]\nsource = "my.app:Report"\nlink = "{token}"'
     )

@@ -18,7 +18,7 @@ import trustme
 import uvloop
 
 from outbox import sink as sink_module
-from outbox.sink import Accept, Action, Cut, Hold, Reply, Reset, Script, Sink, Stage, Stall, Trickle, Visit
+from outbox.sink import Accept, Action, Cut, Flood, Hold, Reply, Reset, Script, Sink, Stage, Stall, Trickle, Visit
 
 DEADLINE_S = 5.0
 ENVELOPE = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
@@ -399,6 +399,39 @@ async def test_a_stall_answers_what_came_before_it_and_nothing_else():
         assert await client.silent()
         assert len(sink.connections) == 1
         assert sink.events[-1][2] is Stage.RCPT
+
+
+async def test_a_deaf_stall_leaves_what_is_written_with_the_client():
+    async with Sink(at(Stage.CONTENT, Stall(deaf=True))) as sink, session(sink) as client:
+        client.write(ENVELOPE + b"x" * 16_000_000)
+        assert await client.codes(3) == [OK, OK, GO_AHEAD]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.writer.drain(), 0.2)
+        client.writer.transport.abort()
+
+
+async def test_a_flood_goes_on_until_the_client_leaves():
+    async with Sink(at(Stage.EHLO, Flood(b"x" * 1000))) as sink:
+        async with session(sink) as client:
+            client.write(b"EHLO x\r\n")
+            assert await client.reader.readexactly(1_000_000) == b"x" * 1_000_000
+            client.writer.transport.abort()
+        await until(lambda: not sink.connections)
+        assert sink.visits[0].flooded >= 1_000_000
+
+
+async def test_a_script_sees_what_came_behind_what_it_is_asked_about():
+    behind = {}
+
+    def note(stage: Stage, visit: Visit) -> None:
+        behind[stage] = visit.behind
+
+    async with Sink(note) as sink, session(sink) as client:
+        client.write(b"EHLO x\r\n" + ENVELOPE + MESSAGE + b".\r\nRSET\r\n")
+        await client.codes(4)
+        await until(lambda: Stage.RSET in behind)
+    assert behind[Stage.DOT] == b"RSET\r\n"
+    assert behind[Stage.RSET] == b""
 
 
 @pytest.mark.parametrize("stage", ALL_BUT_QUIET)

@@ -32,6 +32,16 @@ def test_the_first_digit_of_a_reply_judges_it(code, kind):
     assert verdict == kind(f"{code} said so")
 
 
+@pytest.mark.parametrize("text", ["Throttling failure: Maximum sending rate exceeded", "4.7.0 Try again later", ""])
+def test_a_server_that_takes_nothing_from_anybody_has_judged_no_message(text):
+    assert judge_reply(454, text) == Withdrawn(f"454 {text}")
+
+
+def test_454_about_one_recipient_is_a_deferral():
+    said = "4.7.1 <p1@example.com>: Relay access denied"  # Postfix, defer_unauth_destination
+    assert judge_reply(454, said) == Deferred(f"454 {said}")
+
+
 @pytest.mark.parametrize("code", [100, 199, 300, 354, 399, 600, 0])
 def test_a_reply_that_ends_no_try_is_no_verdict(code):
     assert judge_reply(code, "go on") is None

@@ -1,0 +1,193 @@
+"""What became of one edition, by name: the Monday-morning check, which changes nothing.
+
+Who is expected is asked of the report's source, by the rooms that generate asks it with; what became of them is read
+from the same snapshot.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, Text, bindparam, text
+
+from outbox.edition import find_edition
+from outbox.generate_session import GenerateSession
+from outbox.period import Period
+from outbox.settings import Settings
+from outbox.source import WINDOW_MAX, Recipient, checked, source_of, storable, windows
+
+IN_DOUBT, DEAD, NOT_SENT, MISSING = KINDS = ("in_doubt", "dead", "not_sent", "missing")
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """A recipient whose email is not sent: the state of its delivery, or `missing`, and the last thing heard of it."""
+
+    key: str
+    address: str
+    state: str
+    said: str
+
+
+@dataclass(slots=True)
+class Unsents:
+    """All of one kind are counted; named are the first `names_max`, or all."""
+
+    names_max: int | None
+    count: int = 0
+    named: list[Unsent] = field(default_factory=list)
+
+    def add(self, unsent: Unsent) -> None:
+        """Count it, and name it if there is room."""
+        self.count += 1
+        if self.names_max is None or len(self.named) < self.names_max:
+            self.named.append(unsent)
+
+
+@dataclass(slots=True)
+class Audit:
+    """What became of an edition. `made` is false if no run ever opened it; `left` are reports of who is not named now.
+
+    Every expected recipient is counted once: as sent, or as one of `KINDS`.
+    """
+
+    report: str
+    period: Period
+    made: bool
+    left: int
+    unsent: dict[str, Unsents]
+    expected: int = 0
+    sent: int = 0
+
+    @property
+    def name(self) -> str:
+        """As people say it: `progress 2026-W48`."""
+        return f"{self.report} {self.period.key}"
+
+    @property
+    def generated(self) -> int:
+        """Expected recipients whose report was made."""
+        return self.expected - self.unsent[MISSING].count
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the email of every expected recipient is sent; never so for an edition that no run opened."""
+        return self.made and self.sent == self.expected
+
+    @property
+    def sentence(self) -> str:
+        """Whether all is well, in one sentence."""
+        if not self.made:
+            return (
+                f"Not well: {self.name} was never generated; run `outbox generate {self.report} "
+                f"--period {self.period.key}`."
+            )
+        if not self.is_well:
+            parts = [f"{found.count:,} {spoken(kind)}" for kind, found in self.unsent.items() if found.count]
+            missed = self.expected - self.sent
+            return f"Not well: {missed:,} of {self.expected:,} emails of {self.name} are not sent: {', '.join(parts)}."
+        if not self.expected:
+            return f"All is well: the source of {self.name} names no recipient, so nothing was to be sent."
+        return f"All is well: {self.name} is sent to all of its {self.expected:,} recipients."
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts at the top level, the names beside them; times as ISO 8601 in UTC."""
+        return {
+            "report": self.report,
+            "period": self.period.key,
+            "starts_at": self.period.starts_at,
+            "ends_at": self.period.ends_at,
+            "made": self.made,
+            "expected": self.expected,
+            "generated": self.generated,
+            "sent": self.sent,
+            **{kind: found.count for kind, found in self.unsent.items()},
+            "no_longer_expected": self.left,
+            "is_well": self.is_well,
+            "sentence": self.sentence,
+            "names": {kind: [asdict(one) for one in found.named] for kind, found in self.unsent.items()},
+        }
+
+
+def spoken(word: str) -> str:
+    """A kind or a state as people say it."""
+    return word.replace("_", " ")
+
+
+async def audit(settings: Settings, name: str, period_key: str | None = None, *, names_max: int | None = None) -> Audit:
+    """Compare who is expected now with what the outbox holds; in one snapshot, in which nothing can be written.
+
+    Without `period_key` it is the period that a generate would make at this moment. Memory holds a window of
+    recipients and the names. A key that comes twice counts once, as for generate: within a window.
+
+    Raises:
+        OutboxError: the settings, the source or the database make it impossible; the sentence says which.
+
+    """
+    settings.require("database_url")
+    report = settings.report(name)
+    async with GenerateSession.open(settings, application="outbox audit") as session:
+        source = source_of(settings, name, session)
+        await session.use_timezone(report.timezone)
+        async with session.snapshot():
+            async with session.lock:
+                edition, period = await find_edition(session.connection, name, report, period_key)
+            (reports,) = (await session.fetch(REPORTS, {"edition": edition}))[0]
+            found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
+            async for window in windows(source.recipients(period), WINDOW_MAX):
+                await _look(session, edition, found, window)
+    found.left = max(found.left, 0)
+    return found
+
+
+REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:edition AS integer)")
+
+# Through the email's key, which stays when retention has taken the report away. A delivery that is not there although
+# its report or email is has no state that could be trusted, so it is not sent.
+LOOK: Final = text("""
+SELECT n.key, r.id IS NOT NULL AS reported, m.recipient,
+       CASE WHEN r.id IS NOT NULL OR m.id IS NOT NULL THEN coalesce(d.state, 'without a delivery') END AS state,
+       CASE WHEN d.state <> 'sent'
+            THEN (SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
+        END AS said
+  FROM unnest(:keys) AS n (key)
+  LEFT JOIN outbox.report r ON r.edition = CAST(:edition AS integer) AND r.recipient_key = n.key
+  LEFT JOIN outbox.email m ON m.key = :prefix || n.key
+  LEFT JOIN outbox.delivery d ON d.email = m.id
+""").bindparams(bindparam("keys", type_=ARRAY(Text)))
+
+
+async def _look(session: GenerateSession, edition: int | None, found: Audit, window: Iterable[Recipient]) -> None:
+    """Count a window of recipients, each by what became of it."""
+    wanted: dict[str, Recipient] = {}
+    for recipient in window:
+        if recipient.key and storable(recipient.key) == recipient.key:
+            wanted.setdefault(recipient.key, recipient)
+        else:
+            found.expected += 1
+            found.unsent[MISSING].add(_missing(recipient))
+    found.expected += len(wanted)
+    prefix = f"{found.report}/{found.period.key}/"
+    rows = await session.fetch(LOOK, {"edition": edition, "prefix": prefix, "keys": list(wanted)})
+    rows_by_key = {row.key: row for row in rows}
+    for key, recipient in wanted.items():  # in the order of the source
+        row = rows_by_key[key]
+        found.left -= row.reported
+        if row.state == "sent":
+            found.sent += 1
+        elif row.state is None:
+            found.unsent[MISSING].add(_missing(recipient))
+        else:
+            kind = row.state if row.state in (IN_DOUBT, DEAD) else NOT_SENT
+            address = row.recipient or storable(recipient.email)
+            found.unsent[kind].add(Unsent(key, address, row.state, row.said or ""))
+
+
+def _missing(recipient: Recipient) -> Unsent:
+    """Who has no report, and why there can be none if it is known."""
+    said = ""
+    try:
+        checked(recipient)
+    except ValueError as error:
+        said = str(error)
+    return Unsent(storable(recipient.key) or "(no key)", storable(recipient.email), MISSING, said)

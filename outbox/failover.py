@@ -1,0 +1,202 @@
+"""What outlives a database that forgot: a relay's recent verdicts, told again after a failover before anybody claims.
+
+A standby that replicates asynchronously lacks the last commits of the primary that it replaces: mail that was sent
+looks unsent there, or was never written. A promotion begins a new WAL timeline, which every session can see. Then
+
+- each relay asserts what it remembers, under the email's key, since ids may be given again on the new timeline;
+- claims, sweeps and generate wait until all relays of an earlier timeline have done so, or `failover_grace_s` is over.
+
+With synchronous replication nothing is lost and all of this finds everything as it was.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import asyncpg
+
+from outbox.ledger import Claim, Settlement
+from outbox.verdict import Outcome
+
+REMEMBERED_S: Final = 60.0
+REMEMBERED_MAX: Final = 100_000
+GRACE_MIN_S: Final = 3.0  # for a relay whose very registration was lost
+ASSERTED_AT_ONCE: Final = 1000
+REMAINS: Final = b"The database lost this message in a failover after it was sent; only its envelope is known.\r\n"
+
+# Not pg_control_checkpoint(): it shows the old timeline until the first checkpoint after the promotion.
+TIMELINE: Final = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint"
+TIMELINE_ELSEWHERE: Final = "SELECT timeline_id::bigint FROM pg_control_checkpoint()"
+
+
+async def timeline_of(connection: Any) -> int:
+    """The WAL timeline that this session writes on, from 1; 0 where the server does not tell."""
+    for query in (TIMELINE, TIMELINE_ELSEWHERE):
+        try:
+            return int(await connection.fetchval(query))
+        except (asyncpg.FeatureNotSupportedError, asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
+            continue  # a managed service that keeps its WAL to itself
+    return 0
+
+
+# The first relay that registers on a timeline starts the clock. Those of earlier timelines that are not ended were
+# alive when the old primary was lost, as far as this server knows.
+WAIT: Final = """
+SELECT extract(epoch FROM began_at - now()) + CASE
+           WHEN EXISTS (SELECT FROM outbox.relay WHERE ended_at IS NULL AND timeline BETWEEN 1 AND $1 - 1)
+               THEN $2::float8
+           WHEN EXISTS (SELECT FROM outbox.relay WHERE timeline BETWEEN 1 AND $1 - 1)
+               THEN least($2::float8, $3::float8)
+           ELSE 0 END
+  FROM (SELECT coalesce(min(started_at), now()) AS began_at FROM outbox.relay WHERE timeline = $1) AS timeline
+"""
+
+
+async def wait_s(connection: Any, timeline: int, *, grace_s: float) -> float:
+    """How long claiming on this timeline has to wait at most for what others still know; 0 or less when it is over."""
+    if timeline <= 1:
+        return 0.0
+    return float(await connection.fetchval(WAIT, timeline, grace_s, GRACE_MIN_S))
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a relay knows of a try. A message is kept only where a person may want it sent again."""
+
+    key: str
+    sender: str
+    recipient: str
+    message_id: str
+    message: bytes
+    relay: int
+    attempt: int
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class Memory:
+    """A relay's verdicts of the last `REMEMBERED_S`, at most `REMEMBERED_MAX` (some 50 MB)."""
+
+    _news: deque[tuple[float, News]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_MAX))
+
+    def note(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
+        """Remember a verdict that must not be forgotten: sent, dead or in doubt. Others only lead to a next try."""
+        while self._news and now - self._news[0][0] > REMEMBERED_S:
+            self._news.popleft()
+        if outcome.state != "pending":
+            self._news.append((now, news_of(claim, attempt, outcome)))
+
+    def recall(self, unsettled: Iterable[Settlement], handed_over: Iterable[Claim]) -> list[News]:
+        """All that the database may not know: one piece of news for each try, the latest.
+
+        `unsettled` are verdicts that no commit has confirmed, `handed_over` the claims whose dot is written and not
+        answered: whatever the database says of those, they are in doubt until the answer comes.
+        """
+        now = time.monotonic()
+        found = {(n.key, n.attempt): n for at, n in self._news if now - at <= REMEMBERED_S}
+        for s in unsettled:
+            if s.outcome.state == "pending":
+                found[s.key, s.attempt] = News(s.key, "", "", "", b"", s.relay, s.attempt, s.outcome)
+        doubt = Outcome("in_doubt", "in_doubt", "its answer was waited for when the database failed over")
+        for claim in handed_over:
+            found[claim.key, claim.attempt] = news_of(claim, claim.attempt, doubt)
+        latest: dict[str, News] = {}
+        for news in found.values():
+            if news.key not in latest or latest[news.key].attempt < news.attempt:
+                latest[news.key] = news
+        return list(latest.values())
+
+
+def news_of(claim: Claim, attempt: int, outcome: Outcome) -> News:
+    """What to remember of a claim's verdict."""
+    message = claim.message if outcome.state == "in_doubt" else REMAINS
+    return News(
+        claim.key, claim.sender, claim.recipient, claim.message_id, message, claim.relay, attempt, outcome
+    )  # fmt: skip
+
+
+# A row that is settled stays as it is, and so does one with a later attempt. An equal attempt that is pending was put
+# back by a person or the policy: only an acceptance is stronger. An email that is gone is put back under its key, so
+# that `generate` cannot make it again.
+REASSERT: Final = """
+WITH news AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::integer[], $7::integer[],
+                         $8::text[], $9::text[], $10::text[], $11::float8[])
+        AS n (key, sender, recipient, message_id, message, relay, attempt, state, verdict, reply, delay_s)
+), kept AS (
+    SELECT e.id AS email, n.* FROM news n JOIN outbox.email e ON e.key = n.key
+), restored AS (
+    INSERT INTO outbox.email (key, sender, recipient, message_id, message)
+    SELECT key, sender, recipient, message_id, message FROM news n
+     WHERE n.state <> 'pending' AND NOT EXISTS (SELECT FROM kept k WHERE k.key = n.key)
+     ORDER BY key
+    ON CONFLICT (key) DO NOTHING
+    RETURNING id, key
+), delivered AS (
+    INSERT INTO outbox.delivery (email, due_at, marked_at, settled_at, doubted_at, relay, attempt, state)
+    SELECT r.id, CASE WHEN n.state = 'in_doubt' THEN coalesce(now() + n.delay_s * interval '1 second', 'infinity')
+                      ELSE now() END,
+           now(), CASE WHEN n.state <> 'in_doubt' THEN now() END, CASE WHEN n.state = 'in_doubt' THEN now() END,
+           n.relay, n.attempt, n.state
+      FROM restored r JOIN news n ON n.key = r.key
+    RETURNING email, attempt, marked_at
+), asserted AS (
+    UPDATE outbox.delivery d
+       SET state = k.state,
+           attempt = k.attempt,
+           withdrawn = d.withdrawn + (k.verdict = 'withdrawn')::int,
+           due_at = CASE WHEN k.state IN ('pending', 'in_doubt')
+                         THEN coalesce(now() + k.delay_s * interval '1 second', 'infinity') ELSE d.due_at END,
+           relay = CASE WHEN k.state = 'pending' THEN NULL ELSE k.relay END,
+           marked_at = coalesce(d.marked_at, now()),
+           settled_at = CASE WHEN k.state IN ('sent', 'dead') THEN now() END,
+           doubted_at = CASE WHEN k.state = 'in_doubt' THEN now() END
+      FROM kept k
+     WHERE d.email = k.email
+       AND d.settled_at IS NULL
+       AND ((k.state = 'sent' AND d.attempt <= k.attempt)
+            OR (k.state IN ('dead', 'in_doubt') AND d.attempt < k.attempt)
+            OR (k.state IN ('dead', 'pending') AND d.attempt = k.attempt AND d.state IN ('sending', 'in_doubt'))
+            OR (k.state = 'in_doubt' AND d.attempt = k.attempt AND d.state = 'sending'))
+    RETURNING d.email, d.attempt, d.marked_at
+), trail AS (
+    INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
+    SELECT f.email, f.attempt, n.relay, n.verdict, n.reply || ' (told again after a failover)', f.marked_at
+      FROM (SELECT * FROM delivered UNION ALL SELECT * FROM asserted) f
+      JOIN (SELECT email, key FROM kept UNION ALL SELECT id, key FROM restored) e ON e.email = f.email
+      JOIN news n ON n.key = e.key
+)
+SELECT key, email, email IN (SELECT email FROM asserted) AS changed FROM kept
+UNION ALL
+SELECT key, id, true FROM restored
+"""
+
+
+async def reassert(connection: Any, news: Sequence[News]) -> tuple[dict[str, int], int]:
+    """Tell the database what this relay knows; gives the ids that the emails have there, by key, and how many changed.
+
+    Whoever has settled an email meanwhile is believed. Telling it twice changes nothing.
+    """
+    emails: dict[str, int] = {}
+    changed = 0
+    for begin in range(0, len(news), ASSERTED_AT_ONCE):
+        some = news[begin : begin + ASSERTED_AT_ONCE]
+        rows = await connection.fetch(
+            REASSERT,
+            [n.key for n in some],
+            [n.sender for n in some],
+            [n.recipient for n in some],
+            [n.message_id for n in some],
+            [n.message for n in some],
+            [n.relay for n in some],
+            [n.attempt for n in some],
+            [n.outcome.state for n in some],
+            [n.outcome.verdict for n in some],
+            [n.outcome.reply.replace("\0", "") for n in some],
+            [n.outcome.delay_s for n in some],
+        )
+        emails.update({row["key"]: row["email"] for row in rows})
+        changed += sum(row["changed"] for row in rows)
+    return emails, changed

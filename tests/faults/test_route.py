@@ -1,0 +1,121 @@
+"""The way to the mail server is in trouble: the whole fleet pauses, one relay tries, and all go on together."""
+
+import asyncio
+import json
+import time
+
+from bench.proxy import Proxy
+from outbox.sink import Reply, Stage
+from tests.faults.levers import SLOW, At, all_sent, delivery, post, status
+from tests.fleet import until
+
+QUOTA = Reply("454 4.7.0 quota exceeded")
+BUSY = Reply("421 4.3.2 too many connections", then_cut=True)
+
+
+async def route(fleet):
+    return await fleet.connection.fetchrow("SELECT * FROM outbox.route")
+
+
+async def test_a_server_that_is_gone_pauses_the_fleet_and_burns_no_try(fleet):
+    """Four relays find it out at once; afterwards one of them tries at a time, and status says since when and why."""
+    fleet.top = SLOW
+    visits = []
+    trouble = At(Stage.CONNECT, BUSY, when=lambda _: visits.append(time.monotonic()) or True)
+    fleet.sink.script = trouble
+    for _ in range(4):
+        await fleet.relay()
+    await post(fleet, 20)
+    await until(lambda: route(fleet), "the fleet knows")
+    await asyncio.sleep(6)
+    quiet = [at for at in visits if at > visits[0] + 2]
+    assert 1 <= len(quiet) <= 4, "one relay at a time, with pauses"
+    shown = await status(fleet)
+    (told,) = shown["routes"]
+    assert "421 4.3.2 too many connections" in told["reason"]
+    assert told["since"]
+    assert all("421" in relay["trouble"] for relay in shown["relays"] if relay["trouble"])
+    trouble.on = False
+    back = time.monotonic()
+    await all_sent(fleet, 20)
+    assert time.monotonic() - back < 5 + 2, "found within five seconds, and sent"
+    assert await route(fleet) is None
+    assert (await delivery(fleet))["tries"] == 1
+
+
+async def test_a_relay_that_starts_during_the_pause_does_not_bother_the_server(fleet):
+    fleet.top = SLOW
+    await fleet.connection.execute(
+        "INSERT INTO outbox.route (name, reason, retry_at) VALUES ($1, 'it was refused', now() + interval '3 seconds')",
+        fleet.sink.url.removeprefix("smtp://"),
+    )
+    await fleet.put_emails(5)
+    relay = await fleet.relay()
+    await relay.says("is paused: it was refused")
+    began = time.monotonic()
+    await asyncio.sleep(1)
+    assert not fleet.sink.events
+    await all_sent(fleet, 5)
+    assert time.monotonic() - began > 1.5
+
+
+async def test_a_quota_pauses_the_route_at_once_and_counts_for_nobody(fleet):
+    fleet.top = SLOW
+    script = At(Stage.MAIL, QUOTA, times=3)
+    fleet.sink.script = script
+    await fleet.put_emails(10)
+    await fleet.relay()
+    await script.reached(1)
+    await until(lambda: route(fleet), "the fleet knows")
+    await all_sent(fleet, 10)
+    rows = await fleet.connection.fetch("SELECT attempt - withdrawn AS tries FROM outbox.delivery")
+    assert {row["tries"] for row in rows} == {1}
+
+
+async def test_a_quota_at_the_dot_is_not_held_against_the_message(fleet):
+    fleet.top = SLOW + "\nconnections_max = 1"
+    fleet.sink.script = At(Stage.DOT, QUOTA, times=2)
+    await fleet.put_emails(3)
+    await fleet.relay()
+    await all_sent(fleet, 3)
+    rows = await fleet.connection.fetch("SELECT attempt - withdrawn AS tries FROM outbox.delivery")
+    assert {row["tries"] for row in rows} == {1}
+    assert fleet.twice == {}
+
+
+async def test_a_host_that_cannot_reach_a_working_server_does_not_stop_the_others(fleet):
+    """One relay's own network is broken; the others' connections stand and go on."""
+    fleet.top = SLOW
+    host, port = fleet.sink.url.removeprefix("smtp://").rsplit(":", 1)
+    async with Proxy((host, int(port))) as broken:
+        broken.refuse = True
+        await fleet.relay(environment={"OUTBOX_SMTP_URL": f"smtp://127.0.0.1:{broken.port}"})
+        await fleet.relay()
+        for first in range(1, 400, 40):
+            await post(fleet, 40, first=first)
+            await asyncio.sleep(0.1)
+        await all_sent(fleet, 400)
+    assert fleet.twice == {}
+
+
+async def test_a_relay_that_died_while_it_probed_is_followed_by_another(fleet):
+    fleet.top = SLOW
+    await fleet.put_emails(5)
+    await fleet.connection.execute(
+        "INSERT INTO outbox.route (name, reason, relay, retry_at)"
+        " VALUES ($1, 'it was refused', 1000, now() + interval '4 seconds')",
+        fleet.sink.url.removeprefix("smtp://"),
+    )
+    await fleet.relay()
+    await all_sent(fleet, 5)
+    assert await route(fleet) is None
+
+
+async def test_status_for_people_names_the_trouble(fleet):
+    await fleet.connection.execute(
+        "INSERT INTO outbox.route (name, reason, retry_at) VALUES ('mx:25', 'mx:25: connection refused', now())"
+    )
+    ended = await fleet.run("status")
+    assert "mx:25" in ended.out
+    assert "connection refused" in ended.out
+    assert json.loads((await fleet.run("status", "--json")).out)["routes"][0]["name"] == "mx:25"
