@@ -6,7 +6,7 @@ that it was not looked at.
 
 import resource
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import asyncpg
 
@@ -14,10 +14,11 @@ from outbox.database import LOST_SESSION, connect
 from outbox.doctor_database import Database, examine_database
 from outbox.doctor_reports import examine_reports
 from outbox.doctor_smtp import examine_smtp
+from outbox.doubt import load_resolver
 from outbox.errors import OutboxError
 from outbox.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
 from outbox.generate import sender_of
-from outbox.settings import Settings
+from outbox.settings import Settings, WhenInDoubt
 from outbox.status import Status, read_status
 
 FILES_BESIDE: Final = 64  # what a process holds open beside its SMTP connections
@@ -43,7 +44,7 @@ async def examine(settings: Settings) -> list[Finding]:
         largest_bytes=max(database.largest_bytes, reports.largest_bytes),
     )
     fleet = await examine_fleet(settings, database)
-    return [*database.findings, *reports.findings, *smtp, *fleet, look_at_limits(settings)]
+    return [*database.findings, *reports.findings, *smtp, *fleet, look_at_doubt(settings), look_at_limits(settings)]
 
 
 def has_fault(findings: Iterable[Finding]) -> bool:
@@ -120,6 +121,24 @@ def judge_deliveries(found: Status) -> Finding:
         said = ", ".join(f"{count} {state}" for state, count in counts.items())
         return note("deliveries", said, "see `outbox status`, decide with `outbox resolve`")
     return ok("deliveries", f"none in doubt or dead, {found.counts['pending']} pending, {found.counts['sent']} sent")
+
+
+def look_at_doubt(settings: Settings) -> Finding:
+    """What happens to an email of which nobody knows whether it arrived, and whether who is asked then can be."""
+    match settings.in_doubt:
+        case WhenInDoubt.HOLD:
+            return ok("in_doubt", "hold: a person decides, with `outbox resolve`")
+        case WhenInDoubt.RESEND:
+            return ok("in_doubt", "resend: the same bytes go out again, and may arrive twice")
+        case WhenInDoubt.ASK:
+            assert settings.resolver is not None
+            try:
+                load_resolver(settings.resolver, settings.directory)
+            except OutboxError as error:
+                return fault_of("in_doubt", error)
+            return ok("in_doubt", f"ask: {settings.resolver} can be asked")
+        case _:
+            assert_never(settings.in_doubt)
 
 
 def look_at_limits(settings: Settings) -> Finding:

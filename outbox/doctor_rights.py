@@ -20,7 +20,7 @@ RIGHTS: Final = (
     ("definition", "SELECT"), ("definition", "INSERT"),
     ("edition", "SELECT"), ("edition", "INSERT"), ("edition", "UPDATE"),
     ("report", "SELECT"), ("report", "INSERT"),
-    ("email", "SELECT"), ("email", "INSERT"), ("email_id_seq", "USAGE"),
+    ("email", "SELECT"), ("email", "INSERT"), ("email", "UPDATE"), ("email_id_seq", "USAGE"),
     ("delivery", "SELECT"), ("delivery", "INSERT"), ("delivery", "UPDATE"),
     ("attempt", "SELECT"), ("attempt", "INSERT"),
     ("relay", "SELECT"), ("relay", "INSERT"), ("relay", "UPDATE"),

@@ -295,7 +295,7 @@ async def test_the_grants_that_the_doctor_asks_for_are_all_that_a_role_needs(cle
     await fleet.connection.execute(line["mend"])
     found = await examined(fleet, code=0)
     assert found["database.rights"]["grade"] == "ok"
-    for words in (("generate",), ("relay", "--until-empty"), ("status",), ("generate",)):
+    for words in (("generate",), ("relay", "--until-empty"), ("status",), ("audit", "progress")):
         ended = await fleet.run(*words)
         assert ended.code == 0, ended
     assert await fleet.states() == {"sent": 3}
@@ -580,6 +580,16 @@ async def test_a_definition_that_is_not_the_fleets_is_said_in_generates_own_sent
     (sentence,) = (await fleet.run("generate")).sentences
     assert sentence == f"{line['found']}; {line['mend']}."
     assert found["reports.progress.recipients"]["found"] == "not checked: the period is not known"
+
+
+async def test_a_resolver_that_cannot_be_asked_is_a_fault(fleet):
+    fleet.top = 'in_doubt = "ask"\nresolver = "mine:was_accepted"'
+    found = await examined(fleet)
+    assert of_grade(found, "fault") == {"in_doubt"}
+    assert "mine:was_accepted" in found["in_doubt"]["found"]
+    (fleet.directory / "mine.py").write_text("def was_accepted(email):\n    return None\n")
+    found = await examined(fleet, code=0)
+    assert found["in_doubt"]["found"] == "ask: mine:was_accepted can be asked"
 
 
 # ── the fleet ────────────────────────────────────────────────────────────────────────────────────────────────────────
