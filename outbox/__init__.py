@@ -5,7 +5,7 @@ newcomer who follows it meets them in this order:
 
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
-    status, audit, resolve                                                 what people see and decide
+    status, audit, resolve, doctor                                         what people see and decide
 
     settings          what the user decides, checked whole
     address           where Postgres and the mail server are, shown without their secrets
@@ -28,6 +28,10 @@ newcomer who follows it meets them in this order:
     route             the way to the SMTP server, and its breaker
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
+
+    finding           what a look gave: ok, note, fault or unknown, and the mend
+    doctor            the looks at what users get wrong, in the order in which a report travels: doctor_database
+                      (doctor_rights), doctor_reports, doctor_smtp, and who relays
 
     embedded, sink, demo   a real Postgres and a real SMTP server for trying it out and for the tests
 

@@ -24,6 +24,7 @@ from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
     from outbox.audit import Audit, Unsent
+    from outbox.finding import Finding
     from outbox.generate import Result
     from outbox.resolve import Chosen, Decision
     from outbox.settings import Settings
@@ -449,6 +450,47 @@ class State(StrEnum):
 
     IN_DOUBT = "in_doubt"
     DEAD = "dead"
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Check the database, the mail server and the reports; changes nothing and sends nothing."""
+    from outbox.doctor import examine, has_fault
+
+    settings = _settings(context, config)
+    logging.basicConfig(level=logging.CRITICAL)  # what is wrong is said in lines, once
+    findings = asyncio.run(examine(settings))
+    if as_json:
+        checks = [{"check": f.check, "grade": f.grade, "found": f.found, "mend": f.mend} for f in findings]
+        typer.echo(json.dumps({"ok": not has_fault(findings), "checks": checks}, ensure_ascii=False))
+    else:
+        _print_findings(findings)
+    raise typer.Exit(1 if has_fault(findings) else 0)
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    """A line each: folded and coloured on a terminal, whole and plain elsewhere."""
+    width = max(len(f.check) for f in findings)
+    if not sys.stdout.isatty():
+        for f in findings:
+            typer.echo(_printable(f"{f.grade:<7}  {f.check:<{width}}  {f.sentence}"))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid("", "", "", padding=(0, 2))
+        colours = {"ok": "green", "note": "yellow", "fault": "bold red", "unknown": "dim"}
+        for f in findings:
+            grid.add_row(Text(f.grade, colours[f.grade]), Text(_printable(f.check)), Text(_printable(f.sentence)))
+        Console(highlight=False).print(grid)
+    counts = [sum(f.grade == grade for f in findings) for grade in ("fault", "note", "unknown")]
+    typer.echo("{} at fault, {} worth a note, {} not checked, of {}.".format(*counts, len(findings)))
 
 
 @app.command()

@@ -23,7 +23,7 @@ from outbox import message
 from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError
 from outbox.edition import EXPECT, Edition, open_edition
 from outbox.enqueue import BATCH_MAX, NewReport, enqueue_reports
-from outbox.errors import DatabaseUnavailableError
+from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
 from outbox.report import Templates, explain, label
 from outbox.settings import ReportSettings, Settings
@@ -84,6 +84,7 @@ async def generate(
 
     """
     settings.require("database_url", "sender")
+    sender_of(settings)
     made, first = 0, True
     patience_until = time.monotonic() + settings.lease_s
     while True:
@@ -128,6 +129,20 @@ GIVE: Final = text("SELECT pg_advisory_unlock(:ns, n) FROM unnest(:numbers) AS n
 )
 
 
+def sender_of(settings: Settings) -> message.Mailbox:
+    """The sender with its address in the form that SMTP takes.
+
+    Raises:
+        ConfigurationError: it is no address, which only a close look tells.
+
+    """
+    assert settings.sender is not None
+    try:
+        return message.parse_sender(settings.sender)
+    except ValueError as error:
+        raise ConfigurationError(f"sender: {str(error).rstrip('.')}; correct it.") from error
+
+
 @dataclass(slots=True)
 class Run:
     """One pass over an edition on one session."""
@@ -152,20 +167,33 @@ class Run:
         progress: Progress,
     ) -> "Run":
         """What can be wrong for all recipients is found here, except in templates: those before the first report."""
-        assert settings.sender is not None
         report = settings.report(name)
         source = source_of(settings, name, session)
         await session.use_timezone(report.timezone)
         async with session.lock:
             edition = await open_edition(session.connection, name, report, period_key)
         (now,) = (await session.fetch(text("SELECT now()")))[0]
+        return cls.of(settings, edition, session, source, now, progress)
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        edition: Edition,
+        session: GenerateSession,
+        source: Source,
+        now: datetime,
+        progress: Progress = lambda _: None,
+    ) -> "Run":
+        """A pass over an edition that is known. Nothing is read or written yet."""
+        report = settings.report(edition.report)
         starts_at, ends_at = (at.astimezone(report.zone) for at in (edition.period.starts_at, edition.period.ends_at))
         return cls(
             report=report,
             session=session,
             source=source,
-            templates=cache(lambda: Templates(settings.directory / "templates", name)),
-            sender=message.parse_sender(settings.sender),
+            templates=cache(lambda: Templates(settings.directory / "templates", edition.report)),
+            sender=sender_of(settings),
             result=Result(edition),
             period=CivilPeriod(edition.period.key, label(starts_at, ends_at, report.cadence), starts_at, ends_at),
             now=now.astimezone(report.zone),
@@ -280,12 +308,13 @@ class Run:
             return None
         token = secrets.token_urlsafe(16)
         try:
-            return self._rendered(recipient, content, email, token)
+            return self.rendered(recipient, content, email, token)
         except Exception as error:  # noqa: BLE001 - templates run the user's code on any data: one recipient's fault
             self.result.failed[recipient.key] = explain(error)
             return None
 
-    def _rendered(self, recipient: Recipient, content: Content, email: int, token: str) -> NewReport:
+    def rendered(self, recipient: Recipient, content: Content, email: int, token: str) -> NewReport:
+        """The report and its mail; what the templates raise comes through (`report.explain`)."""
         edition = self.result.edition
         rendered = self.templates().render(self._context(recipient, content, token))
         domain = self.sender.address.rpartition("@")[2]

@@ -66,7 +66,7 @@ class GenerateSession:
         except (SQLAlchemyError, *LOST_SESSION) as error:
             if is_lost(error):
                 raise DatabaseUnavailableError(
-                    f"The session with Postgres at {settings.database_url.redacted} was lost ({_said(error)}); "
+                    f"The session with Postgres at {settings.database_url.redacted} was lost ({said_by(error)}); "
                     "run the command again when it is back."
                 ) from error
             raise
@@ -160,7 +160,7 @@ def _bound(statement: str, parameters: Mapping[str, Any]) -> "tuple[Executable, 
 
 
 def _fault(error: SQLAlchemyError) -> QueryError | RowError:
-    said = _said(error)
+    said = said_by(error)
     match error:
         case ProgrammingError() | InvalidRequestError() | ArgumentError():
             hint = (
@@ -173,7 +173,7 @@ def _fault(error: SQLAlchemyError) -> QueryError | RowError:
             return RowError(said)
 
 
-def _said(error: BaseException) -> str:
+def said_by(error: BaseException) -> str:
     """What Postgres said, without the statement and its parameters: they hold people's data."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         return str(error.orig.__cause__ or error.orig).replace("\n", " ")

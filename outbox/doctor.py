@@ -1,0 +1,157 @@
+"""The corridor of `outbox doctor`: what users get wrong, looked at in the order in which a report travels.
+
+It changes nothing and sends nothing. Each look is a line with its mend; what depends on a line that is at fault says
+that it was not looked at.
+"""
+
+import resource
+from collections.abc import Iterable
+from typing import Any, Final, assert_never
+
+import asyncpg
+
+from outbox.database import LOST_SESSION, connect
+from outbox.doctor_database import Database, examine_database
+from outbox.doctor_reports import examine_reports
+from outbox.doctor_smtp import examine_smtp
+from outbox.doubt import load_resolver
+from outbox.errors import OutboxError
+from outbox.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
+from outbox.generate import sender_of
+from outbox.settings import Settings, WhenInDoubt
+from outbox.status import Status, read_status
+
+FILES_BESIDE: Final = 64  # what a process holds open beside its SMTP connections
+WAITED_MAX_S: Final = 60.0
+FLEET: Final = ("relays", "route", "deliveries")
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Every line, in order; faults of the user's are values here.
+
+    Raises:
+        ConfigurationError: a setting that generate or relay needs is not there, or the sender is no address.
+
+    """
+    settings.require("database_url", "smtp_url", "sender", "reports")
+    sender = sender_of(settings)
+    database = await examine_database(settings)
+    reports = await examine_reports(settings, database)
+    smtp = await examine_smtp(
+        settings,
+        sender=sender.address,
+        recipient=reports.recipient or sender.address,
+        largest_bytes=max(database.largest_bytes, reports.largest_bytes),
+    )
+    fleet = await examine_fleet(settings, database)
+    return [*database.findings, *reports.findings, *smtp, *fleet, look_at_doubt(settings), look_at_limits(settings)]
+
+
+def has_fault(findings: Iterable[Finding]) -> bool:
+    """Whether a person is needed."""
+    return any(finding.grade is Grade.FAULT for finding in findings)
+
+
+ROUTES: Final = """
+SELECT name, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), reason, failures
+  FROM outbox.route ORDER BY name
+"""
+TROUBLED: Final = (
+    "SELECT id, host, trouble FROM outbox.relay WHERE ended_at IS NULL AND trouble IS NOT NULL ORDER BY id"
+)
+
+
+async def examine_fleet(settings: Settings, database: Database) -> list[Finding]:
+    """Who relays, what keeps them from it, and what waits for a person."""
+    if not database.is_ours:
+        return not_checked(FLEET, database.trouble or "outbox's tables cannot be read")
+    assert settings.database_url is not None
+    try:
+        connection = await connect(settings.database_url, application="outbox doctor")
+        try:
+            found = await read_status(connection)
+            routes = [tuple(row) for row in await connection.fetch(ROUTES)]
+            troubled = [tuple(row) for row in await connection.fetch(TROUBLED)]
+        finally:
+            await connection.close()
+    except OutboxError as error:
+        return [fault_of("relays", error)]
+    except (asyncpg.PostgresError, *LOST_SESSION) as error:
+        return not_checked(FLEET, str(error) or type(error).__name__)
+    assert settings.smtp_url is not None
+    ours = f"{settings.smtp_url.host}:{settings.smtp_url.port}"
+    return [
+        judge_relays(found, troubled),
+        judge_routes(routes, ours, relays=len(found.relays)),
+        judge_deliveries(found),
+    ]
+
+
+def judge_relays(found: Status, troubled: Iterable[tuple[Any, ...]]) -> Finding:
+    """Whether somebody sends. Before the first start nobody does, which is no fault until an email waits."""
+    alive = {relay.id for relay in found.relays}
+    said = [f"relay {number} on {host}: {trouble}" for number, host, trouble in troubled if number in alive]
+    if said:
+        return fault("relays", f"{len(alive)} alive, in trouble: {', '.join(said)}", "see the log there")
+    if alive:
+        hosts = ", ".join(sorted({relay.host for relay in found.relays}))
+        return ok("relays", f"{len(alive)} alive on {hosts}")
+    if found.oldest_due_s > WAITED_MAX_S:
+        waited = f"none is alive, and an email has been due for {found.oldest_due_s:.0f} s"
+        return fault("relays", waited, "start `outbox relay` on every server")
+    return note("relays", "none is alive", "start `outbox relay` on every server")
+
+
+def judge_routes(routes: Iterable[tuple[Any, ...]], ours: str, *, relays: int) -> Finding:
+    """Whether the fleet pauses before a mail server. What dead relays said of it, or of another one, is history."""
+    said = {
+        name: f"{name} since {since} UTC, {failures} failures: {reason}" for name, since, reason, failures in routes
+    }
+    if ours in said and relays:
+        return fault("route", f"the fleet waits for {said[ours]}", "mend the mail server, or smtp_url")
+    if said:
+        return note("route", f"last known to be in trouble: {'; '.join(said.values())}", "see that a relay is alive")
+    return ok("route", "no mail server is known to be in trouble")
+
+
+def judge_deliveries(found: Status) -> Finding:
+    """Whether something waits for a person."""
+    counts = {state.replace("_", " "): found.counts[state] for state in ("in_doubt", "dead") if found.counts[state]}
+    if counts:
+        said = ", ".join(f"{count} {state}" for state, count in counts.items())
+        return note("deliveries", said, "see `outbox status`, decide with `outbox resolve`")
+    return ok("deliveries", f"none in doubt or dead, {found.counts['pending']} pending, {found.counts['sent']} sent")
+
+
+def look_at_doubt(settings: Settings) -> Finding:
+    """What happens to an email of which nobody knows whether it arrived, and whether who is asked then can be."""
+    match settings.in_doubt:
+        case WhenInDoubt.HOLD:
+            return ok("in_doubt", "hold: a person decides, with `outbox resolve`")
+        case WhenInDoubt.RESEND:
+            return ok("in_doubt", "resend: the same bytes go out again, and may arrive twice")
+        case WhenInDoubt.ASK:
+            assert settings.resolver is not None
+            try:
+                load_resolver(settings.resolver, settings.directory)
+            except OutboxError as error:
+                return fault_of("in_doubt", error)
+            return ok("in_doubt", f"ask: {settings.resolver} can be asked")
+        case _:
+            assert_never(settings.in_doubt)
+
+
+def look_at_limits(settings: Settings) -> Finding:
+    """Whether this process may open as many connections as the relay would."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return judge_limits(soft if soft != resource.RLIM_INFINITY else None, settings.connections_max)
+
+
+def judge_limits(files_max: int | None, connections_max: int) -> Finding:
+    """Whether the open files suffice; None is no limit."""
+    needed = connections_max + FILES_BESIDE
+    if files_max is not None and files_max < needed:
+        found = f"a process may open {files_max} files, and connections_max = {connections_max} needs {needed}"
+        return fault("limits", found, "raise it (ulimit -n, or LimitNOFILE= for systemd), or lower connections_max")
+    files = "any number of" if files_max is None else str(files_max)
+    return ok("limits", f"a process may open {files} files, connections_max = {connections_max} needs {needed}")
