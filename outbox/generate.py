@@ -164,8 +164,8 @@ class Run:
             source = SqlSource(name, report.recipients, report.data, ":keys" in report.data, session, report.zone)
         # In the user's queries too, days begin and end in the report's civil time.
         await session.fetch(text("SELECT set_config('TimeZone', :zone, false)"), {"zone": report.timezone})
-        async with session.lock:
-            edition = await open_edition(session.connection, name, report, period_key)
+        async with session.ours() as connection:
+            edition = await open_edition(connection, name, report, period_key)
         (now,) = (await session.fetch(text("SELECT now()")))[0]
         starts_at, ends_at = (at.astimezone(report.zone) for at in (edition.period.starts_at, edition.period.ends_at))
         return cls(
@@ -276,8 +276,8 @@ class Run:
             ]
         )
         if reports:
-            async with self.session.lock:
-                made = await enqueue_reports(self.session.connection, self.result.edition.id, reports)
+            async with self.session.ours() as connection:
+                made = await enqueue_reports(connection, self.result.edition.id, reports)
             self.result.made += made
             self.progress(self.result)
 
