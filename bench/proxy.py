@@ -28,6 +28,13 @@ class Link:
     server: asyncio.StreamWriter | None = None
     up: int = 0
     down: int = 0
+    vanished: bool = False
+
+    def vanish(self) -> None:
+        """The server's kernel gives the client up, and the client hears nothing of it."""
+        self.vanished = True
+        if self.server is not None:
+            self.server.transport.abort()
 
     def cut(self, *, reset: bool = False) -> None:
         """End both sides: with a FIN, or with a RST."""
@@ -50,7 +57,9 @@ class Proxy:
     `black_hole`: nothing goes through, in either direction, and no end is told (a pulled cable: no FIN).
     `delay_s`: each portion waits so long, in each direction.
     `refuse`: new connections are reset at once.
-    `up_max`, `down_max`: only the first so many bytes of each connection go that way; `at_limit` happens then.
+    `up_max`, `down_max`: only the first so many bytes of each connection go that way; `at_limit` happens then. Of
+    each connection from the `limited_from`-th on, that is.
+    `on_portion` hears of whatever was passed on; a link's `up` and `down` then say how far it has come.
     """
 
     target: Target
@@ -59,7 +68,9 @@ class Proxy:
     delay_s: float = 0.0
     up_max: int | None = None
     down_max: int | None = None
+    limited_from: int = 1
     at_limit: Callable[[Link], None] = Link.cut
+    on_portion: Callable[[Link], None] = lambda _: None
     links: set[Link] = field(default_factory=set)
     connections: int = 0
     port: int = 0
@@ -96,13 +107,15 @@ class Proxy:
         self._healed.set()
         self._healed = asyncio.Event()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         link = Link(self.connections, writer)
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         self.links.add(link)
+        task = asyncio.get_running_loop().create_task(self._carry(link, reader))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, link: Link, reader: asyncio.StreamReader) -> None:
         try:
             if self.refuse:
                 link.cut(reset=True)
@@ -111,14 +124,14 @@ class Proxy:
             server_reader, link.server = await self._connect()
             await asyncio.gather(
                 self._forward(link, reader, link.server, upwards=True),
-                self._forward(link, server_reader, writer, upwards=False),
+                self._forward(link, server_reader, link.client, upwards=False),
             )
         except OSError:
             link.cut(reset=True)
         finally:
-            link.cut()
-            self.links.discard(link)
-            self._tasks.discard(task)
+            if not link.vanished:
+                link.cut()
+                self.links.discard(link)
 
     async def _connect(self) -> Streams:
         if isinstance(self.target, Path):
@@ -139,6 +152,8 @@ class Proxy:
                     await asyncio.sleep(self.delay_s)
                 await self._through()
                 most, gone = (self.up_max, link.up) if upwards else (self.down_max, link.down)
+                if link.number < self.limited_from:
+                    most = None
                 passed = data if most is None else data[: max(most - gone, 0)]
                 if upwards:
                     link.up += len(passed)
@@ -146,8 +161,10 @@ class Proxy:
                     link.down += len(passed)
                 writer.write(passed)
                 await writer.drain()
+                self.on_portion(link)
                 if len(passed) < len(data):
                     self.at_limit(link)
                     return
         await self._through()  # an end is news, too, and a hole swallows it
-        writer.close()
+        if not link.vanished:
+            writer.close()

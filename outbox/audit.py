@@ -130,8 +130,8 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
         source = source_of(settings, name, session)
         await session.use_timezone(report.timezone)
         async with session.snapshot():
-            async with session.lock:
-                edition, period = await find_edition(session.connection, name, report, period_key)
+            async with session.ours() as connection:
+                edition, period = await find_edition(connection, name, report, period_key)
             (reports,) = (await session.fetch(REPORTS, {"edition": edition}))[0]
             found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
             async for window in windows(source.recipients(period), WINDOW_MAX):

@@ -349,18 +349,8 @@ def _print_status(found: "Status") -> None:
             expected = "?" if e.expected is None else str(e.expected)
             editions.add_row(e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent))
         console.print(editions)
-    if found.troubles:
-        console.print("\n[bold]These need a person:[/bold]")
-    for trouble in found.troubles:
-        said = f": {trouble.said.rstrip('.')}" if trouble.said else ""
-        console.print(_printable(f"  {trouble.key} is {trouble.state.replace('_', ' ')}{said}."), markup=False)
-        console.print(_printable(f"    {trouble.command}"), markup=False)
-    if found.troubles:
-        console.print(
-            "\n--sent says that it arrived, --resend sends the same bytes again, --discard lets it be;"
-            " a dead letter cannot be --sent.",
-            markup=False,
-        )
+    for line in _needs(found):
+        console.print(line, markup=False)
 
 
 @app.command()
@@ -434,6 +424,21 @@ def _hindrances(found: "Status") -> Iterator[str]:
     for route in found.routes:
         yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
         yield _printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+
+
+def _needs(found: "Status") -> Iterator[str]:
+    """What waits for a person, and what to type."""
+    if not found.troubles:
+        return
+    yield "\nThese need a person:"
+    for trouble in found.troubles:
+        said = f": {trouble.said.rstrip('.')}" if trouble.said else ""
+        yield _printable(f"  {trouble.key} is {trouble.state.replace('_', ' ')}{said}.")
+        yield _printable(f"    {trouble.command}")
+    yield (
+        "\n--sent says that it arrived, --resend sends the same bytes again, --discard lets it be;"
+        " a dead letter cannot be --sent."
+    )
 
 
 def _printable(line: str) -> str:

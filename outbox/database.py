@@ -4,7 +4,11 @@ Knows nothing of reports or mail.
 """
 
 import hashlib
+import os
+import socket
 import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -93,17 +97,39 @@ async def connect(
         )
     except Exception as error:
         raise explain_refusal(url, error) from error
+    _watch_peer(connection)
     if settings and "idle_session_timeout" in settings:
-        await _require_lease(url, connection, settings["idle_session_timeout"])
+        await _require_lease(url, connection, settings["idle_session_timeout"], timeout_s)
     return connection
 
 
-async def _require_lease(url: DatabaseUrl, connection: Any, wanted_ms: str) -> None:
+# What the server is asked to do about us (`lease_settings`), done about the server: a host that is gone, or a
+# network that is cut, is noticed within seconds (tcp(7)), also while a long query of a user's runs.
+_PEER_WATCH: Final = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 5000}
+
+
+def _watch_peer(connection: Any) -> None:
+    """Let our kernel probe the server; options that this platform lacks are left out.
+
+    asyncpg gives no other way to its socket, and uvloop only the descriptor: a copy of it is the same socket.
+    """
+    found = connection._transport.get_extra_info("socket")  # noqa: SLF001
+    if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    with suppress(OSError), socket.socket(fileno=os.dup(found.fileno())) as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _PEER_WATCH.items():
+            if (option := getattr(socket, name, None)) is not None:
+                peer.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _require_lease(url: DatabaseUrl, connection: Any, wanted_ms: str, timeout_s: float) -> None:
     """Return if the session is the lease that was asked for. In one simple query, which passes any pooler."""
     try:
         await connection.execute(
             "DO $$ DECLARE found text := (SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'); BEGIN"
-            f" IF found <> '{int(wanted_ms)}' THEN RAISE EXCEPTION '% ms', found; END IF; END $$"
+            f" IF found <> '{int(wanted_ms)}' THEN RAISE EXCEPTION '% ms', found; END IF; END $$",
+            timeout=timeout_s,
         )
     except asyncpg.RaiseError as error:
         connection.terminate()
@@ -166,8 +192,22 @@ class DatabaseRefusedError(DatabaseUnavailableError):
     """Postgres answers and says no: waiting does not help, a person must correct something."""
 
 
-def engine(url: DatabaseUrl, *, application: str, settings: dict[str, str] | None = None) -> "AsyncEngine":
-    """A SQLAlchemy engine for one connection: closed, it ends its session; lost, it is not replaced.
+def engine(url: DatabaseUrl, *, application: str) -> "AsyncEngine":
+    """A SQLAlchemy engine for one connection: closed, it ends its session; lost, it is not replaced."""
+    return _engine_once(url, lambda: connect(url, application=application))
+
+
+def engine_on(url: DatabaseUrl, connection: Callable[[], Any]) -> "AsyncEngine":
+    """The same on a connection that is there by the time it is asked for."""
+
+    async def there() -> Any:
+        return connection()
+
+    return _engine_once(url, there)
+
+
+def _engine_once(url: DatabaseUrl, opening: Callable[[], Awaitable[Any]]) -> "AsyncEngine":
+    """An engine that connects once.
 
     Left to itself SQLAlchemy opens a new connection in the place of a lost one at its next use, and with it a session
     that holds none of the locks which the code believes to hold.
@@ -180,7 +220,7 @@ def engine(url: DatabaseUrl, *, application: str, settings: dict[str, str] | Non
     async def once() -> Any:
         if opened:
             raise DatabaseUnavailableError(f"The session with Postgres at {url.redacted} was lost; run this again.")
-        opened.append(await connect(url, application=application, settings=settings))
+        opened.append(await opening())
         return opened[0]
 
     return create_async_engine("postgresql+asyncpg://", async_creator=once, poolclass=NullPool)

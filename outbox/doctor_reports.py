@@ -16,7 +16,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox.database import LOST_SESSION, engine
+from outbox.database import LOST_SESSION
 from outbox.doctor_database import Database
 from outbox.edition import Edition, find_edition
 from outbox.errors import OutboxError
@@ -35,11 +35,7 @@ SAMPLE_MAX: Final = 5  # recipients whose report is made, and thrown away
 NAMED_MAX: Final = 10
 QUERIES: Final = ("period", "recipients", "addresses", "data", "templates")
 
-BOUNDED: Final = {
-    "default_transaction_isolation": "read committed",
-    "statement_timeout": str(STATEMENT_MAX_S * 1000),
-    "jit": "off",
-}
+BOUNDED: Final = {"statement_timeout": str(STATEMENT_MAX_S * 1000)}
 READ_ONLY: Final = text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
@@ -71,9 +67,7 @@ async def examine_reports(settings: Settings, database: Database) -> Reports:
 @asynccontextmanager
 async def _reading(settings: Settings) -> AsyncIterator[GenerateSession]:
     """A session that can only read, for one report as in generate: cursors and prepared statements go with it."""
-    assert settings.database_url is not None
-    async with engine(settings.database_url, application="outbox doctor", settings=BOUNDED).connect() as connection:
-        session = GenerateSession(connection)
+    async with GenerateSession.open(settings, application="outbox doctor", fits=False, bounds=BOUNDED) as session:
         await session.fetch(READ_ONLY)
         yield session
 
@@ -151,8 +145,8 @@ class Look:
         """What a generate now would make, by the database's clock."""
         (now,) = (await self.session.fetch(text("SELECT now()")))[0]
         if self.is_ours:
-            async with self.session.lock, self.session.connection.begin():
-                _, period = await find_edition(self.session.connection, self.name, self.report, None)
+            async with self.session.ours() as connection, connection.begin():
+                _, period = await find_edition(connection, self.name, self.report, None)
         else:
             report = self.report
             period = period_at(now, cadence=report.cadence, timezone=report.zone, covers=report.covers)

@@ -170,8 +170,8 @@ class Run:
         report = settings.report(name)
         source = source_of(settings, name, session)
         await session.use_timezone(report.timezone)
-        async with session.lock:
-            edition = await open_edition(session.connection, name, report, period_key)
+        async with session.ours() as connection:
+            edition = await open_edition(connection, name, report, period_key)
         (now,) = (await session.fetch(text("SELECT now()")))[0]
         return cls.of(settings, edition, session, source, now, progress)
 
@@ -296,8 +296,8 @@ class Run:
             ]
         )
         if reports:
-            async with self.session.lock:
-                made = await enqueue_reports(self.session.connection, self.result.edition.id, reports)
+            async with self.session.ours() as connection:
+                made = await enqueue_reports(connection, self.result.edition.id, reports)
             self.result.made += made
             self.progress(self.result)
 

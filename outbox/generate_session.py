@@ -3,20 +3,23 @@
 An audit reads through the same session, inside one snapshot that nothing can be written in.
 
 A pulse keeps it alive while reports are computed. A process that is stopped loses it after `lease_s`, and its buckets
-with it.
+with it. A network that goes silent ends it on this side, too: no statement is waited for without limit, and no run
+hangs for ever.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+import asyncpg
 from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, ProgrammingError, SQLAlchemyError
 
-from outbox.database import LOST_SESSION, engine, is_lost, lease_settings
-from outbox.errors import DatabaseUnavailableError
+from outbox.address import DatabaseUrl
+from outbox.database import CONNECT_TIMEOUT_S, LOST_SESSION, connect, engine_on, is_lost, lease_settings
+from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import timeline_of, wait_s
 from outbox.schema import require_current
 from outbox.settings import Settings
@@ -27,21 +30,43 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
 FAILOVER_LOOK_S: Final = 0.2
+SILENT_LEASES_MAX: Final = 3  # others may hold a row or a key that a statement of ours waits for, for a lease at most
+LOOKS_MAX: Final = 2
+
+# A backend that waits for its client between two messages of one query counts as active.
+AT_WORK: Final = """
+SELECT EXISTS (SELECT FROM pg_stat_activity
+                WHERE pid = $1 AND (state = 'active' AND wait_event IS DISTINCT FROM 'ClientRead'
+                                    OR state = 'disabled'))
+"""
 
 
 class GenerateSession:
     """One connection that belongs to no pool. `lock` keeps the pulse out of other statements' way."""
 
-    def __init__(self, connection: "AsyncConnection") -> None:
-        self.connection = connection
+    connection: "AsyncConnection"
+
+    def __init__(self, driver: Any, url: DatabaseUrl, lease_s: float) -> None:
         self.lock = asyncio.Lock()
+        self.lost: str | None = None
+        self._driver = driver
+        self._url = url
+        self._lease_s = lease_s
+        self._backend = 0
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Settings, *, application: str = "outbox generate"
+        cls,
+        settings: Settings,
+        *,
+        application: str = "outbox generate",
+        fits: bool = True,
+        bounds: Mapping[str, str] | None = None,
     ) -> AsyncIterator["GenerateSession"]:
         """A new session, checked for its schema. It is closed whatever happens, which frees its locks.
+
+        Without `fits` any database will do, for one that only looks; `bounds` are further settings of the session.
 
         Raises:
             DatabaseUnavailableError: no connection, or the session was lost inside the block.
@@ -49,15 +74,24 @@ class GenerateSession:
 
         """
         assert settings.database_url is not None
-        lease = lease_settings(settings.lease_s, statements_too=False)
-        database = engine(settings.database_url, application=application, settings=lease)
+        url, lease_s = settings.database_url, settings.lease_s
+        lease = {**lease_settings(lease_s, statements_too=False), **(bounds or {})}
+        timeout_s = min(lease_s, CONNECT_TIMEOUT_S)
+        opened: list[Any] = []
+        database = engine_on(url, opened.pop)  # first, since it imports SQLAlchemy: a session would idle meanwhile
+        driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s)
+        opened.append(driver)
+        session = cls(driver, url, lease_s)
         try:
-            async with database.connect() as connection:
-                raw = await connection.get_raw_connection()
-                await require_current(raw.driver_connection)
-                session = cls(connection)
-                await _after_failover(raw.driver_connection, settings.failover_grace_s)
-                pulse = asyncio.get_running_loop().create_task(session._beat(settings.lease_s / 3))
+            async with AsyncExitStack() as stack:
+                async with session.limit():  # SQLAlchemy has questions of its own
+                    session.connection = await stack.enter_async_context(database.connect())
+                    if fits:
+                        await require_current(driver)
+                    session._backend = await driver.fetchval("SELECT pg_backend_pid()")
+                if fits:
+                    await _after_failover(driver, settings.failover_grace_s)
+                pulse = asyncio.get_running_loop().create_task(session._beat(lease_s / 3))
                 try:
                     yield session
                 finally:
@@ -66,10 +100,18 @@ class GenerateSession:
         except (SQLAlchemyError, *LOST_SESSION) as error:
             if is_lost(error):
                 raise DatabaseUnavailableError(
-                    f"The session with Postgres at {settings.database_url.redacted} was lost ({said_by(error)}); "
+                    f"The session with Postgres at {url.redacted} was lost ({session.lost or said_by(error)}); "
                     "run the command again when it is back."
                 ) from error
             raise
+        finally:
+            driver.terminate()
+
+    def lose(self, reason: str) -> None:
+        """Treat the session as gone: what waits for its answer, and whatever is asked of it later, raises."""
+        if self.lost is None:
+            self.lost = reason
+            self._driver.terminate()
 
     async def _beat(self, every_s: float) -> None:
         while True:
@@ -82,13 +124,13 @@ class GenerateSession:
 
         PostgreSQL docs, 13.2.2 and SET TRANSACTION. Each read in it is a savepoint, so a query that fails ends nothing.
         """
-        await self.connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        async with self.lock:
-            transaction = await self.connection.begin()
+        async with self.ours() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            transaction = await connection.begin()
         try:
             yield
         finally:
-            async with self.lock:
+            async with self.ours():
                 await transaction.rollback()  # there is nothing to commit
 
     def _transaction(self) -> "AsyncTransaction":
@@ -98,10 +140,61 @@ class GenerateSession:
         """From now on days begin and end in this civil time in the user's queries too."""
         await self.fetch(text("SELECT set_config('TimeZone', :zone, false)"), {"zone": name})
 
+    @asynccontextmanager
+    async def limit(self) -> AsyncIterator[None]:
+        """Lose the session after a few leases: what is short and has no answer by then met a cut network."""
+        limit_s = SILENT_LEASES_MAX * self._lease_s
+        reason = f"Postgres did not answer within {limit_s:g} s"
+        silence = asyncio.get_running_loop().call_later(limit_s, self.lose, reason)
+        try:
+            yield
+        finally:
+            silence.cancel()
+
+    @asynccontextmanager
+    async def ours(self) -> AsyncIterator["AsyncConnection"]:
+        """The connection, for statements of ours, all of which are short."""
+        async with self.lock, self.limit():
+            yield self.connection
+
+    @asynccontextmanager
+    async def theirs(self) -> AsyncIterator["AsyncConnection"]:
+        """The connection, for a query of the user's: it may take any time while its backend is at work."""
+        async with self.lock:
+            watch = asyncio.get_running_loop().create_task(self._watch())
+            try:
+                yield self.connection
+            finally:
+                watch.cancel()
+
+    async def _watch(self) -> None:
+        """Lose the session if its backend does nothing, although we wait for it: answer or question went astray.
+
+        Two looks in a row, a lease apart, so that no answer that is just under way is taken for a lost one.
+        """
+        idle = 0
+        while idle < LOOKS_MAX:
+            await asyncio.sleep(self._lease_s)
+            idle = 0 if await self._is_at_work() else idle + 1
+        self.lose("a query has no answer, and Postgres does not work on it")
+
+    async def _is_at_work(self) -> bool:
+        """Whether the backend works, seen over another connection; true also where there is no room for one."""
+        try:
+            look = await connect(self._url, application="outbox generate looks", timeout_s=self._lease_s)
+        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError) as error:
+            return isinstance(error.__cause__, asyncpg.TooManyConnectionsError)
+        try:
+            return bool(await look.fetchval(AT_WORK, self._backend, timeout=self._lease_s))
+        except (*LOST_SESSION, asyncpg.PostgresError):
+            return False
+        finally:
+            look.terminate()
+
     async def fetch(self, statement: "Executable", parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
         """All rows of a statement of ours, in a transaction of its own."""
-        async with self.lock, self._transaction():
-            result = await self.connection.execute(statement, parameters)
+        async with self.ours() as connection, self._transaction():
+            result = await connection.execute(statement, parameters)
             return result.all() if result.returns_rows else []
 
     async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
@@ -112,11 +205,11 @@ class GenerateSession:
             RowError: it failed on these values.
 
         """
-        async with self.lock:
+        async with self.theirs() as connection:
             try:
                 query, values = _bound(statement, parameters)
                 async with self._transaction():
-                    result = await self.connection.execute(query, values)
+                    result = await connection.execute(query, values)
                     return [dict(row) for row in result.mappings()] if result.returns_rows else []
             except SQLAlchemyError as error:
                 if is_lost(error):

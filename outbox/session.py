@@ -66,6 +66,9 @@ class Session:
         """
         await prove_locks(url, lease_s=lease_s)
         connection = await _connect(url, lease_s)
+        # A cancelled statement waits for the server's word on the cancel, and a transaction for that of its rollback:
+        # only the end of the connection frees a relay from a network that has gone silent.
+        silence = asyncio.get_running_loop().call_later(lease_s, connection.terminate)
         try:
             await require_current(connection)
             timeline = await timeline_of(connection)
@@ -81,6 +84,8 @@ class Session:
         except BaseException:
             connection.terminate()
             raise
+        finally:
+            silence.cancel()
         return session
 
     @property

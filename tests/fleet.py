@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,11 +170,13 @@ class Fleet:
             first + count - 1,
         )
 
-    async def start(self, *arguments: str, environment: dict[str, str] | None = None) -> Process:
-        """Start `outbox …` in the directory of the settings."""
+    async def start(
+        self, *arguments: str, environment: dict[str, str] | None = None, within: Sequence[str] = ()
+    ) -> Process:
+        """Start `outbox …` in the directory of the settings; `within` is a command that runs another."""
         self.write_settings()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "outbox", *arguments,
+            *within, sys.executable, "-m", "outbox", *arguments,
             cwd=self.directory,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

@@ -7,7 +7,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
@@ -176,3 +178,14 @@ async def mark_waits(fleet: Fleet) -> None:
         )
 
     await until(waits, "the mark waits for the row")
+
+
+def socket_of(database: str) -> Path:
+    """The Unix socket behind a URL of the tests' Postgres: a target for a proxy."""
+    where = parse_qs(urlsplit(database).query)
+    return Path(where["host"][0], f".s.PGSQL.{where['port'][0]}")
+
+
+def by_port(database: str, port: int, host: str = "127.0.0.1") -> str:
+    """The same database, through a proxy that listens there."""
+    return f"postgresql://postgres@{host}:{port}{urlsplit(database).path}"

@@ -8,7 +8,7 @@ import time
 import pytest
 import trustme
 
-from outbox.sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle, Visit
+from outbox.sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle
 from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, post, recipients, trail
 from tests.fleet import Fleet, until
 
