@@ -1,0 +1,353 @@
+"""The real parts of a fault run: Postgres, the mail server, and servers that reach both through proxies of their own.
+
+A server runs a relay, which is started again when it ends as systemd would do it, and a `generate` when cron fires.
+The faults are in `nemesis`; here is what they take hold of.
+"""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from bench.mail import Mail
+from bench.proxy import Proxy
+from bench.world import HOUSE, PEOPLE, start
+from outbox import schema
+from outbox.embedded import Server, StopMode
+from outbox.sink import Sink, Visit
+
+LOST: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+GUARD_S: Final = 1.0
+REPLY_S: Final = 3.0  # how long relays wait for any reply
+RETRY_MAX_S: Final = 2.0
+DRAIN_S: Final = 4.0
+ADMIN_S: Final = 20.0
+
+SETTINGS: Final = """
+database_url = "postgresql://postgres@127.0.0.1:{database}/postgres"
+smtp_url = "smtp://127.0.0.1:{smtp}"
+sender = "Progress reports <reports@example.com>"
+in_doubt = "{in_doubt}"
+connections_max = {connections}
+lease_s = {lease_s}
+guard_s = {guard_s}
+drain_s = {drain_s}
+poll_max_s = 1
+idle_s = 2
+connect_timeout_s = {reply_s}
+command_timeout_s = {reply_s}
+data_done_timeout_s = {reply_s}
+[retry]
+base_s = 0.2
+max_s = {retry_max_s}
+attempts_max = 1000
+[reports.progress]
+recipients = "select id::text as key, email, name from people where hired_at <= now()"
+data = '''select person_id::text as key, day::date as day, done from progress
+           where person_id = any (cast(:keys as int[])) and day >= :starts_at and day < :ends_at order by day'''
+link = "https://reports.example.com/r/{{token}}"
+"""
+
+
+@dataclass(eq=False)
+class Life:
+    """A process from start to end. `ended_by` is the fault that ended it; None while it lives or if it ended itself."""
+
+    number: int
+    what: str
+    host: int
+    process: asyncio.subprocess.Process
+    over: asyncio.Task[Any]
+    began_at: float
+    ended_at: float | None = None
+    ended_by: str | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not been seen to end."""
+        return self.process.returncode is None
+
+    def send(self, signum: int) -> None:
+        """A signal, if it is still there."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signum)
+
+    def end(self, fault: str, signum: int) -> None:
+        """A signal that ends it."""
+        if self.is_alive and self.ended_by is None:
+            self.ended_by, self.ended_at = fault, time.time()
+        self.send(signum)
+
+    async def ended(self) -> int:
+        """Wait for its end; gives its exit code."""
+        await asyncio.shield(self.over)
+        assert self.process.returncode is not None
+        self.ended_at = self.ended_at or time.time()
+        return self.process.returncode
+
+
+@dataclass(eq=False)
+class Host:
+    """One server of the company: its two ways out, and what runs on it."""
+
+    number: int
+    directory: Path
+    package: Path
+    database: Proxy
+    smtp: Proxy
+    relay: Life | None = None
+    cron: Life | None = None
+
+    def owns(self, port: int) -> bool:
+        """Whether a connection that comes from this port to the mail server is this server's."""
+        return any(
+            link.server is not None and link.server.get_extra_info("sockname")[1] == port for link in self.smtp.links
+        )
+
+
+@dataclass(eq=False)
+class Arena:
+    """Everything that a fault may take hold of."""
+
+    postgres: Server
+    sink: Sink
+    mail: Mail
+    hosts: list[Host]
+    seed: int | str
+    lease_s: float
+    lives: list[Life] = field(default_factory=list)
+    closing: bool = False
+    _postgres_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _postgres_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _admin: Any = None
+    _admin_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _keepers: set[asyncio.Task[None]] = field(default_factory=set)
+
+    # ── Postgres ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def sql(self, statement: str, *values: Any, deadline_s: float = ADMIN_S) -> list[Any]:
+        """Rows of a statement of ours, on a way that no fault but Postgres' own blocks; tried until the deadline."""
+        end = time.monotonic() + deadline_s
+        while True:
+            try:
+                async with self._admin_lock, asyncio.timeout(max(end - time.monotonic(), 0.1)):
+                    if self._admin is None or self._admin.is_closed():
+                        self._admin = await asyncpg.connect(self.postgres.url, timeout=2)
+                    return list(await self._admin.fetch(statement, *values))
+            except LOST as error:
+                if self._admin is not None and not isinstance(error, asyncpg.PostgresError):
+                    self._admin.terminate()
+                if time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def stop_postgres(self, mode: StopMode) -> None:
+        """Stop it; waits while another fault has it stopped."""
+        await self._postgres_lock.acquire()
+        await self._in_postgres_thread(lambda: self.postgres.stop(mode))
+
+    async def start_postgres(self) -> None:
+        """Start it again."""
+        try:
+            await self._in_postgres_thread(self.postgres.start)
+        finally:
+            self._postgres_lock.release()
+
+    async def _in_postgres_thread(self, work: Callable[[], None]) -> None:
+        # Always the same thread: the kernel stops the server when the thread that forked it ends.
+        await asyncio.get_running_loop().run_in_executor(self._postgres_thread, work)
+
+    # ── processes ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self, host: Host, what: str, *words: str) -> Life:
+        """Start `outbox …` on a server."""
+        process = await start("outbox", *words, directory=host.directory, package=host.package)
+        over = asyncio.get_running_loop().create_task(process.communicate())
+        life = Life(len(self.lives), what, host.number, process, over, time.time())
+        self.lives.append(life)
+        return life
+
+    async def fire_cron(self, host: Host) -> None:
+        """`outbox generate`, unless the last one still runs; one that a fault kills is fired again."""
+        if host.cron is None or not host.cron.is_alive:
+            host.cron = await self.run(host, "generate", "generate")
+            self._keep(self._refire(host, host.cron))
+
+    async def _refire(self, host: Host, cron: Life) -> None:
+        await cron.ended()
+        if cron.ended_by is not None and not self.closing:
+            await asyncio.sleep(self._pause_s(cron))
+            await self.fire_cron(host)
+
+    async def keep_relay(self, host: Host) -> None:
+        """A relay, and another one a short pause after its end, until we close."""
+        host.relay = await self.run(host, "relay", "relay")
+        self._keep(self._restart(host, host.relay))
+
+    async def _restart(self, host: Host, relay: Life) -> None:
+        await relay.ended()
+        if not self.closing:
+            await asyncio.sleep(self._pause_s(relay))
+        if not self.closing:
+            await self.keep_relay(host)
+
+    def _pause_s(self, life: Life) -> float:
+        return random.Random(f"{self.seed}/pause/{life.number}").uniform(0.1, 0.5)
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._keepers.add(task)
+        task.add_done_callback(self._keepers.discard)
+
+    def whose(self, visit: Visit) -> int:
+        """The number of the relay's life that a visit to the mail server comes from; -1 if nobody knows."""
+        for host in self.hosts:
+            if host.owns(visit.peer[1]) and host.relay is not None:
+                return host.relay.number
+        return -1
+
+    async def busy_relay(self, number: int, patience_s: float) -> Life | None:
+        """The server's relay, once it has begun a message; when patience ends, as it is; None if none is there."""
+        host, end = self.hosts[number], time.monotonic() + patience_s
+        while time.monotonic() < end:
+            relay = host.relay
+            if relay is not None and relay.is_alive and self.mail.begun[relay.number] > 0:
+                return relay
+            await asyncio.sleep(0.02)
+        return host.relay if host.relay is not None and host.relay.is_alive else None
+
+    async def stop_relays(self) -> list[Life]:
+        """SIGTERM to all; gives those that did not end with 0 in their time."""
+        self.closing = True
+        relays = [life for life in self.lives if life.what == "relay" and life.is_alive]
+        for relay in relays:
+            relay.send(signal.SIGTERM)
+        bad = []
+        for relay in relays:
+            try:
+                async with asyncio.timeout(DRAIN_S + REPLY_S + 5):
+                    code = await relay.ended()
+            except TimeoutError:
+                relay.send(signal.SIGKILL)
+                code = await relay.ended()
+            if code != 0:
+                bad.append(relay)
+        return bad
+
+    def heal(self) -> None:
+        """Every network whole, every process running, every mood gone."""
+        for host in self.hosts:
+            host.database.heal()
+            host.smtp.heal()
+        for life in self.lives:
+            if life.is_alive:
+                life.send(signal.SIGCONT)
+        self.mail.calm()
+
+    async def close(self) -> None:
+        """End what is left."""
+        self.closing = True
+        for life in self.lives:
+            if life.is_alive:
+                life.send(signal.SIGKILL)
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        if self._admin is not None:
+            self._admin.terminate()
+        self._postgres_thread.shutdown()
+
+
+def _socket_of(server: Server) -> Path:
+    query = parse_qs(urlsplit(server.url).query)
+    return Path(query["host"][0]) / f".s.PGSQL.{query['port'][0]}"
+
+
+@asynccontextmanager
+async def arena(
+    postgres: Server,
+    directory: Path,
+    *,
+    seed: int | str,
+    servers: int,
+    lease_s: float,
+    connections: int,
+    in_doubt: str,
+    packages: Sequence[Path] = (),
+) -> AsyncIterator[Arena]:
+    """The parts, with a schema, nobody to write to, and nothing running yet.
+
+    Server n runs the `outbox` below packages[n % len(packages)], so that a fleet may be of two versions.
+    """
+    mail = Mail(seed)
+    async with Sink(mail, keep_messages=False) as sink:
+        hosts = []
+        try:
+            for number in range(servers):
+                package = packages[number % len(packages)] if packages else HOUSE
+                host = Host(
+                    number,
+                    directory / f"server-{number}",
+                    package,
+                    await Proxy(_socket_of(postgres)).__aenter__(),
+                    await Proxy((sink.host, sink.port)).__aenter__(),
+                )
+                hosts.append(host)
+                host.directory.mkdir(parents=True, exist_ok=True)
+                (host.directory / "outbox.toml").write_text(_settings(host, lease_s, connections, in_doubt))
+            place = Arena(postgres, sink, mail, hosts, seed, lease_s)
+            mail.whose = place.whose
+            try:
+                yield place
+            finally:
+                await place.close()
+        finally:
+            for host in hosts:
+                await host.database.__aexit__()
+                await host.smtp.__aexit__()
+
+
+def _settings(host: Host, lease_s: float, connections: int, in_doubt: str) -> str:
+    return SETTINGS.format(
+        database=host.database.port,
+        smtp=host.smtp.port,
+        in_doubt=in_doubt,
+        connections=connections,
+        lease_s=lease_s,
+        guard_s=GUARD_S,
+        drain_s=DRAIN_S,
+        reply_s=REPLY_S,
+        retry_max_s=RETRY_MAX_S,
+    )
+
+
+async def prepare(url: str, people: int, *, waves: int, every_s: float) -> None:
+    """An empty outbox, and people who are hired in waves, the first ones today."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(PEOPLE)
+        await connection.execute("ALTER TABLE people ADD hired_at timestamptz NOT NULL DEFAULT now()")
+        await schema.initialise(connection)
+        await connection.execute(
+            "INSERT INTO people SELECT n, 'p' || n || '@example.com', 'Person ' || n,"
+            " now() + ((n - 1) * $2 / $1) * $3 * interval '1 second' FROM generate_series(1, $1::int) n",
+            people,
+            waves,
+            every_s,
+        )
+        await connection.execute(
+            "INSERT INTO progress SELECT n, now() - d * interval '1 day', d"
+            " FROM generate_series(1, $1::int) n, generate_series(1, 7) d",
+            people,
+        )
+        await connection.execute("CREATE INDEX ON progress (person_id, day)")
+        await connection.execute("ANALYZE")
+    finally:
+        await connection.close()
