@@ -8,7 +8,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ base_s = 0.2
 max_s = {retry_max_s}
 attempts_max = 1000
 [reports.progress]
-recipients = "select id::text as key, email, name from people where hired_at <= now()"
+recipients = "select id::text as key, email, name from people where wave <= (select wave from hired)"
 data = '''select person_id::text as key, day::date as day, done from progress
            where person_id = any (cast(:keys as int[])) and day >= :starts_at and day < :ends_at order by day'''
 link = "https://reports.example.com/r/{{token}}"
@@ -75,6 +75,11 @@ class Life:
     def is_alive(self) -> bool:
         """Whether it has not been seen to end."""
         return self.process.returncode is None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it lives, and no fault has told it to end."""
+        return self.is_alive and self.ended_by is None
 
     def send(self, signum: int) -> None:
         """A signal, if it is still there."""
@@ -106,6 +111,8 @@ class Host:
     smtp: Proxy
     relay: Life | None = None
     cron: Life | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of the faults that end its processes, so that each ends one of its own."""
 
     def owns(self, port: int) -> bool:
         """Whether a connection that comes from this port to the mail server is this server's."""
@@ -124,10 +131,13 @@ class Arena:
     hosts: list[Host]
     seed: int | str
     lease_s: float
+    patience_s: float = 2.0
+    """How long a fault waits for its victim to have begun a message."""
     lives: list[Life] = field(default_factory=list)
     closing: bool = False
+    postgres_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of the faults of Postgres: one at a time."""
     _postgres_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    _postgres_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _admin: Any = None
     _admin_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _keepers: set[asyncio.Task[None]] = field(default_factory=set)
@@ -135,14 +145,18 @@ class Arena:
     # ── Postgres ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def sql(self, statement: str, *values: Any, deadline_s: float = ADMIN_S) -> list[Any]:
-        """Rows of a statement of ours, on a way that no fault but Postgres' own blocks; tried until the deadline."""
+        """Rows of a statement of ours."""
+        return list(await self.with_admin(lambda admin: admin.fetch(statement, *values), deadline_s=deadline_s))
+
+    async def with_admin(self, work: Callable[[Any], Awaitable[Any]], *, deadline_s: float = ADMIN_S) -> Any:
+        """Do it on a connection of ours, that no fault but Postgres' own blocks; tried again until the deadline."""
         end = time.monotonic() + deadline_s
         while True:
             try:
                 async with self._admin_lock, asyncio.timeout(max(end - time.monotonic(), 0.1)):
                     if self._admin is None or self._admin.is_closed():
                         self._admin = await asyncpg.connect(self.postgres.url, timeout=2)
-                    return list(await self._admin.fetch(statement, *values))
+                    return await work(self._admin)
             except LOST as error:
                 if self._admin is not None and not isinstance(error, asyncpg.PostgresError):
                     self._admin.terminate()
@@ -151,16 +165,12 @@ class Arena:
                 await asyncio.sleep(0.05)
 
     async def stop_postgres(self, mode: StopMode) -> None:
-        """Stop it; waits while another fault has it stopped."""
-        await self._postgres_lock.acquire()
+        """Stop it."""
         await self._in_postgres_thread(lambda: self.postgres.stop(mode))
 
     async def start_postgres(self) -> None:
         """Start it again."""
-        try:
-            await self._in_postgres_thread(self.postgres.start)
-        finally:
-            self._postgres_lock.release()
+        await self._in_postgres_thread(self.postgres.start)
 
     async def _in_postgres_thread(self, work: Callable[[], None]) -> None:
         # Always the same thread: the kernel stops the server when the thread that forked it ends.
@@ -215,15 +225,15 @@ class Arena:
                 return host.relay.number
         return -1
 
-    async def busy_relay(self, number: int, patience_s: float) -> Life | None:
+    async def busy_relay(self, number: int) -> Life | None:
         """The server's relay, once it has begun a message; when patience ends, as it is; None if none is there."""
-        host, end = self.hosts[number], time.monotonic() + patience_s
+        host, end = self.hosts[number], time.monotonic() + self.patience_s
         while time.monotonic() < end:
             relay = host.relay
-            if relay is not None and relay.is_alive and self.mail.begun[relay.number] > 0:
+            if relay is not None and relay.is_running and self.mail.begun[relay.number] > 0:
                 return relay
             await asyncio.sleep(0.02)
-        return host.relay if host.relay is not None and host.relay.is_alive else None
+        return host.relay if host.relay is not None and host.relay.is_running else None
 
     async def stop_relays(self) -> list[Life]:
         """SIGTERM to all; gives those that did not end with 0 in their time."""
@@ -328,19 +338,26 @@ def _settings(host: Host, lease_s: float, connections: int, in_doubt: str) -> st
     )
 
 
-async def prepare(url: str, people: int, *, waves: int, every_s: float) -> None:
-    """An empty outbox, and people who are hired in waves, the first ones today."""
+HIRED: Final = """
+ALTER TABLE people ADD wave int NOT NULL DEFAULT 0;
+DROP TABLE IF EXISTS hired;
+CREATE TABLE hired (wave int NOT NULL);
+INSERT INTO hired VALUES (0);
+"""
+
+
+async def prepare(url: str, people: int, *, waves: int) -> None:
+    """An empty outbox, and people who are hired in waves: half of them are there from the first."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(PEOPLE)
-        await connection.execute("ALTER TABLE people ADD hired_at timestamptz NOT NULL DEFAULT now()")
+        await connection.execute(HIRED)
         await schema.initialise(connection)
         await connection.execute(
             "INSERT INTO people SELECT n, 'p' || n || '@example.com', 'Person ' || n,"
-            " now() + ((n - 1) * $2 / $1) * $3 * interval '1 second' FROM generate_series(1, $1::int) n",
+            " greatest(2 * (n - 1) * $2::int / $1 - $2, 0) FROM generate_series(1, $1::int) n",
             people,
             waves,
-            every_s,
         )
         await connection.execute(
             "INSERT INTO progress SELECT n, now() - d * interval '1 day', d"

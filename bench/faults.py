@@ -11,10 +11,11 @@ import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from bench.arena import ADMIN_S, REPLY_S, RETRY_MAX_S, Arena, Life, arena, prepare
+from bench.arena import REPLY_S, RETRY_MAX_S, Arena, Life, arena, prepare
 from bench.checker import Violation, check, figures
 from bench.nemesis import FAULTS, NOT_FULL, Nemesis
 from bench.plan import Strike, plan, storm
@@ -23,13 +24,16 @@ from bench.timeline import draw
 from bench.world import RESULTS
 from outbox.embedded import Server, postgres
 from outbox.relay import DOUBT_GRACE_S
+from outbox.resolve import Decision, resolve
 
 STORM_S: Final = 0.6  # between two kills of a storm, when --minutes does not say it
+STORM_PATIENCE_S: Final = 60.0  # a storm kills as often as it was told to, however long the next relay takes to start
 BUSY: Final = 0.85  # the share of the time for which the mail server's pace leaves something to send
 WAVE_MIN_S: Final = 6.0
 PEOPLE_PER_S: Final = 200.0
+START_S: Final = 60.0
 BREAKER_S: Final = 5.0
-SLACK_S: Final = 10.0
+SLACK_S: Final = 30.0  # processes start, on a machine that is busy
 ORDERLY: Final = "every command ends in its time"
 
 
@@ -135,6 +139,8 @@ class Run:
         self.began_at = time.time()
         helpers = [asyncio.create_task(work) for work in (self.samples.take(), self._crons(), self._person())]
         try:
+            await self._first_message()
+            self.began_at = time.time()
             await self.nemesis.run()
             left_s = self.began_at + self.options.seconds - time.time()
             await asyncio.sleep(max(left_s, 0))
@@ -153,20 +159,26 @@ class Run:
 
     async def _start(self) -> None:
         options = self.options
-        waves, every_s = self._waves()
-        await prepare(self.arena.postgres.url, options.recipients, waves=waves, every_s=every_s)
+        await prepare(self.arena.postgres.url, options.recipients, waves=self._waves()[0])
         if options.seconds:
             self.arena.mail.per_s = options.recipients / (options.seconds * BUSY)
         self.arena.mail.dot_s = options.dot_s
+        self.arena.patience_s = STORM_PATIENCE_S if options.storm else self.arena.patience_s
         for host in self.arena.hosts:
             await self.arena.keep_relay(host)
-        end = time.monotonic() + ADMIN_S + options.servers
+        end = time.monotonic() + START_S
         while time.monotonic() < end:
             (row,) = await self.arena.sql("SELECT count(*) AS relays FROM outbox.relay WHERE ended_at IS NULL")
             if row["relays"] >= options.servers:
                 return
             await asyncio.sleep(0.05)
         raise SystemExit(f"bench: the relays did not start; {options.directory}/server-0/log says why.")
+
+    async def _first_message(self) -> None:
+        """Faults come once there is something to send, however long that takes on a busy machine."""
+        end = time.monotonic() + START_S
+        while not self.arena.sink.messages and time.monotonic() < end:
+            await asyncio.sleep(0.02)
 
     def _waves(self) -> tuple[int, float]:
         """How often crons fire, and after how long again: more servers take longer to start as many processes."""
@@ -177,7 +189,8 @@ class Run:
 
     async def _crons(self) -> None:
         waves, every_s = self._waves()
-        for _ in range(waves):
+        for wave in range(waves):
+            await self.arena.sql("UPDATE hired SET wave = $1", wave)
             await asyncio.gather(*(self.arena.fire_cron(host) for host in self.arena.hosts))
             await asyncio.sleep(every_s)
 
@@ -186,16 +199,16 @@ class Run:
         after_s = self.options.resolve_after_s
         while after_s:
             await asyncio.sleep(0.2)
-            rows = await self.arena.sql(DOUBTFUL, after_s)
-            for word, arrived in (("--sent", True), ("--resend", False)):
+            for decision, arrived in ((Decision.SENT, True), (Decision.RESEND, False)):
+                rows = await self.arena.sql(DOUBTFUL, after_s)
                 keys = [row["key"] for row in rows if (row["recipient"] in self.arena.sink.addresses) is arrived]
                 if keys:
-                    life = await self.arena.run(self.arena.hosts[0], "resolve", "resolve", *keys[:500], word)
-                    await life.ended()
+                    await self.arena.with_admin(partial(resolve, keys=keys, decision=decision))
 
     async def _end_faults(self) -> None:
         self.arena.heal()
         await self.arena.sql(NOT_FULL)
+        await self.arena.sql("UPDATE hired SET wave = $1", self._waves()[0])
         self.over_at = time.time()
 
     async def _settle(self) -> None:

@@ -76,7 +76,7 @@ class Mail:
     trouble: float = 0.0
     per_s: float | None = None
     dot_s: float = 0.0
-    """How long the server takes over each dot before it accepts."""
+    """How long the server takes over a dot before it accepts, at most; at least 0.6 of it."""
     whose: Callable[[Visit], int] = lambda _: -1
     """The process that a visit comes from, asked once EHLO is there."""
     held: Callable[[Visit], bool] = lambda _: False
@@ -101,7 +101,10 @@ class Mail:
             return Stall()
         if stage is Stage.MAIL and self.per_s:
             return self._paced(self.per_s)
-        return Hold(self.after(self.dot_s)) if stage is Stage.DOT and self.dot_s else None
+        if stage is Stage.DOT and self.dot_s:
+            draw = random.Random(f"{self.seed}/dot/{visit.number}/{visit.messages_begun}")
+            return Hold(self.after(self.dot_s * draw.uniform(0.6, 1.0)))
+        return None
 
     def calm(self) -> None:
         """No moods and no pace from now on."""

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,7 +19,6 @@ from bench.plan import Shape, Strike, Target
 from bench.proxy import Link, Proxy
 
 NOBODY: Final = "nobody was there"
-PATIENCE_S: Final = 2.0
 TROUBLE: Final = 0.15
 
 
@@ -90,9 +89,12 @@ class Nemesis:
 
     async def _strike(self, struck: Struck, begins: float) -> None:
         await asyncio.sleep(max(begins + struck.strike.at_s - time.monotonic(), 0))
-        struck.now()
+        planned = FAULTS[struck.strike.kind]
+        turn = self.arena.postgres_turn if planned.shape.target == "postgres" else nullcontext()
         try:
-            struck.note = await FAULTS[struck.strike.kind].act(self.arena, struck)
+            async with turn:  # one that takes longer than planned holds up the next
+                struck.now()
+                struck.note = await planned.act(self.arena, struck)
         except LOST as error:  # another fault has taken from this one what it needs
             struck.note = f"came to nothing: {error or type(error).__name__}"
         struck.ended_at = time.time()
@@ -102,7 +104,7 @@ class Nemesis:
 
 
 async def _relay(arena: Arena, struck: Struck) -> Life | None:
-    struck.victim = await arena.busy_relay(struck.strike.host, PATIENCE_S)
+    struck.victim = await arena.busy_relay(struck.strike.host)
     struck.now()
     return struck.victim
 
@@ -119,11 +121,12 @@ async def _either(arena: Arena, struck: Struck) -> Life | None:
 @fault("kill", "relay")
 async def _kill(arena: Arena, struck: Struck) -> str:
     """SIGKILL of a relay."""
-    relay = await _relay(arena, struck)
-    if relay is None:
-        return NOBODY
-    relay.end("kill", signal.SIGKILL)
-    return ""
+    async with arena.hosts[struck.strike.host].turn:
+        relay = await _relay(arena, struck)
+        if relay is None:
+            return NOBODY
+        relay.end("kill", signal.SIGKILL)
+        return ""
 
 
 @fault("kill-generate", "cron")
@@ -210,9 +213,12 @@ async def _cancel(arena: Arena, struck: Struck) -> str:
 @fault("crash", "postgres")
 async def _crash(arena: Arena, struck: Struck) -> str:
     """SIGKILL of one backend: Postgres ends all sessions and recovers."""
-    rows = await arena.sql(f"SELECT pid {SESSIONS} ORDER BY pid")
-    if not rows:
-        return NOBODY
+    end = time.monotonic() + arena.patience_s
+    while not (rows := await arena.sql(f"SELECT pid {SESSIONS} ORDER BY pid")):
+        if time.monotonic() > end:
+            return NOBODY
+        await asyncio.sleep(0.02)
+    struck.now()
     with suppress(ProcessLookupError):
         os.kill(rows[int(struck.strike.coin * len(rows))]["pid"], signal.SIGKILL)
     return ""
