@@ -77,9 +77,10 @@ SCENES = {
                 "elif False:",
             ),
             ("relay.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
+            ("relay.py", "call_later(self.settings.lease_s, session.lose, reason)", "call_later(99, session.lose, reason)"),
         ),
         (("delay-db", 0.0, 0, 12.0, 0.99), ("pause-long", 1.0, 0, 9.0, 0.9)),
-        "--servers 2 --recipients 150 --minutes 0.02 --dot 0.2 --resolve-after 0.3",
+        "--servers 2 --recipients 150 --minutes 0.02 --dot 0.1 --resolve-after 0.3",
     ),
     # Marks are lost on their way to Postgres, and the relay says so through its next session. Another one has long
     # claimed, marked and sent: the old news must not touch that.
