@@ -12,6 +12,7 @@ import typer
 from bench import campaign
 from bench import fleet as fleet_bench
 from bench import relay as relay_bench
+from bench import takeover as takeover_bench
 from bench.faults import STORM_S, Options
 from bench.nemesis import FAULTS
 from bench.world import run
@@ -49,6 +50,7 @@ def faults(
     seeds: Annotated[str, typer.Option(help="Several, as 1..20.", metavar="A..B")] = "",
     count: Annotated[int, typer.Option(help="So many seeds from --seed on.", min=1)] = 1,
     soak: Annotated[float, typer.Option(help="Seeds from --seed on for so many minutes, to the first violation.")] = 0,
+    stop_at_first: Annotated[bool, typer.Option("--stop-at-first", help="End with the first violation.")] = False,
     servers: Annotated[int, typer.Option(min=1, max=32)] = USUAL.servers,
     recipients: Annotated[int, typer.Option(min=1)] = USUAL.recipients,
     faults: Annotated[str, typer.Option(help=f"all, or some of: {', '.join(FAULTS)}.")] = "all",
@@ -81,7 +83,15 @@ def faults(
     )  # fmt: skip
     until = time.monotonic() + soak * 60 if soak else None
     every_run = _runs(options, _seeds(seed, seeds, count, endless=bool(soak)), each=each)
-    raise typer.Exit(campaign.run_all(every_run, out=options.out, stop_at_first=bool(soak), until=until))
+    raise typer.Exit(
+        campaign.run_all(every_run, out=options.out, stop_at_first=stop_at_first or bool(soak), until=until)
+    )
+
+
+@app.command()
+def takeover(rounds: int = 100, lost_rounds: int = 10, lease: Annotated[float, typer.Option(min=2)] = 10.0) -> None:
+    """From SIGKILL, SIGSTOP or black hole of a relay until others have sent what it held."""
+    takeover_bench.measure(rounds=rounds, lost_rounds=lost_rounds, lease_s=lease)
 
 
 def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:

@@ -235,6 +235,17 @@ class Arena:
             await asyncio.sleep(0.02)
         return host.relay if host.relay is not None and host.relay.is_running else None
 
+    async def all_stand(self, deadline_s: float) -> bool:
+        """Wait until every server's relay has a session; False if one has none by the deadline."""
+        end = time.monotonic() + deadline_s
+        while time.monotonic() < end:
+            standing = {row["pid"] for row in await self.sql("SELECT pid FROM outbox.relay WHERE ended_at IS NULL")}
+            relays = [host.relay for host in self.hosts]
+            if all(one is not None and one.is_running and one.process.pid in standing for one in relays):
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
     async def stop_relays(self) -> list[Life]:
         """SIGTERM to all; gives those that did not end with 0 in their time."""
         self.closing = True
@@ -289,7 +300,8 @@ async def arena(
     servers: int,
     lease_s: float,
     connections: int,
-    in_doubt: str,
+    in_doubt: str = "hold",
+    reply_s: float = REPLY_S,
     packages: Sequence[Path] = (),
 ) -> AsyncIterator[Arena]:
     """The parts, with a schema, nobody to write to, and nothing running yet.
@@ -311,7 +323,7 @@ async def arena(
                 )
                 hosts.append(host)
                 host.directory.mkdir(parents=True, exist_ok=True)
-                (host.directory / "outbox.toml").write_text(_settings(host, lease_s, connections, in_doubt))
+                (host.directory / "outbox.toml").write_text(_settings(host, lease_s, connections, in_doubt, reply_s))
             place = Arena(postgres, sink, mail, hosts, seed, lease_s)
             mail.whose = place.whose
             try:
@@ -324,7 +336,7 @@ async def arena(
                 await host.smtp.__aexit__()
 
 
-def _settings(host: Host, lease_s: float, connections: int, in_doubt: str) -> str:
+def _settings(host: Host, lease_s: float, connections: int, in_doubt: str, reply_s: float) -> str:
     return SETTINGS.format(
         database=host.database.port,
         smtp=host.smtp.port,
@@ -333,7 +345,7 @@ def _settings(host: Host, lease_s: float, connections: int, in_doubt: str) -> st
         lease_s=lease_s,
         guard_s=GUARD_S,
         drain_s=DRAIN_S,
-        reply_s=REPLY_S,
+        reply_s=reply_s,
         retry_max_s=RETRY_MAX_S,
     )
 

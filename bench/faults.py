@@ -166,13 +166,8 @@ class Run:
         self.arena.patience_s = STORM_PATIENCE_S if options.storm else self.arena.patience_s
         for host in self.arena.hosts:
             await self.arena.keep_relay(host)
-        end = time.monotonic() + START_S
-        while time.monotonic() < end:
-            (row,) = await self.arena.sql("SELECT count(*) AS relays FROM outbox.relay WHERE ended_at IS NULL")
-            if row["relays"] >= options.servers:
-                return
-            await asyncio.sleep(0.05)
-        raise SystemExit(f"bench: the relays did not start; {options.directory}/server-0/log says why.")
+        if not await self.arena.all_stand(START_S):
+            raise SystemExit(f"bench: the relays did not start; {options.directory}/server-0/log says why.")
 
     async def _first_message(self) -> None:
         """Faults come once there is something to send, however long that takes on a busy machine."""

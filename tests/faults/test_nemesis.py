@@ -152,9 +152,9 @@ async def test_the_checker_catches_a_relay_without_one_of_its_pillars(tmp_path, 
     assert f"--package {package}" in verdict["replay"]
 
 
-@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
-async def test_a_relay_with_all_of_its_pillars_survives_the_same(tmp_path, scene):
-    code, said, verdict = await faults(tmp_path / "out", *scheduled(tmp_path / "schedule", scene))
+@pytest.mark.parametrize("pillar", ["the mark", "the guard", "the fence"])
+async def test_a_relay_with_all_of_its_pillars_survives_the_same(tmp_path, pillar):
+    code, said, verdict = await faults(tmp_path / "out", *scheduled(tmp_path / "schedule", SCENES[pillar]))
     assert (code, verdict["violations"]) == (0, []), said
 
 
@@ -164,21 +164,11 @@ async def test_under_mixed_faults_nothing_is_lost_and_nothing_is_sent_twice(tmp_
     code, said, verdict = await faults(tmp_path, "--seed", str(seed), *arguments.split())
     assert (code, verdict["violations"]) == (0, []), said
     assert verdict["tracebacks"] == {}
-    assert (
-        verdict["figures"]["accepted"] + verdict["figures"]["in_doubt_not_accepted"] + verdict["figures"]["dead"] == 300
-    )
-    assert verdict["figures"]["settled_s"] <= verdict["figures"]["settled_bound_s"]
+    counted = verdict["figures"]
+    assert counted["accepted"] + counted["in_doubt_not_accepted"] + counted["dead"] == 300
+    assert counted["settled_s"] <= counted["settled_bound_s"]
     assert len(verdict["schedule"]) >= 5
     assert all(strike["ended_at"] >= strike["began_at"] > 0 for strike in verdict["schedule"])
-
-
-async def test_doubt_that_a_person_resolves_by_evidence_makes_no_second_copy(tmp_path):
-    arguments = "--servers 2 --recipients 100 --minutes 0.1 --faults kill --every 0.7 --dot 0.4 --resolve-after 2"
-    code, said, verdict = await faults(tmp_path, *arguments.split())
-    assert (code, verdict["violations"]) == (0, []), said
-    assert verdict["figures"]["in_doubt_after_kills"] > 0
-    assert verdict["figures"]["in_doubt"] == 0
-    assert verdict["figures"]["accepted"] == 100
 
 
 async def test_a_fault_that_nobody_knows_is_said_and_nothing_is_started(tmp_path):
