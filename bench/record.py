@@ -86,7 +86,7 @@ class Record:
             if (life := self.arena.mail.visitors.get(dot.visit, -1)) in killed:
                 last[dot.visit] = (life, dot.address)
         standing = {one for one in last.values() if one not in judged}
-        dotted = {dot.address for dot in self.arena.mail.dots}
+        dotted = {(self.arena.mail.visitors.get(dot.visit, -1), dot.address) for dot in self.arena.mail.dots}
         per_kill = Counter(of_life[one.relay] for one in doubts if one.relay is not None)
         return {
             "kills": len(killed),
@@ -94,7 +94,7 @@ class Record:
             "in_doubt_per_kill": round(len(doubts) / len(killed), 3) if killed else 0.0,
             "in_doubt_per_kill_max": max(per_kill.values(), default=0),
             "stood_between_dot_and_settle": len(standing),
-            "in_doubt_without_a_dot": sum(one.address not in dotted for one in doubts),
+            "in_doubt_without_a_dot": sum((of_life.get(one.relay or 0), one.address) not in dotted for one in doubts),
         }
 
     def doubts_by_fault(self) -> dict[str, int]:
@@ -161,8 +161,7 @@ class Record:
 
 async def gather(arena: Arena, strikes: Sequence[Struck], samples: Samples, *, began_at: float, policy: str) -> Record:
     """Ask the database and the mail server how it ended."""
-    by_pid = {life.process.pid: life for life in arena.lives}
-    relays = await arena.sql("SELECT id, pid FROM outbox.relay")
+    relays = await arena.sql("SELECT id, pid, started_at FROM outbox.relay")
     servers = {life.number: life.host for life in arena.lives}
     facts = Facts(
         recipients={row["email"] for row in await arena.sql("SELECT email FROM people")},
@@ -177,8 +176,14 @@ async def gather(arena: Arena, strikes: Sequence[Struck], samples: Samples, *, b
         refused=arena.mail.refused,
         policy=policy,
     )
-    lives = {row["id"]: by_pid[row["pid"]] for row in relays if row["pid"] in by_pid}
+    lives = {row["id"]: life for row in relays if (life := _life_of(arena, row["pid"], row["started_at"].timestamp()))}
     return Record(facts, lives, arena, strikes, samples, began_at)
+
+
+def _life_of(arena: Arena, pid: int, at: float) -> Life | None:
+    """The process that had this number then: the system gives numbers out again."""
+    fitting = [life for life in arena.lives if life.process.pid == pid and life.began_at <= at]
+    return fitting[-1] if fitting else None
 
 
 def _attempt(row: Any) -> Attempt:
