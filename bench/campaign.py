@@ -52,6 +52,15 @@ class Campaign:
             highlight=False,
             soft_wrap=True,
         )
+        if counted["kills"]:
+            self.console.print(
+                f"  {counted['in_doubt_after_kills']} in doubt after {counted['kills']} kills"
+                f" ({counted['in_doubt_per_kill']:g} per kill, {counted['in_doubt_per_kill_max']} at most):"
+                f" {counted['stood_between_dot_and_settle']} connections stood between dot and settle,"
+                f" {counted['in_doubt_without_a_dot']} between mark and dot",
+                highlight=False,
+                soft_wrap=True,
+            )
         if row["tracebacks"]:
             self.console.print(f"  tracebacks in {verdict.options.directory}: {row['tracebacks']}", highlight=False)
         if verdict.is_kept:
