@@ -34,6 +34,7 @@ PEOPLE_PER_S: Final = 200.0
 START_S: Final = 60.0
 BREAKER_S: Final = 5.0
 SLACK_S: Final = 30.0  # processes start, on a machine that is busy
+STORIES_MAX: Final = 20
 ORDERLY: Final = "every command ends in its time"
 
 
@@ -284,6 +285,7 @@ def judge(run: Run, record: Record) -> Verdict:
             "settled_s": round(run.settled_at - run.over_at, 2),
             "settled_bound_s": round(options.bound_s, 2),
         },
+        "stories": {address: record.story(address) for one in violations for address in one.addresses[:STORIES_MAX]},
         "doubts_by_fault": record.doubts_by_fault(),
         "moods_met": dict(sorted(record.arena.mail.met.items())),
         "tracebacks": _tracebacks(record),

@@ -1,6 +1,7 @@
 """The mail server of a fault run: paced, moody while it is told to be, and a witness of what reached it.
 
 Its moods come from the seed, the visit and the message's number in it, so a message meets at most one of them.
+However moody, it does not lie: what it answers with 4xx or 5xx it has not accepted (RFC 5321 §4.2.1).
 """
 
 import asyncio
@@ -53,7 +54,6 @@ MOODS: Final[dict[Stage, dict[str, Mood]]] = {
         "accept, RST": lambda _: Accept(Reset()),
         "accept, hang": lambda _: Accept(Stall()),
         "accept, garbage": lambda _: Accept(Reply("what?")),
-        "accept, 421": lambda _: Accept(Reply("421 4.3.2 closing", then_cut=True)),
     },
 }
 TALK: Final = (Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.CONTENT, Stage.DOT, Stage.DOT)

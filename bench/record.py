@@ -112,6 +112,28 @@ class Record:
             found.update(kinds or {"none"})
         return dict(found)
 
+    def story(self, address: str) -> list[str]:
+        """What is known of one address, in the order of time, in seconds from the first fault's clock."""
+        told = [(one.at, f"accepted on server {one.server}") for one in self.facts.accepted if one.address == address]
+        visitors = self.arena.mail.visitors
+        told += [
+            (dot.at, f"dot on visit {dot.visit} of process {visitors.get(dot.visit, -1)}")
+            for dot in self.arena.mail.dots
+            if dot.address == address
+        ]
+        for one in self.facts.attempts:
+            if one.address == address:
+                marked = f", marked {one.marked_at - self.began_at:.3f}" if one.marked_at else ""
+                told.append(
+                    (one.settled_at, f"attempt {one.attempt} of relay {one.relay}: {one.verdict}{marked}; {one.reply}")
+                )
+        told.sort()
+        states = [delivery.state for delivery in self.facts.deliveries if delivery.address == address]
+        return [
+            *(f"{at - self.began_at:.3f} {what}" for at, what in told),
+            f"at the end: {', '.join(states) or 'nothing'}",
+        ]
+
     def lanes(self) -> list[Lane]:
         """The picture's lanes."""
         servers = [Lane(f"server {host.number}") for host in self.arena.hosts]
