@@ -13,8 +13,8 @@ from bench import campaign
 from bench import fleet as fleet_bench
 from bench import relay as relay_bench
 from bench import takeover as takeover_bench
-from bench.faults import STORM_S, Options
 from bench.nemesis import FAULTS
+from bench.options import STORM_S, Options
 from bench.world import run
 
 app = typer.Typer(

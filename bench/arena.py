@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,107 +18,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from bench.company import DRAIN_S, REPLY_S, settings_of
+from bench.host import Host, Life
 from bench.mail import Mail
 from bench.proxy import Proxy
-from bench.world import HOUSE, PEOPLE, start
-from outbox import schema
+from bench.world import HOUSE, start
 from outbox.embedded import Server, StopMode
 from outbox.sink import Sink, Visit
 
 LOST: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-GUARD_S: Final = 1.0
-REPLY_S: Final = 3.0  # how long relays wait for any reply
-RETRY_MAX_S: Final = 2.0
-DRAIN_S: Final = 4.0
 ADMIN_S: Final = 20.0
-
-SETTINGS: Final = """
-database_url = "postgresql://postgres@127.0.0.1:{database}/postgres"
-smtp_url = "smtp://127.0.0.1:{smtp}"
-sender = "Progress reports <reports@example.com>"
-in_doubt = "{in_doubt}"
-connections_max = {connections}
-lease_s = {lease_s}
-guard_s = {guard_s}
-drain_s = {drain_s}
-poll_max_s = 1
-idle_s = 2
-connect_timeout_s = {reply_s}
-command_timeout_s = {reply_s}
-data_done_timeout_s = {reply_s}
-[retry]
-base_s = 0.2
-max_s = {retry_max_s}
-attempts_max = 1000
-[reports.progress]
-recipients = "select id::text as key, email, name from people where wave <= (select wave from hired)"
-data = '''select person_id::text as key, day::date as day, done from progress
-           where person_id = any (cast(:keys as int[])) and day >= :starts_at and day < :ends_at order by day'''
-link = "https://reports.example.com/r/{{token}}"
-"""
-
-
-@dataclass(eq=False)
-class Life:
-    """A process from start to end. `ended_by` is the fault that ended it; None while it lives or if it ended itself."""
-
-    number: int
-    what: str
-    host: int
-    process: asyncio.subprocess.Process
-    over: asyncio.Task[Any]
-    began_at: float
-    ended_at: float | None = None
-    ended_by: str | None = None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it has not been seen to end."""
-        return self.process.returncode is None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it lives, and no fault has told it to end."""
-        return self.is_alive and self.ended_by is None
-
-    def send(self, signum: int) -> None:
-        """A signal, if it is still there."""
-        with suppress(ProcessLookupError):
-            self.process.send_signal(signum)
-
-    def end(self, fault: str, signum: int) -> None:
-        """A signal that ends it."""
-        if self.is_alive and self.ended_by is None:
-            self.ended_by, self.ended_at = fault, time.time()
-        self.send(signum)
-
-    async def ended(self) -> int:
-        """Wait for its end; gives its exit code."""
-        await asyncio.shield(self.over)
-        assert self.process.returncode is not None
-        self.ended_at = self.ended_at or time.time()
-        return self.process.returncode
-
-
-@dataclass(eq=False)
-class Host:
-    """One server of the company: its two ways out, and what runs on it."""
-
-    number: int
-    directory: Path
-    package: Path
-    database: Proxy
-    smtp: Proxy
-    relay: Life | None = None
-    cron: Life | None = None
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Of the faults that end its processes, so that each ends one of its own."""
-
-    def owns(self, port: int) -> bool:
-        """Whether a connection that comes from this port to the mail server is this server's."""
-        return any(
-            link.server is not None and link.server.get_extra_info("sockname")[1] == port for link in self.smtp.links
-        )
 
 
 @dataclass(eq=False)
@@ -323,7 +232,7 @@ async def arena(
                 )
                 hosts.append(host)
                 host.directory.mkdir(parents=True, exist_ok=True)
-                (host.directory / "outbox.toml").write_text(_settings(host, lease_s, connections, in_doubt, reply_s))
+                (host.directory / "outbox.toml").write_text(settings_of(host, lease_s, connections, in_doubt, reply_s))
             place = Arena(postgres, sink, mail, hosts, seed, lease_s)
             mail.whose = place.whose
             try:
@@ -334,49 +243,3 @@ async def arena(
             for host in hosts:
                 await host.database.__aexit__()
                 await host.smtp.__aexit__()
-
-
-def _settings(host: Host, lease_s: float, connections: int, in_doubt: str, reply_s: float) -> str:
-    return SETTINGS.format(
-        database=host.database.port,
-        smtp=host.smtp.port,
-        in_doubt=in_doubt,
-        connections=connections,
-        lease_s=lease_s,
-        guard_s=GUARD_S,
-        drain_s=DRAIN_S,
-        reply_s=reply_s,
-        retry_max_s=RETRY_MAX_S,
-    )
-
-
-HIRED: Final = """
-ALTER TABLE people ADD wave int NOT NULL DEFAULT 0;
-DROP TABLE IF EXISTS hired;
-CREATE TABLE hired (wave int NOT NULL);
-INSERT INTO hired VALUES (0);
-"""
-
-
-async def prepare(url: str, people: int, *, waves: int) -> None:
-    """An empty outbox, and people who are hired in waves: half of them are there from the first."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(PEOPLE)
-        await connection.execute(HIRED)
-        await schema.initialise(connection)
-        await connection.execute(
-            "INSERT INTO people SELECT n, 'p' || n || '@example.com', 'Person ' || n,"
-            " greatest(2 * (n - 1) * $2::int / $1 - $2, 0) FROM generate_series(1, $1::int) n",
-            people,
-            waves,
-        )
-        await connection.execute(
-            "INSERT INTO progress SELECT n, now() - d * interval '1 day', d"
-            " FROM generate_series(1, $1::int) n, generate_series(1, 7) d",
-            people,
-        )
-        await connection.execute("CREATE INDEX ON progress (person_id, day)")
-        await connection.execute("ANALYZE")
-    finally:
-        await connection.close()

@@ -11,8 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.faults import Options, Verdict, run_one
-from bench.nemesis import NOBODY
+from bench.fault import NOBODY
+from bench.faults import run_one
+from bench.options import Options
+from bench.verdict import Verdict
 
 COUNTED = ("recipients", "accepted", "twice", "lost", "in_doubt", "in_doubt_not_accepted", "dead", "kills")
 

@@ -5,120 +5,28 @@ all must be settled. The checker judges what the mail server accepted against wh
 """
 
 import asyncio
-import json
 import math
-import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bench.arena import REPLY_S, RETRY_MAX_S, Arena, Life, arena, prepare
-from bench.checker import Violation, check, figures
-from bench.nemesis import FAULTS, NOT_FULL, Nemesis
-from bench.plan import Strike, plan, storm
+from bench.arena import Arena, arena
+from bench.company import prepare
+from bench.host import Life
+from bench.nemesis import Nemesis
+from bench.options import Options
+from bench.postgres_faults import NOT_FULL
 from bench.record import Record, Samples, gather
-from bench.timeline import draw
-from bench.world import RESULTS
+from bench.verdict import Verdict, judge
 from outbox.embedded import Server, postgres
-from outbox.relay import DOUBT_GRACE_S
 from outbox.resolve import Decision, resolve
 
-STORM_S: Final = 0.6  # between two kills of a storm, when --minutes does not say it
 STORM_PATIENCE_S: Final = 60.0  # a storm kills as often as it was told to, however long the next relay takes to start
 BUSY: Final = 0.85  # the share of the time for which the mail server's pace leaves something to send
 WAVE_MIN_S: Final = 6.0
-PEOPLE_PER_S: Final = 200.0
 START_S: Final = 60.0
-BREAKER_S: Final = 5.0
-SLACK_S: Final = 30.0  # processes start, on a machine that is busy
-STORIES_MAX: Final = 20
-ORDERLY: Final = "every command ends in its time"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run is made of; with the seed it is all that a replay needs."""
-
-    seed: int = 1
-    servers: int = 6
-    recipients: int = 5000
-    faults: tuple[str, ...] = tuple(FAULTS)
-    minutes: float = 1.0
-    in_doubt: str = "hold"
-    storm: int = 0
-    lease_s: float = 2.0
-    connections: int = 4
-    every_s: float = 1.5
-    dot_s: float = 0.0
-    resolve_after_s: float = 0.0
-    schedule: Path | None = None
-    packages: tuple[Path, ...] = ()
-    out: Path = RESULTS / "faults"
-
-    @property
-    def seconds(self) -> float:
-        """How long faults come."""
-        return self.minutes * 60
-
-    @property
-    def directory(self) -> Path:
-        """Where the verdict is written."""
-        return self.out / str(self.seed)
-
-    @property
-    def bound_s(self) -> float:
-        """From the end of all faults to all settled: takeover, a silent reply and its retry, the breaker, the rest."""
-        takeover_s = 3 * self.lease_s
-        grace_s = DOUBT_GRACE_S + 2 * self.lease_s if self.in_doubt == "resend" else self.resolve_after_s
-        rest_s = self.recipients / PEOPLE_PER_S
-        return takeover_s + 2 * REPLY_S + RETRY_MAX_S + BREAKER_S + grace_s + rest_s + SLACK_S
-
-    def strikes(self) -> list[Strike]:
-        """The schedule: a verdict's that is replayed, a storm, or a mix."""
-        if self.schedule is not None:
-            rows = json.loads(self.schedule.read_text())["schedule"]
-            return [Strike.of(row) for row in rows]
-        if self.storm:
-            return storm(self.seed, self.storm, seconds=self.seconds, servers=self.servers)
-        shapes = {name: FAULTS[name].shape for name in self.faults}
-        return plan(
-            self.seed, self.faults, shapes,
-            seconds=self.seconds, servers=self.servers, lease_s=self.lease_s, every_s=self.every_s,
-        )  # fmt: skip
-
-    def replay(self) -> str:
-        """The command that runs this again."""
-        words = ["python", "-m", "bench", "faults"]
-        for name, usual in Options.__dataclass_fields__.items():
-            value = getattr(self, name)
-            if name == "seed" or (value != usual.default and name != "out"):
-                words += _option(name, value)
-        return shlex.join(words)
-
-    def as_row(self) -> dict[str, Any]:
-        """The arguments as a verdict keeps them."""
-        return {name: _plain(getattr(self, name)) for name in Options.__dataclass_fields__ if name != "out"}
-
-
-def _option(name: str, value: Any) -> list[str]:
-    flag = {"packages": "--package", "every_s": "--every", "lease_s": "--lease"}.get(
-        name, f"--{name.replace('_', '-')}"
-    )
-    flag = flag.removesuffix("-s")
-    if name == "faults":
-        return [flag, ",".join(value)]
-    if name == "packages":
-        return [word for one in value for word in (flag, str(one))]
-    return [flag, str(value)]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 @dataclass(eq=False)
@@ -154,9 +62,9 @@ class Run:
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
-        return await gather(
-            self.arena, self.nemesis.done, self.samples, began_at=self.began_at, policy=self.options.in_doubt
-        )
+        times = (self.began_at, self.over_at, self.settled_at)
+        policy = self.options.in_doubt
+        return await gather(self.arena, self.nemesis.done, self.samples, times=times, policy=policy)
 
     async def _start(self) -> None:
         options = self.options
@@ -253,72 +161,6 @@ SELECT (SELECT count(*) FROM outbox.delivery WHERE state = ANY ($1::text[]) AND 
 """
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How a run ended, as it is written down."""
-
-    options: Options
-    violations: list[Violation]
-    row: dict[str, Any]
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the promise was kept."""
-        return not self.violations
-
-
-def judge(run: Run, record: Record) -> Verdict:
-    """Check, count, write verdict.json and timeline.svg."""
-    violations = check(record.facts)
-    if run.unorderly:
-        violations.append(Violation(ORDERLY, tuple(run.unorderly)))
-    options = run.options
-    row = {
-        "kept": not violations,
-        "replay": options.replay(),
-        "violations": [{"law": one.law, "addresses": list(one.addresses)} for one in violations],
-        "figures": {
-            **figures(record.facts),
-            **record.kills(),
-            "doubts": len(record.doubts()),
-            "faults_s": round(run.over_at - run.began_at, 2),
-            "settled_s": round(run.settled_at - run.over_at, 2),
-            "settled_bound_s": round(options.bound_s, 2),
-        },
-        "stories": {address: record.story(address) for one in violations for address in one.addresses[:STORIES_MAX]},
-        "doubts_by_fault": record.doubts_by_fault(),
-        "moods_met": dict(sorted(record.arena.mail.met.items())),
-        "tracebacks": _tracebacks(record),
-        "arguments": options.as_row(),
-        "schedule": [struck.as_row() for struck in record.strikes],
-    }
-    options.directory.mkdir(parents=True, exist_ok=True)
-    (options.directory / "verdict.json").write_text(json.dumps(row, indent=1) + "\n")
-    (options.directory / "timeline.svg").write_text(_picture(run, record, row))
-    return Verdict(options, violations, row)
-
-
-def _tracebacks(record: Record) -> dict[str, int]:
-    logs = {host.number: (host.directory / "log") for host in record.arena.hosts}
-    counts = {f"server-{n}": log.read_text(errors="replace").count("Traceback (") for n, log in logs.items()}
-    return {name: count for name, count in counts.items() if count}
-
-
-def _picture(run: Run, record: Record, row: dict[str, Any]) -> str:
-    options, counted = run.options, row["figures"]
-    title = f"seed {options.seed}: {'kept' if row['kept'] else ', '.join(v['law'] for v in row['violations'])}"
-    subtitle = (
-        f"{options.servers} servers, {counted['recipients']} recipients, {len(record.strikes)} faults: "
-        f"{counted['accepted']} accepted, {counted['twice']} twice, {counted['lost']} lost, "
-        f"{counted['in_doubt']} in doubt, {counted['dead']} dead; settled {counted['settled_s']:.1f} s after the last"
-    )
-    over_s, settled_s = run.over_at - run.began_at, run.settled_at - run.began_at
-    return draw(
-        title, subtitle, record.lanes(), ends_s=settled_s + 0.5,
-        notes=[(over_s, "faults over"), (settled_s, "settled")],
-    )  # fmt: skip
-
-
 async def play(server: Server, options: Options) -> Verdict:
     """One run on a Postgres of its own."""
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -335,7 +177,7 @@ async def play(server: Server, options: Options) -> Verdict:
         packages=options.packages,
     ) as place:
         run = Run(options, place, Nemesis(place, options.strikes()), Samples(place))
-        return judge(run, await run.play())
+        return judge(options, await run.play(), run.unorderly)
 
 
 def run_one(options: Options) -> Verdict:

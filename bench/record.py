@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bench.arena import LOST, Arena, Life
+from bench.arena import LOST, Arena
 from bench.checker import Acceptance, Attempt, Delivery, Facts
-from bench.nemesis import FAULTS, Struck
+from bench.fault import FAULTS, Struck
+from bench.host import Life
 from bench.plan import ON_A_SERVER
 from bench.timeline import Band, Lane
 
@@ -62,6 +63,8 @@ class Record:
     strikes: Sequence[Struck]
     samples: Samples
     began_at: float
+    over_at: float
+    settled_at: float
 
     def doubts(self) -> list[Attempt]:
         """All tries that ended in doubt, also those that were resolved later."""
@@ -181,8 +184,10 @@ class Record:
                 (lane.sends if seen[one.address] == 1 else lane.twice).append(self._s(one.at))
 
 
-async def gather(arena: Arena, strikes: Sequence[Struck], samples: Samples, *, began_at: float, policy: str) -> Record:
-    """Ask the database and the mail server how it ended."""
+async def gather(
+    arena: Arena, strikes: Sequence[Struck], samples: Samples, *, times: tuple[float, float, float], policy: str
+) -> Record:
+    """Ask the database and the mail server how it ended; `times` are began, over and settled."""
     relays = await arena.sql("SELECT id, pid, started_at FROM outbox.relay")
     servers = {life.number: life.host for life in arena.lives}
     facts = Facts(
@@ -199,7 +204,7 @@ async def gather(arena: Arena, strikes: Sequence[Struck], samples: Samples, *, b
         policy=policy,
     )
     lives = {row["id"]: life for row in relays if (life := _life_of(arena, row["pid"], row["started_at"].timestamp()))}
-    return Record(facts, lives, arena, strikes, samples, began_at)
+    return Record(facts, lives, arena, strikes, samples, *times)
 
 
 def _life_of(arena: Arena, pid: int, at: float) -> Life | None:

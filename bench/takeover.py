@@ -12,7 +12,9 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench.arena import Arena, Host, Life, arena, prepare
+from bench.arena import Arena, arena
+from bench.company import prepare
+from bench.host import Host, Life
 from bench.relay import message_of
 from bench.world import percentile, save
 from outbox.embedded import Server, postgres
