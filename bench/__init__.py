@@ -1,7 +1,25 @@
-"""Measurements: real processes, real Postgres with fsync on, a sink that is not the bottleneck.
+"""Measurements and faults: real processes, real Postgres with fsync on, a sink that is not the bottleneck.
 
 world      the machine of one run: embedded Postgres, a sink process with a journal, people, settings
 fleet      N servers fire their cron at once, M relays send: rates, latencies, duplicates, losses
 relay      one relay process against a bare aiosmtplib loop that has no database
 baseline   that loop
+
+faults     a fleet under faults, all from a seed; in the order of its rooms:
+options    the arguments, the bound within which all must be settled, the command that replays
+plan       the schedule: which fault, when, on whom, for how long
+company    people who are owed reports, and the servers' settings
+host       a server: its two ways out and its processes
+proxy      a network that one can break
+mail       the mail server: its pace and its moods, and what reached it
+arena      all of these together: what faults take hold of
+fault      what a fault is; process_faults, postgres_faults, network_faults: those there are
+nemesis    carries out the schedule
+record     what is known when a run is over
+checker    what was accepted against what the database says: the laws, and who was wronged
+verdict    verdict.json and timeline.svg
+timeline   the run as a picture
+campaign   many seeds, a table, and the command that replays what broke
+
+takeover   how long until others have sent what a lost relay held
 """

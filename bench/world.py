@@ -1,6 +1,7 @@
 """The machine of one run: embedded Postgres (fsync on), a sink in a process of its own, people and settings."""
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from outbox import schema
 from outbox.embedded import postgres
 
 RESULTS = Path(__file__).parent / "results"
+HOUSE = Path(__file__).parent.parent
 
 SETTINGS = """
 database_url = "{database}"
@@ -103,17 +105,7 @@ class World:
 
     async def start(self, *command: str) -> asyncio.subprocess.Process:
         """A Python module's command in this world's directory."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            *command,
-            cwd=self.directory,
-            env={**environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=(self.directory / "log").open("ab"),
-        )
+        return await start(*command, directory=self.directory)
 
     def mark(self) -> int:
         """Where the journal ends now, for `lines`."""
@@ -135,6 +127,40 @@ class World:
                 return lines
             await asyncio.sleep(0.05)
         return self.lines(since)
+
+
+def environment(package: Path = HOUSE) -> dict[str, str]:
+    """Ours without OUTBOX_* settings, with the `outbox` of that directory."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
+    return {**kept, "PYTHONPATH": str(package)}
+
+
+async def start(*command: str, directory: Path, package: Path = HOUSE) -> asyncio.subprocess.Process:
+    """A Python module's command in a directory that holds its settings; what it says to stderr is added to `log`.
+
+    It dies with us: a relay left alone would look for its database for ever.
+    """
+    with (directory / "log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *command,
+            cwd=directory,
+            env=environment(package),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    assert _LIBC is not None
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

@@ -1,0 +1,129 @@
+"""Faults of Postgres: sessions ended, statements cancelled, crashes, outages, a full disk, no connection left."""
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+import asyncpg
+
+from bench.arena import Arena
+from bench.fault import NOBODY, Struck, fault
+
+SESSIONS: Final = "FROM pg_stat_activity WHERE application_name LIKE 'outbox %'"
+
+
+@fault("terminate", "postgres")
+async def _terminate(arena: Arena, _: Struck) -> str:
+    """pg_terminate_backend of all relays and generates."""
+    await arena.sql(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+    return ""
+
+
+@fault("cancel", "postgres", 0.2, 0.5)
+async def _cancel(arena: Arena, struck: Struck) -> str:
+    """pg_cancel_backend of whatever runs a statement, again and again, so that it hits marks."""
+    end, hits = time.monotonic() + struck.strike.length_s, 0
+    while time.monotonic() < end:
+        hits += len(await arena.sql(f"SELECT pg_cancel_backend(pid) {SESSIONS} AND state = 'active'"))
+        await asyncio.sleep(0.003)
+    return f"{hits} statements"
+
+
+@fault("crash", "postgres")
+async def _crash(arena: Arena, struck: Struck) -> str:
+    """SIGKILL of one backend: Postgres ends all sessions and recovers."""
+    end = time.monotonic() + arena.patience_s
+    while not (rows := await arena.sql(f"SELECT pid {SESSIONS} ORDER BY pid")):
+        if time.monotonic() > end:
+            return NOBODY
+        await asyncio.sleep(0.02)
+    struck.now()
+    with suppress(ProcessLookupError):
+        os.kill(rows[int(struck.strike.coin * len(rows))]["pid"], signal.SIGKILL)
+    return ""
+
+
+@fault("restart-immediate", "postgres")
+async def _restart_immediate(arena: Arena, _: Struck) -> str:
+    """Immediate shutdown and start of Postgres."""
+    await arena.stop_postgres("immediate")
+    await arena.start_postgres()
+    return ""
+
+
+@fault("restart-fast", "postgres")
+async def _restart_fast(arena: Arena, _: Struck) -> str:
+    """Fast shutdown and start of Postgres."""
+    await arena.stop_postgres("fast")
+    await arena.start_postgres()
+    return ""
+
+
+@fault("down", "postgres", 0.5, 2.0)
+async def _down(arena: Arena, struck: Struck) -> str:
+    """Postgres stopped for a while."""
+    await arena.stop_postgres("fast" if struck.strike.coin < 0.5 else "immediate")
+    await asyncio.sleep(struck.strike.length_s)
+    await arena.start_postgres()
+    return ""
+
+
+RAISE: Final = """
+CREATE OR REPLACE FUNCTION public.disk_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
+END $$"""
+FULL: Final = (
+    "CREATE OR REPLACE TRIGGER disk_full BEFORE INSERT OR UPDATE ON outbox.delivery"
+    " FOR EACH STATEMENT EXECUTE FUNCTION public.disk_full()"
+)
+NOT_FULL: Final = "DROP TRIGGER IF EXISTS disk_full ON outbox.delivery"
+
+
+@fault("raise", "postgres", 0.2, 1.0)
+async def _raise(arena: Arena, struck: Struck) -> str:
+    """Every write to outbox.delivery fails like a full disk."""
+    await arena.sql(RAISE)
+    await arena.sql(FULL)
+    try:
+        await asyncio.sleep(struck.strike.length_s)
+    finally:
+        await arena.sql(NOT_FULL)
+    return ""
+
+
+@fault("connections", "postgres", 0.5, 1.5)
+async def _connections(arena: Arena, struck: Struck) -> str:
+    """max_connections is reached, and every session that ends is replaced by one of somebody else."""
+    held: list[Any] = []
+    end = time.monotonic() + struck.strike.length_s
+    asked = False
+    try:
+        while time.monotonic() < end:
+            try:
+                held.append(await asyncpg.connect(arena.postgres.url, timeout=1))
+            except asyncpg.TooManyConnectionsError:
+                if not asked:
+                    asked = True
+                    await arena.sql(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+                await asyncio.sleep(0.005)
+    finally:
+        for connection in held:
+            connection.terminate()
+    return f"{len(held)} held" if asked else "never reached"
+
+
+@fault("slow-commits", "postgres", 0.5, 2.0)
+async def _slow_commits(arena: Arena, struck: Struck) -> str:
+    """Every commit takes 100 ms longer (commit_delay)."""
+    for setting in ("commit_delay = 100000", "commit_siblings = 0"):
+        await arena.sql(f"ALTER SYSTEM SET {setting}")
+    await arena.sql("SELECT pg_reload_conf()")
+    try:
+        await asyncio.sleep(struck.strike.length_s)
+    finally:
+        await arena.sql("ALTER SYSTEM RESET ALL")
+        await arena.sql("SELECT pg_reload_conf()")
+    return ""
