@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import signal
 import ssl
 import sys
 from pathlib import Path
@@ -604,12 +605,14 @@ async def test_a_fleet_in_trouble_and_what_waits_for_a_person_are_told(fleet):
     await fleet.connection.execute("DELETE FROM outbox.delivery")
     await fleet.put_emails(1, first=3)
     fleet.sink.script = At(Stage.RCPT, Reply("550 no"), times=1)
+    fleet.top = "lease_s = 60"
     relay = await fleet.relay()
 
     async def is_dead():
         return (await fleet.states()).get("dead")
 
     await until(is_dead, "the email is dead")
+    relay.send(signal.SIGSTOP)  # it lives, and takes nothing back of what is written here
     place = f"127.0.0.1:{fleet.sink.port}"
     await fleet.connection.execute(
         "INSERT INTO outbox.route (name, reason, failures, retry_at) VALUES ($1, '454 quota', 7, now())", place
@@ -621,5 +624,6 @@ async def test_a_fleet_in_trouble_and_what_waits_for_a_person_are_told(fleet):
     assert found["deliveries"]["found"] == "1 dead"
     await fleet.connection.execute("DELETE FROM outbox.route; UPDATE outbox.relay SET trouble = 'it is stuck'")
     found = await examined(fleet)
+    assert of_grade(found, "fault") == {"relays"}
     assert "it is stuck" in found["relays"]["found"]
     await relay.kill()
