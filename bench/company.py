@@ -9,6 +9,8 @@ from bench.world import PEOPLE
 from outbox import schema
 
 GUARD_S: Final = 1.0
+DOUBT_GRACE_S: Final = 6.0
+FAILOVER_GRACE_S: Final = 8.0
 REPLY_S: Final = 3.0  # how long relays wait for any reply
 RETRY_MAX_S: Final = 2.0
 DRAIN_S: Final = 4.0
@@ -18,6 +20,8 @@ database_url = "postgresql://postgres@127.0.0.1:{database}/postgres"
 smtp_url = "smtp://127.0.0.1:{smtp}"
 sender = "Progress reports <reports@example.com>"
 in_doubt = "{in_doubt}"
+doubt_grace_s = {doubt_grace_s}
+failover_grace_s = {failover_grace_s}
 connections_max = {connections}
 lease_s = {lease_s}
 guard_s = {guard_s}
@@ -45,6 +49,8 @@ def settings_of(host: Host, lease_s: float, connections: int, in_doubt: str, rep
         database=host.database.port,
         smtp=host.smtp.port,
         in_doubt=in_doubt,
+        doubt_grace_s=DOUBT_GRACE_S,
+        failover_grace_s=FAILOVER_GRACE_S,
         connections=connections,
         lease_s=lease_s,
         guard_s=GUARD_S,

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench.company import REPLY_S, RETRY_MAX_S
+from bench.company import DOUBT_GRACE_S, REPLY_S, RETRY_MAX_S
 from bench.nemesis import FAULTS
 from bench.plan import Strike, plan, storm
 from bench.world import RESULTS
-from outbox.relay import DOUBT_GRACE_S
 
 STORM_S: Final = 0.6  # between two kills of a storm, when --minutes does not say it
 PEOPLE_PER_S: Final = 200.0

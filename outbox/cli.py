@@ -464,7 +464,7 @@ def doctor(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Check the database, the mail server and the reports; changes nothing and sends nothing."""
+    """Check database, mail server and reports; changes nothing."""
     from outbox.doctor import examine, has_fault
 
     settings = _settings(context, config)
