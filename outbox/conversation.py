@@ -253,9 +253,9 @@ class Conversation(asyncio.Protocol):
             return
         expected = self._expected.popleft()
         if expected is not Expected.QUIT and _is_of_the_server(reply, expected):
+            reason = self._hear(reply, expected)  # first, so that whoever judges knows that the server is in trouble
             if expected is Expected.DOT:
                 self._judge_dot(reply)
-            reason = self._hear(reply, expected)
             self._drop(reason, reason)
             return
         match expected:

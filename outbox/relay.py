@@ -252,7 +252,10 @@ class Relay:
             tries=tries,
             tries_max=retry.attempts_max,
             backoff_s=full_jitter_s(max(tries, 1), base_s=retry.base_s, max_s=retry.max_s),
-            again_s=full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
+            again_s=min(
+                full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
+                PAUSE_MAX_S if self.breaker.is_open else retry.max_s,  # then the pause sets the pace
+            ),
             doubt_s=self._doubt_s(),
             withdrawals=claim.withdrawn,
             withdrawals_max=None if self.breaker.is_open else WITHDRAWALS_MAX,
