@@ -14,7 +14,7 @@ from bench import fleet as fleet_bench
 from bench import relay as relay_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
-from bench.options import STORM_S, Options
+from bench.options import MIX, STORM_S, Options
 from bench.world import run
 
 app = typer.Typer(
@@ -72,7 +72,7 @@ def faults(
     out: Annotated[Path, typer.Option(help="Where DIR/SEED/verdict.json and timeline.svg go.")] = USUAL.out,
 ) -> None:
     """Faults on a fleet, and the checker's verdict: exit 0 when the promise was kept, 1 when not."""
-    kinds = tuple(FAULTS) if faults == "all" else tuple(faults.split(","))
+    kinds = MIX if faults == "all" else tuple(faults.split(","))
     _require_known(kinds, in_doubt, schedule, package)
     options = Options(
         seed=seed, servers=servers, recipients=recipients, faults=kinds,

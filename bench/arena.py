@@ -10,11 +10,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
@@ -23,7 +23,7 @@ from bench.host import Host, Life
 from bench.mail import Mail
 from bench.proxy import Proxy
 from bench.world import HOUSE, start
-from outbox.embedded import Server, StopMode
+from outbox.embedded import Server, StopMode, standby
 from outbox.sink import Sink, Visit
 
 LOST: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -46,6 +46,7 @@ class Arena:
     closing: bool = False
     postgres_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Of the faults of Postgres: one at a time."""
+    _standbys: ExitStack = field(default_factory=ExitStack)
     _postgres_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _admin: Any = None
     _admin_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -80,6 +81,22 @@ class Arena:
     async def start_postgres(self) -> None:
         """Start it again."""
         await self._in_postgres_thread(self.postgres.start)
+
+    async def add_standby(self, name: str) -> Server:
+        """A streaming standby of the Postgres that is in charge."""
+        made: list[Server] = []
+        work = partial(standby, self.postgres, name=name, settings={"synchronous_commit": "on"})
+        await self._in_postgres_thread(lambda: made.append(self._standbys.enter_context(work())))
+        return made[0]
+
+    async def fail_over(self, standby: Server) -> None:
+        """The Postgres in charge is lost with its host, and the standby takes its place under the same address."""
+        await self._in_postgres_thread(lambda: self.postgres.stop("immediate"))
+        await self._in_postgres_thread(standby.promote)
+        self.postgres = standby
+        for host in self.hosts:
+            host.database.target = socket_of(standby)
+            host.database.cut(reset=True)
 
     async def _in_postgres_thread(self, work: Callable[[], None]) -> None:
         # Always the same thread: the kernel stops the server when the thread that forked it ends.
@@ -192,12 +209,13 @@ class Arena:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         if self._admin is not None:
             self._admin.terminate()
+        await self._in_postgres_thread(self._standbys.close)
         self._postgres_thread.shutdown()
 
 
-def _socket_of(server: Server) -> Path:
-    query = parse_qs(urlsplit(server.url).query)
-    return Path(query["host"][0]) / f".s.PGSQL.{query['port'][0]}"
+def socket_of(server: Server) -> Path:
+    """Where its proxies reach it."""
+    return Path(server.address["host"]) / f".s.PGSQL.{server.address['port']}"
 
 
 @asynccontextmanager
@@ -227,7 +245,7 @@ async def arena(
                     number,
                     directory / f"server-{number}",
                     package,
-                    await Proxy(_socket_of(postgres)).__aenter__(),
+                    await Proxy(socket_of(postgres)).__aenter__(),
                     await Proxy((sink.host, sink.port)).__aenter__(),
                 )
                 hosts.append(host)

@@ -52,16 +52,20 @@ class Fault:
     act: Act
     shape: Shape
     says: str
+    alone: bool = False
+    """Whether the promise is another one under it, so that it is in no mix unless it is named."""
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, target: Target, least: float = 0.0, most: float = 0.0) -> Callable[[Act], Act]:
+def fault(
+    name: str, target: Target, least: float = 0.0, most: float = 0.0, *, alone: bool = False
+) -> Callable[[Act], Act]:
     """Enter a fault under its name; it lasts from `least` to `most` leases."""
 
     def enter(act: Act) -> Act:
-        FAULTS[name] = Fault(act, Shape(target, least, most), (act.__doc__ or "").split("\n", 1)[0].rstrip("."))
+        FAULTS[name] = Fault(act, Shape(target, least, most), (act.__doc__ or "").split("\n", 1)[0].rstrip("."), alone)
         return act
 
     return enter

@@ -17,6 +17,9 @@ BREAKER_S: Final = 5.0
 SLACK_S: Final = 30.0  # processes start, on a machine that is busy
 
 
+MIX: Final = tuple(name for name, fault in FAULTS.items() if not fault.alone)
+
+
 @dataclass(frozen=True)
 class Options:
     """What a run is made of; with the seed it is all that a replay needs."""
@@ -24,7 +27,7 @@ class Options:
     seed: int = 1
     servers: int = 6
     recipients: int = 5000
-    faults: tuple[str, ...] = tuple(FAULTS)
+    faults: tuple[str, ...] = MIX
     minutes: float = 1.0
     in_doubt: str = "hold"
     storm: int = 0

@@ -12,6 +12,7 @@ import asyncpg
 from bench.arena import Arena
 from bench.fault import NOBODY, Struck, fault
 
+FOLLOW_S: Final = 10.0
 SESSIONS: Final = "FROM pg_stat_activity WHERE application_name LIKE 'outbox %'"
 
 
@@ -126,4 +127,44 @@ async def _slow_commits(arena: Arena, struck: Struck) -> str:
     finally:
         await arena.sql("ALTER SYSTEM RESET ALL")
         await arena.sql("SELECT pg_reload_conf()")
+    return ""
+
+
+FOLLOWS: Final = "SELECT FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'"
+
+
+async def _followed(arena: Arena, name: str, more: str = "") -> None:
+    end = time.monotonic() + FOLLOW_S
+    while not await arena.sql(FOLLOWS + more, name) and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+
+
+@fault("failover", "postgres")
+async def _failover(arena: Arena, struck: Struck) -> str:
+    """The primary is lost; its synchronous standby has every commit and takes over."""
+    name = f"standby{struck.strike.number}"
+    standby = await arena.add_standby(name)
+    await arena.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+    await arena.sql("SELECT pg_reload_conf()")
+    await _followed(arena, name, " AND sync_state = 'sync'")
+    struck.now()
+    await arena.fail_over(standby)
+    return ""
+
+
+@fault("failover-async", "postgres", 0.1, 0.4, alone=True)
+async def _failover_async(arena: Arena, struck: Struck) -> str:
+    """The primary is lost with its last commits, which its asynchronous standby does not have."""
+    name = f"standby{struck.strike.number}"
+    standby = await arena.add_standby(name)
+    await _followed(arena, name)
+    follower = await asyncpg.connect(standby.url, timeout=2)
+    try:
+        await follower.execute("ALTER SYSTEM SET primary_conninfo = ''")
+        await follower.execute("SELECT pg_reload_conf()")
+    finally:
+        follower.terminate()
+    struck.now()
+    await asyncio.sleep(struck.strike.length_s)
+    await arena.fail_over(standby)
     return ""

@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from bench.arena import socket_of
 from bench.proxy import Proxy
 from outbox import schema
 from outbox.embedded import Server, postgres, standby
@@ -21,10 +22,6 @@ PEOPLE = """
 CREATE TABLE people (id int PRIMARY KEY, email text, name text, active boolean NOT NULL DEFAULT true);
 CREATE TABLE progress (person_id int NOT NULL, day timestamptz NOT NULL, done int NOT NULL);
 """
-
-
-def socket_of(server: Server) -> Path:
-    return Path(server.address["host"]) / f".s.PGSQL.{server.address['port']}"
 
 
 @dataclass
