@@ -75,7 +75,8 @@ async def _pause_long(arena: Arena, struck: Struck) -> str:
     return await _pause(arena, struck)
 
 
-LOCK: Final = "SELECT email FROM outbox.delivery WHERE settled_at IS NULL FOR UPDATE SKIP LOCKED"
+# Of what is not marked yet, so that what waits for it is a mark.
+LOCK: Final = "SELECT email FROM outbox.delivery WHERE settled_at IS NULL AND state = 'pending' FOR UPDATE SKIP LOCKED"
 WAITS: Final = """
 SELECT FROM outbox.relay r JOIN pg_stat_activity a ON a.pid = r.backend_pid
  WHERE r.pid = $1 AND r.ended_at IS NULL AND a.wait_event_type = 'Lock'
