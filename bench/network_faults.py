@@ -26,7 +26,7 @@ async def _cut(proxy: Proxy, struck: Struck) -> str:
 
 
 async def _delay(proxy: Proxy, struck: Struck) -> str:
-    proxy.delay_s = 0.02 + 0.4 * struck.strike.coin
+    proxy.delay_s = 0.02 + 0.2 * struck.strike.coin
     note = f"{1000 * proxy.delay_s:.0f} ms each way"
     await asyncio.sleep(struck.strike.length_s)
     proxy.heal()

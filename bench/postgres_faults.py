@@ -116,6 +116,23 @@ async def _connections(arena: Arena, struck: Struck) -> str:
     return f"{len(held)} held" if asked else "never reached"
 
 
+LOCK: Final = "SELECT email FROM outbox.delivery WHERE settled_at IS NULL FOR UPDATE SKIP LOCKED"
+
+
+@fault("lock", "postgres", 0.1, 0.8)
+async def _lock(arena: Arena, struck: Struck) -> str:
+    """Somebody's transaction locks every open delivery: marks, settles and sweeps wait for it."""
+    holder = await asyncpg.connect(arena.postgres.url, timeout=2)
+    try:
+        await holder.execute("BEGIN")
+        rows = await holder.fetch(LOCK)
+        struck.now()
+        await asyncio.sleep(struck.strike.length_s)
+    finally:
+        holder.terminate()
+    return f"{len(rows)} rows"
+
+
 @fault("slow-commits", "postgres", 0.5, 2.0)
 async def _slow_commits(arena: Arena, struck: Struck) -> str:
     """Every commit takes 100 ms longer (commit_delay)."""

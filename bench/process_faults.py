@@ -2,6 +2,10 @@
 
 import asyncio
 import signal
+import time
+from typing import Final
+
+import asyncpg
 
 from bench.arena import Arena
 from bench.fault import NOBODY, Struck, fault
@@ -69,6 +73,36 @@ async def _pause_short(arena: Arena, struck: Struck) -> str:
 async def _pause_long(arena: Arena, struck: Struck) -> str:
     """SIGSTOP, and SIGCONT after the lease, of a relay or a generate."""
     return await _pause(arena, struck)
+
+
+# Of what is not marked yet, so that what waits for it is a mark.
+LOCK: Final = "SELECT email FROM outbox.delivery WHERE settled_at IS NULL AND state = 'pending' FOR UPDATE SKIP LOCKED"
+WAITS: Final = """
+SELECT FROM outbox.relay r JOIN pg_stat_activity a ON a.pid = r.backend_pid
+ WHERE r.pid = $1 AND r.ended_at IS NULL AND a.wait_event_type = 'Lock'
+"""
+
+
+@fault("pause-at-mark", "relay", 1.3, 4.0)
+async def _pause_at_mark(arena: Arena, struck: Struck) -> str:
+    """SIGSTOP of a relay while its marks wait for a row, which then comes free; SIGCONT after the lease."""
+    relay = await _relay(arena, struck)
+    if relay is None:
+        return NOBODY
+    holder = await asyncpg.connect(arena.postgres.url, timeout=2)
+    try:
+        await holder.execute("BEGIN")
+        await holder.fetch(LOCK)
+        end = time.monotonic() + arena.lease_s / 3  # a relay gives up a statement that waits longer for a lock
+        while not (waits := await holder.fetch(WAITS, relay.process.pid)) and time.monotonic() < end:
+            await asyncio.sleep(0.005)
+        struck.now()
+        relay.send(signal.SIGSTOP)
+    finally:
+        holder.terminate()
+    await asyncio.sleep(struck.strike.length_s)
+    relay.send(signal.SIGCONT)
+    return "" if waits else "it asked for no mark"
 
 
 @fault("term", "relay")

@@ -65,8 +65,8 @@ SCENES = {
         KILLED_AT_THE_DOT,
         AT_THE_DOT,
     ),
-    # A relay sleeps while its marks are on their way; meanwhile its lease ends, and a person sees that nothing arrived
-    # and has it sent again. When it wakes up, the answer to its marks lies in its socket.
+    # A relay sleeps while its marks wait for a lock; they are committed, its lease ends, and a person sees that nothing
+    # arrived and has it sent again. When it wakes up, the answer to its marks lies in its socket. (Server 0 is whole.)
     "the guard": Scene(
         (
             (
@@ -81,8 +81,8 @@ SCENES = {
                 "call_later(99, session.lose, reason)",
             ),
         ),
-        (("delay-db", 0.0, 0, 9.5, 0.99), ("pause-long", 1.0, 0, 8.0, 0.9)),
-        "--servers 2 --recipients 150 --minutes 0.02 --dot 0.1 --resolve-after 0.3",
+        (("pause-at-mark", 0.5, 1, 8.0, 0.5),),
+        f"--servers 2 --recipients 150 --minutes 0.02 --dot 0.1 --resolve-after 0.3 --package {HOUSE}",
     ),
     # All sessions end. A relay that goes on with what its former session claimed, and whose mark asks nobody's leave,
     # sends what others have claimed by then.
