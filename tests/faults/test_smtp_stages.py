@@ -87,7 +87,14 @@ def expected(stage: Stage, fault: str) -> Fate:
     return SENT  # the trouble is the server's, and the dot was not written
 
 
-@pytest.mark.parametrize("stage, fault", PAIRS, ids=[f"{stage}-{fault}" for stage, fault in PAIRS])
+@pytest.mark.parametrize(
+    "stage, fault",
+    [
+        pytest.param(stage, fault, marks=[] if stage in (Stage.DATA, Stage.DOT) else pytest.mark.slow)
+        for stage, fault in PAIRS
+    ],
+    ids=[f"{stage}-{fault}" for stage, fault in PAIRS],
+)
 async def test_a_fault_at_a_stage_has_its_one_fate(fleet: Fleet, stage: Stage, fault: str):
     action = Reply(2 * USUAL[stage]) if fault == TWICE else FAULTS[fault]
     in_mid_content = stage is Stage.CONTENT and expected(stage, fault) is not DOUBT

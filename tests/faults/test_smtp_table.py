@@ -32,7 +32,7 @@ from tests.faults.levers import CLOSING, GARBAGE, locked, mark_waits
 from tests.fleet import Fleet, until
 
 ways = pytest.mark.parametrize("way", [PIPELINED, CHAINED, STEPWISE], ids=["pipelined", "chained", "stepwise"])
-wires = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+wires = pytest.mark.parametrize("tls", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "tls"])
 
 ENVELOPE = (Stage.MAIL, Stage.RCPT, Stage.DATA)
 LATER = Reply("451 4.3.0 later")
