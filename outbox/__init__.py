@@ -8,6 +8,8 @@ newcomer who follows it meets them in this order:
     status, audit, resolve, doctor                                         what people see and decide
 
     settings          what the user decides, checked whole
+    errors            the ways in which outbox cannot go on, each with its exit code
+    plugin            the user's own code by its name
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
@@ -24,6 +26,8 @@ newcomer who follows it meets them in this order:
     backoff           how long until the next try
     replies           SMTP replies out of bytes
     ledger            the relay's only writes, as SQL
+    failover          what outlives a database that forgot: verdicts told again, and the wait for them
+    doubt             what happens by itself to what is in doubt: sent again, or asked about
     conversation      one SMTP connection: content, mark, guard, dot
     route             the way to the SMTP server, and its breaker
     session           one relay = one Postgres session = one lock = one identity
