@@ -177,26 +177,21 @@ SELECT key, id, true FROM restored
 async def reassert(connection: Any, news: Sequence[News]) -> tuple[dict[str, int], int]:
     """Tell the database what this relay knows; gives the ids that the emails have there, by key, and how many changed.
 
-    Whoever has settled an email meanwhile is believed. Telling it twice changes nothing.
+    At most `ASSERTED_AT_ONCE` at a time. Whoever has settled an email meanwhile is believed; telling it twice changes
+    nothing.
     """
-    emails: dict[str, int] = {}
-    changed = 0
-    for begin in range(0, len(news), ASSERTED_AT_ONCE):
-        some = news[begin : begin + ASSERTED_AT_ONCE]
-        rows = await connection.fetch(
-            REASSERT,
-            [n.key for n in some],
-            [n.sender for n in some],
-            [n.recipient for n in some],
-            [n.message_id for n in some],
-            [n.message for n in some],
-            [n.relay for n in some],
-            [n.attempt for n in some],
-            [n.outcome.state for n in some],
-            [n.outcome.verdict for n in some],
-            [n.outcome.reply.replace("\0", "") for n in some],
-            [n.outcome.delay_s for n in some],
-        )
-        emails.update({row["key"]: row["email"] for row in rows})
-        changed += sum(row["changed"] for row in rows)
-    return emails, changed
+    rows = await connection.fetch(
+        REASSERT,
+        [n.key for n in news],
+        [n.sender for n in news],
+        [n.recipient for n in news],
+        [n.message_id for n in news],
+        [n.message for n in news],
+        [n.relay for n in news],
+        [n.attempt for n in news],
+        [n.outcome.state for n in news],
+        [n.outcome.verdict for n in news],
+        [n.outcome.reply.replace("\0", "") for n in news],
+        [n.outcome.delay_s for n in news],
+    )
+    return {row["key"]: row["email"] for row in rows}, sum(row["changed"] for row in rows)

@@ -24,7 +24,7 @@ from outbox.conversation import Conversation
 from outbox.database import LOST_SESSION, DatabaseRefusedError
 from outbox.doubt import Answer, ask, load_resolver, resend_doubtful, take_doubts, write_answers
 from outbox.errors import DatabaseUnavailableError, OutboxError
-from outbox.failover import Memory, reassert
+from outbox.failover import ASSERTED_AT_ONCE, Memory, reassert
 from outbox.ledger import Claim, RoutePause, Settlement
 from outbox.route import PAUSE_FIRST_S, PAUSE_MAX_S, PROBE_LEASE_S, Breaker, Route, RouteTroubleError
 from outbox.session import Session, boot_clock_s
@@ -44,6 +44,7 @@ AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; dou
 CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
 DEADLINE_CHECK_S: Final = 1.0
+AFTER_STOP_S: Final = 0.05
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
 SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
 ASK_LEASE_S: Final = 300.0  # a resolver may take so long over a portion before another relay asks as well
@@ -340,8 +341,8 @@ class Relay:
         """Nothing that was claimed is ours any more; what is past its dot is waited for."""
         self._ready.clear()
         self._releases.clear()
-        self._put_off.clear()
         self._marks.clear()
+        self._put_off.clear()
         for conversation in list(self._conversations):
             if conversation.ahead is not None:
                 conversation.abandon("the session that claimed it is gone")
@@ -353,6 +354,8 @@ class Relay:
         if self._fault is not None:
             raise self._fault
         now = time.monotonic()
+        if self._told != session.server or self._former is not None:
+            await self._tell_again(session)
         with self._patience(session):
             await self._speak(session, now)
             room = self._room(now) if now >= self._poll_at else 0
@@ -360,6 +363,7 @@ class Relay:
                 await self._tick(session, room)
             elif self._ready and session.lost is None and not self.stopping:
                 self._staff(now)  # claims that came back from cut connections
+        with self._patience(session):
             if now >= self._sweep_at and not self.stopping:
                 await self._sweep(session)
             if self.until_empty and self._has_nothing() and await ledger.is_empty(session.connection):
@@ -601,8 +605,6 @@ class Relay:
 
     async def _speak(self, session: Session, now: float) -> None:
         """Before a tick: whatever there is to say or to ask besides it, which mostly is nothing."""
-        if self._told != session.server or self._former is not None:
-            await self._tell_again(session)
         if self._behind_barrier:
             await self._look_over_barrier(session)
         if self.breaker.news is not None or self.breaker.wants_probe(now):
@@ -619,7 +621,13 @@ class Relay:
             unsettled = list(self._settlements)
             handed_over = [c.handed_over for c in self._conversations if c.handed_over is not None]
             news = self._memory.recall(unsettled, handed_over)
-            emails, changed = await reassert(session.connection, news)
+            emails: dict[str, int] = {}
+            changed = 0
+            for begin in range(0, len(news), ASSERTED_AT_ONCE):  # each is waited for by itself: there may be many
+                with self._patience(session):
+                    there, new = await reassert(session.connection, news[begin : begin + ASSERTED_AT_ONCE])
+                emails.update(there)
+                changed += new
             # What was judged meanwhile still has the old ids; on a new timeline they may be another email's.
             self._settlements = [
                 replace(s, email=emails.get(s.key, s.email)) for s in self._settlements if s not in unsettled
@@ -631,7 +639,10 @@ class Relay:
                 "another Postgres, or a new start of it: %d verdicts were told, %d new to it", len(news), changed
             )
         if self._former is not None:
-            await ledger.judge_former(session.connection, self._former.relay, self._former.timeline, doubt_s=doubt_s)
+            with self._patience(session):
+                await ledger.judge_former(
+                    session.connection, self._former.relay, self._former.timeline, doubt_s=doubt_s
+                )
             self._former = None
 
     async def _look_over_barrier(self, session: Session) -> None:
@@ -718,7 +729,10 @@ class Relay:
 
     async def _watch_deadlines(self) -> None:
         while True:
+            slept_at = time.monotonic()
             await asyncio.sleep(DEADLINE_CHECK_S)
+            if time.monotonic() - slept_at > 2 * DEADLINE_CHECK_S:  # this process was stopped: first read what came
+                await asyncio.sleep(AFTER_STOP_S)
             now = time.monotonic()
             for conversation in list(self._conversations):
                 conversation.check_deadline()
