@@ -456,7 +456,8 @@ class Relay:
 
     def _take_claims(self, session: Session, claims: list[Claim], room: int, now: float) -> None:
         if room:
-            self.breaker.probing = self.breaker.probing and bool(claims)  # nothing is due: nothing to probe with
+            if not (claims or self._ready or self._openings or self._conversations):
+                self.breaker.probing = False  # nothing is due: nothing to probe with
             if len(claims) >= room:
                 self._poll_s = POLL_FIRST_S
                 self._wake.set()
