@@ -185,4 +185,5 @@ class Route:
             return f"{place}: it offers no STARTTLS, and a login is never sent in the clear; use smtps://, or no login"
         if self.address.password:
             reason = reason.replace(self.address.password, "***")
-        return reason[:300]
+        # A server may say what neither Postgres can hold nor a terminal should obey.
+        return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", reason.encode("utf-8", "replace").decode())[:300]
