@@ -53,7 +53,10 @@ FAULTS: dict[str, Callable[[Link], object]] = {
     # The direction is dead from there on. In the end the server's kernel gives up; the client is never told.
     "lost": lambda link: asyncio.get_running_loop().call_later(KEEPALIVE_S, link.vanish),
 }
-faults = pytest.mark.parametrize("fault", FAULTS)
+# A cut tells most; the others go with `-m slow`.
+faults = pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[] if fault == "cut" else pytest.mark.slow) for fault in FAULTS]
+)
 directions = pytest.mark.parametrize("direction", ["up", "down"])
 
 
