@@ -52,6 +52,11 @@ LOST_SESSION = (
 )
 
 
+def storable(text: str) -> str:
+    """The text without what Postgres cannot hold: NUL, and surrogates that stand alone."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
+
+
 def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
     """What makes a session end soon after its client is gone, silent or cut off; any role may ask for these.
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
+from outbox.database import storable
 from outbox.errors import ConfigurationError
 from outbox.plugin import load, said
 
@@ -130,7 +131,7 @@ async def write_answers(connection: Any, answers: Sequence[Answer], *, grace_s: 
         [a.doubt.attempt for a in answers],
         [states[a.accepted] for a in answers],
         [delay_s(a) for a in answers],
-        [a.said.replace("\0", "")[:500] for a in answers],
+        [storable(a.said)[:500] for a in answers],
     )
     return int(done.rpartition(" ")[2])
 

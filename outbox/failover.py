@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from outbox.database import storable
 from outbox.ledger import Claim, Settlement
 from outbox.verdict import Outcome
 
@@ -77,29 +78,33 @@ class News:
 
 @dataclass(slots=True)
 class Memory:
-    """A relay's verdicts of the last `REMEMBERED_S`, at most `REMEMBERED_MAX` (some 50 MB)."""
+    """A relay's verdicts of the last `REMEMBERED_S` before its session was lost; `REMEMBERED_MAX` are some 50 MB."""
 
+    lost_at: float | None = None
+    """Since when there is no session that knows them: until it is back nothing grows old, however long that takes."""
     _news: deque[tuple[float, News]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_MAX))
 
     def note(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
         """Remember a verdict that must not be forgotten: sent, dead or in doubt. Others only lead to a next try."""
-        while self._news and now - self._news[0][0] > REMEMBERED_S:
+        while self.lost_at is None and self._news and now - self._news[0][0] > REMEMBERED_S:
             self._news.popleft()
         if outcome.state != "pending":
             self._news.append((now, news_of(claim, attempt, outcome)))
 
-    def recall(self, unsettled: Iterable[Settlement], handed_over: Iterable[Claim]) -> list[News]:
+    def recall(
+        self, unsettled: Iterable[Settlement], handed_over: Iterable[Claim], *, doubt_s: float | None
+    ) -> list[News]:
         """All that the database may not know: one piece of news for each try, the latest.
 
         `unsettled` are verdicts that no commit has confirmed, `handed_over` the claims whose dot is written and not
         answered: whatever the database says of those, they are in doubt until the answer comes.
         """
-        now = time.monotonic()
-        found = {(n.key, n.attempt): n for at, n in self._news if now - at <= REMEMBERED_S}
+        lost_at = time.monotonic() if self.lost_at is None else self.lost_at
+        found = {(n.key, n.attempt): n for at, n in self._news if lost_at - at <= REMEMBERED_S}
         for s in unsettled:
             if s.outcome.state == "pending":
                 found[s.key, s.attempt] = News(s.key, "", "", "", b"", s.relay, s.attempt, s.outcome)
-        doubt = Outcome("in_doubt", "in_doubt", "its answer was waited for when the database failed over")
+        doubt = Outcome("in_doubt", "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
         for claim in handed_over:
             found[claim.key, claim.attempt] = news_of(claim, claim.attempt, doubt)
         latest: dict[str, News] = {}
@@ -118,8 +123,8 @@ def news_of(claim: Claim, attempt: int, outcome: Outcome) -> News:
 
 
 # A row that is settled stays as it is, and so does one with a later attempt. An equal attempt that is pending was put
-# back by a person or the policy: only an acceptance is stronger. An email that is gone is put back under its key, so
-# that `generate` cannot make it again.
+# back by a person or the policy, and one of another relay is that relay's: only an acceptance is stronger. An email
+# that is gone is put back under its key, so that `generate` cannot make it again.
 REASSERT: Final = """
 WITH news AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::integer[], $7::integer[],
@@ -155,11 +160,12 @@ WITH news AS (
            doubted_at = CASE WHEN k.state = 'in_doubt' THEN now() END
       FROM kept k
      WHERE d.email = k.email
-       AND d.settled_at IS NULL
+       AND d.state IN ('pending', 'sending', 'in_doubt')  -- by the primary key: see TICK
        AND ((k.state = 'sent' AND d.attempt <= k.attempt)
             OR (k.state IN ('dead', 'in_doubt') AND d.attempt < k.attempt)
-            OR (k.state IN ('dead', 'pending') AND d.attempt = k.attempt AND d.state IN ('sending', 'in_doubt'))
-            OR (k.state = 'in_doubt' AND d.attempt = k.attempt AND d.state = 'sending'))
+            OR (k.state IN ('dead', 'pending') AND d.attempt = k.attempt AND d.relay = k.relay
+                AND d.state IN ('sending', 'in_doubt'))
+            OR (k.state = 'in_doubt' AND d.attempt = k.attempt AND d.relay = k.relay AND d.state = 'sending'))
     RETURNING d.email, d.attempt, d.marked_at
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
@@ -191,7 +197,7 @@ async def reassert(connection: Any, news: Sequence[News]) -> tuple[dict[str, int
         [n.attempt for n in news],
         [n.outcome.state for n in news],
         [n.outcome.verdict for n in news],
-        [n.outcome.reply.replace("\0", "") for n in news],
+        [storable(n.outcome.reply) for n in news],
         [n.outcome.delay_s for n in news],
     )
     return {row["key"]: row["email"] for row in rows}, sum(row["changed"] for row in rows)

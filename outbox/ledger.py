@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from outbox.database import CHANNEL, RELAY_LOCKS
+from outbox.database import CHANNEL, RELAY_LOCKS, storable
 from outbox.verdict import Outcome
 
 # A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
@@ -79,6 +79,8 @@ class Tick:
 #
 # settle: the fence is (relay, attempt). A 250 also settles a row that was put back to pending in the meantime
 #   (doubt resolved as "send again" while the reply was under way), as long as nobody has marked it again.
+#   Open rows are named by their states: `settled_at IS NULL` would let the planner walk the whole backlog by the
+#   index of open rows, once per verdict, while statistics say that hardly any row is open.
 # mark: only rows that are still this relay's claim; the caller may write the dot only for those that come back.
 # claim: SKIP LOCKED passes over rows that another relay is claiming at this moment. When it has just committed,
 #   the recheck after the row lock sees its relay and passes too (PostgreSQL docs, 13.2.1).
@@ -98,10 +100,11 @@ WITH news AS (
                          THEN coalesce(now() + n.delay_s * interval '1 second', 'infinity') ELSE d.due_at END,
            relay = CASE WHEN n.state = 'pending' THEN NULL ELSE n.relay END,
            settled_at = CASE WHEN n.state IN ('sent', 'dead') THEN now() END,
-           doubted_at = CASE WHEN n.state = 'in_doubt' THEN now() END
+           doubted_at = CASE WHEN n.state = 'in_doubt' THEN now() END,
+           orphaned = CASE WHEN n.verdict IN ('accepted', 'deferred', 'refused') THEN 0 ELSE d.orphaned END
       FROM news n
      WHERE d.email = n.email
-       AND d.settled_at IS NULL
+       AND d.state IN ('pending', 'sending', 'in_doubt')
        AND ((n.marked AND d.attempt = n.attempt AND d.relay = n.relay AND d.state IN ('sending', 'in_doubt')
              AND d.state <> n.state)
             OR (n.marked AND d.attempt = n.attempt AND n.state = 'sent' AND d.state = 'pending')
@@ -170,7 +173,7 @@ async def tick(
         [s.outcome.state for s in settlements],
         [s.outcome.delay_s for s in settlements],
         [s.outcome.verdict for s in settlements],
-        [s.outcome.reply.replace("\0", "") for s in settlements],
+        [storable(s.outcome.reply) for s in settlements],
         relay,
         list(marks),
         room,
@@ -214,7 +217,10 @@ async def release(connection: Any, relay: int, emails: Sequence[int], *, after_s
         await connection.execute(RELEASE, emails, relay, after_s)
 
 
-OTHERS: Final = "SELECT id FROM outbox.relay WHERE ended_at IS NULL AND id <> $1"
+# A session that began before Postgres did was lost with it, and no fault of what it held.
+OTHERS: Final = """
+SELECT id, started_at >= pg_postmaster_start_time() AS died FROM outbox.relay WHERE ended_at IS NULL AND id <> $1
+"""
 
 # Locked from an unfiltered unnest of chosen ids: in a WHERE beside other conditions the planner may evaluate the
 # lock for rows that are then not wanted, or twice for one (PostgreSQL docs, 13.3.5).
@@ -225,9 +231,9 @@ JUDGE: Final = """
 WITH freed AS (
     UPDATE outbox.delivery
        SET relay = NULL, orphaned = orphaned + $3,
-           state = CASE WHEN orphaned + $3 >= $4 THEN 'dead' ELSE 'pending' END,
-           attempt = attempt + (orphaned + $3 >= $4)::int,
-           settled_at = CASE WHEN orphaned + $3 >= $4 THEN now() END
+           state = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN 'dead' ELSE 'pending' END,
+           attempt = attempt + ($3 = 1 AND orphaned + $3 >= $4)::int,
+           settled_at = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN now() END
      WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'pending'
     RETURNING email, attempt, state, orphaned
 ), doubted AS (
@@ -267,15 +273,20 @@ async def sweep(connection: Any, relay: int, *, doubt_s: float | None) -> Sweep:
     All in the transaction that holds the dead one's lock, so two sweepers never judge the same relay, and a relay
     that lives holds its lock and is passed over.
     """
-    others = [r["id"] for r in await connection.fetch(OTHERS, relay)]
+    others = {r["id"]: r["died"] for r in await connection.fetch(OTHERS, relay)}
     if not others:
         return Sweep([])
     async with connection.transaction():
-        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, others)
+        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, list(others))
         dead = [r["id"] for r in locks if r["free"]]
         if not dead:
             return Sweep([], alive=len(others))
-        freed, doubted = await judge(connection, dead, doubt_s=doubt_s, died=True)
+        freed = doubted = 0
+        for died in (True, False):
+            some = [one for one in dead if others[one] is died]
+            if some:
+                more_freed, more_doubted = await judge(connection, some, doubt_s=doubt_s, died=died)
+                freed, doubted = freed + more_freed, doubted + more_doubted
     return Sweep(dead, freed, doubted, len(others) - len(dead))
 
 
@@ -345,7 +356,7 @@ RESUME: Final = "DELETE FROM outbox.route WHERE name = $1 AND (retry_at <= now()
 
 async def pause_route(connection: Any, relay: int, route: str, reason: str, *, first_s: float, most_s: float) -> None:
     """Tell the fleet that a server is in trouble: nobody connects for a while, longer with every failed probe."""
-    await connection.execute(PAUSE, route, reason.replace("\0", ""), relay, first_s, most_s)
+    await connection.execute(PAUSE, route, storable(reason), relay, first_s, most_s)
 
 
 async def probe_route(connection: Any, relay: int, route: str, *, lease_s: float) -> bool:
@@ -364,4 +375,4 @@ NOTE: Final = "UPDATE outbox.relay SET trouble = $2, stale = $3 WHERE id = $1"
 
 async def note_trouble(connection: Any, relay: int, trouble: str | None, stale: int) -> None:
     """Say in the relay's row what keeps it from its work, and how many of its verdicts came too late."""
-    await connection.execute(NOTE, relay, trouble and trouble.replace("\0", ""), stale)
+    await connection.execute(NOTE, relay, trouble and storable(trouble), stale)

@@ -46,6 +46,7 @@ OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is open
 DEADLINE_CHECK_S: Final = 1.0
 AFTER_STOP_S: Final = 0.05
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
+STUCK_S: Final = 3.0
 SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
 ASK_LEASE_S: Final = 300.0  # a resolver may take so long over a portion before another relay asks as well
 BARRIER_LOOK_S: Final = 0.2
@@ -243,8 +244,8 @@ class Relay:
         self._marks[claim.email] = (conversation, claim)
         self._wake.set()
 
-    def judged(self, claim: Claim, verdict: Verdict) -> None:
-        """Put the verdict into the next tick; count and say it."""
+    def judged(self, claim: Claim, verdict: Verdict, *, dropped: bool = False) -> None:
+        """Put the verdict into the next tick; count and say it. `dropped`: the server let go of this very message."""
         attempt = claim.attempt if claim.marked else claim.attempt + 1
         tries = attempt - claim.withdrawn
         retry = self.settings.retry
@@ -259,7 +260,7 @@ class Relay:
             ),
             doubt_s=self._doubt_s(),
             withdrawals=claim.withdrawn,
-            withdrawals_max=None if self.breaker.is_open else WITHDRAWALS_MAX,
+            withdrawals_max=WITHDRAWALS_MAX if dropped and not self.breaker.is_open else None,
         )
         self._memory.note(claim, attempt, outcome, time.monotonic())
         self._settlements.append(
@@ -286,7 +287,7 @@ class Relay:
         if self.breaker.is_open:  # no message is to blame while nobody can be reached; another one may find out more
             self._put_off.append(claim)
         elif claim.cuts >= CUTS_MAX:
-            self.judged(claim, Withdrawn(reason))
+            self.judged(claim, Withdrawn(reason), dropped=True)
         elif self.stopping:
             self._releases.append(claim)
         else:
@@ -339,6 +340,7 @@ class Relay:
 
     def _session_lost(self) -> None:
         """Nothing that was claimed is ours any more; what is past its dot is waited for."""
+        self._memory.lost_at = self._memory.lost_at or time.monotonic()
         self._ready.clear()
         self._releases.clear()
         self._marks.clear()
@@ -621,7 +623,8 @@ class Relay:
         if self._told != session.server:
             unsettled = list(self._settlements)
             handed_over = [c.handed_over for c in self._conversations if c.handed_over is not None]
-            news = self._memory.recall(unsettled, handed_over)
+            news = self._memory.recall(unsettled, handed_over, doubt_s=doubt_s)
+            told = {(n.key, n.attempt) for n in news}
             emails: dict[str, int] = {}
             changed = 0
             for begin in range(0, len(news), ASSERTED_AT_ONCE):  # each is waited for by itself: there may be many
@@ -631,11 +634,14 @@ class Relay:
                 changed += new
             # What was judged meanwhile still has the old ids; on a new timeline they may be another email's.
             self._settlements = [
-                replace(s, email=emails.get(s.key, s.email)) for s in self._settlements if s not in unsettled
+                replace(s, email=emails.get(s.key, s.email))
+                for s in self._settlements
+                if s not in unsettled or (s.key, s.attempt) not in told
             ]
             for claim in handed_over:
                 claim.email = emails.get(claim.key, claim.email)
             self._told = session.server
+            self._memory.lost_at = None
             log.warning(
                 "another Postgres, or a new start of it: %d verdicts were told, %d new to it", len(news), changed
             )
@@ -645,6 +651,7 @@ class Relay:
                     session.connection, self._former.relay, self._former.timeline, doubt_s=doubt_s
                 )
             self._former = None
+            self._memory.lost_at = None
 
     async def _look_over_barrier(self, session: Session) -> None:
         """After a failover: claim and sweep nothing before everybody has said what it sent."""
@@ -671,7 +678,7 @@ class Relay:
             self._pulse_at = 0.0  # the next tick tells how long
         elif news == "resume":
             await ledger.resume_route(session.connection, session.relay, self.route.name)
-        elif not self.stopping and not (self._conversations or self._openings or self._ready):
+        elif not self.stopping and not self._openings and all(map(_is_stuck, self._conversations)):
             won = await ledger.probe_route(session.connection, session.relay, self.route.name, lease_s=PROBE_LEASE_S)
             self.breaker.fleet_retry_at = now + PROBE_LEASE_S
             self.breaker.probing = won
@@ -741,6 +748,11 @@ class Relay:
                     conversation.close_politely()
                     if conversation in self._idle:
                         self._idle.remove(conversation)
+
+
+def _is_stuck(conversation: Conversation) -> bool:
+    """Whether it tells nothing of the server: a connection that hangs must not keep the fleet from trying another."""
+    return _is_busy(conversation) and conversation.waited_s() >= STUCK_S
 
 
 def _is_busy(conversation: Conversation) -> bool:

@@ -497,7 +497,7 @@ class Fleet(RuleBasedStateMachine):
             begun.attempt,
             row.withdrawn + (outcome.verdict == "withdrawn"),
             None if outcome.state == "pending" else begun.relay,
-            row.orphaned,
+            0 if outcome.verdict in ("accepted", "deferred", "refused") else row.orphaned,
         )
         self.trail[begun.email, begun.attempt, begun.relay, outcome.verdict] += 1
         if isinstance(begun.verdict, NEVER_SENT):
