@@ -151,7 +151,8 @@ WITH news AS (
     UPDATE outbox.delivery d
        SET state = k.state,
            attempt = k.attempt,
-           withdrawn = d.withdrawn + (k.verdict = 'withdrawn')::int,
+           withdrawn = CASE WHEN k.verdict = 'withdrawn' THEN d.withdrawn + 1
+                            ELSE least(d.withdrawn, k.attempt - 1) END,
            due_at = CASE WHEN k.state IN ('pending', 'in_doubt')
                          THEN coalesce(now() + k.delay_s * interval '1 second', 'infinity') ELSE d.due_at END,
            relay = CASE WHEN k.state = 'pending' THEN NULL ELSE k.relay END,

@@ -79,6 +79,8 @@ class Tick:
 #
 # settle: the fence is (relay, attempt). A 250 also settles a row that was put back to pending in the meantime
 #   (doubt resolved as "send again" while the reply was under way), as long as nobody has marked it again.
+#   Such a row may count all its attempts as withdrawn (a dead letter that a person sends again has all its tries
+#   before it), and an attempt that was accepted is none of those.
 #   Open rows are named by their states: `settled_at IS NULL` would let the planner walk the whole backlog by the
 #   index of open rows, once per verdict, while statistics say that hardly any row is open.
 # mark: only rows that are still this relay's claim; the caller may write the dot only for those that come back.
@@ -95,7 +97,8 @@ WITH news AS (
     UPDATE outbox.delivery d
        SET state = n.state,
            attempt = n.attempt,
-           withdrawn = d.withdrawn + (n.verdict = 'withdrawn')::int,
+           withdrawn = CASE WHEN n.verdict = 'withdrawn' THEN d.withdrawn + 1
+                            ELSE least(d.withdrawn, n.attempt - 1) END,
            due_at = CASE WHEN n.state IN ('pending', 'in_doubt')
                          THEN coalesce(now() + n.delay_s * interval '1 second', 'infinity') ELSE d.due_at END,
            relay = CASE WHEN n.state = 'pending' THEN NULL ELSE n.relay END,

@@ -463,6 +463,15 @@ async def test_a_late_250_settles_a_delivery_that_is_to_be_sent_again_and_is_not
     assert await living.mark(*again) == {}, "so it is not sent again"
 
 
+async def test_a_late_250_settles_a_dead_letter_that_is_to_be_sent_again(connection, relays):
+    """It counts no tries any more, and the one that was accepted is one again."""
+    claim, living = await in_doubt(connection, relays)
+    await resolve(connection, [claim.key], Decision.DISCARD)
+    await resolve(connection, [claim.key], Decision.RESEND)
+    assert await living.settle(settlement(claim, SENT, attempt=1)) == {(claim.email, 1)}
+    assert await standing(connection, claim) == ("sent", 1, 0)
+
+
 @pytest.mark.parametrize("verdict", [LATER, NEVER, DOUBT, TAKEN_BACK])
 async def test_other_late_news_does_not_undo_the_decision_to_send_again(connection, relays, verdict):
     claim, living = await in_doubt(connection, relays)

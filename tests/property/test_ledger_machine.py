@@ -495,7 +495,7 @@ class Fleet(RuleBasedStateMachine):
         self.rows[begun.email] = Row(
             outcome.state,
             begun.attempt,
-            row.withdrawn + (outcome.verdict == "withdrawn"),
+            row.withdrawn + 1 if outcome.verdict == "withdrawn" else min(row.withdrawn, begun.attempt - 1),
             None if outcome.state == "pending" else begun.relay,
             0 if outcome.verdict in ("accepted", "deferred", "refused") else row.orphaned,
         )
@@ -601,7 +601,7 @@ class Fleet(RuleBasedStateMachine):
         was, now = self.before[email], self.rows[email]
         assert was == now or (was.state, now.state) in ARROWS[action], f"{was} became {now} by {action}"
         assert now.attempt >= was.attempt
-        assert now.withdrawn >= was.withdrawn
+        assert now.withdrawn >= was.withdrawn or now.state == "sent"
         assert was.state != "sent" or now == was
 
     def _check_beliefs(self) -> None:
