@@ -151,8 +151,8 @@ def test_a_link_must_be_one_that_opens_and_should_hide_its_token(link, grade):
 
 def seen(relays=0, oldest_due_s=0.0):
     at = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
-    alive = [RelayStatus(n, f"host{n}", n, "0.1", at, 0) for n in range(1, relays + 1)]
-    return Status({}, oldest_due_s, alive, [], [])
+    alive = [RelayStatus(n, f"host{n}", n, "0.1", at, 0, None, 0) for n in range(1, relays + 1)]
+    return Status({}, oldest_due_s, alive, [], [], [])
 
 
 def test_nobody_who_relays_is_a_fault_only_once_an_email_waits():
