@@ -31,7 +31,11 @@ from tests.faults.endings import (
 from tests.faults.levers import CLOSING, GARBAGE, locked, mark_waits
 from tests.fleet import Fleet, until
 
-ways = pytest.mark.parametrize("way", [PIPELINED, CHAINED, STEPWISE], ids=["pipelined", "chained", "stepwise"])
+ways = pytest.mark.parametrize(
+    "way",
+    [PIPELINED, CHAINED, pytest.param(STEPWISE, marks=pytest.mark.slow)],
+    ids=["pipelined", "chained", "stepwise"],
+)
 wires = pytest.mark.parametrize("tls", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "tls"])
 
 ENVELOPE = (Stage.MAIL, Stage.RCPT, Stage.DATA)
