@@ -5,7 +5,7 @@ import json
 import time
 
 from bench.proxy import Proxy
-from outbox.sink import Reply, Stage
+from outbox.sink import Reply, Stage, Stall
 from tests.faults.levers import SLOW, At, all_sent, delivery, post, status
 from tests.fleet import until
 
@@ -95,6 +95,21 @@ async def test_a_host_that_cannot_reach_a_working_server_does_not_stop_the_other
             await asyncio.sleep(0.1)
         await all_sent(fleet, 400)
     assert fleet.twice == {}
+
+
+async def test_a_connection_that_hangs_does_not_keep_the_fleet_from_trying_the_server(fleet):
+    """One dot is never answered, the server takes no more connections for a while, and then it does."""
+    fleet.top = SLOW + "\nconnections_max = 4\nidle_s = 0.3"
+    dot = At(Stage.DOT, Stall(), times=1)
+    fleet.sink.script = dot
+    await fleet.put_emails(1)
+    await fleet.relay()
+    await dot.reached()
+    await fleet.sink.close_listener()
+    await post(fleet, 5, first=2)
+    await until(lambda: route(fleet), "the fleet knows")
+    await fleet.sink.reopen()
+    await until(lambda: len(fleet.sink.accepted) == 5, "the others are sent", 15)
 
 
 async def test_a_relay_that_died_while_it_probed_is_followed_by_another(fleet):

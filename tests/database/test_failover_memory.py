@@ -1,0 +1,94 @@
+"""What a relay tells a Postgres that may have forgotten: its own tries, whatever their age, and nobody else's."""
+
+import asyncpg
+import pytest
+
+from outbox import ledger
+from outbox.failover import REMEMBERED_S, Memory, News, reassert
+from outbox.ledger import Claim, Settlement
+from outbox.verdict import Outcome
+
+TAKEN_BACK = Outcome("pending", "withdrawn", "its mark was not confirmed", 0.3)
+LATER = Outcome("pending", "deferred", "451 later", 0.3)
+DOUBT = Outcome("in_doubt", "in_doubt", "the connection was lost")
+SENT = Outcome("sent", "accepted", "250 ok")
+
+
+def news(outcome, *, relay=1, attempt=1):
+    return News("mail1", "a@example.com", "b@example.com", "<1@x>", b"gone", relay, attempt, outcome)
+
+
+def claim(relay=1):
+    return Claim(relay, 1, "mail1", 1, 0, "a@example.com", "b@example.com", "<1@x>", b"hello", marked=True)
+
+
+@pytest.fixture
+async def marked_by_another(fleet):
+    """mail1: relay 1's mark was lost with the server, relay 2 marked it since, under the same number."""
+    await fleet.put_emails(1)
+    for _ in range(2):
+        await fleet.connection.execute(
+            "INSERT INTO outbox.relay (host, pid, backend_pid, version) VALUES ('h', 1, 1, '0')"
+        )
+    done = await ledger.tick(fleet.connection, 2, room=5)
+    await ledger.tick(fleet.connection, 2, marks=[done.claims[0].email])
+    return fleet
+
+
+async def row(fleet):
+    return tuple(await fleet.connection.fetchrow("SELECT state, relay, attempt FROM outbox.delivery"))
+
+
+@pytest.mark.parametrize("outcome", [TAKEN_BACK, LATER, DOUBT], ids=["withdrawn", "deferred", "in doubt"])
+async def test_what_is_told_again_does_not_touch_another_relays_mark(marked_by_another, outcome):
+    assert (await reassert(marked_by_another.connection, [news(outcome)]))[1] == 0
+    assert await row(marked_by_another) == ("sending", 2, 1)
+
+
+async def test_an_acceptance_that_is_told_again_counts_whoever_holds_the_mark(marked_by_another):
+    await reassert(marked_by_another.connection, [news(SENT)])
+    assert await row(marked_by_another) == ("sent", 1, 1)
+
+
+async def test_a_mark_of_ones_own_is_taken_back(fleet):
+    await fleet.put_emails(1)
+    done = await ledger.tick(fleet.connection, 1, room=5)
+    await ledger.tick(fleet.connection, 1, marks=[done.claims[0].email])
+    assert (await reassert(fleet.connection, [news(TAKEN_BACK)]))[1] == 1
+    assert await row(fleet) == ("pending", None, 1)
+
+
+async def test_an_email_that_is_gone_comes_back_as_sent_under_its_key(fleet):
+    await reassert(fleet.connection, [news(SENT)])
+    await reassert(fleet.connection, [news(SENT)])
+    assert await row(fleet) == ("sent", 1, 1)
+    assert await fleet.connection.fetchval("SELECT key FROM outbox.email") == "mail1"
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await fleet.put_emails(1)
+
+
+def test_nothing_grows_old_while_there_is_no_session():
+    memory = Memory()
+    memory.note(claim(), 1, SENT, 1000.0)
+    memory.lost_at = 1000.0 + REMEMBERED_S - 1
+    memory.note(claim(), 2, SENT, 1000.0 + 10 * REMEMBERED_S)
+    told = memory.recall([], [], doubt_s=None)
+    assert [(n.key, n.attempt) for n in told] == [("mail1", 2)], "the latest of an email"
+    assert len(memory._news) == 2
+
+
+def test_verdicts_grow_old_while_there_is_one():
+    memory = Memory()
+    memory.note(claim(), 1, SENT, 1000.0)
+    memory.note(claim(), 2, SENT, 1001.0 + REMEMBERED_S)
+    assert len(memory._news) == 1
+
+
+def test_a_dot_without_an_answer_is_told_as_doubt_on_the_policys_clock():
+    (told,) = Memory().recall([], [claim()], doubt_s=60.0)
+    assert (told.outcome.state, told.outcome.delay_s, told.message) == ("in_doubt", 60.0, b"hello")
+
+
+def test_a_verdict_that_no_commit_confirmed_is_told():
+    unsettled = Settlement(1, 1, "mail1", 1, marked=True, outcome=LATER)
+    assert [n.outcome for n in Memory().recall([unsettled], [], doubt_s=None)] == [LATER]
