@@ -9,6 +9,7 @@ from bench import network_faults, postgres_faults, process_faults  # noqa: F401 
 from bench.arena import LOST, Arena
 from bench.fault import FAULTS, Struck
 from bench.plan import Strike
+from outbox.errors import OutboxError
 
 __all__ = ["FAULTS", "Nemesis", "Struck"]
 
@@ -35,6 +36,6 @@ class Nemesis:
             async with turn:  # one that takes longer than planned holds up the next
                 struck.now()
                 struck.note = await planned.act(self.arena, struck)
-        except LOST as error:  # another fault has taken from this one what it needs
+        except (*LOST, OutboxError) as error:  # another fault has taken from this one what it needs
             struck.note = f"came to nothing: {error or type(error).__name__}"
         struck.ended_at = time.time()

@@ -163,9 +163,14 @@ async def _failover(arena: Arena, struck: Struck) -> str:
     standby = await arena.add_standby(name)
     await arena.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
     await arena.sql("SELECT pg_reload_conf()")
-    await _followed(arena, name, " AND sync_state = 'sync'")
-    struck.now()
-    await arena.fail_over(standby)
+    try:
+        await _followed(arena, name, " AND sync_state = 'sync'")
+        struck.now()
+        await arena.fail_over(standby)
+    except BaseException:  # commits must not wait for one that never comes
+        await arena.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        await arena.sql("SELECT pg_reload_conf()")
+        raise
     return ""
 
 
