@@ -258,8 +258,8 @@ async def _relay(settings: "Settings", *, until_empty: bool) -> None:
     await sender.run()
     if sender.left_in_doubt:
         raise OutboxError(
-            f"The relay was stopped with {sender.left_in_doubt} emails unanswered after drain_s; "
-            "they are in doubt, and `outbox status` names them."
+            f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
+            "of its emails will be in doubt; `outbox status` names them."
         )
 
 

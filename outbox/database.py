@@ -98,6 +98,7 @@ async def connect(
         connection = await asyncpg.connect(
             url.dsn,
             timeout=timeout_s,
+            max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
             server_settings={"application_name": application, **(settings or {})},
         )
     except Exception as error:

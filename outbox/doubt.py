@@ -7,8 +7,11 @@ A resolver is the user's own function that may know: it looks into the mail serv
 
 import asyncio
 import inspect
+import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +21,13 @@ from outbox.database import storable
 from outbox.errors import ConfigurationError
 from outbox.plugin import load, said
 
+log = logging.getLogger("outbox.relay")
+
 RESENT_AT_ONCE: Final = 1000
 ASKED_AT_ONCE: Final = 20
+ASK_LEASE_S: Final = 300.0  # a resolver may take so long for an answer before another relay asks as well
 ASK_AGAIN_MAX_S: Final = 3600.0
+HUNG_MAX: Final = 3
 
 # The grace is longer than the guard, so no process can still be about to write the first dot.
 RESEND: Final = """
@@ -106,6 +113,9 @@ SELECT email, attempt, relay, CASE WHEN state = 'in_doubt' THEN 'asked' ELSE 're
 """
 
 
+STATEMENTS: Final = (RESEND, TAKE_DOUBTS, ANSWER)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a resolver said about a doubt, or why it could not."""
@@ -154,14 +164,63 @@ def load_resolver(reference: str, directory: Path) -> Resolver:
     return cast("Resolver", found)
 
 
-def ask(resolver: Resolver, doubts: Sequence[Doubt], answered: Callable[[Answer], None]) -> None:
-    """Ask about each one in a thread of its own, which may block or hang without keeping anybody from leaving."""
+class Inquirer:
+    """A relay's dealings with its resolver: some questions at a time, in a thread that may block or hang.
 
-    def run() -> None:
+    The answers wait until the relay writes them. A question that has no answer for `ASK_LEASE_S` is left alone, and
+    after `HUNG_MAX` of those nothing more is asked: threads cannot be ended.
+    """
+
+    def __init__(self, resolver: Resolver, *, grace_s: float, asks_max: int, wake: Callable[[], None]) -> None:
+        self.resolver = resolver
+        self.grace_s = grace_s
+        self.asks_max = asks_max
+        self.wake = wake
+        self.answers: list[Answer] = []
+        self._open = 0
+        self._heard_at = 0.0
+        self._hung = 0
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps it from asking, if anything does."""
+        if self._hung < HUNG_MAX:
+            return None
+        return f"the resolver hangs: {self._hung} calls have not returned, so nothing more is asked; restart this relay"
+
+    async def ask(self, connection: Any, now: float) -> None:
+        """Ask about the next few doubts that are due, unless earlier questions are still open."""
+        if self._open and now - self._heard_at > ASK_LEASE_S:
+            self._open = 0
+            self._hung += 1
+            log.error("the resolver has given no answer for %g s", ASK_LEASE_S)
+        if self._open or self._hung >= HUNG_MAX:
+            return
+        doubts = await take_doubts(connection, lease_s=ASK_LEASE_S)
+        if doubts:
+            self._open, self._heard_at = len(doubts), now
+            loop = asyncio.get_running_loop()
+            threading.Thread(target=self._put, args=(doubts, loop), name="resolver", daemon=True).start()
+
+    def _put(self, doubts: Sequence[Doubt], loop: asyncio.AbstractEventLoop) -> None:
         for doubt in doubts:
-            answered(_answer(resolver, doubt))
+            answer = _answer(self.resolver, doubt)
+            with suppress(RuntimeError):  # the loop is closed: the relay has ended
+                loop.call_soon_threadsafe(self._heard, answer)
 
-    threading.Thread(target=run, name="resolver", daemon=True).start()
+    def _heard(self, answer: Answer) -> None:
+        self._open = max(self._open - 1, 0)
+        self._heard_at = time.monotonic()
+        self.answers.append(answer)
+        log.info("%s is in doubt: %s", answer.doubt.key, answer.said)
+        self.wake()
+
+    async def write(self, connection: Any) -> int:
+        """Write down what was answered; gives how many doubts that decided or put off."""
+        answers = list(self.answers)
+        decided = await write_answers(connection, answers, grace_s=self.grace_s, asks_max=self.asks_max)
+        del self.answers[: len(answers)]
+        return decided
 
 
 def _answer(resolver: Resolver, doubt: Doubt) -> Answer:

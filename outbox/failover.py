@@ -25,6 +25,7 @@ REMEMBERED_S: Final = 60.0
 REMEMBERED_MAX: Final = 100_000
 GRACE_MIN_S: Final = 3.0  # for a relay whose very registration was lost
 ASSERTED_AT_ONCE: Final = 1000
+BARRIER_LOOK_S: Final = 0.2
 REMAINS: Final = b"The database lost this message in a failover after it was sent; only its envelope is known.\r\n"
 
 # Not pg_control_checkpoint(): it shows the old timeline until the first checkpoint after the promotion.
@@ -60,6 +61,27 @@ async def wait_s(connection: Any, timeline: int, *, grace_s: float) -> float:
     if timeline <= 1:
         return 0.0
     return float(await connection.fetchval(WAIT, timeline, grace_s, GRACE_MIN_S))
+
+
+@dataclass(slots=True)
+class Barrier:
+    """What a session waits behind after a failover, while others say what they sent. `up` until that is over.
+
+    It never stands longer than `grace_s` by this host's steady clock, whatever the server's clock does.
+    """
+
+    timeline: int
+    grace_s: float
+    up: bool = False
+    look_at: float = 0.0
+    _until: float | None = None
+
+    async def look(self, connection: Any, now: float) -> None:
+        """Ask whether it is over; if not, look again at `look_at`."""
+        wait = await wait_s(connection, self.timeline, grace_s=self.grace_s)
+        self._until = self._until or now + self.grace_s
+        self.up = wait > 0 and now < self._until
+        self.look_at = now + min(max(wait, 0.0), BARRIER_LOOK_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,3 +224,6 @@ async def reassert(connection: Any, news: Sequence[News]) -> tuple[dict[str, int
         [n.outcome.delay_s for n in news],
     )
     return {row["key"]: row["email"] for row in rows}, sum(row["changed"] for row in rows)
+
+
+STATEMENTS: Final = (WAIT, REASSERT)

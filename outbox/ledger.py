@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from outbox.database import CHANNEL, RELAY_LOCKS, storable
+from outbox.database import RELAY_LOCKS, storable
 from outbox.verdict import Outcome
 
 # A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
@@ -229,11 +229,14 @@ SELECT id, started_at >= pg_postmaster_start_time() AS died FROM outbox.relay WH
 # lock for rows that are then not wanted, or twice for one (PostgreSQL docs, 13.3.5).
 TAKE_LOCKS: Final = "SELECT id, pg_try_advisory_xact_lock($1, id) AS free FROM unnest($2::integer[]) AS id"
 
-# $3 is 1 where the relays died, 0 where they merely ended; what they died with is a suspect in the end.
+# $3 is 1 where the relays died, 0 where they merely ended; what they died with is a suspect in the end. A suspect waits
+# before its next try, twice as long each time: the deaths of one bad minute, which have another cause, do not add up.
 JUDGE: Final = """
 WITH freed AS (
     UPDATE outbox.delivery
        SET relay = NULL, orphaned = orphaned + $3,
+           due_at = CASE WHEN $3 = 1 AND orphaned + $3 >= 3
+                         THEN now() + 2 ^ least(orphaned + $3 - 3, 10) * interval '1 second' ELSE due_at END,
            state = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN 'dead' ELSE 'pending' END,
            attempt = attempt + ($3 = 1 AND orphaned + $3 >= $4)::int,
            settled_at = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN now() END
@@ -318,13 +321,16 @@ async def judge(connection: Any, relays: Sequence[int], *, doubt_s: float | None
 
 # By the index of open rows alone: what is settled is not looked at.
 EMPTY: Final = """
-SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending'))
+SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending')
+                      AND due_at <= coalesce(now() + $1::float8 * interval '1 second', 'infinity'))
 """
 
 
-async def is_empty(connection: Any) -> bool:
-    """Whether nothing is pending or being sent, by anybody. What is in doubt or dead waits for a person."""
-    return bool(await connection.fetchval(EMPTY))
+async def is_empty(connection: Any, *, within_s: float | None = None) -> bool:
+    """Whether nothing is pending or being sent, by anybody, nor will be due within that time. What is in doubt or dead
+    waits for a person.
+    """
+    return bool(await connection.fetchval(EMPTY, within_s))
 
 
 STANDING: Final = """
@@ -338,44 +344,12 @@ async def standing(connection: Any, emails: Sequence[int]) -> dict[int, tuple[st
     return {r["email"]: (r["state"], r["attempt"]) for r in await connection.fetch(STANDING, emails)}
 
 
-# The fleet's pause of a route. A pause in force is nobody's but its author's to prolong: relays that find out at the
-# same moment would otherwise lengthen it N times. $4 is the first pause, $5 the longest.
-PAUSE: Final = """
-INSERT INTO outbox.route AS r (name, reason, relay, retry_at)
-VALUES ($1, $2, $3, now() + $4::float8 * interval '1 second')
-ON CONFLICT (name) DO UPDATE
-   SET reason = excluded.reason, relay = excluded.relay, failures = r.failures + 1,
-       retry_at = now() + least($4::float8 * 2::float8 ^ least(r.failures, 30), $5::float8) * interval '1 second'
- WHERE r.retry_at <= now() OR r.relay = excluded.relay
-"""
-
-PROBE: Final = """
-UPDATE outbox.route SET relay = $2, retry_at = now() + $3 * interval '1 second'
- WHERE name = $1 AND retry_at <= now()
-"""
-
-RESUME: Final = "DELETE FROM outbox.route WHERE name = $1 AND (retry_at <= now() OR relay = $2)"
-
-
-async def pause_route(connection: Any, relay: int, route: str, reason: str, *, first_s: float, most_s: float) -> None:
-    """Tell the fleet that a server is in trouble: nobody connects for a while, longer with every failed probe."""
-    await connection.execute(PAUSE, route, storable(reason), relay, first_s, most_s)
-
-
-async def probe_route(connection: Any, relay: int, route: str, *, lease_s: float) -> bool:
-    """Whether this relay is the one to try the server now. Who says nothing for `lease_s` has lost its turn."""
-    return str(await connection.execute(PROBE, route, relay, lease_s)).endswith(" 1")
-
-
-async def resume_route(connection: Any, relay: int, route: str) -> None:
-    """Tell the fleet that a server works again, and wake everybody. Rare, so the NOTIFY costs nothing that counts."""
-    if (await connection.execute(RESUME, route, relay)).endswith(" 1"):
-        await connection.execute(f"NOTIFY {CHANNEL}")
-
-
 NOTE: Final = "UPDATE outbox.relay SET trouble = $2, stale = $3 WHERE id = $1"
 
 
 async def note_trouble(connection: Any, relay: int, trouble: str | None, stale: int) -> None:
     """Say in the relay's row what keeps it from its work, and how many of its verdicts came too late."""
     await connection.execute(NOTE, relay, trouble and storable(trouble), stale)
+
+
+STATEMENTS: Final = (TICK, RELEASE, OTHERS, TAKE_LOCKS, JUDGE, FORMER, EMPTY, STANDING, NOTE)

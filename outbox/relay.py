@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,22 +18,24 @@ from typing import Final
 
 import asyncpg
 
-from outbox import failover, ledger
+from outbox import doubt, failover, ledger
 from outbox.backoff import full_jitter_s
+from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route, resume_route
+from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
 from outbox.conversation import Conversation
 from outbox.database import LOST_SESSION, DatabaseRefusedError
-from outbox.doubt import Answer, ask, load_resolver, resend_doubtful, take_doubts, write_answers
+from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
-from outbox.failover import ASSERTED_AT_ONCE, Memory, reassert
+from outbox.failover import ASSERTED_AT_ONCE, Barrier, Memory, reassert
 from outbox.ledger import Claim, RoutePause, Settlement
-from outbox.route import PAUSE_FIRST_S, PAUSE_MAX_S, PROBE_LEASE_S, Breaker, Route, RouteTroubleError
+from outbox.pool import Pool
+from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
 from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn, outcome_of
 
 log = logging.getLogger("outbox.relay")
 
-ROOM_MIN: Final = 8  # claims that a relay without connections starts with
 POLL_FIRST_S: Final = 0.1
 SWEEP_MIN_S: Final = 0.4
 SWEEP_MAX_S: Final = 2.0
@@ -43,13 +45,9 @@ REOPEN_MAX_S: Final = 2.0
 AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; doubles with every withdrawal
 CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
-DEADLINE_CHECK_S: Final = 1.0
-AFTER_STOP_S: Final = 0.05
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
-STUCK_S: Final = 3.0
-SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
-ASK_LEASE_S: Final = 300.0  # a resolver may take so long over a portion before another relay asks as well
-BARRIER_LOOK_S: Final = 0.2
+LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
+STATEMENTS: Final = ledger.STATEMENTS + ROUTE_STATEMENTS + failover.STATEMENTS + doubt.STATEMENTS
 
 
 class Relay:
@@ -63,27 +61,27 @@ class Relay:
         settings.require("database_url", "smtp_url")
         assert settings.database_url is not None
         assert settings.smtp_url is not None
-        self.resolver = load_resolver(settings.resolver, settings.directory) if settings.resolver else None
         self.database_url = settings.database_url
         self.settings = settings
         self.until_empty = until_empty
-        self.route = Route(settings.smtp_url, settings)
-        self.breaker = Breaker()
+        self._wake = asyncio.Event()
+        self.pool = Pool(Route(settings.smtp_url, settings), self, settings, wake=self._wake.set)
+        self.inquirer: Inquirer | None = None
+        if settings.resolver is not None:
+            self.inquirer = Inquirer(
+                load_resolver(settings.resolver, settings.directory),
+                grace_s=settings.doubt_grace_s,
+                asks_max=settings.asks_max,
+                wake=self._wake.set,
+            )
         self.counts: Counter[str] = Counter()
         self.stopping = False
         self.left_in_doubt = 0
 
         self._session: Session | None = None
         self._former: Session | None = None
-        self._wake = asyncio.Event()
-        self._ready: deque[Claim] = deque()
-        self._releases: list[Claim] = []
-        self._put_off: list[Claim] = []
         self._marks: dict[int, tuple[Conversation, Claim]] = {}
         self._settlements: list[Settlement] = []
-        self._conversations: set[Conversation] = set()
-        self._idle: list[Conversation] = []
-        self._openings: set[asyncio.Task[None]] = set()
         self._poll_at = 0.0
         self._poll_s = POLL_FIRST_S
         self._sweep_at = 0.0
@@ -91,27 +89,26 @@ class Relay:
         self._drain_until: float | None = None
         self._reopen_pause_s = REOPEN_FIRST_S
         self._opened_at = 0.0
-        self._fault: BaseException | None = None
+        self._opening: asyncio.Timeout | None = None
+        self._asked_at: float | None = None
         self._memory = Memory()
-        self._told: tuple[int, datetime | None] | None = (
-            None  # the server, on its timeline, that knows all our verdicts
-        )
-        self._behind_barrier = False
-        self._asking = False
-        self._answers: list[Answer] = []
+        self._told: tuple[int, datetime | None] | None = None  # the server, on its timeline, that knows our verdicts
+        self._barrier = Barrier(0, 0.0)
         self._noted: tuple[str | None, int] = (None, 0)
-
-    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def stop(self) -> None:
         """Begin to drain: claim nothing more, finish what is in hand within `drain_s`, then `run` returns."""
-        if not self.stopping:
-            self.stopping = True
-            self._drain_until = time.monotonic() + self.settings.drain_s
-            self._release_ready()
-            for conversation in list(self._conversations):
-                conversation.close_politely()
-            self._wake.set()
+        if self.stopping:
+            return
+        self.stopping = True
+        self._drain_until = time.monotonic() + self.settings.drain_s
+        self.pool.close_politely()
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.settings.drain_s + LAST_WORD_S, self._wait_no_more)
+        if self._opening is not None:
+            until = loop.time() + self.settings.drain_s
+            self._opening.reschedule(min(self._opening.when() or until, until))
+        self._wake.set()
 
     async def run(self) -> None:
         """Relay until stopped, or until the outbox is empty if so asked.
@@ -120,7 +117,7 @@ class Relay:
             OutboxError: the database cannot be used at the start; later trouble is outlived.
 
         """
-        ticker = asyncio.get_running_loop().create_task(self._watch_deadlines())
+        ticker = asyncio.get_running_loop().create_task(self.pool.watch_deadlines())
         try:
             self._session = await self._open_first()
             self._told = self._session.server
@@ -137,22 +134,25 @@ class Relay:
 
     async def _open(self) -> Session:
         try:
-            async with asyncio.timeout(OPEN_LEASES_MAX * self.settings.lease_s):
+            async with asyncio.timeout(OPEN_LEASES_MAX * self.settings.lease_s) as self._opening:
                 session = await Session.open(
                     self.database_url,
                     lease_s=self.settings.lease_s,
                     wake=self._notified,
                     on_lost=self._session_lost,
                     former=self._former,
+                    statements=STATEMENTS,
                 )
         except LOST_SESSION as error:
             raise DatabaseUnavailableError(
                 f"Postgres at {self.database_url.redacted} went away while a session was opened "
                 f"({str(error) or type(error).__name__})."
             ) from error
-        log.info("relay %d holds its lock and relays to %s", session.relay, self.route.name)
+        finally:
+            self._opening = None
+        log.info("relay %d holds its lock and relays to %s", session.relay, self.pool.route.name)
         self._poll_at = self._sweep_at = 0.0
-        self._behind_barrier = session.timeline > 1
+        self._barrier = Barrier(session.timeline, self.settings.failover_grace_s, up=session.timeline > 1)
         self._noted = (None, 0)
         self._opened_at = time.monotonic()
         return session
@@ -191,50 +191,52 @@ class Relay:
     def _is_done(self) -> bool:
         if not self.stopping:
             return False
-        in_hand = (
-            self._settlements
-            or self._marks
-            or self._releases
-            or self._put_off
-            or any(map(_is_busy, self._conversations))
-        )
+        pool = self.pool
+        in_hand = self._settlements or self._marks or pool.releases or pool.put_off or pool.is_busy
         assert self._drain_until is not None
         return not in_hand or time.monotonic() > self._drain_until
+
+    def _wait_no_more(self) -> None:
+        """The time to stop is over: a Postgres that does not answer is not waited for."""
+        if (
+            self._asked_at is not None
+            and time.monotonic() - self._asked_at >= LAST_WORD_S
+            and self._session is not None
+        ):
+            self._session.lose("Postgres was silent when the relay had to stop")
 
     async def _end(self) -> None:
         """Close everything; what is past its dot and unanswered is in doubt from here on."""
         self.stopping = True
-        for opening in list(self._openings):
-            opening.cancel()
-        await asyncio.gather(*self._openings, return_exceptions=True)
-        for conversation in list(self._conversations):
-            conversation.give_up("the relay was stopped while it waited for the reply to the final dot")
+        await self.pool.end()
         self._marks.clear()  # what is not marked yet stays unmarked, and is freed below
+        self.left_in_doubt = sum(s.marked and s.outcome.state == "in_doubt" for s in self._settlements)
         session = self._session
         if session is not None and session.lost is None:
             try:
-                with self._patience(session):
+                with self._patience(session, LAST_WORD_S):
                     await self._tick(session)
-                    _, self.left_in_doubt = await ledger.judge(
+                    _, doubted = await ledger.judge(
                         session.connection, [session.relay], doubt_s=self._doubt_s(), died=False
                     )
+                    self.left_in_doubt += doubted
             except (*LOST_SESSION, asyncpg.PostgresError) as error:
                 session.lose(str(error))
             await session.close()
-            log.info("relay %d has stopped: %s", session.relay, self._summary())
+        untold = [s.key for s in self._settlements if s.marked]
+        if untold:  # the next sweep finds their marks
+            self.left_in_doubt = len(untold)
+            log.error(
+                "Postgres is gone: %d verdicts are not written, and become doubts: %s", len(untold), ", ".join(untold)
+            )
+        log.info("the relay has stopped: %s", self._summary())
 
     def _summary(self) -> str:
         return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items())) or "nothing was sent"
 
-    # ── the desk: what connections ask and tell ──────────────────────────────────────────────────────────────
-
     def take(self) -> Claim | None:
         """The next claim, for a connection that can start on it now."""
-        if self.stopping or not self._ready:
-            return None
-        if len(self._ready) <= len(self._conversations):
-            self._wake.set()  # running low: ask for more before a connection goes idle
-        return self._ready.popleft()
+        return self.pool.take()
 
     def ask_mark(self, conversation: Conversation, claim: Claim) -> None:
         """Put the claim into the next tick's marks."""
@@ -256,11 +258,11 @@ class Relay:
             backoff_s=full_jitter_s(max(tries, 1), base_s=retry.base_s, max_s=retry.max_s),
             again_s=min(
                 full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
-                PAUSE_MAX_S if self.breaker.is_open else retry.max_s,  # then the pause sets the pace
+                PAUSE_MAX_S if self.pool.breaker.is_open else retry.max_s,  # then the pause sets the pace
             ),
             doubt_s=self._doubt_s(),
             withdrawals=claim.withdrawn,
-            withdrawals_max=WITHDRAWALS_MAX if dropped and not self.breaker.is_open else None,
+            withdrawals_max=WITHDRAWALS_MAX if dropped and not self.pool.breaker.is_open else None,
         )
         self._memory.note(claim, attempt, outcome, time.monotonic())
         self._settlements.append(
@@ -269,9 +271,9 @@ class Relay:
         self.counts[outcome.verdict if outcome.state != "dead" else "dead"] += 1
         match verdict:
             case Accepted():
-                self.breaker.succeed(time.monotonic())
+                self.pool.breaker.succeed(time.monotonic())
             case Deferred(reply) | Refused(reply):
-                self.breaker.succeed(time.monotonic())
+                self.pool.breaker.succeed(time.monotonic())
                 log.info("%s, try %d: %s (%s)", claim.key, tries, reply, outcome.state)
             case InDoubt(reply):
                 log.warning("%s is in doubt: %s", claim.key, reply)
@@ -284,49 +286,32 @@ class Relay:
         if not self._is_current(claim):
             return
         claim.cuts += 1
-        if self.breaker.is_open:  # no message is to blame while nobody can be reached; another one may find out more
-            self._put_off.append(claim)
+        if self.pool.breaker.is_open:  # no message is to blame while nobody can be reached; another may find out more
+            self.pool.put_off.append(claim)
         elif claim.cuts >= CUTS_MAX:
             self.judged(claim, Withdrawn(reason), dropped=True)
         elif self.stopping:
-            self._releases.append(claim)
+            self.pool.releases.append(claim)
         else:
-            self._ready.appendleft(claim)
+            self.pool.ready.appendleft(claim)
         self._wake.set()
 
     def idle(self, conversation: Conversation) -> None:
         """Remember a connection that waits for mail."""
-        if self.stopping:
-            conversation.close_politely()
-        else:
-            self._idle.append(conversation)
-            self._wake.set()
+        self.pool.idle(conversation)
 
     def paused(self, reason: str) -> None:
-        """Pause the route at once; connections that stand find out for themselves."""
-        if not self.breaker.is_open:
-            log.warning("SMTP is in trouble: %s", reason)
-        if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
-            self.breaker.trip(reason, time.monotonic())
+        """Pause the route at once."""
+        self.pool.paused(reason)
 
     def closed(self, conversation: Conversation, trouble: str | None) -> None:
-        """Forget a connection; several cut ones in a row pause the route."""
-        self._conversations.discard(conversation)
-        if conversation in self._idle:
-            self._idle.remove(conversation)
+        """Forget a connection, and take back the mark that it may have asked for."""
+        self.pool.forget(conversation, trouble)
         for email, (asking, claim) in list(self._marks.items()):
             if asking is conversation:  # its mark was only asked for: nothing happened to it
                 del self._marks[email]
                 self.untouched(claim, trouble or "the connection was lost before the mark")
-        if trouble is not None:
-            was_open = self.breaker.is_open
-            self.breaker.cut(trouble, time.monotonic())
-            if self.breaker.is_open and not was_open:
-                log.warning("SMTP is in trouble: %s", trouble)
-            log.info("connection closed: %s", trouble)
         self._wake.set()
-
-    # ── the session and its ticks ────────────────────────────────────────────────────────────────────────────
 
     def _is_current(self, claim: Claim) -> bool:
         session = self._session
@@ -334,27 +319,22 @@ class Relay:
 
     def _notified(self) -> None:
         self._poll_at = 0.0
-        if self.breaker.is_open:
+        if self.pool.breaker.is_open:
             self._pulse_at = 0.0  # the news may be that the route works again
         self._wake.set()
 
     def _session_lost(self) -> None:
         """Nothing that was claimed is ours any more; what is past its dot is waited for."""
         self._memory.lost_at = self._memory.lost_at or time.monotonic()
-        self._ready.clear()
-        self._releases.clear()
         self._marks.clear()
-        self._put_off.clear()
-        for conversation in list(self._conversations):
-            if conversation.ahead is not None:
-                conversation.abandon("the session that claimed it is gone")
+        self.pool.drop_claims()
         self._wake.set()
 
     async def _work(self, session: Session) -> None:
         """One turn: wait for something to do, write it in one commit, act on what came true."""
         await self._wait()
-        if self._fault is not None:
-            raise self._fault
+        if self.pool.fault is not None:
+            raise self.pool.fault
         now = time.monotonic()
         if self._told != session.server or self._former is not None:
             await self._tell_again(session)
@@ -363,8 +343,8 @@ class Relay:
             room = self._room(now) if now >= self._poll_at else 0
             if self._marks or self._settlements or room or now >= self._pulse_at:
                 await self._tick(session, room)
-            elif self._ready and session.lost is None and not self.stopping:
-                self._staff(now)  # claims that came back from cut connections
+            elif self.pool.ready and session.lost is None and not self.stopping:
+                self.pool.staff(now)  # claims that came back from cut connections
         with self._patience(session):
             if now >= self._sweep_at and not self.stopping:
                 await self._sweep(session)
@@ -373,19 +353,21 @@ class Relay:
                 self.stop()
 
     @contextmanager
-    def _patience(self, session: Session) -> Iterator[None]:
+    def _patience(self, session: Session, at_most_s: float | None = None) -> Iterator[None]:
         """Lose the session when Postgres is silent for a lease: a cut network says nothing by itself."""
-        reason = f"Postgres did not answer within {self.settings.lease_s:g} s"
-        silence = asyncio.get_running_loop().call_later(self.settings.lease_s, session.lose, reason)
+        silent_s = min(self.settings.lease_s, at_most_s or self.settings.lease_s)
+        reason = f"Postgres did not answer within {silent_s:g} s"
+        silence = asyncio.get_running_loop().call_later(silent_s, session.lose, reason)
+        self._asked_at = time.monotonic()
         try:
             yield
         finally:
+            self._asked_at = None
             silence.cancel()
 
     def _has_nothing(self) -> bool:
-        return not (
-            self.stopping or self._ready or self._marks or self._settlements or any(map(_is_busy, self._conversations))
-        )
+        pool = self.pool
+        return not (self.stopping or pool.ready or self._marks or self._settlements or pool.is_busy)
 
     async def _wait(self) -> None:
         """Until woken, or the next poll, sweep, pulse or probe is due; the loop has its turn in any case."""
@@ -399,26 +381,19 @@ class Relay:
         self._wake.clear()
 
     def _next_turn_at(self, now: float) -> float:
-        if self._behind_barrier:
-            return min(self._pulse_at, self._sweep_at)
+        if self._barrier.up:
+            return min(self._pulse_at, self._barrier.look_at)
         if self._drain_until is not None:
             return min(self._pulse_at, self._drain_until)
         at = min(self._sweep_at, self._pulse_at)
         if self._room(now) > 0:
             return min(at, self._poll_at)
-        if self.breaker.is_open and self.breaker.next_at > now:
-            return min(at, self.breaker.next_at)
-        return at
+        paused = self.pool.breaker
+        return min(at, paused.next_at) if paused.is_open and paused.next_at > now else at
 
     def _room(self, now: float) -> int:
-        """How many deliveries to claim: what the connections can take soon, none while the route is paused."""
-        if self.stopping or self._behind_barrier:
-            return 0
-        live = len(self._conversations)
-        if self.breaker.is_open and live == 0:
-            return 1 if self.breaker.may_connect(now) and not self._ready and not self._openings else 0
-        wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.settings.connections_max)
-        return max(0, min(wanted - len(self._ready), self.settings.batch_max))
+        """How many deliveries to claim."""
+        return 0 if self.stopping or self._barrier.up else self.pool.room(now)
 
     async def _tick(self, session: Session, room: int = 0) -> None:
         marks, self._marks = self._marks, {}
@@ -432,7 +407,7 @@ class Relay:
                 marks=marks,
                 room=room,
                 suspects=int(room > 0 and not self._holds_suspect()),
-                route=self.route.name,
+                route=self.pool.route.name,
             )
         except BaseException as error:
             session.lose(session.lost or str(error) or type(error).__name__)
@@ -441,7 +416,7 @@ class Relay:
         now = time.monotonic()
         self._pulse_at = now + self.settings.lease_s / 3
         self._adopt(done.pause, now)
-        self._take_claims(session, done.claims, room, now)
+        await self._take_claims(session, done.claims, room, now)
         self._act_on_marks(session, marks, done.marked, started_s)
         if len(done.settled) < len(settlements):
             await self._explain([s for s in settlements if s.fence not in done.settled], session)
@@ -456,10 +431,10 @@ class Relay:
                 conversation.abandon("its mark is not known to be committed")
             self.judged(claim, Withdrawn("its mark was not confirmed, so the dot was not written"))
 
-    def _take_claims(self, session: Session, claims: list[Claim], room: int, now: float) -> None:
+    async def _take_claims(self, session: Session, claims: list[Claim], room: int, now: float) -> None:
         if room:
-            if not (claims or self._ready or self._openings or self._conversations):
-                self.breaker.probing = False  # nothing is due: nothing to probe with
+            if self.pool.breaker.probing and not claims and self.pool.is_empty:
+                await self._probe_without_mail(session)
             if len(claims) >= room:
                 self._poll_s = POLL_FIRST_S
                 self._wake.set()
@@ -470,8 +445,18 @@ class Relay:
                 self._poll_at = now + self._poll_s * (0.8 + 0.2 * random.random())  # noqa: S311 - jitter
                 self._poll_s = min(2 * self._poll_s, longest_s)
         if session.lost is None:
-            (self._releases if self.stopping else self._ready).extend(claims)
-            self._staff(now)
+            if self.stopping:
+                self.pool.releases.extend(claims)
+            else:
+                self.pool.add(claims)
+            self.pool.staff(now)
+
+    async def _probe_without_mail(self, session: Session) -> None:
+        """It is this relay's turn to try the server. With mail that is only put off, the turn is left to later."""
+        if await ledger.is_empty(session.connection, within_s=2 * PAUSE_MAX_S):
+            self.pool.probe()
+        else:
+            self.pool.breaker.probing = False
 
     def _act_on_marks(
         self,
@@ -507,8 +492,8 @@ class Relay:
             verdict = settlement.outcome.verdict
             already_so = state == settlement.outcome.state and attempt == settlement.attempt
             never_marked = verdict == "withdrawn" and attempt is not None and attempt < settlement.attempt
-            already_judged = verdict in ("withdrawn", "in_doubt") and state in ("in_doubt", "pending")
-            if not (already_so or never_marked or already_judged):
+            nothing_new = verdict == "in_doubt" or (verdict == "withdrawn" and state != "sent")
+            if not (already_so or never_marked or nothing_new):
                 self.counts["stale settlements"] += 1
                 log.error(
                     "%s, attempt %d: the verdict %r came too late, the delivery is %s at attempt %s",
@@ -520,14 +505,11 @@ class Relay:
                 )
 
     async def _give_back(self, session: Session) -> None:
-        releases, self._releases = self._releases, []
-        put_off, self._put_off = self._put_off, []
-        await ledger.release(session.connection, session.relay, [claim.email for claim in releases])
-        await ledger.release(session.connection, session.relay, [claim.email for claim in put_off], after_s=PAUSE_MAX_S)
-
-    def _release_ready(self) -> None:
-        self._releases.extend(self._ready)
-        self._ready.clear()
+        pool = self.pool
+        releases, pool.releases = [claim.email for claim in pool.releases], []
+        put_off, pool.put_off = [claim.email for claim in pool.put_off], []
+        await ledger.release(session.connection, session.relay, releases)
+        await ledger.release(session.connection, session.relay, put_off, after_s=PAUSE_MAX_S)
 
     async def _sweep(self, session: Session) -> None:
         found = await ledger.sweep(session.connection, session.relay, doubt_s=self._doubt_s())
@@ -543,55 +525,16 @@ class Relay:
             if resent:
                 log.warning('%d emails in doubt are sent again, as in_doubt = "resend" says', resent)
                 self._notified()
-        elif self.settings.in_doubt is WhenInDoubt.ASK and not self._asking:
-            await self._ask(session)
+        elif self.settings.in_doubt is WhenInDoubt.ASK and self.inquirer is not None:
+            await self.inquirer.ask(session.connection, time.monotonic())
         await self._note_trouble(session)
 
     def _doubt_s(self) -> float | None:
         return None if self.settings.in_doubt is WhenInDoubt.HOLD else self.settings.doubt_grace_s
 
-    async def _ask(self, session: Session) -> None:
-        """Ask the resolver about the next few doubts, in a thread; the answers come to a later turn."""
-        assert self.resolver is not None
-        doubts = await take_doubts(session.connection, lease_s=ASK_LEASE_S)
-        if not doubts:
-            return
-        loop = asyncio.get_running_loop()
-        open_questions = len(doubts)
-
-        def answered(answer: Answer) -> None:
-            nonlocal open_questions
-            open_questions -= 1
-            self._asking = open_questions > 0
-            self._answers.append(answer)
-            log.info("%s is in doubt: %s", answer.doubt.key, answer.said)
-            self._wake.set()
-
-        self._asking = True
-
-        def bring(answer: Answer) -> None:
-            loop.call_soon_threadsafe(answered, answer)
-
-        ask(self.resolver, doubts, bring)
-
-    async def _write_answers(self, session: Session) -> None:
-        answers = list(self._answers)
-        decided = await write_answers(
-            session.connection, answers, grace_s=self.settings.doubt_grace_s, asks_max=self.settings.asks_max
-        )
-        del self._answers[: len(answers)]
-        if decided:
-            self._notified()
-
     async def _note_trouble(self, session: Session) -> None:
         """Keep in the relay's row what hinders it, for `outbox status`; written when it changes."""
-        waits = [c.waited_s() for c in self._conversations if _is_busy(c)]
-        trouble = None
-        if self.breaker.is_open:
-            trouble = f"SMTP: {self.breaker.reason}"
-        elif waits and max(waits) >= SILENCE_S:
-            stuck = sum(wait >= SILENCE_S for wait in waits)
-            trouble = f"the mail server has been silent for more than {SILENCE_S:g} s on {stuck} connections"
+        trouble = self.pool.trouble() or (self.inquirer.trouble if self.inquirer is not None else None)
         noted = (trouble, self.counts["stale settlements"])
         if noted != self._noted:
             if trouble is not None and self._noted[0] is None:
@@ -601,28 +544,29 @@ class Relay:
 
     def _holds_suspect(self) -> bool:
         """Whether one of those is in hand: the next has to wait."""
-        in_hand = [claim for c in self._conversations for claim in (c.ahead, c.handed_over) if claim is not None]
-        return any(claim.suspect for claim in (*self._ready, *in_hand, *(claim for _, claim in self._marks.values())))
-
-    # ── what others must know, or know ───────────────────────────────────────────────────────────────────────
+        marking = (claim for _, claim in self._marks.values())
+        return any(claim.suspect for claim in (*self.pool.in_hand(), *marking))
 
     async def _speak(self, session: Session, now: float) -> None:
         """Before a tick: whatever there is to say or to ask besides it, which mostly is nothing."""
-        if self._behind_barrier:
-            await self._look_over_barrier(session)
-        if self.breaker.news is not None or self.breaker.wants_probe(now):
+        if self._barrier.up:
+            await self._barrier.look(session.connection, now)
+            if not self._barrier.up:
+                self._poll_at = self._sweep_at = 0.0
+                self._wake.set()
+        if self.pool.breaker.news is not None or self.pool.breaker.wants_probe(now):
             await self._speak_for_route(session, now)
-        if self._releases or self._put_off:
+        if self.pool.releases or self.pool.put_off:
             await self._give_back(session)
-        if self._answers:
-            await self._write_answers(session)
+        if self.inquirer is not None and self.inquirer.answers and await self.inquirer.write(session.connection):
+            self._notified()
 
     async def _tell_again(self, session: Session) -> None:
         """After a new session: what this process knows and the database may have lost, and the end of its last one."""
         doubt_s = self._doubt_s()
         if self._told != session.server:
             unsettled = list(self._settlements)
-            handed_over = [c.handed_over for c in self._conversations if c.handed_over is not None]
+            handed_over = self.pool.handed_over()
             news = self._memory.recall(unsettled, handed_over, doubt_s=doubt_s)
             told = {(n.key, n.attempt) for n in news}
             emails: dict[str, int] = {}
@@ -653,107 +597,28 @@ class Relay:
             self._former = None
             self._memory.lost_at = None
 
-    async def _look_over_barrier(self, session: Session) -> None:
-        """After a failover: claim and sweep nothing before everybody has said what it sent."""
-        wait_s = await failover.wait_s(session.connection, session.timeline, grace_s=self.settings.failover_grace_s)
-        if wait_s <= 0:
-            self._behind_barrier = False
-            self._poll_at = self._sweep_at = 0.0
-            self._wake.set()
-        else:
-            self._sweep_at = time.monotonic() + min(wait_s, BARRIER_LOOK_S)
-
     async def _speak_for_route(self, session: Session, now: float) -> None:
         """Tell the fleet that the server is in trouble, or works; or ask for the turn to find out."""
-        news, self.breaker.news = self.breaker.news, None
+        breaker, route = self.pool.breaker, self.pool.route.name
+        news, breaker.news = breaker.news, None
         if news == "pause":
-            await ledger.pause_route(
-                session.connection,
-                session.relay,
-                self.route.name,
-                self.breaker.reason,
-                first_s=PAUSE_FIRST_S,
-                most_s=PAUSE_MAX_S,
-            )
+            await pause_route(session.connection, session.relay, route, breaker.reason)
             self._pulse_at = 0.0  # the next tick tells how long
         elif news == "resume":
-            await ledger.resume_route(session.connection, session.relay, self.route.name)
-        elif not self.stopping and not self._openings and all(map(_is_stuck, self._conversations)):
-            won = await ledger.probe_route(session.connection, session.relay, self.route.name, lease_s=PROBE_LEASE_S)
-            self.breaker.fleet_retry_at = now + PROBE_LEASE_S
-            self.breaker.probing = won
-            self._poll_at = 0.0 if won else self._poll_at
+            await resume_route(session.connection, session.relay, route)
+        elif not self.stopping and self.pool.is_deaf:
+            breaker.probing = await probe_route(session.connection, session.relay, route)
+            breaker.fleet_retry_at = now + PROBE_LEASE_S
+            self._poll_at = 0.0 if breaker.probing else self._poll_at
 
     def _adopt(self, pause: RoutePause | None, now: float) -> None:
         """Take over what the fleet knows of the route."""
-        was_open = self.breaker.is_open
-        self.breaker.adopt(pause.reason if pause else None, pause.wait_s if pause else 0.0, now)
+        breaker, route = self.pool.breaker, self.pool.route.name
+        was_open = breaker.is_open
+        breaker.adopt(pause.reason if pause else None, pause.wait_s if pause else 0.0, now)
         if pause is not None and not was_open:
-            log.warning("the fleet's route to %s is paused: %s", self.route.name, pause.reason)
-        elif was_open and not self.breaker.is_open:
-            log.info("the fleet's route to %s works again", self.route.name)
+            log.warning("the fleet's route to %s is paused: %s", route, pause.reason)
+        elif was_open and not breaker.is_open:
+            log.info("the fleet's route to %s works again", route)
             self._poll_at = 0.0
             self._wake.set()
-
-    # ── connections ──────────────────────────────────────────────────────────────────────────────────────────
-
-    def _staff(self, now: float) -> None:
-        """Give ready claims to idle connections, and open more for the rest."""
-        while self._ready and self._idle:
-            self._idle.pop().start(self._ready.popleft())
-        if self.breaker.is_open and not self._conversations and not self.breaker.may_connect(now):
-            self._release_ready()
-            return
-        while len(self._openings) < len(self._ready) and self._may_open(now):
-            opening = asyncio.get_running_loop().create_task(self._connect())
-            self._openings.add(opening)
-            opening.add_done_callback(self._opened)
-
-    def _may_open(self, now: float) -> bool:
-        if len(self._conversations) + len(self._openings) >= self.settings.connections_max:
-            return False
-        return not self.breaker.is_open or (self.breaker.may_connect(now) and not self._openings)
-
-    def _opened(self, opening: asyncio.Task[None]) -> None:
-        self._openings.discard(opening)
-        if not opening.cancelled() and opening.exception() is not None:
-            self._fault = opening.exception()  # a fault of ours: end loudly rather than relay without connections
-            self._wake.set()
-
-    async def _connect(self) -> None:
-        try:
-            conversation, transport = await self.route.connect(self)
-        except RouteTroubleError as trouble:
-            if not self.breaker.is_open:
-                log.warning("SMTP is in trouble: %s", trouble)
-            if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
-                self.breaker.trip(str(trouble), time.monotonic())
-            if not self._conversations:
-                self._release_ready()
-            self._wake.set()
-            return
-        self._conversations.add(conversation)
-        conversation.attach(transport)
-
-    async def _watch_deadlines(self) -> None:
-        while True:
-            slept_at = time.monotonic()
-            await asyncio.sleep(DEADLINE_CHECK_S)
-            if time.monotonic() - slept_at > 2 * DEADLINE_CHECK_S:  # this process was stopped: first read what came
-                await asyncio.sleep(AFTER_STOP_S)
-            now = time.monotonic()
-            for conversation in list(self._conversations):
-                conversation.check_deadline()
-                if conversation.idle_since is not None and now - conversation.idle_since > self.settings.idle_s:
-                    conversation.close_politely()
-                    if conversation in self._idle:
-                        self._idle.remove(conversation)
-
-
-def _is_stuck(conversation: Conversation) -> bool:
-    """Whether it tells nothing of the server: a connection that hangs must not keep the fleet from trying another."""
-    return _is_busy(conversation) and conversation.waited_s() >= STUCK_S
-
-
-def _is_busy(conversation: Conversation) -> bool:
-    return conversation.ahead is not None or conversation.handed_over is not None

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Self
@@ -55,8 +55,12 @@ class Session:
         wake: Callable[[], None],
         on_lost: Callable[[], None],
         former: "Session | None",
+        statements: Sequence[str] = (),
     ) -> Self:
         """A new identity, proven to hold a real lock, listening. `former`, this process's last one, is ended first.
+
+        `statements` are what it will run while it holds the lock. They are prepared before: asyncpg prepares in two
+        steps, and the server takes a client that stops between them for a busy one, whose session no idle timeout ends.
 
         Raises:
             DatabaseUnavailableError: no connection now.
@@ -74,8 +78,10 @@ class Session:
             timeline = await timeline_of(connection)
             if former is not None and former.timeline == timeline:  # on another one its id may be somebody else's
                 await _end(connection, former)
-            relay = await _register(connection, timeline)
             started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
+            for statement in statements:
+                await connection._get_statement(statement, None)  # noqa: SLF001 - prepare() keeps it to itself
+            relay = await _register(connection, timeline)
             session = cls(connection, relay, lease_s, timeline, started_at, on_lost=on_lost)
             # Listen first, look at the table afterwards: a notification in between is then not lost.
             await connection.add_listener(CHANNEL, lambda *_: wake())

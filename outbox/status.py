@@ -102,7 +102,10 @@ SELECT r.id, r.host, r.pid, r.version, r.started_at,
  ORDER BY r.id
 """
 
-ROUTES: Final = "SELECT name, since, reason, failures FROM outbox.route ORDER BY since"
+# A pause that nobody has tried to end for a minute is nobody's any more: its relays are gone or use another server.
+ROUTES: Final = """
+SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
+"""
 
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected, count(r.id) AS made,

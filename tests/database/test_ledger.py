@@ -927,7 +927,7 @@ async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(h
     ("statement", "arguments"),
     [
         (ledger.JUDGE, "('{7,8}', 60, 1, 6)"),
-        (ledger.EMPTY, ""),
+        (ledger.EMPTY, "(null)"),
         (ledger.RELEASE, "('{1,2}', 7, 0)"),
         (doubt.RESEND, "(100)"),
         (doubt.TAKE_DOUBTS, "(20, 60)"),

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trustme
 
-from outbox import relay as relay_module
+from outbox import pool as pool_module
 from outbox import route as route_module
 from outbox.conversation import Conversation
 from outbox.relay import Relay
@@ -207,7 +207,7 @@ async def relaying(fleet: Fleet, smtp_url: str, **changes: Any) -> AsyncIterator
         }
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relay_module, "DEADLINE_CHECK_S", 0.05)
+        patch.setattr(pool_module, "DEADLINE_CHECK_S", 0.05)
         # A server so near answers a dot before the envelope behind it has waited its moment: here it follows at once.
         patch.setattr(route_module, "Conversation", partial(Conversation, later=lambda _, chain, claim: chain(claim)))
         certificates = fleet.directory / "authority.pem"

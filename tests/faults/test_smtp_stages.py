@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 import trustme
 
-from outbox.route import PAUSE_MAX_S
+from outbox.breaker import PAUSE_MAX_S
 from outbox.sink import Action, Cut, Flood, Hold, Reply, Reset, Sink, Stage, Stall, Trickle, Visit
 from tests.faults.endings import (
     BIG,

@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.route import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, Breaker
+from outbox.breaker import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, Breaker
 
 NOW = 1000.0
 

@@ -1,0 +1,141 @@
+"""When the server, not the message, is the trouble: the pause of a route, in this relay and for the whole fleet.
+
+`Breaker` decides, without a clock or a database of its own; the functions below tell the fleet, which reads a pause
+with its ticks (`ledger.tick`).
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from outbox.database import CHANNEL, storable
+
+PAUSE_FIRST_S: Final = 0.5
+PAUSE_MAX_S: Final = 3.5  # with the jitter and a connect this finds a server within 5 s of its return
+PROBE_LEASE_S: Final = 4.0  # then another relay may probe as well: one that hangs must not keep the fleet waiting
+CUTS_IN_A_ROW_MAX: Final = 3
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Whether the server may be bothered, by this relay and by the fleet. Decides only; `now` is any steady clock.
+
+    Closed: connect at will. Open after trouble: no new connection until the pause is over, then one probe at a time,
+    each failure doubling the pause up to `PAUSE_MAX_S`; the first success after it closes the breaker. Connections
+    that stand go on all the while: a server that takes no more connections is not a server in trouble.
+
+    `retry_at` ends this relay's own pause, `fleet_retry_at` everybody's, as the database says. While the fleet's is in
+    force only the relay that is `probing` connects. `news` is what the fleet has to be told.
+    """
+
+    retry_at: float | None = None
+    fleet_retry_at: float | None = None
+    reason: str = ""
+    cuts: int = 0
+    probing: bool = False
+    news: Literal["pause", "resume"] | None = None
+    _pause_s: float = PAUSE_FIRST_S
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server was last known to be in trouble."""
+        return self.retry_at is not None or self.fleet_retry_at is not None
+
+    @property
+    def next_at(self) -> float:
+        """When the pauses that are known are over."""
+        return max(self.retry_at or 0.0, self.fleet_retry_at or 0.0)
+
+    def may_connect(self, now: float) -> bool:
+        """Whether no pause is in force for this relay."""
+        return self._rested(now) and (self.fleet_retry_at is None or self.probing)
+
+    def wants_probe(self, now: float) -> bool:
+        """Whether it is time to ask the database for the turn to probe."""
+        return self.fleet_retry_at is not None and not self.probing and now >= self.next_at
+
+    def trip(self, reason: str, now: float, uniform: float | None = None) -> None:
+        """The server was in trouble: pause, for longer than the last time."""
+        if not self.is_open or self.probing:
+            self.news = "pause"
+        self.probing = False
+        jitter = 0.8 + 0.4 * (random.random() if uniform is None else uniform)  # noqa: S311 - jitter, not a secret
+        self.retry_at = now + self._pause_s * jitter
+        self.reason = reason
+        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
+
+    def cut(self, reason: str, now: float) -> None:
+        """A connection ended in the middle of a dialogue; a few in a row without a verdict are trouble."""
+        self.cuts += 1
+        if self.cuts >= CUTS_IN_A_ROW_MAX and self._rested(now):
+            self.trip(reason, now)
+
+    def succeed(self, now: float) -> None:
+        """The server has judged a message, so it works; a pause that was ordered is kept to its end."""
+        self.cuts = 0
+        if not self.is_open or not self._rested(now):
+            return
+        self.retry_at = None
+        self._pause_s = PAUSE_FIRST_S
+        if self.fleet_retry_at is not None and (self.probing or now >= self.fleet_retry_at):
+            self.fleet_retry_at = None
+            self.probing = False
+            self.news = "resume"
+
+    def adopt(self, reason: str | None, wait_s: float, now: float) -> None:
+        """Take over what the fleet knows: a pause with its reason, or None. A server that works for others may still
+        not work from here, so this relay's own pause stays.
+        """
+        if self.news is not None:
+            return  # what was read is older than what is about to be said
+        if reason is None:
+            self.fleet_retry_at = None
+            self.probing = False
+        else:
+            self.fleet_retry_at = now + min(wait_s, PROBE_LEASE_S)
+            if self.retry_at is None:
+                self.reason = reason
+
+    def _rested(self, now: float) -> bool:
+        return self.retry_at is None or now >= self.retry_at
+
+
+# The fleet's pause of a route. A pause in force is nobody's but its author's to prolong: relays that find out at the
+# same moment would otherwise lengthen it N times. None is longer than the lease of a probe: what ends later than that
+# was written before the server's clock was set back.
+IS_OVER: Final = f"retry_at <= now() OR retry_at > now() + {PROBE_LEASE_S} * interval '1 second'"
+
+PAUSE: Final = f"""
+INSERT INTO outbox.route AS r (name, reason, relay, retry_at)
+VALUES ($1, $2, $3, now() + {PAUSE_FIRST_S} * interval '1 second')
+ON CONFLICT (name) DO UPDATE
+   SET reason = excluded.reason, relay = excluded.relay, failures = r.failures + 1,
+       retry_at = now()
+                + least({PAUSE_FIRST_S} * 2::float8 ^ least(r.failures, 30), {PAUSE_MAX_S}) * interval '1 second'
+ WHERE r.relay = excluded.relay OR r.{IS_OVER.replace("OR ", "OR r.")}
+"""
+
+PROBE: Final = f"""
+UPDATE outbox.route SET relay = $2, retry_at = now() + {PROBE_LEASE_S} * interval '1 second'
+ WHERE name = $1 AND ({IS_OVER})
+"""
+
+RESUME: Final = f"DELETE FROM outbox.route WHERE name = $1 AND (relay = $2 OR {IS_OVER})"
+
+STATEMENTS: Final = (PAUSE, PROBE, RESUME)
+
+
+async def pause_route(connection: Any, relay: int, route: str, reason: str) -> None:
+    """Tell the fleet that a server is in trouble: nobody connects for a while, longer with every failed probe."""
+    await connection.execute(PAUSE, route, storable(reason), relay)
+
+
+async def probe_route(connection: Any, relay: int, route: str) -> bool:
+    """Whether this relay is the one to try the server now. Who says nothing for `PROBE_LEASE_S` has lost its turn."""
+    return str(await connection.execute(PROBE, route, relay)).endswith(" 1")
+
+
+async def resume_route(connection: Any, relay: int, route: str) -> None:
+    """Tell the fleet that a server works again, and wake everybody. Rare, so the NOTIFY costs nothing that counts."""
+    if (await connection.execute(RESUME, route, relay)).endswith(" 1"):
+        await connection.execute(f"NOTIFY {CHANNEL}")

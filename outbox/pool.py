@@ -1,0 +1,220 @@
+"""The relay's connections to its SMTP server: how many there are, which are idle, and what waits for one.
+
+It opens no more than the route's breaker allows, and hands ready claims to connections. It knows nothing of Postgres:
+what must be given back there lies in `releases` and `put_off` until the relay's next turn.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Final
+
+from outbox.breaker import Breaker
+from outbox.conversation import Conversation, Desk
+from outbox.ledger import Claim
+from outbox.route import Route, RouteTroubleError
+from outbox.settings import Settings
+
+log = logging.getLogger("outbox.relay")
+
+ROOM_MIN: Final = 8  # claims that a relay without connections starts with
+DEADLINE_CHECK_S: Final = 1.0
+AFTER_STOP_S: Final = 0.05
+STUCK_S: Final = 3.0
+SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
+
+
+class Pool:
+    """The connections of one relay. All state is touched on the event loop's thread only."""
+
+    def __init__(self, route: Route, desk: Desk, settings: Settings, *, wake: Callable[[], None]) -> None:
+        self.route = route
+        self.desk = desk
+        self.settings = settings
+        self.wake = wake
+        self.breaker = Breaker()
+        self.ready: deque[Claim] = deque()
+        self.releases: list[Claim] = []
+        self.put_off: list[Claim] = []
+        self.conversations: set[Conversation] = set()
+        self.is_closing = False
+        self.fault: BaseException | None = None
+        """A fault of ours in opening connections: the relay ends loudly rather than go on without any."""
+        self._idle: list[Conversation] = []
+        self._openings: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any connection has mail in hand."""
+        return any(map(_is_busy, self.conversations))
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether no connection tells anything of the server: there is none, or each hangs."""
+        return not self._openings and all(_is_busy(c) and c.waited_s() >= STUCK_S for c in self.conversations)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no connection, none is being opened, and no claim waits for one."""
+        return not (self.ready or self._openings or self.conversations)
+
+    def in_hand(self) -> list[Claim]:
+        """All claims that wait for a connection or are on one."""
+        on_the_way = [claim for c in self.conversations for claim in (c.ahead, c.handed_over) if claim is not None]
+        return [*self.ready, *on_the_way]
+
+    def handed_over(self) -> list[Claim]:
+        """The claims whose final dot is written and not answered."""
+        return [c.handed_over for c in self.conversations if c.handed_over is not None]
+
+    def trouble(self) -> str | None:
+        """What is wrong with the server, as far as the connections tell."""
+        if self.breaker.is_open:
+            return f"SMTP: {self.breaker.reason}"
+        stuck = sum(_is_busy(c) and c.waited_s() >= SILENCE_S for c in self.conversations)
+        if stuck:
+            return f"the mail server has been silent for more than {SILENCE_S:g} s on {stuck} connections"
+        return None
+
+    def room(self, now: float) -> int:
+        """How many more claims the connections can take soon; none while the route is paused, one for a probe."""
+        live = len(self.conversations)
+        if self.breaker.is_open and live == 0:
+            return int(self.breaker.may_connect(now) and not self.ready and not self._openings)
+        wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.settings.connections_max)
+        return max(0, min(wanted - len(self.ready), self.settings.batch_max))
+
+    def take(self) -> Claim | None:
+        """The next ready claim, for a connection that can start on it now."""
+        if self.is_closing or not self.ready:
+            return None
+        if len(self.ready) <= len(self.conversations):
+            self.wake()  # running low: ask for more before a connection goes idle
+        return self.ready.popleft()
+
+    def add(self, claims: list[Claim]) -> None:
+        """Let claims wait for connections: suspects in front, since each moment in hand is held against them."""
+        self.ready.extend(claim for claim in claims if not claim.suspect)
+        self.ready.extendleft(claim for claim in claims if claim.suspect)
+
+    def staff(self, now: float) -> None:
+        """Give ready claims to idle connections, and open more for the rest."""
+        while self.ready and self._idle:
+            self._idle.pop().start(self.ready.popleft())
+        if self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now):
+            self.release_ready()
+            return
+        while len(self._openings) < len(self.ready) and self._may_open(now):
+            self._open(self._connect())
+
+    def probe(self) -> None:
+        """Find out whether the server lets anybody in, when there is no mail to find it out with."""
+        if not self._openings:
+            self._open(self._connect(probing=True))
+
+    def idle(self, conversation: Conversation) -> None:
+        """Remember a connection that waits for mail."""
+        if self.is_closing:
+            conversation.close_politely()
+        else:
+            self._idle.append(conversation)
+            self.wake()
+
+    def paused(self, reason: str) -> None:
+        """Pause the route at once; connections that stand find out for themselves."""
+        if not self.breaker.is_open:
+            log.warning("SMTP is in trouble: %s", reason)
+        if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
+            self.breaker.trip(reason, time.monotonic())
+
+    def forget(self, conversation: Conversation, trouble: str | None) -> None:
+        """Let go of a connection that is over; several cut ones in a row pause the route."""
+        self.conversations.discard(conversation)
+        if conversation in self._idle:
+            self._idle.remove(conversation)
+        if trouble is not None:
+            was_open = self.breaker.is_open
+            self.breaker.cut(trouble, time.monotonic())
+            if self.breaker.is_open and not was_open:
+                log.warning("SMTP is in trouble: %s", trouble)
+            log.info("connection closed: %s", trouble)
+
+    def release_ready(self) -> None:
+        """Give back what waits for a connection."""
+        self.releases.extend(self.ready)
+        self.ready.clear()
+
+    def drop_claims(self) -> None:
+        """Forget the claims of a session that is gone; what is past its dot is waited for."""
+        self.ready.clear()
+        self.releases.clear()
+        self.put_off.clear()
+        for conversation in list(self.conversations):
+            if conversation.ahead is not None:
+                conversation.abandon("the session that claimed it is gone")
+
+    def close_politely(self) -> None:
+        """Take no more; connections finish what they have in hand."""
+        self.is_closing = True
+        self.release_ready()
+        for conversation in list(self.conversations):
+            conversation.close_politely()
+
+    async def end(self) -> None:
+        """Close everything now; what is past its dot and unanswered is in doubt from here on."""
+        for opening in list(self._openings):
+            opening.cancel()
+        await asyncio.gather(*self._openings, return_exceptions=True)
+        for conversation in list(self.conversations):
+            conversation.give_up("the relay was stopped while it waited for the reply to the final dot")
+
+    async def watch_deadlines(self) -> None:
+        """For ever: end what is silent for too long, and what has been idle for so long that the server soon will."""
+        while True:
+            slept_at = time.monotonic()
+            await asyncio.sleep(DEADLINE_CHECK_S)
+            if time.monotonic() - slept_at > 2 * DEADLINE_CHECK_S:  # this process was stopped: first read what came
+                await asyncio.sleep(AFTER_STOP_S)
+            now = time.monotonic()
+            for conversation in list(self.conversations):
+                conversation.check_deadline()
+                if conversation.idle_since is not None and now - conversation.idle_since > self.settings.idle_s:
+                    conversation.close_politely()
+                    if conversation in self._idle:
+                        self._idle.remove(conversation)
+
+    def _may_open(self, now: float) -> bool:
+        if len(self.conversations) + len(self._openings) >= self.settings.connections_max:
+            return False
+        return not self.breaker.is_open or (self.breaker.may_connect(now) and not self._openings)
+
+    def _open(self, connecting: Coroutine[None, None, None]) -> None:
+        opening = asyncio.get_running_loop().create_task(connecting)
+        self._openings.add(opening)
+        opening.add_done_callback(self._opened)
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        self._openings.discard(opening)
+        if not opening.cancelled() and opening.exception() is not None:
+            self.fault = opening.exception()
+            self.wake()
+
+    async def _connect(self, *, probing: bool = False) -> None:
+        try:
+            conversation, transport = await self.route.connect(self.desk)
+        except RouteTroubleError as trouble:
+            self.paused(str(trouble))
+            if not self.conversations:
+                self.release_ready()
+            self.wake()
+            return
+        if probing:
+            self.breaker.succeed(time.monotonic())
+        self.conversations.add(conversation)
+        conversation.attach(transport)
+
+
+def _is_busy(conversation: Conversation) -> bool:
+    return conversation.ahead is not None or conversation.handed_over is not None
