@@ -92,7 +92,7 @@ class Breaker:
             self.fleet_retry_at = None
             self.probing = False
         else:
-            self.fleet_retry_at = now + min(wait_s, PROBE_LEASE_S)
+            self.fleet_retry_at = now + (wait_s if wait_s <= PROBE_LEASE_S else 0.0)  # see `IS_OVER`
             if self.retry_at is None:
                 self.reason = reason
 

@@ -145,7 +145,7 @@ SELECT m.key, m.recipient, d.state
  WHERE r.edition = $1 AND d.state = $2
    AND NOT EXISTS (SELECT FROM outbox.attempt a
                     WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved')
- ORDER BY d.email
+ ORDER BY m.key
 """
 
 

@@ -81,10 +81,10 @@ class Session:
             started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
             for statement in statements:
                 await connection._get_statement(statement, None)  # noqa: SLF001 - prepare() keeps it to itself
-            relay = await _register(connection, timeline)
-            session = cls(connection, relay, lease_s, timeline, started_at, on_lost=on_lost)
             # Listen first, look at the table afterwards: a notification in between is then not lost.
             await connection.add_listener(CHANNEL, lambda *_: wake())
+            relay = await _register(connection, timeline)
+            session = cls(connection, relay, lease_s, timeline, started_at, on_lost=on_lost)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
         except BaseException:

@@ -4,7 +4,7 @@ import asyncpg
 import pytest
 
 from outbox import ledger
-from outbox.failover import REMEMBERED_S, Memory, News, reassert
+from outbox.failover import REMEMBERED_S, Barrier, Memory, News, reassert
 from outbox.ledger import Claim, Settlement
 from outbox.verdict import Outcome
 
@@ -92,3 +92,17 @@ def test_a_dot_without_an_answer_is_told_as_doubt_on_the_policys_clock():
 def test_a_verdict_that_no_commit_confirmed_is_told():
     unsettled = Settlement(1, 1, "mail1", 1, marked=True, outcome=LATER)
     assert [n.outcome for n in Memory().recall([unsettled], [], doubt_s=None)] == [LATER]
+
+
+async def test_a_barrier_ends_by_the_relays_own_clock_when_the_servers_is_set_back(fleet):
+    await fleet.connection.execute(
+        "INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, started_at)"
+        " VALUES ('old', 1, 1, '0', 1, now() - interval '1 hour'), ('new', 1, 1, '0', 2, now() + interval '1 hour')"
+    )
+    barrier = Barrier(2, 5.0, up=True)
+    await barrier.look(fleet.connection, 100.0)
+    assert (barrier.up, barrier.look_at) == (True, 100.2)
+    await barrier.look(fleet.connection, 104.9)
+    assert barrier.up
+    await barrier.look(fleet.connection, 105.0)
+    assert not barrier.up

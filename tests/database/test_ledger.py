@@ -944,6 +944,24 @@ async def test_no_other_statement_of_the_relay_reads_history(history, settings, 
     assert "Seq Scan on delivery" not in plan, plan
 
 
+async def test_a_suspect_waits_longer_after_each_death_so_that_one_bad_minute_quarantines_nobody(relays, connection):
+    """Three relays die with it, which makes it a suspect; then it comes back after 1, 2 and 4 seconds."""
+    await put(connection, 1)
+    watcher = await relays()
+    waits_s = []
+    for _ in range(ledger.QUARANTINE_AFTER - 1):
+        relay = await relays()
+        done = await ledger.tick(relay.connection, relay.relay, room=1, suspects=1)
+        assert len(done.claims) == 1
+        await relay.die(connection)
+        await watcher.sweep()
+        waits_s.append(
+            await connection.fetchval("SELECT extract(epoch FROM due_at - now())::float8 FROM outbox.delivery")
+        )
+        await connection.execute("UPDATE outbox.delivery SET due_at = now()")
+    assert [round(max(wait_s, 0)) for wait_s in waits_s] == [0, 0, 1, 2, 4]
+
+
 async def test_claims_and_marks_are_heap_only_updates(connection, relay):
     """They change no column of an index or of its predicate, so they cost no index entry."""
     await put(connection, 20)

@@ -13,6 +13,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import CHANNEL, LOST_SESSION, RELAY_LOCKS
 from outbox.embedded import Server
 from outbox.errors import DatabaseUnavailableError, OutboxError, SchemaError, UnsafeDatabaseError
+from outbox.relay import STATEMENTS
 from outbox.session import Session, prove_locks
 from tests.conftest import FAST
 from tests.fleet import until
@@ -86,6 +87,32 @@ async def test_a_session_is_registered_and_holds_its_lock(connection, opened):
     assert registered["backend_pid"] == session.connection.get_server_pid()
     assert registered["ended_at"] is None
     assert await until(lambda: relays_connected(connection), "it is connected") == 1, "and nothing else is left open"
+
+
+async def test_all_that_a_relay_runs_is_prepared_before_it_holds_its_lock(connection, database, opened):
+    """A client that is frozen between the two steps of preparing looks busy to the server, for ever."""
+    ear = Ear()
+    session = await Session.open(
+        DatabaseUrl.parse(database),
+        lease_s=LEASE_S,
+        wake=ear.wake,
+        on_lost=ear.on_lost,
+        former=None,
+        statements=STATEMENTS,
+    )
+    try:
+        await ledger.tick(session.connection, session.relay, room=1)
+        await ledger.sweep(session.connection, session.relay, doubt_s=None)
+        query = "SELECT statement, prepare_time FROM pg_prepared_statements"
+        listed = await session.connection.fetch(query)
+        prepared = {row["statement"]: row["prepare_time"] for row in listed}
+        lock = "SELECT pg_advisory_lock($1, $2)"
+        later = {statement for statement, at in prepared.items() if at > prepared[lock]}
+        assert later == {query}
+        assert set(STATEMENTS) <= set(prepared)
+        assert len(listed) == len(prepared), "none is prepared a second time"
+    finally:
+        session.connection.terminate()
 
 
 async def test_each_session_is_a_new_identity(connection, opened):

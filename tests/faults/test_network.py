@@ -237,7 +237,7 @@ async def identities(fleet: Fleet) -> int:
 
 
 async def test_a_relay_that_never_hears_from_postgres_again_leaves_its_mail_to_another_and_can_be_stopped(fleet):
-    fleet.top = SLOW + "\ndrain_s = 5"  # for news that it cannot bring any more
+    fleet.top = SLOW + "\nconnections_max = 1\ndrain_s = 5"  # for news that it cannot bring any more
     go_ahead = asyncio.Event()
     fleet.sink.script = script = At(Stage.DATA, Hold(go_ahead), times=1)
     await fleet.put_emails(20)

@@ -46,7 +46,7 @@ async def test_a_server_that_is_gone_pauses_the_fleet_and_burns_no_try(fleet):
 async def test_a_relay_that_starts_during_the_pause_does_not_bother_the_server(fleet):
     fleet.top = SLOW
     until_at = await fleet.connection.fetchval(
-        "INSERT INTO outbox.route (name, reason, retry_at) VALUES ($1, 'it was refused', now() + interval '8 seconds')"
+        "INSERT INTO outbox.route (name, reason, retry_at) VALUES ($1, 'it was refused', now() + interval '3.9 s')"
         " RETURNING extract(epoch FROM retry_at)::float8",
         fleet.sink.url.removeprefix("smtp://"),
     )
@@ -133,3 +133,55 @@ async def test_status_for_people_names_the_trouble(fleet):
     assert "mx:25" in ended.out
     assert "connection refused" in ended.out
     assert json.loads((await fleet.run("status", "--json")).out)["routes"][0]["name"] == "mx:25"
+
+
+async def pause(fleet, retry_at):
+    await fleet.connection.execute(
+        f"INSERT INTO outbox.route (name, reason, since, retry_at) VALUES ($1, 'it was refused', now(), {retry_at})",
+        fleet.sink.url.removeprefix("smtp://"),
+    )
+
+
+async def test_a_server_that_is_back_is_found_although_nothing_is_due(fleet):
+    """Else the first mail of next Monday finds the route paused, and status tells of trouble all week."""
+    fleet.top = SLOW
+    fleet.sink.script = trouble = At(Stage.CONNECT, BUSY)
+    await fleet.relay()
+    await pause(fleet, "now()")
+    await trouble.reached(2)
+    assert (await route(fleet))["failures"] > 1
+    trouble.on = False
+
+    async def works():
+        return await route(fleet) is None
+
+    await until(works, "the fleet knows", 5 + 2)
+    assert len(fleet.sink.accepted) == 0
+
+
+async def test_mail_that_is_only_put_off_keeps_its_server_in_trouble(fleet):
+    """That the server says EHLO proves nothing while there is mail to prove it with."""
+    fleet.top = SLOW + "\nconnections_max = 1"
+    fleet.sink.script = trouble = At(Stage.MAIL, BUSY)
+    await fleet.put_emails(1)
+    await fleet.relay()
+    await until(lambda: route(fleet), "the fleet knows")
+    since = (await route(fleet))["since"]
+    await trouble.reached(4)
+    assert (await route(fleet))["since"] == since
+    trouble.on = False
+    await all_sent(fleet, 1)
+
+
+async def test_a_pause_from_before_the_servers_clock_was_set_back_is_no_pause(fleet):
+    fleet.top = SLOW
+    await pause(fleet, "now() + interval '1 hour'")
+    await fleet.put_emails(5)
+    await fleet.relay()
+    await all_sent(fleet, 5)
+    assert await route(fleet) is None
+
+
+async def test_a_pause_that_no_relay_cares_for_any_more_is_not_told(fleet):
+    await pause(fleet, "now() - interval '2 minutes'")
+    assert (await status(fleet))["routes"] == []

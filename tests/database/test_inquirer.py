@@ -1,0 +1,73 @@
+"""How a relay asks its resolver: a function that hangs costs threads, a bounded number, and never the relay."""
+
+import threading
+
+import pytest
+
+from outbox.doubt import ASK_LEASE_S, HUNG_MAX, Inquirer
+from tests.fleet import until
+
+GRACE_S = 1.0
+
+
+@pytest.fixture
+async def doubtful(fleet):
+    await fleet.put_emails(1)
+    await fleet.connection.execute(
+        "UPDATE outbox.delivery SET state = 'in_doubt', relay = 1, attempt = 1, marked_at = now(), doubted_at = now()"
+    )
+    return fleet.connection
+
+
+async def make_due(connection):
+    await connection.execute("UPDATE outbox.delivery SET due_at = now()")
+
+
+def inquirer(resolver):
+    return Inquirer(resolver, grace_s=GRACE_S, asks_max=3, wake=lambda: None)
+
+
+async def test_a_resolver_that_hangs_is_asked_a_few_times_and_then_no_more(doubtful):
+    go_on, asked = threading.Event(), []
+
+    def hang(email):
+        asked.append(email.key)
+        go_on.wait()
+        return True
+
+    it, now = inquirer(hang), 1000.0
+    for _ in range(HUNG_MAX + 2):
+        await make_due(doubtful)
+        await it.ask(doubtful, now)
+        await it.ask(doubtful, now + ASK_LEASE_S)  # not yet: the answer may still come
+        now += ASK_LEASE_S + 1
+    await until(lambda: len(asked) == HUNG_MAX, "each question is put")
+    assert it.trouble is not None
+    assert "the resolver hangs" in it.trouble
+    go_on.set()
+    await until(lambda: len(it.answers) == HUNG_MAX, "late answers are heard")
+    await it.write(doubtful)
+    assert await doubtful.fetchval("SELECT state FROM outbox.delivery") == "sent"
+    assert await doubtful.fetchval("SELECT count(*) FROM outbox.attempt WHERE verdict = 'resolved'") == 1
+
+
+async def test_no_more_is_asked_while_answers_are_awaited(doubtful):
+    go_on, asked = threading.Event(), []
+
+    def wait(email):
+        asked.append(email.key)
+        go_on.wait()
+
+    it = inquirer(wait)
+    await make_due(doubtful)
+    await it.ask(doubtful, 1000.0)
+    await make_due(doubtful)
+    await it.ask(doubtful, 1001.0)
+    go_on.set()
+    await until(lambda: it.answers, "it is heard")
+    assert asked == ["mail1"]
+    await it.write(doubtful)
+    assert it.answers == []
+    await make_due(doubtful)
+    await it.ask(doubtful, 1002.0)
+    await until(lambda: len(asked) == 2, "it is asked again")
