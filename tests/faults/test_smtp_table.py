@@ -33,7 +33,7 @@ from tests.fleet import Fleet, until
 
 ways = pytest.mark.parametrize(
     "way",
-    [PIPELINED, CHAINED, pytest.param(STEPWISE, marks=pytest.mark.slow)],
+    [pytest.param(PIPELINED, marks=pytest.mark.slow), CHAINED, pytest.param(STEPWISE, marks=pytest.mark.slow)],
     ids=["pipelined", "chained", "stepwise"],
 )
 wires = pytest.mark.parametrize("tls", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "tls"])
