@@ -1,7 +1,6 @@
 """Who is owed a report and what it says: two queries from the settings, or a Python class of the user's."""
 
 import inspect
-from asyncio import to_thread
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
@@ -12,7 +11,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from outbox import message
 from outbox.errors import SourceError
 from outbox.period import Period
-from outbox.plugin import load, said
+from outbox.plugin import Aside, load, said
 from outbox.settings import Settings
 
 FETCH_ROWS: Final = 1000
@@ -36,7 +35,8 @@ class Recipient:
 class ReportSource(Protocol):
     """A report as a Python class, for `source = "myapp.reports:Progress"`; made without arguments once per run.
 
-    Both methods may be plain or async. Plain ones run in a thread, one call at a time, so they may block.
+    Both methods may be plain or async, and may block: they run in threads of their own, one call at a time, the async
+    ones all on one event loop.
 
     Several servers call this at once for the same period; each recipient's `build` is called on one of them, and
     again elsewhere only if that server dies or the call raises.
@@ -199,12 +199,13 @@ class PythonSource:
 
     name: str
     source: ReportSource
+    aside: Aside = field(default_factory=Aside)
 
     async def recipients(self, period: Period) -> AsyncIterator[Recipient]:
         """Whatever the class gives, one by one."""
         where = f"reports.{self.name}.source"
         try:
-            async for one in _each(await _called(self.source.recipients, period), where):
+            async for one in _each(self.aside, await _called(self.aside, self.source.recipients, period), where):
                 if isinstance(one, Recipient):
                     yield Recipient(_text(one.key), _text(one.email), _text(one.name), one.columns)
                 else:
@@ -220,29 +221,40 @@ class PythonSource:
 
     async def _build(self, recipient: Recipient, period: Period) -> Content | Exception:
         try:
-            content = await _called(self.source.build, recipient, period)
+            content = await _called(self.aside, self.source.build, recipient, period)
             return content if isinstance(content, Mapping) else [dict(row) for row in content]
         except Exception as error:  # noqa: BLE001 - as above, for one recipient
             return RowError(f"build() raised {said(error)}")
 
 
-async def _called(method: Callable[..., Any], *arguments: Any) -> Any:
-    """What a method of the user's gives; a plain one runs in a thread, so that it may block."""
-    given = method(*arguments) if inspect.iscoroutinefunction(method) else await to_thread(method, *arguments)
-    return await given if inspect.isawaitable(given) else given
+async def _called(aside: Aside, method: Callable[..., Any], *arguments: Any) -> Any:
+    """What a method of the user's gives."""
+    given = method(*arguments) if inspect.iscoroutinefunction(method) else await aside.call(method, *arguments)
+    return await aside.wait_for(given) if inspect.isawaitable(given) else given
 
 
-async def _each(found: Any, where: str) -> AsyncIterator[Any]:
+async def _each(aside: Aside, found: Any, where: str) -> AsyncIterator[Any]:
     if isinstance(found, AsyncIterable):
-        async for one in found:
-            yield one
+        stream = aiter(found)
+        while portion := await aside.wait_for(_portion(stream)):
+            for one in portion:
+                yield one
     elif isinstance(found, Iterable):
         rows = iter(found)
-        while portion := await to_thread(lambda: list(islice(rows, FETCH_ROWS))):  # a generator may block too
+        while portion := await aside.call(lambda: list(islice(rows, FETCH_ROWS))):
             for one in portion:
                 yield one
     else:
         raise SourceError(f"{where}: recipients() gave {type(found).__name__}; return an iterable of Recipient.")
+
+
+async def _portion(stream: AsyncIterator[Any]) -> list[Any]:
+    portion = []
+    async for one in stream:
+        portion.append(one)
+        if len(portion) == FETCH_ROWS:
+            break
+    return portion
 
 
 def source_of(settings: Settings, name: str, reader: Reader) -> Source:

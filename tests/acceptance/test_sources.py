@@ -203,6 +203,36 @@ async def test_plain_recipients_may_block_for_longer_than_the_lease(fleet):
     assert "2 made here" in ended.out
 
 
+async def test_an_async_build_that_blocks_the_loop_past_the_lease_costs_time_only(fleet):
+    """The server takes the silent session for a dead one's; what was built meanwhile is made under the next one."""
+    fleet.top = "lease_s = 2\nguard_s = 1"
+    source(
+        fleet,
+        f"import time\nclass Mine:\n{KINDS['a list']}"
+        "    async def build(self, recipient, period):\n        time.sleep(2.5)\n        return []\n",
+    )
+    crons = [await fleet.start("generate") for _ in range(2)]
+    ended = [await cron.ended(60) for cron in crons]
+    assert [one.code for one in ended] == [0, 0], ended
+    assert list(await pages(fleet)) == ["1", "2"]
+    assert sum(int(one.out.partition(" made here")[0].split()[-1]) for one in ended) == 2
+
+
+@pytest.mark.parametrize("definition", ["def", "async def"])
+async def test_a_build_that_wants_to_exit_costs_its_own_report_only(fleet, definition):
+    source(
+        fleet,
+        f"import sys\nclass Mine:\n{KINDS['a list']}"
+        f"    {definition} build(self, recipient, period):\n"
+        "        if recipient.key == '1':\n            sys.exit(3)\n        return []\n",
+    )
+    ended = await fleet.run("generate")
+    assert ended.code == 1
+    (sentence,) = ended.sentences
+    assert "exit(3)" in sentence
+    assert list(await pages(fleet)) == ["2"]
+
+
 async def test_names_and_keys_of_python_objects_are_taken_as_a_query_would_give_them(fleet):
     source(
         fleet,
