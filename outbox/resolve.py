@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from outbox.database import CHANNEL
 from outbox.errors import ConfigurationError
+from outbox.failover import REMAINS
 
 DECIDABLE: Final = ("in_doubt", "dead")
 
@@ -46,6 +47,7 @@ WITH seen AS MATERIALIZED (
      WHERE m.key = ANY ($1::text[])
        AND d.state = ANY ($6::text[])
        AND (d.state = 'in_doubt' OR (d.state = 'dead' AND $2::text <> 'sent'))
+       AND NOT ($2::text = 'resend' AND m.message = $7::bytea)
        AND NOT (d.state = 'dead' AND $2::text = 'discard'
                 AND EXISTS (SELECT FROM outbox.attempt a
                              WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'))
@@ -99,7 +101,7 @@ async def resolve(
     named = _storable(shlex.join(dict.fromkeys(keys)) if target is None else target)
     async with connection.transaction(isolation="read_committed"):
         rows = await connection.fetch(
-            RESOLVE, _possible(keys), decision.value, operator, _storable(why), named, list(states)
+            RESOLVE, _possible(keys), decision.value, operator, _storable(why), named, list(states), REMAINS
         )
         if decision is Decision.RESEND and rows:
             await connection.execute(f"SELECT pg_notify('{CHANNEL}', '')")
@@ -167,7 +169,8 @@ STANDING: Final = """
 SELECT m.key, d.state,
        (SELECT a.reply FROM outbox.attempt a
          WHERE a.email = m.id AND a.attempt = d.attempt AND a.verdict = 'resolved'
-         ORDER BY a.settled_at DESC LIMIT 1) AS decided
+         ORDER BY a.settled_at DESC LIMIT 1) AS decided,
+       m.message = $2::bytea AS lost
   FROM outbox.email m LEFT JOIN outbox.delivery d ON d.email = m.id
  WHERE m.key = ANY ($1::text[])
 """
@@ -175,7 +178,7 @@ SELECT m.key, d.state,
 
 async def explain(connection: Any, keys: Sequence[str], decision: Decision) -> dict[str, str]:
     """For each of these keys, about which nothing was decided, the sentence that says why."""
-    rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys))}
+    rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys), REMAINS)}
     return {key: _why_not(key, rows.get(key), decision) for key in keys}
 
 
@@ -184,6 +187,8 @@ def _why_not(key: str, row: Any, decision: Decision) -> str:
         return f"{key} is no email's key; take one that `outbox status` shows."
     if row["state"] == "dead" and decision is Decision.SENT:
         return f"{key} is dead: the server refused it, so it cannot be declared sent; say --resend or --discard."
+    if row["lost"] and decision is Decision.RESEND:
+        return f"{key} cannot be sent: a failover of Postgres lost its message, and only its envelope is known."
     state = (row["state"] or "without a delivery").replace("_", " ")
     if row["state"] in DECIDABLE and not row["decided"]:
         return f"{key} changed at this moment and is {state} now; look at `outbox status` and decide again."

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from outbox import doubt
+from outbox.failover import REMAINS
 from outbox.resolve import whoami
 from outbox.sink import Accept, Cut, Hold, Reply, Stage
 from tests.faults.levers import At, delivery, in_state, locked, post, terminate_session, trail
@@ -431,3 +432,13 @@ async def test_what_a_person_sends_again_at_this_moment_the_policy_does_not_send
     assert len(await resolved(muddled, "mail2")) == 1
     await relayed(muddled, lambda *_: None, sent=2, in_doubt=1, dead=1)
     assert muddled.sink.addresses["p2@example.com"] == 1
+
+
+async def test_what_a_failover_left_without_its_message_is_never_sent(muddled):
+    await muddled.connection.execute("UPDATE outbox.email SET message = $1 WHERE key = 'mail4'", REMAINS)
+    ended = await muddled.run("resolve", "mail4", "--resend")
+    assert ended.code == 1
+    assert ended.sentences == [
+        "mail4 cannot be sent: a failover of Postgres lost its message, and only its envelope is known."
+    ]
+    assert (await delivery(muddled, "mail4"))["state"] == "dead"
