@@ -9,7 +9,7 @@ newcomer who follows it meets them in this order:
 
     settings          what the user decides, checked whole
     errors            the ways in which outbox cannot go on, each with its exit code
-    plugin            the user's own code by its name
+    plugin            the user's own code: found by its name, run where it may block
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
@@ -29,7 +29,9 @@ newcomer who follows it meets them in this order:
     failover          what outlives a database that forgot: verdicts told again, and the wait for them
     doubt             what happens by itself to what is in doubt: sent again, or asked about
     conversation      one SMTP connection: content, mark, guard, dot
-    route             the way to the SMTP server, and its breaker
+    breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
+    route             the way to the SMTP server: a connection that is set up
+    pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
 
