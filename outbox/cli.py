@@ -259,7 +259,7 @@ async def _relay(settings: "Settings", *, until_empty: bool) -> None:
     if sender.left_in_doubt:
         raise OutboxError(
             f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
-            "of its emails will be in doubt; `outbox status` names them."
+            "of its emails may be in doubt; `outbox status` names those that are."
         )
 
 

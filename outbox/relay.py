@@ -212,7 +212,9 @@ class Relay:
         self._marks.clear()  # what is not marked yet stays unmarked, and is freed below
         self.left_in_doubt = sum(s.marked and s.outcome.state == "in_doubt" for s in self._settlements)
         session = self._session
-        if session is not None and session.lost is None:
+        if session is None:
+            return
+        if session.lost is None:
             try:
                 with self._patience(session, LAST_WORD_S):
                     await self._tick(session)
@@ -224,11 +226,9 @@ class Relay:
                 session.lose(str(error))
             await session.close()
         untold = [s.key for s in self._settlements if s.marked]
-        if untold:  # the next sweep finds their marks
+        if untold:  # the next sweep finds those marks that were committed
             self.left_in_doubt = len(untold)
-            log.error(
-                "Postgres is gone: %d verdicts are not written, and become doubts: %s", len(untold), ", ".join(untold)
-            )
+            log.error("Postgres is gone: %d verdicts stay unwritten: %s", len(untold), ", ".join(untold))
         log.info("the relay has stopped: %s", self._summary())
 
     def _summary(self) -> str:
@@ -346,7 +346,7 @@ class Relay:
             elif self.pool.ready and session.lost is None and not self.stopping:
                 self.pool.staff(now)  # claims that came back from cut connections
         with self._patience(session):
-            if now >= self._sweep_at and not self.stopping:
+            if now >= self._sweep_at and not self.stopping and not self._barrier.up:
                 await self._sweep(session)
             if self.until_empty and self._has_nothing() and await ledger.is_empty(session.connection):
                 log.info("the outbox is empty: %s", self._summary())

@@ -252,7 +252,9 @@ async def test_a_relay_that_never_hears_from_postgres_again_leaves_its_mail_to_a
         await cut_off.says("no session yet")
         assert cut_off.process.returncode is None
         cut_off.send(signal.SIGTERM)
-        assert (await cut_off.ended()).code == 0
+        ended = await cut_off.ended()
+        assert ended.code == 1, ended.err
+        assert "mail1" in ended.err, "what it could not tell is named"
     await balance(fleet, 20)
 
 

@@ -90,7 +90,7 @@ async def test_a_server_that_is_not_there_is_waited_for_and_no_message_touched(f
         await it.sink.close_listener()
 
         async def come_back() -> None:
-            await until(lambda: it.relay.breaker.is_open, "the relay has noticed")
+            await until(lambda: it.relay.pool.breaker.is_open, "the relay has noticed")
             touched = (
                 "SELECT count(*) FROM outbox.delivery WHERE settled_at IS NULL AND (state, attempt) <> ('pending', 0)"
             )
