@@ -58,7 +58,9 @@ def faults(
     minutes: Annotated[float | None, typer.Option(help="How long faults come; 0.2 is fine.")] = None,
     storm: Annotated[int, typer.Option(help="So many SIGKILLs of relays, and nothing else.")] = 0,
     every: Annotated[float, typer.Option(help="Seconds between two faults, about.", min=0.05)] = USUAL.every_s,
-    in_doubt: Annotated[str, typer.Option(help="hold, or resend.")] = USUAL.in_doubt,
+    in_doubt: Annotated[
+        str, typer.Option(help="hold, resend, or ask (the servers look into the mail server's log).")
+    ] = USUAL.in_doubt,
     resolve_after: Annotated[
         float, typer.Option(help="A person resolves doubt of so many seconds by what the mail server has.")
     ] = USUAL.resolve_after_s,
@@ -99,8 +101,8 @@ def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None,
     unknown = [kind for kind in kinds if kind not in FAULTS]
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is no fault; the faults are {', '.join(FAULTS)}.")
-    if in_doubt not in ("hold", "resend"):
-        raise typer.BadParameter(f"--in-doubt {in_doubt}: write hold or resend.")
+    if in_doubt not in ("hold", "resend", "ask"):
+        raise typer.BadParameter(f"--in-doubt {in_doubt}: write hold, resend or ask.")
     if schedule is not None and not schedule.is_file():
         raise typer.BadParameter(f"--schedule {schedule}: there is no such file.")
     for one in packages:

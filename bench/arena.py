@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from bench.company import DRAIN_S, REPLY_S, settings_of
+from bench.company import DRAIN_S, REPLY_S, RESOLVER, settings_of
 from bench.host import Host, Life
 from bench.mail import Mail
 from bench.proxy import Proxy
@@ -236,7 +236,10 @@ async def arena(
     Server n runs the `outbox` below packages[n % len(packages)], so that a fleet may be of two versions.
     """
     mail = Mail(seed)
-    async with Sink(mail, keep_messages=False) as sink:
+    if in_doubt == "ask":
+        mail.log = directory / "accepted"
+        mail.log.touch()
+    async with Sink(mail, keep_messages=False, on_accepted=mail.note) as sink:
         hosts = []
         try:
             for number in range(servers):
@@ -250,6 +253,7 @@ async def arena(
                 )
                 hosts.append(host)
                 host.directory.mkdir(parents=True, exist_ok=True)
+                (host.directory / "mailserver.py").write_text(RESOLVER)
                 (host.directory / "outbox.toml").write_text(settings_of(host, lease_s, connections, in_doubt, reply_s))
             place = Arena(postgres, sink, mail, hosts, seed, lease_s)
             mail.whose = place.whose

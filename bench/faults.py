@@ -123,7 +123,7 @@ class Run:
         code = await self._ended(await self.arena.run(last, "generate", "generate"), end)
         if code != 0:
             self.unorderly.append(f"the last generate, on server {last.number}: exit code {code}")
-        open_states = ["pending", "sending", *(["in_doubt"] if self.options.in_doubt == "resend" else [])]
+        open_states = ["pending", "sending", *(["in_doubt"] if self.options.in_doubt != "hold" else [])]
         while time.time() < end:
             (row,) = await self.arena.sql(OPEN, open_states)
             if row["open"] == 0 and not self.arena.mail.waiting:

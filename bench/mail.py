@@ -10,9 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-from outbox.sink import Accept, Action, Cut, Hold, Reply, Reset, Stage, Stall, Trickle, Visit
+from outbox.sink import Accept, Accepted, Action, Cut, Hold, Reply, Reset, Stage, Stall, Trickle, Visit
 
 PACE_MAX_S: Final = 1.0
 ENDLESS: Final = b"2" * 2_000_000
@@ -90,6 +91,8 @@ class Mail:
     """How often each mood was met, as `DOT FIN`."""
     waiting: int = 0
     """Answers that are still to come."""
+    log: Path | None = None
+    """A file with the Message-ID of each message accepted, for those who ask (`in_doubt = "ask"`)."""
     _slot_at: float = 0.0
 
     def __call__(self, stage: Stage, visit: Visit) -> Action | None:
@@ -109,6 +112,12 @@ class Mail:
     def calm(self) -> None:
         """No moods and no pace from now on."""
         self.trouble, self.per_s, self.dot_s = 0.0, None, 0.0
+
+    def note(self, accepted: Accepted) -> None:
+        """Log what was accepted."""
+        if self.log is not None:
+            with self.log.open("a") as log:
+                log.write(f"{accepted.message_id}\n")
 
     def after(self, seconds: float) -> asyncio.Event:
         """An event that comes true then."""

@@ -54,7 +54,7 @@ class Options:
     def bound_s(self) -> float:
         """From the end of all faults to all settled: takeover, a silent reply and its retry, the breaker, the rest."""
         takeover_s = 3 * self.lease_s
-        grace_s = DOUBT_GRACE_S + 2 * self.lease_s if self.in_doubt == "resend" else self.resolve_after_s
+        grace_s = DOUBT_GRACE_S + 2 * self.lease_s if self.in_doubt != "hold" else self.resolve_after_s
         rest_s = self.recipients / PEOPLE_PER_S
         return takeover_s + 2 * REPLY_S + RETRY_MAX_S + BREAKER_S + grace_s + rest_s + SLACK_S
 
