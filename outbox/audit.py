@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
+from outbox.database import storable
 from outbox.edition import find_edition
 from outbox.generate_session import GenerateSession
 from outbox.period import Period
 from outbox.settings import Settings
-from outbox.source import WINDOW_MAX, Recipient, checked, source_of, storable, windows
+from outbox.source import WINDOW_MAX, Recipient, checked, source_of, windows
 
 IN_DOUBT, DEAD, NOT_SENT, MISSING = KINDS = ("in_doubt", "dead", "not_sent", "missing")
 

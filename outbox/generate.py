@@ -20,14 +20,14 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import ARRAY, Integer, Text, bindparam, text
 
 from outbox import message
-from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError
+from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError, storable
 from outbox.edition import EXPECT, Edition, open_edition
 from outbox.enqueue import BATCH_MAX, NewReport, enqueue_reports
 from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
 from outbox.report import Templates, explain, label
 from outbox.settings import ReportSettings, Settings
-from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, storable, windows
+from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
 
 log = logging.getLogger("outbox.generate")
 

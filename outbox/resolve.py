@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from outbox.database import CHANNEL
+from outbox.database import CHANNEL, storable
 from outbox.errors import ConfigurationError
 from outbox.failover import REMAINS
 
@@ -97,11 +97,11 @@ async def resolve(
     What is dead cannot be declared sent. A dead letter that is sent again has all its tries before it. The operation,
     the trail of each email and the change are one commit. Of two people who decide at once one has each email.
     """
-    operator = _storable(whoami() if who is None else who)
-    named = _storable(shlex.join(dict.fromkeys(keys)) if target is None else target)
+    operator = storable(whoami() if who is None else who)
+    named = storable(shlex.join(dict.fromkeys(keys)) if target is None else target)
     async with connection.transaction(isolation="read_committed"):
         rows = await connection.fetch(
-            RESOLVE, _possible(keys), decision.value, operator, _storable(why), named, list(states), REMAINS
+            RESOLVE, _possible(keys), decision.value, operator, storable(why), named, list(states), REMAINS
         )
         if decision is Decision.RESEND and rows:
             await connection.execute(f"SELECT pg_notify('{CHANNEL}', '')")
@@ -118,12 +118,7 @@ def whoami() -> str:
 
 
 def _possible(keys: Sequence[str]) -> list[str]:
-    return [key for key in keys if _storable(key) == key]
-
-
-def _storable(text: str) -> str:
-    """The text without what Postgres cannot hold: NUL, and the bytes of an argument that were no UTF-8."""
-    return text.replace("\0", "").encode("utf-8", "replace").decode()
+    return [key for key in keys if storable(key) == key]
 
 
 OF_KEYS: Final = """
@@ -158,7 +153,7 @@ async def of_edition(connection: Any, name: str, state: str) -> list[Chosen]:
         ConfigurationError: there is no such edition.
 
     """
-    report, _, period = _storable(name).strip().rpartition(" ")
+    report, _, period = storable(name).strip().rpartition(" ")
     edition = await connection.fetchval(EDITION, report, period)
     if edition is None:
         raise ConfigurationError(f'--edition: there is no edition "{name}"; write one such as "progress 2026-W48".')

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from outbox import message
+from outbox.database import storable
 from outbox.errors import SourceError
 from outbox.period import Period
 from outbox.plugin import Aside, load, said
@@ -90,11 +91,6 @@ def checked(recipient: Recipient) -> Recipient:
         raise ValueError("the key is empty or no text that Postgres can hold; give every recipient a key of its own.")
     address = message.check_address(recipient.email)
     return Recipient(recipient.key, address, recipient.name, recipient.columns)
-
-
-def storable(text_of_any_kind: str) -> str:
-    """The text without what Postgres cannot hold: NUL, and surrogates that stand alone."""
-    return text_of_any_kind.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 async def windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
