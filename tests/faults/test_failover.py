@@ -1,6 +1,7 @@
 """A primary is lost and its standby takes over, with and without the last commits. Real servers, real replication."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,3 +239,20 @@ async def test_generate_does_not_make_an_email_again_that_only_a_relay_remembers
     assert await company.connection.fetchval(unlinked) == 0
     assert company.twice == {}
     assert relay.process.returncode is None
+
+
+async def replication(company: Fleet) -> dict[str, Any]:
+    """The doctor's line about it."""
+    found = json.loads((await company.run("doctor", "--json")).out)["checks"]
+    return next(line for line in found if line["check"] == "database.replication")
+
+
+async def test_the_doctor_tells_what_the_replication_that_is_there_means_for_the_promise(pair, company):
+    line = await replication(company)
+    assert (line["grade"], "asynchronous" in line["found"]) == ("note", True)
+    await pair.synchronise()
+    assert (await replication(company))["grade"] == "ok"
+    await asyncio.to_thread(pair.standby.stop, "immediate")
+    await until(lambda: pair._followers(0), "nobody follows the primary")
+    line = await replication(company)
+    assert (line["grade"], "every commit waits" in line["found"]) == ("fault", True)
