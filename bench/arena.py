@@ -52,8 +52,6 @@ class Arena:
     _admin_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _keepers: set[asyncio.Task[None]] = field(default_factory=set)
 
-    # ── Postgres ─────────────────────────────────────────────────────────────────────────────────────────────
-
     async def sql(self, statement: str, *values: Any, deadline_s: float = ADMIN_S) -> list[Any]:
         """Rows of a statement of ours."""
         return list(await self.with_admin(lambda admin: admin.fetch(statement, *values), deadline_s=deadline_s))
@@ -101,8 +99,6 @@ class Arena:
     async def _in_postgres_thread(self, work: Callable[[], None]) -> None:
         # Always the same thread: the kernel stops the server when the thread that forked it ends.
         await asyncio.get_running_loop().run_in_executor(self._postgres_thread, work)
-
-    # ── processes ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self, host: Host, what: str, *words: str) -> Life:
         """Start `outbox …` on a server."""

@@ -6,6 +6,7 @@ all must be settled. The checker judges what the mail server accepted against wh
 
 import asyncio
 import math
+import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -46,14 +47,15 @@ class Run:
         """All phases; gives the record."""
         await self._start()
         self.began_at = time.time()
-        helpers = [asyncio.create_task(work) for work in (self.samples.take(), self._crons(), self._person())]
+        crons = asyncio.create_task(self._crons())
+        helpers = [crons, *(asyncio.create_task(work) for work in (self.samples.take(), self._person()))]
         try:
             await self._first_message()
             self.began_at = time.time()
             await self.nemesis.run()
             left_s = self.began_at + self.options.seconds - time.time()
             await asyncio.sleep(max(left_s, 0))
-            helpers.pop(1).cancel()
+            crons.cancel()
             await self._end_faults()
             await self._settle()
             for life in await self.arena.stop_relays():
@@ -61,7 +63,8 @@ class Run:
         finally:
             for helper in helpers:
                 helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            ends = await asyncio.gather(*helpers, return_exceptions=True)
+            self.unorderly += [f"the harness: {end!r}" for end in ends if isinstance(end, Exception)]
         times = (self.began_at, self.over_at, self.settled_at)
         policy = self.options.in_doubt
         return await gather(self.arena, self.nemesis.done, self.samples, times=times, policy=policy)
@@ -146,7 +149,7 @@ class Run:
                 while life.is_alive:
                     await asyncio.sleep(0.05)
             return life.process.returncode
-        life.end("the bound", 9)
+        life.end("the bound", signal.SIGKILL)
         return None
 
 

@@ -76,7 +76,7 @@ class Options:
         words = ["python", "-m", "bench", "faults"]
         for name, usual in Options.__dataclass_fields__.items():
             value = getattr(self, name)
-            if name == "seed" or (value != usual.default and name != "out"):
+            if name in ("seed", "minutes") or (value != usual.default and name != "out"):
                 words += _option(name, value)
         return shlex.join(words)
 

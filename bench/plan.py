@@ -22,7 +22,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """One fault. `at_s` counts from the moment at which the crons fire; `coin` in [0, 1) decides its details."""
+    """One fault. `at_s` counts from the first message; `coin` in [0, 1) decides its details."""
 
     number: int
     kind: str

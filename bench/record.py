@@ -73,8 +73,9 @@ class Record:
     def kills(self) -> dict[str, Any]:
         """What SIGKILLs of relays cost.
 
-        `stood` counts connections whose dot had reached the mail server and whose verdict had not reached the database;
-        a mark that was committed at the kill without its dot being there yet is in doubt, too, and not in it.
+        `stood_between_dot_and_settle` counts connections whose dot had reached the mail server and whose verdict had
+        not reached the database. A mark that was committed at the kill without its dot being there yet is in doubt,
+        too, and not in it.
         """
         killed = {life.number for life in self.arena.lives if life.what == "relay" and life.ended_by in KILLS}
         of_life = {relay: life.number for relay, life in self.lives.items()}
@@ -116,7 +117,7 @@ class Record:
         return dict(found)
 
     def story(self, address: str) -> list[str]:
-        """What is known of one address, in the order of time, in seconds from the first fault's clock."""
+        """What is known of one address, in the order of time, in seconds from the first message."""
         told = [(one.at, f"accepted on server {one.server}") for one in self.facts.accepted if one.address == address]
         visitors = self.arena.mail.visitors
         told += [

@@ -92,6 +92,17 @@ class SmtpAddress:
         return cls(url.hostname, port, implicit_tls, *login)
 
     @property
+    def name(self) -> str:
+        """What the fleet calls the way to this server: host and port."""
+        return f"{self.host}:{self.port}"
+
+    def without_login(self, text: str) -> str:
+        """What a server said, without what it should not have repeated."""
+        for secret in (self.password, self.username):
+            text = text.replace(secret, "***") if secret else text
+        return text
+
+    @property
     def redacted(self) -> str:
         """The URL for people: a login in it is three stars."""
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -4,6 +4,7 @@ Who is expected is asked of the report's source, by the rooms that generate asks
 from the same snapshot.
 """
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -128,7 +129,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
     settings.require("database_url")
     report = settings.report(name)
     async with GenerateSession.open(settings, application="outbox audit") as session:
-        source = source_of(settings, name, session)
+        source = await asyncio.to_thread(source_of, settings, name, session)  # it imports the user's code
         await session.use_timezone(report.timezone)
         async with session.snapshot():
             async with session.ours() as connection:
@@ -143,7 +144,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
 
 REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:edition AS integer)")
 
-# Through the email's key, which stays when retention has taken the report away. A delivery that is not there although
+# Through the email's key, which stays when somebody has deleted the report. A delivery that is not there although
 # its report or email is has no state that could be trusted, so it is not sent.
 LOOK: Final = text("""
 SELECT n.key, r.id IS NOT NULL AS reported, m.recipient,

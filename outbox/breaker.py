@@ -20,9 +20,9 @@ CUTS_IN_A_ROW_MAX: Final = 3
 class Breaker:
     """Whether the server may be bothered, by this relay and by the fleet. Decides only; `now` is any steady clock.
 
-    Closed: connect at will. Open after trouble: no new connection until the pause is over, then one probe at a time,
-    each failure doubling the pause up to `PAUSE_MAX_S`; the first success after it closes the breaker. Connections
-    that stand go on all the while: a server that takes no more connections is not a server in trouble.
+    Closed: connect at will. Open after trouble: no new connection until the pause is over, then one probe at a time
+    (half-open), each failure doubling the pause up to `PAUSE_MAX_S`; the first success after it closes the breaker.
+    Connections that stand go on all the while: a server that takes no more connections is not a server in trouble.
 
     `retry_at` ends this relay's own pause, `fleet_retry_at` everybody's, as the database says. While the fleet's is in
     force only the relay that is `probing` connects. `news` is what the fleet has to be told.
@@ -103,7 +103,7 @@ class Breaker:
 # The fleet's pause of a route. A pause in force is nobody's but its author's to prolong: relays that find out at the
 # same moment would otherwise lengthen it N times. None is longer than the lease of a probe: what ends later than that
 # was written before the server's clock was set back.
-IS_OVER: Final = f"retry_at <= now() OR retry_at > now() + {PROBE_LEASE_S} * interval '1 second'"
+IS_OVER: Final = f"(r.retry_at <= now() OR r.retry_at > now() + {PROBE_LEASE_S} * interval '1 second')"
 
 PAUSE: Final = f"""
 INSERT INTO outbox.route AS r (name, reason, relay, retry_at)
@@ -112,15 +112,15 @@ ON CONFLICT (name) DO UPDATE
    SET reason = excluded.reason, relay = excluded.relay, failures = r.failures + 1,
        retry_at = now()
                 + least({PAUSE_FIRST_S} * 2::float8 ^ least(r.failures, 30), {PAUSE_MAX_S}) * interval '1 second'
- WHERE r.relay = excluded.relay OR r.{IS_OVER.replace("OR ", "OR r.")}
+ WHERE r.relay = excluded.relay OR {IS_OVER}
 """
 
 PROBE: Final = f"""
-UPDATE outbox.route SET relay = $2, retry_at = now() + {PROBE_LEASE_S} * interval '1 second'
- WHERE name = $1 AND ({IS_OVER})
+UPDATE outbox.route r SET relay = $2, retry_at = now() + {PROBE_LEASE_S} * interval '1 second'
+ WHERE r.name = $1 AND {IS_OVER}
 """
 
-RESUME: Final = f"DELETE FROM outbox.route WHERE name = $1 AND (relay = $2 OR {IS_OVER})"
+RESUME: Final = f"DELETE FROM outbox.route r WHERE r.name = $1 AND (r.relay = $2 OR {IS_OVER})"
 
 STATEMENTS: Final = (PAUSE, PROBE, RESUME)
 

@@ -591,7 +591,7 @@ def _resolve_edition(
 
 
 def _ask(touched: "list[Chosen]", decision: "Decision") -> None:
-    """Return if a person agrees; more than one email is touched only then."""
+    """Return if the person at the terminal agrees."""
     if len(touched) <= 1:
         return
     for one in touched[:NAMES_SHOWN]:

@@ -112,8 +112,6 @@ class Conversation(asyncio.Protocol):
         self._deadline_s: float | None = None
         self._heard_at = clock()
 
-    # ── what the relay asks of it ────────────────────────────────────────────────────────────────────────────
-
     def attach(self, transport: asyncio.Transport) -> None:
         """Take over a transport that is connected, encrypted and authenticated as far as it will be."""
         self.transport = transport
@@ -189,8 +187,6 @@ class Conversation(asyncio.Protocol):
         waited_for = self._expected[0].name if self._expected else "the content to be taken"
         self._fail(f"the server was silent for too long ({waited_for})")
 
-    # ── what the transport tells it ──────────────────────────────────────────────────────────────────────────
-
     def data_received(self, data: bytes) -> None:
         """Take replies as they come (asyncio.Protocol)."""
         self._heard_at = self.clock()
@@ -222,8 +218,6 @@ class Conversation(asyncio.Protocol):
             self._finish(None)
         else:
             self._fail(f"the connection was lost{f' ({exc})' if exc else ''}")
-
-    # ── the dialogue ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _envelope(self, claim: Claim) -> bytes:
         """The commands that open a transaction: all that may be said at once."""
@@ -422,8 +416,6 @@ class Conversation(asyncio.Protocol):
             self._deadline_s = None
             self.idle_since = self.clock()
             self.desk.idle(self)
-
-    # ── endings ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _write(self, data: bytes | memoryview) -> None:
         assert self.transport is not None

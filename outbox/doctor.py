@@ -6,7 +6,7 @@ that it was not looked at.
 
 import resource
 from collections.abc import Iterable
-from typing import Any, Final, assert_never
+from typing import Final, assert_never
 
 import asyncpg
 
@@ -19,7 +19,7 @@ from outbox.errors import OutboxError
 from outbox.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
 from outbox.generate import sender_of
 from outbox.settings import Settings, WhenInDoubt
-from outbox.status import Status, read_status
+from outbox.status import RouteStatus, Status, read_status
 
 FILES_BESIDE: Final = 64  # what a process holds open beside its SMTP connections
 WAITED_MAX_S: Final = 60.0
@@ -52,15 +52,6 @@ def has_fault(findings: Iterable[Finding]) -> bool:
     return any(finding.grade is Grade.FAULT for finding in findings)
 
 
-ROUTES: Final = """
-SELECT name, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'), reason, failures
-  FROM outbox.route ORDER BY name
-"""
-TROUBLED: Final = (
-    "SELECT id, host, trouble FROM outbox.relay WHERE ended_at IS NULL AND trouble IS NOT NULL ORDER BY id"
-)
-
-
 async def examine_fleet(settings: Settings, database: Database) -> list[Finding]:
     """Who relays, what keeps them from it, and what waits for a person."""
     if not database.is_ours:
@@ -70,8 +61,6 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
         connection = await connect(settings.database_url, application="outbox doctor")
         try:
             found = await read_status(connection)
-            routes = [tuple(row) for row in await connection.fetch(ROUTES)]
-            troubled = [tuple(row) for row in await connection.fetch(TROUBLED)]
         finally:
             await connection.close()
     except OutboxError as error:
@@ -79,33 +68,33 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
     except (asyncpg.PostgresError, *LOST_SESSION) as error:
         return not_checked(FLEET, str(error) or type(error).__name__)
     assert settings.smtp_url is not None
-    ours = f"{settings.smtp_url.host}:{settings.smtp_url.port}"
     return [
-        judge_relays(found, troubled),
-        judge_routes(routes, ours, relays=len(found.relays)),
+        judge_relays(found),
+        judge_routes(found.routes, settings.smtp_url.name, relays=len(found.relays)),
         judge_deliveries(found),
     ]
 
 
-def judge_relays(found: Status, troubled: Iterable[tuple[Any, ...]]) -> Finding:
+def judge_relays(found: Status) -> Finding:
     """Whether somebody sends. Before the first start nobody does, which is no fault until an email waits."""
-    alive = {relay.id for relay in found.relays}
-    said = [f"relay {number} on {host}: {trouble}" for number, host, trouble in troubled if number in alive]
+    alive = len(found.relays)
+    said = [f"relay {relay.id} on {relay.host}: {relay.trouble}" for relay in found.relays if relay.trouble]
     if said:
-        return fault("relays", f"{len(alive)} alive, in trouble: {', '.join(said)}", "see the log there")
+        return fault("relays", f"{alive} alive, in trouble: {', '.join(said)}", "see the log there")
     if alive:
         hosts = ", ".join(sorted({relay.host for relay in found.relays}))
-        return ok("relays", f"{len(alive)} alive on {hosts}")
+        return ok("relays", f"{alive} alive on {hosts}")
     if found.oldest_due_s > WAITED_MAX_S:
         waited = f"none is alive, and an email has been due for {found.oldest_due_s:.0f} s"
         return fault("relays", waited, "start `outbox relay` on every server")
     return note("relays", "none is alive", "start `outbox relay` on every server")
 
 
-def judge_routes(routes: Iterable[tuple[Any, ...]], ours: str, *, relays: int) -> Finding:
+def judge_routes(routes: Iterable[RouteStatus], ours: str, *, relays: int) -> Finding:
     """Whether the fleet pauses before a mail server. What dead relays said of it, or of another one, is history."""
     said = {
-        name: f"{name} since {since} UTC, {failures} failures: {reason}" for name, since, reason, failures in routes
+        route.name: f"{route.name} since {route.since:%Y-%m-%d %H:%M:%S} UTC, {route.failures} failures: {route.reason}"
+        for route in routes
     }
     if ours in said and relays:
         return fault("route", f"the fleet waits for {said[ours]}", "mend the mail server, or smtp_url")

@@ -54,9 +54,7 @@ class Visit:
 
     def without_login(self, text: str) -> str:
         """What a server said, in one line and without what it should not have repeated."""
-        for secret in (self.address.password, self.address.username):
-            text = text.replace(secret, "***") if secret else text
-        return " ".join(text.split())[:300].rstrip(".")
+        return " ".join(self.address.without_login(text).split())[:300].rstrip(".")
 
 
 async def examine_smtp(settings: Settings, *, sender: str, recipient: str, largest_bytes: int) -> list[Finding]:

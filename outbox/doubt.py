@@ -10,7 +10,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,13 +19,13 @@ from typing import Any, Final, cast
 
 from outbox.database import storable
 from outbox.errors import ConfigurationError
-from outbox.plugin import load, said
+from outbox.plugin import awaited, called, load, said
 
 log = logging.getLogger("outbox.relay")
 
 RESENT_AT_ONCE: Final = 1000
 ASKED_AT_ONCE: Final = 20
-ASK_LEASE_S: Final = 300.0  # a resolver may take so long for an answer before another relay asks as well
+ASK_LEASE_S: Final = 300.0  # a resolver may take so long for a lot before another relay asks about the rest of it
 ASK_AGAIN_MAX_S: Final = 3600.0
 HUNG_MAX: Final = 3
 
@@ -155,7 +155,7 @@ def load_resolver(reference: str, directory: Path) -> Resolver:
     """
     try:
         found = load(reference, directory)
-    except Exception as error:  # noqa: BLE001 - importing runs the user's code
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the user's code
         raise ConfigurationError(
             f"resolver: {reference} cannot be used ({said(error)}); mend the name or the module."
         ) from None
@@ -200,20 +200,26 @@ class Inquirer:
         if doubts:
             self._open, self._heard_at = len(doubts), now
             loop = asyncio.get_running_loop()
-            threading.Thread(target=self._put, args=(doubts, loop), name="resolver", daemon=True).start()
+            threading.Thread(
+                target=self._put, args=(doubts, loop, time.monotonic()), name="resolver", daemon=True
+            ).start()
 
-    def _put(self, doubts: Sequence[Doubt], loop: asyncio.AbstractEventLoop) -> None:
-        for doubt in doubts:
-            answer = _answer(self.resolver, doubt)
-            with suppress(RuntimeError):  # the loop is closed: the relay has ended
-                loop.call_soon_threadsafe(self._heard, answer)
+    def _put(self, doubts: Sequence[Doubt], loop: asyncio.AbstractEventLoop, began_at: float) -> None:
+        """In the thread: all questions on one event loop, so that what an async resolver opens serves the next one."""
+        with asyncio.Runner() as runner:
+            for doubt in doubts:
+                is_late = time.monotonic() - began_at > ASK_LEASE_S  # others may ask by now
+                answer = None if is_late else _answer(self.resolver, doubt, runner)
+                with suppress(RuntimeError):  # the loop is closed: the relay has ended
+                    loop.call_soon_threadsafe(self._heard, answer)
 
-    def _heard(self, answer: Answer) -> None:
+    def _heard(self, answer: Answer | None) -> None:
         self._open = max(self._open - 1, 0)
         self._heard_at = time.monotonic()
-        self.answers.append(answer)
-        log.info("%s is in doubt: %s", answer.doubt.key, answer.said)
-        self.wake()
+        if answer is not None:
+            self.answers.append(answer)
+            log.info("%s is in doubt: %s", answer.doubt.key, answer.said)
+            self.wake()
 
     async def write(self, connection: Any) -> int:
         """Write down what was answered; gives how many doubts that decided or put off."""
@@ -223,18 +229,14 @@ class Inquirer:
         return decided
 
 
-def _answer(resolver: Resolver, doubt: Doubt) -> Answer:
+def _answer(resolver: Resolver, doubt: Doubt, runner: asyncio.Runner) -> Answer:
     try:
-        accepted: Any = resolver(doubt)
+        accepted: Any = called(resolver, doubt)
         if inspect.isawaitable(accepted):
-            accepted = asyncio.run(_awaited(accepted))
+            accepted = runner.run(awaited(accepted))
     except Exception as error:  # noqa: BLE001 - the user's code: it does not know, whatever it raised
         return Answer(doubt, None, f"the resolver raised {said(error)}")
     if accepted is not None and not isinstance(accepted, bool):
         return Answer(doubt, None, f"the resolver gave {type(accepted).__name__}; it must give True, False or None")
     words = {True: "it arrived", False: "it did not arrive", None: "it does not know yet"}
     return Answer(doubt, accepted, f"the resolver says: {words[accepted]}")
-
-
-async def _awaited(given: Awaitable[Any]) -> Any:
-    return await given

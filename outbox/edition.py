@@ -41,7 +41,7 @@ ON CONFLICT (report) DO UPDATE
 
 DEFINITION: Final = text("SELECT cadence, covers, timezone FROM outbox.definition WHERE report = :report")
 
-# The row that is there already comes back from the second SELECT, which sees what the first statement waited for.
+# The row that is there already comes back from FIND, a statement of its own, which sees what the first one waited for.
 OPEN: Final = text("""
 INSERT INTO outbox.edition (report, period, starts_at, ends_at)
 VALUES (:report, :period, :starts_at, :ends_at) ON CONFLICT (report, period) DO NOTHING

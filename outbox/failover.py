@@ -11,7 +11,8 @@ With synchronous replication nothing is lost and all of this finds everything as
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ REMEMBERED_MAX: Final = 100_000
 GRACE_MIN_S: Final = 3.0  # for a relay whose very registration was lost
 ASSERTED_AT_ONCE: Final = 1000
 BARRIER_LOOK_S: Final = 0.2
-REMAINS: Final = b"The database lost this message in a failover after it was sent; only its envelope is known.\r\n"
+REMAINS: Final = b"The database lost this message in a failover after it was settled; only its envelope is known.\r\n"
 
 # Not pg_control_checkpoint(): it shows the old timeline until the first checkpoint after the promotion.
 TIMELINE: Final = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint"
@@ -86,7 +87,9 @@ class Barrier:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a relay knows of a try. A message is kept only where a person may want it sent again."""
+    """What a relay knows of a try. The bytes are kept of what is in doubt only: a dead letter that a failover loses
+    cannot be sent again.
+    """
 
     key: str
     sender: str
@@ -224,6 +227,20 @@ async def reassert(connection: Any, news: Sequence[News]) -> tuple[dict[str, int
         [n.outcome.delay_s for n in news],
     )
     return {row["key"]: row["email"] for row in rows}, sum(row["changed"] for row in rows)
+
+
+async def tell_again(
+    connection: Any, news: Sequence[News], patience: Callable[[], AbstractContextManager[None]]
+) -> tuple[dict[str, int], int]:
+    """`reassert` for any number of news, in portions, each within a `patience()` of its own."""
+    emails: dict[str, int] = {}
+    changed = 0
+    for begin in range(0, len(news), ASSERTED_AT_ONCE):
+        with patience():
+            there, new = await reassert(connection, news[begin : begin + ASSERTED_AT_ONCE])
+        emails.update(there)
+        changed += new
+    return emails, changed
 
 
 STATEMENTS: Final = (WAIT, REASSERT)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, Progr
 from outbox.address import DatabaseUrl
 from outbox.database import CONNECT_TIMEOUT_S, LOST_SESSION, connect, engine_on, is_lost, lease_settings
 from outbox.errors import DatabaseUnavailableError, OutboxError
-from outbox.failover import timeline_of, wait_s
+from outbox.failover import BARRIER_LOOK_S, Barrier, timeline_of
 from outbox.schema import require_current
 from outbox.settings import Settings
 from outbox.source import QueryError, RowError, Rows
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
-FAILOVER_LOOK_S: Final = 0.2
 SILENT_LEASES_MAX: Final = 3  # others may hold a row or a key that a statement of ours waits for, for a lease at most
 LOOKS_MAX: Final = 2
 
@@ -234,9 +233,11 @@ class GenerateSession:
 async def _after_failover(connection: Any, grace_s: float) -> None:
     """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
     timeline = await timeline_of(connection)
-    end = time.monotonic() + grace_s  # with no relay at all nobody's clock begins to run
-    while await wait_s(connection, timeline, grace_s=grace_s) > 0 and time.monotonic() < end:
-        await asyncio.sleep(FAILOVER_LOOK_S)
+    barrier = Barrier(timeline, grace_s, up=timeline > 1)
+    while barrier.up:
+        await barrier.look(connection, time.monotonic())
+        if barrier.up:
+            await asyncio.sleep(BARRIER_LOOK_S)
 
 
 def _bound(statement: str, parameters: Mapping[str, Any]) -> "tuple[Executable, dict[str, Any]]":

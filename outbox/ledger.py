@@ -1,8 +1,10 @@
-"""The relay's only writes: claim, mark, settle and sweep, as SQL and as the functions that run them.
+"""What a relay writes on the way of every email: claim, mark, settle, release, sweep, as SQL and functions.
+
+`session` registers the relay; `doubt`, `failover` and `breaker` have what is written in doubt and in trouble.
 
 Each function takes the connection of a live relay session; who calls when is `relay`'s business, what a verdict
 means is `verdict`'s. One tick is one statement, so one snapshot, one commit and one round trip, whatever number of
-deliveries it moves: commits are what costs (0.04 of them per message at full load).
+deliveries it moves: commits are what costs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +15,8 @@ from outbox.database import RELAY_LOCKS, storable
 from outbox.verdict import Outcome
 
 # A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
-# falls with nobody but itself. After so many more it is quarantined: dead, until a person sends it again.
+# falls with nobody but itself. After QUARANTINE_AFTER deaths in all it is quarantined:
+# dead, until a person sends it again. The 3 stands in TICK, JUDGE and the index `delivery_suspect` too.
 SUSPECT_AFTER: Final = 3
 QUARANTINE_AFTER: Final = 6
 
@@ -51,7 +54,7 @@ class Settlement:
     outcome: Outcome
 
     @property
-    def fence(self) -> tuple[int, int]:
+    def identity(self) -> tuple[int, int]:
         """What identifies the try for ever: attempts of an email are never reused."""
         return self.email, self.attempt
 
@@ -265,7 +268,7 @@ SELECT (SELECT count(*) FROM freed) AS freed, (SELECT count(*) FROM doubted) AS 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What dead relays left behind: whom, how many claims became free, how many deliveries are in doubt."""
+    """What dead relays left behind: how many claims were let go of (free or quarantined), how many are in doubt."""
 
     dead: list[int]
     freed: int = 0
@@ -342,6 +345,19 @@ SELECT n.email, d.state, d.attempt
 async def standing(connection: Any, emails: Sequence[int]) -> dict[int, tuple[str | None, int | None]]:
     """State and attempt of deliveries, for telling why a settlement changed nothing."""
     return {r["email"]: (r["state"], r["attempt"]) for r in await connection.fetch(STANDING, emails)}
+
+
+def contradicts(settlement: Settlement, state: str | None, attempt: int | None) -> bool:
+    """Whether a settlement that changed nothing says otherwise than the delivery as it stands: that must be told.
+
+    It does not where it is already so, where its mark never was, and where it only says that nothing is known, or
+    that nothing was sent, of what is not sent.
+    """
+    verdict = settlement.outcome.verdict
+    already_so = state == settlement.outcome.state and attempt == settlement.attempt
+    never_marked = verdict == "withdrawn" and attempt is not None and attempt < settlement.attempt
+    nothing_new = verdict == "in_doubt" or (verdict == "withdrawn" and state != "sent")
+    return not (already_so or never_marked or nothing_new)
 
 
 NOTE: Final = "UPDATE outbox.relay SET trouble = $2, stale = $3 WHERE id = $1"

@@ -1,7 +1,7 @@
 """The RFC 5322 bytes of one email and the addresses in them; knows nothing of reports, rows or servers.
 
 The same arguments give the same bytes, for ever: a re-send must be recognisable as the same mail (same
-Message-ID *and* Date). The output is pure ASCII with CRLF line ends and is not dot-stuffed: `send` does that.
+Message-ID *and* Date). The output is pure ASCII with CRLF line ends and is not dot-stuffed: `conversation` does that.
 
 The standard library's `email` package is not used. It costs 40 ms to import and folds and encodes in Python
 what `binascii` does in C; the tests hold every message against its parsers instead.

@@ -41,24 +41,26 @@ class Aside:
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What the function gives or raises; `ExitedError` in place of a SystemExit."""
-        return await asyncio.to_thread(_called, function, *arguments)
+        return await asyncio.to_thread(called, function, *arguments)
 
     async def wait_for(self, given: Awaitable[Any]) -> Any:
         """What the awaitable gives or raises; `ExitedError` in place of a SystemExit."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="user code", daemon=True).start()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(given), self._loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(awaited(given), self._loop))
 
 
-def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+def called(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives or raises; `ExitedError` in place of a SystemExit."""
     try:
         return function(*arguments)
     except SystemExit as error:
         raise ExitedError(f"it called exit({error.code})") from error
 
 
-async def _awaited(given: Awaitable[Any]) -> Any:
+async def awaited(given: Awaitable[Any]) -> Any:
+    """What it gives or raises; `ExitedError` in place of a SystemExit."""
     try:
         return await given
     except SystemExit as error:

@@ -41,7 +41,7 @@ class Pool:
         self.conversations: set[Conversation] = set()
         self.is_closing = False
         self.fault: BaseException | None = None
-        """A fault of ours in opening connections: the relay ends loudly rather than go on without any."""
+        """A fault of ours: the relay ends loudly rather than go on without connections or deadlines."""
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
 
@@ -185,6 +185,12 @@ class Pool:
                     if conversation in self._idle:
                         self._idle.remove(conversation)
 
+    def note_fault(self, task: asyncio.Task[None]) -> None:
+        """Keep what a task of ours died of, for the relay."""
+        if not task.cancelled() and task.exception() is not None:
+            self.fault = task.exception()
+            self.wake()
+
     def _may_open(self, now: float) -> bool:
         if len(self.conversations) + len(self._openings) >= self.settings.connections_max:
             return False
@@ -193,13 +199,8 @@ class Pool:
     def _open(self, connecting: Coroutine[None, None, None]) -> None:
         opening = asyncio.get_running_loop().create_task(connecting)
         self._openings.add(opening)
-        opening.add_done_callback(self._opened)
-
-    def _opened(self, opening: asyncio.Task[None]) -> None:
-        self._openings.discard(opening)
-        if not opening.cancelled() and opening.exception() is not None:
-            self.fault = opening.exception()
-            self.wake()
+        opening.add_done_callback(self._openings.discard)
+        opening.add_done_callback(self.note_fault)
 
     async def _connect(self, *, probing: bool = False) -> None:
         try:

@@ -26,8 +26,8 @@ from outbox.conversation import Conversation
 from outbox.database import LOST_SESSION, DatabaseRefusedError
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
-from outbox.failover import ASSERTED_AT_ONCE, Barrier, Memory, reassert
-from outbox.ledger import Claim, RoutePause, Settlement
+from outbox.failover import Barrier, Memory, tell_again
+from outbox.ledger import Claim, RoutePause, Settlement, contradicts
 from outbox.pool import Pool
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
@@ -117,7 +117,8 @@ class Relay:
             OutboxError: the database cannot be used at the start; later trouble is outlived.
 
         """
-        ticker = asyncio.get_running_loop().create_task(self.pool.watch_deadlines())
+        deadlines = asyncio.get_running_loop().create_task(self.pool.watch_deadlines())
+        deadlines.add_done_callback(self.pool.note_fault)
         try:
             self._session = await self._open_first()
             self._told = self._session.server
@@ -129,7 +130,7 @@ class Relay:
                 if self._session.lost is not None and not self._is_done():
                     await self._reopen()
         finally:
-            ticker.cancel()
+            deadlines.cancel()
             await self._end()
 
     async def _open(self) -> Session:
@@ -419,7 +420,7 @@ class Relay:
         await self._take_claims(session, done.claims, room, now)
         self._act_on_marks(session, marks, done.marked, started_s)
         if len(done.settled) < len(settlements):
-            await self._explain([s for s in settlements if s.fence not in done.settled], session)
+            await self._explain([s for s in settlements if s.identity not in done.settled], session)
 
     def _tick_failed(self, marks: dict[int, tuple[Conversation, Claim]], settlements: list[Settlement]) -> None:
         """Nothing is known of the commit. Settling twice changes nothing; a mark is taken back by the next session."""
@@ -489,17 +490,13 @@ class Relay:
         standing = await ledger.standing(session.connection, [s.email for s in missed])
         for settlement in missed:
             state, attempt = standing.get(settlement.email, (None, None))
-            verdict = settlement.outcome.verdict
-            already_so = state == settlement.outcome.state and attempt == settlement.attempt
-            never_marked = verdict == "withdrawn" and attempt is not None and attempt < settlement.attempt
-            nothing_new = verdict == "in_doubt" or (verdict == "withdrawn" and state != "sent")
-            if not (already_so or never_marked or nothing_new):
+            if contradicts(settlement, state, attempt):
                 self.counts["stale settlements"] += 1
                 log.error(
                     "%s, attempt %d: the verdict %r came too late, the delivery is %s at attempt %s",
                     settlement.key,
                     settlement.attempt,
-                    verdict,
+                    settlement.outcome.verdict,
                     state,
                     attempt,
                 )
@@ -517,7 +514,7 @@ class Relay:
         self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         if found.dead:
             dead = ", ".join(map(str, found.dead))
-            log.warning("relay %s is dead: %d claims freed, %d in doubt", dead, found.freed, found.doubted)
+            log.warning("relay %s is dead: %d claims let go of, %d in doubt", dead, found.freed, found.doubted)
         if found.freed:
             self._notified()
         if self.settings.in_doubt is WhenInDoubt.RESEND:
@@ -569,13 +566,7 @@ class Relay:
             handed_over = self.pool.handed_over()
             news = self._memory.recall(unsettled, handed_over, doubt_s=doubt_s)
             told = {(n.key, n.attempt) for n in news}
-            emails: dict[str, int] = {}
-            changed = 0
-            for begin in range(0, len(news), ASSERTED_AT_ONCE):  # each is waited for by itself: there may be many
-                with self._patience(session):
-                    there, new = await reassert(session.connection, news[begin : begin + ASSERTED_AT_ONCE])
-                emails.update(there)
-                changed += new
+            emails, changed = await tell_again(session.connection, news, lambda: self._patience(session))
             # What was judged meanwhile still has the old ids; on a new timeline they may be another email's.
             self._settlements = [
                 replace(s, email=emails.get(s.key, s.email))

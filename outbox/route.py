@@ -33,7 +33,7 @@ class Route:
     @property
     def name(self) -> str:
         """What the fleet calls this way: host and port."""
-        return f"{self.address.host}:{self.address.port}"
+        return self.address.name
 
     async def connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
         """A connection that is set up, and the conversation to attach to it.
@@ -93,7 +93,6 @@ class Route:
         reason = f"{place}: {said}".replace("\n", " ")
         if self.address.username and "STARTTLS extension not supported" in reason:
             return f"{place}: it offers no STARTTLS, and a login is never sent in the clear; use smtps://, or no login"
-        if self.address.password:
-            reason = reason.replace(self.address.password, "***")
+        reason = self.address.without_login(reason)
         # A server may say what neither Postgres can hold nor a terminal should obey.
         return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", reason.encode("utf-8", "replace").decode())[:300]

@@ -40,7 +40,6 @@ class Session:
 
     connection: Any
     relay: int
-    lease_s: float
     timeline: int = 0
     started_at: datetime | None = None
     lost: str | None = None
@@ -84,7 +83,7 @@ class Session:
             # Listen first, look at the table afterwards: a notification in between is then not lost.
             await connection.add_listener(CHANNEL, lambda *_: wake())
             relay = await _register(connection, timeline)
-            session = cls(connection, relay, lease_s, timeline, started_at, on_lost=on_lost)
+            session = cls(connection, relay, timeline, started_at, on_lost=on_lost)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
         except BaseException:
@@ -117,11 +116,7 @@ class Session:
         if self.lost is not None:
             return
         self.lost = "closed"
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self.connection.close(timeout=CLOSE_TIMEOUT_S)
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
-            self.connection.terminate()  # a sweep of another relay ends it then
+        await _close_quietly(self.connection)  # if it does not come to that, a sweep of another relay ends it
 
 
 # The ledger's statements are few, short and known: each is planned once per session, by index, whatever the statistics
@@ -140,7 +135,7 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
     return await connect(url, application="outbox relay", settings=settings, timeout_s=min(lease_s, CONNECT_TIMEOUT_S))
 
 
-async def _register(connection: Any, timeline: int = 0) -> int:
+async def _register(connection: Any, timeline: int) -> int:
     """The new relay's id. Its row is seen by others only with its lock held: both come with one commit."""
     async with connection.transaction():
         relay = await connection.fetchval(
@@ -224,6 +219,7 @@ async def _prove_release(url: DatabaseUrl, other: Any, key: int) -> None:
 
 async def _close_quietly(connection: Any) -> None:
     try:
-        await connection.close(timeout=CLOSE_TIMEOUT_S)
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         connection.terminate()

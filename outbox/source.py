@@ -94,7 +94,7 @@ def checked(recipient: Recipient) -> Recipient:
 
 
 async def windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
-    """The stream in windows of at most `size`; one empty window if there is nobody."""
+    """The stream in windows of at most `size`; the last may be empty."""
     window: list[Recipient] = []
     async for recipient in recipients:
         window.append(recipient)
@@ -219,7 +219,7 @@ class PythonSource:
         try:
             content = await _called(self.aside, self.source.build, recipient, period)
             return content if isinstance(content, Mapping) else [dict(row) for row in content]
-        except Exception as error:  # noqa: BLE001 - as above, for one recipient
+        except Exception as error:  # noqa: BLE001 - the user's code: this recipient alone is passed over
             return RowError(f"build() raised {said(error)}")
 
 
@@ -279,7 +279,7 @@ def load_source(name: str, reference: str, directory: Path) -> PythonSource:
     where = f"reports.{name}.source"
     try:
         source = load(reference, directory)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SourceError(
             f"{where}: {reference} cannot be used ({said(error)}); mend the name or the class."
         ) from error

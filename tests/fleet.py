@@ -142,7 +142,7 @@ class Fleet:
         )
 
     async def hire(self, people: int, *, first: int = 1) -> None:
-        """People number `first` and on, with a week of progress each."""
+        """People number `first` and on, with two weeks of progress each."""
         await self.connection.execute(
             "INSERT INTO people (id, email, name) SELECT n, 'p' || n || '@example.com', 'Person ' || n"
             " FROM generate_series($1::int, $2::int) n",

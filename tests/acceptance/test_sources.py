@@ -191,11 +191,11 @@ async def test_a_plain_build_may_block_for_longer_than_the_lease(fleet):
     assert "2 made here" in ended.out
 
 
-async def test_plain_recipients_may_block_for_longer_than_the_lease(fleet):
+async def test_an_import_and_plain_recipients_may_block_for_longer_than_the_lease(fleet):
     fleet.top = "lease_s = 2\nguard_s = 1"
     source(
         fleet,
-        f"import time\nclass Mine:\n    def recipients(self, period):\n        time.sleep(2.5)\n        return {TWO}\n"
+        f"import time\ntime.sleep(2.5)\nclass Mine:\n    def recipients(self, period):\n        time.sleep(2.5)\n        return {TWO}\n"
         + BUILD,
     )
     ended = await fleet.run("generate", deadline_s=15)

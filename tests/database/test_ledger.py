@@ -96,7 +96,7 @@ async def relays(database):
 
     async def start():
         connections.append(await asyncpg.connect(database))
-        return Living(connections[-1], await session._register(connections[-1]))
+        return Living(connections[-1], await session._register(connections[-1], 1))
 
     yield start
     for connection in connections:

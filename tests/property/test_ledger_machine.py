@@ -382,7 +382,7 @@ class Fleet(RuleBasedStateMachine):
 
     def _open_session(self) -> None:
         connection = self.do(asyncpg.connect(self.url))
-        relay = self.do(session._register(connection))
+        relay = self.do(session._register(connection, 1))
         assert relay not in self.living
         self.living[relay] = Living(connection, relay)
 

@@ -17,7 +17,7 @@ from outbox.doctor_reports import judge_link
 from outbox.doctor_smtp import judge_certificate, judge_envelope, judge_size
 from outbox.errors import SchemaError
 from outbox.finding import Grade, fault_of
-from outbox.status import RelayStatus, Status
+from outbox.status import RelayStatus, RouteStatus, Status
 
 
 def test_a_sentence_of_ours_is_parted_before_its_mend():
@@ -149,22 +149,21 @@ def test_a_link_must_be_one_that_opens_and_should_hide_its_token(link, grade):
     assert judge_link("progress", link).grade is grade
 
 
-def seen(relays=0, oldest_due_s=0.0):
+def seen(relays=0, oldest_due_s=0.0, trouble=None):
     at = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
-    alive = [RelayStatus(n, f"host{n}", n, "0.1", at, 0, None, 0) for n in range(1, relays + 1)]
+    alive = [RelayStatus(n, f"host{n}", n, "0.1", at, 0, trouble, 0) for n in range(1, relays + 1)]
     return Status({}, oldest_due_s, alive, [], [], [])
 
 
 def test_nobody_who_relays_is_a_fault_only_once_an_email_waits():
-    assert judge_relays(seen(), []).grade is Grade.NOTE
-    assert judge_relays(seen(oldest_due_s=61), []).grade is Grade.FAULT
-    assert judge_relays(seen(relays=2), []).grade is Grade.OK
-    assert judge_relays(seen(relays=2), [(2, "host2", "stuck")]).grade is Grade.FAULT
-    assert judge_relays(seen(relays=2), [(3, "host3", "stuck")]).grade is Grade.OK, "one that is dead"
+    assert judge_relays(seen()).grade is Grade.NOTE
+    assert judge_relays(seen(oldest_due_s=61)).grade is Grade.FAULT
+    assert judge_relays(seen(relays=2)).grade is Grade.OK
+    assert judge_relays(seen(relays=2, trouble="stuck")).grade is Grade.FAULT
 
 
 def test_a_route_in_trouble_is_a_fault_if_it_is_ours_and_somebody_relays():
-    row = ("mail:25", "2026-11-24 06:00:00", "421 closing", 3)
+    row = RouteStatus("mail:25", dt.datetime(2026, 11, 24, 6, tzinfo=dt.UTC), "421 closing", 3)
     assert judge_routes([], "mail:25", relays=1).grade is Grade.OK
     assert judge_routes([row], "mail:25", relays=1).grade is Grade.FAULT
     assert judge_routes([row], "mail:25", relays=0).grade is Grade.NOTE
