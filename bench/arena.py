@@ -23,11 +23,17 @@ from bench.host import Host, Life
 from bench.mail import Mail
 from bench.proxy import Proxy
 from bench.world import HOUSE, start
+from outbox.database import RELAY_LOCKS
 from outbox.embedded import Server, StopMode, standby
 from outbox.sink import Sink, Visit
 
 LOST: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 ADMIN_S: Final = 20.0
+STANDING: Final = """
+SELECT r.pid FROM outbox.relay r
+  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
+ WHERE r.ended_at IS NULL
+"""
 
 
 @dataclass(eq=False)
@@ -160,13 +166,14 @@ class Arena:
     async def all_stand(self, deadline_s: float) -> bool:
         """Wait until every server's relay has a session; False if one has none by the deadline."""
         end = time.monotonic() + deadline_s
-        while time.monotonic() < end:
-            standing = {row["pid"] for row in await self.sql("SELECT pid FROM outbox.relay WHERE ended_at IS NULL")}
+        while True:
+            standing = {row["pid"] for row in await self.sql(STANDING, RELAY_LOCKS)}
             relays = [host.relay for host in self.hosts]
             if all(one is not None and one.is_running and one.process.pid in standing for one in relays):
                 return True
+            if time.monotonic() >= end:
+                return False
             await asyncio.sleep(0.05)
-        return False
 
     async def stop_relays(self) -> list[Life]:
         """SIGTERM to all; gives those that did not end with 0 in their time."""

@@ -28,6 +28,7 @@ STORM_PATIENCE_S: Final = 60.0  # a storm kills as often as it was told to, howe
 BUSY: Final = 0.85  # the share of the time for which the mail server's pace leaves something to send
 WAVE_MIN_S: Final = 6.0
 START_S: Final = 60.0
+QUIET_S: Final = 0.5  # all relays have a session, and what they had to tell after an outage is told
 
 
 @dataclass(eq=False)
@@ -130,9 +131,13 @@ class Run:
         while time.time() < end:
             (row,) = await self.arena.sql(OPEN, open_states)
             if row["open"] == 0 and not self.arena.mail.waiting:
-                break
+                self.settled_at = self.settled_at or time.time()
+                if await self.arena.all_stand(0) and time.time() - self.settled_at > QUIET_S:
+                    return
+            else:
+                self.settled_at = 0.0  # late news from a relay without a session may still make something due
             await asyncio.sleep(0.05)
-        self.settled_at = time.time()
+        self.settled_at = self.settled_at or time.time()
 
     async def _finish_crons(self, end: float) -> None:
         for host in self.arena.hosts:

@@ -52,6 +52,11 @@ LOST_SESSION = (
 )
 
 
+def is_ended(error: Exception, connection: Any) -> bool:
+    """Whether the error is asyncpg's stumbling over a connection that we ended between two steps of a statement."""
+    return isinstance(error, AttributeError) and connection.is_closed()
+
+
 def storable(text: str) -> str:
     """The text without what Postgres cannot hold: NUL, and surrogates that stand alone."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()

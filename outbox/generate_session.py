@@ -18,7 +18,7 @@ from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, ProgrammingError, SQLAlchemyError
 
 from outbox.address import DatabaseUrl
-from outbox.database import CONNECT_TIMEOUT_S, LOST_SESSION, connect, engine_on, is_lost, lease_settings
+from outbox.database import CONNECT_TIMEOUT_S, LOST_SESSION, connect, engine_on, is_ended, is_lost, lease_settings
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import BARRIER_LOOK_S, Barrier, timeline_of
 from outbox.schema import require_current
@@ -96,8 +96,8 @@ class GenerateSession:
                 finally:
                     pulse.cancel()
                     await asyncio.gather(pulse, return_exceptions=True)
-        except (SQLAlchemyError, *LOST_SESSION) as error:
-            if is_lost(error):
+        except (SQLAlchemyError, AttributeError, *LOST_SESSION) as error:
+            if is_lost(error) or is_ended(error, driver):
                 raise DatabaseUnavailableError(
                     f"The session with Postgres at {url.redacted} was lost ({session.lost or said_by(error)}); "
                     "run the command again when it is back."

@@ -23,7 +23,7 @@ from outbox.backoff import full_jitter_s
 from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route, resume_route
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
 from outbox.conversation import Conversation
-from outbox.database import LOST_SESSION, DatabaseRefusedError
+from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Barrier, Memory, tell_again
@@ -127,6 +127,9 @@ class Relay:
                     await self._work(self._session)
                 except (*LOST_SESSION, asyncpg.PostgresError) as error:
                     self._session.lose(str(error) or type(error).__name__)
+                except AttributeError as error:
+                    if not is_ended(error, self._session.connection):
+                        raise
                 if self._session.lost is not None and not self._is_done():
                     await self._reopen()
         finally:
@@ -225,6 +228,9 @@ class Relay:
                     self.left_in_doubt += doubted
             except (*LOST_SESSION, asyncpg.PostgresError) as error:
                 session.lose(str(error))
+            except AttributeError as error:
+                if not is_ended(error, session.connection):
+                    raise
             await session.close()
         untold = [s.key for s in self._settlements if s.marked]
         if untold:  # the next sweep finds those marks that were committed

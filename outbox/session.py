@@ -19,7 +19,16 @@ import asyncpg
 
 from outbox import __version__
 from outbox.address import DatabaseUrl
-from outbox.database import CHANNEL, CONNECT_TIMEOUT_S, RELAY_LOCKS, SELFTEST_LOCKS, connect, lease_settings, say_pooler
+from outbox.database import (
+    CHANNEL,
+    CONNECT_TIMEOUT_S,
+    RELAY_LOCKS,
+    SELFTEST_LOCKS,
+    connect,
+    is_ended,
+    lease_settings,
+    say_pooler,
+)
 from outbox.errors import UnsafeDatabaseError
 from outbox.failover import timeline_of
 from outbox.schema import require_current
@@ -86,6 +95,10 @@ class Session:
             session = cls(connection, relay, timeline, started_at, on_lost=on_lost)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
+        except AttributeError as error:
+            if is_ended(error, connection):
+                raise ConnectionError(f"Postgres was silent for {lease_s:g} s") from error
+            raise
         except BaseException:
             connection.terminate()
             raise

@@ -21,6 +21,7 @@ import time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -371,7 +372,8 @@ class _Connection(asyncio.Protocol):
     def reset(self) -> None:
         """End with a RST: with no time to linger, closing discards and resets."""
         if (raw := self._transport.get_extra_info("socket")) is not None:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):  # the client was faster
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._blocked = True
         if self._waiting is not None:
             self._waiting.cancel()

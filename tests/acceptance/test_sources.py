@@ -195,8 +195,8 @@ async def test_an_import_and_plain_recipients_may_block_for_longer_than_the_leas
     fleet.top = "lease_s = 2\nguard_s = 1"
     source(
         fleet,
-        f"import time\ntime.sleep(2.5)\nclass Mine:\n    def recipients(self, period):\n        time.sleep(2.5)\n        return {TWO}\n"
-        + BUILD,
+        "import time\ntime.sleep(2.5)\nclass Mine:\n"
+        f"    def recipients(self, period):\n        time.sleep(2.5)\n        return {TWO}\n" + BUILD,
     )
     ended = await fleet.run("generate", deadline_s=15)
     assert (ended.code, ended.err) == (0, ""), ended

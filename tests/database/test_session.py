@@ -115,6 +115,21 @@ async def test_all_that_a_relay_runs_is_prepared_before_it_holds_its_lock(connec
         session.connection.terminate()
 
 
+async def test_a_connection_that_is_ended_between_two_steps_of_a_statement_is_a_lost_one(opened, monkeypatch):
+    """As by the limit on opening, or a relay's patience: asyncpg then stumbles over what it has just let go of."""
+    prepare = asyncpg.Connection._get_statement
+
+    async def prepare_and_end(self, query, *arguments, **options):
+        statement = await prepare(self, query, *arguments, **options)
+        if "pg_advisory_lock" in query:
+            self.terminate()
+        return statement
+
+    monkeypatch.setattr(asyncpg.Connection, "_get_statement", prepare_and_end)
+    with pytest.raises(LOST_SESSION):
+        await opened()
+
+
 async def test_each_session_is_a_new_identity(connection, opened):
     relays = {(await opened())[0].relay for _ in range(3)}
     assert len(relays) == 3
