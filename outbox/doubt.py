@@ -91,10 +91,11 @@ async def take_doubts(connection: Any, *, lease_s: float) -> list[Doubt]:
 
 
 # A late 250 or a person may have decided meanwhile: then nothing is in doubt any more, and the answer is dropped.
+# By the key: after a failover the id may be another email's.
 ANSWER: Final = """
 WITH answers AS (
-    SELECT * FROM unnest($1::bigint[], $2::integer[], $3::text[], $4::float8[], $5::text[])
-        AS a (email, attempt, state, delay_s, reply)
+    SELECT m.id AS email, a.* FROM unnest($1::text[], $2::integer[], $3::text[], $4::float8[], $5::text[])
+        AS a (key, attempt, state, delay_s, reply) JOIN outbox.email m ON m.key = a.key
 ), decided AS (
     UPDATE outbox.delivery d
        SET state = a.state,
@@ -137,7 +138,7 @@ async def write_answers(connection: Any, answers: Sequence[Answer], *, grace_s: 
     states = {True: "sent", False: "pending", None: "in_doubt"}
     done = await connection.execute(
         ANSWER,
-        [a.doubt.email for a in answers],
+        [a.doubt.key for a in answers],
         [a.doubt.attempt for a in answers],
         [states[a.accepted] for a in answers],
         [delay_s(a) for a in answers],
@@ -164,6 +165,15 @@ def load_resolver(reference: str, directory: Path) -> Resolver:
     return cast("Resolver", found)
 
 
+@dataclass(slots=True, eq=False)
+class _Lot:
+    """Questions put together; `open` of them have no answer yet."""
+
+    doubts: Sequence[Doubt]
+    open: int
+    heard_at: float
+
+
 class Inquirer:
     """A relay's dealings with its resolver: some questions at a time, in a thread that may block or hang.
 
@@ -177,8 +187,7 @@ class Inquirer:
         self.asks_max = asks_max
         self.wake = wake
         self.answers: list[Answer] = []
-        self._open = 0
-        self._heard_at = 0.0
+        self._lot: _Lot | None = None
         self._hung = 0
 
     @property
@@ -190,32 +199,36 @@ class Inquirer:
 
     async def ask(self, connection: Any, now: float) -> None:
         """Ask about the next few doubts that are due, unless earlier questions are still open."""
-        if self._open and now - self._heard_at > ASK_LEASE_S:
-            self._open = 0
+        if self._lot is not None and now - self._lot.heard_at > ASK_LEASE_S:
+            self._lot = None
             self._hung += 1
             log.error("the resolver has given no answer for %g s", ASK_LEASE_S)
-        if self._open or self._hung >= HUNG_MAX:
+        if self._lot is not None or self._hung >= HUNG_MAX:
             return
         doubts = await take_doubts(connection, lease_s=ASK_LEASE_S)
         if doubts:
-            self._open, self._heard_at = len(doubts), now
+            self._lot = _Lot(doubts, len(doubts), now)
             loop = asyncio.get_running_loop()
             threading.Thread(
-                target=self._put, args=(doubts, loop, time.monotonic()), name="resolver", daemon=True
+                target=self._put, args=(self._lot, loop, time.monotonic()), name="resolver", daemon=True
             ).start()
 
-    def _put(self, doubts: Sequence[Doubt], loop: asyncio.AbstractEventLoop, began_at: float) -> None:
+    def _put(self, lot: "_Lot", loop: asyncio.AbstractEventLoop, began_at: float) -> None:
         """In the thread: all questions on one event loop, so that what an async resolver opens serves the next one."""
         with asyncio.Runner() as runner:
-            for doubt in doubts:
+            for doubt in lot.doubts:
                 is_late = time.monotonic() - began_at > ASK_LEASE_S  # others may ask by now
                 answer = None if is_late else _answer(self.resolver, doubt, runner)
                 with suppress(RuntimeError):  # the loop is closed: the relay has ended
-                    loop.call_soon_threadsafe(self._heard, answer)
+                    loop.call_soon_threadsafe(self._heard, lot, answer)
 
-    def _heard(self, answer: Answer | None) -> None:
-        self._open = max(self._open - 1, 0)
-        self._heard_at = time.monotonic()
+    def _heard(self, lot: "_Lot", answer: "Answer | None") -> None:
+        lot.open -= 1
+        lot.heard_at = time.monotonic()
+        if lot is self._lot and lot.open == 0:
+            self._lot = None
+        elif lot is not self._lot and lot.open == 0:
+            self._hung -= 1  # it hung, and has come back
         if answer is not None:
             self.answers.append(answer)
             log.info("%s is in doubt: %s", answer.doubt.key, answer.said)
@@ -234,7 +247,7 @@ def _answer(resolver: Resolver, doubt: Doubt, runner: asyncio.Runner) -> Answer:
         accepted: Any = called(resolver, doubt)
         if inspect.isawaitable(accepted):
             accepted = runner.run(awaited(accepted))
-    except Exception as error:  # noqa: BLE001 - the user's code: it does not know, whatever it raised
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it does not know, whatever it raised
         return Answer(doubt, None, f"the resolver raised {said(error)}")
     if accepted is not None and not isinstance(accepted, bool):
         return Answer(doubt, None, f"the resolver gave {type(accepted).__name__}; it must give True, False or None")

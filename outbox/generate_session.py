@@ -89,7 +89,7 @@ class GenerateSession:
                         await require_current(driver)
                     session._backend = await driver.fetchval("SELECT pg_backend_pid()")
                 if fits:
-                    await _after_failover(driver, settings.failover_grace_s)
+                    await session._after_failover(settings.failover_grace_s)
                 pulse = asyncio.get_running_loop().create_task(session._beat(lease_s / 3))
                 try:
                     yield session
@@ -105,6 +105,17 @@ class GenerateSession:
             raise
         finally:
             driver.terminate()
+
+    async def _after_failover(self, grace_s: float) -> None:
+        """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
+        async with self.limit():
+            timeline = await timeline_of(self._driver)
+        barrier = Barrier(timeline, grace_s, up=timeline > 1)
+        while barrier.up:
+            async with self.limit():
+                await barrier.look(self._driver, time.monotonic())
+            if barrier.up:
+                await asyncio.sleep(BARRIER_LOOK_S)
 
     def lose(self, reason: str) -> None:
         """Treat the session as gone: what waits for its answer, and whatever is asked of it later, raises."""
@@ -228,16 +239,6 @@ class GenerateSession:
             if len(rows) < portion:
                 break
         await self.rows("CLOSE outbox_rows", {})
-
-
-async def _after_failover(connection: Any, grace_s: float) -> None:
-    """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
-    timeline = await timeline_of(connection)
-    barrier = Barrier(timeline, grace_s, up=timeline > 1)
-    while barrier.up:
-        await barrier.look(connection, time.monotonic())
-        if barrier.up:
-            await asyncio.sleep(BARRIER_LOOK_S)
 
 
 def _bound(statement: str, parameters: Mapping[str, Any]) -> "tuple[Executable, dict[str, Any]]":

@@ -2,9 +2,11 @@
 
 import asyncio
 import importlib
+import queue
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +24,70 @@ def load(reference: str, directory: Path) -> Any:
 
 def said(error: BaseException) -> str:
     """What an error of the user's code says, on one line."""
+    if isinstance(error, UserCodeError):
+        return str(error)
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
 
 
-class ExitedError(Exception):
-    """The user's code wanted to end the process, which is not its to end."""
+class UserCodeError(Exception):
+    """The user's code raised what ends more than itself: a process, a task or an iteration of ours."""
 
 
 class Aside:
     """Runs the user's code off our event loop, which keeps a session alive: it may block for as long as it likes.
 
-    Plain calls run in a thread, awaitables on one event loop in another thread, so that what one of them opened there
-    (a client, a pool) the next one can use. That thread dies with the process.
+    Plain calls run in one thread, one after another, awaitables on one event loop in another thread, so that what one
+    of them opened there (a client, a pool) the next one can use. Both threads die with the process, so code that hangs
+    keeps nobody from ending it.
     """
 
     def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function gives or raises; `ExitedError` in place of a SystemExit."""
-        return await asyncio.to_thread(called, function, *arguments)
+        """What the function gives or raises, as `called`."""
+        if self._calls is None:
+            self._calls = queue.SimpleQueue()
+            threading.Thread(target=_serve, args=(self._calls,), name="user code", daemon=True).start()
+        future: Future[Any] = Future()
+        self._calls.put((future, lambda: called(function, *arguments)))
+        return await asyncio.wrap_future(future)
 
     async def wait_for(self, given: Awaitable[Any]) -> Any:
-        """What the awaitable gives or raises; `ExitedError` in place of a SystemExit."""
+        """What the awaitable gives or raises, as `awaited`."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="user code", daemon=True).start()
+            threading.Thread(target=self._loop.run_forever, name="user code, async", daemon=True).start()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(awaited(given), self._loop))
 
 
+def _serve(calls: "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]") -> None:
+    while True:
+        future, call = calls.get()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+                future.set_exception(error)
+
+
 def called(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives or raises; `ExitedError` in place of a SystemExit."""
+    """What the function gives or raises; `UserCodeError` in place of what would end more than it."""
     try:
         return function(*arguments)
-    except SystemExit as error:
-        raise ExitedError(f"it called exit({error.code})") from error
+    except (SystemExit, StopIteration, asyncio.CancelledError) as error:  # a future takes no StopIteration
+        raise UserCodeError(said(error)) from error
 
 
 async def awaited(given: Awaitable[Any]) -> Any:
-    """What it gives or raises; `ExitedError` in place of a SystemExit."""
+    """What it gives or raises; `UserCodeError` in place of what would end more than it."""
     try:
         return await given
     except SystemExit as error:
-        raise ExitedError(f"it called exit({error.code})") from error
+        raise UserCodeError(said(error)) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # it is we who want no more of it
+        raise UserCodeError(said(error)) from error

@@ -81,6 +81,8 @@ class Pool:
     def room(self, now: float) -> int:
         """How many more claims the connections can take soon; none while the route is paused, one for a probe."""
         live = len(self.conversations)
+        if self._is_stuck():
+            return 0
         if self.breaker.is_open and live == 0:
             return int(self.breaker.may_connect(now) and not self.ready and not self._openings)
         wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.settings.connections_max)
@@ -103,7 +105,8 @@ class Pool:
         """Give ready claims to idle connections, and open more for the rest."""
         while self.ready and self._idle:
             self._idle.pop().start(self.ready.popleft())
-        if self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now):
+        is_shut = self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now)
+        if is_shut or self._is_stuck():  # others may do better
             self.release_ready()
             return
         while len(self._openings) < len(self.ready) and self._may_open(now):
@@ -190,6 +193,10 @@ class Pool:
         if not task.cancelled() and task.exception() is not None:
             self.fault = task.exception()
             self.wake()
+
+    def _is_stuck(self) -> bool:
+        """Whether each connection that there may be hangs."""
+        return len(self.conversations) >= self.settings.connections_max and self.is_deaf
 
     def _may_open(self, now: float) -> bool:
         if len(self.conversations) + len(self._openings) >= self.settings.connections_max:

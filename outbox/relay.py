@@ -105,8 +105,8 @@ class Relay:
         self.pool.close_politely()
         loop = asyncio.get_running_loop()
         loop.call_later(self.settings.drain_s + LAST_WORD_S, self._wait_no_more)
-        if self._opening is not None:
-            until = loop.time() + self.settings.drain_s
+        if self._opening is not None and not self._opening.expired():
+            until = loop.time() + (self.settings.drain_s if self._has_in_hand() else 0.0)
             self._opening.reschedule(min(self._opening.when() or until, until))
         self._wake.set()
 
@@ -121,8 +121,8 @@ class Relay:
         deadlines.add_done_callback(self.pool.note_fault)
         try:
             self._session = await self._open_first()
-            self._told = self._session.server
-            while not self._is_done():
+            self._told = self._session.server if self._session is not None else None
+            while self._session is not None and not self._is_done():
                 try:
                     await self._work(self._session)
                 except (*LOST_SESSION, asyncpg.PostgresError) as error:
@@ -137,8 +137,11 @@ class Relay:
             await self._end()
 
     async def _open(self) -> Session:
+        within_s = OPEN_LEASES_MAX * self.settings.lease_s
+        if self._drain_until is not None:
+            within_s = max(min(within_s, self._drain_until - time.monotonic()), 0.0)
         try:
-            async with asyncio.timeout(OPEN_LEASES_MAX * self.settings.lease_s) as self._opening:
+            async with asyncio.timeout(within_s) as self._opening:
                 session = await Session.open(
                     self.database_url,
                     lease_s=self.settings.lease_s,
@@ -161,8 +164,11 @@ class Relay:
         self._opened_at = time.monotonic()
         return session
 
-    async def _open_first(self) -> Session:
-        """The first session. A server that does not answer is waited for as long as a lease: it may be restarting."""
+    async def _open_first(self) -> Session | None:
+        """The first session. A server that does not answer is waited for as long as a lease: it may be restarting.
+
+        None if the relay is told to stop before.
+        """
         patience_until = time.monotonic() + self.settings.lease_s
         while True:
             try:
@@ -170,10 +176,14 @@ class Relay:
             except DatabaseRefusedError:
                 raise
             except DatabaseUnavailableError as error:
+                if self.stopping:
+                    return None
                 if time.monotonic() > patience_until:
                     raise
                 log.warning("%s Trying again.", error)
                 await asyncio.sleep(0.5)
+            if self.stopping:
+                return None
 
     async def _reopen(self) -> None:
         """The next identity, however long it takes; what is past its dot goes on meanwhile."""
@@ -195,23 +205,27 @@ class Relay:
     def _is_done(self) -> bool:
         if not self.stopping:
             return False
-        pool = self.pool
-        in_hand = self._settlements or self._marks or pool.releases or pool.put_off or pool.is_busy
         assert self._drain_until is not None
-        return not in_hand or time.monotonic() > self._drain_until
+        return not self._has_in_hand() or time.monotonic() > self._drain_until
+
+    def _has_in_hand(self) -> bool:
+        pool = self.pool
+        return bool(self._settlements or self._marks or pool.releases or pool.put_off or pool.is_busy)
 
     def _wait_no_more(self) -> None:
         """The time to stop is over: a Postgres that does not answer is not waited for."""
-        if (
-            self._asked_at is not None
-            and time.monotonic() - self._asked_at >= LAST_WORD_S
-            and self._session is not None
-        ):
+        if self._asked_at is None or self._session is None:
+            return
+        left_s = self._asked_at + LAST_WORD_S - time.monotonic()
+        if left_s > 0:
+            asyncio.get_running_loop().call_later(left_s, self._wait_no_more)
+        else:
             self._session.lose("Postgres was silent when the relay had to stop")
 
     async def _end(self) -> None:
         """Close everything; what is past its dot and unanswered is in doubt from here on."""
         self.stopping = True
+        self.pool.close_politely()
         await self.pool.end()
         self._marks.clear()  # what is not marked yet stays unmarked, and is freed below
         self.left_in_doubt = sum(s.marked and s.outcome.state == "in_doubt" for s in self._settlements)

@@ -218,7 +218,7 @@ class PythonSource:
     async def _build(self, recipient: Recipient, period: Period) -> Content | Exception:
         try:
             content = await _called(self.aside, self.source.build, recipient, period)
-            return content if isinstance(content, Mapping) else [dict(row) for row in content]
+            return content if isinstance(content, Mapping) else await self.aside.call(_rows_of, content)
         except Exception as error:  # noqa: BLE001 - the user's code: this recipient alone is passed over
             return RowError(f"build() raised {said(error)}")
 
@@ -227,6 +227,10 @@ async def _called(aside: Aside, method: Callable[..., Any], *arguments: Any) -> 
     """What a method of the user's gives."""
     given = method(*arguments) if inspect.iscoroutinefunction(method) else await aside.call(method, *arguments)
     return await aside.wait_for(given) if inspect.isawaitable(given) else given
+
+
+def _rows_of(content: Iterable[Any]) -> list[dict[str, Any]]:
+    return [dict(row) for row in content]
 
 
 async def _each(aside: Aside, found: Any, where: str) -> AsyncIterator[Any]:

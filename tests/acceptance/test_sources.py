@@ -1,8 +1,11 @@
 """Who is owed a report and what it says: queries, Python classes and templates as users write them, right and wrong."""
 
+import signal
+
 import pytest
 
 from outbox.generate import bucket_of
+from tests.fleet import until
 
 PEOPLE = """
 INSERT INTO people (id, email, name) VALUES
@@ -229,8 +232,62 @@ async def test_a_build_that_wants_to_exit_costs_its_own_report_only(fleet, defin
     ended = await fleet.run("generate")
     assert ended.code == 1
     (sentence,) = ended.sentences
-    assert "exit(3)" in sentence
+    assert "SystemExit: 3" in sentence
     assert list(await pages(fleet)) == ["2"]
+
+
+SLIPS = {
+    "a next() of nothing": "def build(self, recipient, period):\n"
+    "        return [next(iter([{'n': 1}] if recipient.key == '1' else []))]\n",
+    "an exit while it yields": "def build(self, recipient, period):\n"
+    "        if recipient.key == '2':\n            raise SystemExit(3)\n        yield {'n': 1}\n",
+    "a task of its own that was cancelled": "async def build(self, recipient, period):\n"
+    "        if recipient.key == '2':\n            task = asyncio.create_task(asyncio.sleep(10))\n"
+    "            await asyncio.sleep(0)\n            task.cancel()\n            await task\n"
+    "        return [{'n': 1}]\n",
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+async def test_a_slip_of_a_build_costs_its_own_report_only(fleet, slip):
+    source(fleet, f"import asyncio\nclass Mine:\n{KINDS['a list']}    {SLIPS[slip]}")
+    ended = await fleet.run("generate")
+    assert ended.code == 1
+    (sentence,) = ended.sentences
+    assert "recipient 2" in sentence
+    assert list(await pages(fleet)) == ["1"]
+
+
+async def test_recipients_that_run_out_of_something_are_one_sentence(fleet):
+    source(fleet, f"class Mine:\n    def recipients(self, period):\n        return [next(iter([]))]\n{BUILD}")
+    ended = await fleet.run("generate")
+    assert ended.code == 1
+    (sentence,) = ended.sentences
+    assert "StopIteration" in sentence
+
+
+async def test_a_build_that_yields_its_rows_may_block_for_longer_than_the_lease(fleet):
+    fleet.top = "lease_s = 2\nguard_s = 1"
+    source(
+        fleet,
+        f"import time\nclass Mine:\n{KINDS['a list']}    def build(self, recipient, period):\n"
+        "        time.sleep(2.5)\n        yield {'n': 1}\n",
+    )
+    ended = await fleet.run("generate")
+    assert (ended.code, ended.err) == (0, ""), ended
+
+
+@pytest.mark.parametrize("definition", ["def", "async def"])
+async def test_a_generate_whose_build_hangs_can_be_interrupted(fleet, definition):
+    source(
+        fleet,
+        f"import pathlib, time\nclass Mine:\n{KINDS['a list']}    {definition} build(self, recipient, period):\n"
+        "        pathlib.Path('begun').touch()\n        time.sleep(1000)\n",
+    )
+    cron = await fleet.start("generate")
+    await until((fleet.directory / "begun").exists, "a build is under way")
+    cron.send(signal.SIGINT)
+    assert (await cron.ended(8)).code == 130
 
 
 async def test_names_and_keys_of_python_objects_are_taken_as_a_query_would_give_them(fleet):

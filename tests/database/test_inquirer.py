@@ -1,5 +1,6 @@
 """How a relay asks its resolver: a function that hangs costs threads, a bounded number, and never the relay."""
 
+import asyncio
 import threading
 
 import pytest
@@ -71,3 +72,55 @@ async def test_no_more_is_asked_while_answers_are_awaited(doubtful):
     await make_due(doubtful)
     await it.ask(doubtful, 1002.0)
     await until(lambda: len(asked) == 2, "it is asked again")
+
+
+async def test_a_resolver_that_hung_and_has_come_back_is_asked_again(doubtful):
+    go_on, asked = threading.Event(), []
+
+    def outage(email):
+        asked.append(email.key)
+        go_on.wait()
+
+    it, now = inquirer(outage), 1000.0
+    for _ in range(HUNG_MAX):
+        await make_due(doubtful)
+        await it.ask(doubtful, now)
+        now += ASK_LEASE_S + 1
+    await it.ask(doubtful, now)
+    assert it.trouble is not None
+    go_on.set()
+    await until(lambda: len(it.answers) == HUNG_MAX, "every call has returned")
+    assert it.trouble is None
+    await make_due(doubtful)
+    await it.ask(doubtful, now + 1)
+    await until(lambda: len(asked) == HUNG_MAX + 1, "it is asked again")
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, StopIteration, LookupError])
+@pytest.mark.parametrize("is_async", [False, True], ids=["plain", "async"])
+async def test_a_resolver_that_raises_whatever_it_is_does_not_know(doubtful, error, is_async):
+    def plain(_email):
+        raise error
+
+    async def asynchronous(_email):
+        raise error
+
+    it = inquirer(asynchronous if is_async else plain)
+    await make_due(doubtful)
+    await it.ask(doubtful, 1000.0)
+    await until(lambda: it.answers, "it does not know")
+    assert it.answers[0].accepted is None
+    assert "raised" in it.answers[0].said
+
+
+async def test_an_answer_is_not_taken_for_another_emails_that_has_its_id_after_a_failover(doubtful):
+    go_on = threading.Event()
+    it = inquirer(lambda _email: go_on.wait())
+    await make_due(doubtful)
+    await it.ask(doubtful, 1000.0)
+    await doubtful.execute("UPDATE outbox.email SET key = 'other', recipient = 'other@example.com'")
+    go_on.set()
+    await until(lambda: it.answers, "it is heard")
+    assert it.answers[0].accepted is True
+    await it.write(doubtful)
+    assert await doubtful.fetchval("SELECT state FROM outbox.delivery") == "in_doubt"

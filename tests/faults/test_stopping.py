@@ -5,8 +5,24 @@ import signal
 
 import pytest
 
+from bench.proxy import Proxy
+from outbox import session
+from outbox.relay import Relay
+from outbox.settings import load
 from outbox.sink import Hold, Stage, Stall
-from tests.faults.levers import SLOW, At, all_sent, balance, delivery, in_state, locked, post, trail
+from tests.faults.levers import (
+    SLOW,
+    At,
+    all_sent,
+    balance,
+    by_port,
+    delivery,
+    in_state,
+    locked,
+    post,
+    socket_of,
+    trail,
+)
 from tests.fleet import until
 
 
@@ -102,3 +118,49 @@ async def test_a_relay_that_cannot_write_its_last_verdict_stops_all_the_same(fle
     await fleet.relay()
     assert await fleet.settled() == {"in_doubt": 1}
     assert fleet.twice == {}
+
+
+async def test_a_relay_that_is_stopped_while_postgres_goes_from_refusing_to_silent_ends_in_its_time(fleet):
+    fleet.top = "lease_s = 12\ndrain_s = 2\nconnections_max = 1"
+    fleet.sink.script = dot = At(Stage.DOT, Hold(asyncio.Event()), times=1)
+    await fleet.put_emails(1)
+    async with Proxy(socket_of(fleet.database)) as proxy:
+        relay = await fleet.relay(environment={"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
+        await dot.reached()
+        proxy.refuse = True
+        proxy.cut(reset=True)
+        await relay.says("no session yet")
+        relay.send(signal.SIGTERM)
+        await relay.says("stopping")
+        proxy.refuse, proxy.black_hole = False, True
+        assert (await relay.ended(2 + 5)).code == 1
+
+
+async def test_a_relay_that_waits_for_its_first_session_can_be_stopped(fleet):
+    fleet.top = "lease_s = 20\ndrain_s = 10"
+    async with Proxy(socket_of(fleet.database)) as proxy:
+        proxy.refuse = True
+        relay = await fleet.start("relay", environment={"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
+        await relay.says("Trying again")
+        relay.send(signal.SIGTERM)
+        assert (await relay.ended(5)).code == 0
+
+
+async def test_a_stop_at_the_moment_when_an_opening_is_given_up_is_no_error(fleet, monkeypatch):
+    fleet.top = SLOW
+    async with Proxy(socket_of(fleet.database)) as proxy:
+        settings = load(fleet.write_settings(), {"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
+        prove = session._prove_exclusion
+
+        async def prove_in_silence(*arguments):
+            proxy.black_hole = True
+            await prove(*arguments)
+
+        monkeypatch.setattr(session, "_prove_exclusion", prove_in_silence)
+        relay = Relay(settings)
+        running = asyncio.create_task(relay.run())
+        await until(lambda: relay._opening is not None, "it opens")
+        await until(relay._opening.expired, "it is given up", 10)
+        relay.stop()
+        async with asyncio.timeout(10):
+            await running
