@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from tests.fleet import Fleet
 FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
 
 _numbers = itertools.count(1)
+
+# A shell starts what runs in its background deaf to Ctrl-C, and children inherit that; ours are to hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
