@@ -89,6 +89,8 @@ class Session:
             started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
             for statement in statements:
                 await connection._get_statement(statement, None)  # noqa: SLF001 - prepare() keeps it to itself
+                silence.cancel()  # it answers
+                silence = asyncio.get_running_loop().call_later(lease_s, connection.terminate)
             # Listen first, look at the table afterwards: a notification in between is then not lost.
             await connection.add_listener(CHANNEL, lambda *_: wake())
             relay = await _register(connection, timeline)
