@@ -46,6 +46,7 @@ AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; dou
 CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
+PROVEN_S: Final = 2.0
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
 STATEMENTS: Final = ledger.STATEMENTS + ROUTE_STATEMENTS + failover.STATEMENTS + doubt.STATEMENTS
 
@@ -427,7 +428,7 @@ class Relay:
                 settlements=settlements,
                 marks=marks,
                 room=room,
-                suspects=int(room > 0 and not self._holds_suspect()),
+                suspects=int(room > 0 and self._may_take_suspect()),
                 route=self.pool.route.name,
             )
         except BaseException as error:
@@ -559,10 +560,14 @@ class Relay:
             await ledger.note_trouble(session.connection, session.relay, *noted)
             self._noted = noted
 
-    def _holds_suspect(self) -> bool:
-        """Whether one of those is in hand: the next has to wait."""
+    def _may_take_suspect(self) -> bool:
+        """Whether none is in hand, and this relay has lived for a while: one that dies at once, whatever it holds, must
+        not make an innocent email guilty.
+        """
+        if time.monotonic() - self._opened_at < PROVEN_S:
+            return False
         marking = (claim for _, claim in self._marks.values())
-        return any(claim.suspect for claim in (*self.pool.in_hand(), *marking))
+        return not any(claim.suspect for claim in (*self.pool.in_hand(), *marking))
 
     async def _speak(self, session: Session, now: float) -> None:
         """Before a tick: whatever there is to say or to ask besides it, which mostly is nothing."""
