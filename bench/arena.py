@@ -26,14 +26,10 @@ from bench.world import HOUSE, start
 from outbox.database import RELAY_LOCKS
 from outbox.embedded import Server, StopMode, standby
 from outbox.sink import Sink, Visit
+from outbox.status import RELAYS
 
 LOST: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 ADMIN_S: Final = 20.0
-STANDING: Final = """
-SELECT r.pid FROM outbox.relay r
-  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
- WHERE r.ended_at IS NULL
-"""
 
 
 @dataclass(eq=False)
@@ -167,7 +163,7 @@ class Arena:
         """Wait until every server's relay has a session; False if one has none by the deadline."""
         end = time.monotonic() + deadline_s
         while True:
-            standing = {row["pid"] for row in await self.sql(STANDING, RELAY_LOCKS)}
+            standing = {row["pid"] for row in await self.sql(RELAYS, RELAY_LOCKS)}
             relays = [host.relay for host in self.hosts]
             if all(one is not None and one.is_running and one.process.pid in standing for one in relays):
                 return True

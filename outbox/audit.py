@@ -4,7 +4,6 @@ Who is expected is asked of the report's source, by the rooms that generate asks
 from the same snapshot.
 """
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -129,7 +128,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
     settings.require("database_url")
     report = settings.report(name)
     async with GenerateSession.open(settings, application="outbox audit") as session:
-        source = await asyncio.to_thread(source_of, settings, name, session)  # it imports the user's code
+        source = await source_of(settings, name, session)
         await session.use_timezone(report.timezone)
         async with session.snapshot():
             async with session.ours() as connection:

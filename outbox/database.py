@@ -52,7 +52,7 @@ LOST_SESSION = (
 )
 
 
-def is_ended(error: Exception, connection: Any) -> bool:
+def is_ended(error: BaseException, connection: Any) -> bool:
     """Whether the error is asyncpg's stumbling over a connection that we ended between two steps of a statement."""
     return isinstance(error, AttributeError) and connection.is_closed()
 

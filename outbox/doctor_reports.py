@@ -120,7 +120,7 @@ class Look:
             self._leave("the period is not known")
             return
         try:
-            source = await asyncio.to_thread(source_of, self.settings, self.name, self.session)
+            source = await source_of(self.settings, self.name, self.session)
         except OutboxError as error:
             self.found.findings.append(fault_of(self._check("source"), error))
             self._leave("the source cannot be used")

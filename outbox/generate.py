@@ -168,7 +168,7 @@ class Run:
     ) -> "Run":
         """What can be wrong for all recipients is found here, except in templates: those before the first report."""
         report = settings.report(name)
-        source = await asyncio.to_thread(source_of, settings, name, session)  # it imports the user's code
+        source = await source_of(settings, name, session)
         await session.use_timezone(report.timezone)
         async with session.ours() as connection:
             edition = await open_edition(connection, name, report, period_key)

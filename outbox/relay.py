@@ -46,7 +46,7 @@ AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; dou
 CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
-PROVEN_S: Final = 2.0
+PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it holds rather than of something else
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
 STATEMENTS: Final = ledger.STATEMENTS + ROUTE_STATEMENTS + failover.STATEMENTS + doubt.STATEMENTS
 

@@ -97,11 +97,9 @@ class Session:
             session = cls(connection, relay, timeline, started_at, on_lost=on_lost)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
-        except AttributeError as error:
+        except BaseException as error:
             if is_ended(error, connection):
                 raise ConnectionError(f"Postgres was silent for {lease_s:g} s") from error
-            raise
-        except BaseException:
             connection.terminate()
             raise
         finally:

@@ -218,7 +218,9 @@ class PythonSource:
     async def _build(self, recipient: Recipient, period: Period) -> Content | Exception:
         try:
             content = await _called(self.aside, self.source.build, recipient, period)
-            return content if isinstance(content, Mapping) else await self.aside.call(_rows_of, content)
+            if not isinstance(content, (Mapping, list)):
+                content = await self.aside.call(list, content)  # a generator of the user's: it may block
+            return content if isinstance(content, Mapping) else [dict(row) for row in content]
         except Exception as error:  # noqa: BLE001 - the user's code: this recipient alone is passed over
             return RowError(f"build() raised {said(error)}")
 
@@ -227,10 +229,6 @@ async def _called(aside: Aside, method: Callable[..., Any], *arguments: Any) -> 
     """What a method of the user's gives."""
     given = method(*arguments) if inspect.iscoroutinefunction(method) else await aside.call(method, *arguments)
     return await aside.wait_for(given) if inspect.isawaitable(given) else given
-
-
-def _rows_of(content: Iterable[Any]) -> list[dict[str, Any]]:
-    return [dict(row) for row in content]
 
 
 async def _each(aside: Aside, found: Any, where: str) -> AsyncIterator[Any]:
@@ -257,7 +255,7 @@ async def _portion(stream: AsyncIterator[Any]) -> list[Any]:
     return portion
 
 
-def source_of(settings: Settings, name: str, reader: Reader) -> Source:
+async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
     """Where a report of the settings comes from: its queries, read through `reader`, or its class.
 
     Raises:
@@ -267,7 +265,8 @@ def source_of(settings: Settings, name: str, reader: Reader) -> Source:
     """
     report = settings.report(name)
     if report.source is not None:
-        return load_source(name, report.source, settings.directory)
+        loaded: PythonSource = await Aside().call(load_source, name, report.source, settings.directory)  # it may block
+        return loaded
     assert report.recipients is not None
     assert report.data is not None
     return SqlSource(name, report.recipients, report.data, ":keys" in report.data, reader, report.zone)
