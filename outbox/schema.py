@@ -10,7 +10,7 @@ from outbox.errors import SchemaError
 
 # To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
 # version COMPATIBLE and later may work on it, leave COMPATIBLE: a fleet is then upgraded server by server.
-VERSION: Final = 2
+VERSION: Final = 3
 COMPATIBLE: Final = 2
 
 # What turns version n - 1 into n, for databases that were made before; `schema.sql` is always the newest whole.
@@ -38,6 +38,21 @@ UPGRADES: Final[Mapping[int, str]] = {
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(),
             who text NOT NULL, what text NOT NULL, target text NOT NULL, why text NOT NULL,
             emails bigint NOT NULL CHECK (emails >= 0));
+    """,
+    3: """
+        ALTER TABLE outbox.delivery ADD COLUMN send_before timestamptz;
+        CREATE INDEX delivery_late ON outbox.delivery (send_before)
+            WHERE settled_at IS NULL AND send_before IS NOT NULL;
+        ALTER TABLE outbox.attempt DROP CONSTRAINT attempt_verdict_check, ADD CONSTRAINT attempt_verdict_check
+            CHECK (verdict IN ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',
+                               'quarantined', 'asked', 'resolved', 'expired'));
+        CREATE TABLE outbox.pace (route text PRIMARY KEY, next_at timestamptz NOT NULL DEFAULT now());
+        CREATE TABLE outbox.allowance (
+            route text NOT NULL, since timestamptz NOT NULL, emails bigint NOT NULL CHECK (emails >= 0),
+            PRIMARY KEY (route, since));
+        CREATE TABLE outbox.pruned (
+            what text PRIMARY KEY CHECK (what IN ('email', 'report')), up_to bigint NOT NULL,
+            at timestamptz NOT NULL DEFAULT now());
     """,
 }
 
