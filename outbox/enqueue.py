@@ -50,7 +50,8 @@ WITH made AS (
     ON CONFLICT (key) DO NOTHING
     RETURNING id
 ), delivery AS (
-    INSERT INTO outbox.delivery (email) SELECT id FROM email ORDER BY id
+    INSERT INTO outbox.delivery (email, send_before)
+    SELECT id, now() + CAST(:send_before_s AS float8) * interval '1 second' FROM email ORDER BY id
 ), remembered AS (
     UPDATE outbox.email e SET report = r.id
       FROM report r JOIN made m USING (recipient_key)
@@ -79,8 +80,12 @@ SELECT count(*) FROM report
 NOTIFY: Final = text(f"SELECT pg_notify('{CHANNEL}', '')")
 
 
-async def enqueue_reports(connection: "AsyncConnection", edition: int, reports: Sequence[NewReport]) -> int:
+async def enqueue_reports(
+    connection: "AsyncConnection", edition: int, reports: Sequence[NewReport], *, send_before_s: float | None = None
+) -> int:
     """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
+
+    What is not sent within `send_before_s` of that expires.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
     then writes nothing for it.
@@ -91,6 +96,7 @@ async def enqueue_reports(connection: "AsyncConnection", edition: int, reports: 
             ENQUEUE,
             {
                 "edition": edition,
+                "send_before_s": send_before_s,
                 "recipient_keys": [r.recipient_key for r in reports],
                 "tokens": [r.token for r in reports],
                 "titles": [r.title for r in reports],

@@ -297,7 +297,9 @@ class Run:
         )
         if reports:
             async with self.session.ours() as connection:
-                made = await enqueue_reports(connection, self.result.edition.id, reports)
+                made = await enqueue_reports(
+                    connection, self.result.edition.id, reports, send_before_s=self.report.send_before_s
+                )
             self.result.made += made
             self.progress(self.result)
 

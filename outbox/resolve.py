@@ -64,6 +64,7 @@ WITH seen AS MATERIALIZED (
            doubted_at = NULL,
            orphaned = CASE WHEN $2::text = 'resend' THEN 0 ELSE d.orphaned END,
            due_at = now(),
+           send_before = CASE WHEN $2::text = 'resend' AND d.send_before <= now() THEN NULL ELSE d.send_before END,
            withdrawn = CASE WHEN $2::text = 'resend' AND d.state = 'dead' THEN d.attempt ELSE d.withdrawn END,
            relay = CASE WHEN $2::text = 'resend' THEN NULL ELSE d.relay END
       FROM chosen c WHERE d.email = c.email
