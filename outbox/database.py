@@ -52,6 +52,14 @@ LOST_SESSION = (
 )
 
 
+# For the transaction: plans that look up rows by index, whatever the statistics say. A table that was empty a minute
+# ago would be read whole for every batch, by a plan that the session then keeps.
+BY_INDEX: Final = """
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true)
+"""
+
+
 def is_ended(error: BaseException, connection: Any) -> bool:
     """Whether the error is asyncpg's stumbling over a connection that we ended between two steps of a statement."""
     return isinstance(error, AttributeError) and connection.is_closed()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
-from outbox.database import CHANNEL
+from outbox.database import BY_INDEX, CHANNEL
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,7 +31,8 @@ class NewReport:
 
 
 # A row that is there already comes back from no RETURNING, so its email is not inserted either. An email may be there
-# without its report, when a failover lost both and a relay remembered that it was sent: it becomes the new report's.
+# without its report, when a failover lost both and a relay remembered that it was sent: it becomes the new report's,
+# and comes back under the id that it has, not under the one that was reserved for it.
 # Keys are inserted in their order, so that two batches with common keys wait for each other instead of deadlocking.
 ENQUEUE: Final = text("""
 WITH made AS (
@@ -47,15 +48,12 @@ WITH made AS (
     INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message)
     SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
-    ON CONFLICT (key) DO NOTHING
+    ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
 ), delivery AS (
     INSERT INTO outbox.delivery (email, send_before)
-    SELECT id, now() + CAST(:send_before_s AS float8) * interval '1 second' FROM email ORDER BY id
-), remembered AS (
-    UPDATE outbox.email e SET report = r.id
-      FROM report r JOIN made m USING (recipient_key)
-     WHERE e.key = m.key AND e.report IS NULL
+    SELECT e.id, now() + CAST(:send_before_s AS float8) * interval '1 second'
+      FROM email e JOIN made m ON m.email = e.id ORDER BY e.id
 )
 SELECT count(*) FROM report
 """).bindparams(
@@ -92,6 +90,7 @@ async def enqueue_reports(
     """
     assert len(reports) <= BATCH_MAX
     async with connection.begin():
+        await connection.execute(text(BY_INDEX))
         made = await connection.scalar(
             ENQUEUE,
             {

@@ -107,16 +107,18 @@ async def generate(
             await asyncio.sleep(RECONNECT_S)
 
 
+# One look at the unique index for each key: as NOT EXISTS it would be a join, which the planner does by walking over
+# the whole edition while the statistics say that it is small.
 MISSING: Final = text("""
 SELECT n.key FROM unnest(:keys) AS n (key)
- WHERE NOT EXISTS (SELECT FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key)
+ WHERE (SELECT r.id FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key) IS NULL
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
 # Asked after the bucket's lock is held: in the same statement the snapshot could be older than the lock, and what
 # its last holder committed would look missing. Ids are reserved here because a message's bytes carry its id.
 RESERVE: Final = text("""
 SELECT n.key, nextval(pg_get_serial_sequence('outbox.email', 'id')) AS email FROM unnest(:keys) AS n (key)
- WHERE NOT EXISTS (SELECT FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key)
+ WHERE (SELECT r.id FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key) IS NULL
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
 # From an unfiltered unnest of chosen numbers: in a filtered or limited scan the planner may take locks that nobody
@@ -244,29 +246,31 @@ class Run:
             self.progress(self.result)
             if not missing:
                 return
-            buckets = {bucket_of(key) for key in missing}
-            worked = await self._work([bucket for bucket in order if bucket in buckets], missing, wanted)
-            if worked:
+            if await self._work(order, missing, wanted):
                 pause_s = WAIT_FIRST_S
             else:  # all that is missing is under way on other servers: wait, and look whether one of them has died
                 await asyncio.sleep(pause_s * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
                 pause_s = min(2 * pause_s, WAIT_MAX_S)
 
     async def _missing(self, keys: Sequence[str]) -> list[str]:
-        rows = await self.session.fetch(MISSING, {"edition": self.result.edition.id, "keys": keys})
+        rows = await self.session.fetch(MISSING, {"edition": self.result.edition.id, "keys": keys}, by_index=True)
         return [row.key for row in rows]
 
-    async def _work(self, buckets: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]) -> bool:
-        """Make what is missing in the first few buckets that nobody holds; False if all are held."""
-        for few in _portions(buckets, BUCKETS_AT_ONCE):
+    async def _work(self, order: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]) -> bool:
+        """Make what is missing in all buckets that nobody holds, a few buckets at a time; False if all are held."""
+        places: dict[int, list[int]] = {}
+        for place, key in enumerate(missing):
+            places.setdefault(bucket_of(key), []).append(place)
+        worked = False
+        for few in _portions([bucket for bucket in order if bucket in places], BUCKETS_AT_ONCE):
             taken = await self._take(few)
             if taken:
-                keys = [key for key in missing if bucket_of(key) in taken]
-                for portion in _portions(keys, BATCH_MAX):
-                    await self._make([wanted[key] for key in portion])
+                in_order = sorted(place for bucket in taken for place in places[bucket])
+                for portion in _portions(in_order, BATCH_MAX):
+                    await self._make([wanted[missing[place]] for place in portion])
                 await self._give(taken)
-                return True
-        return False
+                worked = True
+        return worked
 
     def _lock_number(self, bucket: int) -> int:
         return (self.result.edition.id * BUCKETS + bucket) & NAMESPACE_MASK
@@ -283,7 +287,8 @@ class Run:
     async def _make(self, recipients: Sequence[Recipient]) -> None:
         """Build and enqueue those of a bucket that are still missing now that its lock is held."""
         by_key = {recipient.key: recipient for recipient in recipients}
-        rows = await self.session.fetch(RESERVE, {"edition": self.result.edition.id, "keys": list(by_key)})
+        keys = {"edition": self.result.edition.id, "keys": list(by_key)}
+        rows = await self.session.fetch(RESERVE, keys, by_index=True)
         if not rows:
             return
         self.templates()  # only now are they needed: most crons of a fleet find everything made
