@@ -71,6 +71,15 @@ class Result:
 Progress = Callable[[Result], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What one recipient's report is to be made of; `content` is an exception where the source could not say."""
+
+    recipient: Recipient
+    content: Content | Exception
+    email: int
+
+
 async def generate(
     settings: Settings, name: str, *, period_key: str | None = None, progress: Progress = lambda _: None
 ) -> Result:
@@ -266,8 +275,7 @@ class Run:
             taken = await self._take(few)
             if taken:
                 in_order = sorted(place for bucket in taken for place in places[bucket])
-                for portion in _portions(in_order, BATCH_MAX):
-                    await self._make([wanted[missing[place]] for place in portion])
+                await self._make([[wanted[missing[p]] for p in some] for some in _portions(in_order, BATCH_MAX)])
                 await self._give(taken)
                 worked = True
         return worked
@@ -284,22 +292,41 @@ class Run:
         """Unlock. When something raised before this the session ends, and its locks with it."""
         await self.session.fetch(GIVE, {"ns": BUCKET_LOCKS, "numbers": [self._lock_number(b) for b in buckets]})
 
-    async def _make(self, recipients: Sequence[Recipient]) -> None:
-        """Build and enqueue those of a bucket that are still missing now that its lock is held."""
+    async def _make(self, portions: Sequence[Sequence[Recipient]]) -> None:
+        """Build and enqueue those of these buckets that are still missing now that their locks are held.
+
+        While one portion is rendered, the one before it is written and the one after it is read.
+        """
+        reports: list[NewReport] = []
+        drafts = await self._read(portions[0])
+        for following in [*portions[1:], []]:
+            # In a thread, since pages may take long and the session's pulse must not wait for them.
+            rendering = asyncio.ensure_future(asyncio.to_thread(self._rendered_all, drafts))
+            try:
+                await self._write(reports)
+                drafts = await self._read(following)
+            finally:
+                reports = await rendering
+        await self._write(reports)
+
+    async def _read(self, recipients: Sequence[Recipient]) -> list[Draft]:
+        """What the source says of those who are still missing, each with the id of its email to be."""
         by_key = {recipient.key: recipient for recipient in recipients}
         keys = {"edition": self.result.edition.id, "keys": list(by_key)}
-        rows = await self.session.fetch(RESERVE, keys, by_index=True)
+        rows = await self.session.fetch(RESERVE, keys, by_index=True) if by_key else []
         if not rows:
-            return
+            return []
         self.templates()  # only now are they needed: most crons of a fleet find everything made
         emails = {row.key: row.email for row in rows}
         contents = await self.source.build([by_key[key] for key in emails], self.result.edition.period)
-        # In a thread, since pages may take long and the session's pulse must not wait for them.
-        reports = await asyncio.to_thread(
-            lambda: [
-                report for key, email in emails.items() if (report := self._report(by_key[key], contents[key], email))
-            ]
-        )
+        return [Draft(by_key[key], contents[key], email) for key, email in emails.items()]
+
+    def _rendered_all(self, drafts: Iterable[Draft]) -> list[NewReport]:
+        made = (self._report(draft.recipient, draft.content, draft.email) for draft in drafts)
+        return [report for report in made if report is not None]
+
+    async def _write(self, reports: Sequence[NewReport]) -> None:
+        """Enqueue them, at most `BATCH_MAX`."""
         if reports:
             async with self.session.ours() as connection:
                 made = await enqueue_reports(
