@@ -36,6 +36,8 @@ newcomer who follows it meets them in this order:
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
 
+    prune             what is old is made small: messages, trails and pages; the unique keys stay
+
     finding           what a look gave: ok, note, fault or unknown, and the mend
     doctor            the looks at what users get wrong, in the order in which a report travels: doctor_database
                       (doctor_rights), doctor_reports, doctor_smtp, and who relays

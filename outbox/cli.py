@@ -23,9 +23,12 @@ import typer
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from outbox.audit import Audit, Unsent
     from outbox.finding import Finding
     from outbox.generate import Result
+    from outbox.prune import Pruned
     from outbox.resolve import Chosen, Decision
     from outbox.settings import Settings
     from outbox.status import Status
@@ -179,7 +182,12 @@ def generate(
 def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
     from outbox.generate import generate as make
 
-    with _progress(name) as progress:
+    with _Bar(name, counted=True) as bar:
+
+        def progress(result: "Result") -> None:
+            done = max(result.present, result.made) + len(result.failed)
+            bar.show(total=result.expected, completed=done, description=result.edition.name)
+
         result = asyncio.run(make(settings, name, period_key=period, progress=progress))
     for key, why in result.failed.items():
         typer.echo(f"outbox: {result.edition.name}, recipient {key}: {why}", err=True)
@@ -190,34 +198,43 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
     return 1 if result.failed else 0
 
 
-class _progress:  # noqa: N801 - reads as a function at its one call
+class _Bar:
     """A bar on a terminal, nothing elsewhere."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, title: str, *, counted: bool) -> None:
+        self.title = title
+        self.counted = counted
         self.bar: Any = None
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TaskProgressColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
 
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("{task.description}"), BarColumn(),
+                MofNCompleteColumn() if self.counted else TaskProgressColumn(), TimeElapsedColumn(),
                 console=Console(stderr=True), transient=True,
             )  # fmt: skip
             self.bar.start()
-            self.line = self.bar.add_task(self.name, total=None)
+            self.line = self.bar.add_task(self.title, total=None)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
 
-    def __call__(self, result: "Result") -> None:
+    def show(self, **how: Any) -> None:
+        """Where it stands: `completed` of `total`."""
         if self.bar is not None:
-            done = max(result.present, result.made) + len(result.failed)
-            self.bar.update(self.line, total=result.expected, completed=done, description=result.edition.name)
+            self.bar.update(self.line, **how)
 
 
 @app.command()
@@ -628,6 +645,72 @@ async def _decide(
         decided = set(await decide(connection, keys, decision, why=why, **how))
         sentences = await explain(connection, [key for key in keys if key not in decided], decision)
     return [key for key in keys if key in decided], list(sentences.values())
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    keep: Annotated[
+        str, typer.Option(help="What is older goes: 400d, 52w, 48h; at least 1d.", metavar="TIME", show_default=False)
+    ],
+    config: ConfigOption = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Remove the bodies, trails and pages of old, settled emails.
+
+    Their rows stay, so an old edition that is generated again sends nothing. Relays may run; so may cron run this.
+    """
+    from outbox.prune import keep_of
+
+    kept = keep_of(keep)
+    settings = _settings(context, config)
+    settings.require("database_url")
+    found, signum = asyncio.run(_prune(settings, kept, dry_run=dry_run))
+    if as_json:
+        whole = {**found.as_json(), "dry_run": dry_run, "stopped": signum is not None}
+        typer.echo(json.dumps(whole, default=lambda at: at.isoformat()))
+    else:
+        _print_pruned(found, dry_run=dry_run, stopped=signum is not None)
+    raise typer.Exit(0 if signum is None else 128 + signum)
+
+
+async def _prune(settings: "Settings", keep: "timedelta", *, dry_run: bool) -> "tuple[Pruned, int | None]":
+    """What went, and the signal that ended it early. A second signal ends at once, which harms nothing either."""
+    from outbox.prune import prune as remove
+
+    assert settings.database_url is not None
+    stop = asyncio.Event()
+    heard: list[int] = []
+
+    def end(signum: int) -> None:
+        if heard:
+            os._exit(128 + signum)
+        heard.append(signum)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, end, signum)
+    with _Bar("pruning", counted=False) as bar:
+
+        def progress(found: "Pruned") -> None:
+            description = f"pruning {'pages' if found.walking == 'report' else 'emails'}"
+            bar.show(total=1.0, completed=found.share, description=description)
+
+        found = await remove(settings.database_url, keep, dry_run=dry_run, stop=stop, progress=progress)
+    return found, heard[0] if heard else None
+
+
+def _print_pruned(found: "Pruned", *, dry_run: bool, stopped: bool) -> None:
+    line = (
+        f"{'Would prune' if dry_run else 'Pruned'} {found.emails:,} emails, {found.attempts:,} attempts and "
+        f"{found.pages:,} pages from before {found.before:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    if found.unsettled:
+        line += f"; {found.unsettled:,} emails stay that are not settled"
+    typer.echo(line + ("; stopped early, run it again to go on." if stopped else "."))
 
 
 @app.command()

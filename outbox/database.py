@@ -33,6 +33,7 @@ RELAY_LOCKS: Final = lock_namespace("relay")
 BUCKET_LOCKS: Final = lock_namespace("bucket")
 INIT_LOCK: Final = lock_namespace("init")
 SELFTEST_LOCKS: Final = lock_namespace("selftest")
+PRUNE_LOCK: Final = lock_namespace("prune")
 
 CHANNEL: Final = "outbox"
 CONNECT_TIMEOUT_S: Final = 10.0
