@@ -29,7 +29,6 @@ from outbox.database import (
     lease_settings,
 )
 from outbox.errors import DatabaseUnavailableError, OutboxError
-from outbox.failover import BARRIER_LOOK_S, Barrier, timeline_of
 from outbox.schema import require_current
 from outbox.settings import Settings
 from outbox.source import QueryError, RowError, Rows
@@ -117,6 +116,8 @@ class GenerateSession:
 
     async def _after_failover(self, grace_s: float) -> None:
         """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
+        from outbox.failover import BARRIER_LOOK_S, Barrier, timeline_of
+
         async with self.limit():
             timeline = await timeline_of(self._driver)
         barrier = Barrier(timeline, grace_s, up=timeline > 1)

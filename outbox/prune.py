@@ -9,7 +9,6 @@ pages, so hardly any of these updates is heap-only: a row moves, once in its lif
 """
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -25,6 +24,7 @@ from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxEr
 from outbox.failover import REMAINS
 from outbox.schema import require_current
 from outbox.session import PLANS
+from outbox.settings import duration_s
 
 PRUNED: Final = b"This message was pruned by age.\r\n"
 BARE: Final = (REMAINS, PRUNED)  # what stands in the place of a message that is gone: never to be sent
@@ -43,8 +43,6 @@ BOUNDS: Final = {
     "statement_timeout": str(int(STATEMENT_TIMEOUT_S * 1000)),
 }
 
-_UNITS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-
 
 def keep_of(text: str) -> timedelta:
     """How long is kept what `400d`, `52w` or `48h` says; from `KEEP_MIN` to `KEEP_MAX`.
@@ -53,15 +51,14 @@ def keep_of(text: str) -> timedelta:
         ConfigurationError: it is written otherwise, or out of bounds.
 
     """
-    found = re.fullmatch(r"([0-9]{1,7})([hdw])", text.strip())
-    if found is None:
+    seconds = duration_s(text)
+    if not seconds:
         raise ConfigurationError(f"--keep: {text!r} is no stretch of time; write one such as 400d, 52w or 48h.")
-    keep = int(found[1]) * _UNITS[found[2]]
-    if keep < KEEP_MIN:
+    if seconds < KEEP_MIN.total_seconds():
         raise ConfigurationError(f"--keep: {text} is too short; keep at least 1d.")
-    if keep > KEEP_MAX:
+    if seconds > KEEP_MAX.total_seconds():
         raise ConfigurationError(f"--keep: {text} is too long; keep at most {KEEP_MAX.days}d.")
-    return keep
+    return timedelta(seconds=seconds)
 
 
 @dataclass(slots=True)

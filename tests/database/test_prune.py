@@ -426,11 +426,12 @@ def test_a_stretch_of_time_is_a_number_and_a_unit(text, hours):
     "text, said",
     [
         ("12h", "--keep: 12h is too short; keep at least 1d."),
-        ("0d", "--keep: 0d is too short; keep at least 1d."),
+        ("90min", "--keep: 90min is too short; keep at least 1d."),
+        ("--keep: 99999999d is too long; keep at most 36500d."),
         ("36501d", "--keep: 36501d is too long; keep at most 36500d."),
         ("9999999w", "--keep: 9999999w is too long; keep at most 36500d."),
         *((bad, f"--keep: {bad!r} is no stretch of time; write one such as 400d, 52w or 48h.")
-          for bad in ("400", "d", "", "-3d", "1.5d", "4y", "1d 2h", "99999999d", "٤d")),
+          for bad in ("400", "d", "", "-3d", "0d", "4y", "1d 2h", "٤d")),
     ],
 )  # fmt: skip
 def test_any_other_is_refused_in_a_sentence(text, said):
