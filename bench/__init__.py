@@ -4,6 +4,8 @@ world      the machine of one run: embedded Postgres, a sink process with a jour
 fleet      N servers fire their cron at once, M relays send: rates, latencies, duplicates, losses
 relay      one relay process against a bare aiosmtplib loop that has no database
 baseline   that loop
+startup    what a command costs before it works, against bare imports
+figures    a measurement's spread, what was promised of it, and the table of both
 
 faults     a fleet under faults, all from a seed; in the order of its rooms:
 options    the arguments, the bound within which all must be settled, the command that replays

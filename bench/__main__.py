@@ -1,4 +1,4 @@
-"""`python -m bench fleet|relay|faults|takeover`: see --help."""
+"""`python -m bench COMMAND`: see --help."""
 
 import itertools
 import time
@@ -12,6 +12,7 @@ import typer
 from bench import campaign
 from bench import fleet as fleet_bench
 from bench import relay as relay_bench
+from bench import startup as startup_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
 from bench.options import MIX, STORM_S, Options
@@ -94,6 +95,12 @@ def faults(
 def takeover(rounds: int = 100, lost_rounds: int = 10, lease: Annotated[float, typer.Option(min=2)] = 10.0) -> None:
     """From SIGKILL, SIGSTOP or black hole of a relay until others have sent what it held."""
     takeover_bench.measure(rounds=rounds, lost_rounds=lost_rounds, lease_s=lease)
+
+
+@app.command()
+def startup(recipients: int = 40, runs: int = 15) -> None:
+    """What `outbox --help` and a `generate` with nothing to do cost, against bare imports."""
+    run(lambda url: startup_bench.measure(url, recipients=recipients, runs=runs))
 
 
 def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:
