@@ -4,6 +4,7 @@ world      the machine of one run: embedded Postgres, a sink process with a jour
 fleet      N servers fire their cron at once, M relays send: rates, latencies, duplicates, losses
 relay      one relay process against a bare aiosmtplib loop that has no database
 baseline   that loop
+latency    how long a single email waits for an idle fleet
 startup    what a command costs before it works, against bare imports
 figures    a measurement's spread, what was promised of it, and the table of both
 

@@ -11,6 +11,7 @@ import typer
 
 from bench import campaign
 from bench import fleet as fleet_bench
+from bench import latency as latency_bench
 from bench import relay as relay_bench
 from bench import startup as startup_bench
 from bench import takeover as takeover_bench
@@ -101,6 +102,16 @@ def takeover(rounds: int = 100, lost_rounds: int = 10, lease: Annotated[float, t
 def startup(recipients: int = 40, runs: int = 15) -> None:
     """What `outbox --help` and a `generate` with nothing to do cost, against bare imports."""
     run(lambda url: startup_bench.measure(url, recipients=recipients, runs=runs))
+
+
+@app.command()
+def latency(
+    relays: Annotated[list[int], typer.Option(help="Repeat for several.")] = [4, 8],  # noqa: B006 - typer copies
+    singles: int = 200,
+    runs: int = 5,
+) -> None:
+    """From the COMMIT of a single email to its acceptance, with an idle fleet: by NOTIFY, and by polls alone."""
+    run(lambda url: latency_bench.measure(url, relays=relays, singles=singles, runs=runs))
 
 
 def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:

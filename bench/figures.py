@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.world import median, save
+
+WIDTH_MIN: Final = 120  # what is piped into a file is not folded at 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +55,21 @@ class Spread:
         """Of at least one."""
         return cls(median(values), min(values), max(values))
 
-    def cells(self, shape: str) -> tuple[str, str, str]:
-        """Three cells of a table, each in this shape (as for `format`)."""
-        return format(self.median, shape), format(self.least, shape), format(self.most, shape)
+    def text(self, shape: str) -> str:
+        """For a table, each figure in this shape (as for `format`)."""
+        return f"{self.median:{shape}} ({self.least:{shape}}-{self.most:{shape}})"
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> None:
     """A table on the terminal; the first `words` columns are words, the others figures."""
+    console = Console()
+    console.width = max(console.width, WIDTH_MIN)
     table = Table(title=title, box=None, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < words else "right")
+        table.add_column(column, justify="left" if number < words else "right", no_wrap=number >= words)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console.print(table)
 
 
 def show_targets(targets: Iterable[Target], title: str = "Targets") -> None:

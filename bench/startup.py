@@ -37,12 +37,12 @@ async def measure(url: str, *, recipients: int, runs: int) -> None:
         for _ in range(runs):
             for who, command in COMMANDS.items():
                 found[who].append(_timed(command, place.directory))
-    wall = {who: Spread.of([one["wall_s"] for one in every]) for who, every in found.items()}
-    cpu = {who: Spread.of([one["cpu_s"] for one in every]) for who, every in found.items()}
+    wall = {who: Spread.of([1000 * one["wall_s"] for one in every]) for who, every in found.items()}
+    cpu = {who: Spread.of([1000 * one["cpu_s"] for one in every]) for who, every in found.items()}
     show(
-        f"From start to exit, {recipients} recipients ({runs} runs)",
-        ("command", "wall ms", "least", "most", "CPU ms", "least", "most"),
-        [(who, *_ms(wall[who]), *_ms(cpu[who])) for who in COMMANDS],
+        f"From start to exit, {recipients} recipients: median, least and most of {runs} runs",
+        ("command", "wall ms", "CPU ms"),
+        [(who, wall[who].text(",.0f"), cpu[who].text(",.0f")) for who in COMMANDS],
     )
     targets = [
         Target(f"{HELP}: wall time, against {TYPER}", wall[HELP].median / wall[TYPER].median, HELP_MAX, "times"),
@@ -54,10 +54,6 @@ async def measure(url: str, *, recipients: int, runs: int) -> None:
 
 def _ratio(spreads: Mapping[str, Spread]) -> float:
     return spreads[GENERATE].median / spreads[LIBRARIES].median
-
-
-def _ms(seconds: Spread) -> tuple[str, str, str]:
-    return Spread(1000 * seconds.median, 1000 * seconds.least, 1000 * seconds.most).cells(",.0f")
 
 
 def _timed(command: Sequence[str], directory: Path) -> dict[str, float]:
