@@ -4,8 +4,10 @@ world      the machine of one run: embedded Postgres, a sink process with a jour
 fleet      N servers fire their cron at once, M relays send: rates, latencies, duplicates, losses
 relay      one relay process against a bare aiosmtplib loop that has no database
 baseline   that loop
+relays     what a fleet's size does to its speed, and what idle relays cost
 latency    how long a single email waits for an idle fleet
 startup    what a command costs before it works, against bare imports
+usage      what processes use of the machine
 figures    a measurement's spread, what was promised of it, and the table of both
 
 faults     a fleet under faults, all from a seed; in the order of its rooms:

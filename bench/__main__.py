@@ -13,6 +13,7 @@ from bench import campaign
 from bench import fleet as fleet_bench
 from bench import latency as latency_bench
 from bench import relay as relay_bench
+from bench import relays as relays_bench
 from bench import startup as startup_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
@@ -112,6 +113,23 @@ def latency(
 ) -> None:
     """From the COMMIT of a single email to its acceptance, with an idle fleet: by NOTIFY, and by polls alone."""
     run(lambda url: latency_bench.measure(url, relays=relays, singles=singles, runs=runs))
+
+
+@app.command()
+def relays(
+    count: Annotated[list[int], typer.Option(help="Repeat for several.")] = [1, 2, 4, 8],  # noqa: B006 - typer copies
+    emails: int = 30_000,
+    connections: Annotated[int, typer.Option(help="Of all relays together.")] = 64,
+    idle: Annotated[int, typer.Option(help="So many idle relays; 0 leaves that out.")] = 50,
+    idle_s: float = 30.0,
+    runs: int = 5,
+) -> None:
+    """Fleets of several sizes on one backlog, and what many idle relays cost."""
+    run(
+        lambda url: relays_bench.measure(
+            url, relays=count, emails=emails, connections=connections, idle=idle, idle_s=idle_s, runs=runs
+        )
+    )
 
 
 def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:

@@ -64,7 +64,8 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, w
     """A table on the terminal; the first `words` columns are words, the others figures."""
     console = Console()
     console.width = max(console.width, WIDTH_MIN)
-    table = Table(title=title, box=None, title_justify="left")
+    console.print(title, style="italic", highlight=False)
+    table = Table(box=None)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number < words else "right", no_wrap=number >= words)
     for row in rows:
@@ -85,6 +86,7 @@ def verdict(target: Target) -> str:
 
 def keep(name: str, result: dict[str, Any], targets: Sequence[Target]) -> None:
     """Show the targets, save all as JSON and say where."""
-    show_targets(targets)
+    if targets:
+        show_targets(targets)
     path = save(name, {**result, "targets": [one.as_row() for one in targets]})
     Console().print(f"[dim]{path}[/dim]", soft_wrap=True)

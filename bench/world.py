@@ -149,13 +149,18 @@ class World:
             return [Line(float(at), int(port), address, message_id) for at, port, address, message_id in rows]
 
     async def accepted(self, count: int, since: int, deadline_s: float) -> list[Line]:
-        """Wait until this many were accepted, or the deadline; gives the lines."""
+        """Wait until this many were accepted, or the deadline; gives the lines.
+
+        Nothing is read twice meanwhile: on a small machine that would be taken from those who are measured.
+        """
         end = time.monotonic() + deadline_s
-        while time.monotonic() < end:
-            lines = self.lines(since)
-            if len(lines) >= count:
-                return lines
-            await asyncio.sleep(0.05)
+        with self.journal.open("rb") as journal:
+            journal.seek(since)
+            seen = 0
+            while seen < count and time.monotonic() < end:
+                seen += journal.read().count(b"\n")
+                if seen < count:
+                    await asyncio.sleep(0.05)
         return self.lines(since)
 
 
