@@ -6,6 +6,11 @@ relay      one relay process against a bare aiosmtplib loop that has no database
 baseline   that loop
 generate   making reports, against a bare loop that renders and builds the same
 bare       that loop
+relays     what a fleet's size does to its speed, and what idle relays cost
+latency    how long a single email waits for an idle fleet
+startup    what a command costs before it works, against bare imports
+usage      what processes use of the machine
+figures    a measurement's spread, what was promised of it, and the table of both
 
 faults     a fleet under faults, all from a seed; in the order of its rooms:
 options    the arguments, the bound within which all must be settled, the command that replays

@@ -1,4 +1,4 @@
-"""`python -m bench fleet|relay|faults|takeover`: see --help."""
+"""`python -m bench COMMAND`: see --help."""
 
 import itertools
 import time
@@ -12,7 +12,10 @@ import typer
 from bench import campaign
 from bench import fleet as fleet_bench
 from bench import generate as generate_bench
+from bench import latency as latency_bench
 from bench import relay as relay_bench
+from bench import relays as relays_bench
+from bench import startup as startup_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
 from bench.options import MIX, STORM_S, Options
@@ -105,6 +108,39 @@ def faults(
 def takeover(rounds: int = 100, lost_rounds: int = 10, lease: Annotated[float, typer.Option(min=2)] = 10.0) -> None:
     """From SIGKILL, SIGSTOP or black hole of a relay until others have sent what it held."""
     takeover_bench.measure(rounds=rounds, lost_rounds=lost_rounds, lease_s=lease)
+
+
+@app.command()
+def startup(recipients: int = 40, runs: int = 15) -> None:
+    """What `outbox --help` and a `generate` with nothing to do cost, against bare imports."""
+    run(lambda url: startup_bench.measure(url, recipients=recipients, runs=runs))
+
+
+@app.command()
+def latency(
+    relays: Annotated[list[int], typer.Option(help="Repeat for several.")] = [4, 8],  # noqa: B006 - typer copies
+    singles: int = 200,
+    runs: int = 5,
+) -> None:
+    """From the COMMIT of a single email to its acceptance, with an idle fleet: by NOTIFY, and by polls alone."""
+    run(lambda url: latency_bench.measure(url, relays=relays, singles=singles, runs=runs))
+
+
+@app.command()
+def relays(
+    count: Annotated[list[int], typer.Option(help="Repeat for several.")] = [1, 2, 4, 8],  # noqa: B006 - typer copies
+    emails: int = 30_000,
+    connections: Annotated[int, typer.Option(help="Of all relays together.")] = 64,
+    idle: Annotated[int, typer.Option(help="So many idle relays; 0 leaves that out.")] = 50,
+    idle_s: float = 30.0,
+    runs: int = 5,
+) -> None:
+    """Fleets of several sizes on one backlog, and what many idle relays cost."""
+    run(
+        lambda url: relays_bench.measure(
+            url, relays=count, emails=emails, connections=connections, idle=idle, idle_s=idle_s, runs=runs
+        )
+    )
 
 
 def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:
