@@ -53,7 +53,8 @@ SELECT EXISTS (SELECT FROM pg_stat_activity
 BEGIN: Final = """
 SELECT pg_backend_pid()
   FROM (SELECT set_config(name, 'lz4', false) FROM pg_settings
-         WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) AS compression RIGHT JOIN (SELECT) AS session ON true
+         WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) AS compression
+ RIGHT JOIN (SELECT) AS session ON true
 """
 
 
