@@ -5,6 +5,9 @@ fleet      N servers fire their cron at once, M relays send: rates, latencies, d
 relay      one relay process against a bare aiosmtplib loop that has no database
 baseline   that loop
 relays     what a fleet's size does to its speed, and what idle relays cost
+roundtrip  mail over a slow network, against what round trips allow
+slow       that network
+mailbox    the sink with STARTTLS
 latency    how long a single email waits for an idle fleet
 startup    what a command costs before it works, against bare imports
 usage      what processes use of the machine

@@ -14,6 +14,7 @@ from bench import fleet as fleet_bench
 from bench import latency as latency_bench
 from bench import relay as relay_bench
 from bench import relays as relays_bench
+from bench import roundtrip as roundtrip_bench
 from bench import startup as startup_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
@@ -129,6 +130,19 @@ def relays(
         lambda url: relays_bench.measure(
             url, relays=count, emails=emails, connections=connections, idle=idle, idle_s=idle_s, runs=runs
         )
+    )
+
+
+@app.command()
+def roundtrip(
+    ms: Annotated[list[float], typer.Option(help="A network's round trip; repeat for several.")] = [5.0, 50.0],  # noqa: B006 - typer copies
+    seconds: Annotated[float, typer.Option(help="About, for each measurement at its limit.")] = 4.0,
+    connections: int = 64,
+    runs: int = 5,
+) -> None:
+    """Mail over a slow network: one connection against what round trips allow, and how many a relay opens."""
+    run(
+        lambda url: roundtrip_bench.measure(url, round_trips_ms=ms, seconds=seconds, connections=connections, runs=runs)
     )
 
 
