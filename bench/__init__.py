@@ -4,6 +4,8 @@ world      the machine of one run: embedded Postgres, a sink process with a jour
 fleet      N servers fire their cron at once, M relays send: rates, latencies, duplicates, losses
 relay      one relay process against a bare aiosmtplib loop that has no database
 baseline   that loop
+generate   making reports, against a bare loop that renders and builds the same
+bare       that loop
 relays     what a fleet's size does to its speed, and what idle relays cost
 roundtrip  mail over a slow network, against what round trips allow
 slow       that network

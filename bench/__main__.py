@@ -11,6 +11,7 @@ import typer
 
 from bench import campaign
 from bench import fleet as fleet_bench
+from bench import generate as generate_bench
 from bench import latency as latency_bench
 from bench import relay as relay_bench
 from bench import relays as relays_bench
@@ -46,6 +47,16 @@ def relay(
 ) -> None:
     """One relay process against a bare aiosmtplib loop without a database."""
     run(lambda url: relay_bench.measure(url, emails=emails, size=size, connections=connections, runs=runs))
+
+
+@app.command()
+def generate(
+    recipients: int = 5000,
+    many: Annotated[int, typer.Option(help="Also for so many, with the peak of memory; 0: not.")] = 1_000_000,
+    runs: int = 5,
+) -> None:
+    """Making reports, against a bare loop that renders and builds the same without a database."""
+    run(lambda url: generate_bench.measure(url, recipients=recipients, many=many, runs=runs))
 
 
 @app.command()

@@ -30,10 +30,13 @@ newcomer who follows it meets them in this order:
     doubt             what happens by itself to what is in doubt: sent again, or asked about
     conversation      one SMTP connection: content, mark, guard, dot
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
+    pace              the rate that the fleet shares: moments at which a relay may start an email
     route             the way to the SMTP server: a connection that is set up
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
+
+    prune             what is old is made small: messages, trails and pages; the unique keys stay
 
     finding           what a look gave: ok, note, fault or unknown, and the mend
     doctor            the looks at what users get wrong, in the order in which a report travels: doctor_database

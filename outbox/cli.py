@@ -4,31 +4,35 @@ Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong.
 commands that need them, so that cron pays for what it uses.
 """
 
-import asyncio
 import gc
-import json
-import logging
+
+gc.set_threshold(20_000)  # before all else: imports make many objects and no garbage, and collecting at 700 costs 50 ms
+
 import os
 import re
-import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 import typer
 
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from outbox.audit import Audit, Unsent
     from outbox.finding import Finding
     from outbox.generate import Result
+    from outbox.prune import Pruned
     from outbox.resolve import Chosen, Decision
     from outbox.settings import Settings
     from outbox.status import Status
+
+_T = TypeVar("_T")
 
 app = typer.Typer(
     help="One report, one email per person and period, however many servers run it.",
@@ -46,7 +50,6 @@ ConfigOption = Annotated[
 
 def main() -> None:
     """Run a command; every fault that a user can meet is one sentence on stderr."""
-    gc.set_threshold(20_000)  # imports make many objects and little garbage: collecting at 700 costs a cron 30 ms
     try:
         app(prog_name="outbox")
     except OutboxError as error:
@@ -63,6 +66,20 @@ def main() -> None:
             raise  # a fault of ours, to be seen whole
         print(f"outbox: Postgres refuses: {_said(error)}.", file=sys.stderr)  # noqa: T201
         sys.exit(1)
+
+
+def _awaited(main: Coroutine[Any, Any, _T]) -> _T:
+    """What a coroutine gives."""
+    import asyncio
+
+    return asyncio.run(main)
+
+
+def _as_json(found: Any) -> str:
+    """One line for scripts; times as ISO 8601."""
+    import json
+
+    return json.dumps(found, default=lambda at: at.isoformat(), ensure_ascii=False)
 
 
 def _said(error: BaseException) -> str:
@@ -110,7 +127,7 @@ def init(
     settings.require("database_url")
     for name in redefine or []:
         settings.report(name)
-    before, after = asyncio.run(_initialise(settings, redefine or []))
+    before, after = _awaited(_initialise(settings, redefine or []))
     if before is None:
         typer.echo(f"The outbox schema is there now, at version {after}.")
     elif before < after:
@@ -161,6 +178,8 @@ def generate(
     names = reports or list(settings.reports)
     for name in names:
         settings.report(name)
+    import logging
+
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
     worst = 0
     for name in names:
@@ -179,8 +198,13 @@ def generate(
 def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
     from outbox.generate import generate as make
 
-    with _progress(name) as progress:
-        result = asyncio.run(make(settings, name, period_key=period, progress=progress))
+    with _Bar(name, counted=True) as bar:
+
+        def progress(result: "Result") -> None:
+            done = max(result.present, result.made) + len(result.failed)
+            bar.show(total=result.expected, completed=done, description=result.edition.name)
+
+        result = _awaited(make(settings, name, period_key=period, progress=progress))
     for key, why in result.failed.items():
         typer.echo(f"outbox: {result.edition.name}, recipient {key}: {why}", err=True)
     typer.echo(
@@ -190,34 +214,43 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
     return 1 if result.failed else 0
 
 
-class _progress:  # noqa: N801 - reads as a function at its one call
+class _Bar:
     """A bar on a terminal, nothing elsewhere."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, title: str, *, counted: bool) -> None:
+        self.title = title
+        self.counted = counted
         self.bar: Any = None
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TaskProgressColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
 
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("{task.description}"), BarColumn(),
+                MofNCompleteColumn() if self.counted else TaskProgressColumn(), TimeElapsedColumn(),
                 console=Console(stderr=True), transient=True,
             )  # fmt: skip
             self.bar.start()
-            self.line = self.bar.add_task(self.name, total=None)
+            self.line = self.bar.add_task(self.title, total=None)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
 
-    def __call__(self, result: "Result") -> None:
+    def show(self, **how: Any) -> None:
+        """Where it stands: `completed` of `total`."""
         if self.bar is not None:
-            done = max(result.present, result.made) + len(result.failed)
-            self.bar.update(self.line, total=result.expected, completed=done, description=result.edition.name)
+            self.bar.update(self.line, **how)
 
 
 @app.command()
@@ -232,6 +265,8 @@ def relay(
     """Send what is due; keep one running on every server. SIGTERM finishes what is in hand, twice ends at once."""
     settings = _settings(context, config)
     settings.require("database_url", "smtp_url")
+    import logging
+
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
     )
@@ -239,6 +274,10 @@ def relay(
 
 
 async def _relay(settings: "Settings", *, until_empty: bool) -> None:
+    import asyncio
+    import logging
+    import signal
+
     from outbox.relay import Relay
 
     sender = Relay(settings, until_empty=until_empty)
@@ -268,7 +307,7 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
     try:
         import uvloop
     except ImportError:
-        asyncio.run(main)
+        _awaited(main)
     else:
         uvloop.run(main)
 
@@ -283,9 +322,9 @@ def status(
     """Show what waits, who relays, and what needs a person."""
     settings = _settings(context, config)
     settings.require("database_url")
-    found = asyncio.run(_read_status(settings))
+    found = _awaited(_read_status(settings))
     if as_json:
-        typer.echo(json.dumps(found.as_json(), default=lambda at: at.isoformat(), ensure_ascii=False))
+        typer.echo(_as_json(found.as_json()))
     else:
         _print_status(found)
 
@@ -377,9 +416,9 @@ def audit(
     settings = _settings(context, config)
     settings.require("database_url", "reports")
     names_max = names if names is not None or as_json else NAMES_SHOWN
-    found = asyncio.run(look(settings, report, period, names_max=names_max))
+    found = _awaited(look(settings, report, period, names_max=names_max))
     if as_json:
-        typer.echo(json.dumps(found.as_json(), default=lambda at: at.isoformat(), ensure_ascii=False))
+        typer.echo(_as_json(found.as_json()))
     else:
         _print_audit(found)
     raise typer.Exit(0 if found.is_well else 1)
@@ -468,11 +507,13 @@ def doctor(
     from outbox.doctor import examine, has_fault
 
     settings = _settings(context, config)
+    import logging
+
     logging.basicConfig(level=logging.CRITICAL)  # what is wrong is said in lines, once
-    findings = asyncio.run(examine(settings))
+    findings = _awaited(examine(settings))
     if as_json:
         checks = [{"check": f.check, "grade": f.grade, "found": f.found, "mend": f.mend} for f in findings]
-        typer.echo(json.dumps({"ok": not has_fault(findings), "checks": checks}, ensure_ascii=False))
+        typer.echo(_as_json({"ok": not has_fault(findings), "checks": checks}))
     else:
         _print_findings(findings)
     raise typer.Exit(1 if has_fault(findings) else 0)
@@ -559,9 +600,9 @@ def _resolve_faults(keys: list[str], edition: str | None, state: State | None, w
 def _resolve_keys(settings: "Settings", keys: list[str], decision: "Decision", why: str, *, yes: bool) -> int:
     wanted = list(dict.fromkeys(keys))
     if len(wanted) > 1 and not yes and sys.stdin.isatty():
-        touched = asyncio.run(_preview(settings, wanted, decision))
+        touched = _awaited(_preview(settings, wanted, decision))
         _ask(touched, decision)
-    decided, others = asyncio.run(_decide(settings, wanted, decision, why))
+    decided, others = _awaited(_decide(settings, wanted, decision, why))
     for key in decided:
         typer.echo(f"{_printable(key)}: {decision}")
     others += [f"{key} was named twice; it counts once." for key in wanted if keys.count(key) > 1]
@@ -573,14 +614,14 @@ def _resolve_keys(settings: "Settings", keys: list[str], decision: "Decision", w
 def _resolve_edition(
     settings: "Settings", edition: str, state: State, decision: "Decision", why: str, *, yes: bool
 ) -> int:
-    touched = asyncio.run(_preview_edition(settings, edition, state))
+    touched = _awaited(_preview_edition(settings, edition, state))
     if not touched:
         typer.echo(f"Nothing of {_printable(edition)} is {state.replace('_', ' ')} and undecided.")
         return 0
     if not yes:
         _ask(touched, decision)
     keys = [one.key for one in touched]
-    decided, others = asyncio.run(_decide(settings, keys, decision, why, target=edition.strip(), states=[state.value]))
+    decided, others = _awaited(_decide(settings, keys, decision, why, target=edition.strip(), states=[state.value]))
     for key in decided[:NAMES_SHOWN]:
         typer.echo(f"{_printable(key)}: {decision}")
     if len(decided) > NAMES_SHOWN:
@@ -628,6 +669,75 @@ async def _decide(
         decided = set(await decide(connection, keys, decision, why=why, **how))
         sentences = await explain(connection, [key for key in keys if key not in decided], decision)
     return [key for key in keys if key in decided], list(sentences.values())
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    keep: Annotated[
+        str, typer.Option(help="What is older goes: 400d, 52w, 48h; at least 1d.", metavar="TIME", show_default=False)
+    ],
+    config: ConfigOption = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Remove the bodies, trails and pages of old, settled emails.
+
+    Their rows stay, so an old edition that is generated again sends nothing. Relays may run; so may cron run this.
+    """
+    from outbox.prune import keep_of
+
+    kept = keep_of(keep)
+    settings = _settings(context, config)
+    settings.require("database_url")
+    found, signum = _awaited(_prune(settings, kept, dry_run=dry_run))
+    if as_json:
+        whole = {**found.as_json(), "dry_run": dry_run, "stopped": signum is not None}
+        typer.echo(_as_json(whole))
+    else:
+        _print_pruned(found, dry_run=dry_run, stopped=signum is not None)
+    raise typer.Exit(0 if signum is None else 128 + signum)
+
+
+async def _prune(settings: "Settings", keep: "timedelta", *, dry_run: bool) -> "tuple[Pruned, int | None]":
+    """What went, and the signal that ended it early. A second signal ends at once, which harms nothing either."""
+    import asyncio
+    import signal
+
+    from outbox.prune import prune as remove
+
+    assert settings.database_url is not None
+    stop = asyncio.Event()
+    heard: list[int] = []
+
+    def end(signum: int) -> None:
+        if heard:
+            os._exit(128 + signum)
+        heard.append(signum)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, end, signum)
+    with _Bar("pruning", counted=False) as bar:
+
+        def progress(found: "Pruned") -> None:
+            description = f"pruning {'pages' if found.walking == 'report' else 'emails'}"
+            bar.show(total=1.0, completed=found.share, description=description)
+
+        found = await remove(settings.database_url, keep, dry_run=dry_run, stop=stop, progress=progress)
+    return found, heard[0] if heard else None
+
+
+def _print_pruned(found: "Pruned", *, dry_run: bool, stopped: bool) -> None:
+    line = (
+        f"{'Would prune' if dry_run else 'Pruned'} {found.emails:,} emails, {found.attempts:,} attempts and "
+        f"{found.pages:,} pages from before {found.before:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    if found.unsettled:
+        line += f"; {found.unsettled:,} emails stay that are not settled"
+    typer.echo(line + ("; stopped early, run it again to go on." if stopped else "."))
 
 
 @app.command()

@@ -33,6 +33,7 @@ RELAY_LOCKS: Final = lock_namespace("relay")
 BUCKET_LOCKS: Final = lock_namespace("bucket")
 INIT_LOCK: Final = lock_namespace("init")
 SELFTEST_LOCKS: Final = lock_namespace("selftest")
+PRUNE_LOCK: Final = lock_namespace("prune")
 
 CHANNEL: Final = "outbox"
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -50,6 +51,14 @@ LOST_SESSION = (
     TimeoutError,
     OSError,
 )
+
+
+# For the transaction: plans that look up rows by index, whatever the statistics say. A table that was empty a minute
+# ago would be read whole for every batch, by a plan that the session then keeps.
+BY_INDEX: Final = """
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true)
+"""
 
 
 def is_ended(error: BaseException, connection: Any) -> bool:

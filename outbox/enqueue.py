@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
-from outbox.database import CHANNEL
+from outbox.database import BY_INDEX, CHANNEL
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,7 +31,8 @@ class NewReport:
 
 
 # A row that is there already comes back from no RETURNING, so its email is not inserted either. An email may be there
-# without its report, when a failover lost both and a relay remembered that it was sent: it becomes the new report's.
+# without its report, when a failover lost both and a relay remembered that it was sent: it becomes the new report's,
+# and comes back under the id that it has, not under the one that was reserved for it.
 # Keys are inserted in their order, so that two batches with common keys wait for each other instead of deadlocking.
 ENQUEUE: Final = text("""
 WITH made AS (
@@ -47,14 +48,12 @@ WITH made AS (
     INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message)
     SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
-    ON CONFLICT (key) DO NOTHING
+    ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
 ), delivery AS (
-    INSERT INTO outbox.delivery (email) SELECT id FROM email ORDER BY id
-), remembered AS (
-    UPDATE outbox.email e SET report = r.id
-      FROM report r JOIN made m USING (recipient_key)
-     WHERE e.key = m.key AND e.report IS NULL
+    INSERT INTO outbox.delivery (email, send_before)
+    SELECT e.id, now() + CAST(:send_before_s AS float8) * interval '1 second'
+      FROM email e JOIN made m ON m.email = e.id ORDER BY e.id
 )
 SELECT count(*) FROM report
 """).bindparams(
@@ -79,18 +78,24 @@ SELECT count(*) FROM report
 NOTIFY: Final = text(f"SELECT pg_notify('{CHANNEL}', '')")
 
 
-async def enqueue_reports(connection: "AsyncConnection", edition: int, reports: Sequence[NewReport]) -> int:
+async def enqueue_reports(
+    connection: "AsyncConnection", edition: int, reports: Sequence[NewReport], *, send_before_s: float | None = None
+) -> int:
     """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
+
+    What is not sent within `send_before_s` of that expires.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
     then writes nothing for it.
     """
     assert len(reports) <= BATCH_MAX
     async with connection.begin():
+        await connection.execute(text(BY_INDEX))
         made = await connection.scalar(
             ENQUEUE,
             {
                 "edition": edition,
+                "send_before_s": send_before_s,
                 "recipient_keys": [r.recipient_key for r in reports],
                 "tokens": [r.token for r in reports],
                 "titles": [r.title for r in reports],

@@ -71,6 +71,15 @@ class Result:
 Progress = Callable[[Result], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What one recipient's report is to be made of; `content` is an exception where the source could not say."""
+
+    recipient: Recipient
+    content: Content | Exception
+    email: int
+
+
 async def generate(
     settings: Settings, name: str, *, period_key: str | None = None, progress: Progress = lambda _: None
 ) -> Result:
@@ -107,16 +116,18 @@ async def generate(
             await asyncio.sleep(RECONNECT_S)
 
 
+# One look at the unique index for each key: as NOT EXISTS it would be a join, which the planner does by walking over
+# the whole edition while the statistics say that it is small.
 MISSING: Final = text("""
 SELECT n.key FROM unnest(:keys) AS n (key)
- WHERE NOT EXISTS (SELECT FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key)
+ WHERE (SELECT r.id FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key) IS NULL
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
 # Asked after the bucket's lock is held: in the same statement the snapshot could be older than the lock, and what
 # its last holder committed would look missing. Ids are reserved here because a message's bytes carry its id.
 RESERVE: Final = text("""
 SELECT n.key, nextval(pg_get_serial_sequence('outbox.email', 'id')) AS email FROM unnest(:keys) AS n (key)
- WHERE NOT EXISTS (SELECT FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key)
+ WHERE (SELECT r.id FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key) IS NULL
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
 # From an unfiltered unnest of chosen numbers: in a filtered or limited scan the planner may take locks that nobody
@@ -244,29 +255,30 @@ class Run:
             self.progress(self.result)
             if not missing:
                 return
-            buckets = {bucket_of(key) for key in missing}
-            worked = await self._work([bucket for bucket in order if bucket in buckets], missing, wanted)
-            if worked:
+            if await self._work(order, missing, wanted):
                 pause_s = WAIT_FIRST_S
             else:  # all that is missing is under way on other servers: wait, and look whether one of them has died
                 await asyncio.sleep(pause_s * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
                 pause_s = min(2 * pause_s, WAIT_MAX_S)
 
     async def _missing(self, keys: Sequence[str]) -> list[str]:
-        rows = await self.session.fetch(MISSING, {"edition": self.result.edition.id, "keys": keys})
+        rows = await self.session.fetch(MISSING, {"edition": self.result.edition.id, "keys": keys}, by_index=True)
         return [row.key for row in rows]
 
-    async def _work(self, buckets: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]) -> bool:
-        """Make what is missing in the first few buckets that nobody holds; False if all are held."""
-        for few in _portions(buckets, BUCKETS_AT_ONCE):
+    async def _work(self, order: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]) -> bool:
+        """Make what is missing in all buckets that nobody holds, a few buckets at a time; False if all are held."""
+        places: dict[int, list[int]] = {}
+        for place, key in enumerate(missing):
+            places.setdefault(bucket_of(key), []).append(place)
+        worked = False
+        for few in _portions([bucket for bucket in order if bucket in places], BUCKETS_AT_ONCE):
             taken = await self._take(few)
             if taken:
-                keys = [key for key in missing if bucket_of(key) in taken]
-                for portion in _portions(keys, BATCH_MAX):
-                    await self._make([wanted[key] for key in portion])
+                in_order = sorted(place for bucket in taken for place in places[bucket])
+                await self._make([[wanted[missing[p]] for p in some] for some in _portions(in_order, BATCH_MAX)])
                 await self._give(taken)
-                return True
-        return False
+                worked = True
+        return worked
 
     def _lock_number(self, bucket: int) -> int:
         return (self.result.edition.id * BUCKETS + bucket) & NAMESPACE_MASK
@@ -280,24 +292,46 @@ class Run:
         """Unlock. When something raised before this the session ends, and its locks with it."""
         await self.session.fetch(GIVE, {"ns": BUCKET_LOCKS, "numbers": [self._lock_number(b) for b in buckets]})
 
-    async def _make(self, recipients: Sequence[Recipient]) -> None:
-        """Build and enqueue those of a bucket that are still missing now that its lock is held."""
+    async def _make(self, portions: Sequence[Sequence[Recipient]]) -> None:
+        """Build and enqueue those of these buckets that are still missing now that their locks are held.
+
+        While one portion is rendered, the one before it is written and the one after it is read.
+        """
+        reports: list[NewReport] = []
+        drafts = await self._read(portions[0])
+        for following in [*portions[1:], []]:
+            # In a thread, since pages may take long and the session's pulse must not wait for them.
+            rendering = asyncio.ensure_future(asyncio.to_thread(self._rendered_all, drafts))
+            try:
+                await self._write(reports)
+                drafts = await self._read(following)
+            finally:
+                reports = await rendering
+        await self._write(reports)
+
+    async def _read(self, recipients: Sequence[Recipient]) -> list[Draft]:
+        """What the source says of those who are still missing, each with the id of its email to be."""
         by_key = {recipient.key: recipient for recipient in recipients}
-        rows = await self.session.fetch(RESERVE, {"edition": self.result.edition.id, "keys": list(by_key)})
+        keys = {"edition": self.result.edition.id, "keys": list(by_key)}
+        rows = await self.session.fetch(RESERVE, keys, by_index=True) if by_key else []
         if not rows:
-            return
+            return []
         self.templates()  # only now are they needed: most crons of a fleet find everything made
         emails = {row.key: row.email for row in rows}
         contents = await self.source.build([by_key[key] for key in emails], self.result.edition.period)
-        # In a thread, since pages may take long and the session's pulse must not wait for them.
-        reports = await asyncio.to_thread(
-            lambda: [
-                report for key, email in emails.items() if (report := self._report(by_key[key], contents[key], email))
-            ]
-        )
+        return [Draft(by_key[key], contents[key], email) for key, email in emails.items()]
+
+    def _rendered_all(self, drafts: Iterable[Draft]) -> list[NewReport]:
+        made = (self._report(draft.recipient, draft.content, draft.email) for draft in drafts)
+        return [report for report in made if report is not None]
+
+    async def _write(self, reports: Sequence[NewReport]) -> None:
+        """Enqueue them, at most `BATCH_MAX`."""
         if reports:
             async with self.session.ours() as connection:
-                made = await enqueue_reports(connection, self.result.edition.id, reports)
+                made = await enqueue_reports(
+                    connection, self.result.edition.id, reports, send_before_s=self.report.send_before_s
+                )
             self.result.made += made
             self.progress(self.result)
 

@@ -18,9 +18,17 @@ from sqlalchemy import ARRAY, Text, bindparam, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, ProgrammingError, SQLAlchemyError
 
 from outbox.address import DatabaseUrl
-from outbox.database import CONNECT_TIMEOUT_S, LOST_SESSION, connect, engine_on, is_ended, is_lost, lease_settings
+from outbox.database import (
+    BY_INDEX,
+    CONNECT_TIMEOUT_S,
+    LOST_SESSION,
+    connect,
+    engine_on,
+    is_ended,
+    is_lost,
+    lease_settings,
+)
 from outbox.errors import DatabaseUnavailableError, OutboxError
-from outbox.failover import BARRIER_LOOK_S, Barrier, timeline_of
 from outbox.schema import require_current
 from outbox.settings import Settings
 from outbox.source import QueryError, RowError, Rows
@@ -108,6 +116,8 @@ class GenerateSession:
 
     async def _after_failover(self, grace_s: float) -> None:
         """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
+        from outbox.failover import BARRIER_LOOK_S, Barrier, timeline_of
+
         async with self.limit():
             timeline = await timeline_of(self._driver)
         barrier = Barrier(timeline, grace_s, up=timeline > 1)
@@ -201,9 +211,13 @@ class GenerateSession:
         finally:
             look.terminate()
 
-    async def fetch(self, statement: "Executable", parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
-        """All rows of a statement of ours, in a transaction of its own."""
+    async def fetch(
+        self, statement: "Executable", parameters: Mapping[str, Any] | None = None, *, by_index: bool = False
+    ) -> Sequence[Any]:
+        """All rows of a statement of ours, in a transaction of its own. `by_index` as `database.BY_INDEX`."""
         async with self.ours() as connection, self._transaction():
+            if by_index:
+                await connection.execute(text(BY_INDEX))
             result = await connection.execute(statement, parameters)
             return result.all() if result.returns_rows else []
 
@@ -220,7 +234,10 @@ class GenerateSession:
                 query, values = _bound(statement, parameters)
                 async with self._transaction():
                     result = await connection.execute(query, values)
-                    return [dict(row) for row in result.mappings()] if result.returns_rows else []
+                    if not result.returns_rows:
+                        return []
+                    names = list(result.keys())
+                    return [dict(zip(names, row, strict=True)) for row in result]
             except SQLAlchemyError as error:
                 if is_lost(error):
                     raise

@@ -73,6 +73,7 @@ class Tick:
 
     settled: frozenset[tuple[int, int]]
     marked: dict[int, int]
+    expired: frozenset[int]
     claims: list[Claim]
     pause: RoutePause | None
 
@@ -82,11 +83,13 @@ class Tick:
 #
 # settle: the fence is (relay, attempt). A 250 also settles a row that was put back to pending in the meantime
 #   (doubt resolved as "send again" while the reply was under way), as long as nobody has marked it again.
+#   So does a row that expired in the meantime: it was accepted, whatever the hour.
 #   Such a row may count all its attempts as withdrawn (a dead letter that a person sends again has all its tries
 #   before it), and an attempt that was accepted is none of those.
 #   Open rows are named by their states: `settled_at IS NULL` would let the planner walk the whole backlog by the
 #   index of open rows, once per verdict, while statistics say that hardly any row is open.
-# mark: only rows that are still this relay's claim; the caller may write the dot only for those that come back.
+# mark: only rows that are still this relay's claim; the caller may write the dot only for those that come back as
+#   marked. What is too late by now expires instead.
 # claim: SKIP LOCKED passes over rows that another relay is claiming at this moment. When it has just committed,
 #   the recheck after the row lock sees its relay and passes too (PostgreSQL docs, 13.2.1).
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
@@ -110,29 +113,37 @@ WITH news AS (
            orphaned = CASE WHEN n.verdict IN ('accepted', 'deferred', 'refused') THEN 0 ELSE d.orphaned END
       FROM news n
      WHERE d.email = n.email
-       AND d.state IN ('pending', 'sending', 'in_doubt')
+       AND d.state IN ('pending', 'sending', 'in_doubt', 'expired')
        AND ((n.marked AND d.attempt = n.attempt AND d.relay = n.relay AND d.state IN ('sending', 'in_doubt')
              AND d.state <> n.state)
-            OR (n.marked AND d.attempt = n.attempt AND n.state = 'sent' AND d.state = 'pending')
+            OR (n.marked AND d.attempt = n.attempt AND n.state = 'sent' AND d.state IN ('pending', 'expired'))
             OR (NOT n.marked AND d.attempt = n.attempt - 1 AND d.relay = n.relay AND d.state = 'pending'))
     RETURNING d.email, d.attempt, n.relay, n.verdict, n.reply, CASE WHEN n.marked THEN d.marked_at END AS marked_at
+), marked AS (
+    UPDATE outbox.delivery
+       SET state = CASE WHEN send_before <= now() THEN 'expired' ELSE 'sending' END,
+           attempt = CASE WHEN send_before <= now() THEN attempt ELSE attempt + 1 END,
+           marked_at = CASE WHEN send_before <= now() THEN marked_at ELSE now() END,
+           settled_at = CASE WHEN send_before <= now() THEN now() END,
+           relay = CASE WHEN send_before <= now() THEN NULL ELSE relay END
+     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending' AND settled_at IS NULL
+    RETURNING email, attempt, state = 'expired' AS late
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
     SELECT email, attempt, relay, verdict, reply, marked_at FROM settled
-), marked AS (
-    UPDATE outbox.delivery
-       SET state = 'sending', attempt = attempt + 1, marked_at = now()
-     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending' AND settled_at IS NULL
-    RETURNING email, attempt
+    UNION ALL
+    SELECT email, attempt, $9, 'expired', 'send_before was over before it was sent', NULL FROM marked WHERE late
 ), due AS (
     SELECT email FROM outbox.delivery
      WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
+       AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
      LIMIT $11
        FOR UPDATE SKIP LOCKED
 ), suspect AS (
     SELECT email FROM outbox.delivery
      WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned >= 3
+       AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
      LIMIT $12
        FOR UPDATE SKIP LOCKED
@@ -145,7 +156,7 @@ WITH news AS (
 SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL::integer AS orphaned, NULL AS key, NULL AS sender,
        NULL AS recipient, NULL AS message_id, NULL::bytea AS message, NULL::float8 AS wait_s FROM settled
 UNION ALL
-SELECT 'm', email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM marked
+SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM marked
 UNION ALL
 SELECT 'c', c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message, NULL
   FROM claimed c JOIN outbox.email e ON e.id = c.email
@@ -190,6 +201,7 @@ async def tick(
     return Tick(
         settled=frozenset((r["email"], r["attempt"]) for r in rows if r["part"] == "s"),
         marked={r["email"]: r["attempt"] for r in rows if r["part"] == "m"},
+        expired=frozenset(r["email"] for r in rows if r["part"] == "e"),
         claims=[
             Claim(
                 relay,
@@ -208,6 +220,27 @@ async def tick(
         ],
         pause=pauses[0] if pauses else None,
     )
+
+
+# By the narrow index of what has a last moment, in its order. What a relay holds expires at its mark instead.
+EXPIRE: Final = """
+WITH late AS (
+    SELECT email FROM outbox.delivery
+     WHERE settled_at IS NULL AND send_before <= now() AND state = 'pending' AND relay IS NULL
+     ORDER BY send_before LIMIT $1 FOR UPDATE SKIP LOCKED
+), expired AS (
+    UPDATE outbox.delivery d SET state = 'expired', settled_at = now() FROM late l WHERE d.email = l.email
+    RETURNING d.email, d.attempt
+)
+INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply)
+SELECT email, attempt, $2, 'expired', 'send_before was over before it was sent' FROM expired
+"""
+EXPIRED_AT_ONCE: Final = 1000
+
+
+async def expire(connection: Any, relay: int) -> int:
+    """End what is pending, nobody's, and too late to send; gives how many, at most `EXPIRED_AT_ONCE`."""
+    return int((await connection.execute(EXPIRE, EXPIRED_AT_ONCE, relay)).rpartition(" ")[2])
 
 
 RELEASE: Final = """
@@ -368,4 +401,4 @@ async def note_trouble(connection: Any, relay: int, trouble: str | None, stale: 
     await connection.execute(NOTE, relay, trouble and storable(trouble), stale)
 
 
-STATEMENTS: Final = (TICK, RELEASE, OTHERS, TAKE_LOCKS, JUDGE, FORMER, EMPTY, STANDING, NOTE)
+STATEMENTS: Final = (TICK, EXPIRE, RELEASE, OTHERS, TAKE_LOCKS, JUDGE, FORMER, EMPTY, STANDING, NOTE)

@@ -14,6 +14,7 @@ from typing import Final
 from outbox.breaker import Breaker
 from outbox.conversation import Conversation, Desk
 from outbox.ledger import Claim
+from outbox.pace import Pace
 from outbox.route import Route, RouteTroubleError
 from outbox.settings import Settings
 
@@ -35,6 +36,7 @@ class Pool:
         self.settings = settings
         self.wake = wake
         self.breaker = Breaker()
+        self.pace = Pace(settings.rate_per_s, settings.daily_max)
         self.ready: deque[Claim] = deque()
         self.releases: list[Claim] = []
         self.put_off: list[Claim] = []
@@ -73,6 +75,8 @@ class Pool:
         """What is wrong with the server, as far as the connections tell."""
         if self.breaker.is_open:
             return f"SMTP: {self.breaker.reason}"
+        if self.pace.used_up is not None:
+            return f"SMTP: {self.pace.used_up}"
         stuck = sum(_is_busy(c) and c.waited_s() >= SILENCE_S for c in self.conversations)
         if stuck:
             return f"the mail server has been silent for more than {SILENCE_S:g} s on {stuck} connections"
@@ -81,16 +85,17 @@ class Pool:
     def room(self, now: float) -> int:
         """How many more claims the connections can take soon; none while the route is paused, one for a probe."""
         live = len(self.conversations)
-        if self._is_stuck():
+        if self._is_stuck() or self.pace.is_used_up(now):
             return 0
         if self.breaker.is_open and live == 0:
             return int(self.breaker.may_connect(now) and not self.ready and not self._openings)
         wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.settings.connections_max)
-        return max(0, min(wanted - len(self.ready), self.settings.batch_max))
+        room = max(0, min(wanted - len(self.ready), self.settings.batch_max))
+        return min(room, self.pace.room(len(self.ready))) if self.pace.is_bounded else room
 
     def take(self) -> Claim | None:
         """The next ready claim, for a connection that can start on it now."""
-        if self.is_closing or not self.ready:
+        if self.is_closing or not self.ready or not self.pace.may_start(time.monotonic()):
             return None
         if len(self.ready) <= len(self.conversations):
             self.wake()  # running low: ask for more before a connection goes idle
@@ -103,14 +108,18 @@ class Pool:
 
     def staff(self, now: float) -> None:
         """Give ready claims to idle connections, and open more for the rest."""
-        while self.ready and self._idle:
+        while self.ready and self._idle and self.pace.may_start(now):
             self._idle.pop().start(self.ready.popleft())
         is_shut = self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now)
-        if is_shut or self._is_stuck():  # others may do better
+        if is_shut or self._is_stuck() or self.pace.is_used_up(now):  # others may do better
             self.release_ready()
             return
-        while len(self._openings) < len(self.ready) and self._may_open(now):
+        while len(self._openings) + len(self._idle) < len(self.ready) and self._may_open(now):
             self._open(self._connect())
+
+    def next_start_at(self, now: float) -> float | None:
+        """When the rate lets the next waiting email go; None where the rate is not what it waits for."""
+        return self.pace.next_at(now) if self.ready else None
 
     def probe(self) -> None:
         """Find out whether the server lets anybody in, when there is no mail to find it out with."""
@@ -152,6 +161,7 @@ class Pool:
     def drop_claims(self) -> None:
         """Forget the claims of a session that is gone; what is past its dot is waited for."""
         self.ready.clear()
+        self.pace.forget()
         self.releases.clear()
         self.put_off.clear()
         for conversation in list(self.conversations):

@@ -27,7 +27,9 @@ from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Barrier, Memory, tell_again
-from outbox.ledger import Claim, RoutePause, Settlement, contradicts
+from outbox.ledger import EXPIRED_AT_ONCE, Claim, RoutePause, Settlement, Tick, contradicts
+from outbox.pace import STATEMENTS as PACE_STATEMENTS
+from outbox.pace import reserve
 from outbox.pool import Pool
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
@@ -48,7 +50,7 @@ OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is open
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
 PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it holds rather than of something else
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
-STATEMENTS: Final = ledger.STATEMENTS + ROUTE_STATEMENTS + failover.STATEMENTS + doubt.STATEMENTS
+STATEMENTS: Final = ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS + failover.STATEMENTS + doubt.STATEMENTS
 
 
 class Relay:
@@ -409,7 +411,9 @@ class Relay:
             return min(self._pulse_at, self._drain_until)
         at = min(self._sweep_at, self._pulse_at)
         if self._room(now) > 0:
-            return min(at, self._poll_at)
+            at = min(at, self._poll_at)
+        if (start_at := self.pool.next_start_at(now)) is not None:
+            at = min(at, start_at)
         paused = self.pool.breaker
         return min(at, paused.next_at) if paused.is_open and paused.next_at > now else at
 
@@ -439,7 +443,7 @@ class Relay:
         self._pulse_at = now + self.settings.lease_s / 3
         self._adopt(done.pause, now)
         await self._take_claims(session, done.claims, room, now)
-        self._act_on_marks(session, marks, done.marked, started_s)
+        self._act_on_marks(session, marks, done, started_s)
         if len(done.settled) < len(settlements):
             await self._explain([s for s in settlements if s.identity not in done.settled], session)
 
@@ -484,20 +488,25 @@ class Relay:
         self,
         session: Session,
         marks: dict[int, tuple[Conversation, Claim]],
-        marked: dict[int, int],
+        done: Tick,
         started_s: float,
     ) -> None:
         """The guard: only what is marked, fresh and still held goes on to its dot."""
         for email, (conversation, claim) in marks.items():
             still_there = not conversation.is_closed and conversation.ahead is claim
-            if email not in marked:
+            if email in done.expired:
+                self._expired(1)
+                if still_there:
+                    conversation.abandon("it is too late to send it")
+                continue
+            if email not in done.marked:
                 log.error("%s is no longer this relay's; it was not sent", claim.key)
                 self.counts["lost claims"] += 1
                 if still_there:
                     conversation.abandon("it is no longer this relay's")
                 continue
             claim.marked = True
-            claim.attempt = marked[email]
+            claim.attempt = done.marked[email]
             if not still_there:
                 self.judged(claim, Withdrawn("the connection was lost before the dot"))
             elif session.lost is not None or boot_clock_s() - started_s >= self.settings.guard_s:
@@ -532,12 +541,18 @@ class Relay:
     async def _sweep(self, session: Session) -> None:
         found = await ledger.sweep(session.connection, session.relay, doubt_s=self._doubt_s())
         pause_s = min(max(SWEEP_SHARE_S * (found.alive + 1), SWEEP_MIN_S), SWEEP_MAX_S)
+        self.pool.pace.alive = found.alive + 1
         self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         if found.dead:
             dead = ", ".join(map(str, found.dead))
             log.warning("relay %s is dead: %d claims let go of, %d in doubt", dead, found.freed, found.doubted)
         if found.freed:
             self._notified()
+        if (expired := await ledger.expire(session.connection, session.relay)) > 0:
+            self._expired(expired)
+            if expired == EXPIRED_AT_ONCE:  # there are more; until they are gone every claim has to pass them by
+                self._sweep_at = 0.0
+                self._wake.set()
         if self.settings.in_doubt is WhenInDoubt.RESEND:
             resent = await resend_doubtful(session.connection)
             if resent:
@@ -546,6 +561,10 @@ class Relay:
         elif self.settings.in_doubt is WhenInDoubt.ASK and self.inquirer is not None:
             await self.inquirer.ask(session.connection, time.monotonic())
         await self._note_trouble(session)
+
+    def _expired(self, emails: int) -> None:
+        self.counts["expired"] += emails
+        log.warning("%d emails were not sent: their send_before is over", emails)
 
     def _doubt_s(self) -> float | None:
         return None if self.settings.in_doubt is WhenInDoubt.HOLD else self.settings.doubt_grace_s
@@ -580,8 +599,26 @@ class Relay:
             await self._speak_for_route(session, now)
         if self.pool.releases or self.pool.put_off:
             await self._give_back(session)
+        if not self.stopping:
+            await self._reserve(session, now)
         if self.inquirer is not None and self.inquirer.answers and await self.inquirer.write(session.connection):
             self._notified()
+
+    async def _reserve(self, session: Session, now: float) -> None:
+        """Ask for moments in the fleet's rate, for what waits here."""
+        pace = self.pool.pace
+        wanted = pace.wants(len(self.pool.ready), now)
+        if wanted:
+            grant = await reserve(
+                session.connection,
+                self.pool.route.name,
+                wanted,
+                rate_per_s=pace.rate_per_s,
+                daily_max=pace.daily_max,
+            )
+            if grant.used_up and pace.used_up is None:
+                log.warning("nothing more is sent for now: daily_max is reached")
+            pace.grant(grant, time.monotonic())
 
     async def _tell_again(self, session: Session) -> None:
         """After a new session: what this process knows and the database may have lost, and the end of its last one."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 from outbox.database import CHANNEL, storable
 from outbox.errors import ConfigurationError
 from outbox.failover import REMAINS
+from outbox.prune import BARE, PRUNED
 
 DECIDABLE: Final = ("in_doubt", "dead")
 
@@ -47,7 +48,6 @@ WITH seen AS MATERIALIZED (
      WHERE m.key = ANY ($1::text[])
        AND d.state = ANY ($6::text[])
        AND (d.state = 'in_doubt' OR (d.state = 'dead' AND $2::text <> 'sent'))
-       AND NOT ($2::text = 'resend' AND m.message = $7::bytea)
        AND NOT (d.state = 'dead' AND $2::text = 'discard'
                 AND EXISTS (SELECT FROM outbox.attempt a
                              WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'))
@@ -56,7 +56,8 @@ WITH seen AS MATERIALIZED (
       FROM outbox.delivery d
       JOIN seen s ON s.email = d.email AND s.state = d.state AND s.attempt = d.attempt
                  AND s.settled_at IS NOT DISTINCT FROM d.settled_at
-     ORDER BY d.email FOR UPDATE OF d
+      JOIN outbox.email m ON m.id = d.email AND NOT ($2::text = 'resend' AND m.message = ANY ($7::bytea[]))
+     ORDER BY d.email FOR UPDATE OF d FOR SHARE OF m
 ), decided AS (
     UPDATE outbox.delivery d
        SET state = CASE $2::text WHEN 'sent' THEN 'sent' WHEN 'resend' THEN 'pending' ELSE 'dead' END,
@@ -64,6 +65,7 @@ WITH seen AS MATERIALIZED (
            doubted_at = NULL,
            orphaned = CASE WHEN $2::text = 'resend' THEN 0 ELSE d.orphaned END,
            due_at = now(),
+           send_before = CASE WHEN $2::text = 'resend' AND d.send_before <= now() THEN NULL ELSE d.send_before END,
            withdrawn = CASE WHEN $2::text = 'resend' AND d.state = 'dead' THEN d.attempt ELSE d.withdrawn END,
            relay = CASE WHEN $2::text = 'resend' THEN NULL ELSE d.relay END
       FROM chosen c WHERE d.email = c.email
@@ -101,7 +103,7 @@ async def resolve(
     named = storable(shlex.join(dict.fromkeys(keys)) if target is None else target)
     async with connection.transaction(isolation="read_committed"):
         rows = await connection.fetch(
-            RESOLVE, _possible(keys), decision.value, operator, storable(why), named, list(states), REMAINS
+            RESOLVE, _possible(keys), decision.value, operator, storable(why), named, list(states), BARE
         )
         if decision is Decision.RESEND and rows:
             await connection.execute(f"SELECT pg_notify('{CHANNEL}', '')")
@@ -165,7 +167,7 @@ SELECT m.key, d.state,
        (SELECT a.reply FROM outbox.attempt a
          WHERE a.email = m.id AND a.attempt = d.attempt AND a.verdict = 'resolved'
          ORDER BY a.settled_at DESC LIMIT 1) AS decided,
-       m.message = $2::bytea AS lost
+       m.message = $2::bytea AS lost, m.message = $3::bytea AS pruned
   FROM outbox.email m LEFT JOIN outbox.delivery d ON d.email = m.id
  WHERE m.key = ANY ($1::text[])
 """
@@ -173,7 +175,7 @@ SELECT m.key, d.state,
 
 async def explain(connection: Any, keys: Sequence[str], decision: Decision) -> dict[str, str]:
     """For each of these keys, about which nothing was decided, the sentence that says why."""
-    rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys), REMAINS)}
+    rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys), REMAINS, PRUNED)}
     return {key: _why_not(key, rows.get(key), decision) for key in keys}
 
 
@@ -184,6 +186,8 @@ def _why_not(key: str, row: Any, decision: Decision) -> str:
         return f"{key} is dead: the server refused it, so it cannot be declared sent; say --resend or --discard."
     if row["lost"] and decision is Decision.RESEND:
         return f"{key} cannot be sent: a failover of Postgres lost its message, and only its envelope is known."
+    if row["pruned"] and decision is Decision.RESEND and row["state"] in DECIDABLE:
+        return f"{key} cannot be sent: `outbox prune` removed its message by its age, and only its envelope is kept."
     state = (row["state"] or "without a delivery").replace("_", " ")
     if row["state"] in DECIDABLE and not row["decided"]:
         return f"{key} changed at this moment and is {state} now; look at `outbox status` and decide again."

@@ -40,7 +40,7 @@ UPGRADES: Final[Mapping[int, str]] = {
             emails bigint NOT NULL CHECK (emails >= 0));
     """,
     3: """
-        ALTER TABLE outbox.delivery ADD COLUMN send_before timestamptz;
+        ALTER TABLE outbox.delivery ADD COLUMN send_before timestamptz, SET (fillfactor = 50);
         CREATE INDEX delivery_late ON outbox.delivery (send_before)
             WHERE settled_at IS NULL AND send_before IS NOT NULL;
         ALTER TABLE outbox.attempt DROP CONSTRAINT attempt_verdict_check, ADD CONSTRAINT attempt_verdict_check

@@ -60,6 +60,23 @@ def _count(most: int) -> Any:
     return Field(ge=1, le=most, strict=True)
 
 
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h)")
+_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d|w)")
+
+
+def _per_second(rate: str) -> float:
+    """A rate as people write it, per second; 0 if it is none."""
+    found = _RATE.fullmatch(rate.strip())
+    return float(found[1]) / _UNITS_S[found[2]] if found else 0.0
+
+
+def duration_s(text: str) -> float:
+    """`48h`, `400d`, `2w`, `90min` or `30s` in seconds; 0 if it is none."""
+    found = _DURATION.fullmatch(text.strip())
+    return float(found[1]) * _UNITS_S[found[2]] if found else 0.0
+
+
 class _Table(BaseModel):
     # Defaults are validated too: rules that look at two keys must hold for a key that is left out.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
@@ -87,6 +104,7 @@ class ReportSettings(_Table):
     covers: Covers = Covers.PREVIOUS
     timezone: str = "UTC"
     link: str
+    send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
     title: str = ""  # never empty once it is read as part of Settings: the report's name stands in
     source: str | None = None
     recipients: str | None = None
@@ -96,6 +114,18 @@ class ReportSettings(_Table):
     def zone(self) -> ZoneInfo:
         """The civil time in which periods begin and end."""
         return ZoneInfo(self.timezone)
+
+    @property
+    def send_before_s(self) -> float | None:
+        """How many seconds after it was made an email expires; None is never."""
+        return None if self.send_before is None else duration_s(self.send_before)
+
+    @field_validator("send_before")
+    @classmethod
+    def _is_a_while(cls, send_before: str | None) -> str | None:
+        if send_before is not None and not duration_s(send_before):
+            raise ValueError(f'{_shown(send_before)} is no length of time; write one like "48h", "90min" or "5d"')
+        return send_before
 
     @field_validator("timezone")
     @classmethod
@@ -175,7 +205,9 @@ class Settings(_Table):
     retry: RetrySettings = RetrySettings()
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
 
-    connections_max: Annotated[int, _count(1000)] = 16
+    rate: str | None = None  # of the whole fleet, as "14/s" or "600/min": emails that may be started
+    daily_max: Annotated[int, _count(1_000_000_000)] | None = None  # in any 24 hours, of the whole fleet
+    connections_max: Annotated[int, _count(1000)] = 16  # of each relay
     messages_per_connection_max: Annotated[int, _count(1_000_000)] = 500
     batch_max: Annotated[int, _count(1000)] = 100
 
@@ -189,6 +221,11 @@ class Settings(_Table):
     # RFC 5321 §4.5.3.2: the replies before the dot, and the one to it.
     command_timeout_s: Annotated[float, _seconds(0.1, 3600)] = 300.0
     data_done_timeout_s: Annotated[float, _seconds(0.1, 7200)] = 600.0
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """The fleet's rate in emails per second; None is no limit."""
+        return None if self.rate is None else _per_second(self.rate)
 
     def require(self, *keys: str) -> None:
         """Return if all of these top-level keys are set.
@@ -226,6 +263,13 @@ class Settings(_Table):
             )
         return sender
 
+    @field_validator("rate")
+    @classmethod
+    def _is_a_rate(cls, rate: str | None) -> str | None:
+        if rate is not None and not _per_second(rate):
+            raise ValueError(f'{_shown(rate)} is no rate; write one like "14/s", "600/min" or "5000/h"')
+        return rate
+
     @field_validator("resolver")
     @classmethod
     def _can_be_asked(cls, resolver: str | None, info: ValidationInfo) -> str | None:
@@ -254,7 +298,7 @@ class Settings(_Table):
 
 
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
-_TEXT_KEYS = frozenset({"database_url", "smtp_url", "sender", "in_doubt", "resolver"})
+_TEXT_KEYS = frozenset({"database_url", "smtp_url", "sender", "in_doubt", "resolver", "rate"})
 _EXAMPLES = {
     "database_url": 'database_url = "postgresql://user:password@host/database"',
     "smtp_url": 'smtp_url = "smtp://host:25"',

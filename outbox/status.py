@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox.database import RELAY_LOCKS
+from outbox.prune import BARE
 
 STATES: Final = ("pending", "sending", "sent", "in_doubt", "dead", "cancelled", "expired")
 EDITIONS_MAX: Final = 10
@@ -121,7 +122,8 @@ SELECT e.report, e.period, e.expected, count(r.id) AS made,
 
 TROUBLES: Final = """
 SELECT m.key, d.state,
-       coalesce((SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), '')
+       coalesce((SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), ''),
+       m.message = ANY ($2::bytea[])
   FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
  WHERE d.state IN ('in_doubt', 'dead')
    AND NOT EXISTS (SELECT FROM outbox.attempt a
@@ -138,10 +140,10 @@ async def read_status(connection: Any) -> Status:
         relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
         routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
-        troubles = [_trouble(*row) for row in await connection.fetch(TROUBLES, NAMED_MAX)]
+        troubles = [_trouble(*row) for row in await connection.fetch(TROUBLES, NAMED_MAX, BARE)]
     return Status({state: found.get(state, 0) for state in STATES}, oldest, relays, routes, editions, troubles)
 
 
-def _trouble(key: str, state: str, said: str) -> Trouble:
-    choices = ["--sent", "--resend", "--discard"] if state == "in_doubt" else ["--resend", "--discard"]
+def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:
+    choices = (["--sent"] if state == "in_doubt" else []) + ([] if bare else ["--resend"]) + ["--discard"]
     return Trouble(key, state, said, f"outbox resolve {shlex.quote(key)} {choices[0]}", choices)

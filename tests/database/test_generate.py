@@ -194,8 +194,8 @@ async def test_all_locks_are_given_back_before_the_session_ends(settings, compan
     fetched = []
     original = rooms.GenerateSession.fetch
 
-    async def fetch(session, statement, parameters=None):
-        found = await original(session, statement, parameters)
+    async def fetch(session, statement, parameters=None, **how):
+        found = await original(session, statement, parameters, **how)
         if statement is rooms.EXPECT:
             fetched.append(
                 await connection.fetchval(

@@ -38,11 +38,15 @@ SCENES = {
             (
                 "ledger.py",
                 """    UPDATE outbox.delivery
-       SET state = 'sending', attempt = attempt + 1, marked_at = now()
+       SET state = CASE WHEN send_before <= now() THEN 'expired' ELSE 'sending' END,
+           attempt = CASE WHEN send_before <= now() THEN attempt ELSE attempt + 1 END,
+           marked_at = CASE WHEN send_before <= now() THEN marked_at ELSE now() END,
+           settled_at = CASE WHEN send_before <= now() THEN now() END,
+           relay = CASE WHEN send_before <= now() THEN NULL ELSE relay END
      WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending' AND settled_at IS NULL
-    RETURNING email, attempt
+    RETURNING email, attempt, state = 'expired' AS late
 """,
-                """    SELECT email, attempt + 1 AS attempt FROM outbox.delivery
+                """    SELECT email, attempt + 1 AS attempt, false AS late FROM outbox.delivery
      WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending' AND settled_at IS NULL
 """,
             ),

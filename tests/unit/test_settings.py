@@ -7,7 +7,7 @@ import pytest
 from outbox.address import DatabaseUrl, SmtpAddress
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
-from outbox.settings import Settings, WhenInDoubt, load
+from outbox.settings import Settings, WhenInDoubt, duration_s, load
 
 SECRET = "s3cr3t"
 QUERIES = """
@@ -129,6 +129,14 @@ ONE_FAULT = [
     (
         "[reports]\nprogress = 3",
         "reports.progress: is not a table; begin it with [reports.progress] and write its keys below.",
+    ),
+    ('rate = "14"', 'rate: "14" is no rate; write one like "14/s", "600/min" or "5000/h".'),
+    ('rate = "0/s"', 'rate: "0/s" is no rate; write one like "14/s", "600/min" or "5000/h".'),
+    ("rate = 14", "rate: is not text; put it in quotes."),
+    ("daily_max = 0", "daily_max: 0 is too small; write 1 or more."),
+    (
+        f'{REPORT}send_before = "Monday"',
+        'reports.progress.send_before: "Monday" is no length of time; write one like "48h", "90min" or "5d".',
     ),
     # choices
     ('in_doubt = "hodl"', "in_doubt: \"hodl\" is not a choice; write 'hold', 'resend' or 'ask'."),
@@ -573,3 +581,20 @@ def test_settings_can_be_made_without_a_file():
     settings = Settings.model_validate({"database_url": "postgresql:///app", "directory": Path("/etc")})
     assert settings.database_url == DatabaseUrl("postgresql:///app")
     assert Settings(database_url=settings.database_url).directory == Path.cwd()
+
+
+@pytest.mark.parametrize(("rate", "per_s"), [("14/s", 14.0), ("600/min", 10.0), ("7200 / h", 2.0), ("0.5/s", 0.5)])
+def test_a_rate_is_read_per_second(rate, per_s):
+    assert Settings(rate=rate).rate_per_s == per_s
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("90min", 5400), ("48h", 172_800), ("400d", 34_560_000), ("2w", 1_209_600)]
+)
+def test_a_length_of_time_is_read_in_seconds(text, seconds):
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "d", "5", "-3d", "1e3d", "5 days", "inf h"])
+def test_what_is_no_length_of_time_is_none(text):
+    assert duration_s(text) == 0

@@ -1,0 +1,287 @@
+"""What is old is made small: message bodies, trails and pages go by age; the rows under the unique keys stay for ever.
+
+So an old edition that is generated again is found made, and sends nothing. What is not settled is never touched.
+
+What the operator gets: room for new rows, not smaller files. It is there after a VACUUM, which autovacuum does once a
+fifth of a table has changed; `VACUUM outbox.email, outbox.report, outbox.attempt` does it at once. What is left of an
+email and its page is some 400 bytes, besides the indexes. Tables that are filled by inserts have no room on their
+pages, so hardly any of these updates is heap-only: a row moves, once in its life, to where a VACUUM left room.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import asyncpg
+
+from outbox.address import DatabaseUrl
+from outbox.database import LOST_SESSION, PRUNE_LOCK, connect, is_ended, lease_settings
+from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
+from outbox.failover import REMAINS
+from outbox.schema import require_current
+from outbox.session import PLANS
+from outbox.settings import duration_s
+
+PRUNED: Final = b"This message was pruned by age.\r\n"
+BARE: Final = (REMAINS, PRUNED)  # what stands in the place of a message that is gone: never to be sent
+
+BATCH_MAX: Final = 1000
+KEEP_MIN: Final = timedelta(days=1)
+KEEP_MAX: Final = timedelta(days=36_500)  # within what Postgres and Python can subtract from now
+LOCK_TIMEOUT_S: Final = 0.5  # below deadlock_timeout: if two ever wait for each other it is we who give way
+STATEMENT_TIMEOUT_S: Final = 30.0
+SILENCE_S: Final = 2 * STATEMENT_TIMEOUT_S
+LEASE_S: Final = 90.0  # longer than a pause; the lock of a process that is stopped is free after it
+BOUNDS: Final = {
+    **PLANS,
+    **lease_settings(LEASE_S, statements_too=False),
+    "lock_timeout": str(int(LOCK_TIMEOUT_S * 1000)),
+    "statement_timeout": str(int(STATEMENT_TIMEOUT_S * 1000)),
+}
+
+
+def keep_of(text: str) -> timedelta:
+    """How long is kept what `400d`, `52w` or `48h` says; from `KEEP_MIN` to `KEEP_MAX`.
+
+    Raises:
+        ConfigurationError: it is written otherwise, or out of bounds.
+
+    """
+    seconds = duration_s(text)
+    if not seconds:
+        raise ConfigurationError(f"--keep: {text!r} is no stretch of time; write one such as 400d, 52w or 48h.")
+    if seconds < KEEP_MIN.total_seconds():
+        raise ConfigurationError(f"--keep: {text} is too short; keep at least 1d.")
+    if seconds > KEEP_MAX.total_seconds():
+        raise ConfigurationError(f"--keep: {text} is too long; keep at most {KEEP_MAX.days}d.")
+    return timedelta(seconds=seconds)
+
+
+@dataclass(slots=True)
+class Pruned:
+    """What went, or would go, of before a moment. `unsettled` are emails of before it that stay as they are, for now.
+
+    `share` is how much of the time up to `before` is walked through, from 0 to 1, and `walking` which table.
+    """
+
+    before: datetime
+    emails: int = 0
+    attempts: int = 0
+    pages: int = 0
+    unsettled: int = 0
+    walking: str = field(default="email", repr=False)
+    share: float = field(default=0.0, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts, and the moment as ISO 8601 in UTC."""
+        return {
+            "before": self.before,
+            "emails": self.emails,
+            "attempts": self.attempts,
+            "pages": self.pages,
+            "unsettled": self.unsettled,
+        }
+
+
+# A page of emails by id: ids grow with time, more or less, and an index on created_at would cost every new email.
+# Without a delivery an email is not settled: one may still come.
+EMAILS: Final = """
+page AS MATERIALIZED (
+    SELECT m.id, m.created_at, m.created_at < $3 AS old, m.message = ANY ($4::bytea[]) AS bare,
+           d.state, d.attempt, m.created_at < $3 AND d.settled_at IS NOT NULL AS ripe
+      FROM outbox.email m LEFT JOIN outbox.delivery d ON d.email = m.id
+     WHERE m.id > $1 ORDER BY m.id LIMIT $2
+)"""
+
+# Of what was sent the whole trail goes. Of what was not, its last try stays: why, and what a person decided, without
+# which `outbox status` would ask for a decision again.
+TRAIL: Final = "w.goes AND a.email = w.id AND (w.state = 'sent' OR a.attempt < w.attempt)"
+
+WALKED: Final = """
+       max(id) AS last, bool_or(old) AS old, min(created_at) AS first_at, max(created_at) FILTER (WHERE old) AS last_at,
+       count(*) FILTER (WHERE old AND NOT goes) AS stay, bool_and(goes) AS whole FROM walked
+"""
+
+# The watermark ends below the first row that stays, whether open, locked or young: a later run must see that again,
+# as long as this run has left nothing behind before ($5). It goes back to one that came behind it: see OVERLAP.
+NOTED: Final = """
+noted AS (
+    INSERT INTO outbox.pruned AS n (what, up_to)
+    SELECT '{what}', coalesce(min(id) FILTER (WHERE NOT goes) - 1, max(id)) FROM walked HAVING $5 AND count(*) > 0
+    ON CONFLICT (what) DO UPDATE
+       SET up_to = CASE WHEN (SELECT bool_and(goes) FROM walked) THEN greatest(n.up_to, excluded.up_to)
+                        ELSE excluded.up_to END, at = now()
+)"""
+
+# `sent` is for ever, so its delivery is not locked. A dead letter may be sent again by a person at this very moment
+# (`resolve`), who locks the delivery and then the email, as we do: one of the two has it, and the other sees that.
+# What is locked already is passed over, and is a later run's.
+PRUNE_EMAILS: Final = f"""
+WITH {EMAILS}, held AS MATERIALIZED (
+    SELECT d.email FROM page p JOIN outbox.delivery d ON d.email = p.id
+     WHERE p.ripe AND p.state <> 'sent' AND d.settled_at IS NOT NULL
+     ORDER BY d.email FOR UPDATE OF d SKIP LOCKED
+), walked AS MATERIALIZED (
+    SELECT *, ripe AND (state = 'sent' OR id IN (SELECT email FROM held)) AS goes FROM page
+), bared AS (
+    UPDATE outbox.email m SET message = $6::bytea FROM walked w WHERE w.goes AND NOT w.bare AND m.id = w.id RETURNING 1
+), trail AS (
+    DELETE FROM outbox.attempt a USING walked w WHERE {TRAIL} RETURNING 1
+), {NOTED.format(what="email")}
+SELECT (SELECT count(*) FROM bared) AS bared, (SELECT count(*) FROM trail) AS attempts, {WALKED}
+"""
+
+LOOK_AT_EMAILS: Final = f"""
+WITH {EMAILS}, walked AS MATERIALIZED (SELECT *, ripe AS goes FROM page)
+SELECT count(*) FILTER (WHERE goes AND NOT bare) AS bared,
+       (SELECT count(*) FROM walked w JOIN outbox.attempt a ON {TRAIL}) AS attempts, {WALKED}
+"""
+
+# A page goes once the mail that links to it cannot be sent any more: emails are walked first, and a body does not
+# come back.
+REPORTS: Final = """
+walked AS MATERIALIZED (
+    SELECT r.id, r.created_at, r.created_at < $3 AS old, r.html = '' AS bare,
+           r.created_at < $3 AND NOT EXISTS (SELECT FROM outbox.email m WHERE m.report = r.id AND {linked}) AS goes
+      FROM outbox.report r
+     WHERE r.id > $1 ORDER BY r.id LIMIT $2
+)"""
+
+PRUNE_REPORTS: Final = f"""
+WITH {REPORTS.format(linked="m.message <> ALL ($4::bytea[])")}, bared AS (
+    UPDATE outbox.report r SET html = $6::text FROM walked w WHERE w.goes AND NOT w.bare AND r.id = w.id RETURNING 1
+), {NOTED.format(what="report")}
+SELECT (SELECT count(*) FROM bared) AS bared, 0 AS attempts, {WALKED}
+"""
+
+_MAY_BE_SENT: Final = """
+m.message <> ALL ($4::bytea[]) AND NOT (m.created_at < $3 AND EXISTS (
+    SELECT FROM outbox.delivery d WHERE d.email = m.id AND d.settled_at IS NOT NULL))"""
+LOOK_AT_REPORTS: Final = f"""
+WITH {REPORTS.format(linked=_MAY_BE_SENT)}
+SELECT count(*) FILTER (WHERE goes AND NOT bare) AS bared, 0 AS attempts, {WALKED}
+"""
+
+# A row with a smaller id than others may come after them: from a transaction that was open longer, or under an id that
+# generate reserved before it built the mail. To be missed for good it would have to come later than `keep` after its
+# neighbours, at least a day, and more than OVERLAP rows behind the watermark.
+OVERLAP: Final = 10_000
+UP_TO: Final = "SELECT up_to FROM outbox.pruned WHERE what = $1"
+
+Progress = Callable[[Pruned], None]
+
+
+async def prune(
+    url: DatabaseUrl,
+    keep: timedelta,
+    *,
+    dry_run: bool = False,
+    batch_max: int = BATCH_MAX,
+    stop: asyncio.Event | None = None,
+    progress: Progress = lambda _: None,
+) -> Pruned:
+    """Remove what was created longer than `keep` ago, by the database's clock; ends early, after a batch, on `stop`.
+
+    A batch is one statement and one commit, followed by a pause as long as it took. Whatever ends it, a later run goes
+    on from there. A walk ends with the first batch that is all young: what is old behind that, since ids and times are
+    not in quite one order, is a later run's.
+
+    Raises:
+        OutboxError: another prune runs in this database.
+        DatabaseUnavailableError: no connection, it was lost, or others held what a batch needs for too long.
+        UnsafeDatabaseError, SchemaError: as in `connect` and `require_current`.
+
+    """
+    async with _session(url, alone=not dry_run) as connection:
+        pruned = Pruned(await connection.fetchval("SELECT now() - $1::interval", keep))
+        walk = _Walk(connection, pruned, batch_max, stop or asyncio.Event(), progress)
+        if dry_run:
+            await walk.over("email", LOOK_AT_EMAILS)
+            await walk.over("report", LOOK_AT_REPORTS)
+        else:
+            await walk.over("email", PRUNE_EMAILS, PRUNED)
+            await walk.over("report", PRUNE_REPORTS, "")
+    return pruned
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Walks over a table from its watermark on, in batches."""
+
+    connection: Any
+    pruned: Pruned
+    batch_max: int
+    stop: asyncio.Event
+    progress: Progress
+
+    async def over(self, table: str, statement: str, remains: bytes | str | None = None) -> None:
+        """Prune the table, or without `remains` only look; returns when the rest is young, or on `stop`."""
+        last, whole = max((await self.connection.fetchval(UP_TO, table) or 0) - OVERLAP, 0), True
+        first_at: datetime | None = None
+        while not self.stop.is_set():
+            began_at = time.monotonic()
+            more = () if remains is None else (whole, remains)
+            with _silence_ends(self.connection):
+                row = await self.connection.fetchrow(statement, last, self.batch_max, self.pruned.before, BARE, *more)
+            if not row["old"]:
+                return
+            last, whole, first_at = row["last"], whole and row["whole"], first_at or row["first_at"]
+            self._count(table, row, first_at)
+            await self._rest(time.monotonic() - began_at)
+
+    def _count(self, table: str, row: Any, first_at: datetime) -> None:
+        self.pruned.walking = table
+        self.pruned.share = (row["last_at"] - first_at) / (self.pruned.before - first_at)
+        if table == "report":
+            self.pruned.pages += row["bared"]
+        else:
+            self.pruned.emails += row["bared"]
+            self.pruned.attempts += row["attempts"]
+            self.pruned.unsettled += row["stay"]
+        self.progress(self.pruned)
+
+    async def _rest(self, pause_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self.stop.wait()
+
+
+@contextmanager
+def _silence_ends(connection: Any) -> Iterator[None]:
+    """End the connection when a statement is not answered: a cancelled one would wait for the server's word."""
+    silence = asyncio.get_running_loop().call_later(SILENCE_S, connection.terminate)
+    try:
+        yield
+    finally:
+        silence.cancel()
+
+
+@asynccontextmanager
+async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Any]:
+    """A session whose statements are short; `alone` holds the lock that only one prune of a database has."""
+    connection = await connect(url, application="outbox prune", settings=BOUNDS)
+    try:
+        with _silence_ends(connection):
+            await require_current(connection)
+        if alone and not await connection.fetchval("SELECT pg_try_advisory_lock($1, 0)", PRUNE_LOCK):
+            raise OutboxError("Another `outbox prune` runs in this database; let it finish, one at a time is enough.")
+        yield connection
+        # Said, since the server may see a closed connection only after the next prune asks for the lock.
+        await connection.execute("SELECT pg_advisory_unlock_all()")
+    except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+        raise DatabaseUnavailableError(
+            f"Postgres did not finish a batch ({error}); run `outbox prune` again, it goes on from there."
+        ) from error
+    except (AttributeError, *LOST_SESSION) as error:
+        if isinstance(error, AttributeError) and not is_ended(error, connection):
+            raise
+        raise DatabaseUnavailableError(
+            f"The session with Postgres at {url.redacted} was lost ({str(error) or type(error).__name__}); "
+            "run `outbox prune` again when it is back, it goes on from there."
+        ) from error
+    finally:
+        connection.terminate()
