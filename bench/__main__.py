@@ -13,6 +13,7 @@ from bench import campaign
 from bench import fleet as fleet_bench
 from bench import generate as generate_bench
 from bench import latency as latency_bench
+from bench import plots as plots_room
 from bench import relay as relay_bench
 from bench import relays as relays_bench
 from bench import roundtrip as roundtrip_bench
@@ -155,6 +156,18 @@ def roundtrip(
     run(
         lambda url: roundtrip_bench.measure(url, round_trips_ms=ms, seconds=seconds, connections=connections, runs=runs)
     )
+
+
+@app.command()
+def plots(out: Annotated[Path, typer.Option(help="The page.")] = plots_room.PAGE) -> None:
+    """One page of what bench/results holds; what is not there is left out."""
+    from bench.picture import draw
+
+    found = plots_room.panels()
+    if not found:
+        raise typer.BadParameter("bench/results holds nothing to draw: run a benchmark first.")
+    draw(found, out)
+    print(f"{len(found)} panels: {out}")
 
 
 def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:
