@@ -7,9 +7,13 @@ baseline   that loop
 generate   making reports, against a bare loop that renders and builds the same
 bare       that loop
 relays     what a fleet's size does to its speed, and what idle relays cost
+roundtrip  mail over a slow network, against what round trips allow
+slow       that network
+mailbox    the sink with STARTTLS
 latency    how long a single email waits for an idle fleet
 startup    what a command costs before it works, against bare imports
 usage      what processes use of the machine
+plots      all results as panels; picture draws them as docs/benchmarks.svg
 figures    a measurement's spread, what was promised of it, and the table of both
 
 faults     a fleet under faults, all from a seed; in the order of its rooms:

@@ -13,8 +13,10 @@ from bench import campaign
 from bench import fleet as fleet_bench
 from bench import generate as generate_bench
 from bench import latency as latency_bench
+from bench import plots as plots_room
 from bench import relay as relay_bench
 from bench import relays as relays_bench
+from bench import roundtrip as roundtrip_bench
 from bench import startup as startup_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
@@ -141,6 +143,31 @@ def relays(
             url, relays=count, emails=emails, connections=connections, idle=idle, idle_s=idle_s, runs=runs
         )
     )
+
+
+@app.command()
+def roundtrip(
+    ms: Annotated[list[float], typer.Option(help="A network's round trip; repeat for several.")] = [5.0, 50.0],  # noqa: B006 - typer copies
+    seconds: Annotated[float, typer.Option(help="About, for each measurement at its limit.")] = 4.0,
+    connections: int = 64,
+    runs: int = 5,
+) -> None:
+    """Mail over a slow network: one connection against what round trips allow, and how many a relay opens."""
+    run(
+        lambda url: roundtrip_bench.measure(url, round_trips_ms=ms, seconds=seconds, connections=connections, runs=runs)
+    )
+
+
+@app.command()
+def plots(out: Annotated[Path, typer.Option(help="The page.")] = plots_room.PAGE) -> None:
+    """One page of what bench/results holds; what is not there is left out."""
+    from bench.picture import draw
+
+    found = plots_room.panels()
+    if not found:
+        raise typer.BadParameter("bench/results holds nothing to draw: run a benchmark first.")
+    draw(found, out)
+    print(f"{len(found)} panels: {out}")
 
 
 def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:

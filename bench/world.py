@@ -207,22 +207,22 @@ def database() -> Iterator[str]:
 
 @asynccontextmanager
 async def world(
-    url: str, *, connections: int, further: str = "", sink_options: Sequence[str] = ()
+    url: str, *, connections: int, further: str = "", sink: Sequence[str] = ("outbox.sink",)
 ) -> AsyncIterator[World]:
-    """A sink process and a connection for one run."""
+    """A sink process, which is this module's command, and a connection for one run."""
     with tempfile.TemporaryDirectory(prefix="outbox-bench-") as name:
         directory = Path(name)
         journal = directory / "journal"
-        sink = await start("outbox.sink", "--journal", str(journal), *sink_options, directory=directory)
-        assert sink.stdout is not None
-        address = (await sink.stdout.readline()).decode().split()[1]
+        server = await start(*sink, "--journal", str(journal), directory=directory)
+        assert server.stdout is not None
+        address = (await server.stdout.readline()).decode().split()[1]
         connection = await asyncpg.connect(url)
         try:
             yield World(directory, url, f"smtp://{address}", journal, connection, connections, further)
         finally:
             await connection.close()
-            sink.send_signal(signal.SIGTERM)
-            await sink.communicate()
+            server.send_signal(signal.SIGTERM)
+            await server.communicate()
 
 
 def run(main: Callable[[str], Coroutine[Any, Any, None]]) -> None:
