@@ -4,6 +4,8 @@ world      the machine of one run: embedded Postgres, a sink process with a jour
 fleet      N servers fire their cron at once, M relays send: rates, latencies, duplicates, losses
 relay      one relay process against a bare aiosmtplib loop that has no database
 baseline   that loop
+peers      the same emails by outbox and by its peers, each at its documented best; one relay against smtp-source
+end        processes that end with the one that made them
 
 faults     a fleet under faults, all from a seed; in the order of its rooms:
 options    the arguments, the bound within which all must be settled, the command that replays

@@ -1,4 +1,4 @@
-"""`python -m bench fleet|relay|faults|takeover`: see --help."""
+"""`python -m bench fleet|relay|peers|faults|takeover`: see --help."""
 
 import itertools
 import time
@@ -15,6 +15,8 @@ from bench import relay as relay_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
 from bench.options import MIX, STORM_S, Options
+from bench.peers import race
+from bench.peers.field import NAMES
 from bench.world import run
 
 app = typer.Typer(
@@ -42,6 +44,25 @@ def relay(
 ) -> None:
     """One relay process against a bare aiosmtplib loop without a database."""
     run(lambda url: relay_bench.measure(url, emails=emails, size=size, connections=connections, runs=runs))
+
+
+@app.command()
+def peers(
+    emails: Annotated[int, typer.Option(min=10)] = 5000,
+    size: int = 2000,
+    workers: Annotated[int, typer.Option(help="Worker processes, of the peers and of outbox.", min=1)] = 4,
+    connections: Annotated[int, typer.Option(help="SMTP connections per worker that can have several.", min=1)] = 16,
+    runs: Annotated[int, typer.Option(min=1)] = 5,
+    only: Annotated[list[str], typer.Option(help=f"Repeat for several of: {', '.join(NAMES)}.")] = [],  # noqa: B006 - typer copies
+) -> None:
+    """The same emails drained by outbox and by each peer at its documented best; and one relay against smtp-source."""
+    if unknown := [name for name in only if name not in NAMES]:
+        raise typer.BadParameter(f"--only {unknown[0]}: write one of {', '.join(NAMES)}.")
+    run(
+        lambda url: race.measure(
+            url, emails=emails, size=size, workers=workers, connections=connections, runs=runs, only=only
+        )
+    )
 
 
 @app.command()
