@@ -10,6 +10,7 @@ SECRET_KEY = "of no use"  # noqa: S105 - nothing is signed
 USE_TZ = True
 INSTALLED_APPS = ["mailer", "post_office"]
 DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates"}]
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
