@@ -34,7 +34,7 @@ from outbox.pool import Pool
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
-from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn, outcome_of
+from outbox.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
 log = logging.getLogger("outbox.relay")
 
@@ -281,20 +281,7 @@ class Relay:
         """Put the verdict into the next tick; count and say it. `dropped`: the server let go of this very message."""
         attempt = claim.attempt if claim.marked else claim.attempt + 1
         tries = attempt - claim.withdrawn
-        retry = self.settings.retry
-        outcome = outcome_of(
-            verdict,
-            tries=tries,
-            tries_max=retry.attempts_max,
-            backoff_s=full_jitter_s(max(tries, 1), base_s=retry.base_s, max_s=retry.max_s),
-            again_s=min(
-                full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
-                PAUSE_MAX_S if self.pool.breaker.is_open else retry.max_s,  # then the pause sets the pace
-            ),
-            doubt_s=self._doubt_s(),
-            withdrawals=claim.withdrawn,
-            withdrawals_max=WITHDRAWALS_MAX if dropped and not self.pool.breaker.is_open else None,
-        )
+        outcome = self._outcome(claim, verdict, tries, dropped=dropped)
         self._memory.note(claim, attempt, outcome, time.monotonic())
         self._settlements.append(
             Settlement(claim.relay, claim.email, claim.key, attempt, marked=claim.marked, outcome=outcome)
@@ -311,6 +298,25 @@ class Relay:
             case Withdrawn(reply):
                 log.info("%s was not sent: %s", claim.key, reply)
         self._wake.set()
+
+    def _outcome(self, claim: Claim, verdict: Verdict, tries: int, *, dropped: bool) -> Outcome:
+        """What a verdict on the try of that number leads to."""
+        if isinstance(verdict, Accepted):
+            return outcome_of(verdict, tries=tries, tries_max=tries, backoff_s=0.0, again_s=0.0, doubt_s=None)
+        retry, is_open = self.settings.retry, self.pool.breaker.is_open
+        return outcome_of(
+            verdict,
+            tries=tries,
+            tries_max=retry.attempts_max,
+            backoff_s=full_jitter_s(max(tries, 1), base_s=retry.base_s, max_s=retry.max_s),
+            again_s=min(
+                full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
+                PAUSE_MAX_S if is_open else retry.max_s,  # then the pause sets the pace
+            ),
+            doubt_s=self._doubt_s(),
+            withdrawals=claim.withdrawn,
+            withdrawals_max=WITHDRAWALS_MAX if dropped and not is_open else None,
+        )
 
     def untouched(self, claim: Claim, reason: str) -> None:
         """Keep the claim for another connection; one that meets only cut connections is put off a while."""

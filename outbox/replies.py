@@ -8,7 +8,8 @@ from typing import Final
 LINE_BYTES_MAX: Final = 8 * 1024  # RFC 5321 §4.5.3.1.5 says 512; real servers send more
 REPLY_BYTES_MAX: Final = 64 * 1024
 CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # a reply is shown in terminals
-CODE: Final = re.compile(rb"[2-5][0-9][0-9]")  # RFC 5321 §4.2.1; 1xx is never a server's answer here
+# RFC 5321 §4.2.1; 1xx is never a server's answer here.
+CODES: Final = {b"%d" % code: code for code in range(200, 600)}
 
 
 class GarbageError(Exception):
@@ -47,11 +48,13 @@ class ReplyReader:
             raise GarbageError(f"a reply line of more than {LINE_BYTES_MAX} bytes")
 
     def _take(self, line: bytes) -> Reply | None:
-        code = line[:3]
-        if len(line) > LINE_BYTES_MAX or not CODE.fullmatch(code):
+        code = CODES.get(line[:3])
+        if code is None or len(line) > LINE_BYTES_MAX:
             raise GarbageError(f"no SMTP reply: {line[:80]!r}")
         mark = line[3:4]
-        text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", line[4:].rstrip(b"\r").decode("utf-8", "replace"))
+        text = line[4:].rstrip(b"\r").decode("utf-8", "replace")
+        if not text.isprintable():
+            text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
         if mark == b"-":
             self._size += len(line)
             if self._size > REPLY_BYTES_MAX:
@@ -64,4 +67,4 @@ class ReplyReader:
             text = " ".join([*self._lines, text])
             self._lines.clear()
             self._size = 0
-        return Reply(int(code), text)
+        return Reply(code, text)
