@@ -105,7 +105,7 @@ WITH answers AS (
            settled_at = CASE WHEN a.state = 'sent' THEN now() END,
            doubted_at = CASE WHEN a.state = 'in_doubt' THEN d.doubted_at END
       FROM answers a
-     WHERE d.email = a.email AND d.attempt = a.attempt AND d.settled_at IS NULL AND d.state = 'in_doubt'
+     WHERE d.email = a.email AND d.attempt = a.attempt AND d.state = 'in_doubt'  -- by the primary key: see TICK
     RETURNING d.email, d.attempt, d.relay, d.marked_at, a.state, a.reply
 )
 INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)

@@ -141,28 +141,29 @@ SELECT count(*) FILTER (WHERE goes AND NOT bare) AS bared,
        (SELECT count(*) FROM walked w JOIN outbox.attempt a ON {TRAIL}) AS attempts, {WALKED}
 """
 
-# A page goes once the mail that links to it cannot be sent any more: emails are walked first, and a body does not
-# come back.
+# A page goes once no mail that links to it can be sent any more: emails are walked first, and no body comes back. In a
+# LATERAL with a LIMIT, since a NOT EXISTS may be planned as a hash of all emails, once per batch.
 REPORTS: Final = """
 walked AS MATERIALIZED (
     SELECT r.id, r.created_at, r.created_at < $3 AS old, r.html = '' AS bare,
-           r.created_at < $3 AND NOT EXISTS (SELECT FROM outbox.email m WHERE m.report = r.id AND {linked}) AS goes
-      FROM outbox.report r
-     WHERE r.id > $1 ORDER BY r.id LIMIT $2
+           r.created_at < $3 AND linked.id IS NULL AS goes
+      FROM (SELECT * FROM outbox.report WHERE id > $1 ORDER BY id LIMIT $2) r
+      LEFT JOIN LATERAL (SELECT m.id FROM outbox.email m
+                          WHERE m.report = r.id AND r.created_at < $3 AND {sendable} LIMIT 1) linked ON true
 )"""
 
 PRUNE_REPORTS: Final = f"""
-WITH {REPORTS.format(linked="m.message <> ALL ($4::bytea[])")}, bared AS (
+WITH {REPORTS.format(sendable="m.message <> ALL ($4::bytea[])")}, bared AS (
     UPDATE outbox.report r SET html = $6::text FROM walked w WHERE w.goes AND NOT w.bare AND r.id = w.id RETURNING 1
 ), {NOTED.format(what="report")}
 SELECT (SELECT count(*) FROM bared) AS bared, 0 AS attempts, {WALKED}
 """
 
-_MAY_BE_SENT: Final = """
+_SENDABLE: Final = """
 m.message <> ALL ($4::bytea[]) AND NOT (m.created_at < $3 AND EXISTS (
     SELECT FROM outbox.delivery d WHERE d.email = m.id AND d.settled_at IS NOT NULL))"""
 LOOK_AT_REPORTS: Final = f"""
-WITH {REPORTS.format(linked=_MAY_BE_SENT)}
+WITH {REPORTS.format(sendable=_SENDABLE)}
 SELECT count(*) FILTER (WHERE goes AND NOT bare) AS bared, 0 AS attempts, {WALKED}
 """
 

@@ -137,6 +137,7 @@ class Session:
 PLANS: Final = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",  # it gives no order: a claim would read and sort the whole backlog
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }

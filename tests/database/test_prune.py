@@ -252,8 +252,16 @@ async def test_two_do_not_prune_at_once(connection, database):
         await run(database)
     assert counts(await run(database, dry_run=True)) == (1, 2, 1, 0), "who only looks is in nobody's way"
     await connection.execute("SELECT pg_advisory_unlock($1, 0)", PRUNE_LOCK)
-    for _ in range(3):
-        await run(database)
+
+
+async def test_the_next_may_begin_before_the_server_has_seen_that_this_one_is_gone(database, monkeypatch):
+    ended, end = [], asyncpg.Connection.terminate
+    monkeypatch.setattr(asyncpg.Connection, "terminate", lambda self: ended.append(self))  # noqa: PLW0108 - a function binds
+    await run(database)
+    await run(database)
+    monkeypatch.undo()
+    for connection in ended:
+        end(connection)
 
 
 async def test_a_row_that_somebody_holds_is_passed_over(connection, database):
