@@ -42,7 +42,7 @@ class Entrant:
 PEERS: Final = (
     Peer("procrastinate", "procrastinate", ("procrastinate",), ("procrastinate",)),
     Peer("pgqueuer", "pgqueuer", ("pgqueuer", "asyncpg"), ("pgqueuer", "asyncpg")),
-    Peer("celery", "celery", ("celery", "redis"), ("celery", "redis", "hiredis"), alone=True),
+    Peer("celery", "celery", ("celery", "redis"), ("celery", "redis", "hiredis")),
     Peer("faststream-outbox", "faststream_outbox", ("faststream_outbox", "asyncpg"), ("faststream-outbox", "asyncpg")),
     Peer("dbos", "dbos", ("dbos", "psycopg"), ("dbos",)),
     Peer("django-mailer", "django_mailer", ("mailer", "psycopg"), ("django-mailer", "psycopg-binary"), ready_too=False),

@@ -18,7 +18,7 @@ class Result:
     per_s: float
     """People with a mail, by the time from the first acceptance to the last."""
     middle_per_s: float
-    """The same of the middle 80 %: without the time in which not all workers are at work."""
+    """The same of the middle 80 %: without most of the time in which not all workers are at work yet or still."""
     too_many: int
     """Mails beyond the first to somebody."""
     lost: int
@@ -52,7 +52,7 @@ def report(
     found: dict[str, list[Result]], fields: list[Entrant], asked: dict[str, int], console: Console
 ) -> dict[str, float]:
     """Print the table and the ratios; gives the ratios of medians."""
-    console.print(_table(found, asked))
+    console.print(_table(found, asked), width=max(console.width, 100), crop=False)
     rates = {title: median([one.per_s for one in results]) for title, results in found.items()}
     ratios: dict[str, float] = {}
     if OUTBOX in rates:
