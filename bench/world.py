@@ -178,7 +178,9 @@ async def world(url: str, *, connections: int) -> AsyncIterator[World]:
         directory = Path(name)
         journal = directory / "journal"
         command = [sys.executable, "-m", "outbox.sink", "--journal", str(journal)]
-        sink = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        sink = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, preexec_fn=die_with_parent
+        )
         assert sink.stdout is not None
         address = (await sink.stdout.readline()).decode().split()[1]
         connection = await asyncpg.connect(url)
