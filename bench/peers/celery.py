@@ -1,9 +1,12 @@
 """celery with redis (appendonly yes) at its documented best ("Optimizing", "Tasks", "Workers").
 
-One worker of N prefork processes, each with its SMTP connection; a high prefetch multiplier ("many short-duration
-tasks"), no results, no gossip, mingle or heartbeat, one producer kept for all the calls. Tasks are acknowledged when
-they are done (`acks_late`): with the default a killed worker loses what it holds, and no other peer does.
+N workers with a few threads each, which was as fast as one of N prefork processes or faster; an SMTP connection per
+thread, a high prefetch multiplier ("many short-duration tasks"), no results, no gossip, mingle or heartbeat, one
+producer kept for all the calls. Tasks are acknowledged when they are done (`acks_late`): with the default a killed
+worker loses what it holds, and no other peer does.
 """
+
+import os
 
 from celery import Celery
 
@@ -11,12 +14,12 @@ from bench.peers.job import play, told
 from bench.peers.kept import KeptPerThread
 
 JOB = told()
-PREFETCH = 100
+PREFETCH = 25
+THREADS = 4
 app = Celery("mail", broker=JOB.redis)
 app.conf.update(
     task_ignore_result=True,
     task_acks_late=True,
-    task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=PREFETCH,
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
@@ -36,8 +39,9 @@ def put() -> None:
 
 
 def work() -> None:
+    mine = ["--pool=threads", f"--concurrency={THREADS}", f"--hostname=worker-{os.getpid()}@localhost"]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=ERROR"]
-    app.worker_main(["worker", f"--concurrency={JOB.workers}", *quiet])
+    app.worker_main(["worker", *mine, *quiet])
 
 
 if __name__ == "__main__":

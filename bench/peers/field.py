@@ -40,18 +40,21 @@ class Entrant:
 
 
 PEERS: Final = (
-    Peer("procrastinate", "procrastinate", ("procrastinate",), ("procrastinate",)),
+    Peer("procrastinate", "procrastinate", ("procrastinate", "psycopg"), ("procrastinate", "psycopg[binary]")),
     Peer("pgqueuer", "pgqueuer", ("pgqueuer", "asyncpg"), ("pgqueuer", "asyncpg")),
-    Peer("celery", "celery", ("celery", "redis"), ("celery", "redis", "hiredis"), alone=True),
+    Peer("celery", "celery", ("celery", "redis"), ("celery", "redis", "hiredis")),
     Peer("faststream-outbox", "faststream_outbox", ("faststream_outbox", "asyncpg"), ("faststream-outbox", "asyncpg")),
     Peer("dbos", "dbos", ("dbos", "psycopg"), ("dbos",)),
-    Peer("django-mailer", "django_mailer", ("mailer", "psycopg"), ("django-mailer", "psycopg-binary"), ready_too=False),
     Peer(
-        "django-post_office", "post_office", ("post_office", "psycopg"), ("django-post_office", "psycopg-binary"),
+        "django-mailer", "django_mailer", ("mailer", "psycopg"), ("django-mailer", "psycopg[binary]"),
+        ready_too=False,
+    ),
+    Peer(
+        "django-post_office", "post_office", ("post_office", "psycopg"), ("django-post_office", "psycopg[binary]"),
         ready_too=False, alone=True,
     ),
-    Peer("cron-script", "naive", ("psycopg",), ("psycopg-binary",), ready_too=False, queue=False),
-    Peer("cron-script-alone", "naive", ("psycopg",), ("psycopg-binary",), ready_too=False, alone=True, queue=False),
+    Peer("cron-script", "naive", ("psycopg",), ("psycopg[binary]",), ready_too=False, queue=False),
+    Peer("cron-script-alone", "naive", ("psycopg",), ("psycopg[binary]",), ready_too=False, alone=True, queue=False),
 )  # fmt: skip
 OUTBOX: Final = "outbox"
 RELAY: Final = "relay"

@@ -29,12 +29,15 @@ def install(peers: list[Peer], console: Console) -> list[Peer]:
         _make(peers)
     missing = [peer for peer in peers if not _has(peer)]
     for peer in missing:
-        console.print(f"{peer.name} is skipped: its packages ({', '.join(peer.requirements)}) could not be installed.")
+        console.print(
+            f"{peer.name} is skipped: its packages ({', '.join(peer.requirements)}) could not be installed.",
+            markup=False,
+        )
     return [peer for peer in peers if peer not in missing]
 
 
 def _make(peers: list[Peer]) -> None:
-    """All that is pinned at once; if that cannot be, each peer by itself."""
+    """All that is pinned at once; if that cannot be, each peer by itself, and all are tried again at the next run."""
     subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
     if _pip("-r", str(REQUIREMENTS)):
         _STAMP.write_text(REQUIREMENTS.read_text())

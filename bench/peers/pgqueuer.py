@@ -16,7 +16,7 @@ from bench.peers.job import play, told, until_told_to_stop
 from bench.peers.kept import Kept
 
 JOB = told()
-BATCH = 100
+BATCH = 300
 
 
 async def put() -> None:

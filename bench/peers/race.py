@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,18 +47,18 @@ class Race:
         async with world(url, connections=self.connections) as place:
             (place.directory / READY).write_bytes(message_of(self.size))
             if outbox:
-                await self._note(OUTBOX, lambda: self._relays(place, self.workers))
+                await self._note(OUTBOX, self._relays(place, self.workers))
             for entrant in fields:
-                await self._note(entrant.title, lambda entrant=entrant: self._peer(place, entrant))  # type: ignore[misc]
+                await self._note(entrant.title, self._peer(place, entrant))
             if source:
-                await self._note(RELAY, lambda: self._relays(place, 1))
-                await self._note(SMTP_SOURCE, lambda: self._smtp_source(place))
+                await self._note(RELAY, self._relays(place, 1))
+                await self._note(SMTP_SOURCE, self._smtp_source(place))
 
-    async def _note(self, title: str, run: Callable[[], Awaitable[Result]]) -> None:
+    async def _note(self, title: str, run: Awaitable[Result]) -> None:
         try:
-            result = await run()
+            result = await run
         except AbsentError as why:
-            self.console.print(f"{title} is left out of this run: {why}")
+            self.console.print(f"{title} is left out of this run: {why}", markup=False)
             return
         self.found.setdefault(title, []).append(result)
         self.console.print(f"{title}: {result.per_s:,.0f}/s", style="dim")
@@ -113,7 +113,7 @@ async def measure(
     url: str, *, emails: int, size: int, workers: int, connections: int, runs: int, only: list[str]
 ) -> None:
     """Several runs, a table and bench/results/peers.json."""
-    console = Console()
+    console = Console(width=max(Console().width, 110))
     race = Race(emails, size, workers, connections, console)
     peers = install([peer for peer in PEERS if not only or peer.name in only], console)
     if not redis.is_there():

@@ -1,6 +1,6 @@
 """What the sink's journal says of a run, and the table of all of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ class Result:
     per_s: float
     """People with a mail, by the time from the first acceptance to the last."""
     middle_per_s: float
-    """The same of the middle 80 %: without the time in which not all workers are at work."""
+    """The same of the middle 80 %: without most of the time in which not all workers are at work yet or still."""
     too_many: int
     """Mails beyond the first to somebody."""
     lost: int
@@ -57,7 +57,7 @@ def report(
     ratios: dict[str, float] = {}
     if OUTBOX in rates:
         for ready, what in ((False, "as documented"), (True, "pre-built")):
-            if best := _best(found, fields, rates, lambda entrant, ready=ready: entrant.ready == ready):  # type: ignore[misc]
+            if best := _best(found, fields, rates, ready=ready):
                 ratios[f"outbox / best peer {what} ({best})"] = rates[OUTBOX] / rates[best]
     if RELAY in rates and rates.get(SMTP_SOURCE):
         ratios["one relay / smtp-source"] = rates[RELAY] / rates[SMTP_SOURCE]
@@ -70,10 +70,13 @@ def _best(
     found: dict[str, list[Result]],
     fields: list[Entrant],
     rates: dict[str, float],
-    wanted: Callable[[Entrant], bool],
+    *,
+    ready: bool,
 ) -> str | None:
     """The fastest queue that neither lost nor doubled a mail in any run."""
-    titles = [entrant.title for entrant in fields if entrant.peer.queue and wanted(entrant) and entrant.title in found]
+    titles = [
+        entrant.title for entrant in fields if entrant.peer.queue and entrant.ready == ready and entrant.title in found
+    ]
     right = [title for title in titles if not any(one.too_many or one.lost for one in found[title])]
     return max(right, key=rates.__getitem__, default=None)
 
