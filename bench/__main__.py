@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bench import campaign
+from bench import everything as everything_room
 from bench import fleet as fleet_bench
 from bench import generate as generate_bench
 from bench import latency as latency_bench
@@ -29,6 +30,7 @@ app = typer.Typer(
     help="Benchmarks and faults on embedded Postgres, fsync on.", rich_markup_mode=None, no_args_is_help=True
 )
 USUAL = Options()
+NO_BENCHMARKS = ("faults", "takeover", "plots", "all")
 
 
 @app.command()
@@ -189,6 +191,19 @@ def plots(out: Annotated[Path, typer.Option(help="The page.")] = plots_room.PAGE
         raise typer.BadParameter("bench/results holds nothing to draw: run a benchmark first.")
     draw(found, out)
     print(f"{len(found)} panels: {out}")
+
+
+@app.command(name="all")
+def everything(
+    runs: Annotated[int | None, typer.Option(help="Instead of what each does by itself.", show_default=False)] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="As little as shows that all works; replaces the results.")
+    ] = False,
+) -> None:
+    """All benchmarks, then the page, then one table of targets: exit 0 when all were met, 1 when not."""
+    named = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    names = [name for name in named if name not in NO_BENCHMARKS]
+    raise typer.Exit(not everything_room.run_all([*names, "plots"], runs=runs, quick=quick))
 
 
 def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.world import median, save
 
-WIDTH_MIN: Final = 120  # what is piped into a file is not folded at 80
+WIDTH_MIN: Final = 150  # what is piped into a file is not folded at 80
 
 
 @dataclass(frozen=True, slots=True)
