@@ -86,8 +86,8 @@ class Tick:
 #   So does a row that expired in the meantime: it was accepted, whatever the hour.
 #   Such a row may count all its attempts as withdrawn (a dead letter that a person sends again has all its tries
 #   before it), and an attempt that was accepted is none of those.
-#   Open rows are named by their states: `settled_at IS NULL` would let the planner walk the whole backlog by the
-#   index of open rows, once per verdict, while statistics say that hardly any row is open.
+#   Open rows are named by their states, here and in mark and RELEASE: `settled_at IS NULL` would let the planner walk
+#   the whole backlog by the index of open rows, once per verdict, while statistics say that hardly any row is open.
 # mark: only rows that are still this relay's claim; the caller may write the dot only for those that come back as
 #   marked. What is too late by now expires instead.
 # claim: SKIP LOCKED passes over rows that another relay is claiming at this moment. When it has just committed,
@@ -126,7 +126,7 @@ WITH news AS (
            marked_at = CASE WHEN send_before <= now() THEN marked_at ELSE now() END,
            settled_at = CASE WHEN send_before <= now() THEN now() END,
            relay = CASE WHEN send_before <= now() THEN NULL ELSE relay END
-     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending' AND settled_at IS NULL
+     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
     RETURNING email, attempt, state = 'expired' AS late
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
@@ -246,7 +246,7 @@ async def expire(connection: Any, relay: int) -> int:
 RELEASE: Final = """
 UPDATE outbox.delivery
    SET relay = NULL, due_at = CASE WHEN $3::float8 > 0 THEN now() + $3 * interval '1 second' ELSE due_at END
- WHERE email = ANY ($1::bigint[]) AND relay = $2 AND state = 'pending' AND settled_at IS NULL
+ WHERE email = ANY ($1::bigint[]) AND relay = $2 AND state = 'pending'
 """
 
 

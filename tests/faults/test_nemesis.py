@@ -43,11 +43,11 @@ SCENES = {
            marked_at = CASE WHEN send_before <= now() THEN marked_at ELSE now() END,
            settled_at = CASE WHEN send_before <= now() THEN now() END,
            relay = CASE WHEN send_before <= now() THEN NULL ELSE relay END
-     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending' AND settled_at IS NULL
+     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
     RETURNING email, attempt, state = 'expired' AS late
 """,
                 """    SELECT email, attempt + 1 AS attempt, false AS late FROM outbox.delivery
-     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending' AND settled_at IS NULL
+     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
 """,
             ),
             ("relay.py", "marked=claim.marked, outcome", "marked=False, outcome"),
@@ -90,7 +90,7 @@ SCENES = {
     # sends what others have claimed by then.
     "the fence": Scene(
         (
-            ("ledger.py", "AND relay = $9 AND state = 'pending' AND settled_at IS NULL\n    RETURNING", "RETURNING"),
+            ("ledger.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
             (
                 "relay.py",
                 "return session is not None and session.lost is None and claim.relay == session.relay",

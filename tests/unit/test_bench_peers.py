@@ -7,7 +7,7 @@ from bench.world import Line
 
 
 def lines(*addresses, every_s=0.1):
-    return [Line(1000 + number * every_s, address, "") for number, address in enumerate(addresses)]
+    return [Line(1000 + number * every_s, 1, address, "") for number, address in enumerate(addresses)]
 
 
 def test_the_rate_is_of_people_from_the_first_acceptance_to_the_last():
