@@ -10,7 +10,8 @@ naive, procrastinate, pgqueuer, celery, django_mailer, post_office, faststream_o
 field      who takes part, and in which variants
 installed  .venv-peers, made from requirements.txt; whoever cannot be had sits out
 redis      a redis-server for the peer that needs one
-race       the runs, what the sink's journal says of them, the table
+result     what the sink's journal says of a run; the table and the ratios
+race       the runs
 
 Only `job` and `kept` and the peers run in .venv-peers; they import nothing else of the house but `bench.end`.
 """
