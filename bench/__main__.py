@@ -13,6 +13,7 @@ from bench import campaign
 from bench import everything as everything_room
 from bench import fleet as fleet_bench
 from bench import generate as generate_bench
+from bench import growth as growth_bench
 from bench import latency as latency_bench
 from bench import plots as plots_room
 from bench import relay as relay_bench
@@ -81,6 +82,35 @@ def peers(
             url, emails=emails, size=size, workers=workers, connections=connections, runs=runs, only=only
         )
     )
+
+
+@app.command()
+def growth(
+    settled: Annotated[str, typer.Option(help="So many sent emails of long ago.")] = "1000,100000,10000000",
+    due: Annotated[str, typer.Option(help="So many emails that are due.")] = "1000,100000,1000000",
+    deferred: Annotated[int, typer.Option(help="So many that are due tomorrow, against none.")] = 1_000_000,
+    through: Annotated[int, typer.Option(help="So many go through, for what they leave behind.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="Of each size, in turns.", min=1)] = 7,
+    batches: Annotated[int, typer.Option(help="Of 100 emails in a round.", min=1, max=100)] = 10,
+    prune_s: Annotated[float, typer.Option("--prune", help="So many seconds of a prune alone.")] = 30,
+    parts: Annotated[str, typer.Option(help=f"Some of {', '.join(growth_bench.PARTS)}.")] = ",".join(
+        growth_bench.PARTS
+    ),
+) -> None:
+    """What an email costs as tables grow; the largest of --settled is some 10 GB for ten million."""
+    run(
+        lambda url: growth_bench.measure(
+            url, settled=_numbers(settled), due=_numbers(due), deferred=deferred, through=through, rounds=rounds,
+            batches=batches, prune_s=prune_s, parts=parts.split(","),
+        )
+    )  # fmt: skip
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text}: write numbers, as 1000,100000.") from None
 
 
 @app.command()
