@@ -16,6 +16,8 @@ usage      what processes use of the machine
 everything all benchmarks one after the other, and one table of targets
 plots      all results as panels; picture draws them as docs/benchmarks.svg
 figures    a measurement's spread, what was promised of it, and the table of both
+peers      the same emails by outbox and by its peers, each at its documented best; one relay against smtp-source
+end        processes that end with the one that made them
 
 faults     a fleet under faults, all from a seed; in the order of its rooms:
 options    the arguments, the bound within which all must be settled, the command that replays

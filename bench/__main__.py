@@ -22,6 +22,8 @@ from bench import startup as startup_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
 from bench.options import MIX, STORM_S, Options
+from bench.peers import race
+from bench.peers.field import NAMES
 from bench.world import run
 
 app = typer.Typer(
@@ -60,6 +62,25 @@ def generate(
 ) -> None:
     """Making reports, against a bare loop that renders and builds the same without a database."""
     run(lambda url: generate_bench.measure(url, recipients=recipients, many=many, runs=runs))
+
+
+@app.command()
+def peers(
+    emails: Annotated[int, typer.Option(min=10)] = 5000,
+    size: int = 2000,
+    workers: Annotated[int, typer.Option(help="Worker processes, of the peers and of outbox.", min=1)] = 4,
+    connections: Annotated[int, typer.Option(help="SMTP connections per worker that can have several.", min=1)] = 16,
+    runs: Annotated[int, typer.Option(min=1)] = 5,
+    only: Annotated[list[str], typer.Option(help=f"Repeat for several of: {', '.join(NAMES)}.")] = [],  # noqa: B006 - typer copies
+) -> None:
+    """The same emails drained by outbox and by each peer at its documented best; and one relay against smtp-source."""
+    if unknown := [name for name in only if name not in NAMES]:
+        raise typer.BadParameter(f"--only {unknown[0]}: write one of {', '.join(NAMES)}.")
+    run(
+        lambda url: race.measure(
+            url, emails=emails, size=size, workers=workers, connections=connections, runs=runs, only=only
+        )
+    )
 
 
 @app.command()

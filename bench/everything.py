@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bench.end import die_with_parent
 from bench.figures import Target, show, verdict
-from bench.world import HOUSE, RESULTS, die_with_parent, environment
+from bench.world import HOUSE, RESULTS, environment
 
 # For a look at whether all of it works: the figures are worth little, and they replace those that were there.
 QUICK: Final[Mapping[str, Sequence[str]]] = {
     "fleet": ("--runs", "1"),
     "relay": ("--runs", "1", "--emails", "5000"),
     "generate": ("--runs", "1", "--recipients", "500", "--many", "0"),
+    "peers": ("--runs", "1", "--emails", "500"),
     "startup": ("--runs", "5"),
     "latency": ("--runs", "1", "--singles", "40"),
     "relays": ("--runs", "1", "--emails", "5000", "--idle", "10", "--idle-s", "5"),

@@ -1,7 +1,6 @@
 """The machine of one run: embedded Postgres (fsync on), a sink in a process of its own, people and settings."""
 
 import asyncio
-import ctypes
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import asyncpg
 
+from bench.end import die_with_parent
 from outbox import schema
 from outbox.embedded import postgres
 
@@ -108,9 +108,11 @@ class World:
         await self.connection.execute("ANALYZE outbox.email, outbox.delivery")
         await self.connection.execute("CHECKPOINT")
 
-    async def start(self, *command: str) -> asyncio.subprocess.Process:
+    async def start(
+        self, *command: str, python: str = sys.executable, settings: Mapping[str, str] = {}
+    ) -> asyncio.subprocess.Process:
         """A Python module's command in this world's directory."""
-        return await start(*command, directory=self.directory)
+        return await start(*command, directory=self.directory, python=python, settings=settings)
 
     @asynccontextmanager
     async def relaying(self, count: int) -> AsyncIterator[list[asyncio.subprocess.Process]]:
@@ -170,33 +172,31 @@ def environment(package: Path = HOUSE) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(package)}
 
 
-async def start(*command: str, directory: Path, package: Path = HOUSE) -> asyncio.subprocess.Process:
+async def start(
+    *command: str,
+    directory: Path,
+    package: Path = HOUSE,
+    python: str = sys.executable,
+    settings: Mapping[str, str] = {},
+) -> asyncio.subprocess.Process:
     """A Python module's command in a directory that holds its settings; what it says to stderr is added to `log`.
+
+    `settings` are added to its environment.
 
     It dies with us: a relay left alone would look for its database for ever.
     """
     with (directory / "log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            sys.executable,
+            python,
             "-m",
             *command,
             cwd=directory,
-            env=environment(package),
+            env={**environment(package), **settings},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             preexec_fn=die_with_parent,
         )
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Between fork and exec: ask the kernel for a SIGKILL when the process that forked us ends. Linux only."""
-    if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

@@ -62,6 +62,10 @@ class Pool:
         """Whether there is no connection, none is being opened, and no claim waits for one."""
         return not (self.ready or self._openings or self.conversations)
 
+    def under_way(self) -> int:
+        """How many connections have mail in hand."""
+        return sum(map(_is_busy, self.conversations))
+
     def in_hand(self) -> list[Claim]:
         """All claims that wait for a connection or are on one."""
         on_the_way = [claim for c in self.conversations for claim in (c.ahead, c.handed_over) if claim is not None]

@@ -39,9 +39,13 @@ from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdr
 log = logging.getLogger("outbox.relay")
 
 POLL_FIRST_S: Final = 0.1
+GATHER_SHARE: Final = 2.0  # of the last tick's time is rested after it
+GATHER_MAX_S: Final = 0.02
 SWEEP_MIN_S: Final = 0.4
-SWEEP_MAX_S: Final = 2.0
+SWEEP_MAX_S: Final = 4.0
 SWEEP_SHARE_S: Final = 0.2  # the fleet together sweeps about five times a second
+EXPIRE_MIN_S: Final = 1.0  # the fleet together looks for what is too late once a second
+EXPIRE_MAX_S: Final = 10.0
 REOPEN_FIRST_S: Final = 0.02
 REOPEN_MAX_S: Final = 2.0
 AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; doubles with every withdrawal
@@ -88,7 +92,10 @@ class Relay:
         self._poll_at = 0.0
         self._poll_s = POLL_FIRST_S
         self._sweep_at = 0.0
+        self._expire_at = 0.0
         self._pulse_at = 0.0
+        self._ticked_at = 0.0
+        self._tick_s = 0.0
         self._drain_until: float | None = None
         self._reopen_pause_s = REOPEN_FIRST_S
         self._opened_at = 0.0
@@ -366,6 +373,7 @@ class Relay:
             await self._speak(session, now)
             room = self._room(now) if now >= self._poll_at else 0
             if self._marks or self._settlements or room or now >= self._pulse_at:
+                await self._gather(now)
                 await self._tick(session, room)
             elif self.pool.ready and session.lost is None and not self.stopping:
                 self.pool.staff(now)  # claims that came back from cut connections
@@ -404,6 +412,21 @@ class Relay:
             timer.cancel()
         self._wake.clear()
 
+    async def _gather(self, now: float) -> None:
+        """Let more come together for one commit, where Postgres is slow to answer, since many relays keep it busy.
+
+        Each tick costs it the same whatever it moves. So after one that took long a relay rests a while, unless all
+        that is under way waits for the tick already; a fleet at its limit then moves more with each.
+        """
+        rest_until = self._ticked_at + min(GATHER_SHARE * self._tick_s, GATHER_MAX_S)
+        while now < rest_until and self.pool.under_way() > len(self._marks):
+            timer = asyncio.get_running_loop().call_later(rest_until - now, self._wake.set)
+            self._wake.clear()
+            await self._wake.wait()
+            timer.cancel()
+            now = time.monotonic()
+            self._wake.set()  # what it was said for is looked at after the tick
+
     def _next_turn_at(self, now: float) -> float:
         if self._barrier.up:
             return min(self._pulse_at, self._barrier.look_at)
@@ -424,6 +447,7 @@ class Relay:
     async def _tick(self, session: Session, room: int = 0) -> None:
         marks, self._marks = self._marks, {}
         settlements, self._settlements = self._settlements, []
+        began_at = time.monotonic()
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
             done = await ledger.tick(
@@ -439,7 +463,8 @@ class Relay:
             session.lose(session.lost or str(error) or type(error).__name__)
             self._tick_failed(marks, settlements)
             raise
-        now = time.monotonic()
+        now = self._ticked_at = time.monotonic()
+        self._tick_s = now - began_at
         self._pulse_at = now + self.settings.lease_s / 3
         self._adopt(done.pause, now)
         await self._take_claims(session, done.claims, room, now)
@@ -548,11 +573,8 @@ class Relay:
             log.warning("relay %s is dead: %d claims let go of, %d in doubt", dead, found.freed, found.doubted)
         if found.freed:
             self._notified()
-        if (expired := await ledger.expire(session.connection, session.relay)) > 0:
-            self._expired(expired)
-            if expired == EXPIRED_AT_ONCE:  # there are more; until they are gone every claim has to pass them by
-                self._sweep_at = 0.0
-                self._wake.set()
+        if time.monotonic() >= self._expire_at:
+            await self._expire(session, found.alive + 1)
         if self.settings.in_doubt is WhenInDoubt.RESEND:
             resent = await resend_doubtful(session.connection)
             if resent:
@@ -561,6 +583,17 @@ class Relay:
         elif self.settings.in_doubt is WhenInDoubt.ASK and self.inquirer is not None:
             await self.inquirer.ask(session.connection, time.monotonic())
         await self._note_trouble(session)
+
+    async def _expire(self, session: Session, relays: int) -> None:
+        """End what is too late to send."""
+        pause_s = min(EXPIRE_MIN_S * relays, EXPIRE_MAX_S) * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
+        self._expire_at = time.monotonic() + pause_s
+        expired = await ledger.expire(session.connection, session.relay)
+        if expired:
+            self._expired(expired)
+        if expired == EXPIRED_AT_ONCE:  # there are more; until they are gone every claim has to pass them by
+            self._expire_at = self._sweep_at = 0.0
+            self._wake.set()
 
     def _expired(self, emails: int) -> None:
         self.counts["expired"] += emails

@@ -1,0 +1,36 @@
+"""procrastinate at its documented best.
+
+`batch_defer_async` ("defer multiple jobs at once"), an async task, `--concurrency` jobs per worker, a pool of one
+connection more than that ("the shorter your average job … as many connections as your concurrency (plus one)"), and
+finished jobs deleted ("howto/production/delete_finished_jobs").
+"""
+
+from procrastinate import App, PsycopgConnector
+
+from bench.peers.job import play, told
+from bench.peers.kept import Kept
+
+JOB = told()
+CONCURRENCY = JOB.connections
+app = App(connector=PsycopgConnector(conninfo=JOB.database, min_size=CONCURRENCY + 1, max_size=CONCURRENCY + 1))
+smtp = Kept(JOB)
+
+
+@app.task(name="send", queue="mail")
+async def send(number: int, message: str | None) -> None:
+    await smtp.deliver(number, message)
+
+
+async def put() -> None:
+    async with app.open_async():
+        await app.schema_manager.apply_schema_async()
+        await send.batch_defer_async(*JOB.payloads())
+
+
+async def work() -> None:
+    async with app.open_async():
+        await app.run_worker_async(queues=["mail"], concurrency=CONCURRENCY, delete_jobs="always")
+
+
+if __name__ == "__main__":
+    play(put, work)

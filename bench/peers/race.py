@@ -1,0 +1,194 @@
+"""The runs: every entrant drains the same emails to the same sink, in turn; rates, doubles and losses, and a table."""
+
+import asyncio
+import shutil
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+from rich.console import Console
+
+from bench.end import die_with_parent
+from bench.peers import redis
+from bench.peers.field import OUTBOX, PEERS, RELAY, SMTP_SOURCE, Entrant, entrants
+from bench.peers.installed import PYTHON, install, versions
+from bench.peers.job import READY, Job
+from bench.peers.result import Result, report, result_of
+from bench.relay import message_of
+from bench.world import World, save, world
+
+QUIET_S = 1.0
+"""So long nothing more must come once everybody has a mail, before the workers are told to stop."""
+STALLED_S = 60.0
+"""So long nothing may come before what has not come is called lost."""
+STOP_S = 10.0
+
+
+class AbsentError(Exception):
+    """An entrant could not take part; says why."""
+
+
+@dataclass
+class Race:
+    """What was asked for, and what was found."""
+
+    emails: int
+    size: int
+    workers: int
+    connections: int
+    console: Console
+    found: dict[str, list[Result]] = field(default_factory=dict)
+
+    async def run(self, url: str, fields: list[Entrant], *, outbox: bool, source: bool) -> None:
+        """Everybody once, each on an empty queue."""
+        async with world(url, connections=self.connections) as place:
+            (place.directory / READY).write_bytes(message_of(self.size))
+            if outbox:
+                await self._note(OUTBOX, lambda: self._relays(place, self.workers))
+            for entrant in fields:
+                await self._note(entrant.title, lambda entrant=entrant: self._peer(place, entrant))  # type: ignore[misc]
+            if source:
+                await self._note(RELAY, lambda: self._relays(place, 1))
+                await self._note(SMTP_SOURCE, lambda: self._smtp_source(place))
+
+    async def _note(self, title: str, run: Callable[[], Awaitable[Result]]) -> None:
+        try:
+            result = await run()
+        except AbsentError as why:
+            self.console.print(f"{title} is left out of this run: {why}")
+            return
+        self.found.setdefault(title, []).append(result)
+        self.console.print(f"{title}: {result.per_s:,.0f}/s", style="dim")
+
+    async def _relays(self, place: World, count: int) -> Result:
+        await place.reset(0)
+        await place.put_emails(self.emails, message_of(self.size))
+        return await self._drain(place, [["outbox", "relay", "--until-empty"]] * count, sys.executable, {})
+
+    async def _peer(self, place: World, entrant: Entrant) -> Result:
+        peer = entrant.peer
+        module = f"bench.peers.{peer.module}"
+        async with _fresh_database(place) as database, _broker(place, peer.name) as broker:
+            job = Job(
+                database=database, smtp=place.smtp, redis=broker, emails=self.emails, size=self.size,
+                workers=self.workers, connections=self.connections, ready=entrant.ready,
+            )  # fmt: skip
+            putting = await place.start(module, "put", python=str(PYTHON), settings=job.settings())
+            await putting.communicate()
+            if putting.returncode:
+                raise AbsentError(f"it could not enqueue. {_last_words(place)}")
+            await _settle(database)
+            commands = [[module, "work"]] * (1 if peer.alone else self.workers)
+            return await self._drain(place, commands, str(PYTHON), job.settings())
+
+    async def _smtp_source(self, place: World) -> Result:
+        words = ["-d", "-N", "-s", str(self.connections), "-m", str(self.emails), "-l", str(self.size)]
+        people = ["-f", "reports@example.com", "-t", "p@example.com"]
+        since = place.mark()
+        process = await asyncio.create_subprocess_exec(
+            SMTP_SOURCE, *words, *people, f"inet:{place.smtp.removeprefix('smtp://')}", preexec_fn=die_with_parent
+        )
+        if await process.wait():
+            raise AbsentError(f"it exited {process.returncode}.")
+        return result_of(await place.accepted(self.emails, since, deadline_s=5), self.emails, [])
+
+    async def _drain(self, place: World, commands: list[list[str]], python: str, settings: dict[str, str]) -> Result:
+        """Start the workers, wait until all is sent or nothing more comes, end them."""
+        since = place.mark()
+        workers = [await place.start(*command, python=python, settings=settings) for command in commands]
+        readers = [asyncio.create_task(worker.communicate()) for worker in workers]
+        try:
+            await _until_done(place, self.emails, since, readers)
+            ended = [worker.returncode for worker in workers if worker.returncode is not None]
+        finally:
+            await _end(workers, readers)
+        await asyncio.sleep(0.2)  # the sink's journal is flushed more often than that
+        return result_of(place.lines(since), self.emails, [code for code in ended if code])
+
+
+async def measure(
+    url: str, *, emails: int, size: int, workers: int, connections: int, runs: int, only: list[str]
+) -> None:
+    """Several runs, a table and bench/results/peers.json."""
+    console = Console()
+    race = Race(emails, size, workers, connections, console)
+    peers = install([peer for peer in PEERS if not only or peer.name in only], console)
+    if not redis.is_there():
+        peers = [peer for peer in peers if peer.name != "celery"]
+        console.print("celery is skipped: there is no redis-server on PATH.")
+    source = not only or SMTP_SOURCE in only
+    if source and not shutil.which(SMTP_SOURCE):
+        source = False
+        console.print("smtp-source is skipped: it is not on PATH (Debian: postfix).")
+    for number in range(runs):
+        await race.run(url, entrants(peers), outbox=not only or OUTBOX in only, source=source)
+        console.print(f"run {number + 1} of {runs}", style="dim")
+    asked = {"emails": emails, "size": size, "workers": workers, "connections": connections, "runs": runs}
+    ratios = report(race.found, entrants(peers), asked, console)
+    found = {title: [result.as_json() for result in results] for title, results in race.found.items()}
+    path = save("peers", {**asked, "versions": versions(), "found": found, "ratios": ratios})
+    console.print(f"[dim]{path}[/dim]")
+
+
+@asynccontextmanager
+async def _fresh_database(place: World) -> AsyncIterator[str]:
+    """A database of the peer's own, so that nobody pays for what another left."""
+    await place.connection.execute("DROP DATABASE IF EXISTS peer WITH (FORCE)")
+    await place.connection.execute("CREATE DATABASE peer")
+    yield place.database.replace("/postgres?", "/peer?", 1)
+    await place.connection.execute("DROP DATABASE peer WITH (FORCE)")
+
+
+@asynccontextmanager
+async def _broker(place: World, name: str) -> AsyncIterator[str]:
+    if name != "celery":
+        yield ""
+        return
+    async with redis.redis(place.directory) as url:
+        yield url
+
+
+async def _settle(database: str) -> None:
+    """What `World.put_emails` does for outbox: statistics, and no checkpoint of the enqueue in the drain."""
+    connection = await asyncpg.connect(database)
+    await connection.execute("ANALYZE")
+    await connection.execute("CHECKPOINT")
+    await connection.close()
+
+
+async def _until_done(place: World, emails: int, since: int, readers: list[asyncio.Task[Any]]) -> None:
+    """Look at the journal's growth only: parsing it all the time would take from the workers' cores."""
+    clock = asyncio.get_running_loop().time
+    size, lines, grew_at = since, 0, clock()
+    while not all(reader.done() for reader in readers):
+        await asyncio.sleep(0.1)
+        if place.mark() > size:
+            with place.journal.open("rb") as journal:
+                journal.seek(size)
+                came = journal.read()
+            size, lines, grew_at = size + len(came), lines + came.count(b"\n"), clock()
+        quiet_s = clock() - grew_at
+        if (lines >= emails and quiet_s > QUIET_S) or quiet_s > STALLED_S:
+            return
+
+
+async def _end(workers: list[asyncio.subprocess.Process], readers: list[asyncio.Task[Any]]) -> None:
+    for worker in workers:
+        if worker.returncode is None:
+            with suppress(ProcessLookupError):
+                worker.terminate()
+    _, late = await asyncio.wait(readers, timeout=STOP_S)
+    if late:
+        for worker in workers:
+            if worker.returncode is None:
+                with suppress(ProcessLookupError):
+                    worker.kill()
+        await asyncio.wait(late)
+
+
+def _last_words(place: World) -> str:
+    lines = (place.directory / "log").read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
