@@ -20,7 +20,7 @@ import pytest
 import uvloop
 
 from bench.proxy import Link, Proxy
-from outbox import database, generate_session
+from outbox import database, failover
 from outbox import generate as rooms
 from outbox.errors import DatabaseUnavailableError
 from outbox.relay import Relay
@@ -489,13 +489,13 @@ async def test_a_generate_to_which_postgres_falls_silent_at_the_barrier_ends(fle
     fleet.top = SLOW
     await fleet.hire(3)
     async with Proxy(socket_of(fleet.database)) as proxy:
-        ask = generate_session.timeline_of
+        ask = failover.timeline_of
 
         async def ask_in_silence(connection):
             proxy.black_hole = True
             return await ask(connection)
 
-        monkeypatch.setattr(generate_session, "timeline_of", ask_in_silence)
+        monkeypatch.setattr(failover, "timeline_of", ask_in_silence)
         settings = load(fleet.write_settings(), {"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
         running = asyncio.create_task(rooms.generate(settings, "progress"))
         await asyncio.wait([running], timeout=20)
