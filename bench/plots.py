@@ -13,7 +13,6 @@ from bench.figures import Spread
 from bench.world import HOUSE, RESULTS
 
 PAGE: Final = HOUSE / "docs" / "benchmarks.svg"
-BARS_MAX: Final = 12
 BUILDERS: Final = frozenset({"message.build", "EmailMessage", "MIMEText"})
 FAR_APART: Final = 30.0  # a greatest and a least that differ more than so many times need a logarithmic scale
 
@@ -85,7 +84,7 @@ def _rates(title: str, unit: str) -> Callable[[Json], Iterator[Panel]]:
             if every and all("per_s" in one for one in every)
         ]
         if bars:
-            yield Bars(title, unit, bars[:BARS_MAX])
+            yield Bars(title, unit, bars)
 
     return draw
 

@@ -119,6 +119,7 @@ async def _idle(url: str, relays: int, seconds: float, windows: int) -> list[dic
         async with place.relaying(relays) as running:
             pids = [one.pid for one in running]
             await asyncio.sleep(SETTLED_S)
+            await place.connection.execute("CHECKPOINT")  # of what was written before; it is no cost of idling
             for _ in range(windows):
                 began, commits = time.monotonic(), await place.connection.fetchval(COMMITS)
                 before = cpu_s(pids), cpu_s(family(server))
