@@ -4,7 +4,7 @@ So an old edition that is generated again is found made, and sends nothing. What
 
 What the operator gets: room for new rows, not smaller files. It is there after a VACUUM, which autovacuum does once a
 fifth of a table has changed; `VACUUM outbox.email, outbox.report, outbox.attempt` does it at once. What is left of an
-email and its page is some 400 bytes, besides the indexes. Tables that are filled by inserts have no room on their
+email and its page is some 300 bytes, besides the indexes. Tables that are filled by inserts have no room on their
 pages, so hardly any of these updates is heap-only: a row moves, once in its life, to where a VACUUM left room.
 """
 
