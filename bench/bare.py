@@ -1,13 +1,12 @@
 """A bare loop that renders the packaged templates and builds the mail for rows that it has in memory: no database.
 
-usage: python -m bench.bare COUNT packaged|trivial
+usage: python -m bench.bare COUNT
 """
 
 import secrets
 import sys
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from outbox import message
 from outbox.generate import CivilPeriod
@@ -47,5 +46,4 @@ def main(count: int, templates: Templates) -> float:
 
 
 if __name__ == "__main__":
-    directory = Path.cwd() / "templates" if sys.argv[2] == "trivial" else None
-    print(main(int(sys.argv[1]), Templates(directory, "progress")))
+    print(main(int(sys.argv[1]), Templates(None, "progress")))

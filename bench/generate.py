@@ -9,11 +9,9 @@ from email.mime.text import MIMEText
 from email.policy import SMTP
 from typing import Any, Final
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.bare import SENDER, STARTS_AT
-from bench.world import World, median, save, world
+from bench.figures import Spread, Target, keep, show
+from bench.world import World, median, world
 from outbox import message
 from outbox.report import PACKAGED
 
@@ -26,53 +24,55 @@ TRIVIAL: Final = {
 }
 TRIVIAL_DATA: Final = "select key, 1 as done from unnest(cast(:keys as text[])) as n (key)"
 RSS_LOOK_S: Final = 0.05
+GENERATE: Final = "outbox generate"
+BARE: Final = "bare loop without a database"
 
 
 async def measure(url: str, *, recipients: int, many: int, runs: int) -> None:
     """Alternate all of them; a table and bench/results/generate.json."""
-    console = Console()
     found: dict[str, list[dict[str, float]]] = {}
     async with world(url, connections=1) as place:
         for number in range(runs):
             for who, one in (
-                ("outbox generate", await _generate(place, recipients)),
-                ("bare loop without a database", await _bare(place, recipients, "packaged")),
-                ("outbox generate, 4 processes", await _generate(place, recipients, processes=4)),
+                (GENERATE, await _generate(place, recipients)),
+                (BARE, await _bare(place, recipients)),
+                (f"{GENERATE}, 4 processes", await _generate(place, recipients, processes=4)),
                 ("trivial report", await _generate(place, 5 * recipients, trivial=True)),
                 ("trivial report, 2 processes", await _generate(place, 5 * recipients, trivial=True, processes=2)),
                 *_mimes().items(),
             ):
                 found.setdefault(who, []).append(one)
-            console.print(f"run {number + 1} of {runs}", style="dim")
+            print(f"run {number + 1} of {runs}")
         if many:
             for count in (many // 100, many):
                 found[f"trivial report, {count:,} recipients"] = [await _generate(place, count, trivial=True)]
-    _report(console, found, recipients)
+    _report(found, recipients)
 
 
-def _report(console: Console, found: dict[str, list[dict[str, float]]], recipients: int) -> None:
-    table = Table(title=f"making reports for {recipients:,} recipients", box=None)
-    for column in ("what", "per s (median)", "least", "most", "CPU µs each", "peak RSS MB"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for who, measured in found.items():
-        rates = [one["per_s"] for one in measured]
-        table.add_row(
-            who,
-            *(f"{rate:,.0f}" for rate in (median(rates), min(rates), max(rates))),
-            *(f"{median([one.get(what, 0.0) for one in measured]):,.0f}" for what in ("cpu_us", "rss_mb")),
-        )
-    console.print(table)
-    rate = {who: median([one["per_s"] for one in measured]) for who, measured in found.items()}
-    ratios = {
-        "generate / bare loop": rate["outbox generate"] / rate["bare loop without a database"],
-        "4 processes / 1": rate["outbox generate, 4 processes"] / rate["outbox generate"],
-        "our MIME / EmailMessage": rate["message.build"] / rate["EmailMessage"],
-        "our MIME / MIMEText": rate["message.build"] / rate["MIMEText"],
-    }
-    for what, ratio in ratios.items():
-        console.print(f"{what}: {ratio:.2f}")
-    path = save("generate", {"recipients": recipients, "found": found, "ratios": ratios})
-    console.print(f"[dim]{path}[/dim]")
+def _report(found: dict[str, list[dict[str, float]]], recipients: int) -> None:
+    rates = {who: Spread.of([one["per_s"] for one in measured]) for who, measured in found.items()}
+    show(
+        f"making reports for {recipients:,} recipients",
+        ("what", "per s", "CPU µs each", "peak RSS MB"),
+        [
+            (who, rates[who].text(",.0f"),
+             *(f"{median([one.get(what, 0.0) for one in measured]):,.0f}" for what in ("cpu_us", "rss_mb")))
+            for who, measured in found.items()
+        ],
+    )  # fmt: skip
+
+    def target(what: str, one: str, other: str, least: float) -> Target:
+        return Target(what, rates[one].median / rates[other].median, least, "times", at_least=True)
+
+    targets = [
+        target("generate against a bare loop", GENERATE, BARE, 0.7),
+        target("generate: 4 processes against one", f"{GENERATE}, 4 processes", GENERATE, 1.7),
+        target("building a message against EmailMessage", "message.build", "EmailMessage", 3),
+        Target(
+            "a trivial report, 2 processes", rates["trivial report, 2 processes"].median, 10_000, "/s", at_least=True
+        ),
+    ]
+    keep("generate", {"recipients": recipients, "found": found}, targets)
 
 
 async def _generate(place: World, recipients: int, *, processes: int = 1, trivial: bool = False) -> dict[str, float]:
@@ -100,7 +100,7 @@ async def _generate(place: World, recipients: int, *, processes: int = 1, trivia
     watches = [asyncio.create_task(_peak_rss_mb(one.pid)) for one in running]
     for one in running:
         said, _ = await one.communicate()
-        assert one.returncode == 0, said.decode() + (place.directory / "log").read_text()[-2000:]
+        assert one.returncode == 0, said.decode() + place.said()
     after = os.times()
     took_s, made = await place.connection.fetchrow(
         "SELECT extract(epoch FROM max(r.created_at) - min(e.created_at))::float8, count(*)"
@@ -130,9 +130,9 @@ async def _peak_rss_mb(pid: int) -> float:
         await asyncio.sleep(RSS_LOOK_S)
 
 
-async def _bare(place: World, count: int, templates: str) -> dict[str, float]:
+async def _bare(place: World, count: int) -> dict[str, float]:
     before = os.times()
-    process = await place.start("bench.bare", str(count), templates)
+    process = await place.start("bench.bare", str(count))
     said, _ = await process.communicate()
     after = os.times()
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system

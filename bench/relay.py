@@ -3,10 +3,8 @@
 import resource
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from bench.world import World, median, save, world
+from bench.figures import Spread, Target, keep, show
+from bench.world import World, median, world
 
 
 def message_of(size: int) -> bytes:
@@ -17,7 +15,6 @@ def message_of(size: int) -> bytes:
 
 async def measure(url: str, *, emails: int, size: int, connections: list[int], runs: int) -> None:
     """Alternate the two, several times at each number of connections; a table and bench/results/relay.json."""
-    console = Console()
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(runs):
         for count in connections:
@@ -26,25 +23,27 @@ async def measure(url: str, *, emails: int, size: int, connections: list[int], r
                 found.setdefault(f"aiosmtplib, {count} connections", []).append(
                     await _baseline(place, emails, count, size)
                 )
-        console.print(f"run {number + 1} of {runs}", style="dim")
-    table = Table(title=f"{emails} emails of {size} bytes, one process ({runs} runs)", box=None)
-    for column in ("who", "sent/s (median)", "least", "most", "CPU µs/msg", "WAL B/msg", "commits/msg"):
-        table.add_column(column, justify="left" if column == "who" else "right")
-    for who, measured in found.items():
-        rates = [one["per_s"] for one in measured]
-        table.add_row(
-            who,
-            *(f"{rate:,.0f}" for rate in (median(rates), min(rates), max(rates))),
-            *(f"{median([one.get(what, 0.0) for one in measured]):,.3g}" for what in ("cpu_us", "wal", "commits")),
-        )
-    console.print(table)
-    best = {
-        kind: max(median([one["per_s"] for one in measured]) for who, measured in found.items() if who.startswith(kind))
-        for kind in ("outbox", "aiosmtplib")
-    }
-    console.print(f"best against best: {best['outbox'] / best['aiosmtplib']:.2f} times")
-    path = save("relay", {"emails": emails, "size": size, "found": found, "ratio": best["outbox"] / best["aiosmtplib"]})
-    console.print(f"[dim]{path}[/dim]")
+        print(f"run {number + 1} of {runs}")
+    rates = {who: Spread.of([one["per_s"] for one in measured]) for who, measured in found.items()}
+    show(
+        f"{emails} emails of {size} bytes, one process: median, least and most of {runs} runs",
+        ("who", "sent/s", "CPU µs/msg", "WAL B/msg", "commits/msg"),
+        [
+            (who, rates[who].text(",.0f"),
+             *(f"{median([one.get(what, 0.0) for one in measured]):,.3g}" for what in ("cpu_us", "wal", "commits")))
+            for who, measured in found.items()
+        ],
+    )  # fmt: skip
+    best = {kind: max((who for who in rates if who.startswith(kind)), key=lambda who: rates[who].median)
+            for kind in ("outbox", "aiosmtplib")}  # fmt: skip
+    ours = found[best["outbox"]]
+    ratio = rates[best["outbox"]].median / rates[best["aiosmtplib"]].median
+    targets = [
+        Target("one relay against a bare aiosmtplib loop", ratio, 1.5, "times", at_least=True),
+        Target("WAL of a message", median([one["wal"] for one in ours]), 700, "B"),
+        Target("commits of a message", median([one["commits"] for one in ours]), 0.1, ""),
+    ]  # fmt: skip
+    keep("relay", {"emails": emails, "size": size, "found": found}, targets)
 
 
 async def _relay(place: World, emails: int, size: int) -> dict[str, float]:
@@ -75,9 +74,7 @@ async def _timed(place: World, emails: int, *command: str) -> dict[str, Any]:
     process = await place.start(*command)
     await process.communicate()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert process.returncode == 0, (
-        f"{command} exited {process.returncode}: {(place.directory / 'log').read_text()[-2000:]}"
-    )
+    assert process.returncode == 0, f"{command} exited {process.returncode}: {place.said()}"
     lines = await place.accepted(emails, since, deadline_s=5)
     assert len(lines) == emails, f"{command}: {len(lines)} of {emails} accepted"
     ats = [line.at for line in lines]

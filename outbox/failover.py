@@ -147,7 +147,8 @@ def news_of(claim: Claim, attempt: int, outcome: Outcome) -> News:
     )  # fmt: skip
 
 
-# A row that is settled stays as it is, and so does one with a later attempt. An equal attempt that is pending was put
+# A row that is settled stays as it is, unless it expired while nobody knew of the try, and so does one with a later
+# attempt. An equal attempt that is pending was put
 # back by a person or the policy, and one of another relay is that relay's: only an acceptance is stronger. An email
 # that is gone is put back under its key, so that `generate` cannot make it again.
 REASSERT: Final = """
@@ -186,7 +187,7 @@ WITH news AS (
            doubted_at = CASE WHEN k.state = 'in_doubt' THEN now() END
       FROM kept k
      WHERE d.email = k.email
-       AND d.state IN ('pending', 'sending', 'in_doubt')  -- by the primary key: see TICK
+       AND d.state IN ('pending', 'sending', 'in_doubt', 'expired')  -- by the primary key: see TICK
        AND ((k.state = 'sent' AND d.attempt <= k.attempt)
             OR (k.state IN ('dead', 'in_doubt') AND d.attempt < k.attempt)
             OR (k.state IN ('dead', 'pending') AND d.attempt = k.attempt AND d.relay = k.relay

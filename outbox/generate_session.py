@@ -50,7 +50,7 @@ SELECT EXISTS (SELECT FROM pg_stat_activity
 
 # LZ4 where the server has it: pages and mails are compressed as they are stored, and with pglz that is half of what a
 # report costs Postgres (PostgreSQL docs, 20.11.1, default_toast_compression).
-BEGIN: Final = """
+SET_UP: Final = """
 SELECT pg_backend_pid()
   FROM (SELECT set_config(name, 'lz4', false) FROM pg_settings
          WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) AS compression
@@ -105,7 +105,7 @@ class GenerateSession:
                     session.connection = await stack.enter_async_context(database.connect())
                     if fits:
                         await require_current(driver)
-                    session._backend = await driver.fetchval(BEGIN)
+                    session._backend = await driver.fetchval(SET_UP)
                 if fits:
                     await session._after_failover(settings.failover_grace_s)
                 pulse = asyncio.get_running_loop().create_task(session._beat(lease_s / 3))

@@ -79,7 +79,7 @@ class Pool:
         """What is wrong with the server, as far as the connections tell."""
         if self.breaker.is_open:
             return f"SMTP: {self.breaker.reason}"
-        if self.pace.used_up is not None:
+        if self.pace.is_used_up(time.monotonic()):
             return f"SMTP: {self.pace.used_up}"
         stuck = sum(_is_busy(c) and c.waited_s() >= SILENCE_S for c in self.conversations)
         if stuck:
@@ -109,6 +109,8 @@ class Pool:
         """Let claims wait for connections: suspects in front, since each moment in hand is held against them."""
         self.ready.extend(claim for claim in claims if not claim.suspect)
         self.ready.extendleft(claim for claim in claims if claim.suspect)
+        if claims and self.pace.is_bounded:
+            self.wake()  # moments are asked for in the relay's next turn
 
     def staff(self, now: float) -> None:
         """Give ready claims to idle connections, and open more for the rest."""

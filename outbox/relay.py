@@ -523,10 +523,11 @@ class Relay:
         started_s: float,
     ) -> None:
         """The guard: only what is marked, fresh and still held goes on to its dot."""
+        if done.expired:
+            self._expired(len(done.expired))
         for email, (conversation, claim) in marks.items():
             still_there = not conversation.is_closed and conversation.ahead is claim
             if email in done.expired:
-                self._expired(1)
                 if still_there:
                     conversation.abandon("it is too late to send it")
                 continue

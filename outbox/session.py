@@ -22,6 +22,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import (
     CHANNEL,
     CONNECT_TIMEOUT_S,
+    NOT_BY_INDEX,
     RELAY_LOCKS,
     SELFTEST_LOCKS,
     connect,
@@ -134,13 +135,7 @@ class Session:
 
 # The ledger's statements are few, short and known: each is planned once per session, by index, whatever the statistics
 # say. Left to itself the planner plans a tick anew each time (0.8 ms), or hashes a whole table for it.
-PLANS: Final = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",  # it gives no order: a claim would read and sort the whole backlog
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-}
+PLANS: Final = {"plan_cache_mode": "force_generic_plan", **dict.fromkeys(NOT_BY_INDEX, "off")}
 
 
 async def _connect(url: DatabaseUrl, lease_s: float) -> Any:

@@ -61,6 +61,8 @@ def _count(most: int) -> Any:
 
 
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h)")
+_RATE_MIN, _RATE_MAX = 1e-5, 1e6  # per second: one a day, and more than any server takes
+_DAYS_MAX = 36_500  # within what Postgres can add to now
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d|w)")
 
@@ -123,7 +125,7 @@ class ReportSettings(_Table):
     @field_validator("send_before")
     @classmethod
     def _is_a_while(cls, send_before: str | None) -> str | None:
-        if send_before is not None and not duration_s(send_before):
+        if send_before is not None and not 0 < duration_s(send_before) <= _UNITS_S["d"] * _DAYS_MAX:
             raise ValueError(f'{_shown(send_before)} is no length of time; write one like "48h", "90min" or "5d"')
         return send_before
 
@@ -266,7 +268,7 @@ class Settings(_Table):
     @field_validator("rate")
     @classmethod
     def _is_a_rate(cls, rate: str | None) -> str | None:
-        if rate is not None and not _per_second(rate):
+        if rate is not None and not _RATE_MIN <= _per_second(rate) <= _RATE_MAX:
             raise ValueError(f'{_shown(rate)} is no rate; write one like "14/s", "600/min" or "5000/h"')
         return rate
 

@@ -2,13 +2,13 @@
 
 import asyncio
 
-import asyncpg
 import pytest
 
 from outbox import ledger
 from tests.database.test_ledger import (  # noqa: F401 - fixtures
     DOUBT,
     SENT,
+    emptied,
     made_once,
     put,
     relay,
@@ -25,10 +25,7 @@ def one_database(postgres_server):
 @pytest.fixture
 async def database(one_database):
     """The URL of an empty outbox."""
-    connected = await asyncpg.connect(one_database)
-    await connected.execute("TRUNCATE outbox.attempt, outbox.delivery, outbox.email, outbox.relay")
-    await connected.close()
-    return one_database
+    return await emptied(one_database)
 
 
 async def set_last_moment(connection, emails, interval):

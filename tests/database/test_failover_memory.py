@@ -50,6 +50,25 @@ async def test_an_acceptance_that_is_told_again_counts_whoever_holds_the_mark(ma
     assert await row(marked_by_another) == ("sent", 1, 1)
 
 
+@pytest.mark.parametrize("outcome", [SENT, DOUBT], ids=["accepted", "in doubt"])
+async def test_what_expired_while_nobody_knew_of_the_try_is_what_the_try_made_of_it(fleet, outcome):
+    await fleet.put_emails(1)
+    await fleet.connection.execute(
+        "UPDATE outbox.delivery SET state = 'expired', settled_at = now(), send_before = now()"
+    )
+    assert (await reassert(fleet.connection, [news(outcome)]))[1] == 1
+    assert await row(fleet) == (outcome.state, 1, 1)
+
+
+async def test_what_expired_stays_so_when_a_try_was_taken_back(fleet):
+    await fleet.put_emails(1)
+    await fleet.connection.execute(
+        "UPDATE outbox.delivery SET state = 'expired', settled_at = now(), send_before = now()"
+    )
+    assert (await reassert(fleet.connection, [news(TAKEN_BACK)]))[1] == 0
+    assert await row(fleet) == ("expired", None, 0)
+
+
 async def test_a_mark_of_ones_own_is_taken_back(fleet):
     await fleet.put_emails(1)
     done = await ledger.tick(fleet.connection, 1, room=5)

@@ -48,10 +48,15 @@ def one_database(postgres_server):
 @pytest.fixture
 async def database(one_database):
     """The URL of an empty outbox: one for all tests here, emptied for each, since there are many."""
-    connected = await asyncpg.connect(one_database)
+    return await emptied(one_database)
+
+
+async def emptied(url):
+    """The same URL, of an outbox in which nothing is left."""
+    connected = await asyncpg.connect(url)
     await connected.execute("TRUNCATE outbox.attempt, outbox.delivery, outbox.email, outbox.relay")
     await connected.close()
-    return one_database
+    return url
 
 
 class Living:

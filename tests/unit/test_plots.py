@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bench.figures import Spread, Target
+from bench.picture import draw
 from bench.plots import Bar, Bars, Line, Lines, panels
 
 RATES = {"found": {"outbox relay": [{"per_s": 3.0}, {"per_s": 1.0}, {"per_s": 2.0}], "other": [{"per_s": 9.0}]}}
@@ -56,9 +57,6 @@ def test_a_target_is_met_on_its_own_side_of_the_limit():
 
 
 def test_the_same_panels_give_the_same_bytes(tmp_path):
-    pytest.importorskip("matplotlib")
-    from bench.picture import draw
-
     some = [
         Bars("bars", "ms", [Bar("a", Spread(2.0, 1.0, 3.0), target=2.5), Bar("b", Spread(200.0, 200.0, 200.0))]),
         Lines("lines", "connections", [Line("a", [(0.0, 1.0), (0.5, 2.0), (1.0, 0.0)])]),

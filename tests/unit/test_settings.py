@@ -132,6 +132,11 @@ ONE_FAULT = [
     ),
     ('rate = "14"', 'rate: "14" is no rate; write one like "14/s", "600/min" or "5000/h".'),
     ('rate = "0/s"', 'rate: "0/s" is no rate; write one like "14/s", "600/min" or "5000/h".'),
+    ('rate = "0.00001/h"', 'rate: "0.00001/h" is no rate; write one like "14/s", "600/min" or "5000/h".'),
+    (
+        f'{REPORT}send_before = "99999999999d"',
+        'reports.progress.send_before: "99999999999d" is no length of time; write one like "48h", "90min" or "5d".',
+    ),
     ("rate = 14", "rate: is not text; put it in quotes."),
     ("daily_max = 0", "daily_max: 0 is too small; write 1 or more."),
     (
