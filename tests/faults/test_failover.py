@@ -206,8 +206,8 @@ async def test_with_a_synchronous_standby_nothing_is_forgotten_whoever_dies(pair
     company.top += "\nfailover_grace_s = 3"
     await pair.synchronise()
     company.sink.script = At(Stage.DOT, Trickle(delay_s=0.005))  # a tenth of a second for each answer
-    await company.put_emails(400)
     relays = [await company.relay() for _ in range(3)]
+    await post(company, 400)
     await accepted(company, 100)
     for relay in relays:
         await relay.kill()
