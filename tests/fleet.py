@@ -125,7 +125,9 @@ class Fleet:
 
     def write_settings(self) -> Path:
         path = self.directory / "outbox.toml"
-        path.write_text(self.settings if self.settings is not None else self._settings())
+        written = path.with_suffix(".new")
+        written.write_text(self.settings if self.settings is not None else self._settings())
+        written.rename(path)  # whole, for a process that started before and reads it now
         return path
 
     def _settings(self) -> str:
