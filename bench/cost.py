@@ -18,7 +18,7 @@ from bench.stock import put_due, stock
 from bench.world import median
 from outbox import ledger
 from outbox.address import DatabaseUrl
-from outbox.ledger import Claim, Settlement
+from outbox.ledger import Claim, Frontier, Settlement
 from outbox.relay import STATEMENTS
 from outbox.session import Session
 from outbox.verdict import Outcome
@@ -55,6 +55,7 @@ class Place:
     url: str
     watcher: Any
     session: Session
+    frontier: Frontier = field(default_factory=Frontier)
     costs: dict[str, dict[str, list[float]]] = field(default_factory=lambda: each_step(list))
 
     def cost(self, step: str, kind: str) -> float:
@@ -65,7 +66,10 @@ class Place:
         """So many batches claimed, marked and settled; as many emails come anew."""
         spent = each_step(float)
         for _ in range(batches):
-            claims = (await self._timed(spent["claim"], room=BATCH)).claims
+            since = self.frontier.since(time.monotonic())
+            claimed = await self._timed(spent["claim"], room=BATCH, since=since)
+            self.frontier.note(claimed, since, time.monotonic())
+            claims = claimed.claims
             assert len(claims) == BATCH, f"{self.label}: {len(claims)} of {BATCH} claimed"
             marked = (await self._timed(spent["mark"], marks=[c.email for c in claims])).marked
             settlements = settlements_of(claims, marked)

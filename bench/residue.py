@@ -26,7 +26,7 @@ from bench.cost import (
 )
 from bench.stock import TABLES, put_due, stock
 from outbox import ledger
-from outbox.ledger import Settlement
+from outbox.ledger import Frontier, Settlement
 from outbox.session import Session
 
 SIZES = """
@@ -67,15 +67,19 @@ async def _drain(session: Session) -> int:
     """As a relay in full swing: each tick settles a batch, marks the next and claims the one after it."""
     settlements: list[Settlement] = []
     claims: list[ledger.Claim] = []
+    frontier = Frontier()
     count = 0
     while True:
+        since = frontier.since(time.monotonic())
+        marks = [claim.email for claim in claims]
         done = await ledger.tick(
-            session.connection, session.relay, settlements=settlements, marks=[c.email for c in claims], room=BATCH
+            session.connection, session.relay, settlements=settlements, marks=marks, room=BATCH, since=since
         )
+        frontier.note(done, since, time.monotonic())
         count += len(done.settled)
         settlements = settlements_of(claims, done.marked)
         claims = done.claims
-        if not claims and not settlements:
+        if not (claims or settlements or since):
             return count
 
 

@@ -9,6 +9,7 @@ deliveries it moves: commits are what costs.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from outbox.database import RELAY_LOCKS, storable
@@ -69,13 +70,42 @@ class RoutePause:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What one commit made true, and whether the fleet's route is paused."""
+    """What one commit made true, and whether the fleet's route is paused.
+
+    `reached` is how late the latest claim was due, if there was as much as asked for: what is due next begins there.
+    """
 
     settled: frozenset[tuple[int, int]]
     marked: dict[int, int]
     expired: frozenset[int]
     claims: list[Claim]
     pause: RoutePause | None
+    reached: datetime | None
+
+
+LOOK_FOR_ALL_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class Frontier:
+    """Where a relay's next claim begins, while there is more due than it asks for.
+
+    Now and then, and once less than asked for comes back, it looks for all that is due: what came free behind the
+    frontier, or was passed over since another relay was claiming it, waits for so long.
+    """
+
+    reached: datetime | None = None
+    all_at: float = 0.0
+
+    def since(self, now: float) -> datetime | None:
+        """What to claim since: None is all that is due. `now` is the caller's monotonic clock, in seconds."""
+        return None if now >= self.all_at else self.reached
+
+    def note(self, done: Tick, since: datetime | None, now: float) -> None:
+        """Move on after a tick that had room, and was asked to claim `since`."""
+        self.reached = done.reached
+        if since is None:
+            self.all_at = now + LOOK_FOR_ALL_S
 
 
 # The parts see one snapshot and touch different rows: a settled row is sending (or in doubt), a marked one is
@@ -92,6 +122,9 @@ class Tick:
 #   marked. What is too late by now expires instead.
 # claim: SKIP LOCKED passes over rows that another relay is claiming at this moment. When it has just committed,
 #   the recheck after the row lock sees its relay and passes too (PostgreSQL docs, 13.2.1).
+#   It begins at $14, where the last one ended: before lie the entries of what was settled, which stay in the index
+#   until vacuum may take them, and a claim that begins with them costs more with each message, the more the longer
+#   any snapshot is held. The caller says now and then that it wants all, for what came free or was passed over.
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
 #   relay has lost its lock are ever taken from it.
 TICK: Final = """
@@ -134,8 +167,9 @@ WITH news AS (
     UNION ALL
     SELECT email, attempt, $9, 'expired', 'send_before was over before it was sent', NULL FROM marked WHERE late
 ), due AS (
-    SELECT email FROM outbox.delivery
-     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
+    SELECT email, due_at FROM outbox.delivery
+     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND orphaned < 3
+       AND due_at >= coalesce($14::timestamptz, '-infinity') AND due_at <= now()
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
      LIMIT $11
@@ -154,15 +188,20 @@ WITH news AS (
     RETURNING d.email, d.attempt, d.withdrawn, d.orphaned
 )
 SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL::integer AS orphaned, NULL AS key, NULL AS sender,
-       NULL AS recipient, NULL AS message_id, NULL::bytea AS message, NULL::float8 AS wait_s FROM settled
+       NULL AS recipient, NULL AS message_id, NULL::bytea AS message, NULL::float8 AS wait_s,
+       NULL::timestamptz AS reached FROM settled
 UNION ALL
-SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM marked
+SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM marked
 UNION ALL
-SELECT 'c', c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message, NULL
+SELECT 'c', c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
+       NULL, NULL
   FROM claimed c JOIN outbox.email e ON e.id = c.email
 UNION ALL
 SELECT 'r', NULL, NULL, NULL, NULL, reason, NULL, NULL, NULL, NULL,
-       greatest(extract(epoch FROM retry_at - now()), 0)::float8 FROM outbox.route WHERE name = $13
+       greatest(extract(epoch FROM retry_at - now()), 0)::float8, NULL FROM outbox.route WHERE name = $13
+UNION ALL
+SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max(due_at) FROM due HAVING count(*) = $11
 """
 
 
@@ -175,11 +214,13 @@ async def tick(
     room: int = 0,
     suspects: int = 0,
     route: str = "",
+    since: datetime | None = None,
 ) -> Tick:
     """Settle, mark and claim in one commit; gives what came true, and the fleet's pause of `route`.
 
     A settlement or mark that is not in the answer changed nothing: its fence no longer matched. At most `room`
-    deliveries and `suspects` more are claimed, those due longest first. If this raises, nothing is known of the commit.
+    deliveries, of those due since `since`, and `suspects` more are claimed, those due longest first. If this raises,
+    nothing is known of the commit.
     """
     rows = await connection.fetch(
         TICK,
@@ -196,6 +237,7 @@ async def tick(
         room,
         suspects,
         route,
+        since,
     )
     pauses = [RoutePause(r["key"], r["wait_s"]) for r in rows if r["part"] == "r"]
     return Tick(
@@ -219,6 +261,7 @@ async def tick(
             if r["part"] == "c"
         ],
         pause=pauses[0] if pauses else None,
+        reached=next((r["reached"] for r in rows if r["part"] == "d"), None),
     )
 
 

@@ -27,7 +27,7 @@ from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Barrier, Memory, tell_again
-from outbox.ledger import EXPIRED_AT_ONCE, Claim, RoutePause, Settlement, Tick, contradicts
+from outbox.ledger import EXPIRED_AT_ONCE, Claim, Frontier, RoutePause, Settlement, Tick, contradicts
 from outbox.pace import STATEMENTS as PACE_STATEMENTS
 from outbox.pace import reserve
 from outbox.pool import Pool
@@ -91,6 +91,7 @@ class Relay:
         self._settlements: list[Settlement] = []
         self._poll_at = 0.0
         self._poll_s = POLL_FIRST_S
+        self._frontier = Frontier()
         self._sweep_at = 0.0
         self._expire_at = 0.0
         self._pulse_at = 0.0
@@ -169,6 +170,7 @@ class Relay:
             self._opening = None
         log.info("relay %d holds its lock and relays to %s", session.relay, self.pool.route.name)
         self._poll_at = self._sweep_at = 0.0
+        self._frontier = Frontier()
         self._barrier = Barrier(session.timeline, self.settings.failover_grace_s, up=session.timeline > 1)
         self._noted = (None, 0)
         self._opened_at = time.monotonic()
@@ -454,6 +456,7 @@ class Relay:
         marks, self._marks = self._marks, {}
         settlements, self._settlements = self._settlements, []
         began_at = time.monotonic()
+        since = self._frontier.since(began_at)
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
             done = await ledger.tick(
@@ -464,6 +467,7 @@ class Relay:
                 room=room,
                 suspects=int(room > 0 and self._may_take_suspect()),
                 route=self.pool.route.name,
+                since=since,
             )
         except BaseException as error:
             session.lose(session.lost or str(error) or type(error).__name__)
@@ -473,7 +477,9 @@ class Relay:
         self._tick_s = now - began_at
         self._pulse_at = now + self.settings.lease_s / 3
         self._adopt(done.pause, now)
-        await self._take_claims(session, done.claims, room, now)
+        if room:
+            self._frontier.note(done, since, now)
+        await self._take_claims(session, done.claims, room, now, in_part=since is not None)
         self._act_on_marks(session, marks, done, started_s)
         if len(done.settled) < len(settlements):
             await self._explain([s for s in settlements if s.identity not in done.settled], session)
@@ -488,11 +494,13 @@ class Relay:
                 conversation.abandon("its mark is not known to be committed")
             self.judged(claim, Withdrawn("its mark was not confirmed, so the dot was not written"))
 
-    async def _take_claims(self, session: Session, claims: list[Claim], room: int, now: float) -> None:
+    async def _take_claims(
+        self, session: Session, claims: list[Claim], room: int, now: float, *, in_part: bool
+    ) -> None:
         if room:
             if self.pool.breaker.probing and not claims and self.pool.is_empty:
                 await self._probe_without_mail(session)
-            if len(claims) >= room:
+            if len(claims) >= room or in_part:
                 self._poll_s = POLL_FIRST_S
                 self._wake.set()
             else:

@@ -1,12 +1,13 @@
 import asyncio
 import random
+from datetime import UTC, datetime
 
 import asyncpg
 import pytest
 
 from outbox import doubt, failover, ledger, session
 from outbox.database import RELAY_LOCKS
-from outbox.ledger import Settlement
+from outbox.ledger import Frontier, Settlement, Tick
 from outbox.resolve import Decision, resolve
 from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Withdrawn, outcome_of
 from tests.fleet import until
@@ -187,6 +188,43 @@ async def test_a_claim_takes_those_due_longest_first(connection, relay):
     latest = await put(connection, 2, due_s=20)
     claimed = [sorted(claim.email for claim in await relay.claim(2)) for _ in range(3)]
     assert claimed == [later, latest, late]
+
+
+async def test_a_claim_begins_where_the_last_one_ended(connection, relay):
+    emails = await put(connection, 5)
+    first = await ledger.tick(relay.connection, relay.relay, room=2)
+    assert first.reached == (await row(connection, emails[1]))["due_at"]
+    await ledger.release(relay.connection, relay.relay, emails[:1])
+    second = await ledger.tick(relay.connection, relay.relay, room=2, since=first.reached)
+    assert sorted(claim.email for claim in second.claims) == emails[2:4]
+    last = await ledger.tick(relay.connection, relay.relay, room=2, since=second.reached)
+    assert ([claim.email for claim in last.claims], last.reached) == (emails[4:], None)
+    assert [claim.email for claim in await relay.claim(2)] == emails[:1]  # what came free behind it
+
+
+async def test_those_due_at_one_moment_are_claimed_beyond_the_frontier_too(connection, relay):
+    """One transaction gives all its emails the same moment."""
+    emails = await put(connection, 5)
+    await connection.execute("UPDATE outbox.delivery SET due_at = now()")
+    frontier, claimed = Frontier(), []
+    for _ in range(3):
+        done = await ledger.tick(relay.connection, relay.relay, room=2, since=(since := frontier.since(0.0)))
+        frontier.note(done, since, 0.0)
+        claimed += [claim.email for claim in done.claims]
+    assert claimed == emails
+
+
+def test_a_frontier_looks_for_all_now_and_then_and_once_less_comes_back():
+    moment = datetime.now(UTC)
+    more, less = (Tick(frozenset(), {}, frozenset(), [], None, reached) for reached in (moment, None))
+    frontier = Frontier()
+    assert frontier.since(100.0) is None
+    frontier.note(more, None, 100.0)
+    assert [frontier.since(now) for now in (100.5, 100.99, 101.0)] == [moment, moment, None]
+    frontier.note(more, moment, 100.5)
+    assert frontier.since(101.0) is None  # a claim in part puts off nothing
+    frontier.note(less, moment, 100.6)
+    assert frontier.since(100.7) is None
 
 
 async def test_a_claim_takes_no_more_than_there_is_room_for(connection, relay):
@@ -919,7 +957,7 @@ planners = pytest.mark.parametrize(
 @planners
 async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(history, settings):
     arguments = """('{1,2}', '{1,1}', '{7,7}', '{t,t}', '{sent,pending}', '{null,30}', '{accepted,deferred}',
-                    '{250,451}', 7, '{3,4,5}', 32, 1, 'localhost:25')"""
+                    '{250,451}', 7, '{3,4,5}', 32, 1, 'localhost:25', null)"""
     plan = await plan_of(history, ledger.TICK, arguments, settings)
     assert "delivery_due" in plan
     assert plan.count("delivery_pkey") >= 2, "a verdict and a mark find their rows by key, not along the backlog"

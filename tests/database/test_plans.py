@@ -95,6 +95,10 @@ def _is_big(node):
     return node.get("Relation Name") in BIG and node["Node Type"] != "ModifyTable"
 
 
+def _begins_at_the_frontier(node):
+    return any("due_at >=" in inner.get("Index Cond", "") for inner in nodes(node))
+
+
 def faults(name, plan):
     """What is wrong with it, in words."""
     found = []
@@ -109,6 +113,8 @@ def faults(name, plan):
         for part, index in {"CTE due": "delivery_due", "CTE suspect": "delivery_suspect"}.items():
             if node.get("Subplan Name") == part and reads(node) != [index]:
                 found.append(f"{part} reads {', '.join(reads(node))}")
+        if node.get("Subplan Name") == "CTE due" and not _begins_at_the_frontier(node):
+            found.append("CTE due begins with what is long settled")
     return found
 
 
@@ -146,6 +152,7 @@ async def test_a_check_sees_that_an_index_is_missing(connection, name, gone, fou
     [
         ("ORDER BY due_at, email\n     LIMIT $11", "ORDER BY attempt, email\n     LIMIT $11", "sorts what "),
         ("ORDER BY due_at, email\n     LIMIT $12", "ORDER BY email\n     LIMIT $12", ""),
+        ("due_at >= coalesce", "due_at + interval '0 s' >= coalesce", "CTE due begins "),
         ("c WHERE d.email = c.email", "c WHERE d.email + 0 = c.email", "reads all of delivery"),
         ("JOIN outbox.email e ON e.id = c.email", "JOIN outbox.email e ON e.id + 0 = c.email", "reads all of email"),
     ],
