@@ -7,6 +7,7 @@ baseline   that loop
 generate   making reports, against a bare loop that renders and builds the same
 bare       that loop
 relays     what a fleet's size does to its speed, and what idle relays cost
+rate       how exact the fleet's rate is while relays come and go
 roundtrip  mail over a slow network, against what round trips allow
 slow       that network
 mailbox    the sink with STARTTLS

@@ -16,6 +16,7 @@ from bench import generate as generate_bench
 from bench import growth as growth_bench
 from bench import latency as latency_bench
 from bench import plots as plots_room
+from bench import rate as rate_bench
 from bench import relay as relay_bench
 from bench import relays as relays_bench
 from bench import roundtrip as roundtrip_bench
@@ -196,6 +197,16 @@ def relays(
             url, relays=count, emails=emails, connections=connections, idle=idle, idle_s=idle_s, runs=runs
         )
     )
+
+
+@app.command()
+def rate(
+    rates: Annotated[list[float], typer.Option("--rate", help="Emails a second; repeat for several.")] = [14.0, 200.0],  # noqa: B006 - typer copies
+    seconds: Annotated[float, typer.Option(min=15)] = 30.0,
+    runs: int = 5,
+) -> None:
+    """How exact the fleet's rate is while relays come, go and are killed."""
+    run(lambda url: rate_bench.measure(url, rates=rates, seconds=seconds, runs=runs))
 
 
 @app.command()

@@ -19,6 +19,7 @@ QUICK: Final[Mapping[str, Sequence[str]]] = {
     "peers": ("--runs", "1", "--emails", "500"),
     "startup": ("--runs", "5"),
     "latency": ("--runs", "1", "--singles", "40"),
+    "rate": ("--runs", "1", "--seconds", "15"),
     "relays": ("--runs", "1", "--emails", "5000", "--idle", "10", "--idle-s", "5"),
     "roundtrip": ("--runs", "1", "--seconds", "1"),
 }

@@ -10,13 +10,15 @@ from typing import Any
 
 import asyncpg
 
-from bench.cost import BASE, BATCH, console, each_step, place_with, print_costs
+from bench.cost import BASE, BATCH, FLAT, STEPS, console, each_step, place_with, print_costs
+from bench.figures import Target, keep
 from bench.pruning import measure_prune
 from bench.residue import measure_bloat, measure_held
 from bench.stock import put_due
-from bench.world import save
+from bench.world import median
 
 PARTS = ("settled", "due", "deferred", "bloat", "held", "prune")
+COMPARED = {"settled": "that were sent", "due": "that are due", "deferred": "that are deferred"}
 DAY_S = 86_400.0
 
 
@@ -51,7 +53,18 @@ async def measure(
         found["held"] = await measure_held(url, through // 20, batches)
     if "prune" in parts:
         found["prune"] = await measure_prune(url, max(settled), rounds, prune_s)
-    console.print(f"[dim]{save('growth', found)}[/dim]")
+    targets = [
+        Target(f"{what} a message costs among {places[-1]['label']} {those}, against {places[0]['label']}",
+               _total(places[-1], kind) / _total(places[0], kind), FLAT, "times")
+        for part, those in COMPARED.items() if (places := found.get(part))
+        for kind, what in (("cpu_us", "CPU that"), ("blocks", "buffers that"))
+    ]  # fmt: skip
+    keep("growth", found, targets)
+
+
+def _total(place: dict[str, Any], kind: str) -> float:
+    """Of claim, mark and settle."""
+    return sum(median(place[step][kind]) for step in STEPS)
 
 
 async def _checkpoint_seldom(url: str) -> None:

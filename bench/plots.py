@@ -159,6 +159,30 @@ def _roundtrip(result: Json) -> Iterator[Panel]:
     yield Lines(f"Connections opened, at most {result['connections']}", "connections", lines)
 
 
+def _growth(result: Json) -> Iterator[Panel]:
+    """CPU of Postgres for claim, mark and settle together, by what lies in the tables."""
+    bars = [
+        Bar(f"{place['label']} {what}", _sum_of(place, "cpu_us"))
+        for part, what in {"settled": "sent", "due": "due", "deferred": "deferred"}.items()
+        for place in result.get(part, ())
+    ]
+    if bars:
+        yield Bars("Postgres per email, as the tables grow", "CPU µs", bars)
+
+
+def _sum_of(place: Json, kind: str) -> Spread:
+    steps = [place[step][kind] for step in ("claim", "mark", "settle")]
+    return Spread.of([sum(round_) for round_ in zip(*steps, strict=True)])
+
+
+def _rate(result: Json) -> Iterator[Panel]:
+    """How far the emptiest and the fullest window are from what the rate allows."""
+    yield Bars(f"Rate within any {result['window_s']:g} s, relays coming and going", "% of the rate", [
+        Bar(f"{float(rate):g}/s: {what}", _of(every, name, 100))
+        for rate, every in result["found"].items() for name, what in (("least", "least"), ("most", "most"))
+    ])  # fmt: skip
+
+
 def _of(every: Sequence[Json], what: str, times: float = 1.0) -> Spread:
     return Spread.of([times * one[what] for one in every])
 
@@ -168,8 +192,9 @@ PANELS: Final[Mapping[str, Callable[[Json], Iterator[Panel]]]] = {
     "peers": _rates("Against others", "emails/s"),
     "relays": _relays,
     "generate": _generate,
-    "growth": _rates("As the tables grow", "emails/s"),
+    "growth": _growth,
     "roundtrip": _roundtrip,
+    "rate": _rate,
     "latency": _latency,
     "startup": _startup,
 }

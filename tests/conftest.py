@@ -50,7 +50,7 @@ async def database(postgres_server):
     """The URL of an empty outbox of this test's own, beside people, progress and build tables."""
     name = f"test_{next(_numbers)}"
     admin = await asyncpg.connect(postgres_server.url)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE outbox_template")
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE outbox_template STRATEGY file_copy")
     yield postgres_server.database_url(name)
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()

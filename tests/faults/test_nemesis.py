@@ -138,7 +138,13 @@ def scheduled(path: Path, scene: Scene) -> list[str]:
     return [*scene.arguments.split(), "--schedule", str(path)]
 
 
-@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
+@pytest.mark.parametrize(
+    "scene",
+    [
+        pytest.param(scene, id=pillar, marks=pytest.mark.slow if pillar == "the fence" else [])  # a minute to its bound
+        for pillar, scene in SCENES.items()
+    ],
+)
 async def test_the_checker_catches_a_relay_without_one_of_its_pillars(tmp_path, scene):
     package = broken(tmp_path / "broken", scene.patches)
     code, said, verdict = await faults(

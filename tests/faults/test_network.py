@@ -244,6 +244,10 @@ async def test_a_relay_that_never_hears_from_postgres_again_leaves_its_mail_to_a
     async with Proxy(socket_of(fleet.database)) as proxy:
         cut_off = await fleet.relay(environment={"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
         await script.reached()
+        pulse = asyncio.Event()
+        proxy.on_portion = lambda _: pulse.set()
+        await pulse.wait()
+        await asyncio.sleep(0.1)  # nothing is on its way then, and the next that is will be the mark
         proxy.black_hole = True
         go_ahead.set()
         await fleet.relay()
