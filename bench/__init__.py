@@ -14,6 +14,8 @@ mailbox    the sink with STARTTLS
 latency    how long a single email waits for an idle fleet
 startup    what a command costs before it works, against bare imports
 usage      what processes use of the machine
+scale      past one Postgres by itself: a synchronous standby, two servers, crons on a pooler
+pooler     that pooler
 everything all benchmarks one after the other, and one table of targets
 plots      all results as panels; picture draws them as docs/benchmarks.svg
 figures    a measurement's spread, what was promised of it, and the table of both

@@ -1,5 +1,6 @@
 """`python -m bench COMMAND`: see --help."""
 
+import asyncio
 import itertools
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from bench import rate as rate_bench
 from bench import relay as relay_bench
 from bench import relays as relays_bench
 from bench import roundtrip as roundtrip_bench
+from bench import scale as scale_bench
 from bench import startup as startup_bench
 from bench import takeover as takeover_bench
 from bench.nemesis import FAULTS
@@ -220,6 +222,18 @@ def roundtrip(
     run(
         lambda url: roundtrip_bench.measure(url, round_trips_ms=ms, seconds=seconds, connections=connections, runs=runs)
     )
+
+
+@app.command()
+def scale(
+    emails: int = 20_000,
+    crons: int = 16,
+    recipients: int = 2000,
+    sessions: Annotated[int, typer.Option(help="That PgBouncer has with Postgres.")] = 4,
+    runs: int = 5,
+) -> None:
+    """Past one Postgres by itself: a synchronous standby, two servers side by side, crons on PgBouncer."""
+    asyncio.run(scale_bench.measure(emails=emails, crons=crons, recipients=recipients, sessions=sessions, runs=runs))
 
 
 @app.command()

@@ -21,6 +21,7 @@ QUICK: Final[Mapping[str, Sequence[str]]] = {
     "latency": ("--runs", "1", "--singles", "40"),
     "rate": ("--runs", "1", "--seconds", "15"),
     "relays": ("--runs", "1", "--emails", "5000", "--idle", "10", "--idle-s", "5"),
+    "scale": ("--runs", "1", "--emails", "4000", "--recipients", "200"),
     "roundtrip": ("--runs", "1", "--seconds", "1"),
 }
 

@@ -19,7 +19,7 @@ import asyncpg
 
 from bench.end import die_with_parent
 from outbox import schema
-from outbox.embedded import postgres
+from outbox.embedded import Server, postgres
 
 RESULTS = Path(__file__).parent / "results"
 HOUSE = Path(__file__).parent.parent
@@ -200,10 +200,10 @@ async def start(
 
 
 @contextmanager
-def database() -> Iterator[str]:
-    """A server of its own with every durability setting at its default."""
-    with postgres(settings={"max_connections": "300", "shared_buffers": "512MB", "max_wal_size": "4GB"}) as server:
-        yield server.url
+def server() -> Iterator[Server]:
+    """A Postgres of its own with every durability setting at its default."""
+    with postgres(settings={"max_connections": "300", "shared_buffers": "512MB", "max_wal_size": "4GB"}) as started:
+        yield started
 
 
 @asynccontextmanager
@@ -214,22 +214,22 @@ async def world(
     with tempfile.TemporaryDirectory(prefix="outbox-bench-") as name:
         directory = Path(name)
         journal = directory / "journal"
-        server = await start(*sink, "--journal", str(journal), directory=directory)
-        assert server.stdout is not None
-        address = (await server.stdout.readline()).decode().split()[1]
+        mailserver = await start(*sink, "--journal", str(journal), directory=directory)
+        assert mailserver.stdout is not None
+        address = (await mailserver.stdout.readline()).decode().split()[1]
         connection = await asyncpg.connect(url)
         try:
             yield World(directory, url, f"smtp://{address}", journal, connection, connections, further)
         finally:
             await connection.close()
-            server.send_signal(signal.SIGTERM)
-            await server.communicate()
+            mailserver.send_signal(signal.SIGTERM)
+            await mailserver.communicate()
 
 
 def run(main: Callable[[str], Coroutine[Any, Any, None]]) -> None:
     """Run a benchmark on a database of its own."""
-    with database() as url:
-        asyncio.run(main(url))
+    with server() as started:
+        asyncio.run(main(started.url))
 
 
 def median(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""What generate, relay, status and resolve need to be allowed to do, held against what this role may."""
+"""What generate, relay, status, resolve and prune need to be allowed to do, held against what this role may."""
 
 from typing import Any, Final
 
@@ -14,17 +14,20 @@ SELECT format('%s ON %s outbox.%I', w.privilege, CASE c.relkind WHEN 'S' THEN 'S
                           ELSE has_table_privilege(c.oid, w.privilege) END
 """
 
-# What generate, relay, status and resolve do; `init` alone needs more.
+# What generate, relay, status, resolve and prune do; `init` alone needs more.
 RIGHTS: Final = (
     ("schema_version", "SELECT"),
     ("definition", "SELECT"), ("definition", "INSERT"),
     ("edition", "SELECT"), ("edition", "INSERT"), ("edition", "UPDATE"),
-    ("report", "SELECT"), ("report", "INSERT"),
+    ("report", "SELECT"), ("report", "INSERT"), ("report", "UPDATE"),
     ("email", "SELECT"), ("email", "INSERT"), ("email", "UPDATE"), ("email_id_seq", "USAGE"),
     ("delivery", "SELECT"), ("delivery", "INSERT"), ("delivery", "UPDATE"),
-    ("attempt", "SELECT"), ("attempt", "INSERT"),
+    ("attempt", "SELECT"), ("attempt", "INSERT"), ("attempt", "DELETE"),
     ("relay", "SELECT"), ("relay", "INSERT"), ("relay", "UPDATE"),
     ("route", "SELECT"), ("route", "INSERT"), ("route", "UPDATE"), ("route", "DELETE"),
+    ("pace", "SELECT"), ("pace", "INSERT"), ("pace", "UPDATE"),
+    ("allowance", "SELECT"), ("allowance", "INSERT"), ("allowance", "UPDATE"), ("allowance", "DELETE"),
+    ("pruned", "SELECT"), ("pruned", "INSERT"), ("pruned", "UPDATE"),
     ("operation", "SELECT"), ("operation", "INSERT"),
 )  # fmt: skip
 

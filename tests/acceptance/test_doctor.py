@@ -291,6 +291,7 @@ async def clerk(fleet):
 async def test_the_grants_that_the_doctor_asks_for_are_all_that_a_role_needs(clerk):
     fleet, name = clerk
     await fleet.hire(3)
+    fleet.top += '\nrate = "1000/s"\ndaily_max = 1000'
     line = (await examined(fleet))["database.rights"]
     assert line["found"].startswith(f"role {name} lacks USAGE ON SCHEMA outbox, ")
     await fleet.connection.execute(line["mend"])
@@ -303,6 +304,13 @@ async def test_the_grants_that_the_doctor_asks_for_are_all_that_a_role_needs(cle
     key = await fleet.connection.fetchval("SELECT key FROM outbox.email LIMIT 1")
     await fleet.connection.execute("UPDATE outbox.delivery SET state = 'dead'")
     assert (await fleet.run("resolve", key, "--resend")).code == 0
+    assert (await fleet.run("relay", "--until-empty")).code == 0
+    await fleet.connection.execute(
+        "UPDATE outbox.email SET created_at = '2020-01-01'; UPDATE outbox.report SET created_at = '2020-01-01'"
+    )
+    ended = await fleet.run("prune", "--keep", "400d", "--json")
+    assert ended.code == 0, ended
+    assert '"emails": 3' in ended.out
 
 
 async def test_each_right_that_is_missing_is_named(clerk):

@@ -1,17 +1,13 @@
 """Behind PgBouncer: what cannot keep the promise is refused in one sentence, by every command that would need it."""
 
 import asyncio
-import os
-import pwd
-import shutil
-import socket
-from pathlib import Path
+from contextlib import AsyncExitStack
 
 import pytest
 
+from bench.pooler import PGBOUNCER, pooler
+from outbox.database import lease_settings
 from tests.fleet import until
-
-PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed (apt-get install pgbouncer)")
 
@@ -43,74 +39,20 @@ async def asked_at_the_start(fleet):
     return _asked
 
 
-def account():
-    """Whom the embedded Postgres runs as: its socket lets in nobody else, and PgBouncer refuses to run as root."""
-    if os.geteuid():
-        return None
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    return None
-
-
 @pytest.fixture
 async def pooled(fleet):
     """Put a PgBouncer between the fleet and its database; gives a function that starts it."""
-    host, name = _place(fleet.database)
-    user = account()
-    directory = Path("/tmp") / f"outbox-pgbouncer-{os.getpid()}"
-    directory.mkdir(mode=0o755)
-    started = []
+    async with AsyncExitStack() as stack:
 
-    async def start(mode, *, ignore):
-        ignored = ",".join(["extra_float_digits", *(await asked_at_the_start(fleet) if ignore else ())])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        users = directory / "users.txt"
-        users.write_text('"postgres" ""\n')
-        config = directory / "pgbouncer.ini"
-        config.write_text(
-            f"[databases]\n{name} = host={host[0]} port={host[1]} dbname={name} user=postgres\n"
-            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-            f"auth_file = {users}\npool_mode = {mode}\ndefault_pool_size = 5\nignore_startup_parameters = {ignored}\n"
-        )
-        process = await asyncio.create_subprocess_exec(
-            PGBOUNCER, "-q", str(config),
-            cwd="/", user=user and user.pw_uid, group=user and user.pw_gid, extra_groups=[] if user else None,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        started.append(process)
+        async def start(mode, *, ignore, sessions=5):
+            direct, ignored = fleet.database, await asked_at_the_start(fleet) if ignore else ()
+            fleet.database = await stack.enter_async_context(
+                pooler(direct, mode=mode, sessions=sessions, ignored=ignored)
+            )
+            return fleet
 
-        async def answers():
-            assert process.returncode is None, "pgbouncer did not start"
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                return False
-            writer.close()
-            await writer.wait_closed()
-            return True
-
-        await until(answers, "pgbouncer listens")
-        fleet.database = f"postgresql://postgres@127.0.0.1:{port}/{name}"
-        return fleet
-
-    yield start
-    await fleet.stop_all()
-    for process in started:
-        process.kill()
-        await process.wait()
-    shutil.rmtree(directory)
-
-
-def _place(url):
-    rest = url.partition("@/")[2]
-    name, _, query = rest.partition("?")
-    options = dict(pair.split("=") for pair in query.split("&"))
-    return (options["host"], options["port"]), name
+        yield start
+        await fleet.stop_all()
 
 
 POOLED = [
@@ -162,6 +104,22 @@ async def test_generate_behind_a_pooler_ends_and_makes_no_report_twice(pooled, m
     ]
     assert reports == emails
     assert reports in (0, 30)
+
+
+async def test_generate_behind_a_pooler_in_session_mode_works_with_the_lease_as_the_roles_own(pooled):
+    """As docs/scale.md says: what PgBouncer keeps back from a session, the role brings along."""
+    direct = await pooled("session", ignore=True, sessions=2)
+    await direct.hire(30)
+    name = await direct.connection.fetchval("SELECT current_database()")
+    for setting, value in lease_settings(10, statements_too=False).items():
+        await direct.connection.execute(f"ALTER ROLE postgres IN DATABASE {name} SET {setting} = '{value}'")
+    crons = [await direct.start("generate") for _ in range(6)]
+    assert [(await cron.ended(60)).code for cron in crons] == [0] * 6
+    assert await direct.connection.fetchval("SELECT count(DISTINCT recipient_key) FROM outbox.report") == 30
+    assert await direct.states() == {"pending": 30}
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+    assert await direct.connection.fetchval(sessions, name) <= 2
+    assert await direct.connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
 async def test_status_behind_a_pooler_works_or_says_why_not(pooled):
