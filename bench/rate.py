@@ -14,6 +14,7 @@ from bench.world import World, world
 SIZE: Final = 2000
 WINDOW_S: Final = 10.0
 UP_S: Final = 1.0  # from the first acceptance until the rate is counted
+STAY_S: Final = 5.0
 WRONG_MAX: Final = 5.0  # per cent
 STANDING: Final = 3  # relays that are there from the first to the last
 SHARES: Final = "SELECT count(*) FROM outbox.attempt WHERE verdict = 'accepted' AND relay = ANY ($1) GROUP BY relay"
@@ -28,8 +29,9 @@ async def measure(url: str, *, rates: Sequence[float], seconds: float, runs: int
         print(f"run {number + 1} of {runs}")
     names = {"least": "least", "most": "most", "gap_ms": "ten in, ms", "least_share": "least share"}
     show(
-        f"Emails accepted within any {WINDOW_S:g} s, of what `rate` allows, with {STANDING} relays that stay, others "
-        f"that come and go, and one that is killed: median, least and most of {runs} runs of {seconds:g} s",
+        f"Emails accepted within any {WINDOW_S:g} s, of what `rate` allows: {STANDING} relays stay, two others "
+        f"come and go every {STAY_S:g} s, each third of them by SIGKILL; median, least and most of {runs} times "
+        f"{seconds:g} s",
         ("rate", *names.values()),
         [
             (f"{rate:g}/s", *(Spread.of([one[name] for one in every]).text(",.3f") for name in names))
@@ -74,7 +76,7 @@ async def _once(url: str, rate: float, seconds: float) -> dict[str, float]:
 
 @asynccontextmanager
 async def _unrest(place: World) -> AsyncIterator[None]:
-    """Others come for a few seconds each, and every third of them is killed in the midst of its work."""
+    """Two others come for a few seconds, and again; every third of them is killed in the midst of its work."""
 
     async def come_and_go() -> None:
         number = 0
@@ -82,7 +84,7 @@ async def _unrest(place: World) -> AsyncIterator[None]:
             number += 1
             relay = await place.start("outbox", "relay")
             try:
-                await asyncio.sleep(3)
+                await asyncio.sleep(STAY_S)
             finally:
                 relay.send_signal(signal.SIGTERM if number % 3 else signal.SIGKILL)
                 await relay.communicate()

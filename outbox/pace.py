@@ -72,10 +72,10 @@ class Pace:
         self._moments.popleft()
         return True
 
-    def next_at(self, now: float) -> float | None:
-        """When the next email may be started, or more moments asked for; None where that is not what is waited for."""
+    def next_at(self, now: float) -> float:
+        """When the next email may be started, or more moments asked for: `now` if at once, or if there is no limit."""
         at = self._moments[0] if self._moments else self.ask_at
-        return at if self.is_bounded and at > now else None
+        return max(at, now) if self.is_bounded else now
 
     def grant(self, grant: "Grant", now: float) -> None:
         """Take what was given."""

@@ -124,8 +124,12 @@ class Pool:
             self._open(self._connect())
 
     def next_start_at(self, now: float) -> float | None:
-        """When the rate lets the next waiting email go; None where the rate is not what it waits for."""
-        return self.pace.next_at(now) if self.ready else None
+        """When the rate lets the next waiting email go; None where the rate is not what it waits for.
+
+        Where no connection waits, those that work take their next email by themselves.
+        """
+        at = self.pace.next_at(now)
+        return at if self.ready and self.pace.is_bounded and (at > now or self._idle) else None
 
     def probe(self) -> None:
         """Find out whether the server lets anybody in, when there is no mail to find it out with."""

@@ -147,9 +147,12 @@ def scheduled(path: Path, scene: Scene) -> list[str]:
 )
 async def test_the_checker_catches_a_relay_without_one_of_its_pillars(tmp_path, scene):
     package = broken(tmp_path / "broken", scene.patches)
-    code, said, verdict = await faults(
-        tmp_path / "out", *scheduled(tmp_path / "schedule", scene), "--package", str(package)
-    )
+    for turn in range(3):  # on a busy machine the fault may find nobody at work
+        code, said, verdict = await faults(
+            tmp_path / f"out{turn}", *scheduled(tmp_path / "schedule", scene), "--package", str(package)
+        )
+        if not verdict["kept"]:
+            break
     assert (code, verdict["kept"]) == (1, False), said
     assert scene.laws <= {violation["law"] for violation in verdict["violations"]}, said
     assert f"again: {verdict['replay']}" in said

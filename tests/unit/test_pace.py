@@ -7,7 +7,7 @@ def test_without_a_limit_everything_may_start_and_nothing_is_asked_for():
     pace = Pace()
     assert pace.may_start(1.0)
     assert pace.wants(100, 1.0) == 0
-    assert pace.next_at(1.0) is None
+    assert pace.next_at(1.0) == 1.0
 
 
 def test_an_email_may_start_at_each_moment_and_not_before():
@@ -15,6 +15,7 @@ def test_an_email_may_start_at_each_moment_and_not_before():
     pace.grant(Grant(3, 0.5), now=100.0)
     assert not pace.may_start(100.4)
     assert pace.next_at(100.4) == 100.5
+    assert pace.next_at(100.6) == 100.6, "what is due waits for nobody"
     assert pace.may_start(100.5)
     assert not pace.may_start(100.55), "each moment is for one email"
     assert pace.may_start(100.62)

@@ -1,0 +1,47 @@
+"""Which of a relay's claims may start when; no network is needed for that."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from outbox.pace import Grant
+from outbox.pool import Pool
+
+SETTINGS = SimpleNamespace(rate_per_s=10.0, daily_max=None, connections_max=4, batch_max=100)
+CLAIM, CONNECTION = object(), object()
+
+
+@pytest.fixture
+def pool():
+    return Pool(None, None, SETTINGS, wake=lambda: None)
+
+
+def test_the_next_start_is_the_next_moment_while_a_claim_waits(pool):
+    pool.pace.grant(Grant(2, 0.5), now=100.0)
+    assert pool.next_start_at(100.0) is None, "nothing waits"
+    pool.ready.append(CLAIM)
+    assert pool.next_start_at(100.0) == 100.5
+
+
+def test_a_moment_that_has_come_is_used_at_once_where_a_connection_waits(pool):
+    """A relay that slept until its next poll instead reached half of its rate."""
+    pool.pace.grant(Grant(2), now=100.0)
+    pool.ready.append(CLAIM)
+    assert pool.next_start_at(100.01) is None, "connections that work take the next by themselves"
+    pool.idle(CONNECTION)
+    assert pool.next_start_at(100.01) == 100.01
+
+
+def test_more_moments_are_asked_for_as_soon_as_it_is_worth_while(pool):
+    pool.ready.append(CLAIM)
+    pool.idle(CONNECTION)
+    assert pool.next_start_at(100.0) == 100.0
+    pool.pace.grant(Grant(0, 3.0), now=100.0)
+    assert 103.0 <= pool.next_start_at(100.0) <= 104.0
+
+
+def test_without_a_rate_nothing_waits_for_a_moment(pool):
+    free = Pool(None, None, SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}), wake=lambda: None)
+    free.ready.append(CLAIM)
+    free.idle(CONNECTION)
+    assert free.next_start_at(100.0) is None
