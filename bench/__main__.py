@@ -188,7 +188,7 @@ def latency(
 def relays(
     count: Annotated[list[int], typer.Option(help="Repeat for several.")] = [1, 2, 4, 8],  # noqa: B006 - typer copies
     emails: int = 30_000,
-    connections: Annotated[int, typer.Option(help="Of all relays together.")] = 64,
+    connections: Annotated[int, typer.Option(help="Of each relay: the default of connections_max.")] = 16,
     idle: Annotated[int, typer.Option(help="So many idle relays; 0 leaves that out.")] = 50,
     idle_s: float = 30.0,
     runs: int = 5,

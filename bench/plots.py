@@ -131,13 +131,13 @@ def _latency(result: Json) -> Iterator[Panel]:
 
 
 def _relays(result: Json) -> Iterator[Panel]:
-    yield Bars(f"Relays that share {result['connections']} connections", "emails/s", [
+    yield Bars(f"Relays on one machine, {result['connections']} connections each", "emails/s", [
         Bar(f"{count} {'relay' if count == '1' else 'relays'}", _of(every, "per_s"))
         for count, every in result["found"].items()
     ])  # fmt: skip
     idle = result["idle"]
     if idle["found"]:
-        limit = next(one["limit"] for one in result["targets"])
+        limit = result["targets"][-1]["limit"]
         yield Bars(f"{idle['relays']} idle relays together", "% of a core", [
             Bar("Postgres", _of(idle["found"], "postgres"), target=limit),
             Bar("the relays", _of(idle["found"], "relays"), ours=False),

@@ -40,7 +40,12 @@ async def measure(
     resting = await _idle(url, idle, idle_s, runs) if idle else []
     if resting:
         _show_idle(resting, idle, idle_s)
+    rates = {count: Spread.of([one["per_s"] for one in every]).median for count, every in found.items()}
     targets = [
+        Target(f"{count} relays against one", rates[count] / rates[1], 1, "times", at_least=True)
+        for count in relays if count > 1 and 1 in rates
+    ]  # fmt: skip
+    targets += [
         Target(f"{idle} idle relays: CPU of Postgres", Spread.of([one["postgres"] for one in resting]).median, IDLE_MAX,
                "% of a core") for _ in resting[:1]
     ]  # fmt: skip
@@ -53,7 +58,7 @@ def _show_throughput(found: dict[int, list[dict[str, float]]], emails: int, conn
     spreads = {count: {what: Spread.of([run[what] for run in every]) for what in every[0]}
                for count, every in found.items()}  # fmt: skip
     show(
-        f"{emails} emails of {SIZE} bytes, {connections} connections in all: median, least and most of {runs} runs",
+        f"{emails} emails of {SIZE} bytes, {connections} connections each: median, least and most of {runs} runs",
         ("relays", "sent/s", "against the first", "relays' CPU µs/msg", "Postgres' CPU µs/msg", "commits/msg",
          "least share"),
         [
@@ -78,7 +83,7 @@ def _show_idle(resting: Sequence[dict[str, float]], idle: int, idle_s: float) ->
 
 async def _throughput(url: str, relays: int, emails: int, connections: int) -> dict[str, float]:
     """From the first acceptance to the last, with a fleet that stands before the mail is there."""
-    async with world(url, connections=max(connections // relays, 1)) as place:
+    async with world(url, connections=connections) as place:
         await place.reset(0)
         await place.connection.execute(PUT, emails, message_of(SIZE))
         await place.connection.execute("ANALYZE outbox.email")
