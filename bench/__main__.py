@@ -70,7 +70,10 @@ def generate(
 
 @app.command()
 def peers(
-    emails: Annotated[int, typer.Option(min=10)] = 5000,
+    emails: Annotated[
+        int, typer.Option(help="Of everybody's trial, which tells how many the runs have.", min=10)
+    ] = 1000,
+    seconds: Annotated[float, typer.Option(help="That each run lasts, about.", min=0.1)] = 4.0,
     size: int = 2000,
     workers: Annotated[int, typer.Option(help="Worker processes, of the peers and of outbox.", min=1)] = 4,
     connections: Annotated[int, typer.Option(help="SMTP connections per worker that can have several.", min=1)] = 16,
@@ -82,7 +85,14 @@ def peers(
         raise typer.BadParameter(f"--only {unknown[0]}: write one of {', '.join(NAMES)}.")
     run(
         lambda url: race.measure(
-            url, emails=emails, size=size, workers=workers, connections=connections, runs=runs, only=only
+            url,
+            emails=emails,
+            seconds=seconds,
+            size=size,
+            workers=workers,
+            connections=connections,
+            runs=runs,
+            only=only,
         )
     )
 

@@ -16,7 +16,7 @@ QUICK: Final[Mapping[str, Sequence[str]]] = {
     "fleet": ("--runs", "1"),
     "relay": ("--runs", "1", "--emails", "5000"),
     "generate": ("--runs", "1", "--recipients", "500", "--many", "0"),
-    "peers": ("--runs", "1", "--emails", "500"),
+    "peers": ("--runs", "1", "--emails", "200", "--seconds", "0.2"),
     "startup": ("--runs", "5"),
     "latency": ("--runs", "1", "--singles", "40"),
     "rate": ("--runs", "1", "--seconds", "15"),

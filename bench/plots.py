@@ -118,7 +118,7 @@ def _imports(statement: str) -> str:
 
 
 def _latency(result: Json) -> Iterator[Panel]:
-    limit = 1000 * next((one["limit"] for one in result["targets"]), 0.0)
+    limit = 1000 * next((one["limit"] for one in reversed(result["targets"])), 0.0)
     bars = []
     for row in result["found"]:
         name, runs = f"{row['relays']} relays, {row['name']}", row["runs"]

@@ -9,9 +9,11 @@ import asyncio
 import logging
 import random
 import secrets
+import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -37,6 +39,7 @@ WAIT_FIRST_S: Final = 0.02
 WAIT_MAX_S: Final = 0.5
 PATIENCE_S: Final = 60.0  # how long a run outlives a database that went away
 RECONNECT_S: Final = 0.5
+TURN_S: Final = 0.0001
 
 
 _T = TypeVar("_T")
@@ -80,6 +83,14 @@ class Draft:
     email: int
 
 
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What is rendered and written at a time, and the buckets that are done with it."""
+
+    drafts: Sequence[Draft]
+    last_of: Collection[int]
+
+
 async def generate(
     settings: Settings, name: str, *, period_key: str | None = None, progress: Progress = lambda _: None
 ) -> Result:
@@ -102,7 +113,8 @@ async def generate(
                 run = await Run.begin(settings, name, period_key, session, progress)
                 run.result.made = made
                 try:
-                    return await run.finish()
+                    with _quick_turns():
+                        return await run.finish()
                 finally:
                     if first or run.result.made > made:  # only progress renews patience
                         first, patience_until = False, time.monotonic() + PATIENCE_S
@@ -114,6 +126,20 @@ async def generate(
                 raise
             log.warning("%s", error)
             await asyncio.sleep(RECONNECT_S)
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Let the loop's thread take the interpreter from the rendering thread soon when Postgres has answered.
+
+    Each of a portion's twenty-odd answers would wait for 5 ms else, together longer than the portion takes to render.
+    """
+    usual_s = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual_s)
 
 
 # One look at the unique index for each key: as NOT EXISTS it would be a join, which the planner does by walking over
@@ -266,19 +292,41 @@ class Run:
         return [row.key for row in rows]
 
     async def _work(self, order: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]) -> bool:
-        """Make what is missing in all buckets that nobody holds, a few buckets at a time; False if all are held."""
+        """Make what is missing in all buckets that nobody holds; False if all are held.
+
+        While one portion is rendered, the one before it is written and the one after it is read.
+        """
+        portions = self._read_all(order, missing, wanted)
+        portion = await anext(portions, None)
+        worked = portion is not None
+        reports: list[NewReport] = []
+        done: Collection[int] = ()
+        while portion is not None:
+            # In a thread, since pages may take long and the session's pulse must not wait for them.
+            rendering = asyncio.ensure_future(asyncio.to_thread(self._rendered_all, portion.drafts))
+            try:
+                await self._write(reports, done)
+                following = await anext(portions, None)
+            finally:
+                reports = await rendering
+            portion, done = following, portion.last_of
+        await self._write(reports, done)
+        return worked
+
+    async def _read_all(
+        self, order: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]
+    ) -> AsyncIterator[Portion]:
+        """Take a few buckets at a time, and read those of them who are still missing now that their locks are held."""
         places: dict[int, list[int]] = {}
         for place, key in enumerate(missing):
             places.setdefault(bucket_of(key), []).append(place)
-        worked = False
         for few in _portions([bucket for bucket in order if bucket in places], BUCKETS_AT_ONCE):
             taken = await self._take(few)
-            if taken:
-                in_order = sorted(place for bucket in taken for place in places[bucket])
-                await self._make([[wanted[missing[p]] for p in some] for some in _portions(in_order, BATCH_MAX)])
-                await self._give(taken)
-                worked = True
-        return worked
+            left = sorted(place for bucket in taken for place in places[bucket])
+            while left:
+                some, left = left[:BATCH_MAX], left[BATCH_MAX:]
+                drafts = await self._read([wanted[missing[place]] for place in some])
+                yield Portion(drafts, () if left else taken)
 
     def _lock_number(self, bucket: int) -> int:
         return (self.result.edition.id * BUCKETS + bucket) & NAMESPACE_MASK
@@ -292,28 +340,11 @@ class Run:
         """Unlock. When something raised before this the session ends, and its locks with it."""
         await self.session.fetch(GIVE, {"ns": BUCKET_LOCKS, "numbers": [self._lock_number(b) for b in buckets]})
 
-    async def _make(self, portions: Sequence[Sequence[Recipient]]) -> None:
-        """Build and enqueue those of these buckets that are still missing now that their locks are held.
-
-        While one portion is rendered, the one before it is written and the one after it is read.
-        """
-        reports: list[NewReport] = []
-        drafts = await self._read(portions[0])
-        for following in [*portions[1:], []]:
-            # In a thread, since pages may take long and the session's pulse must not wait for them.
-            rendering = asyncio.ensure_future(asyncio.to_thread(self._rendered_all, drafts))
-            try:
-                await self._write(reports)
-                drafts = await self._read(following)
-            finally:
-                reports = await rendering
-        await self._write(reports)
-
     async def _read(self, recipients: Sequence[Recipient]) -> list[Draft]:
         """What the source says of those who are still missing, each with the id of its email to be."""
         by_key = {recipient.key: recipient for recipient in recipients}
         keys = {"edition": self.result.edition.id, "keys": list(by_key)}
-        rows = await self.session.fetch(RESERVE, keys, by_index=True) if by_key else []
+        rows = await self.session.fetch(RESERVE, keys, by_index=True)
         if not rows:
             return []
         self.templates()  # only now are they needed: most crons of a fleet find everything made
@@ -325,8 +356,8 @@ class Run:
         made = (self._report(draft.recipient, draft.content, draft.email) for draft in drafts)
         return [report for report in made if report is not None]
 
-    async def _write(self, reports: Sequence[NewReport]) -> None:
-        """Enqueue them, at most `BATCH_MAX`."""
+    async def _write(self, reports: Sequence[NewReport], done: Collection[int]) -> None:
+        """Enqueue them, at most `BATCH_MAX`, and let go of the buckets that are done with them."""
         if reports:
             async with self.session.ours() as connection:
                 made = await enqueue_reports(
@@ -334,6 +365,8 @@ class Run:
                 )
             self.result.made += made
             self.progress(self.result)
+        if done:
+            await self._give(done)
 
     def _report(self, recipient: Recipient, content: Content | Exception, email: int) -> NewReport | None:
         """The report and its mail; None, with the recipient named, if they cannot be made."""

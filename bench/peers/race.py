@@ -12,19 +12,23 @@ import asyncpg
 from rich.console import Console
 
 from bench.end import die_with_parent
+from bench.figures import Target, keep
 from bench.peers import redis
 from bench.peers.field import OUTBOX, PEERS, RELAY, SMTP_SOURCE, Entrant, entrants
 from bench.peers.installed import PYTHON, install, versions
 from bench.peers.job import READY, Job
 from bench.peers.result import Result, report, result_of
 from bench.relay import message_of
-from bench.world import World, save, world
+from bench.world import World, world
 
 QUIET_S = 1.0
 """So long nothing more must come once everybody has a mail, before the workers are told to stop."""
 STALLED_S = 60.0
 """So long nothing may come before what has not come is called lost."""
 STOP_S = 10.0
+LEAST = {"as documented": 5.0, "pre-built": 2.0, SMTP_SOURCE: 0.35}
+EMAILS_MIN = 200
+EMAILS_MAX = 50_000
 
 
 class AbsentError(Exception):
@@ -36,10 +40,14 @@ class Race:
     """What was asked for, and what was found."""
 
     emails: int
+    """In the trial; then as many as take about `seconds` at the trial's rate, so that a slow peer takes no longer."""
+    seconds: float
     size: int
     workers: int
     connections: int
     console: Console
+    trial: dict[str, Result] = field(default_factory=dict)
+    """Everybody's first run, which counts for nothing else."""
     found: dict[str, list[Result]] = field(default_factory=dict)
 
     async def run(self, url: str, fields: list[Entrant], *, outbox: bool, source: bool) -> None:
@@ -47,11 +55,11 @@ class Race:
         async with world(url, connections=self.connections) as place:
             (place.directory / READY).write_bytes(message_of(self.size))
             if outbox:
-                await self._note(OUTBOX, self._relays(place, self.workers))
+                await self._note(OUTBOX, self._relays(place, OUTBOX, self.workers))
             for entrant in fields:
                 await self._note(entrant.title, self._peer(place, entrant))
             if source:
-                await self._note(RELAY, self._relays(place, 1))
+                await self._note(RELAY, self._relays(place, RELAY, 1))
                 await self._note(SMTP_SOURCE, self._smtp_source(place))
 
     async def _note(self, title: str, run: Awaitable[Result]) -> None:
@@ -60,20 +68,28 @@ class Race:
         except AbsentError as why:
             self.console.print(f"{title} is left out of this run: {why}", markup=False)
             return
-        self.found.setdefault(title, []).append(result)
+        if title in self.trial:
+            self.found.setdefault(title, []).append(result)
+        self.trial.setdefault(title, result)
         self.console.print(f"{title}: {result.per_s:,.0f}/s", style="dim")
 
-    async def _relays(self, place: World, count: int) -> Result:
+    def _share(self, title: str) -> int:
+        """How many emails it gets in this run."""
+        trial = self.trial.get(title)
+        return self.emails if trial is None else min(max(round(trial.per_s * self.seconds), EMAILS_MIN), EMAILS_MAX)
+
+    async def _relays(self, place: World, title: str, count: int) -> Result:
+        emails = self._share(title)
         await place.reset(0)
-        await place.put_emails(self.emails, message_of(self.size))
-        return await self._drain(place, [["outbox", "relay", "--until-empty"]] * count, sys.executable, {})
+        await place.put_emails(emails, message_of(self.size))
+        return await self._drain(place, emails, [["outbox", "relay", "--until-empty"]] * count, sys.executable, {})
 
     async def _peer(self, place: World, entrant: Entrant) -> Result:
         peer = entrant.peer
-        module = f"bench.peers.{peer.module}"
+        module, emails = f"bench.peers.{peer.module}", self._share(entrant.title)
         async with _fresh_database(place) as database, _broker(place, peer.name) as broker:
             job = Job(
-                database=database, smtp=place.smtp, redis=broker, emails=self.emails, size=self.size,
+                database=database, smtp=place.smtp, redis=broker, emails=emails, size=self.size,
                 workers=self.workers, connections=self.connections, ready=entrant.ready,
             )  # fmt: skip
             putting = await place.start(module, "put", python=str(PYTHON), settings=job.settings())
@@ -82,10 +98,11 @@ class Race:
                 raise AbsentError(f"it could not enqueue. {_last_words(place)}")
             await _settle(database)
             commands = [[module, "work"]] * (1 if peer.alone else self.workers)
-            return await self._drain(place, commands, str(PYTHON), job.settings())
+            return await self._drain(place, emails, commands, str(PYTHON), job.settings())
 
     async def _smtp_source(self, place: World) -> Result:
-        words = ["-d", "-N", "-s", str(self.connections), "-m", str(self.emails), "-l", str(self.size)]
+        emails = self._share(SMTP_SOURCE)
+        words = ["-d", "-N", "-s", str(self.connections), "-m", str(emails), "-l", str(self.size)]
         people = ["-f", "reports@example.com", "-t", "p@example.com"]
         since = place.mark()
         process = await asyncio.create_subprocess_exec(
@@ -93,28 +110,30 @@ class Race:
         )
         if await process.wait():
             raise AbsentError(f"it exited {process.returncode}.")
-        return result_of(await place.accepted(self.emails, since, deadline_s=5), self.emails, [])
+        return result_of(await place.accepted(emails, since, deadline_s=5), emails, [])
 
-    async def _drain(self, place: World, commands: list[list[str]], python: str, settings: dict[str, str]) -> Result:
+    async def _drain(
+        self, place: World, emails: int, commands: list[list[str]], python: str, settings: dict[str, str]
+    ) -> Result:
         """Start the workers, wait until all is sent or nothing more comes, end them."""
         since = place.mark()
         workers = [await place.start(*command, python=python, settings=settings) for command in commands]
         readers = [asyncio.create_task(worker.communicate()) for worker in workers]
         try:
-            await _until_done(place, self.emails, since, readers)
+            await _until_done(place, emails, since, readers)
             ended = [worker.returncode for worker in workers if worker.returncode is not None]
         finally:
             await _end(workers, readers)
         await asyncio.sleep(0.2)  # the sink's journal is flushed more often than that
-        return result_of(place.lines(since), self.emails, [code for code in ended if code])
+        return result_of(place.lines(since), emails, [code for code in ended if code])
 
 
 async def measure(
-    url: str, *, emails: int, size: int, workers: int, connections: int, runs: int, only: list[str]
+    url: str, *, emails: int, seconds: float, size: int, workers: int, connections: int, runs: int, only: list[str]
 ) -> None:
-    """Several runs, a table and bench/results/peers.json."""
+    """A trial and several runs, a table and bench/results/peers.json."""
     console = Console(width=max(Console().width, 110))
-    race = Race(emails, size, workers, connections, console)
+    race = Race(emails, seconds, size, workers, connections, console)
     peers = install([peer for peer in PEERS if not only or peer.name in only], console)
     if not redis.is_there():
         peers = [peer for peer in peers if peer.name != "celery"]
@@ -123,14 +142,19 @@ async def measure(
     if source and not shutil.which(SMTP_SOURCE):
         source = False
         console.print("smtp-source is skipped: it is not on PATH (Debian: postfix).")
-    for number in range(runs):
+    for number in range(runs + 1):
         await race.run(url, entrants(peers), outbox=not only or OUTBOX in only, source=source)
-        console.print(f"run {number + 1} of {runs}", style="dim")
-    asked = {"emails": emails, "size": size, "workers": workers, "connections": connections, "runs": runs}
+        console.print(f"run {number} of {runs}" if number else "that was the trial", style="dim")
+    asked = {"seconds": seconds, "size": size, "workers": workers, "connections": connections, "runs": runs}
     ratios = report(race.found, entrants(peers), asked, console)
     found = {title: [result.as_json() for result in results] for title, results in race.found.items()}
-    path = save("peers", {**asked, "versions": versions(), "found": found, "ratios": ratios})
-    console.print(f"[dim]{path}[/dim]")
+    targets = [
+        Target(what, ratio, least, "times", at_least=True)
+        for what, ratio in ratios.items()
+        for words, least in LEAST.items()
+        if words in what
+    ]
+    keep("peers", {**asked, "versions": versions(), "found": found, "ratios": ratios}, targets)
 
 
 @asynccontextmanager

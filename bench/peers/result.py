@@ -1,6 +1,6 @@
 """What the sink's journal says of a run, and the table of all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ def _rate(count: int, ats: list[float]) -> float:
 
 
 def report(
-    found: dict[str, list[Result]], fields: list[Entrant], asked: dict[str, int], console: Console
+    found: dict[str, list[Result]], fields: list[Entrant], asked: Mapping[str, float], console: Console
 ) -> dict[str, float]:
     """Print the table and the ratios; gives the ratios of medians."""
     console.print(_table(found, asked))
@@ -81,8 +81,10 @@ def _best(
     return max(right, key=rates.__getitem__, default=None)
 
 
-def _table(found: dict[str, list[Result]], asked: dict[str, int]) -> Table:
-    title = "{emails} emails of {size} bytes, {workers} workers, {connections} connections each ({runs} runs)"
+def _table(found: dict[str, list[Result]], asked: Mapping[str, float]) -> Table:
+    title = (
+        "about {seconds:g} s of emails of {size} bytes, {workers} workers, {connections} connections each ({runs} runs)"
+    )
     table = Table(title=title.format(**asked), box=None)
     columns = ("who", "sent/s", "least", "most", "middle 80 %", "too many", "lost", "bad exits")
     for column in columns:
