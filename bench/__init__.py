@@ -12,14 +12,15 @@ roundtrip  mail over a slow network, against what round trips allow
 slow       that network
 mailbox    the sink with STARTTLS
 latency    how long a single email waits for an idle fleet
+growth     what an email costs as tables grow; in cost, residue, pruning and stock: its parts, and the rows
 startup    what a command costs before it works, against bare imports
 usage      what processes use of the machine
 scale      past one Postgres by itself: a synchronous standby, two servers, crons on a pooler
 pooler     that pooler
 everything all benchmarks one after the other, and one table of targets
-plots      all results as panels; picture draws them as docs/benchmarks.svg
+plots      what the results show as panels; picture draws them as docs/benchmarks.svg
 figures    a measurement's spread, what was promised of it, and the table of both
-peers      the same emails by outbox and by its peers, each at its documented best; one relay against smtp-source
+peers      emails of one kind by outbox and by its peers, each at its documented best; one relay and smtp-source
 end        processes that end with the one that made them
 
 faults     a fleet under faults, all from a seed; in the order of its rooms:

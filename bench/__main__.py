@@ -80,7 +80,7 @@ def peers(
     runs: Annotated[int, typer.Option(min=1)] = 5,
     only: Annotated[list[str], typer.Option(help=f"Repeat for several of: {', '.join(NAMES)}.")] = [],  # noqa: B006 - typer copies
 ) -> None:
-    """The same emails drained by outbox and by each peer at its documented best; and one relay against smtp-source."""
+    """The same kind of emails, drained by outbox and by each peer at its documented best; one relay and smtp-source."""
     if unknown := [name for name in only if name not in NAMES]:
         raise typer.BadParameter(f"--only {unknown[0]}: write one of {', '.join(NAMES)}.")
     run(
@@ -111,6 +111,8 @@ def growth(
     ),
 ) -> None:
     """What an email costs as tables grow; the largest of --settled is some 10 GB for ten million."""
+    if unknown := set(parts.split(",")) - set(growth_bench.PARTS):
+        raise typer.BadParameter(f"--parts {unknown.pop()}: write some of {', '.join(growth_bench.PARTS)}.")
     run(
         lambda url: growth_bench.measure(
             url, settled=_numbers(settled), due=_numbers(due), deferred=deferred, through=through, rounds=rounds,

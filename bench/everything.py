@@ -13,6 +13,20 @@ from bench.world import HOUSE, RESULTS, environment
 
 # For a look at whether all of it works: the figures are worth little, and they replace those that were there.
 QUICK: Final[Mapping[str, Sequence[str]]] = {
+    "growth": (
+        "--rounds",
+        "1",
+        "--settled",
+        "100,10000",
+        "--due",
+        "1000,10000",
+        "--deferred",
+        "10000",
+        "--through",
+        "10000",
+        "--prune",
+        "1",
+    ),
     "fleet": ("--runs", "1"),
     "relay": ("--runs", "1", "--emails", "5000"),
     "generate": ("--runs", "1", "--recipients", "500", "--many", "0"),
@@ -24,6 +38,7 @@ QUICK: Final[Mapping[str, Sequence[str]]] = {
     "scale": ("--runs", "1", "--emails", "4000", "--recipients", "200"),
     "roundtrip": ("--runs", "1", "--seconds", "1"),
 }
+REPEAT: Final[Mapping[str, str]] = {"growth": "--rounds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +80,7 @@ def run_all(names: Sequence[str], *, runs: int | None, quick: bool) -> bool:
 def _arguments(name: str, runs: int | None, *, quick: bool) -> tuple[str, ...]:
     if quick:
         return tuple(QUICK.get(name, ()))
-    return () if runs is None else ("--runs", str(runs))
+    return () if runs is None or name == "plots" else (REPEAT.get(name, "--runs"), str(runs))
 
 
 def _run(name: str, arguments: tuple[str, ...]) -> Benchmark:

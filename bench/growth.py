@@ -4,6 +4,7 @@ With the statistics of before the mail came. Databases of all sizes stand beside
 so that a noisy minute is noisy for all.
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -15,7 +16,7 @@ from bench.figures import Target, keep
 from bench.pruning import measure_prune
 from bench.residue import measure_bloat, measure_held
 from bench.stock import put_due
-from bench.world import median
+from bench.world import RESULTS, median
 
 PARTS = ("settled", "due", "deferred", "bloat", "held", "prune")
 COMPARED = {"settled": "that were sent", "due": "that are due", "deferred": "that are deferred"}
@@ -59,7 +60,13 @@ async def measure(
         for part, those in COMPARED.items() if (places := found.get(part))
         for kind, what in (("cpu_us", "CPU that"), ("blocks", "buffers that"))
     ]  # fmt: skip
-    keep("growth", found, targets)
+    keep("growth", {**_kept_before(), **found}, targets)
+
+
+def _kept_before() -> dict[str, Any]:
+    """What was measured before, for those parts that are not measured now."""
+    path = RESULTS / "growth.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _total(place: dict[str, Any], kind: str) -> float:

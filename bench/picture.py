@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Final
@@ -120,7 +121,7 @@ def _mark_target(axes: Any, place: int, bar: Bar) -> None:
 
 def _draw_lines(axes: Any, panel: Lines) -> None:
     risen = max(next(at for at, value in line.points if value == _most(line)) for line in panel.lines)
-    for color, line in zip(LINES, panel.lines, strict=False):
+    for color, line in zip(cycle(LINES), panel.lines, strict=False):
         axes.step(*zip(*line.points, strict=True), where="post", label=line.label, color=color, linewidth=1.6)
     axes.set_xlabel("seconds from the first one")
     axes.set_ylabel(panel.unit)

@@ -98,7 +98,7 @@ def _generate(result: Json) -> Iterator[Panel]:
 
 
 def _is_ours(who: str) -> bool:
-    return who.startswith(("outbox", "trivial", "message.build"))
+    return who.startswith(("outbox", "trivial", "message.build")) or who == "relay"
 
 
 def _startup(result: Json) -> Iterator[Panel]:

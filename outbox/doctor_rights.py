@@ -56,4 +56,4 @@ async def look_at_rights(connection: Any) -> Finding:
     if lacking:
         grants = "; ".join(f"GRANT {right} TO {role}" for right in lacking)
         return fault("database.rights", f"role {role} lacks {', '.join(lacking)}", grants)
-    return ok("database.rights", f"role {role} may do what generate and relay do")
+    return ok("database.rights", f"role {role} may do what generate, relay, status, resolve and prune do")

@@ -35,9 +35,11 @@ WITH chosen AS (
     SELECT email FROM outbox.delivery
      WHERE settled_at IS NULL AND doubted_at IS NOT NULL AND due_at <= now()
      ORDER BY due_at, email LIMIT $1 FOR UPDATE SKIP LOCKED
+), held AS (
+    UPDATE outbox.delivery d SET due_at = 'infinity' FROM chosen c WHERE d.email = c.email AND d.send_before <= now()
 ), resent AS (
     UPDATE outbox.delivery d SET state = 'pending', relay = NULL, doubted_at = NULL
-      FROM chosen c WHERE d.email = c.email
+      FROM chosen c WHERE d.email = c.email AND (d.send_before IS NULL OR d.send_before > now())
     RETURNING d.email, d.attempt, d.marked_at
 )
 INSERT INTO outbox.attempt (email, attempt, verdict, reply, marked_at)

@@ -302,6 +302,7 @@ class Run:
         reports: list[NewReport] = []
         done: Collection[int] = ()
         while portion is not None:
+            last_of = portion.last_of
             # In a thread, since pages may take long and the session's pulse must not wait for them.
             rendering = asyncio.ensure_future(asyncio.to_thread(self._rendered_all, portion.drafts))
             try:
@@ -309,7 +310,7 @@ class Run:
                 following = await anext(portions, None)
             finally:
                 reports = await rendering
-            portion, done = following, portion.last_of
+            portion, done = following, last_of
         await self._write(reports, done)
         return worked
 

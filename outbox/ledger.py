@@ -1,4 +1,4 @@
-"""What a relay writes on the way of every email: claim, mark, settle, release, sweep, as SQL and functions.
+"""What a relay writes on the way of every email: claim, mark, settle, release, expire, sweep, as SQL and functions.
 
 `session` registers the relay; `doubt`, `failover` and `breaker` have what is written in doubt and in trouble.
 
@@ -72,7 +72,7 @@ class RoutePause:
 class Tick:
     """What one commit made true, and whether the fleet's route is paused.
 
-    `reached` is how late the latest claim was due, if there was as much as asked for: what is due next begins there.
+    `reached` is when the latest claim was due, if there was as much as asked for: what is due next begins there.
     """
 
     settled: frozenset[tuple[int, int]]
@@ -83,7 +83,7 @@ class Tick:
     reached: datetime | None
 
 
-LOOK_FOR_ALL_S: Final = 1.0
+LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long, at most
 
 
 @dataclass(slots=True)

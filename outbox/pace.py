@@ -33,6 +33,8 @@ class Pace:
     used_up: str | None = None
     ask_at: float = 0.0
     """When it is worth while to ask for more."""
+    unused: int = 0
+    """Moments that were counted for the day and that nothing was started at; the next `reserve` takes them back."""
     _moments: deque[float] = field(default_factory=deque)
 
     @property
@@ -77,8 +79,11 @@ class Pace:
         at = self._moments[0] if self._moments else self.ask_at
         return max(at, now) if self.is_bounded else now
 
-    def grant(self, grant: "Grant", now: float) -> None:
-        """Take what was given."""
+    def grant(self, grant: "Grant", asked_at: float, now: float) -> None:
+        """Take what was given. Moments count from when they were asked for: an answer that came late must not move
+        them into a stretch of the line that the next ones are drawn from.
+        """
+        self.unused -= grant.taken_back
         self.used_up = None
         if grant.used_up:
             self.used_up = f"the {self.daily_max:,} emails that 24 hours may have (daily_max) are sent"
@@ -89,24 +94,30 @@ class Pace:
             spread_s = max(min(gap_s * self.alive, HORIZON_S), TAKEN_S)
             self.ask_at = now + grant.wait_s + spread_s * random.random()  # noqa: S311 - jitter, not a secret
         gap_s = 1 / self.rate_per_s if self.rate_per_s is not None else 0.0
-        self._moments.extend(now + grant.wait_s + number * gap_s for number in range(grant.emails))
+        self._moments.extend(asked_at + grant.wait_s + number * gap_s for number in range(grant.emails))
 
     def forget(self) -> None:
         """Let the moments go: they were for emails that are no longer here."""
+        self.unused += len(self._moments)
         self._moments.clear()
 
     def _forget_stale(self, now: float) -> None:
-        while self._moments and self._moments[0] < now - STALE_S:
+        while self.rate_per_s is not None and self._moments and self._moments[0] < now - STALE_S:
             self._moments.popleft()
+            self.unused += 1
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """So many moments, the first of them in `wait_s`; none: ask again then, or much later if the day is used up."""
+    """So many moments, the first of them in `wait_s`; none: ask again then, or much later if the day is used up.
+
+    `taken_back` moments, which came to nothing, are off the day's count.
+    """
 
     emails: int
     wait_s: float = 0.0
     used_up: bool = False
+    taken_back: int = 0
 
 
 ENSURE: Final = "INSERT INTO outbox.pace (route) VALUES ($1) ON CONFLICT (route) DO NOTHING"
@@ -121,7 +132,7 @@ WITH line AS (
                 ELSE greatest(next_at, now()) END AS from_at
       FROM outbox.pace WHERE route = $1
 ), day AS (
-    SELECT $4::bigint - coalesce(sum(emails), 0) AS left_over FROM outbox.allowance
+    SELECT $4::bigint + $5::bigint - coalesce(sum(emails), 0) AS left_over FROM outbox.allowance
      WHERE route = $1 AND since > now() - interval '24 hours 15 minutes' AND $4::bigint IS NOT NULL
 ), given AS (
     SELECT from_at, left_over <= 0 AS used_up,
@@ -133,14 +144,15 @@ WITH line AS (
       FROM given WHERE route = $1 AND given.emails > 0
 ), counted AS (
     INSERT INTO outbox.allowance AS a (route, since, emails)
-    SELECT $1, date_bin('15 minutes', now(), 'epoch'), emails FROM given WHERE emails > 0 AND $4::bigint IS NOT NULL
-    ON CONFLICT (route, since) DO UPDATE SET emails = a.emails + excluded.emails
+    SELECT $1, date_bin('15 minutes', now(), 'epoch'), greatest(emails - $5::bigint, 0) FROM given
+     WHERE (emails > 0 OR $5::bigint > 0) AND $4::bigint IS NOT NULL
+    ON CONFLICT (route, since) DO UPDATE
+       SET emails = greatest(a.emails + (SELECT emails FROM given) - $5::bigint, 0)
 ), forgotten AS (
     DELETE FROM outbox.allowance WHERE route = $1 AND since < now() - interval '25 hours'
 )
 SELECT emails::integer AS emails, coalesce(used_up, false) AS used_up,
-       extract(epoch FROM from_at - now() - CASE WHEN emails > 0 THEN interval '0' ELSE interval '1 second' END)::float8
-           AS wait_s
+       extract(epoch FROM from_at - now())::float8 - CASE WHEN emails > 0 THEN 0 ELSE {HORIZON_S} END AS wait_s
   FROM given
 """
 
@@ -148,18 +160,19 @@ STATEMENTS: Final = (ENSURE, LOCK, RESERVE)
 
 
 async def reserve(
-    connection: Any, route: str, emails: int, *, rate_per_s: float | None, daily_max: int | None
+    connection: Any, route: str, emails: int, *, rate_per_s: float | None, daily_max: int | None, unused: int = 0
 ) -> Grant:
     """At most `emails` moments of the fleet's line, which no other relay has.
 
-    None where another relay is at it right now, where the line reaches too far ahead already, or where the day's
+    No moments where another relay is at it right now, where the line reaches too far ahead already, or where the day's
     emails are used up. `daily_max` holds for any 24 hours, counted by the quarter of an hour. The rate is the caller's
-    own: servers whose settings differ walk the same line in steps of their own.
+    own: servers whose settings differ walk the same line in steps of their own. `unused` moments, which were given
+    before and came to nothing, are taken off the day's count.
     """
     gap_s = 1 / rate_per_s if rate_per_s is not None else 0.0
     async with connection.transaction():
         if not await connection.fetch(LOCK, route):
             await connection.execute(ENSURE, route)
             return Grant(0, TAKEN_S)
-        row = await connection.fetchrow(RESERVE, route, emails, gap_s, daily_max)
-    return Grant(row["emails"], max(row["wait_s"], 0.0), row["used_up"])
+        row = await connection.fetchrow(RESERVE, route, emails, gap_s, daily_max, unused)
+    return Grant(row["emails"], max(row["wait_s"], 0.0), row["used_up"], unused)

@@ -118,7 +118,9 @@ class Pool:
             self._idle.pop().start(self.ready.popleft())
         is_shut = self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now)
         if is_shut or self._is_stuck() or self.pace.is_used_up(now):  # others may do better
-            self.release_ready()
+            if self.ready:
+                self.release_ready()
+                self.wake()
             return
         while len(self._openings) + len(self._idle) < len(self.ready) and self._may_open(now):
             self._open(self._connect())

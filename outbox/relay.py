@@ -498,7 +498,7 @@ class Relay:
         self, session: Session, claims: list[Claim], room: int, now: float, *, in_part: bool
     ) -> None:
         if room:
-            if self.pool.breaker.probing and not claims and self.pool.is_empty:
+            if self.pool.breaker.probing and not claims and not in_part and self.pool.is_empty:
                 await self._probe_without_mail(session)
             if len(claims) >= room or in_part:
                 self._poll_s = POLL_FIRST_S
@@ -657,16 +657,18 @@ class Relay:
         pace = self.pool.pace
         wanted = pace.wants(len(self.pool.ready), now)
         if wanted:
+            asked_at = time.monotonic()
             grant = await reserve(
                 session.connection,
                 self.pool.route.name,
                 wanted,
                 rate_per_s=pace.rate_per_s,
                 daily_max=pace.daily_max,
+                unused=pace.unused,
             )
             if grant.used_up and pace.used_up is None:
                 log.warning("nothing more is sent for now: daily_max is reached")
-            pace.grant(grant, time.monotonic())
+            pace.grant(grant, asked_at, time.monotonic())
 
     async def _tell_again(self, session: Session) -> None:
         """After a new session: what this process knows and the database may have lost, and the end of its last one."""

@@ -135,12 +135,14 @@ class Session:
 
 # The ledger's statements are few, short and known: each is planned once per session, by index, whatever the statistics
 # say. Left to itself the planner plans a tick anew each time (0.8 ms), or hashes a whole table for it.
+IN_TRANSACTION_S: Final = 2.0  # a relay that is stopped in the midst of one holds up those who need its row
 PLANS: Final = {"plan_cache_mode": "force_generic_plan", **dict.fromkeys(NOT_BY_INDEX, "off")}
 
 
 async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
     """A connection whose session is a lease."""
     settings = {**PLANS, **lease_settings(lease_s, statements_too=True)}
+    settings["idle_in_transaction_session_timeout"] = str(int(1000 * min(lease_s, IN_TRANSACTION_S)))
     return await connect(url, application="outbox relay", settings=settings, timeout_s=min(lease_s, CONNECT_TIMEOUT_S))
 
 

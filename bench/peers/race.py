@@ -1,4 +1,4 @@
-"""The runs: every entrant drains the same emails to the same sink, in turn; rates, doubles and losses, and a table."""
+"""The runs: every entrant drains emails of one kind to the same sink, in turn; rates, doubles and losses, a table."""
 
 import asyncio
 import shutil

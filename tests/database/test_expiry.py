@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from outbox import ledger
+from outbox import doubt, ledger
 from tests.database.test_ledger import (  # noqa: F401 - fixtures
     DOUBT,
     SENT,
@@ -102,3 +102,18 @@ async def test_two_sweeps_at_once_expire_each_email_once(connection, relays):  #
     some = [await relays() for _ in range(4)]
     assert sum(await asyncio.gather(*(ledger.expire(one.connection, one.relay) for one in some))) == 50
     assert len(await trail(connection)) == 50
+
+
+async def test_what_may_have_been_sent_is_not_sent_again_after_its_hour_and_does_not_expire(connection, relays):  # noqa: F811
+    """The hour is no evidence: it stays in doubt, for a person."""
+    emails = await put(connection, 2)
+    first, second = await relays(), await relays()
+    await first.mark(*await first.claim(2))
+    await connection.execute("UPDATE outbox.delivery SET send_before = now() WHERE email = $1", emails[0])
+    await first.die(connection)
+    await second.sweep(doubt_s=0.0)
+    assert await doubt.resend_doubtful(second.connection) == 1
+    await ledger.expire(second.connection, second.relay)
+    assert await states(connection) == ["in_doubt", "pending"]
+    assert await connection.fetchval("SELECT due_at = 'infinity' FROM outbox.delivery WHERE email = $1", emails[0])
+    assert await doubt.resend_doubtful(second.connection) == 0

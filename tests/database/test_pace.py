@@ -21,12 +21,12 @@ async def relays(database):
         connection.terminate()
 
 
-async def ask(connection, emails, *, rate=RATE, daily_max=None):
-    return await reserve(connection, "mail:25", emails, rate_per_s=rate, daily_max=daily_max)
+async def ask(connection, emails, *, rate=RATE, daily_max=None, unused=0):
+    return await reserve(connection, "mail:25", emails, rate_per_s=rate, daily_max=daily_max, unused=unused)
 
 
 async def line(connection):
-    """How far the line reaches, in places from where it was first drawn."""
+    """The moment up to which the line is given out."""
     return await connection.fetchval("SELECT next_at FROM outbox.pace WHERE route = 'mail:25'")
 
 
@@ -66,7 +66,7 @@ async def test_the_line_is_given_out_for_a_second_ahead_and_no_further(relays):
 
 async def test_moments_that_nobody_took_are_not_made_up_for(relays, connection):
     await connection.execute("UPDATE outbox.pace SET next_at = now() - interval '1 hour'")
-    first, second = await ask(relays[0], 1), await ask(relays[1], 1)
+    first, second = await ask(relays[0], 1, rate=2), await ask(relays[1], 1, rate=2)
     assert first.wait_s == pytest.approx(0, abs=0.01)
     assert second.wait_s > 0
 
@@ -98,6 +98,18 @@ async def test_the_daily_bound_is_exact_when_all_ask_at_once(relays, connection)
     assert (await ask(relays[0], 1, rate=None, daily_max=100)).used_up
 
 
+async def test_what_came_to_nothing_is_taken_off_the_days_count(relays, connection):
+    assert (await ask(relays[0], 10, rate=None, daily_max=10)).emails == 10
+    assert (await ask(relays[1], 1, rate=None, daily_max=10)).used_up
+    grant = await ask(relays[0], 3, rate=None, daily_max=10, unused=4)
+    assert (grant.emails, grant.taken_back) == (3, 4)
+    assert await connection.fetchval("SELECT sum(emails) FROM outbox.allowance") == 9
+    assert (await ask(relays[1], 5, rate=None, daily_max=10)).emails == 1
+    async with relays[1].transaction():
+        await relays[1].fetch("SELECT FROM outbox.pace FOR UPDATE")
+        assert (await ask(relays[0], 1, rate=None, daily_max=10, unused=2)).taken_back == 0, "told again next time"
+
+
 async def test_the_day_is_over_after_24_hours(relays, connection):
     assert (await ask(relays[0], 10, rate=None, daily_max=10)).emails == 10
     for age, used_up in (("23 hours 59 minutes", True), ("24 hours 31 minutes", False)):
@@ -112,5 +124,5 @@ async def test_the_day_is_over_after_24_hours(relays, connection):
 async def test_each_route_has_a_line_of_its_own(relays):
     await ask(relays[0], 1, rate=0.01)
     await reserve(relays[0], "other:25", 1, rate_per_s=0.01, daily_max=None)
-    assert (await reserve(relays[0], "other:25", 1, rate_per_s=0.01, daily_max=None)).emails in {0, 1}
+    assert (await reserve(relays[0], "other:25", 1, rate_per_s=0.01, daily_max=None)).emails == 1
     assert (await ask(relays[0], 1, rate=0.01)).emails == 0

@@ -159,7 +159,7 @@ async def test_the_session_is_a_lease(opened):
     }
     assert shown == {
         "idle_session_timeout": "7000",
-        "idle_in_transaction_session_timeout": "7000",
+        "idle_in_transaction_session_timeout": "2000",
         "statement_timeout": "7000",
         "lock_timeout": "3500",
     }

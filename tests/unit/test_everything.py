@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+import typer
+
 from bench import everything
-from bench.everything import Benchmark, run_all
+from bench.__main__ import NO_BENCHMARKS, app
+from bench.everything import QUICK, Benchmark, run_all
 from bench.figures import Target
 
 
@@ -28,3 +32,18 @@ def test_all_is_well_only_if_all_ran_and_kept_what_they_promise(tmp_path, monkey
     assert "scripts/bench good --runs 3" in capsys.readouterr().out
     assert not run_all(["good", "bad"], runs=None, quick=False)
     assert not run_all(["good", "broken"], runs=None, quick=False)
+
+
+def options_of(name):
+    command = typer.main.get_command(app).commands[name]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("name", [*QUICK, "plots"])
+@pytest.mark.parametrize("how", [{"runs": 3, "quick": False}, {"runs": None, "quick": True}], ids=["runs", "quick"])
+def test_every_benchmark_has_the_options_that_it_is_run_with(name, how):
+    assert {word for word in everything._arguments(name, **how) if word.startswith("--")} <= options_of(name)
+
+
+def test_every_benchmark_has_a_quick_way():
+    assert set(QUICK) == set(typer.main.get_command(app).commands) - set(NO_BENCHMARKS)

@@ -17,7 +17,7 @@ def pool():
 
 
 def test_the_next_start_is_the_next_moment_while_a_claim_waits(pool):
-    pool.pace.grant(Grant(2, 0.5), now=100.0)
+    pool.pace.grant(Grant(2, 0.5), 100.0, 100.0)
     assert pool.next_start_at(100.0) is None, "nothing waits"
     pool.ready.append(CLAIM)
     assert pool.next_start_at(100.0) == 100.5
@@ -25,7 +25,7 @@ def test_the_next_start_is_the_next_moment_while_a_claim_waits(pool):
 
 def test_a_moment_that_has_come_is_used_at_once_where_a_connection_waits(pool):
     """A relay that slept until its next poll instead reached half of its rate."""
-    pool.pace.grant(Grant(2), now=100.0)
+    pool.pace.grant(Grant(2), 100.0, 100.0)
     pool.ready.append(CLAIM)
     assert pool.next_start_at(100.01) is None, "connections that work take the next by themselves"
     pool.idle(CONNECTION)
@@ -36,7 +36,7 @@ def test_more_moments_are_asked_for_as_soon_as_it_is_worth_while(pool):
     pool.ready.append(CLAIM)
     pool.idle(CONNECTION)
     assert pool.next_start_at(100.0) == 100.0
-    pool.pace.grant(Grant(0, 3.0), now=100.0)
+    pool.pace.grant(Grant(0, 3.0), 100.0, 100.0)
     assert 103.0 <= pool.next_start_at(100.0) <= 104.0
 
 
