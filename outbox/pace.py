@@ -43,6 +43,11 @@ class Pace:
         return self.rate_per_s is not None or self.daily_max is not None
 
     @property
+    def held(self) -> int:
+        """How many moments are in hand."""
+        return len(self._moments)
+
+    @property
     def share(self) -> int:
         """How many emails to hold, and to have moments for, at a time: fair to each relay, at least one."""
         if self.rate_per_s is None:

@@ -117,11 +117,11 @@ class Pool:
         while self.ready and self._idle and self.pace.may_start(now):
             self._idle.pop().start(self.ready.popleft())
         is_shut = self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now)
-        if is_shut or self._is_stuck() or self.pace.is_used_up(now):  # others may do better
-            if self.ready:
-                self.release_ready()
-                self.wake()
+        if is_shut or self._is_stuck():  # others may do better
+            self._keep_ready(0)
             return
+        if self.pace.is_used_up(now):  # what has its moment is counted for the day, and is still sent
+            self._keep_ready(self.pace.held)
         while len(self._openings) + len(self._idle) < len(self.ready) and self._may_open(now):
             self._open(self._connect())
 
@@ -164,6 +164,13 @@ class Pool:
             if self.breaker.is_open and not was_open:
                 log.warning("SMTP is in trouble: %s", trouble)
             log.info("connection closed: %s", trouble)
+
+    def _keep_ready(self, count: int) -> None:
+        """Give back what waits beyond the first so many."""
+        if len(self.ready) > count:
+            while len(self.ready) > count:
+                self.releases.append(self.ready.pop())
+            self.wake()
 
     def release_ready(self) -> None:
         """Give back what waits for a connection."""

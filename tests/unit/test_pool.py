@@ -45,3 +45,17 @@ def test_without_a_rate_nothing_waits_for_a_moment(pool):
     free.ready.append(CLAIM)
     free.idle(CONNECTION)
     assert free.next_start_at(100.0) is None
+
+
+async def test_when_the_day_is_used_up_what_has_its_moment_is_still_sent():
+    """It is counted; given back, it would be counted and not sent."""
+    daily = Pool(None, None, SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}), wake=lambda: None)
+    daily.pace.daily_max = 10
+    daily.pace.grant(Grant(2), 100.0, 100.0)
+    claims = [object() for _ in range(5)]
+    daily.ready.extend(claims)
+    daily._openings.update({1, 2})  # two connections are on their way
+    daily.pace.grant(Grant(0, used_up=True), 100.0, 100.0)
+    daily.staff(100.0)
+    assert list(daily.ready) == claims[:2]
+    assert daily.releases == claims[:1:-1]
