@@ -34,7 +34,6 @@ SENT = Outcome("sent", "accepted", "250 2.0.0 Ok: queued as 4XyZ1234")
 KINDS = ("us", "cpu_us", "blocks", "wal")
 STEPS = ("claim", "mark", "settle")
 
-# Of one backend alone (PostgreSQL 18): what vacuums and checkpoints do is not in it.
 COUNTERS = """
 SELECT (SELECT coalesce(sum(hits), 0) + coalesce(sum(reads), 0) FROM pg_stat_get_backend_io($1))::float8,
        (SELECT wal_bytes FROM pg_stat_get_backend_wal($1))::float8

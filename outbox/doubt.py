@@ -48,7 +48,10 @@ SELECT email, attempt, 'resolved', 'in_doubt = "resend": sent again', marked_at 
 
 
 async def resend_doubtful(connection: Any) -> int:
-    """Make deliveries pending whose doubt has lasted for its grace; gives how many. The bytes are the same ones."""
+    """Make deliveries pending whose doubt has lasted for its grace; gives how many. The bytes are the same ones.
+
+    What is too late to send stays in doubt, for a person: pending, it would expire as if it had never been sent.
+    """
     return int((await connection.execute(RESEND, RESENT_AT_ONCE)).rpartition(" ")[2])
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 AHEAD_S: Final = 0.25  # so much of the fleet's rate is in the hands of its relays at a time
 HORIZON_S: Final = 1.0  # moments that are further away are nobody's yet
-STALE_S: Final = 0.5  # a moment that nothing was started at is lost: made up for, it would be a burst
+STALE_S: Final = 0.5  # under a rate, a moment that nothing was started at is lost: made up for, it would be a burst
 TAKEN_S: Final = 0.005  # until the row is looked at again when another relay was at it
 USED_UP_S: Final = 30.0  # until it is looked at again when the day's emails are sent
 PORTION_MAX: Final = 100

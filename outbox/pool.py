@@ -118,10 +118,10 @@ class Pool:
             self._idle.pop().start(self.ready.popleft())
         is_shut = self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now)
         if is_shut or self._is_stuck():  # others may do better
-            self._keep_ready(0)
+            self.release_ready()
             return
         if self.pace.is_used_up(now):  # what has its moment is counted for the day, and is still sent
-            self._keep_ready(self.pace.held)
+            self.release_ready(keep=self.pace.held)
         while len(self._openings) + len(self._idle) < len(self.ready) and self._may_open(now):
             self._open(self._connect())
 
@@ -165,17 +165,11 @@ class Pool:
                 log.warning("SMTP is in trouble: %s", trouble)
             log.info("connection closed: %s", trouble)
 
-    def _keep_ready(self, count: int) -> None:
-        """Give back what waits beyond the first so many."""
-        if len(self.ready) > count:
-            while len(self.ready) > count:
-                self.releases.append(self.ready.pop())
+    def release_ready(self, *, keep: int = 0) -> None:
+        """Give back what waits for a connection, but for the first few."""
+        while len(self.ready) > keep:
+            self.releases.append(self.ready.pop())
             self.wake()
-
-    def release_ready(self) -> None:
-        """Give back what waits for a connection."""
-        self.releases.extend(self.ready)
-        self.ready.clear()
 
     def drop_claims(self) -> None:
         """Forget the claims of a session that is gone; what is past its dot is waited for."""

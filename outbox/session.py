@@ -133,9 +133,11 @@ class Session:
         await _close_quietly(self.connection)  # if it does not come to that, a sweep of another relay ends it
 
 
+# A relay that is stopped in the midst of a transaction holds up those who need its row: not for a lease.
+IN_TRANSACTION_S: Final = 2.0
+
 # The ledger's statements are few, short and known: each is planned once per session, by index, whatever the statistics
 # say. Left to itself the planner plans a tick anew each time (0.8 ms), or hashes a whole table for it.
-IN_TRANSACTION_S: Final = 2.0  # a relay that is stopped in the midst of one holds up those who need its row
 PLANS: Final = {"plan_cache_mode": "force_generic_plan", **dict.fromkeys(NOT_BY_INDEX, "off")}
 
 
