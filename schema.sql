@@ -1,4 +1,4 @@
--- outbox: the one schema, at version 3. `outbox init` applies it (or upgrades an older one) and may be run by
+-- outbox: the one schema, at version 4. `outbox init` applies it (or upgrades an older one) and may be run by
 -- every server at once; `psql -1 -f schema.sql` does the same on an empty database. PostgreSQL 14 or later.
 --
 -- A report travels through these tables in this order:
@@ -6,7 +6,9 @@
 --     definition → edition → report → email → delivery → attempt        relay: who carries it · route: how
 --                                                                       pace, allowance: how fast
 --                                                                       operation: what people decided
+--                                                                       pause: what is held back by people
 --                                                                       pruned: how far bodies are removed
+--     schedule starts editions · digest_item: reports that wait for a digest, which is a report, too
 --
 -- The states of a delivery, and who moves it:
 --
@@ -15,7 +17,8 @@
 --      │ └────deferred────┘ └──no reply after the dot, or the relay died──▶ in_doubt ──▶ sent | pending | dead
 --      └── a person sends a dead letter again
 --     pending ──▶ dead (refused before the mark, or quarantined) | expired (`send_before` is over)
---     cancelled is for those who write here themselves; outbox never sets it.
+--     pending ──a person──▶ cancelled; what is cancelled or expired becomes pending again when a person says so.
+--     A pending row with `paused` is held back: its report is paused, and it is due when that ends.
 
 create schema outbox;
 comment on schema outbox is 'Transactional outbox for report emails; made and upgraded by `outbox init`.';
@@ -47,6 +50,7 @@ create table outbox.edition (
     ends_at     timestamptz not null,
     expected    bigint check (expected >= 0),           -- recipients found by the latest complete look; null before
     created_at  timestamptz not null default now(),
+    completed_at timestamptz,                           -- when a relay first saw that every report is made and sent
     unique (report, period),
     check (starts_at < ends_at)
 );
@@ -74,6 +78,7 @@ create table outbox.email (
     recipient   text not null check (recipient <> '' and recipient !~ '[[:cntrl:][:space:]<>]'),  -- RCPT TO
     message_id  text not null,
     message     bytea not null,
+    traceparent text,                                   -- the W3C trace context in which it was made
     created_at  timestamptz not null default now()
 );
 create index email_report on outbox.email (report);
@@ -83,7 +88,8 @@ create index email_report on outbox.email (report);
 -- a verdict that comes late matches its own attempt or nothing. `withdrawn` counts the attempts that say nothing of
 -- the message: the final dot was surely not written, or the server took nothing from anybody. `orphaned` counts the
 -- relays that died while they held it. In doubt since `doubted_at`; `due_at` then says when the policy acts next
--- ('infinity': never by itself). `send_before` is when it is too late to send it; null is never.
+-- ('infinity': never by itself). `send_before` is when it is too late to send it; null is never. `paused` names the
+-- report under whose pause a pending row was set aside, with `due_at` at infinity.
 create table outbox.delivery (
     email       bigint primary key references outbox.email,
     due_at      timestamptz not null default now(),
@@ -96,12 +102,14 @@ create table outbox.delivery (
     orphaned    integer not null default 0,
     state       text not null default 'pending',
     send_before timestamptz,
+    paused      text,
     check (state in ('pending', 'sending', 'sent', 'in_doubt', 'dead', 'cancelled', 'expired')),
     check ((settled_at is null) = (state in ('pending', 'sending', 'in_doubt'))),
     check (state not in ('sending', 'in_doubt') or (relay is not null and marked_at is not null)),
     check (state not in ('sending', 'in_doubt', 'sent', 'dead') or attempt > withdrawn),
     check (withdrawn between 0 and attempt),
-    check ((doubted_at is null) = (state <> 'in_doubt'))
+    check ((doubted_at is null) = (state <> 'in_doubt')),
+    check (paused is null or state <> 'pending' or due_at = 'infinity')
 ) with (
     -- Room for claim and mark on the same page (at 70 every third moves on to another, with entries in two indexes and
     -- 110 bytes of WAL more for each message): none of the indexes below nor their predicates use a column that claim and
@@ -112,6 +120,7 @@ create index delivery_due on outbox.delivery (due_at, email) where settled_at is
 create index delivery_doubt on outbox.delivery (due_at, email) where settled_at is null and doubted_at is not null;
 -- Suspects: several relays died with them. A relay holds one of them at a time, so a guilty one is found out alone.
 create index delivery_suspect on outbox.delivery (due_at, email) where settled_at is null and orphaned >= 3;
+create index delivery_paused on outbox.delivery (paused) where settled_at is null and paused is not null;
 create index delivery_late on outbox.delivery (send_before) where settled_at is null and send_before is not null;
 
 -- What happened at each try; appended, never changed. No foreign key: checking it would lock the email's row
@@ -121,7 +130,8 @@ create table outbox.attempt (
     attempt     integer not null,
     relay       integer,
     verdict     text not null check (verdict in ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',
-                                                 'quarantined', 'asked', 'resolved', 'expired')),
+                                                 'quarantined', 'asked', 'resolved', 'expired', 'cancelled',
+                                                 'retried')),
     reply       text not null,
     marked_at   timestamptz,
     settled_at  timestamptz not null default now()
@@ -131,7 +141,8 @@ create index attempt_email on outbox.attempt (email);
 -- One row per relay session: its id is its identity and, in namespace 1779102894, its advisory lock. While the
 -- lock is held the relay lives; when it is free the relay is dead, whatever this table says. `timeline` is the WAL
 -- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than
--- the database. `trouble` is what keeps it from its work, `stale` how many of its verdicts came too late to matter.
+-- the database. `trouble` is what keeps it from its work, `stale` how many of its verdicts came too late to matter. `sent` is how many
+-- emails servers have taken from it and `last_reply` what it heard last, both as of its last sweep.
 create table outbox.relay (
     id           integer generated always as identity primary key,
     host         text not null,
@@ -142,7 +153,9 @@ create table outbox.relay (
     started_at   timestamptz not null default now(),
     ended_at     timestamptz,
     stale        integer not null default 0,
-    trouble      text
+    trouble      text,
+    sent         bigint not null default 0,
+    last_reply   text
 );
 create index relay_open on outbox.relay (id) where ended_at is null;
 
@@ -189,4 +202,34 @@ create table outbox.operation (
     emails  bigint not null check (emails >= 0)
 );
 
-insert into outbox.schema_version (version, compatible) values (3, 2);
+-- What people hold back: a report by its name, or the whole fleet by ''.
+create table outbox.pause (
+    report  text primary key,
+    since   timestamptz not null default now(),
+    who     text not null,
+    why     text not null
+);
+
+-- The latest tick of a report's schedule that the fleet has taken up; no row, none yet. Not done yet, and its
+-- `retry_at` is over: another relay may try again.
+create table outbox.schedule (
+    report    text primary key,
+    tick_at   timestamptz not null,
+    done_at   timestamptz,
+    failures  integer not null default 0 check (failures >= 0),
+    retry_at  timestamptz not null default now(),
+    said      text                                      -- why the last try failed
+);
+
+-- A report that goes into a digest instead of an email of its own. `digest` is the report that took it up.
+create table outbox.digest_item (
+    report   bigint primary key references outbox.report,
+    address  text not null,
+    name     text,
+    link     text not null,
+    digest   bigint references outbox.report
+);
+create index digest_item_open on outbox.digest_item (address) where digest is null;
+create index digest_item_digest on outbox.digest_item (digest) where digest is not null;
+
+insert into outbox.schema_version (version, compatible) values (4, 2);

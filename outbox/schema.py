@@ -10,7 +10,7 @@ from outbox.errors import SchemaError
 
 # To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
 # version COMPATIBLE and later may work on it, leave COMPATIBLE: a fleet is then upgraded server by server.
-VERSION: Final = 3
+VERSION: Final = 4
 COMPATIBLE: Final = 2
 
 # What turns version n - 1 into n, for databases that were made before; `schema.sql` is always the newest whole.
@@ -53,6 +53,28 @@ UPGRADES: Final[Mapping[int, str]] = {
         CREATE TABLE outbox.pruned (
             what text PRIMARY KEY CHECK (what IN ('email', 'report')), up_to bigint NOT NULL,
             at timestamptz NOT NULL DEFAULT now());
+    """,
+    4: """
+        ALTER TABLE outbox.edition ADD COLUMN completed_at timestamptz;
+        ALTER TABLE outbox.email ADD COLUMN traceparent text;
+        ALTER TABLE outbox.delivery ADD COLUMN paused text,
+            ADD CHECK (paused IS NULL OR state <> 'pending' OR due_at = 'infinity');
+        CREATE INDEX delivery_paused ON outbox.delivery (paused) WHERE settled_at IS NULL AND paused IS NOT NULL;
+        ALTER TABLE outbox.attempt DROP CONSTRAINT attempt_verdict_check, ADD CONSTRAINT attempt_verdict_check
+            CHECK (verdict IN ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',
+                               'quarantined', 'asked', 'resolved', 'expired', 'cancelled', 'retried'));
+        ALTER TABLE outbox.relay ADD COLUMN sent bigint NOT NULL DEFAULT 0, ADD COLUMN last_reply text;
+        CREATE TABLE outbox.pause (
+            report text PRIMARY KEY, since timestamptz NOT NULL DEFAULT now(), who text NOT NULL, why text NOT NULL);
+        CREATE TABLE outbox.schedule (
+            report text PRIMARY KEY, tick_at timestamptz NOT NULL, done_at timestamptz,
+            failures integer NOT NULL DEFAULT 0 CHECK (failures >= 0), retry_at timestamptz NOT NULL DEFAULT now(),
+            said text);
+        CREATE TABLE outbox.digest_item (
+            report bigint PRIMARY KEY REFERENCES outbox.report, address text NOT NULL, name text, link text NOT NULL,
+            digest bigint REFERENCES outbox.report);
+        CREATE INDEX digest_item_open ON outbox.digest_item (address) WHERE digest IS NULL;
+        CREATE INDEX digest_item_digest ON outbox.digest_item (digest) WHERE digest IS NOT NULL;
     """,
 }
 

@@ -1,0 +1,148 @@
+"""What every command shares: the settings that it reads, the connection that it asks, and how it prints."""
+
+import re
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from outbox.settings import Settings
+
+
+_T = TypeVar("_T")
+
+
+# In which `outbox --help` names them: as one meets them.
+ORDER = (
+    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "relay"),
+    *("status", "watch", "list", "show", "audit"),
+    *("retry", "cancel", "resolve", "pause", "resume", "prune", "demo"),
+)
+
+
+class _InOrder(TyperGroup):
+    """The commands in the order in which one meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in ORDER."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
+app = typer.Typer(
+    cls=_InOrder,
+    help="One report, one email per person and period, however many servers run it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Settings file; else OUTBOX_CONFIG, else ./outbox.toml.", show_default=False),
+]
+
+
+NAMES_SHOWN = 10
+
+
+@app.callback(invoke_without_command=True)
+def outbox(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """One report, one email per person and period, however many servers run it."""
+    if version:
+        from outbox import __version__
+
+        typer.echo(f"outbox-mail {__version__}")
+        raise typer.Exit
+    context.obj = config
+
+
+def settings_of(context: typer.Context, config: Path | None) -> "Settings":
+    """The settings of `config`, which stands before the command or after it, or of the place that `load` knows."""
+    from outbox.settings import load
+
+    return load(config or context.obj)
+
+
+def awaited(main: Coroutine[Any, Any, _T]) -> _T:
+    """What a coroutine gives."""
+    import asyncio
+
+    return asyncio.run(main)
+
+
+@asynccontextmanager
+async def connected(settings: "Settings", application: str) -> AsyncIterator[Any]:
+    """A connection to a database whose schema is this code's."""
+    from outbox.database import connect
+    from outbox.schema import require_current
+
+    assert settings.database_url is not None
+    connection = await connect(settings.database_url, application=application)
+    try:
+        await require_current(connection)
+        yield connection
+    finally:
+        await connection.close()
+
+
+def to_json(found: Any) -> str:
+    """One line for scripts; times as ISO 8601."""
+    import json
+
+    return json.dumps(found, default=lambda at: at.isoformat(), ensure_ascii=False)
+
+
+def printable(line: str) -> str:
+    """The line without what a terminal would obey: keys and replies come from outside."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", line)
+
+
+class Bar:
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, title: str, *, counted: bool) -> None:
+        self.title = title
+        self.counted = counted
+        self.bar: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TaskProgressColumn,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(),
+                MofNCompleteColumn() if self.counted else TaskProgressColumn(), TimeElapsedColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.line = self.bar.add_task(self.title, total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, **how: Any) -> None:
+        """Where it stands: `completed` of `total`."""
+        if self.bar is not None:
+            self.bar.update(self.line, **how)

@@ -1,0 +1,211 @@
+"""The commands that show what is going on and change nothing."""
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from outbox.cli.frame import NAMES_SHOWN, ConfigOption, app, awaited, connected, printable, settings_of, to_json
+
+if TYPE_CHECKING:
+    from outbox.audit import Audit, Unsent
+    from outbox.finding import Finding
+    from outbox.settings import Settings
+    from outbox.status import Status
+
+_SELDOM = {"cancelled", "expired"}
+_TEXT_COLUMNS = {"host", "report", "period", "version", "since (UTC)"}
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show what waits, who relays, and what needs a person."""
+    settings = settings_of(context, config)
+    settings.require("database_url")
+    found = awaited(_read_status(settings))
+    if as_json:
+        typer.echo(to_json(found.as_json()))
+    else:
+        _print_status(found)
+
+
+async def _read_status(settings: "Settings") -> "Status":
+    from outbox.status import read_status
+
+    async with connected(settings, "outbox status") as connection:
+        return await read_status(connection)
+
+
+def _print_status(found: "Status") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(
+            title=title,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            title_style="bold",
+            header_style="dim",
+        )
+        for column in columns:
+            made.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right", overflow="fold")
+        return made
+
+    shown = {state: n for state, n in found.counts.items() if n or state not in _SELDOM}
+    counts = table("deliveries", *shown)
+    counts.add_row(*(f"{n}" for n in shown.values()))
+    console.print(counts)
+    if found.oldest_due_s:
+        console.print(f"The oldest has been due for {found.oldest_due_s:.0f} s.")
+    relays = table(f"\nrelays alive: {len(found.relays)}", "relay", "host", "pid", "version", "since (UTC)", "in hand")
+    for r in found.relays:
+        relays.add_row(str(r.id), r.host, str(r.pid), r.version, f"{r.started_at:%Y-%m-%d %H:%M:%S}", str(r.in_hand))
+    console.print(relays if found.relays else "\nNo relay is alive: start `outbox relay`.")
+    for line in _hindrances(found):
+        console.print(line, markup=False)
+    if found.editions:
+        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent")
+        for e in found.editions:
+            expected = "?" if e.expected is None else str(e.expected)
+            editions.add_row(e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent))
+        console.print(editions)
+    for line in _needs(found):
+        console.print(line, markup=False)
+
+
+def _hindrances(found: "Status") -> Iterator[str]:
+    """What keeps the fleet from its work."""
+    for relay in found.relays:
+        if relay.trouble:
+            yield printable(f"  relay {relay.id} makes no progress: {relay.trouble}")
+        if relay.stale:
+            yield f"  relay {relay.id}: {relay.stale} verdicts came too late to matter; its log names them."
+    for route in found.routes:
+        yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
+        yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+
+
+def _needs(found: "Status") -> Iterator[str]:
+    """What waits for a person, and what to type."""
+    if not found.troubles:
+        return
+    yield "\nThese need a person:"
+    for trouble in found.troubles:
+        said = f": {trouble.said.rstrip('.')}" if trouble.said else ""
+        yield printable(f"  {trouble.key} is {trouble.state.replace('_', ' ')}{said}.")
+        yield printable(f"    {trouble.command}")
+    yield (
+        "\n--sent says that it arrived, --resend sends the same bytes again, --discard lets it be;"
+        " a dead letter cannot be --sent."
+    )
+
+
+@app.command()
+def audit(
+    context: typer.Context,
+    report: Annotated[str, typer.Argument(help="Which report.", metavar="REPORT", show_default=False)],
+    period: Annotated[
+        str | None,
+        typer.Argument(help="Which period, such as 2026-W48; by default the one due now.", metavar="PERIOD"),
+    ] = None,
+    config: ConfigOption = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts; names all.")] = False,
+    names: Annotated[
+        int | None, typer.Option(min=0, help="How many recipients of a kind are named; 10, with --json all.")
+    ] = None,
+) -> None:
+    """Say by name whether all of an edition is sent; exit 0 only then.
+
+    Compares who is to get the report now with what was generated and sent, and changes nothing.
+    """
+    from outbox.audit import audit as look
+
+    settings = settings_of(context, config)
+    settings.require("database_url", "reports")
+    names_max = names if names is not None or as_json else NAMES_SHOWN
+    found = awaited(look(settings, report, period, names_max=names_max))
+    if as_json:
+        typer.echo(to_json(found.as_json()))
+    else:
+        _print_audit(found)
+    raise typer.Exit(0 if found.is_well else 1)
+
+
+def _print_audit(found: "Audit") -> None:
+    from outbox.audit import spoken
+
+    counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
+    counts |= {kind: unsent.count for kind, unsent in found.unsent.items()}
+    typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
+    if found.left:
+        typer.echo(f"No longer expected: {found.left:,} who have a report and are not named by the source now.")
+    for kind, unsent in found.unsent.items():
+        if unsent.count:
+            typer.echo(f"\n{spoken(kind)}: {unsent.count:,}")
+        for one in unsent.named:
+            typer.echo(printable(f"  {_described(one)}"))
+        if unsent.named and unsent.count > len(unsent.named):
+            typer.echo(f"  \N{HORIZONTAL ELLIPSIS} and {unsent.count - len(unsent.named):,} more")
+    typer.echo(("\n" if found.expected > found.sent else "") + found.sentence)
+
+
+def _described(one: "Unsent") -> str:
+    from outbox.audit import spoken
+
+    reasons = [spoken(one.state)] if one.state != "missing" else []
+    reasons += [one.said.rstrip(".")] if one.said else []
+    return f"{one.key} <{one.address}>" + (f": {', '.join(reasons)}." if reasons else "")
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Check database, mail server and reports; changes nothing."""
+    from outbox.doctor import examine, has_fault
+
+    settings = settings_of(context, config)
+    import logging
+
+    logging.basicConfig(level=logging.CRITICAL)  # what is wrong is said in lines, once
+    findings = awaited(examine(settings))
+    if as_json:
+        checks = [{"check": f.check, "grade": f.grade, "found": f.found, "mend": f.mend} for f in findings]
+        typer.echo(to_json({"ok": not has_fault(findings), "checks": checks}))
+    else:
+        _print_findings(findings)
+    raise typer.Exit(1 if has_fault(findings) else 0)
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    """A line each: folded and coloured on a terminal, whole and plain elsewhere."""
+    width = max(len(f.check) for f in findings)
+    if not sys.stdout.isatty():
+        for f in findings:
+            typer.echo(printable(f"{f.grade:<7}  {f.check:<{width}}  {f.sentence}"))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid("", "", "", padding=(0, 2))
+        colours = {"ok": "green", "note": "yellow", "fault": "bold red", "unknown": "dim"}
+        for f in findings:
+            grid.add_row(Text(f.grade, colours[f.grade]), Text(printable(f.check)), Text(printable(f.sentence)))
+        Console(highlight=False).print(grid)
+    counts = [sum(f.grade == grade for f in findings) for grade in ("fault", "note", "unknown")]
+    typer.echo("{} at fault, {} worth a note, {} not checked, of {}.".format(*counts, len(findings)))

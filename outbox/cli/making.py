@@ -1,0 +1,116 @@
+"""The commands under which reports come to be."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from outbox.cli.frame import Bar, ConfigOption, app, awaited, settings_of
+from outbox.errors import ConfigurationError, OutboxError
+
+if TYPE_CHECKING:
+    from outbox.generate import Result
+    from outbox.settings import Settings
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    config: ConfigOption = None,
+    redefine: Annotated[
+        list[str] | None,
+        typer.Option(help="Make this server's cadence, covers and timezone of REPORT the fleet's.", metavar="REPORT"),
+    ] = None,
+) -> None:
+    """Create or upgrade the database's schema.
+
+    Safe on all servers at once, and again.
+    """
+    settings = settings_of(context, config)
+    settings.require("database_url")
+    for name in redefine or []:
+        settings.report(name)
+    before, after = awaited(_initialise(settings, redefine or []))
+    if before is None:
+        typer.echo(f"The outbox schema is there now, at version {after}.")
+    elif before < after:
+        typer.echo(f"The outbox schema was upgraded from version {before} to {after}.")
+    else:
+        typer.echo(f"The outbox schema is at version {after} already.")
+    for name in redefine or []:
+        report = settings.report(name)
+        typer.echo(f"{name} is {report.cadence}, covers {report.covers}, {report.timezone}, for the whole fleet.")
+
+
+async def _initialise(settings: "Settings", redefine: list[str]) -> tuple[int | None, int]:
+    from outbox.database import connect, engine
+    from outbox.schema import initialise
+
+    assert settings.database_url is not None
+    connection = await connect(settings.database_url, application="outbox init")
+    try:
+        versions = await initialise(connection)
+    finally:
+        await connection.close()
+    if redefine:
+        from outbox import edition
+
+        async with engine(settings.database_url, application="outbox init").connect() as session:
+            for name in redefine:
+                await edition.redefine(session, name, settings.report(name))
+    return versions
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    reports: Annotated[
+        list[str] | None, typer.Argument(help="Which reports; all by default.", metavar="REPORT")
+    ] = None,
+    config: ConfigOption = None,
+    period: Annotated[
+        str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
+    ] = None,
+) -> None:
+    """Make what is missing of an edition, once for the fleet.
+
+    Each recipient gets a report and an email for the period; run it from cron on every server.
+    """
+    settings = settings_of(context, config)
+    settings.require("database_url", "sender", "reports")
+    names = reports or list(settings.reports)
+    for name in names:
+        settings.report(name)
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
+    worst = 0
+    for name in names:
+        try:
+            worst = max(worst, _generate_one(settings, name, period))
+        except ConfigurationError:
+            raise
+        except OutboxError as error:
+            if len(names) == 1:
+                raise
+            typer.echo(f"outbox: {error}", err=True)
+            worst = max(worst, error.exit_code)
+    raise typer.Exit(worst)
+
+
+def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
+    from outbox.generate import generate as make
+
+    with Bar(name, counted=True) as bar:
+
+        def progress(result: "Result") -> None:
+            done = max(result.present, result.made) + len(result.failed)
+            bar.show(total=result.expected, completed=done, description=result.edition.name)
+
+        result = awaited(make(settings, name, period_key=period, progress=progress))
+    for key, why in result.failed.items():
+        typer.echo(f"outbox: {result.edition.name}, recipient {key}: {why}", err=True)
+    typer.echo(
+        f"{result.edition.name}: {result.made} made here, {result.elsewhere} elsewhere, "
+        f"{len(result.failed)} failed, of {result.expected} recipients."
+    )
+    return 1 if result.failed else 0

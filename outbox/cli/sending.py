@@ -1,0 +1,144 @@
+"""The commands under which emails go out, and grow old."""
+
+import os
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outbox.cli.frame import Bar, ConfigOption, app, awaited, settings_of, to_json
+from outbox.errors import OutboxError
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from outbox.prune import Pruned
+    from outbox.settings import Settings
+
+
+@app.command()
+def relay(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="Exit when nothing is pending or being sent.")
+    ] = False,
+) -> None:
+    """Send what is due; keep one running on every server. SIGTERM finishes what is in hand, twice ends at once."""
+    settings = settings_of(context, config)
+    settings.require("database_url", "smtp_url")
+    import logging
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
+    )
+    _run(_relay(settings, until_empty=until_empty))
+
+
+async def _relay(settings: "Settings", *, until_empty: bool) -> None:
+    import asyncio
+    import logging
+    import signal
+
+    from outbox.relay import Relay
+
+    sender = Relay(settings, until_empty=until_empty)
+
+    def stop(signum: int) -> None:
+        if sender.stopping:
+            # What is past its dot stays marked: another relay finds it in doubt, as after a crash.
+            os._exit(128 + signum)
+        logging.getLogger("outbox.relay").info(
+            "stopping: what is in hand is finished first, for %g s", settings.drain_s
+        )
+        sender.stop()
+
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop, signum)
+    await sender.run()
+    if sender.left_in_doubt:
+        raise OutboxError(
+            f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
+            "of its emails may be in doubt; `outbox status` names those that are."
+        )
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop where it is installed: it halves the CPU per message."""
+    try:
+        import uvloop
+    except ImportError:
+        awaited(main)
+    else:
+        uvloop.run(main)
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    keep: Annotated[
+        str, typer.Option(help="What is older goes: 400d, 52w, 48h; at least 1d.", metavar="TIME", show_default=False)
+    ],
+    config: ConfigOption = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Remove the bodies, trails and pages of old, settled emails.
+
+    Their rows stay, so an old edition that is generated again sends nothing. Relays may run; so may cron run this.
+    """
+    from outbox.prune import keep_of
+
+    kept = keep_of(keep)
+    settings = settings_of(context, config)
+    settings.require("database_url")
+    found, signum = awaited(_prune(settings, kept, dry_run=dry_run))
+    if as_json:
+        whole = {**found.as_json(), "dry_run": dry_run, "stopped": signum is not None}
+        typer.echo(to_json(whole))
+    else:
+        _print_pruned(found, dry_run=dry_run, stopped=signum is not None)
+    raise typer.Exit(0 if signum is None else 128 + signum)
+
+
+async def _prune(settings: "Settings", keep: "timedelta", *, dry_run: bool) -> "tuple[Pruned, int | None]":
+    """What went, and the signal that ended it early. A second signal ends at once, which harms nothing either."""
+    import asyncio
+    import signal
+
+    from outbox.prune import prune as remove
+
+    assert settings.database_url is not None
+    stop = asyncio.Event()
+    heard: list[int] = []
+
+    def end(signum: int) -> None:
+        if heard:
+            os._exit(128 + signum)
+        heard.append(signum)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, end, signum)
+    with Bar("pruning", counted=False) as bar:
+
+        def progress(found: "Pruned") -> None:
+            description = f"pruning {'pages' if found.walking == 'report' else 'emails'}"
+            bar.show(total=1.0, completed=found.share, description=description)
+
+        found = await remove(settings.database_url, keep, dry_run=dry_run, stop=stop, progress=progress)
+    return found, heard[0] if heard else None
+
+
+def _print_pruned(found: "Pruned", *, dry_run: bool, stopped: bool) -> None:
+    line = (
+        f"{'Would prune' if dry_run else 'Pruned'} {found.emails:,} emails, {found.attempts:,} attempts and "
+        f"{found.pages:,} pages from before {found.before:%Y-%m-%d %H:%M:%S} UTC"
+    )
+    if found.unsettled:
+        line += f"; {found.unsettled:,} emails stay that are not settled"
+    typer.echo(line + ("; stopped early, run it again to go on." if stopped else "."))
