@@ -221,13 +221,14 @@ create table outbox.schedule (
     said      text                                      -- why the last try failed
 );
 
--- A report that goes into a digest instead of an email of its own. `digest` is the report that took it up.
+-- A report that goes into a digest instead of an email of its own. `digest` is the report that took it up. No foreign
+-- keys: reports are never deleted, and whoever empties `report` by hand need not know of digests.
 create table outbox.digest_item (
-    report   bigint primary key references outbox.report,
+    report   bigint primary key,
     address  text not null,
     name     text,
     link     text not null,
-    digest   bigint references outbox.report
+    digest   bigint
 );
 create index digest_item_open on outbox.digest_item (address) where digest is null;
 create index digest_item_digest on outbox.digest_item (digest) where digest is not null;

@@ -71,8 +71,8 @@ UPGRADES: Final[Mapping[int, str]] = {
             failures integer NOT NULL DEFAULT 0 CHECK (failures >= 0), retry_at timestamptz NOT NULL DEFAULT now(),
             said text);
         CREATE TABLE outbox.digest_item (
-            report bigint PRIMARY KEY REFERENCES outbox.report, address text NOT NULL, name text, link text NOT NULL,
-            digest bigint REFERENCES outbox.report);
+            report bigint PRIMARY KEY, address text NOT NULL, name text, link text NOT NULL,
+            digest bigint);
         CREATE INDEX digest_item_open ON outbox.digest_item (address) WHERE digest IS NULL;
         CREATE INDEX digest_item_digest ON outbox.digest_item (digest) WHERE digest IS NOT NULL;
     """,
