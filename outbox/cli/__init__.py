@@ -7,7 +7,7 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
     deciding   resolve                   a person decides, and is asked before much is touched
-    trying     demo                      nothing of yours is needed
+    trying     preview, test-send, demo  nothing of it comes into the outbox
     frame      what every command shares
 """
 

@@ -109,6 +109,11 @@ def printable(line: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", line)
 
 
+def redirected(address: str) -> str:
+    """What nobody who looks may miss."""
+    return f"REDIRECTED: every email goes to {address} (redirect_to), none to its recipient."
+
+
 class Bar:
     """A bar on a terminal, nothing elsewhere."""
 

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.frame import NAMES_SHOWN, ConfigOption, app, awaited, connected, printable, settings_of, to_json
+from outbox.cli.frame import (
+    NAMES_SHOWN,
+    ConfigOption,
+    app,
+    awaited,
+    connected,
+    printable,
+    redirected,
+    settings_of,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from outbox.audit import Audit, Unsent
@@ -30,8 +40,10 @@ def status(
     settings.require("database_url")
     found = awaited(_read_status(settings))
     if as_json:
-        typer.echo(to_json(found.as_json()))
+        typer.echo(to_json({**found.as_json(), "redirect_to": settings.redirect_to}))
     else:
+        if settings.redirect_to:
+            typer.secho(f"{redirected(settings.redirect_to)}\n", bold=True)
         _print_status(found)
 
 
