@@ -357,8 +357,10 @@ def test_a_secret_may_stand_in_a_file_that_a_variable_names():
     with pytest.raises(ConfigurationError) as caught:
         read(WHOLE, OUTBOX_DATABASE_URL_FILE="nothing-here", OUTBOX_SMTP_URL_FILE="empty")
     assert caught.value.faults == [
-        "OUTBOX_DATABASE_URL_FILE: nothing-here cannot be read (No such file or directory); "
-        "name a file that this user can read.",
+        (
+            "OUTBOX_DATABASE_URL_FILE: nothing-here cannot be read (No such file or directory); "
+            "name a file that this user can read."
+        ),
         "OUTBOX_SMTP_URL_FILE: empty is empty; write the value into it.",
     ]
 
