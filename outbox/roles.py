@@ -102,6 +102,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("edition", "SELECT"),
         ("edition", "UPDATE", "completed_at"),
         ("report", "SELECT", "id edition recipient_key"),
+        ("digest_item", "SELECT", "report digest"),
         ("schedule", "SELECT"),
         ("schedule", "INSERT"),
         ("schedule", "UPDATE"),
@@ -121,6 +122,7 @@ ROLES: Final[Mapping[str, Role]] = {
     "outbox_operate": _role(
         "decides: retry, cancel, resolve, pause, resume",
         ("schema_version", "SELECT"),
+        ("definition", "SELECT"),
         ("edition", "SELECT"),
         ("report", "SELECT", "id edition recipient_key title created_at"),
         ("email", "SELECT"),
@@ -131,6 +133,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("attempt", "INSERT"),
         ("operation", "SELECT"),
         ("operation", "INSERT", "who what target why emails"),
+        ("operation", "UPDATE", "emails"),  # counted as a decision about many goes on
         ("pause", "SELECT"),
         ("pause", "INSERT", "report who why"),
         ("pause", "DELETE"),
