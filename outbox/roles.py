@@ -42,6 +42,15 @@ def _role(does: str, *rights: tuple[str, ...]) -> Role:
     return Role(does, tuple(Right(*right) for right in rights))
 
 
+_LOOKS: Final = (
+    *((table, "SELECT") for table in (
+        "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
+        "pruned", "operation", "pause", "schedule",
+    )),
+    ("report", "SELECT", "id edition recipient_key title created_at"),
+    ("digest_item", "SELECT", "report address name digest"),
+)  # fmt: skip
+
 # To lock a row FOR UPDATE or FOR SHARE takes the right to update some column of it: those who only lock have a column
 # that decides nothing (`email.traceparent`, `delivery.doubted_at`).
 ROLES: Final[Mapping[str, Role]] = {
@@ -110,34 +119,21 @@ ROLES: Final[Mapping[str, Role]] = {
     # Sees who, when and how it went, never what was said: no pages, no messages, no tokens.
     "outbox_read": _role(
         "looks: status, watch, list, audit, schedule",
-        *((table, "SELECT") for table in (
-            "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
-            "pruned", "operation", "pause", "schedule",
-        )),
-        ("report", "SELECT", "id edition recipient_key title created_at"),
+        *_LOOKS,
         ("email", "SELECT", "id key report sender recipient message_id traceparent created_at"),
-        ("digest_item", "SELECT", "report address name digest"),
     ),
-    # Decides, under its own name, about what was made; reads the messages that it decides about.
+    # Looks, and decides under its own name about what was made; reads the messages that it decides about.
     "outbox_operate": _role(
-        "decides: retry, cancel, resolve, pause, resume",
-        ("schema_version", "SELECT"),
-        ("definition", "SELECT"),
-        ("edition", "SELECT"),
-        ("report", "SELECT", "id edition recipient_key title created_at"),
+        "decides: show, retry, cancel, resolve, pause, resume",
+        *_LOOKS,
         ("email", "SELECT"),
         ("email", "UPDATE", "traceparent"),
-        ("delivery", "SELECT"),
         ("delivery", "UPDATE", "due_at settled_at doubted_at relay withdrawn orphaned state send_before paused"),
-        ("attempt", "SELECT"),
         ("attempt", "INSERT"),
-        ("operation", "SELECT"),
         ("operation", "INSERT", "who what target why emails"),
         ("operation", "UPDATE", "emails"),  # counted as a decision about many goes on
-        ("pause", "SELECT"),
         ("pause", "INSERT", "report who why"),
         ("pause", "DELETE"),
-        ("relay", "SELECT"),
     ),
     "outbox_prune": _role(
         "removes bodies by age: prune",
