@@ -36,9 +36,9 @@ def preview(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts; writes no files.")] = False,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open the pages.")] = False,
 ) -> None:
-    """Show what a recipient would get, from real rows; writes nothing to the database.
+    """Show one recipient's report and email; send nothing.
 
-    The report and the email are put into files and, at a terminal, opened in a browser.
+    From real rows; nothing is written to the database. They are put into files and, at a terminal, opened.
     """
     if (out is not None) + as_text + as_json > 1:
         raise ConfigurationError("--out, --text and --json are three ways to show it; say one of them.")
@@ -108,9 +108,9 @@ def send_test(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Send one email now, past the outbox, and show what the mail server says.
+    """Send one email now, past the outbox, as a test.
 
-    Exit 0 only if it took the email.
+    Shows what the mail server says; exit 0 only if it took the email.
     """
     from outbox.trial import address_of
 
