@@ -5,7 +5,7 @@ newcomer who follows it meets them in this order:
 
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
-    status, audit, resolve, doctor                                         what people see and decide
+    status, watch, audit, resolve, doctor                                  what people see and decide
 
     settings          what the user decides, checked whole
     errors            the ways in which outbox cannot go on, each with its exit code
@@ -22,6 +22,7 @@ newcomer who follows it meets them in this order:
     enqueue           the one transaction: report, email and delivery
     generate_session  generate's connection: bucket locks, the user's queries, the pulse
     generate          the corridor: buckets, what is missing, made here or elsewhere
+    preview           one recipient's report and email from real rows, and nothing written
 
     verdict           what a try ended in, and what follows
     backoff           how long until the next try
@@ -36,6 +37,9 @@ newcomer who follows it meets them in this order:
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
+
+    trial             one email past the outbox, to see whether it can be sent
+    watch             what is looked at again and again, and how fast relays send; screen: what it looks like
 
     prune             what is old is made small: messages, trails and pages; the unique keys stay
 

@@ -28,7 +28,7 @@ class Route:
 
     address: SmtpAddress
     settings: Settings
-    talk: type[Conversation] = Conversation
+    talk: type[Conversation] | None = None  # another kind, for who wants to hear more
     _tls: ssl.SSLContext | None = None
 
     @property
@@ -66,7 +66,7 @@ class Route:
         except asyncio.CancelledError:
             smtp.close()
             raise
-        conversation = self.talk(
+        conversation = (self.talk or Conversation)(
             desk,
             pipelining=smtp.supports_extension("pipelining"),
             size=smtp.supports_extension("size"),

@@ -6,6 +6,7 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     making     init, generate            reports come to be
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
+    watching   watch                     the same, live
     deciding   resolve                   a person decides, and is asked before much is touched
     trying     preview, test-send, demo  nothing of it comes into the outbox
     frame      what every command shares
@@ -18,11 +19,11 @@ gc.set_threshold(20_000)  # before all else: imports make many objects and no ga
 import os
 import sys
 
-from outbox.cli import deciding, looking, making, sending, trying
+from outbox.cli import deciding, looking, making, sending, trying, watching
 from outbox.cli.frame import app
 from outbox.errors import OutboxError
 
-__all__ = ["app", "deciding", "looking", "main", "making", "sending", "trying"]
+__all__ = ["app", "deciding", "looking", "main", "making", "sending", "trying", "watching"]
 
 
 def main() -> None:
