@@ -137,9 +137,9 @@ def audit(
         int | None, typer.Option(min=0, help="How many recipients of a kind are named; 10, with --json all.")
     ] = None,
 ) -> None:
-    """Say by name whether all of an edition is sent; exit 0 only then.
+    """Say by name whether all of an edition is sent.
 
-    Compares who is to get the report now with what was generated and sent, and changes nothing.
+    Exit 0 only then. Compares who is to get the report now with what was generated and sent, and changes nothing.
     """
     from outbox.audit import audit as look
 
