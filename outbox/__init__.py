@@ -5,7 +5,8 @@ newcomer who follows it meets them in this order:
 
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
-    status, audit, resolve, doctor                                         what people see and decide
+    status, list, show, audit, doctor                                      what people see
+    retry, cancel, resolve, pause, resume                                  what people decide
 
     settings          what the user decides, checked whole
     errors            the ways in which outbox cannot go on, each with its exit code
@@ -30,11 +31,16 @@ newcomer who follows it meets them in this order:
     doubt             what happens by itself to what is in doubt: sent again, or asked about
     conversation      one SMTP connection: content, mark, guard, dot
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
+    pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
     route             the way to the SMTP server: a connection that is set up
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
+
+    selection         which emails a person means: by key, edition, state or address
+    operate           what a person does to them: retry, cancel
+    show              the whole story of one
 
     prune             what is old is made small: messages, trails and pages; the unique keys stay
 

@@ -28,7 +28,8 @@ RIGHTS: Final = (
     ("pace", "SELECT"), ("pace", "INSERT"), ("pace", "UPDATE"),
     ("allowance", "SELECT"), ("allowance", "INSERT"), ("allowance", "UPDATE"), ("allowance", "DELETE"),
     ("pruned", "SELECT"), ("pruned", "INSERT"), ("pruned", "UPDATE"),
-    ("operation", "SELECT"), ("operation", "INSERT"),
+    ("operation", "SELECT"), ("operation", "INSERT"), ("operation", "UPDATE"),
+    ("pause", "SELECT"), ("pause", "INSERT"), ("pause", "DELETE"),
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 import asyncpg
 
-from outbox import doubt, failover, ledger
+from outbox import doubt, failover, ledger, pause
 from outbox.backoff import full_jitter_s
 from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route, resume_route
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
@@ -30,6 +30,7 @@ from outbox.failover import Barrier, Memory, tell_again
 from outbox.ledger import EXPIRED_AT_ONCE, Claim, Frontier, RoutePause, Settlement, Tick, contradicts
 from outbox.pace import STATEMENTS as PACE_STATEMENTS
 from outbox.pace import reserve
+from outbox.pause import FLEET, Pause
 from outbox.pool import Pool
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
@@ -54,7 +55,10 @@ OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is open
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
 PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it holds rather than of something else
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
-STATEMENTS: Final = ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS + failover.STATEMENTS + doubt.STATEMENTS
+STATEMENTS: Final = (
+    *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS),
+    *(failover.STATEMENTS + doubt.STATEMENTS + pause.STATEMENTS),
+)
 
 
 class Relay:
@@ -84,6 +88,8 @@ class Relay:
         self.counts: Counter[str] = Counter()
         self.stopping = False
         self.left_in_doubt = 0
+        self.left_held: list[Pause] = []
+        """The pauses under which mail was left, if that is why an `until_empty` ended before it was so."""
 
         self._session: Session | None = None
         self._former: Session | None = None
@@ -106,6 +112,7 @@ class Relay:
         self._told: tuple[int, datetime | None] | None = None  # the server, on its timeline, that knows our verdicts
         self._barrier = Barrier(0, 0.0)
         self._noted: tuple[str | None, int] = (None, 0)
+        self._held: frozenset[str] = frozenset()
 
     def stop(self) -> None:
         """Begin to drain: claim nothing more, finish what is in hand within `drain_s`, then `run` returns."""
@@ -173,6 +180,7 @@ class Relay:
         self._frontier = Frontier()
         self._barrier = Barrier(session.timeline, self.settings.failover_grace_s, up=session.timeline > 1)
         self._noted = (None, 0)
+        self._held = frozenset()
         self._opened_at = time.monotonic()
         return session
 
@@ -276,6 +284,9 @@ class Relay:
         if not self._is_current(claim):
             conversation.abandon("the session that claimed it is gone")
             return
+        if claim.email in self._marks:  # cancelled, retried and claimed anew, all while another connection had it
+            conversation.abandon("another connection is about to send it")
+            return
         self._marks[claim.email] = (conversation, claim)
         self._wake.set()
 
@@ -329,7 +340,7 @@ class Relay:
             self.pool.put_off.append(claim)
         elif claim.cuts >= CUTS_MAX:
             self.judged(claim, Withdrawn(reason), dropped=True)
-        elif self.stopping:
+        elif self.stopping or FLEET in self._held:
             self.pool.releases.append(claim)
         else:
             self.pool.ready.appendleft(claim)
@@ -358,8 +369,8 @@ class Relay:
 
     def _notified(self) -> None:
         self._poll_at = 0.0
-        if self.pool.breaker.is_open:
-            self._pulse_at = 0.0  # the news may be that the route works again
+        if self.pool.breaker.is_open or self._held:
+            self._pulse_at = 0.0  # the news may be that the route works again, or that a pause is over
         self._wake.set()
 
     def _session_lost(self) -> None:
@@ -388,9 +399,18 @@ class Relay:
         with self._patience(session):
             if now >= self._sweep_at and not self.stopping and not self._barrier.up:
                 await self._sweep(session)
-            if self.until_empty and self._has_nothing() and await ledger.is_empty(session.connection):
-                log.info("the outbox is empty: %s", self._summary())
-                self.stop()
+            if self.until_empty and self._has_nothing():
+                await self._stop_if_empty(session)
+
+    async def _stop_if_empty(self, session: Session) -> None:
+        """Stop when nothing is left, or only what people hold back: that may be so for days."""
+        if await ledger.is_empty(session.connection):
+            log.info("the outbox is empty: %s", self._summary())
+            self.stop()
+        elif self._held and await pause.is_held(session.connection):
+            self.left_held = [one for one in await pause.read_pauses(session.connection) if one.waiting]
+            log.info("nothing is left but what is paused: %s", self._summary())
+            self.stop()
 
     @contextmanager
     def _patience(self, session: Session, at_most_s: float | None = None) -> Iterator[None]:
@@ -450,7 +470,7 @@ class Relay:
 
     def _room(self, now: float) -> int:
         """How many deliveries to claim."""
-        return 0 if self.stopping or self._barrier.up else self.pool.room(now)
+        return 0 if self.stopping or self._barrier.up or FLEET in self._held else self.pool.room(now)
 
     async def _tick(self, session: Session, room: int = 0) -> None:
         marks, self._marks = self._marks, {}
@@ -477,10 +497,17 @@ class Relay:
         self._tick_s = now - began_at
         self._pulse_at = now + self.settings.lease_s / 3
         self._adopt(done.pause, now)
+        news = self._adopt_holds(done.held)
         if room:
             self._frontier.note(done, since, now)
-        await self._take_claims(session, done.claims, room, now, in_part=since is not None)
-        self._act_on_marks(session, marks, done, started_s)
+            await self._plan_next_claim(session, done.claims, room, now, in_part=since is not None)
+        if not done.held:
+            self._take_claims(session, done.claims, now)
+        lost = self._act_on_marks(session, marks, done, started_s)
+        if done.held:  # after the dots, which must not wait
+            self._take_claims(session, await self._spared(session, done.claims, look_at_all=news), now)
+        if lost:
+            await self._explain_lost(lost, session)
         if len(done.settled) < len(settlements):
             await self._explain([s for s in settlements if s.identity not in done.settled], session)
 
@@ -494,27 +521,56 @@ class Relay:
                 conversation.abandon("its mark is not known to be committed")
             self.judged(claim, Withdrawn("its mark was not confirmed, so the dot was not written"))
 
-    async def _take_claims(
+    async def _plan_next_claim(
         self, session: Session, claims: list[Claim], room: int, now: float, *, in_part: bool
     ) -> None:
-        if room:
-            if self.pool.breaker.probing and not claims and not in_part and self.pool.is_empty:
-                await self._probe_without_mail(session)
-            if len(claims) >= room or in_part:
+        if self.pool.breaker.probing and not claims and not in_part and self.pool.is_empty:
+            await self._probe_without_mail(session)
+        if len(claims) >= room or in_part:
+            self._poll_s = POLL_FIRST_S
+            self._wake.set()
+        else:
+            if claims:
                 self._poll_s = POLL_FIRST_S
-                self._wake.set()
-            else:
-                if claims:
-                    self._poll_s = POLL_FIRST_S
-                longest_s = min(self.settings.poll_max_s, self.settings.lease_s / 3)
-                self._poll_at = now + self._poll_s * (0.8 + 0.2 * random.random())  # noqa: S311 - jitter
-                self._poll_s = min(2 * self._poll_s, longest_s)
+            longest_s = min(self.settings.poll_max_s, self.settings.lease_s / 3)
+            self._poll_at = now + self._poll_s * (0.8 + 0.2 * random.random())  # noqa: S311 - jitter
+            self._poll_s = min(2 * self._poll_s, longest_s)
+
+    def _take_claims(self, session: Session, claims: list[Claim], now: float) -> None:
         if session.lost is None:
             if self.stopping:
                 self.pool.releases.extend(claims)
             else:
                 self.pool.add(claims)
             self.pool.staff(now)
+
+    def _adopt_holds(self, held: frozenset[str]) -> bool:
+        """Take over what people hold back; gives whether that is more than it was."""
+        begun, over = held - self._held, self._held - held
+        self._held = held
+        for report in begun:
+            log.warning("%s is paused", pause.spoken(report))
+        for report in over:
+            log.info("%s is no longer paused", pause.spoken(report))
+        if over:
+            self._poll_at = self._expire_at = self._sweep_at = 0.0  # what was set aside is taken up in the upkeep
+            self._wake.set()
+        return bool(begun)
+
+    async def _spared(self, session: Session, claims: list[Claim], *, look_at_all: bool) -> list[Claim]:
+        """Of these claims those that no pause holds back; after news also of what waits for a connection.
+
+        What waits is not there to be taken meanwhile. What a connection has begun is sent.
+        """
+        if look_at_all:
+            claims = [*self.pool.ready, *claims]
+            self.pool.ready.clear()
+        if FLEET in self._held or self.stopping:
+            self.pool.releases.extend(claims)
+            self._wake.set()
+            return []
+        aside = await pause.set_aside(session.connection, session.relay, [claim.email for claim in claims])
+        return [claim for claim in claims if claim.email not in aside]
 
     async def _probe_without_mail(self, session: Session) -> None:
         """It is this relay's turn to try the server. With mail that is only put off, the turn is left to later."""
@@ -529,8 +585,9 @@ class Relay:
         marks: dict[int, tuple[Conversation, Claim]],
         done: Tick,
         started_s: float,
-    ) -> None:
-        """The guard: only what is marked, fresh and still held goes on to its dot."""
+    ) -> list[Claim]:
+        """The guard: only what is marked, fresh and still held goes on to its dot. Gives what is no longer held."""
+        lost: list[Claim] = []
         if done.expired:
             self._expired(len(done.expired))
         for email, (conversation, claim) in marks.items():
@@ -540,8 +597,7 @@ class Relay:
                     conversation.abandon("it is too late to send it")
                 continue
             if email not in done.marked:
-                log.error("%s is no longer this relay's; it was not sent", claim.key)
-                self.counts["lost claims"] += 1
+                lost.append(claim)
                 if still_there:
                     conversation.abandon("it is no longer this relay's")
                 continue
@@ -554,6 +610,18 @@ class Relay:
                 self.judged(claim, Withdrawn("the guard stopped it: too late after the mark, or the session was lost"))
             else:
                 conversation.hand_over()
+        return lost
+
+    async def _explain_lost(self, lost: list[Claim], session: Session) -> None:
+        """Say why what was about to be sent was not: a person cancelled it, or else something is wrong."""
+        standing = await ledger.standing(session.connection, [claim.email for claim in lost])
+        for claim in lost:
+            if standing[claim.email][0] == "cancelled":
+                log.info("%s was cancelled at the last moment; it was not sent", claim.key)
+                self.counts["cancelled"] += 1
+            else:
+                log.error("%s is no longer this relay's; it was not sent", claim.key)
+                self.counts["lost claims"] += 1
 
     async def _explain(self, missed: list[Settlement], session: Session) -> None:
         """A settlement that changed nothing is never passed over in silence, unless it was already true."""
@@ -600,13 +668,18 @@ class Relay:
         await self._note_trouble(session)
 
     async def _expire(self, session: Session, relays: int) -> None:
-        """End what is too late to send."""
+        """End what is too late to send, and take up what was set aside under a pause that is over."""
         pause_s = min(EXPIRE_MIN_S * relays, EXPIRE_MAX_S) * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         self._expire_at = time.monotonic() + pause_s
         expired = await ledger.expire(session.connection, session.relay)
         if expired:
             self._expired(expired)
-        if expired == EXPIRED_AT_ONCE:  # there are more; until they are gone every claim has to pass them by
+        taken_up = await pause.take_up(session.connection)
+        if taken_up:
+            log.info("%d emails that were set aside are due again", taken_up)
+            self._notified()
+        # There are more; until what is late is gone every claim has to pass it by.
+        if expired == EXPIRED_AT_ONCE or taken_up == pause.TAKEN_UP_AT_ONCE:
             self._expire_at = self._sweep_at = 0.0
             self._wake.set()
 
@@ -709,7 +782,7 @@ class Relay:
             self._pulse_at = 0.0  # the next tick tells how long
         elif news == "resume":
             await resume_route(session.connection, session.relay, route)
-        elif not self.stopping and self.pool.is_deaf:
+        elif not self.stopping and self.pool.is_deaf and FLEET not in self._held:
             breaker.probing = await probe_route(session.connection, session.relay, route)
             breaker.fleet_retry_at = now + PROBE_LEASE_S
             self._poll_at = 0.0 if breaker.probing else self._poll_at

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox.database import RELAY_LOCKS
+from outbox.pause import Pause, read_pauses
 from outbox.prune import BARE
 
 STATES: Final = ("pending", "sending", "sent", "in_doubt", "dead", "cancelled", "expired")
@@ -73,6 +74,7 @@ class Status:
     oldest_due_s: float
     relays: list[RelayStatus]
     routes: list[RouteStatus]
+    pauses: list[Pause]
     editions: list[EditionStatus]
     troubles: list[Trouble]
 
@@ -139,9 +141,11 @@ async def read_status(connection: Any) -> Status:
         oldest = await connection.fetchval(OLDEST_DUE)
         relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
         routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
+        pauses = await read_pauses(connection)
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
         troubles = [_trouble(*row) for row in await connection.fetch(TROUBLES, NAMED_MAX, BARE)]
-    return Status({state: found.get(state, 0) for state in STATES}, oldest, relays, routes, editions, troubles)
+    counts = {state: found.get(state, 0) for state in STATES}
+    return Status(counts, oldest, relays, routes, pauses, editions, troubles)
 
 
 def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:

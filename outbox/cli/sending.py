@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.frame import Bar, ConfigOption, app, awaited, settings_of, to_json
+from outbox.cli.frame import Bar, ConfigOption, app, awaited, printable, settings_of, to_json
 from outbox.errors import OutboxError
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ async def _relay(settings: "Settings", *, until_empty: bool) -> None:
             f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
             "of its emails may be in doubt; `outbox status` names those that are."
         )
+    if sender.left_held:
+        waiting = max(one.waiting for one in sender.left_held)
+        paused = " and ".join(f"{one.target} is paused ({one.who}: {one.why})" for one in sender.left_held)
+        remedies = " and ".join(f"`{one.remedy}`" for one in sender.left_held)
+        raise OutboxError(printable(f"{waiting:,} emails were not sent, since {paused}; {remedies} lets them go."))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

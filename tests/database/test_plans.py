@@ -10,7 +10,7 @@ import json
 import asyncpg
 import pytest
 
-from outbox import breaker, doubt, failover, ledger, pace, prune, relay
+from outbox import breaker, doubt, failover, ledger, pace, pause, prune, relay
 from outbox.session import PLANS
 
 ROWS = 20_000
@@ -34,7 +34,7 @@ WALKS_THE_BACKLOG = {"JUDGE"}
 
 STATEMENTS = {
     name: statement
-    for module in (ledger, breaker, pace, doubt, failover)
+    for module in (ledger, breaker, pace, pause, doubt, failover)
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement in module.STATEMENTS
 } | {"PRUNE_EMAILS": prune.PRUNE_EMAILS, "PRUNE_REPORTS": prune.PRUNE_REPORTS}
