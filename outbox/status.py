@@ -40,6 +40,17 @@ class RouteStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleStatus:
+    """A schedule whose latest tick could not be followed so far."""
+
+    report: str
+    tick_at: datetime
+    failures: int
+    retry_at: datetime
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class EditionStatus:
     """An edition as it goes; `expected` is null until one run has seen all recipients."""
 
@@ -73,6 +84,7 @@ class Status:
     oldest_due_s: float
     relays: list[RelayStatus]
     routes: list[RouteStatus]
+    schedules: list[ScheduleStatus]
     editions: list[EditionStatus]
     troubles: list[Trouble]
 
@@ -108,6 +120,12 @@ ROUTES: Final = """
 SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
 """
 
+# What failed longer ago than any period lasts is of a schedule that nobody follows any more.
+SCHEDULES: Final = """
+SELECT report, tick_at, failures, retry_at, coalesce(said, '')
+  FROM outbox.schedule WHERE done_at IS NULL AND failures > 0 AND tick_at > now() - interval '32 days' ORDER BY report
+"""
+
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected, count(r.id) AS made,
        count(*) FILTER (WHERE d.state = 'sent') AS sent,
@@ -139,9 +157,11 @@ async def read_status(connection: Any) -> Status:
         oldest = await connection.fetchval(OLDEST_DUE)
         relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
         routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
+        schedules = [ScheduleStatus(*row) for row in await connection.fetch(SCHEDULES)]
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
         troubles = [_trouble(*row) for row in await connection.fetch(TROUBLES, NAMED_MAX, BARE)]
-    return Status({state: found.get(state, 0) for state in STATES}, oldest, relays, routes, editions, troubles)
+    counts = {state: found.get(state, 0) for state in STATES}
+    return Status(counts, oldest, relays, routes, schedules, editions, troubles)
 
 
 def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:

@@ -93,6 +93,9 @@ def _hindrances(found: "Status") -> Iterator[str]:
     for route in found.routes:
         yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
         yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+    for schedule in found.schedules:
+        yield f"\nThe edition that {schedule.report} was to start at {schedule.tick_at:%Y-%m-%d %H:%M:%S} UTC fails:"
+        yield printable(f"  {schedule.said} ({schedule.failures} tries; `outbox schedule` says when it is tried again)")
 
 
 def _needs(found: "Status") -> Iterator[str]:
