@@ -5,6 +5,7 @@ newcomer who follows it meets them in this order:
 
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
+    schedule → agenda → starter                                            the relay's cron: generate is started
     status, audit, resolve, doctor                                         what people see and decide
 
     settings          what the user decides, checked whole
@@ -35,6 +36,10 @@ newcomer who follows it meets them in this order:
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
+
+    schedule          the ticks of a cron expression in civil time
+    agenda            how the schedules stand: the latest tick, its edition, what became of it
+    starter           beside the relay: starts generate when a schedule ticks, and again until it is done
 
     prune             what is old is made small: messages, trails and pages; the unique keys stay
 

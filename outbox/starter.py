@@ -221,7 +221,7 @@ def _civil(at: datetime, report: ReportSettings) -> str:
 
 
 def _log(edition: str, level: int, line: str) -> None:
-    log.log(level, "%s: %s", edition, line)
+    log.log(level, "%s: %s", edition, line.removeprefix(f"{edition}: ").removeprefix(f"{edition}, "))
 
 
 async def run_child(command: Sequence[str], say: Callable[[int, str], None]) -> str | None:

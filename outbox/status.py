@@ -1,7 +1,7 @@
 """What is going on, read from the database: counts, the living relays, recent editions, and what needs a person."""
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -84,9 +84,10 @@ class Status:
     oldest_due_s: float
     relays: list[RelayStatus]
     routes: list[RouteStatus]
-    schedules: list[ScheduleStatus]
     editions: list[EditionStatus]
     troubles: list[Trouble]
+    schedules: list[ScheduleStatus] = field(default_factory=list)
+    """Those in trouble only."""
 
     def as_json(self) -> dict[str, Any]:
         """The counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
@@ -161,7 +162,7 @@ async def read_status(connection: Any) -> Status:
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
         troubles = [_trouble(*row) for row in await connection.fetch(TROUBLES, NAMED_MAX, BARE)]
     counts = {state: found.get(state, 0) for state in STATES}
-    return Status(counts, oldest, relays, routes, schedules, editions, troubles)
+    return Status(counts, oldest, relays, routes, editions, troubles, schedules)
 
 
 def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:

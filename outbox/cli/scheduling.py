@@ -55,17 +55,24 @@ async def _look(settings: "Settings", names: list[str], count: int) -> "list[Age
 
 
 def _print(found: "list[Agenda]") -> None:
+    """A line for each tick: folded on a terminal, whole and aligned elsewhere."""
+    lines: list[tuple[str, ...]] = [("report", "tick", "UTC", "period", "state")]
+    for one in found:
+        lines += [("" if n else one.name, *row) for n, row in enumerate(_rows(one))]
+    lines = [tuple(map(printable, line)) for line in lines]
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            typer.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("report", "tick", "UTC", "period", "state"):
-        made.add_column(column, overflow="fold")
-    for one in found:
-        for n, (civil, utc, period, state) in enumerate(_rows(one)):
-            made.add_row(*(Text(printable(cell)) for cell in ("" if n else one.name, civil, utc, period, state)))
-    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(made)
+    made = Table(*lines[0], box=None, pad_edge=False, header_style="dim")
+    for line in lines[1:]:
+        made.add_row(*map(Text, line))
+    Console(highlight=False).print(made)
 
 
 def _rows(one: "Agenda") -> list[tuple[str, str, str, str]]:
