@@ -43,6 +43,16 @@ class Row:
     retry_at: datetime
     said: str | None
 
+    @property
+    def failed(self) -> str:
+        """How often its generate failed, and why the last time."""
+        return f"failed {times(self.failures)}: {(self.said or '').rstrip('.')}"
+
+
+def times(count: int) -> str:
+    """`once`, `twice`, `3 times`."""
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+
 
 @dataclass(frozen=True, slots=True)
 class Tick:

@@ -130,7 +130,7 @@ def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:
         if one.last.standing is Standing.MISSED:
             said_here += f" was not done by {one.last.until:%Y-%m-%d %H:%M:%S} UTC"
         elif row is not None:
-            said_here += f" fails ({row.failures} tries): {(row.said or '').rstrip('.')}"
+            said_here += f" {row.failed}"
         said[one.last.standing].append(said_here)
     if failing := said[Standing.FAILING]:
         mend = "mend that; relays try again by themselves, and at once when one is started"

@@ -175,7 +175,8 @@ class Starter:
         """One generate, and what became of it written down."""
         name, period = under
         try:
-            fault = await run_child([*self.command, name, "--period", period], partial(_log, f"{name} {period}"))
+            say = partial(_say, f"{name} {period}")
+            fault = await run_child([*self.command, name, "--period", period], say)
         except OSError as error:
             fault = f"outbox generate cannot be started: {error.strerror or error}"
         try:
@@ -183,7 +184,7 @@ class Starter:
                 if fault is None:
                     await connection.execute(DONE, name, tick_at)
                 else:
-                    values = (storable(fault), AGAIN_FIRST_S, AGAIN_MAX_S)
+                    values = (storable(_beyond_name(f"{name} {period}", fault)), AGAIN_FIRST_S, AGAIN_MAX_S)
                     await connection.execute(FAILED, name, tick_at, failures, *values)
         except (OutboxError, asyncpg.PostgresError, *LOST_SESSION) as error:
             # It is found not done, and made again, which repeats nothing.
@@ -220,8 +221,13 @@ def _civil(at: datetime, report: ReportSettings) -> str:
     return f"{at.astimezone(report.zone):%Y-%m-%d %H:%M %Z}"
 
 
-def _log(edition: str, level: int, line: str) -> None:
-    log.log(level, "%s: %s", edition, line.removeprefix(f"{edition}: ").removeprefix(f"{edition}, "))
+def _say(edition: str, level: int, line: str) -> None:
+    log.log(level, "%s: %s", edition, _beyond_name(edition, line))
+
+
+def _beyond_name(edition: str, line: str) -> str:
+    """The line without the edition's name, where it begins with it."""
+    return line.removeprefix(f"{edition}: ").removeprefix(f"{edition}, ")
 
 
 async def run_child(command: Sequence[str], say: Callable[[int, str], None]) -> str | None:

@@ -91,16 +91,14 @@ def _said(last: "Latest", report: "ReportSettings") -> str:
     from outbox.agenda import Standing
 
     row = last.row
-    tries = ""
-    if row is not None and row.failures:
-        tries = f"failed {'once' if row.failures == 1 else f'{row.failures} times'}: {(row.said or '').rstrip('.')}"
+    failed = row.failed if row is not None and row.failures else ""
     match last.standing:
         case Standing.DONE if row is not None and row.done_at is not None:
             return f"done {_civil(row.done_at, report)}"
         case Standing.FAILING if row is not None:
-            return f"{tries}; tried again {_civil(row.retry_at, report)}"
+            return f"{failed}; tried again at {_civil(row.retry_at, report)}"
         case Standing.MISSED:
-            return f"missed, too late since {_civil(last.until, report)}{tries and '; '}{tries}"
+            return f"missed, too late since {_civil(last.until, report)}{failed and '; '}{failed}"
         case Standing.NEW:
             return "before the schedule was followed"
         case _:
