@@ -28,6 +28,7 @@ RIGHTS: Final = (
     ("pace", "SELECT"), ("pace", "INSERT"), ("pace", "UPDATE"),
     ("allowance", "SELECT"), ("allowance", "INSERT"), ("allowance", "UPDATE"), ("allowance", "DELETE"),
     ("pruned", "SELECT"), ("pruned", "INSERT"), ("pruned", "UPDATE"),
+    ("schedule", "SELECT"), ("schedule", "INSERT"), ("schedule", "UPDATE"),
     ("operation", "SELECT"), ("operation", "INSERT"),
 )  # fmt: skip
 
