@@ -161,10 +161,10 @@ PEOPLE = 12
         for moment in MOMENTS
     ],
 )
-async def test_crons_around_a_boundary_write_once_per_person_and_period(clock, sink, tmp_path, moment):
+async def test_crons_around_a_boundary_write_once_per_person_and_period(clock, sink, forks, tmp_path, moment):
     cadence, at, before, after = MOMENTS[moment]
     url, connection = await empty_database(clock)
-    fleet = Fleet(url, connection, sink, tmp_path, report=f'cadence = "{cadence}"', top="lease_s = 3600")
+    fleet = Fleet(url, connection, sink, tmp_path, report=f'cadence = "{cadence}"', top="lease_s = 3600", forks=forks)
     fleet.data = "select pg_sleep(0.05)::text as slept, :key as person"
     try:
         await cross(fleet, clock, datetime.fromisoformat(at))
@@ -193,12 +193,12 @@ async def empty_database(clock: Clock) -> tuple[str, Any]:
     return url, await asyncpg.connect(url)
 
 
-async def test_relays_wait_for_a_tick_on_the_databases_clock_and_start_the_edition_then(clock, sink, tmp_path):
+async def test_relays_wait_for_a_tick_on_the_databases_clock_and_start_the_edition_then(clock, sink, forks, tmp_path):
     """At an hour that clocks jump over: it is started when they have, 03:00 in New York, by all relays at once."""
     at = datetime.fromisoformat("2026-03-08T07:00Z")
     url, connection = await empty_database(clock)
     report = 'cadence = "daily"\nschedule = "30 2 * * *"\ncatch_up = "1h"'
-    fleet = Fleet(url, connection, sink, tmp_path, report=report, top="lease_s = 3600")
+    fleet = Fleet(url, connection, sink, tmp_path, report=report, top="lease_s = 3600", forks=forks)
     try:
         await fleet.hire(PEOPLE)
         clock.set(at - timedelta(seconds=4))
