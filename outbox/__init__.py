@@ -5,6 +5,7 @@ newcomer who follows it meets them in this order:
 
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
+    schedule → agenda → starter                                            the relay's cron: generate is started
     status, list, show, audit, doctor                                      what people see
     retry, cancel, resolve, pause, resume                                  what people decide
 
@@ -42,6 +43,10 @@ newcomer who follows it meets them in this order:
     selection         which emails a person means: by key, edition, state or address
     operate           what a person does to them: retry, cancel
     show              the whole story of one
+
+    schedule          the ticks of a cron expression in civil time
+    agenda            how the schedules stand: the latest tick, its edition, what became of it
+    starter           beside the relay: starts generate when a schedule ticks, and again until it is done
 
     prune             what is old is made small: messages, trails and pages; the unique keys stay
 

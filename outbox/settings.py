@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 from outbox.address import DatabaseUrl, SmtpAddress
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
+from outbox.schedule import Schedule, fault_of
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -106,6 +107,8 @@ class ReportSettings(_Table):
     covers: Covers = Covers.PREVIOUS
     timezone: str = "UTC"
     link: str
+    schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
+    catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
     title: str = ""  # never empty once it is read as part of Settings: the report's name stands in
     source: str | None = None
@@ -122,12 +125,31 @@ class ReportSettings(_Table):
         """How many seconds after it was made an email expires; None is never."""
         return None if self.send_before is None else duration_s(self.send_before)
 
-    @field_validator("send_before")
+    @property
+    def ticks(self) -> Schedule | None:
+        """When its editions are started, in its civil time; None if only a cron or a person does."""
+        return None if self.schedule is None else Schedule(self.schedule, self.zone)
+
+    @field_validator("schedule")
     @classmethod
-    def _is_a_while(cls, send_before: str | None) -> str | None:
-        if send_before is not None and not 0 < duration_s(send_before) <= _UNITS_S["d"] * _DAYS_MAX:
-            raise ValueError(f'{_shown(send_before)} is no length of time; write one like "48h", "90min" or "5d"')
-        return send_before
+    def _ticks(cls, schedule: str | None) -> str | None:
+        if schedule is not None and (fault := fault_of(schedule)) is not None:
+            raise ValueError(f"{_shown(schedule)} {fault}")
+        return schedule
+
+    @field_validator("catch_up", "send_before")
+    @classmethod
+    def _is_a_while(cls, length: str | None) -> str | None:
+        if length is not None and not 0 < duration_s(length) <= _UNITS_S["d"] * _DAYS_MAX:
+            raise ValueError(f'{_shown(length)} is no length of time; write one like "48h", "90min" or "5d"')
+        return length
+
+    @field_validator("catch_up")
+    @classmethod
+    def _follows_a_schedule(cls, catch_up: str | None, info: ValidationInfo) -> str | None:
+        if catch_up is not None and info.data.get("schedule", "") is None:
+            raise ValueError('stands without a schedule; write one beside it, like schedule = "0 6 * * mon"')
+        return catch_up
 
     @field_validator("timezone")
     @classmethod

@@ -1,7 +1,7 @@
 """What is going on, read from the database: counts, the living relays, recent editions, and what needs a person."""
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -41,6 +41,17 @@ class RouteStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleStatus:
+    """A schedule whose latest tick could not be followed so far."""
+
+    report: str
+    tick_at: datetime
+    failures: int
+    retry_at: datetime
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class EditionStatus:
     """An edition as it goes; `expected` is null until one run has seen all recipients."""
 
@@ -77,6 +88,8 @@ class Status:
     pauses: list[Pause]
     editions: list[EditionStatus]
     troubles: list[Trouble]
+    schedules: list[ScheduleStatus] = field(default_factory=list)
+    """Those in trouble only."""
 
     def as_json(self) -> dict[str, Any]:
         """The counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
@@ -108,6 +121,12 @@ SELECT r.id, r.host, r.pid, r.version, r.started_at,
 # A pause that nobody has tried to end for a minute is nobody's any more: its relays are gone or use another server.
 ROUTES: Final = """
 SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
+"""
+
+# What failed longer ago than any period lasts is of a schedule that nobody follows any more.
+SCHEDULES: Final = """
+SELECT report, tick_at, failures, retry_at, coalesce(said, '')
+  FROM outbox.schedule WHERE done_at IS NULL AND failures > 0 AND tick_at > now() - interval '32 days' ORDER BY report
 """
 
 EDITIONS: Final = """
@@ -148,11 +167,12 @@ async def read_status(connection: Any) -> Status:
         relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
         routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
         pauses = await read_pauses(connection)
+        schedules = [ScheduleStatus(*row) for row in await connection.fetch(SCHEDULES)]
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
         statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
         troubles = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
     counts = {state: found.get(state, 0) for state in STATES}
-    return Status(counts, oldest, relays, routes, pauses, editions, troubles)
+    return Status(counts, oldest, relays, routes, pauses, editions, troubles, schedules)
 
 
 def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:

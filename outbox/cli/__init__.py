@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong.
 commands that need them, so that cron pays for what it uses. The commands sit by what a person wants of them:
 
     making     init, generate            reports come to be
+    scheduling schedule                  when editions are started without a cron
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
     reading    list, show                ... email by email
@@ -21,11 +22,11 @@ gc.set_threshold(20_000)  # before all else: imports make many objects and no ga
 import os
 import sys
 
-from outbox.cli import deciding, holding, looking, making, reading, sending, trying
+from outbox.cli import deciding, holding, looking, making, reading, scheduling, sending, trying
 from outbox.cli.frame import app
 from outbox.errors import OutboxError
 
-__all__ = ["app", "deciding", "holding", "looking", "main", "making", "reading", "sending", "trying"]
+__all__ = ["app", "deciding", "holding", "looking", "main", "making", "reading", "scheduling", "sending", "trying"]
 
 
 def main() -> None:

@@ -86,6 +86,8 @@ def _print_status(found: "Status") -> None:
 
 def _hindrances(found: "Status") -> Iterator[str]:
     """What keeps the fleet from its work."""
+    from outbox.agenda import times
+
     for relay in found.relays:
         if relay.trouble:
             yield printable(f"  relay {relay.id} makes no progress: {relay.trouble}")
@@ -96,6 +98,11 @@ def _hindrances(found: "Status") -> Iterator[str]:
     for route in found.routes:
         yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
         yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+    for schedule in found.schedules:
+        yield f"\nThe edition that {schedule.report} was to start at {schedule.tick_at:%Y-%m-%d %H:%M:%S} UTC fails:"
+        yield printable(
+            f"  {schedule.said} ({times(schedule.failures)}; `outbox schedule` says when it is tried again)"
+        )
 
 
 def _needs(found: "Status") -> Iterator[str]:

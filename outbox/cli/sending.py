@@ -1,7 +1,10 @@
 """The commands under which emails go out, and grow old."""
 
 import os
-from collections.abc import Coroutine
+import sys
+from collections.abc import Coroutine, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,16 +30,25 @@ def relay(
 ) -> None:
     """Send what is due; keep one running on every server. SIGTERM finishes what is in hand, twice ends at once."""
     settings = settings_of(context, config)
-    settings.require("database_url", "smtp_url")
+    has_schedules = not until_empty and any(report.schedule for report in settings.reports.values())
+    settings.require("database_url", "smtp_url", *(["sender"] if has_schedules else []))
     import logging
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
     )
-    _run(_relay(settings, until_empty=until_empty))
+    generating = _generating(config or context.obj) if has_schedules else None
+    _run(_relay(settings, until_empty=until_empty, generating=generating))
 
 
-async def _relay(settings: "Settings", *, until_empty: bool) -> None:
+def _generating(config: Path | None) -> list[str]:
+    """The command that makes an edition with these settings and this program, before its report and period."""
+    search = [] if str(Path.cwd()) in sys.path else ["-P"]  # `-m` would look for modules in the working directory first
+    named = [] if config is None else ["--config", str(config)]
+    return [sys.executable, *search, "-m", "outbox", "generate", *named]
+
+
+async def _relay(settings: "Settings", *, until_empty: bool, generating: Sequence[str] | None) -> None:
     import asyncio
     import logging
     import signal
@@ -44,6 +56,11 @@ async def _relay(settings: "Settings", *, until_empty: bool) -> None:
     from outbox.relay import Relay
 
     sender = Relay(settings, until_empty=until_empty)
+    starter = None
+    if generating is not None:
+        from outbox.starter import Starter
+
+        starter = Starter(settings, generating)
 
     def stop(signum: int) -> None:
         if sender.stopping:
@@ -52,12 +69,15 @@ async def _relay(settings: "Settings", *, until_empty: bool) -> None:
         logging.getLogger("outbox.relay").info(
             "stopping: what is in hand is finished first, for %g s", settings.drain_s
         )
+        if starter is not None:
+            starter.stop()
         sender.stop()
 
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop, signum)
-    await sender.run()
+    async with starter.beside() if starter is not None else nullcontext():
+        await sender.run()
     if sender.left_in_doubt:
         raise OutboxError(
             f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "

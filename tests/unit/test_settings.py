@@ -92,6 +92,30 @@ ONE_FAULT = [
     ("lease_s = 4", "guard_s: 5 is not below lease_s; write less than 4."),
     ("[retry]\nbase_s = 7200", "retry.max_s: 3600 is below base_s; write at least 7200."),
     ("[retry]\nattempts_max = 0", "retry.attempts_max: 0 is too small; write 1 or more."),
+    # schedules
+    (
+        f'{REPORT}schedule = "60 6 * * mon"',
+        (
+            'reports.progress.schedule: "60 6 * * mon" has an unknown minute; write one like "0 6 * * mon"'
+            " (minute, hour, day of month, month, day of week)."
+        ),
+    ),
+    (
+        f'{REPORT}schedule = "@weekly"',
+        (
+            'reports.progress.schedule: this has 1 field instead of 5; write one like "0 6 * * mon"'
+            " (minute, hour, day of month, month, day of week)."
+        ),
+    ),
+    (f"{REPORT}schedule = 6", "reports.progress.schedule: is not text; put it in quotes."),
+    (
+        f'{REPORT}schedule = "0 6 * * mon"\ncatch_up = "soon"',
+        'reports.progress.catch_up: "soon" is no length of time; write one like "48h", "90min" or "5d".',
+    ),
+    (
+        f'{REPORT}catch_up = "12h"',
+        ('reports.progress.catch_up: stands without a schedule; write one beside it, like schedule = "0 6 * * mon".'),
+    ),
     # names
     (
         "conections_max = 3",
