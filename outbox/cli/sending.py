@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from outbox.prune import Pruned
+    from outbox.relay import Relay
     from outbox.settings import Settings
 
 
@@ -24,33 +25,53 @@ def relay(
     until_empty: Annotated[
         bool, typer.Option("--until-empty", help="Exit when nothing is pending or being sent.")
     ] = False,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer /metrics, /livez and /readyz there, as 127.0.0.1:9464.",
+            metavar="HOST:PORT",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Send what is due; keep one running on every server. SIGTERM finishes what is in hand, twice ends at once."""
     settings = settings_of(context, config)
     settings.require("database_url", "smtp_url")
-    import logging
+    if http is not None:
+        settings = settings.model_copy(update={"http": http})
+    from outbox.log import configure
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
-    )
+    configure(settings.log_format, settings.log_level, addresses=settings.log_addresses)
     _run(_relay(settings, until_empty=until_empty))
 
 
 async def _relay(settings: "Settings", *, until_empty: bool) -> None:
+    from outbox.cli.attending import attended
+
+    async with attended(settings, until_empty=until_empty) as sender:
+        await _run_until_told(sender, settings)
+    if sender.left_in_doubt:
+        raise OutboxError(
+            f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
+            "of its emails may be in doubt; `outbox status` names those that are."
+        )
+
+
+async def _run_until_told(sender: "Relay", settings: "Settings") -> None:
+    """Run the relay until it is empty, or a signal says to stop; a second one ends at once."""
     import asyncio
-    import logging
     import signal
 
-    from outbox.relay import Relay
+    from outbox.log import Events
 
-    sender = Relay(settings, until_empty=until_empty)
+    log = Events("outbox.relay")
 
     def stop(signum: int) -> None:
         if sender.stopping:
             # What is past its dot stays marked: another relay finds it in doubt, as after a crash.
             os._exit(128 + signum)
-        logging.getLogger("outbox.relay").info(
-            "stopping: what is in hand is finished first, for %g s", settings.drain_s
+        log.info(
+            "relay_stopping", "stopping: what is in hand is finished first, for {drain_s:g} s", drain_s=settings.drain_s
         )
         sender.stop()
 
@@ -58,11 +79,6 @@ async def _relay(settings: "Settings", *, until_empty: bool) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop, signum)
     await sender.run()
-    if sender.left_in_doubt:
-        raise OutboxError(
-            f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
-            "of its emails may be in doubt; `outbox status` names those that are."
-        )
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
