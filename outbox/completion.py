@@ -30,14 +30,14 @@ from outbox.relay import Relay
 log = Events("outbox.relay")
 
 CHECK_S: Final = 0.5
-PAUSE_S: Final = 5.0  # between two looks while emails go out; each relay of a fleet takes its share
+PAUSE_S: Final = 3.0  # between two looks while emails go out; each relay of a fleet takes its share
 PAUSE_MAX_S: Final = 60.0
 COST_MAX: Final = 100  # between two looks passes so many times as long as one took
 IDLE_S: Final = 300.0
 STATEMENT_MAX_S: Final = 30.0
 CLOSE_TIMEOUT_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 10.0
-CALLS_PAUSES_S: Final = (1.0, 3.0)  # between the three tries of one call
+CALL_PAUSES_S: Final = (1.0,)  # between the tries of one call
 CALL_AGAIN_S: Final = 30.0
 LAST_LOOK_S: Final = 20.0
 
@@ -188,7 +188,7 @@ class Completion:
         return True
 
 
-async def call(url: str, pauses_s: Sequence[float] = CALLS_PAUSES_S) -> str | None:
+async def call(url: str, pauses_s: Sequence[float] = CALL_PAUSES_S) -> str | None:
     """GET it, a few times if need be; None if the answer was 2xx, else what was wrong at last."""
     fault: str | None = None
     for pause_s in (*pauses_s, None):

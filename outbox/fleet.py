@@ -1,7 +1,7 @@
 """The fleet as the database knows it, for who measures: read now and then over a connection of its own.
 
 Nothing here walks over what is settled, and what is open is counted to `COUNT_MAX` only. A look is kept for at least
-`FRESH_S`, and for a hundred times as long as it took: who asks often costs Postgres a hundredth of a core.
+`FRESH_S`, and for twenty times as long as it took: who asks often keeps Postgres busy for a twentieth of the time.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from outbox.errors import OutboxError, SchemaError
 from outbox.schema import require_current
 
 FRESH_S: Final = 5.0
-COST_MAX: Final = 100  # a look is kept for so many times as long as it took
+COST_MAX: Final = 20  # a look is kept for so many times as long as it took
 LOOK_MAX_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 2.0
 SCHEMA_EVERY_S: Final = 60.0

@@ -44,22 +44,21 @@ class Health:
 
     async def watch(self) -> None:
         """For ever: look at the relay, and tell the service manager; who is not called does not tell it."""
-        told_ready = told_stopping = False
+        told_ready = False
         watchdog_s = self.notifier.watchdog_s
         pings_at = status_at = 0.0
         while True:
             now = self._beat_at = time.monotonic()
-            self._hindrances = self.relay.hindrances()
+            before, self._hindrances = self._hindrances, self.relay.hindrances()
             if not told_ready and self.relay.holds_session:
                 told_ready = True
                 self.notifier.ready()
-            if not told_stopping and self.relay.stopping:
-                told_stopping = True
+            if self.relay.stopping:
                 self.notifier.stopping()
             if watchdog_s is not None and now >= pings_at and not self.faults():
                 pings_at = now + watchdog_s / 3
                 self.notifier.progress()
-            if now >= status_at:
+            if now >= status_at or self._hindrances != before:
                 status_at = now + STATUS_EVERY_S
                 self.notifier.status("; ".join(self._hindrances) or f"relaying; {self.relay.summary()}")
             await asyncio.sleep(min(BEAT_S, (watchdog_s or 1.0) / 3))

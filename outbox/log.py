@@ -18,7 +18,7 @@ from typing import Any, Final, TextIO
 # is no mailbox.
 _ADDRESS: Final = re.compile(
     r"""(?P<kept>postgres(?:ql)?(?:\+\w+)?://[^\s/@]*@)"""
-    r"""|(?:"[^"\n]*"|[^\s<>@"'(),;:/\\\[\]]+)@(?:\[[^\]\s]*\]|[^\s<>@"'(),;:/\\\[\]]*[^\W_])"""
+    r"""|(?:"[^"\n]*"|[^\s<>@"'(),;:/\\\[\]]+)@(?:\[[^\]\s]*\]|[\w.-]*[^\W_])"""
 )
 HIDDEN: Final = "<address>"
 _OBEYED: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -24,6 +24,7 @@ class Notifier:
         # An abstract socket's name begins with NUL, which the variable writes as @.
         self._place = "\0" + place[1:] if place.startswith("@") else place
         self._status = ""
+        self._is_stopping = False
         self._socket: socket.socket | None = None
         if place[:1] in {"/", "@"} and hasattr(socket, "AF_UNIX"):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -49,8 +50,10 @@ class Notifier:
         self._tell("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """The relay drains."""
-        self._tell("STOPPING=1")
+        """The relay drains; told once."""
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._tell("STOPPING=1")
 
     def _tell(self, what: str) -> None:
         if self._socket is None:

@@ -48,6 +48,7 @@ async def attended(settings: "Settings", *, until_empty: bool) -> "AsyncIterator
         try:
             yield relay
         finally:
+            health.notifier.stopping()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
