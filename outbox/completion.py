@@ -12,7 +12,6 @@ import asyncio
 import random
 import threading
 import time
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -224,6 +223,8 @@ async def _in_thread(url: str) -> str | None:
 
 
 def _get(url: str) -> str | None:
+    import urllib.request
+
     request = urllib.request.Request(url, headers={"User-Agent": f"outbox-mail/{__version__}"})  # noqa: S310 - checked
     try:
         with urllib.request.urlopen(request, timeout=CALL_TIMEOUT_S) as answer:  # noqa: S310 - http or https: settings

@@ -89,12 +89,15 @@ class Endpoints:
         """
         try:
             host, port = parse_listen(place)
+        except ValueError as error:
+            raise ConfigurationError(f"--http: {error}.") from None
+        try:
             family, *_, address = socket.getaddrinfo(
                 host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             self._server = _Server(family, (str(address[0]), int(address[1])))
-        except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else str(error)) or str(error)
+        except (OSError, ValueError) as error:  # of a name that is none, getaddrinfo says UnicodeError
+            reason = getattr(error, "strerror", None) or str(error)
             raise ConfigurationError(
                 f"http: nobody can listen at {place} ({reason}); write an address of this server and a free port, "
                 'such as "127.0.0.1:9464".'

@@ -76,8 +76,7 @@ def configure(
     `form` is `human`, `json`, or `auto`: human where a person looks on, else JSON. Libraries are heard from `warning`
     on. `addresses` lets mail addresses stand in the lines.
     """
-    import structlog
-
+    structlog = _structlog()
     stream = stream or sys.stderr
     is_human = form == "human" or (form == "auto" and stream.isatty())
     last: list[Callable[..., Any]] = [_as_sentence, _drawn(colours=stream.isatty())] if is_human else [_as_json()]
@@ -95,6 +94,19 @@ def configure(
     root.handlers[:] = [handler]
     root.setLevel(max(LEVELS[level], logging.WARNING))
     logging.getLogger("outbox").setLevel(LEVELS[level])
+
+
+def _structlog() -> Any:
+    """structlog, without rich: it would import that for tracebacks of a kind that is not wanted here, in 70 ms."""
+    hidden = "rich" not in sys.modules
+    if hidden:
+        sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        import structlog
+    finally:
+        if hidden:
+            del sys.modules["rich"]
+    return structlog
 
 
 def _with_fields(_logger: object, level: str, said: _EventDict) -> _EventDict:

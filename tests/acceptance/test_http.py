@@ -157,6 +157,7 @@ async def test_a_place_where_nobody_can_listen_is_one_sentence_and_exit_2(fleet)
         port = taken.getsockname()[1]
         for arguments, environment, words in (
             (["--http", f"127.0.0.1:{port}"], {}, f"http: nobody can listen at 127.0.0.1:{port} (Address already"),
+            (["--http", "localhost"], {}, '--http: is no host and port; write them like "127.0.0.1:9464"'),
             ([], {"OUTBOX_HTTP": "9464"}, "OUTBOX_HTTP: is no host and port; write them like"),
         ):
             ended = await fleet.run("relay", *arguments, environment=environment)
