@@ -1,7 +1,9 @@
 """What a relay's log looks like: lines of JSON, or sentences for people; no addresses unless they are asked for."""
 
 import ast
+import io
 import json
+import logging
 import re
 import string
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import outbox
-from outbox.log import redacted
+from outbox.log import Events, configure, redacted
 from outbox.sink import Reply, Stage
 from tests.faults.levers import At
 
@@ -69,6 +71,19 @@ async def test_on_a_terminal_it_is_sentences_in_colour(fleet):
     assert plain != shown
     assert re.search(r"^\S+ info    relay \d+ holds its lock and relays to \S+ session_opened\r?$", plain, re.MULTILINE)
     assert "progress/2026-W48/<address>, try 1: 550 <address>: \N{REPLACEMENT CHARACTER}31mno such user" in plain
+
+
+def test_no_line_has_what_a_terminal_would_obey(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "level", logging.NOTSET)
+    monkeypatch.setattr(logging.getLogger("outbox"), "level", logging.NOTSET)
+    for form in ("human", "json"):
+        stream = io.StringIO()
+        configure(form, stream=stream)
+        Events("outbox.test").warning("told", "it said: {reply}", reply="one\x1b[2J\ntwo\x9b2J")
+        line = stream.getvalue().removesuffix("\n")
+        assert "told" in line
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f]", line)
 
 
 @pytest.mark.parametrize(
