@@ -55,6 +55,12 @@ class Notifier:
             self._is_stopping = True
             self._tell("STOPPING=1")
 
+    def close(self) -> None:
+        """Tell nothing more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def _tell(self, what: str) -> None:
         if self._socket is None:
             return
@@ -63,8 +69,7 @@ class Notifier:
         except BlockingIOError:
             return  # its queue is full: it hears the next one
         except OSError as error:
-            self._socket.close()
-            self._socket = None
+            self.close()
             log.warning("notify_failed", "NOTIFY_SOCKET cannot be told ({reason}); it is left alone", reason=error)
 
 

@@ -52,6 +52,7 @@ async def attended(settings: "Settings", *, until_empty: bool) -> "AsyncIterator
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            health.notifier.close()
         if until_empty:
             await completion.last_look()
 

@@ -7,6 +7,10 @@ import time
 
 import pytest
 
+from outbox.health import Health
+from outbox.notify import Notifier
+from outbox.relay import Relay
+from outbox.settings import Settings
 from tests.fleet import until
 
 WATCHDOG_S = 0.6
@@ -63,6 +67,22 @@ async def test_systemd_hears_when_it_is_ready_makes_progress_and_stops(fleet, tm
     assert (await relay.ended()).code == 0
     assert manager.hears("STOPPING=1")
     assert manager.heard.count("READY=1") <= 1
+
+
+async def test_a_relay_whose_corridor_hangs_does_not_ping_though_its_loop_turns(tmp_path, listening):
+    place = str(tmp_path / "notify")
+    manager = Manager(listening, place)
+    settings = {"database_url": "postgresql://nobody@127.0.0.1:1/none", "smtp_url": "smtp://127.0.0.1:1"}
+    relay = Relay(Settings.model_validate(settings))
+    relay.turned_at -= 41  # more than four leases ago
+    notifier = Notifier({"NOTIFY_SOCKET": place, "WATCHDOG_USEC": "90000"})
+    watching = asyncio.create_task(Health(relay, notifier).watch())
+    await until(lambda: manager.hears("STATUS=it holds no session"), "it looks at the relay")
+    assert await manager.silence_s(0.3) >= 0.3
+    relay.turned_at = time.monotonic()
+    await until(lambda: manager.hears("WATCHDOG=1"), "it pings")
+    watching.cancel()
+    notifier.close()
 
 
 async def test_a_manager_that_does_not_listen_or_watches_another_is_no_trouble(fleet, tmp_path):
