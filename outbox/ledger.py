@@ -38,6 +38,11 @@ class Claim:
     suspect: bool = False
     marked: bool = False
     cuts: int = 0
+    traceparent: str | None = None
+    claimed_at: float = 0.0
+    """When it was claimed; only where somebody looks on."""
+    handed_over_at: float = 0.0
+    """When its final dot was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,21 +198,21 @@ WITH news AS (
 )
 SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL::integer AS orphaned, NULL AS key, NULL AS sender,
        NULL AS recipient, NULL AS message_id, NULL::bytea AS message, NULL::float8 AS wait_s,
-       NULL::timestamptz AS reached FROM settled
+       NULL::timestamptz AS reached, NULL AS traceparent FROM settled
 UNION ALL
-SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
   FROM marked
 UNION ALL
 SELECT 'c', c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
-       NULL, NULL
+       NULL, NULL, e.traceparent
   FROM claimed c JOIN outbox.email e ON e.id = c.email
 UNION ALL
 SELECT 'r', NULL, NULL, NULL, NULL, reason, NULL, NULL, NULL, NULL,
-       greatest(extract(epoch FROM retry_at - now()), 0)::float8, NULL FROM outbox.route WHERE name = $13
+       greatest(extract(epoch FROM retry_at - now()), 0)::float8, NULL, NULL FROM outbox.route WHERE name = $13
 UNION ALL
-SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max(due_at) FROM due HAVING count(*) = $11
+SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max(due_at), NULL FROM due HAVING count(*) = $11
 UNION ALL
-SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
+SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
 """
 
 
@@ -262,6 +267,7 @@ async def tick(
                 r["message_id"],
                 r["message"],
                 suspect=r["orphaned"] >= SUSPECT_AFTER,
+                traceparent=r["traceparent"],
             )
             for r in rows
             if r["part"] == "c"

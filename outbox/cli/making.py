@@ -106,25 +106,34 @@ def generate(
         settings.report(name)
     import logging
 
+    from outbox import tracing
+
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
+    tracing.begin()
     worst = 0
-    for name in names:
-        try:
-            worst = max(worst, _generate_one(settings, name, period))
-        except ConfigurationError:
-            raise
-        except OutboxError as error:
-            if len(names) == 1:
+    try:
+        for name in names:
+            try:
+                worst = max(worst, _generate_one(settings, name, period))
+            except ConfigurationError:
                 raise
-            typer.echo(f"outbox: {error}", err=True)
-            worst = max(worst, error.exit_code)
+            except OutboxError as error:
+                if len(names) == 1:
+                    raise
+                typer.echo(f"outbox: {error}", err=True)
+                worst = max(worst, error.exit_code)
+    finally:
+        tracing.end()
     raise typer.Exit(worst)
 
 
 def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
+    import os
+
+    from outbox import tracing
     from outbox.generate import generate as make
 
-    with Bar(name, counted=True) as bar:
+    with Bar(name, counted=True) as bar, tracing.span("outbox generate", environ=os.environ, report=name):
 
         def progress(result: "Result") -> None:
             done = max(result.present, result.made) + len(result.failed)

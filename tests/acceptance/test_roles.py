@@ -175,7 +175,8 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
     await as_role(fleet, "generate", "generate")
     enqueue = await asyncpg.connect(of(fleet, "enqueue"))
     assert [await enqueue.execute(ENQUEUE) for _ in range(2)] == ["SELECT 1", "SELECT 0"]
-    await as_role(fleet, "relay", "relay", "--until-empty")
+    sent = await as_role(fleet, "relay", "relay", "--until-empty")
+    assert "completion_unknown" not in sent.err, "it may see whether an edition is complete"
     assert await fleet.states() == {"sent": 4}
     assert (len(fleet.sink.addresses), fleet.twice) == (4, {})
     assert "All is well" in (await as_role(fleet, "read", "audit", "progress")).out
