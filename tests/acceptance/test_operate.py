@@ -293,6 +293,7 @@ async def test_while_the_fleet_is_paused_nothing_is_sent_and_after_it_all_is(fle
     found = await status(fleet)
     assert [(one["report"], one["who"], one["waiting"]) for one in found["pauses"]] == [("", ANNS, 5)]
     assert "The fleet is paused since " in (await fleet.run("status")).out
+    assert await fleet.connection.fetchval("SELECT count(DISTINCT xmin::text) FROM outbox.delivery") == 1, "no claim"
     until_empty = await fleet.run("relay", "--until-empty")
     assert (until_empty.code, fleet.sink.addresses) == (1, {})
     assert until_empty.err.splitlines()[-1] == (
