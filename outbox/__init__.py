@@ -6,7 +6,8 @@ newcomer who follows it meets them in this order:
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
     schedule → agenda → starter                                            the relay's cron: generate is started
-    status, audit, resolve, doctor                                         what people see and decide
+    status, list, show, audit, doctor                                      what people see
+    retry, cancel, resolve, pause, resume                                  what people decide
 
     settings          what the user decides, checked whole
     errors            the ways in which outbox cannot go on, each with its exit code
@@ -14,6 +15,7 @@ newcomer who follows it meets them in this order:
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
+    roles             who may do what in it, granted
     period            which stretch of time a report covers; calendars and civil time
     edition           one report for one period, and the definition that the fleet shares
     source            who is owed a report and what it says: two queries, or a class of the user's
@@ -31,11 +33,16 @@ newcomer who follows it meets them in this order:
     doubt             what happens by itself to what is in doubt: sent again, or asked about
     conversation      one SMTP connection: content, mark, guard, dot
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
+    pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
     route             the way to the SMTP server: a connection that is set up
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
+
+    selection         which emails a person means: by key, edition, state or address
+    operate           what a person does to them: retry, cancel
+    show              the whole story of one
 
     schedule          the ticks of a cron expression in civil time
     agenda            how the schedules stand: the latest tick, its edition, what became of it

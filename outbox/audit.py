@@ -148,7 +148,8 @@ REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:
 LOOK: Final = text("""
 SELECT n.key, r.id IS NOT NULL AS reported, m.recipient,
        CASE WHEN r.id IS NOT NULL OR m.id IS NOT NULL THEN coalesce(d.state, 'without a delivery') END AS state,
-       CASE WHEN d.state <> 'sent'
+       CASE WHEN d.paused IS NOT NULL THEN 'held back while ' || d.paused || ' is paused'
+            WHEN d.state <> 'sent'
             THEN (SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
         END AS said
   FROM unnest(:keys) AS n (key)

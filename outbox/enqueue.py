@@ -45,8 +45,8 @@ WITH made AS (
     ON CONFLICT (edition, recipient_key) DO NOTHING
     RETURNING id, recipient_key
 ), email AS (
-    INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message)
-    SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message
+    INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message, traceparent)
+    SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message, CAST(:traceparent AS text)
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
     ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
@@ -79,11 +79,17 @@ NOTIFY: Final = text(f"SELECT pg_notify('{CHANNEL}', '')")
 
 
 async def enqueue_reports(
-    connection: "AsyncConnection", edition: int, reports: Sequence[NewReport], *, send_before_s: float | None = None
+    connection: "AsyncConnection",
+    edition: int,
+    reports: Sequence[NewReport],
+    *,
+    send_before_s: float | None = None,
+    traceparent: str | None = None,
 ) -> int:
     """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
 
-    What is not sent within `send_before_s` of that expires.
+    What is not sent within `send_before_s` of that expires. `traceparent` is the W3C trace context of the caller, in
+    which the emails will be sent.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
     then writes nothing for it.
@@ -96,6 +102,7 @@ async def enqueue_reports(
             {
                 "edition": edition,
                 "send_before_s": send_before_s,
+                "traceparent": traceparent,
                 "recipient_keys": [r.recipient_key for r in reports],
                 "tokens": [r.token for r in reports],
                 "titles": [r.title for r in reports],

@@ -6,7 +6,6 @@ What a dead server leaves is free at once, and whoever still runs takes it over.
 """
 
 import asyncio
-import logging
 import random
 import secrets
 import sys
@@ -21,17 +20,18 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import ARRAY, Integer, Text, bindparam, text
 
-from outbox import message
+from outbox import message, tracing
 from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError, storable
 from outbox.edition import EXPECT, Edition, open_edition
 from outbox.enqueue import BATCH_MAX, NewReport, enqueue_reports
 from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
+from outbox.log import Events
 from outbox.report import Templates, explain, label
 from outbox.settings import ReportSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
 
-log = logging.getLogger("outbox.generate")
+log = Events("outbox.generate")
 
 BUCKETS: Final = 64
 BUCKETS_AT_ONCE: Final = 4
@@ -124,7 +124,7 @@ async def generate(
         except DatabaseUnavailableError as error:
             if time.monotonic() > patience_until:
                 raise
-            log.warning("%s", error)
+            log.warning("database_unavailable", "{reason}", reason=error)
             await asyncio.sleep(RECONNECT_S)
 
 
@@ -267,7 +267,7 @@ class Run:
                 self.result.failed[storable(recipient.key) or f"(no key, {storable(recipient.email)})"] = str(error)
             else:
                 if wanted.setdefault(owed.key, owed) is not owed:
-                    log.warning("recipient %s comes twice; the first row counts", owed.key)
+                    log.warning("recipient_twice", "recipient {key} comes twice; the first row counts", key=owed.key)
         return wanted
 
     async def _complete(self, wanted: dict[str, Recipient]) -> None:
@@ -361,9 +361,14 @@ class Run:
         """Enqueue them, at most `BATCH_MAX`, and let go of the buckets that are done with them."""
         if reports:
             async with self.session.ours() as connection:
-                made = await enqueue_reports(
-                    connection, self.result.edition.id, reports, send_before_s=self.report.send_before_s
-                )
+                with tracing.span("outbox enqueue", edition=self.result.edition.name, reports=len(reports)) as context:
+                    made = await enqueue_reports(
+                        connection,
+                        self.result.edition.id,
+                        reports,
+                        send_before_s=self.report.send_before_s,
+                        traceparent=context,
+                    )
             self.result.made += made
             self.progress(self.result)
         if done:

@@ -147,7 +147,7 @@ REPORTS: Final = """
 walked AS MATERIALIZED (
     SELECT r.id, r.created_at, r.created_at < $3 AS old, r.html = '' AS bare,
            r.created_at < $3 AND linked.id IS NULL AS goes
-      FROM (SELECT * FROM outbox.report WHERE id > $1 ORDER BY id LIMIT $2) r
+      FROM (SELECT id, created_at, html FROM outbox.report WHERE id > $1 ORDER BY id LIMIT $2) r
       LEFT JOIN LATERAL (SELECT m.id FROM outbox.email m
                           WHERE m.report = r.id AND r.created_at < $3 AND {sendable} LIMIT 1) linked ON true
 )"""

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from outbox.address import DatabaseUrl, SmtpAddress
+from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
@@ -51,6 +51,23 @@ class WhenInDoubt(StrEnum):
     HOLD = "hold"
     RESEND = "resend"
     ASK = "ask"
+
+
+class LogFormat(StrEnum):
+    """How a relay's log looks: sentences for people, or JSON for programs."""
+
+    AUTO = "auto"  # human on a terminal, JSON elsewhere
+    HUMAN = "human"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """From which gravity on a relay says what happens."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 def _seconds(least: float, most: float) -> Any:
@@ -246,6 +263,12 @@ class Settings(_Table):
     command_timeout_s: Annotated[float, _seconds(0.1, 3600)] = 300.0
     data_done_timeout_s: Annotated[float, _seconds(0.1, 7200)] = 600.0
 
+    log_format: LogFormat = LogFormat.AUTO  # of `outbox relay`
+    log_level: LogLevel = LogLevel.INFO
+    log_addresses: Annotated[bool, Field(strict=True)] = False  # else each is shown as <address>
+    http: str | None = None  # "127.0.0.1:9464": where a relay answers /metrics, /livez and /readyz
+    dead_man_url: str | None = None  # called when an edition is complete: each report is made and sent
+
     @property
     def rate_per_s(self) -> float | None:
         """The fleet's rate in emails per second; None is no limit."""
@@ -303,6 +326,23 @@ class Settings(_Table):
             raise ValueError('is missing; in_doubt = "ask" asks it, so write one like "myapp.mail:was_accepted"')
         return resolver
 
+    @field_validator("http")
+    @classmethod
+    def _is_a_place(cls, http: str | None) -> str | None:
+        if http is not None:
+            parse_listen(http)
+        return http
+
+    @field_validator("dead_man_url")
+    @classmethod
+    def _can_be_called(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/?#]+([/?#]\S*)?", url):
+            raise ValueError('is no web address; write one like "https://hc-ping.com/your-check"')
+        unknown = set(re.findall(r"\{(.*?)\}", url or "")) - {"edition", "report", "period"}
+        if unknown:
+            raise ValueError(f"has {{{min(unknown)}}}; write {{edition}}, {{report}} or {{period}}, or none of them")
+        return url
+
     @field_validator("reports")
     @classmethod
     def _have_titles(cls, reports: dict[str, ReportSettings]) -> dict[str, ReportSettings]:
@@ -322,7 +362,12 @@ class Settings(_Table):
 
 
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
-_TEXT_KEYS = frozenset({"database_url", "smtp_url", "sender", "in_doubt", "resolver", "rate"})
+_TEXT_KEYS = frozenset(
+    {
+        *("database_url", "smtp_url", "sender", "in_doubt", "resolver", "rate"),
+        *("log_format", "log_level", "http", "dead_man_url"),
+    }
+)
 _EXAMPLES = {
     "database_url": 'database_url = "postgresql://user:password@host/database"',
     "smtp_url": 'smtp_url = "smtp://host:25"',
@@ -335,7 +380,8 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
     """Read `config`, else the file that OUTBOX_CONFIG names, else ./outbox.toml if there is one.
 
     OUTBOX_<KEY> replaces the whole of a top-level key. Text is taken as it is; numbers and tables are written
-    as in TOML (`OUTBOX_RETRY={base_s = 5}`). An empty variable counts as not set, an unknown one is not ours.
+    as in TOML (`OUTBOX_RETRY={base_s = 5}`). An empty variable counts as not set, an unknown one is not ours. Without
+    it, OUTBOX_<KEY>_FILE names a file that holds the value, as secrets are handed out.
 
     Raises:
         ConfigurationError: all the faults that there are.
@@ -388,7 +434,7 @@ def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, 
     """The keys that variables give; a text that is not TOML is a fault, and its key counts as not given."""
     given: dict[str, Any] = {}
     for key in sorted(_KEYS):
-        text = environ.get(_variable(key), "").strip()
+        text = environ.get(_variable(key), "").strip() or _read_secret(f"{_variable(key)}_FILE", environ, faults)
         if not text:
             continue
         if key in _TEXT_KEYS:
@@ -401,6 +447,24 @@ def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, 
     return given
 
 
+def _read_secret(variable: str, environ: Mapping[str, str], faults: list[str]) -> str:
+    """What the file that a variable names holds: systemd, Docker and Kubernetes hand out secrets as files."""
+    path = environ.get(variable, "").strip()
+    if not path:
+        return ""
+    try:
+        text = Path(path).read_bytes().decode().strip()
+    except OSError as error:
+        faults.append(f"{variable}: {path} cannot be read ({error.strerror}); name a file that this user can read.")
+    except ValueError:
+        faults.append(f"{variable}: {path} is not UTF-8; save the file as UTF-8.")
+    else:
+        if text:
+            return text
+        faults.append(f"{variable}: {path} is empty; write the value into it.")
+    return ""
+
+
 def _variable(key: str) -> str:
     return f"OUTBOX_{key.upper()}"
 
@@ -411,6 +475,7 @@ _FAULTS = {
     "is_instance_of": "is not text; put it in quotes",
     "float_type": "is not a number; write one without quotes",
     "finite_number": "is not a finite number; write one such as 30",
+    "bool_type": "is neither true nor false; write one of them without quotes",
     "int_type": "is not a whole number; write one without quotes and without a point",
     "greater_than_equal": "{value} is too small; write {ge:g} or more",
     "less_than_equal": "{value} is too large; write {le:g} or less",

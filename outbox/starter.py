@@ -22,9 +22,10 @@ import asyncpg
 from outbox.agenda import AHEAD_MAX, Latest, Row, Standing, latest, passed_over, read, scheduled, upcoming
 from outbox.database import LOST_SESSION, connect, storable
 from outbox.errors import OutboxError
+from outbox.log import Events
 from outbox.settings import ReportSettings, Settings
 
-log = logging.getLogger("outbox.starter")
+log = Events("outbox.starter")
 
 LOOK_MAX_S: Final = 30.0  # the database's clock may jump, and a machine may sleep
 LOOK_MIN_S: Final = 0.05
@@ -91,10 +92,15 @@ class Starter:
                 try:
                     wait_s = await self._look()
                     trouble_s, said = TROUBLE_FIRST_S, ""
-                except Exception as error:  # the corridor's outermost loop: mail must go on whatever happens here
+                except Exception as error:  # noqa: BLE001 - the outermost loop: mail must go on whatever happens here
                     known = isinstance(error, (OutboxError, asyncpg.PostgresError, *LOST_SESSION))
                     if (reason := str(error) or type(error).__name__) != said:
-                        log.warning("the schedules cannot be looked at, trying again: %s", reason, exc_info=not known)
+                        say = log.warning if known else log.exception
+                        say(
+                            "schedules_unseen",
+                            "the schedules cannot be looked at, trying again: {reason}",
+                            reason=reason,
+                        )
                     wait_s, said, trouble_s = trouble_s, reason, min(2 * trouble_s, LOOK_MAX_S)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait_s)
@@ -138,7 +144,13 @@ class Starter:
         self._tried[name] = found.tick.at
         failures = found.row.failures if found.row is not None else 0
         under = (name, found.tick.period)
-        log.info("%s %s: its schedule ticked at %s, generating", *under, _civil(found.tick.at, self.reports[name]))
+        log.info(
+            "schedule_ticked",
+            "{report} {period}: its schedule ticked at {tick}, generating",
+            report=name,
+            period=found.tick.period,
+            tick=_civil(found.tick.at, self.reports[name]),
+        )
         task = asyncio.get_running_loop().create_task(self._make(under, found.tick.at, failures))
         self._under_way[under] = task
         task.add_done_callback(partial(self._ended, under))
@@ -148,10 +160,12 @@ class Starter:
         taken = await connection.fetchval(TAKE_UP, name, found.tick.at, AHEAD_MAX)
         if taken and row is not None and (left := passed_over(self.reports[name], row, found.tick)):
             log.warning(
-                "%s: nothing was started, or finished, for %s; only the latest tick is caught up with, so run "
-                "`outbox generate %s --period …` for those that are wanted",
-                name, ", ".join(left), name,
-            )  # fmt: skip
+                "schedule_passed_over",
+                "{report}: nothing was started, or finished, for {periods}; only the latest tick is caught up with, so "
+                "run `outbox generate {report} --period …` for those that are wanted",
+                report=name,
+                periods=", ".join(left),
+            )
 
     def _say_missed(self, name: str, found: Latest) -> None:
         if self._missed.get(name) == found.tick.at:
@@ -159,17 +173,27 @@ class Starter:
         self._missed[name] = found.tick.at
         report = self.reports[name]
         log.warning(
-            "%s %s: its schedule ticked at %s and it was not done by %s (catch_up), so it is missed; run "
-            "`outbox generate %s --period %s` if it is wanted",
-            name, found.tick.period, _civil(found.tick.at, report), _civil(found.until, report),
-            name, found.tick.period,
-        )  # fmt: skip
+            "schedule_missed",
+            "{report} {period}: its schedule ticked at {tick} and it was not done by {until} (catch_up), so it is "
+            "missed; run `outbox generate {report} --period {period}` if it is wanted",
+            report=name,
+            period=found.tick.period,
+            tick=_civil(found.tick.at, report),
+            until=_civil(found.until, report),
+        )
 
     def _ended(self, under: _Under, task: "asyncio.Task[None]") -> None:
         del self._under_way[under]
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s %s: its generate was lost sight of", *under, exc_info=error)
+            name, period = under
+            log.error(
+                "fault",
+                "{report} {period}: its generate was lost sight of: {error!r}",
+                report=name,
+                period=period,
+                error=error,
+            )
 
     async def _make(self, under: _Under, tick_at: datetime, failures: int) -> None:
         """One generate, and what became of it written down."""
@@ -188,7 +212,13 @@ class Starter:
                     await connection.execute(FAILED, name, tick_at, failures, *values)
         except (OutboxError, asyncpg.PostgresError, *LOST_SESSION) as error:
             # It is found not done, and made again, which repeats nothing.
-            log.warning("%s %s: what became of it could not be written: %s", name, period, error)
+            log.warning(
+                "schedule_unwritten",
+                "{report} {period}: what became of it could not be written: {reason}",
+                report=name,
+                period=period,
+                reason=str(error) or type(error).__name__,
+            )
             await asyncio.sleep(SILENCE_MAX_S)
 
     @asynccontextmanager
@@ -222,7 +252,8 @@ def _civil(at: datetime, report: ReportSettings) -> str:
 
 
 def _say(edition: str, level: int, line: str) -> None:
-    log.log(level, "%s: %s", edition, _beyond_name(edition, line))
+    say = log.warning if level >= logging.WARNING else log.info
+    say("generate_said", "{edition}: {line}", edition=edition, line=_beyond_name(edition, line))
 
 
 def _beyond_name(edition: str, line: str) -> str:

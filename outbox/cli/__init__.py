@@ -7,8 +7,11 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     scheduling schedule                  when editions are started without a cron
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
-    deciding   resolve                   a person decides, and is asked before much is touched
+    reading    list, show                ... email by email
+    deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
+    holding    pause, resume             a person holds back a report, or all mail
     trying     demo                      nothing of yours is needed
+    selecting  what those share that pick emails
     frame      what every command shares
 """
 
@@ -19,11 +22,11 @@ gc.set_threshold(20_000)  # before all else: imports make many objects and no ga
 import os
 import sys
 
-from outbox.cli import deciding, looking, making, scheduling, sending, trying
+from outbox.cli import deciding, holding, looking, making, reading, scheduling, sending, trying
 from outbox.cli.frame import app
 from outbox.errors import OutboxError
 
-__all__ = ["app", "deciding", "looking", "main", "making", "scheduling", "sending", "trying"]
+__all__ = ["app", "deciding", "holding", "looking", "main", "making", "reading", "scheduling", "sending", "trying"]
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outbox.cli.frame import NAMES_SHOWN, ConfigOption, app, awaited, connected, printable, settings_of, to_json
+from outbox.cli.holding import said_of
 
 if TYPE_CHECKING:
     from outbox.audit import Audit, Unsent
@@ -92,6 +93,8 @@ def _hindrances(found: "Status") -> Iterator[str]:
             yield printable(f"  relay {relay.id} makes no progress: {relay.trouble}")
         if relay.stale:
             yield f"  relay {relay.id}: {relay.stale} verdicts came too late to matter; its log names them."
+    for line in said_of(found.pauses):
+        yield f"\n{line}"
     for route in found.routes:
         yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
         yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
