@@ -13,6 +13,7 @@ newcomer who follows it meets them in this order:
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
+    roles             who may do what in it, granted
     period            which stretch of time a report covers; calendars and civil time
     edition           one report for one period, and the definition that the fleet shares
     source            who is owed a report and what it says: two queries, or a class of the user's

@@ -122,14 +122,12 @@ async def hold(connection: "AsyncConnection", items: Sequence[int]) -> frozenset
     return frozenset((await connection.scalars(HOLD, {"items": items})).all())
 
 
-# By the token, which is the report's own: of one that another wrote under the same unique key nothing is found.
 TAKE_UP: Final = text("""
-UPDATE outbox.digest_item i SET digest = r.id
-  FROM unnest(:items, :tokens) AS n (item, token) JOIN outbox.report r ON r.token = n.token
+UPDATE outbox.digest_item i SET digest = n.digest FROM unnest(:items, :digests) AS n (item, digest)
  WHERE i.report = n.item AND i.digest IS NULL
-""").bindparams(bindparam("items", type_=ARRAY(BigInteger)), bindparam("tokens", type_=ARRAY(Text)))
+""").bindparams(bindparam("items", type_=ARRAY(BigInteger)), bindparam("digests", type_=ARRAY(BigInteger)))
 
 
-async def take_up(connection: "AsyncConnection", items: Sequence[tuple[int, str]]) -> None:
-    """End the items that are held, each by the digest with that token, if it was written."""
-    await connection.execute(TAKE_UP, {"items": [item for item, _ in items], "tokens": [token for _, token in items]})
+async def take_up(connection: "AsyncConnection", items: Sequence[tuple[int, int]]) -> None:
+    """End items that are held, each by the digest that tells of it."""
+    await connection.execute(TAKE_UP, {"items": [item for item, _ in items], "digests": [by for _, by in items]})

@@ -1,35 +1,32 @@
-"""What generate, relay, status, resolve and prune need to be allowed to do, held against what this role may."""
+"""What the commands need to be allowed to do, held against what this role may.
+
+The rights are `roles`': a role that is in some of its groups needs what those do, any other what all of them do.
+"""
 
 from typing import Any, Final
 
 from outbox.finding import Finding, fault, ok
+from outbox.roles import ROLES, Right, together
 
 # Through the catalogs: by name, has_table_privilege itself fails where the schema's USAGE is missing.
 WANTED: Final = """
-SELECT format('%s ON %s outbox.%I', w.privilege, CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.relname)
-  FROM unnest($1::text[], $2::text[]) AS w (relation, privilege)
+SELECT c.relname, w.privilege, coalesce(string_agg(a.attname, ' ' ORDER BY place), '')
+  FROM unnest($1::text[], $2::text[], $3::text[]) AS w (relation, privilege, columns)
   JOIN pg_namespace n ON n.nspname = 'outbox'
   JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relation
- WHERE NOT CASE c.relkind WHEN 'S' THEN has_sequence_privilege(c.oid, w.privilege)
-                          ELSE has_table_privilege(c.oid, w.privilege) END
+  LEFT JOIN LATERAL unnest(string_to_array(nullif(w.columns, ''), ' ')) WITH ORDINALITY AS u (name, place) ON true
+  LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = u.name
+ WHERE NOT CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, w.privilege)
+                WHEN w.columns = '' THEN has_table_privilege(c.oid, w.privilege)
+                ELSE coalesce(has_column_privilege(c.oid, a.attnum, w.privilege), true) END
+ GROUP BY c.relname, w.privilege, w.columns ORDER BY c.relname, w.privilege
 """
 
-# What generate, relay, status, resolve and prune do; `init` alone needs more.
-RIGHTS: Final = (
-    ("schema_version", "SELECT"),
-    ("definition", "SELECT"), ("definition", "INSERT"),
-    ("edition", "SELECT"), ("edition", "INSERT"), ("edition", "UPDATE"),
-    ("report", "SELECT"), ("report", "INSERT"), ("report", "UPDATE"),
-    ("email", "SELECT"), ("email", "INSERT"), ("email", "UPDATE"), ("email_id_seq", "USAGE"),
-    ("delivery", "SELECT"), ("delivery", "INSERT"), ("delivery", "UPDATE"),
-    ("attempt", "SELECT"), ("attempt", "INSERT"), ("attempt", "DELETE"),
-    ("relay", "SELECT"), ("relay", "INSERT"), ("relay", "UPDATE"),
-    ("route", "SELECT"), ("route", "INSERT"), ("route", "UPDATE"), ("route", "DELETE"),
-    ("pace", "SELECT"), ("pace", "INSERT"), ("pace", "UPDATE"),
-    ("allowance", "SELECT"), ("allowance", "INSERT"), ("allowance", "UPDATE"), ("allowance", "DELETE"),
-    ("pruned", "SELECT"), ("pruned", "INSERT"), ("pruned", "UPDATE"),
-    ("operation", "SELECT"), ("operation", "INSERT"),
-)  # fmt: skip
+GROUPS: Final = """
+SELECT rolname FROM pg_roles WHERE rolname = ANY ($1::text[]) AND pg_has_role(oid, 'USAGE')
+   AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+   AND NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox' AND pg_has_role(nspowner, 'USAGE'))
+"""
 
 
 async def look_at_rights(connection: Any) -> Finding:
@@ -51,9 +48,18 @@ async def look_at_rights(connection: Any) -> Finding:
             f"role {role} may not create the schema",
             f"GRANT CREATE ON DATABASE {database} TO {role}, or run `outbox init` as its owner",
         )
+    return await _look_at_groups(connection, role, usage=usage)
+
+
+async def _look_at_groups(connection: Any, role: str, *, usage: bool) -> Finding:
+    groups = {row[0] for row in await connection.fetch(GROUPS, list(ROLES))}
+    found = [name for name in ROLES if name in groups]
+    wanted = together(found or ROLES)
     lacking = [] if usage else ["USAGE ON SCHEMA outbox"]
-    lacking += [row[0] for row in await connection.fetch(WANTED, *map(list, zip(*RIGHTS, strict=True)))]
+    lacking += [Right(*row).clause for row in await connection.fetch(WANTED, *map(list, zip(*wanted, strict=True)))]
     if lacking:
         grants = "; ".join(f"GRANT {right} TO {role}" for right in lacking)
-        return fault("database.rights", f"role {role} lacks {', '.join(lacking)}", grants)
-    return ok("database.rights", f"role {role} may do what generate, relay, status, resolve and prune do")
+        mend = "run `outbox init --roles` as the schema's owner" if found else grants
+        return fault("database.rights", f"role {role} lacks {', '.join(lacking)}", mend)
+    does = f"{', '.join(found)} may" if found else "all commands do"
+    return ok("database.rights", f"role {role} may do what {does}")

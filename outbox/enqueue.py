@@ -60,7 +60,7 @@ WITH made AS (
     SELECT e.id, now() + CAST(:send_before_s AS float8) * interval '1 second'
       FROM email e JOIN made m ON m.email = e.id ORDER BY e.id
 )
-SELECT count(*) FROM report
+SELECT id, recipient_key FROM report
 """).bindparams(
     *(
         bindparam(name, type_=ARRAY(Text))
@@ -95,13 +95,13 @@ async def enqueue_reports(
     another tells, or told, and have to be made again.
     """
     assert len(reports) <= BATCH_MAX
-    items = [(item, report.token) for report in reports for item in report.items]
+    items = {report.recipient_key: report.items for report in reports if report.items}
     async with connection.begin():
         await connection.execute(text(BY_INDEX))
         if items:
-            held = await digest.hold(connection, [item for item, _ in items])
+            held = await digest.hold(connection, [item for some in items.values() for item in some])
             reports = [report for report in reports if held.issuperset(report.items)]
-        made = await connection.scalar(
+        result = await connection.execute(
             ENQUEUE,
             {
                 "edition": edition,
@@ -118,11 +118,12 @@ async def enqueue_reports(
                 "messages": [r.message for r in reports],
             },
         )
+        made = result.all()
         if made and items:
-            await digest.take_up(connection, items)
+            await digest.take_up(connection, [(item, row.id) for row in made for item in items[row.recipient_key]])
         if made:
             await connection.execute(NOTIFY)
-    return int(made or 0)
+    return len(made)
 
 
 async def collect_reports(connection: "AsyncConnection", edition: int, reports: Sequence[digest.Collected]) -> int:

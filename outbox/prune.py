@@ -148,7 +148,7 @@ REPORTS: Final = """
 walked AS MATERIALIZED (
     SELECT r.id, r.created_at, r.created_at < $3 AS old, r.html = '' AS bare,
            r.created_at < $3 AND NOT coalesce(item.waits, false) AND linked.id IS NULL AS goes
-      FROM (SELECT * FROM outbox.report WHERE id > $1 ORDER BY id LIMIT $2) r
+      FROM (SELECT id, created_at, html FROM outbox.report WHERE id > $1 ORDER BY id LIMIT $2) r
       LEFT JOIN LATERAL (SELECT i.digest, i.digest IS NULL AS waits FROM outbox.digest_item i
                           WHERE i.report = r.id AND r.created_at < $3 LIMIT 1) item ON true
       LEFT JOIN LATERAL (SELECT m.id FROM outbox.email m

@@ -377,7 +377,8 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
     """Read `config`, else the file that OUTBOX_CONFIG names, else ./outbox.toml if there is one.
 
     OUTBOX_<KEY> replaces the whole of a top-level key. Text is taken as it is; numbers and tables are written
-    as in TOML (`OUTBOX_RETRY={base_s = 5}`). An empty variable counts as not set, an unknown one is not ours.
+    as in TOML (`OUTBOX_RETRY={base_s = 5}`). An empty variable counts as not set, an unknown one is not ours. Without
+    it, OUTBOX_<KEY>_FILE names a file that holds the value, as secrets are handed out.
 
     Raises:
         ConfigurationError: all the faults that there are.
@@ -430,7 +431,7 @@ def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, 
     """The keys that variables give; a text that is not TOML is a fault, and its key counts as not given."""
     given: dict[str, Any] = {}
     for key in sorted(_KEYS):
-        text = environ.get(_variable(key), "").strip()
+        text = environ.get(_variable(key), "").strip() or _read_secret(f"{_variable(key)}_FILE", environ, faults)
         if not text:
             continue
         if key in _TEXT_KEYS:
@@ -441,6 +442,24 @@ def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, 
         except ValueError:  # not TOML, or more than one value
             faults.append(f"{_variable(key)}: is not TOML; write what would follow `{key} =` in one line.")
     return given
+
+
+def _read_secret(variable: str, environ: Mapping[str, str], faults: list[str]) -> str:
+    """What the file that a variable names holds: systemd, Docker and Kubernetes hand out secrets as files."""
+    path = environ.get(variable, "").strip()
+    if not path:
+        return ""
+    try:
+        text = Path(path).read_bytes().decode().strip()
+    except OSError as error:
+        faults.append(f"{variable}: {path} cannot be read ({error.strerror}); name a file that this user can read.")
+    except ValueError:
+        faults.append(f"{variable}: {path} is not UTF-8; save the file as UTF-8.")
+    else:
+        if text:
+            return text
+        faults.append(f"{variable}: {path} is empty; write the value into it.")
+    return ""
 
 
 def _variable(key: str) -> str:

@@ -13,6 +13,7 @@ from outbox import schema
 from outbox.embedded import Server, postgres
 from outbox.sink import Sink
 from tests.fleet import Fleet
+from tests.forkserver import ForkServer
 
 # Commits need not survive a power cut of the machine that runs the tests; crashes of Postgres they do survive.
 FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
@@ -63,6 +64,13 @@ async def connection(database):
     await connected.close()
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
 async def sink():
     async with Sink() as server:
@@ -70,8 +78,8 @@ async def sink():
 
 
 @pytest.fixture
-async def fleet(database, connection, sink, tmp_path: Path):
+async def fleet(database, connection, sink, forks, tmp_path: Path):
     """A company of several servers: its people, its settings, and processes that are really started and killed."""
-    company = Fleet(database, connection, sink, tmp_path)
+    company = Fleet(database, connection, sink, tmp_path, forks=forks)
     yield company
     await company.stop_all()

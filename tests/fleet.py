@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from outbox.sink import Sink
+from tests.forkserver import ForkedProcess, ForkServer
 
 DEADLINE_S = 20.0
 
@@ -61,7 +62,7 @@ class Ended:
 class Process:
     """A running `outbox` command; its stderr is read as it comes."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | ForkedProcess
     log: list[str] = field(default_factory=list)
     _reader: asyncio.Task[None] | None = None
 
@@ -121,6 +122,7 @@ class Fleet:
     timezone: str = "America/New_York"
     settings: str | None = None  # the whole of outbox.toml, instead of all of these
     smtp: str | None = None
+    forks: ForkServer | None = None  # starts commands quickly; None: each reads its libraries by itself
     processes: list[Process] = field(default_factory=list)
 
     def write_settings(self) -> Path:
@@ -177,15 +179,20 @@ class Fleet:
     ) -> Process:
         """Start `outbox …` in the directory of the settings; `within` is a command that runs another."""
         self.write_settings()
-        process = await asyncio.create_subprocess_exec(
-            *within, sys.executable, "-m", "outbox", *arguments,
-            cwd=self.directory,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**_clean_environment(), **(environment or {})},
-            limit=2**20,
-        )  # fmt: skip
+        environment = environment or {}
+        env = {**_clean_environment(), **environment}
+        if self.forks is not None and not within and all(name.startswith("OUTBOX_") for name in environment):
+            process = await self.forks.start(arguments, cwd=self.directory, env=env)
+        else:
+            process = await asyncio.create_subprocess_exec(
+                *within, sys.executable, "-m", "outbox", *arguments,
+                cwd=self.directory,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=env,
+                limit=2**20,
+            )  # fmt: skip
         started = Process(process)
         started._reader = asyncio.create_task(_read(process, started.log))
         self.processes.append(started)
@@ -227,7 +234,7 @@ class Fleet:
         return {address: n for address, n in self.sink.addresses.items() if n > 1}
 
 
-async def _read(process: asyncio.subprocess.Process, log: list[str]) -> None:
+async def _read(process: asyncio.subprocess.Process | ForkedProcess, log: list[str]) -> None:
     assert process.stderr is not None
     async for line in process.stderr:
         log.append(line.decode(errors="replace"))  # noqa: PERF401 - each line is seen as it comes

@@ -20,6 +20,10 @@ def init(
         list[str] | None,
         typer.Option(help="Make this server's cadence, covers and timezone of REPORT the fleet's.", metavar="REPORT"),
     ] = None,
+    *,
+    roles: Annotated[
+        bool, typer.Option("--roles", help="Make the roles too, each with the rights for its part and no others.")
+    ] = False,
 ) -> None:
     """Create or upgrade the database's schema.
 
@@ -29,7 +33,7 @@ def init(
     settings.require("database_url")
     for name in redefine or []:
         settings.report(name)
-    before, after = awaited(_initialise(settings, redefine or []))
+    (before, after), unrenewed = awaited(_initialise(settings, redefine or [], roles=roles))
     if before is None:
         typer.echo(f"The outbox schema is there now, at version {after}.")
     elif before < after:
@@ -39,16 +43,36 @@ def init(
     for name in redefine or []:
         report = settings.report(name)
         typer.echo(f"{name} is {report.cadence}, covers {report.covers}, {report.timezone}, for the whole fleet.")
+    if roles:
+        _print_roles()
+    elif unrenewed:
+        typer.echo("Its roles have no rights on what is new yet; run `outbox init --roles`.")
 
 
-async def _initialise(settings: "Settings", redefine: list[str]) -> tuple[int | None, int]:
+def _print_roles() -> None:
+    from outbox.roles import ROLES
+
+    typer.echo("These roles may do their part now, and nothing else:")
+    for name, role in ROLES.items():
+        typer.echo(f"  {name:<16} {role.does}")
+    typer.echo("Let your own roles into them, and grant those that generate what your queries read:")
+    typer.echo("  GRANT outbox_relay TO app_relay;")
+    typer.echo("  GRANT outbox_generate TO app_generate; GRANT SELECT ON people, progress TO app_generate;")
+
+
+async def _initialise(settings: "Settings", redefine: list[str], *, roles: bool) -> tuple[tuple[int | None, int], bool]:
+    """The versions before and after, and whether an upgrade has left roles without the rights on what is new."""
     from outbox.database import connect, engine
+    from outbox.roles import are_used, grant_roles
     from outbox.schema import initialise
 
     assert settings.database_url is not None
     connection = await connect(settings.database_url, application="outbox init")
     try:
         versions = await initialise(connection)
+        unrenewed = versions[0] not in (None, versions[1]) and await are_used(connection)
+        if roles:
+            await grant_roles(connection)
     finally:
         await connection.close()
     if redefine:
@@ -57,7 +81,7 @@ async def _initialise(settings: "Settings", redefine: list[str]) -> tuple[int | 
         async with engine(settings.database_url, application="outbox init").connect() as session:
             for name in redefine:
                 await edition.redefine(session, name, settings.report(name))
-    return versions
+    return versions, unrenewed
 
 
 @app.command()

@@ -13,8 +13,9 @@ import asyncpg
 import pytest
 import trustme
 
-from outbox.doctor_rights import RIGHTS, look_at_rights
+from outbox.doctor_rights import look_at_rights
 from outbox.embedded import postgres
+from outbox.roles import ROLES, together
 from outbox.sink import Cut, Reply, Sink, Stage
 from tests.acceptance.test_bad_input import SECRET, free_port
 from tests.acceptance.test_pooler import PGBOUNCER, POOLED, pooled  # noqa: F401 - a fixture
@@ -318,11 +319,10 @@ async def test_each_right_that_is_missing_is_named(clerk):
     line = (await examined(fleet))["database.rights"]
     await fleet.connection.execute(line["mend"])
     role = await asyncpg.connect(fleet.database)
-    for relation, right in RIGHTS:
-        kind = "SEQUENCE" if relation.endswith("_seq") else "TABLE"
-        await fleet.connection.execute(f"REVOKE {right} ON {kind} outbox.{relation} FROM {name}")
+    for right in together(ROLES):
+        await fleet.connection.execute(f"REVOKE {right.clause} FROM {name}")
         found = await look_at_rights(role)
-        assert found.found == f"role {name} lacks {right} ON {kind} outbox.{relation}"
+        assert found.found == f"role {name} lacks {right.clause}"
         await fleet.connection.execute(found.mend)
     await role.close()
 

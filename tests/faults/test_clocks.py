@@ -160,7 +160,7 @@ PEOPLE = 12
         for moment in MOMENTS
     ],
 )
-async def test_crons_around_a_boundary_write_once_per_person_and_period(clock, sink, tmp_path, moment):
+async def test_crons_around_a_boundary_write_once_per_person_and_period(clock, sink, forks, tmp_path, moment):
     cadence, at, before, after = MOMENTS[moment]
     name = f"around_{next(_numbers)}"
     admin = await asyncpg.connect(clock.server.url)
@@ -168,7 +168,7 @@ async def test_crons_around_a_boundary_write_once_per_person_and_period(clock, s
     await admin.close()
     url = clock.server.database_url(name)
     connection = await asyncpg.connect(url)
-    fleet = Fleet(url, connection, sink, tmp_path, report=f'cadence = "{cadence}"', top="lease_s = 3600")
+    fleet = Fleet(url, connection, sink, tmp_path, report=f'cadence = "{cadence}"', top="lease_s = 3600", forks=forks)
     fleet.data = "select pg_sleep(0.05)::text as slept, :key as person"
     try:
         await cross(fleet, clock, datetime.fromisoformat(at))

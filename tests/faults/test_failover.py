@@ -94,11 +94,13 @@ async def pair(servers) -> AsyncIterator[Pair]:
 
 
 @pytest.fixture
-async def company(pair: Pair, sink, tmp_path: Path) -> AsyncIterator[Fleet]:
+async def company(pair: Pair, sink, forks, tmp_path: Path) -> AsyncIterator[Fleet]:
     leader = await asyncpg.connect(pair.primary.url)
     await schema.initialise(leader)
     await leader.execute(PEOPLE)
-    fleet = Fleet(f"postgresql://postgres@127.0.0.1:{pair.front.port}/postgres", leader, sink, tmp_path, top=SLOW)
+    fleet = Fleet(
+        f"postgresql://postgres@127.0.0.1:{pair.front.port}/postgres", leader, sink, tmp_path, top=SLOW, forks=forks
+    )
     yield fleet
     await fleet.stop_all()
     for connection in {leader, fleet.connection}:

@@ -82,7 +82,7 @@ class World:
 
 
 @pytest.fixture
-def worlds(postgres_server, tmp_path):
+def worlds(postgres_server, forks, tmp_path):
     """Makes worlds: `async with worlds(pipelining=…) as world`."""
 
     @asynccontextmanager
@@ -97,7 +97,7 @@ def worlds(postgres_server, tmp_path):
             connection = await asyncpg.connect(url)
             stack.callback(connection.terminate)
             sink = await stack.enter_async_context(Sink(pipelining=pipelining))
-            yield World(Fleet(url, connection, sink, directory, top=SLOW))
+            yield World(Fleet(url, connection, sink, directory, top=SLOW, forks=forks))
             await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     return make

@@ -231,14 +231,14 @@ def own_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-async def company(own_server, sink, tmp_path) -> AsyncIterator[Fleet]:
+async def company(own_server, sink, forks, tmp_path) -> AsyncIterator[Fleet]:
     """A fleet on that Postgres."""
     admin = await asyncpg.connect(own_server.url)
     name = f"own_{next(_numbers)}"
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE outbox_template")
     await admin.close()
     url = own_server.database_url(name)
-    fleet = Fleet(url, await asyncpg.connect(url), sink, tmp_path)
+    fleet = Fleet(url, await asyncpg.connect(url), sink, tmp_path, forks=forks)
     yield fleet
     await fleet.stop_all()
     await fleet.connection.close()

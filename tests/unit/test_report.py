@@ -312,9 +312,10 @@ def test_rows_of_any_shape_render_to_well_formed_markup(rows):
 
 
 def test_the_packaged_templates_are_all_there():
-    assert sorted(path.name for path in PACKAGED.iterdir()) == [
-        "email.html.j2",
-        "email.txt.j2",
-        "report.html.j2",
-        "subject.txt.j2",
-    ]
+    for directory in (PACKAGED, PACKAGED / "digest"):
+        assert sorted(path.name for path in directory.glob("*.j2")) == [
+            "email.html.j2",
+            "email.txt.j2",
+            "report.html.j2",
+            "subject.txt.j2",
+        ]

@@ -345,6 +345,26 @@ def test_a_variable_wins_over_the_whole_key_of_the_file():
     assert list(settings.reports) == ["other"]
 
 
+def test_a_secret_may_stand_in_a_file_that_a_variable_names():
+    Path("secret").write_text(f"postgres://bob:{SECRET}@db/app\n")
+    Path("empty").write_text(" \n")
+    settings = read(WHOLE, OUTBOX_DATABASE_URL_FILE="secret", OUTBOX_SMTP_URL_FILE=" ")
+    assert settings.database_url is not None
+    assert settings.database_url.dsn == f"postgresql://bob:{SECRET}@db/app"
+    assert str(settings.smtp_url) == "smtp://mail:25"
+    settings = read(WHOLE, OUTBOX_DATABASE_URL_FILE="nothing-here", OUTBOX_DATABASE_URL="postgresql:///app")
+    assert str(settings.database_url) == "postgresql:///app"
+    with pytest.raises(ConfigurationError) as caught:
+        read(WHOLE, OUTBOX_DATABASE_URL_FILE="nothing-here", OUTBOX_SMTP_URL_FILE="empty")
+    assert caught.value.faults == [
+        (
+            "OUTBOX_DATABASE_URL_FILE: nothing-here cannot be read (No such file or directory); "
+            "name a file that this user can read."
+        ),
+        "OUTBOX_SMTP_URL_FILE: empty is empty; write the value into it.",
+    ]
+
+
 def test_a_variable_that_is_empty_or_unknown_changes_nothing():
     settings = read(WHOLE, OUTBOX_DATABASE_URL="", OUTBOX_LEASE_S=" ", OUTBOX_SHOE_SIZE="9", OUTBOX_DIRECTORY="/x")
     assert settings == read(WHOLE)

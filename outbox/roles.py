@@ -1,0 +1,258 @@
+"""Least privilege: which role may do what in the schema, and the grants that make it so.
+
+The one table of rights: `outbox init --roles` grants it, `outbox doctor` holds a role against it. What the user's own
+queries read is granted by the user.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+
+from outbox.database import INIT_LOCK
+from outbox.errors import OutboxError
+from outbox.schema import require_current
+
+
+class Right(NamedTuple):
+    """What may be done with a table or sequence of the schema: with all of it, or with these columns only."""
+
+    relation: str
+    privilege: str
+    columns: str = ""
+
+    @property
+    def clause(self) -> str:
+        """What stands in a GRANT, between that word and TO."""
+        kind = "SEQUENCE" if self.relation.endswith("_seq") else "TABLE"
+        columns = f" ({', '.join(self.columns.split())})" if self.columns else ""
+        return f"{self.privilege}{columns} ON {kind} outbox.{self.relation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A group of rights: what it is for, in words, and all that this needs."""
+
+    does: str
+    rights: tuple[Right, ...]
+
+
+def _role(does: str, *rights: tuple[str, ...]) -> Role:
+    return Role(does, tuple(Right(*right) for right in rights))
+
+
+_LOOKS: Final = (
+    *((table, "SELECT") for table in (
+        "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
+        "pruned", "operation", "pause", "schedule",
+    )),
+    ("report", "SELECT", "id edition recipient_key title created_at"),
+    ("digest_item", "SELECT", "report address name digest"),
+)  # fmt: skip
+
+# To lock a row FOR UPDATE or FOR SHARE takes the right to update some column of it: those who only lock have a column
+# that decides nothing (`email.traceparent`, `delivery.doubted_at`).
+ROLES: Final[Mapping[str, Role]] = {
+    # An application that puts mail of its own under its own keys. RETURNING and ON CONFLICT read what they name.
+    "outbox_enqueue": _role(
+        "puts emails into the outbox",
+        ("email", "INSERT", "key sender recipient message_id message traceparent"),
+        ("email", "SELECT", "id key"),
+        ("delivery", "INSERT", "email due_at send_before"),
+    ),
+    # Writes reports and cannot read them again; finds by key what is made.
+    "outbox_generate": _role(
+        "makes reports: generate, digest, preview",
+        ("schema_version", "SELECT"),
+        ("definition", "SELECT"),
+        ("definition", "INSERT", "report cadence covers timezone"),
+        ("edition", "SELECT"),
+        ("edition", "INSERT", "report period starts_at ends_at"),
+        ("edition", "UPDATE", "expected"),
+        ("report", "SELECT", "id edition recipient_key title created_at"),
+        ("report", "INSERT", "edition recipient_key token title html"),
+        ("email", "SELECT", "id key report"),
+        ("email", "INSERT", "id key report sender recipient message_id message traceparent"),
+        ("email", "UPDATE", "report"),
+        ("email_id_seq", "USAGE"),
+        ("delivery", "INSERT", "email due_at send_before"),
+        ("digest_item", "SELECT"),
+        ("digest_item", "INSERT", "report address name link"),
+        ("digest_item", "UPDATE", "digest"),
+        ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
+    ),
+    # Carries messages, and cannot change one. It inserts emails only after a failover that lost them.
+    "outbox_relay": _role(
+        "sends: relay, and says in its rows how that goes",
+        ("schema_version", "SELECT"),
+        ("email", "SELECT"),
+        ("email", "INSERT", "key sender recipient message_id message"),
+        ("delivery", "SELECT"),
+        ("delivery", "INSERT", "email due_at marked_at settled_at doubted_at relay attempt state"),
+        ("delivery", "UPDATE", "due_at marked_at settled_at doubted_at relay attempt withdrawn orphaned state paused"),
+        ("attempt", "SELECT"),
+        ("attempt", "INSERT"),
+        ("relay", "SELECT"),
+        ("relay", "INSERT", "host pid backend_pid version timeline"),
+        ("relay", "UPDATE", "ended_at stale trouble sent last_reply"),
+        ("route", "SELECT"),
+        ("route", "INSERT"),
+        ("route", "UPDATE"),
+        ("route", "DELETE"),
+        ("pace", "SELECT"),
+        ("pace", "INSERT", "route"),
+        ("pace", "UPDATE", "next_at"),
+        ("allowance", "SELECT"),
+        ("allowance", "INSERT"),
+        ("allowance", "UPDATE", "emails"),
+        ("allowance", "DELETE"),
+        ("pause", "SELECT"),
+        ("edition", "SELECT"),
+        ("edition", "UPDATE", "completed_at"),
+        ("report", "SELECT", "id edition recipient_key"),
+        ("digest_item", "SELECT", "report digest"),
+        ("schedule", "SELECT"),
+        ("schedule", "INSERT"),
+        ("schedule", "UPDATE"),
+    ),
+    # Sees who, when and how it went, never what was said: no pages, no messages, no tokens.
+    "outbox_read": _role(
+        "looks: status, watch, list, audit, schedule",
+        *_LOOKS,
+        ("email", "SELECT", "id key report sender recipient message_id traceparent created_at"),
+    ),
+    # Looks, and decides under its own name about what was made; reads the messages that it decides about.
+    "outbox_operate": _role(
+        "decides: show, retry, cancel, resolve, pause, resume",
+        *_LOOKS,
+        ("email", "SELECT"),
+        ("email", "UPDATE", "traceparent"),
+        ("delivery", "UPDATE", "due_at settled_at doubted_at relay withdrawn orphaned state send_before paused"),
+        ("attempt", "INSERT"),
+        ("operation", "INSERT", "who what target why emails"),
+        ("operation", "UPDATE", "emails"),  # counted as a decision about many goes on
+        ("pause", "INSERT", "report who why"),
+        ("pause", "DELETE"),
+    ),
+    "outbox_prune": _role(
+        "removes bodies by age: prune",
+        ("schema_version", "SELECT"),
+        ("email", "SELECT"),
+        ("email", "UPDATE", "message"),
+        ("report", "SELECT", "id created_at html"),
+        ("report", "UPDATE", "html"),
+        ("delivery", "SELECT"),
+        ("delivery", "UPDATE", "doubted_at"),
+        ("attempt", "SELECT"),
+        ("attempt", "DELETE"),
+        ("pruned", "SELECT"),
+        ("pruned", "INSERT", "what up_to"),
+        ("pruned", "UPDATE", "up_to at"),
+    ),
+}  # fmt: skip
+
+
+def together(roles: Iterable[str]) -> list[Right]:
+    """All that these roles may do, each right once."""
+    found: dict[tuple[str, str], list[str] | None] = {}
+    for role in roles:
+        for relation, privilege, columns in ROLES[role].rights:
+            known = found.setdefault((relation, privilege), [])
+            if not columns or known is None:
+                found[relation, privilege] = None
+            else:
+                found[relation, privilege] = list(dict.fromkeys([*known, *columns.split()]))
+    return [Right(*right, " ".join(columns or ())) for right, columns in found.items()]
+
+
+# Roles belong to the whole server: two databases may be set up at once, and the advisory lock is one database's.
+CREATE: Final = """
+DO $$ BEGIN CREATE ROLE {role} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$
+"""
+
+# A role of that name which somebody uses otherwise: as a user, with powers of its own, or as the owner of the schema,
+# whose rights a REVOKE would take.
+TAKEN: Final = """
+SELECT rolname FROM pg_roles r
+ WHERE rolname = ANY ($1::text[])
+   AND (rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
+        OR EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox' AND nspowner = r.oid)
+        OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = to_regnamespace('outbox') AND c.relowner = r.oid))
+ ORDER BY 1
+"""
+
+# Who grants what is not theirs is told so by a warning only, and nothing is granted.
+OWNER: Final = """
+SELECT pg_get_userbyid(owner) FROM (
+    SELECT nspowner AS owner FROM pg_namespace WHERE nspname = 'outbox'
+    UNION SELECT relowner FROM pg_class WHERE relnamespace = to_regnamespace('outbox') AND relkind IN ('r', 'S')
+) AS owners WHERE NOT pg_has_role(owner, 'USAGE') LIMIT 1
+"""
+
+
+async def grant_roles(connection: Any) -> None:
+    """Make the roles that are missing, and give each its rights and no others.
+
+    Idempotent, safe on all servers at once, and one commit: what relays hold is never gone for a moment. What a role
+    was given before, by an older version or by hand, is taken from it.
+
+    Raises:
+        OutboxError: this role may not; or a role of such a name is somebody's. The sentence says the mend.
+        SchemaError: there is no schema, or it is another version's.
+
+    """
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
+        await require_current(connection)
+        await _refuse_what_is_taken(connection)
+        me = await connection.fetchval("SELECT current_user")
+        present = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
+        new = [name for name in ROLES if name not in present]
+        try:
+            for name in new:
+                await connection.execute(CREATE.format(role=name))
+        except asyncpg.InsufficientPrivilegeError as error:
+            made = "; ".join(f"CREATE ROLE {name} NOLOGIN" for name in new)
+            raise OutboxError(
+                f"Role {me} may not create roles; let one that may say: {made}; then run `outbox init --roles` again."
+            ) from error
+        await connection.execute(";\n".join(statements()))
+
+
+async def _refuse_what_is_taken(connection: Any) -> None:
+    taken = await connection.fetchval(TAKEN, list(ROLES))
+    if taken is not None:
+        raise OutboxError(
+            f"Role {taken} is there already and is no mere group of rights (it logs in, owns or administers "
+            f"something); `outbox init --roles` needs the name: ALTER ROLE {taken} RENAME TO another."
+        )
+    owner = await connection.fetchval(OWNER)
+    if owner is not None:
+        me = await connection.fetchval("SELECT current_user")
+        raise OutboxError(f"Role {me} does not own the outbox schema; run `outbox init --roles` as its owner, {owner}.")
+
+
+def statements() -> list[str]:
+    """The SQL that takes from each role what it has in the schema and gives it what it needs."""
+    found = []
+    for name, role in ROLES.items():
+        found += [
+            f"REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM {name}",  # columns too (PostgreSQL docs, REVOKE)
+            f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM {name}",
+            f"REVOKE ALL ON SCHEMA outbox FROM {name}",
+            f"GRANT USAGE ON SCHEMA outbox TO {name}",
+            *(f"GRANT {right.clause} TO {name}" for right in role.rights),
+        ]
+    return found
+
+
+USED: Final = """
+SELECT EXISTS (SELECT FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'outbox'
+                WHERE r.rolname = ANY ($1::text[]) AND has_schema_privilege(r.oid, n.oid, 'USAGE'))
+"""
+
+
+async def are_used(connection: Any) -> bool:
+    """Whether the roles were given rights in this database, so that an upgrade has to renew them."""
+    return bool(await connection.fetchval(USED, list(ROLES)))

@@ -1,0 +1,307 @@
+"""`outbox init --roles`: each role does its part with the real commands, and everything else is refused by Postgres."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from outbox import relay
+from outbox.doctor_rights import look_at_rights
+from outbox.roles import ROLES, together
+
+PARTS = [name.removeprefix("outbox_") for name in ROLES]
+V1 = Path(__file__).parents[1] / "database/schema_1.sql"
+
+
+@pytest.fixture
+async def staffed(fleet):
+    """A fleet whose server has no roles of ours yet; those that a test makes, and `app_…` for them, go at its end."""
+    owner = fleet.database
+
+    async def drop(*roles):
+        there = await fleet.connection.fetch("SELECT rolname FROM pg_roles WHERE rolname = ANY ($1::text[])", roles)
+        for (name,) in there:
+            await fleet.connection.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+
+    names = (*ROLES, *(f"app_{part}" for part in (*PARTS, "owner")))
+    await drop(*names)
+    yield fleet
+    await fleet.stop_all()
+    fleet.database = owner
+    await drop(*names)
+
+
+async def hire(fleet, *parts):
+    """A role that logs in and is in nothing but the group of its part."""
+    for part in parts:
+        await fleet.connection.execute(f"CREATE ROLE app_{part} LOGIN; GRANT outbox_{part} TO app_{part}")
+
+
+def of(fleet, part):
+    """The database's address for that role."""
+    return re.sub("//[^@]*@", f"//app_{part}@", fleet.database)
+
+
+async def as_role(fleet, part, *words, code=0):
+    ended = await fleet.run(*words, environment={"OUTBOX_DATABASE_URL": of(fleet, part)})
+    assert ended.code == code, ended
+    return ended
+
+
+# What each must not do; besides DDL, which nobody may.
+FORBIDDEN = {
+    "enqueue": (
+        "SELECT recipient FROM outbox.email",
+        "SELECT message FROM outbox.email",
+        "SELECT state FROM outbox.delivery",
+        "SELECT token FROM outbox.report",
+        "INSERT INTO outbox.email (report) VALUES (1)",
+        "INSERT INTO outbox.delivery (email, state, settled_at) VALUES (1, 'cancelled', now())",
+        "UPDATE outbox.email SET key = 'x'",
+        "UPDATE outbox.delivery SET due_at = 'infinity'",
+        "DELETE FROM outbox.email",
+        "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'x', 'x', '', '')",
+    ),
+    "generate": (
+        "SELECT html FROM outbox.report",
+        "SELECT token FROM outbox.report",
+        "SELECT message FROM outbox.email",
+        "SELECT state FROM outbox.delivery",
+        "UPDATE outbox.report SET html = ''",
+        "UPDATE outbox.email SET message = ''",
+        "UPDATE outbox.email SET recipient = 'x'",
+        "UPDATE outbox.delivery SET due_at = now()",
+        "UPDATE outbox.definition SET timezone = 'UTC'",
+        "INSERT INTO outbox.attempt (email, attempt, verdict, reply) VALUES (1, 1, 'accepted', '')",
+        "INSERT INTO outbox.operation (who, what, target, why, emails) VALUES ('', '', '', '', 0)",
+        "DELETE FROM outbox.report",
+        "DELETE FROM outbox.edition",
+    ),
+    "relay": (
+        "SELECT html FROM outbox.report",
+        "SELECT token FROM outbox.report",
+        "SELECT name FROM people",
+        "UPDATE outbox.email SET message = ''",
+        "UPDATE outbox.email SET recipient = 'x'",
+        "UPDATE outbox.delivery SET send_before = now()",
+        "UPDATE outbox.delivery SET email = 1",
+        "UPDATE outbox.attempt SET reply = ''",
+        "INSERT INTO outbox.edition (report, period, starts_at, ends_at) VALUES ('x', 'x', now(), now())",
+        "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'x', 'x', '', '')",
+        "INSERT INTO outbox.operation (who, what, target, why, emails) VALUES ('', '', '', '', 0)",
+        "INSERT INTO outbox.pause (report, who, why) VALUES ('', '', '')",
+        "DELETE FROM outbox.pause",
+        "DELETE FROM outbox.email",
+        "DELETE FROM outbox.delivery",
+        "DELETE FROM outbox.attempt",
+        "DELETE FROM outbox.relay",
+    ),
+    "read": (
+        "SELECT html FROM outbox.report",
+        "SELECT token FROM outbox.report",
+        "SELECT message FROM outbox.email",
+        "SELECT link FROM outbox.digest_item",
+        "UPDATE outbox.delivery SET due_at = now()",
+        "SELECT FROM outbox.delivery FOR UPDATE",
+        "INSERT INTO outbox.pause (report, who, why) VALUES ('', '', '')",
+        "DELETE FROM outbox.route",
+    ),
+    "operate": (
+        "SELECT html FROM outbox.report",
+        "SELECT token FROM outbox.report",
+        "UPDATE outbox.email SET message = ''",
+        "UPDATE outbox.email SET recipient = 'x'",
+        "UPDATE outbox.delivery SET attempt = 0",
+        "UPDATE outbox.operation SET who = ''",
+        "UPDATE outbox.operation SET why = ''",
+        "DELETE FROM outbox.operation",
+        "DELETE FROM outbox.attempt",
+        "INSERT INTO outbox.email (key, sender, recipient, message_id, message) VALUES ('x', 'a', 'b', '', '')",
+        "INSERT INTO outbox.relay (host, pid, backend_pid, version) VALUES ('', 1, 1, '')",
+    ),
+    "prune": (
+        "SELECT token FROM outbox.report",
+        "UPDATE outbox.email SET key = 'x'",
+        "UPDATE outbox.email SET recipient = 'x'",
+        "UPDATE outbox.delivery SET state = 'cancelled', settled_at = now()",
+        "DELETE FROM outbox.email",
+        "DELETE FROM outbox.report",
+        "DELETE FROM outbox.delivery",
+        "INSERT INTO outbox.attempt (email, attempt, verdict, reply) VALUES (1, 1, 'accepted', '')",
+    ),
+}
+NOBODY_MAY = (
+    "TRUNCATE outbox.delivery",
+    "DROP TABLE outbox.pruned",
+    "CREATE TABLE outbox.mine (n int)",
+    "ALTER TABLE outbox.email DISABLE TRIGGER ALL",
+    "UPDATE outbox.schema_version SET version = 99",
+    "SET ROLE postgres",
+)
+
+ENQUEUE = """
+WITH mail AS (
+    INSERT INTO outbox.email (key, sender, recipient, message_id, message)
+    VALUES ('invoice/1', 'app@example.com', 'p9@example.com', '<1@example.com>', 'Subject: hi')
+    ON CONFLICT (key) DO NOTHING RETURNING id
+), delivery AS (
+    INSERT INTO outbox.delivery (email) SELECT id FROM mail
+)
+SELECT pg_notify('outbox', '') FROM mail
+"""
+
+
+async def is_refused(role, statement):
+    try:
+        await role.execute(statement)
+    except asyncpg.InsufficientPrivilegeError:
+        return True
+    return False
+
+
+async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(staffed):
+    fleet = staffed
+    fleet.top += '\nrate = "1000/s"\ndaily_max = 1000'
+    await fleet.hire(3)
+    said = await fleet.run("init", "--roles")
+    assert (said.code, said.err) == (0, "")
+    assert all(name in said.out for name in ROLES)
+    assert "GRANT outbox_relay TO app_relay;" in said.out
+    await hire(fleet, *PARTS)
+    await fleet.connection.execute("GRANT SELECT ON people, progress TO app_generate, app_read")
+
+    await as_role(fleet, "generate", "generate")
+    enqueue = await asyncpg.connect(of(fleet, "enqueue"))
+    assert [await enqueue.execute(ENQUEUE) for _ in range(2)] == ["SELECT 1", "SELECT 0"]
+    await as_role(fleet, "relay", "relay", "--until-empty")
+    assert await fleet.states() == {"sent": 4}
+    assert (len(fleet.sink.addresses), fleet.twice) == (4, {})
+    assert "All is well" in (await as_role(fleet, "read", "audit", "progress")).out
+    await fleet.connection.execute("UPDATE outbox.delivery SET state = 'dead'")
+    for part in ("read", "operate"):
+        assert "outbox resolve invoice/1 --resend" in (await as_role(fleet, part, "status")).out
+    await as_role(fleet, "operate", "resolve", "invoice/1", "--resend", "--why", "it is wanted")
+    await as_role(fleet, "relay", "relay", "--until-empty")
+    assert await fleet.states() == {"dead": 3, "sent": 1}
+    assert await fleet.connection.fetchval("SELECT why FROM outbox.operation") == "it is wanted"
+    await fleet.connection.execute(
+        "UPDATE outbox.email SET created_at = '2020-01-01'; UPDATE outbox.report SET created_at = '2020-01-01'"
+    )
+    assert '"emails": 4' in (await as_role(fleet, "prune", "prune", "--keep", "400d", "--json")).out
+
+    for part in PARTS:
+        role = await asyncpg.connect(of(fleet, part))
+        for statement in (*FORBIDDEN[part], *NOBODY_MAY):
+            assert await is_refused(role, statement), f"{part} may {statement}"
+        found = await look_at_rights(role)
+        assert found.found == f"role app_{part} may do what outbox_{part} may"
+        await role.close()
+    await enqueue.close()
+
+
+HELD = """
+SELECT c.relname, p.privilege, a.attname
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS p (privilege)
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r'
+   AND has_column_privilege($1, c.oid, a.attnum, privilege)
+UNION ALL
+SELECT c.relname, p.privilege, '' FROM pg_class c
+  CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER']) AS p (privilege)
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' AND has_table_privilege($1, c.oid, privilege)
+UNION ALL
+SELECT c.relname, p.privilege, '' FROM pg_class c CROSS JOIN unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS p (privilege)
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'S' AND has_sequence_privilege($1, c.oid, privilege)
+"""
+COLUMNS = """
+SELECT c.relname, string_agg(a.attname, ' ') FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' GROUP BY 1
+"""
+
+
+async def test_a_role_holds_exactly_what_the_table_of_rights_says_and_renewing_takes_the_rest(staffed):
+    fleet = staffed
+    columns = dict(await fleet.connection.fetch(COLUMNS))
+    assert (await fleet.run("init", "--roles")).code == 0
+    await hire(fleet, "relay")
+    await fleet.connection.execute(
+        "GRANT DELETE, TRUNCATE, UPDATE (message) ON outbox.email TO outbox_relay;"
+        " GRANT ALL ON SEQUENCE outbox.email_id_seq TO outbox_read; REVOKE SELECT ON outbox.pause FROM outbox_relay"
+    )
+    role = await asyncpg.connect(of(fleet, "relay"))
+    found = await look_at_rights(role)
+    assert found.found == "role app_relay lacks SELECT ON TABLE outbox.pause"
+    assert "`outbox init --roles`" in found.mend
+    ends = await asyncio.gather(*(fleet.run("init", "--roles") for _ in range(3)))
+    assert [(end.code, end.err) for end in ends] == [(0, "")] * 3
+    for name, group in ROLES.items():
+        says = {
+            (right.relation, right.privilege, column)
+            for right in group.rights
+            for column in (
+                (right.columns or columns[right.relation]).split()
+                if right.privilege in ("SELECT", "INSERT", "UPDATE")
+                else ("",)
+            )
+        }
+        assert {tuple(row) for row in await fleet.connection.fetch(HELD, name)} == says, name
+    for statement in relay.STATEMENTS:  # what is rare, too: after a failover, in trouble, in doubt
+        parameters = len((await role.prepare(statement)).get_parameters())
+        nothing = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
+        await role.execute(f"PREPARE said AS {statement}; EXPLAIN EXECUTE said{nothing}; DEALLOCATE said")
+    await role.close()
+
+
+async def test_an_upgrade_says_that_the_roles_have_to_be_renewed_and_then_they_work(staffed):
+    fleet = staffed
+    await fleet.connection.execute("DROP SCHEMA outbox CASCADE")
+    await fleet.connection.execute(V1.read_text())
+    await fleet.connection.execute(
+        "CREATE ROLE outbox_relay NOLOGIN; GRANT USAGE ON SCHEMA outbox TO outbox_relay;"
+        " GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA outbox TO outbox_relay"
+    )
+    await hire(fleet, "relay")
+    said = await fleet.run("init")
+    assert said.code == 0
+    assert "run `outbox init --roles`" in said.out
+    await fleet.put_emails(2)
+    sender = await fleet.start("relay", "--until-empty", environment={"OUTBOX_DATABASE_URL": of(fleet, "relay")})
+    await sender.says("permission denied")
+    assert (await fleet.run("init", "--roles")).code == 0
+    assert (await sender.ended()).code == 0
+    assert "init --roles" not in (await fleet.run("init")).out
+    assert await fleet.states() == {"sent": 2}
+    role = await asyncpg.connect(of(fleet, "relay"))
+    assert await is_refused(role, "DELETE FROM outbox.email")
+    await role.close()
+
+
+async def test_who_may_not_make_or_give_roles_is_told_the_mend_in_one_sentence(staffed):
+    fleet = staffed
+    database = await fleet.connection.fetchval("SELECT current_database()")
+    await fleet.connection.execute("DROP SCHEMA outbox CASCADE")
+    await fleet.connection.execute(f"CREATE ROLE app_owner LOGIN; GRANT CREATE ON DATABASE {database} TO app_owner")
+    (said,) = (await as_role(fleet, "owner", "init", "--roles", code=1)).sentences
+    assert said.startswith("Role app_owner may not create roles; let one that may say: ")
+    mend = said.partition("say: ")[2].partition("; then")[0]
+    await fleet.connection.execute(mend)
+    await as_role(fleet, "owner", "init", "--roles")
+    await hire(fleet, "relay")
+    await as_role(fleet, "relay", "relay", "--until-empty")
+    (said,) = (await as_role(fleet, "relay", "init", "--roles", code=1)).sentences
+    assert said == "Role app_relay does not own the outbox schema; run `outbox init --roles` as its owner, app_owner."
+    await fleet.connection.execute("ALTER ROLE outbox_prune LOGIN")
+    (said,) = (await as_role(fleet, "owner", "init", "--roles", code=1)).sentences
+    assert "Role outbox_prune is there already" in said
+    assert "RENAME TO" in said
+
+
+def test_rights_of_several_roles_are_one_list_in_which_the_whole_table_wins():
+    both = together(["outbox_generate", "outbox_relay"])
+    assert len({(right.relation, right.privilege) for right in both}) == len(both)
+    (email,) = [right for right in both if (right.relation, right.privilege) == ("email", "SELECT")]
+    assert email.columns == ""
+    (report,) = [right for right in both if (right.relation, right.privilege) == ("report", "INSERT")]
+    assert report.clause == "INSERT (edition, recipient_key, token, title, html) ON TABLE outbox.report"

@@ -1,0 +1,350 @@
+"""The examples in docs/deploy are what they say: syntax, the commands and settings that they name, their bounds."""
+
+import datetime as dt
+import http.server
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import threading
+from importlib.resources import files
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import kubernetes_validate
+import pytest
+import typer
+import yaml
+from cronsim import CronSim
+from jsonschema.validators import validator_for
+
+from outbox.cli import app
+from outbox.settings import Settings, load
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "docs/deploy"
+UNITS = sorted([*DEPLOY.glob("*/*.service"), *DEPLOY.glob("*/*.timer")])
+MANIFESTS = [
+    document for path in sorted(DEPLOY.glob("kubernetes/*.yaml")) for document in yaml.safe_load_all(path.read_text())
+]
+PAGES = [ROOT / "docs" / page for page in ("deploy.md", "aws.md", "roles.md")]
+DRAIN_S = Settings().drain_s
+NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+COMMANDS = typer.main.get_command(app).commands
+SECRETS = {"OUTBOX_DATABASE_URL": "postgresql://db/app", "OUTBOX_SMTP_URL": "smtp://mail:25"}
+
+
+def takes(*words):
+    """Whether `outbox` has this command with these options and arguments; raises click's sentence if not."""
+    command = COMMANDS[words[0]]
+    return command.make_context(words[0], list(words[1:])) is not None
+
+
+def seconds(text):
+    """A time span of systemd's or compose's, of one unit."""
+    number, unit = re.fullmatch(r"(\d+)(s|min|m|h|)", str(text)).groups()
+    return int(number) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}[unit]
+
+
+# ── everywhere ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_settings_of_the_examples_and_pages_load(tmp_path):
+    settings = load(DEPLOY / "outbox.toml", SECRETS)
+    assert list(settings.reports) == ["progress"]
+    blocks = [
+        b for page in PAGES for b in re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "outbox.toml").write_text(block)
+        load(tmp_path / "outbox.toml", {})
+
+
+def test_every_variable_that_is_named_is_a_setting():
+    of_a_script = {"METADATA_URL", "SCALE_IN_EVERY_S"}
+    known = {key.upper() for key in Settings.model_fields} | {"CONFIG", "HTTP"} | of_a_script
+    for path in [*DEPLOY.rglob("*"), *PAGES]:
+        if path.is_file():
+            named = set(re.findall(r"\bOUTBOX_([A-Z_]*[A-Z])\b", path.read_text()))
+            assert {name.removesuffix("_FILE") for name in named} <= known, path
+
+
+def test_every_command_in_the_pages_is_one_of_ours():
+    for page in PAGES:
+        text = page.read_text()
+        shown = re.findall(r"^\$ (?:\w+=\S+ )*outbox (.*)$", text, re.MULTILINE)
+        named = re.findall(r"`outbox ([a-z][^`…]*)`", text)
+        for line in [*shown, *named]:
+            words = shlex.split(re.split(r" (?:\||2?>)", line)[0])
+            assert words[0] in COMMANDS, line
+            assert len(words) == 1 or takes(*words), line
+
+
+# ── cron ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_line_of_the_crontab_is_a_time_a_user_and_a_command_of_ours():
+    lines = [line for line in (DEPLOY / "crontab").read_text().splitlines() if line and not line.startswith("#")]
+    jobs = [line.split(maxsplit=7) for line in lines if not re.match(r"[A-Z_]+=\S", line)]
+    assert len(jobs) == 3
+    for *when, user, program, rest in jobs:
+        CronSim(" ".join(when), NOW)
+        assert user == "outbox"
+        assert program.endswith("/bin/outbox")
+        assert takes(*shlex.split(rest))
+        assert "%" not in rest  # cron makes a line break of it
+
+
+# ── systemd ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MANY = {"Environment", "LoadCredential", "SystemCallFilter"}  # may be given more than once
+HARDENING = {
+    "CapabilityBoundingSet": "", "AmbientCapabilities": "", "NoNewPrivileges": "yes", "ProtectSystem": "strict",
+    "ProtectHome": "yes", "PrivateTmp": "yes", "PrivateDevices": "yes", "ProtectProc": "invisible", "ProcSubset": "pid",
+    "ProtectClock": "yes", "ProtectHostname": "yes", "ProtectControlGroups": "yes", "ProtectKernelLogs": "yes",
+    "ProtectKernelModules": "yes", "ProtectKernelTunables": "yes", "RestrictNamespaces": "yes",
+    "RestrictRealtime": "yes", "RestrictSUIDSGID": "yes", "LockPersonality": "yes", "MemoryDenyWriteExecute": "yes",
+    "SystemCallArchitectures": "native", "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6", "DynamicUser": "yes",
+    "UMask": "0077",
+}  # fmt: skip
+KNOWN = {
+    "Unit": {"Description", "Wants", "After", "StartLimitIntervalSec", "StartLimitBurst"},
+    "Service": {
+        "Type", "NotifyAccess", "ExecStart", "TimeoutStartSec", "TimeoutStopSec", "Restart", "RestartSec",
+        "RestartPreventExitStatus", "WatchdogSec", "WatchdogSignal", "KillMode", "SystemCallErrorNumber",
+        *MANY, *HARDENING,
+    },
+    "Timer": {"OnCalendar", "AccuracySec", "Persistent"},
+    "Install": {"WantedBy"},
+}  # fmt: skip
+
+
+def unit(path):
+    """A unit's sections, strictly: known sections, known keys, none twice but for lists."""
+    found, section = {}, None
+    for line in path.read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        if header := re.fullmatch(r"\[(\w+)\]", line):
+            section = header[1]
+            assert section in KNOWN
+            assert section not in found, line
+            found[section] = {}
+            continue
+        key, equals, value = line.partition("=")
+        assert equals, line
+        assert key in KNOWN[section], line
+        assert key in MANY or key not in found[section], line
+        found[section].setdefault(key, []).append(value)
+    return {name: {k: v if k in MANY else v[0] for k, v in keys.items()} for name, keys in found.items()}
+
+
+def test_the_units_are_units_of_systemd_and_run_our_commands(tmp_path):
+    for path in UNITS:
+        parts = unit(path)
+        started = parts.get("Service", {}).get("ExecStart", "")
+        if started.startswith("/opt/outbox/bin/outbox "):
+            assert takes(*started.split()[1:])
+        # Where there are neither our programs nor a manager, `verify` still judges every key and value.
+        runnable = path.read_text().replace(started or "\0", "/bin/true")
+        (tmp_path / path.name).write_text(runnable)
+    if shutil.which("systemd-analyze"):
+        for path in UNITS:
+            done = subprocess.run(
+                ["systemd-analyze", "verify", "--recursive-errors=no", "--man=no", tmp_path / path.name],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert not [line for line in done.stderr.splitlines() if path.name in line], done.stderr
+    when = unit(DEPLOY / "systemd/outbox-generate.timer")["Timer"]["OnCalendar"]
+    days, zone = re.fullmatch(r"(Mon) \*-\*-\* 06:00:00 (\S+)", when).groups()
+    assert (days, ZoneInfo(zone)) == ("Mon", load(DEPLOY / "outbox.toml", {}).reports["progress"].zone)
+
+
+def test_the_services_are_hardened_and_the_relay_has_the_time_to_finish():
+    relay = unit(DEPLOY / "systemd/outbox-relay.service")["Service"]
+    generate = unit(DEPLOY / "systemd/outbox-generate.service")["Service"]
+    for service in (relay, generate):
+        assert HARDENING.items() <= service.items()
+        assert service["SystemCallFilter"] == ["@system-service", "~@privileged"]
+        loaded = {one.partition(":")[0] for one in service["LoadCredential"]}
+        given = {one.partition("=%d/")[2] for one in service["Environment"] if "=%d/" in one}
+        assert loaded == given
+        assert service["RestartPreventExitStatus"] == "2"
+    assert (relay["Type"], relay["NotifyAccess"], relay["Restart"]) == ("notify", "main", "always")
+    assert seconds(relay["WatchdogSec"]) > 3 * Settings().lease_s
+    assert seconds(relay["TimeoutStopSec"]) > DRAIN_S + 5
+    assert seconds(relay["TimeoutStartSec"]) > 2 * Settings().lease_s
+    assert (generate["Type"], generate["Restart"]) == ("oneshot", "on-failure")
+
+
+# ── Docker ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+INSTRUCTIONS = {
+    "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD",
+}  # fmt: skip
+
+
+def dockerfile():
+    """The instructions of the two stages."""
+    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = [line.split(maxsplit=1) for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line]
+    assert {name for name, _ in lines} <= INSTRUCTIONS
+    final = max(number for number, (name, _) in enumerate(lines) if name == "FROM")
+    return lines[:final], lines[final:]
+
+
+def test_the_image_is_small_runs_as_nobody_and_copies_what_is_there():
+    build, final = dockerfile()
+    assert build[0] == ["FROM", "python:3.13-slim AS build"]
+    for name, said in build:
+        if name == "COPY":
+            *sources, _ = said.split()
+            assert all((ROOT / source).exists() for source in sources), said
+    assert any("pip wheel" in said and "--only-binary :all:" in said for _, said in build)  # no compiler
+    last = dict(final)
+    assert last["FROM"] == "python:3.13-slim"
+    assert last["USER"] == "10001:10001"
+    assert last["COPY"] == "--from=build /opt/outbox /opt/outbox"
+    assert last["STOPSIGNAL"] == "SIGTERM"
+    assert json.loads(last["ENTRYPOINT"]) == ["outbox"]
+    assert takes(*json.loads(last["CMD"]))
+    check = json.loads(last["HEALTHCHECK"].partition(" CMD ")[2])
+    assert check[:2] == ["python", "-c"]
+    compile(check[2], "healthcheck", "exec")
+    (port,) = re.findall(r"127.0.0.1:(\d+)/livez", check[2])
+    assert f"OUTBOX_HTTP=0.0.0.0:{port}" in last["ENV"]
+    assert last["EXPOSE"] == port
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    assert (DEPLOY / compose["x-outbox"]["build"]["context"]).resolve() == ROOT
+
+
+def test_the_composition_is_one_and_the_relays_have_the_time_to_finish():
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    schema = json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
+    validator_for(schema)(schema).validate(compose)
+    services = compose["services"]
+    assert services["relay"]["deploy"]["replicas"] == 3
+    assert seconds(services["relay"]["stop_grace_period"]) > DRAIN_S + 5
+    for name, service in services.items():
+        assert set(service.get("depends_on", {})) <= set(services)
+        if name not in ("postgres", "mail"):
+            assert takes(*service["command"])
+            assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+            settings = load(DEPLOY / compose["configs"]["settings"]["file"], service["environment"])
+            assert settings.smtp_url is not None
+            assert settings.smtp_url.name == "mail:1025"
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert source in compose["volumes"] or (DEPLOY / source).exists()
+
+
+# ── Kubernetes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def kind(name):
+    (found,) = [one for one in MANIFESTS if one["kind"] == name]
+    return found
+
+
+def pods():
+    """The pod of each workload, by its kind."""
+    workloads = {name: kind(name)["spec"] for name in ("Job", "Deployment")}
+    workloads["CronJob"] = kind("CronJob")["spec"]["jobTemplate"]["spec"]
+    return {name: spec["template"]["spec"] for name, spec in workloads.items()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_manifests_are_valid_and_name_what_is_there():
+    for manifest in MANIFESTS:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    assert kind("ConfigMap")["data"]["outbox.toml"] == (DEPLOY / "outbox.toml").read_text()
+    secret = kind("Secret")["stringData"]
+    for pod in pods().values():
+        (container,) = pod["containers"]
+        assert takes(*container["args"])
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        items = {item["path"]: item["key"] for item in volumes["secrets"]["secret"]["items"]}
+        places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert places["settings"] == "/etc/outbox"
+        given = {one["name"]: one["value"] for one in container["env"] if one["name"].endswith("_FILE")}
+        assert {f"{places['secrets']}/{path}" for path in items} == set(given.values())
+        urls = {name.removesuffix("_FILE"): secret[items[Path(at).name]] for name, at in given.items()}
+        load(DEPLOY / "outbox.toml", urls).require("database_url")
+    deployment = kind("Deployment")["spec"]
+    assert kind("PodDisruptionBudget")["spec"]["selector"] == deployment["selector"]
+    assert deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"]
+
+
+def test_the_pods_are_hardened_and_the_relay_has_the_time_to_finish():
+    for pod in pods().values():
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 10001
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert "memory" in container["resources"]["limits"]
+    relay = pods()["Deployment"]
+    (container,) = relay["containers"]
+    assert relay["terminationGracePeriodSeconds"] > DRAIN_S + 5
+    assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    (port,) = container["ports"]
+    assert {"name": "OUTBOX_HTTP", "value": f"0.0.0.0:{port['containerPort']}"} in container["env"]
+    cron = kind("CronJob")["spec"]
+    assert ZoneInfo(cron["timeZone"]) == load(DEPLOY / "outbox.toml", {}).reports["progress"].zone
+    CronSim(cron["schedule"], NOW)
+
+
+# ── AWS ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_scale_in_stops_the_timer_and_the_relay_when_it_comes_and_not_before(tmp_path):
+    script = DEPLOY / "aws/outbox-scale-in"
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert unit(DEPLOY / "aws/outbox-scale-in.service")["Service"]["ExecStart"].endswith("/outbox-scale-in")
+    if not shutil.which("curl"):
+        return
+    states = ["InService", "InService", "Terminated"]
+    asked = []
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self):
+            self.say("token")
+
+        def do_GET(self):
+            asked.append((self.path, self.headers["X-aws-ec2-metadata-token"]))
+            self.say(states[min(len(asked), len(states)) - 1])
+
+        def say(self, text):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    stub = tmp_path / "systemctl"
+    stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/stopped\n')
+    stub.chmod(0o755)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            "PATH": f"{tmp_path}:/usr/local/bin:/usr/bin:/bin",
+            "OUTBOX_METADATA_URL": f"http://127.0.0.1:{server.server_port}",
+            "OUTBOX_SCALE_IN_EVERY_S": "0.05",
+        }
+        done = subprocess.run([script], env=environment, capture_output=True, text=True, timeout=20, check=False)
+        server.shutdown()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert asked == [("/latest/meta-data/autoscaling/target-lifecycle-state", "token")] * 3
+    assert (tmp_path / "stopped").read_text() == "stop outbox-generate.timer outbox-relay.service\n"
