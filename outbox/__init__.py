@@ -6,7 +6,7 @@ newcomer who follows it meets them in this order:
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
     schedule → agenda → starter                                            the relay's cron: generate is started
-    status, list, show, audit, doctor                                      what people see
+    status, watch, list, show, audit, doctor                                what people see
     retry, cancel, resolve, pause, resume                                  what people decide
 
     settings          what the user decides, checked whole
@@ -25,6 +25,7 @@ newcomer who follows it meets them in this order:
     generate_session  generate's connection: bucket locks, the user's queries, the pulse
     generate          the corridor: buckets, what is missing, made here or elsewhere
     digest            a report over reports: what waits for an address, told of in one email
+    preview           one recipient's report and email from real rows, and nothing written
 
     verdict           what a try ended in, and what follows
     backoff           how long until the next try
@@ -48,6 +49,9 @@ newcomer who follows it meets them in this order:
     schedule          the ticks of a cron expression in civil time
     agenda            how the schedules stand: the latest tick, its edition, what became of it
     starter           beside the relay: starts generate when a schedule ticks, and again until it is done
+
+    trial             one email past the outbox, to see whether it can be sent
+    watch             what is looked at again and again, and how fast relays send; screen: what it looks like
 
     prune             what is old is made small: messages, trails and pages; the unique keys stay
 

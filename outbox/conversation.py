@@ -14,6 +14,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Protocol, cast
 
@@ -74,6 +75,9 @@ class Conversation(asyncio.Protocol):
 
     `ahead` is the claim whose envelope or content is under way and whose dot is not written; `handed_over` the one
     whose dot is written and not answered. Both may be there at once, when chained.
+
+    With `redirect_to` that address gets every email instead of its recipient, whom one header line more names; each
+    verdict says so. Here, at the last gate, nothing that was made or claimed before slips by.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Conversation(asyncio.Protocol):
         messages_max: int,
         clock: Callable[[], float],
         later: Callable[..., object] | None = None,
+        redirect_to: str | None = None,
     ) -> None:
         self.desk = desk
         self.pipelining = pipelining
@@ -96,6 +101,7 @@ class Conversation(asyncio.Protocol):
         self.messages_left = messages_max
         self.clock = clock
         self.later = later or asyncio.get_running_loop().call_later
+        self.redirect_to = redirect_to
         self.transport: asyncio.Transport | None = None
         self.ahead: Claim | None = None
         self.handed_over: Claim | None = None
@@ -236,11 +242,16 @@ class Conversation(asyncio.Protocol):
         if not self.pipelining:
             return self._mail(claim)
         self._expected += (Expected.RCPT, Expected.DATA)
-        return reset + self._mail(claim) + f"RCPT TO:<{claim.recipient}>\r\nDATA\r\n".encode()
+        return reset + self._mail(claim) + self._rcpt(claim) + b"DATA\r\n"
 
     def _mail(self, claim: Claim) -> bytes:
-        size = f" SIZE={len(claim.message)}" if self.size else ""
+        size = ""
+        if self.size:
+            size = f" SIZE={len(claim.message) + (len(_redirected_from(claim)) if self.redirect_to else 0)}"
         return f"MAIL FROM:<{claim.sender}>{size}\r\n".encode()
+
+    def _rcpt(self, claim: Claim) -> bytes:
+        return f"RCPT TO:<{self.redirect_to or claim.recipient}>\r\n".encode()
 
     def _answer(self, reply: Reply) -> None:
         if not self._expected:
@@ -306,8 +317,14 @@ class Conversation(asyncio.Protocol):
         if verdict is None:
             return False
         self.handed_over = None
-        self.desk.judged(claim, verdict)
+        self._bring(claim, verdict)
         return True
+
+    def _bring(self, claim: Claim, verdict: Verdict) -> None:
+        """Tell the desk; a reply that another address got must not pass for one about the recipient."""
+        if self.redirect_to:
+            verdict = replace(verdict, reply=f"redirected to {self.redirect_to}: {verdict.reply}")
+        self.desk.judged(claim, verdict)
 
     def _answer_envelope(self, expected: Expected, reply: Reply) -> None:
         good = 200 <= reply.code < 300  # noqa: PLR2004 - positive completion, RFC 5321 §4.2.1
@@ -322,7 +339,7 @@ class Conversation(asyncio.Protocol):
             self._reset_needed = expected is Expected.RCPT
             self._refused()
         elif expected is Expected.MAIL:
-            self._step(Expected.RCPT, f"RCPT TO:<{self.ahead.recipient}>\r\n".encode())
+            self._step(Expected.RCPT, self._rcpt(self.ahead))
         else:
             self._step(Expected.DATA, b"DATA\r\n")
 
@@ -362,13 +379,13 @@ class Conversation(asyncio.Protocol):
     def _refused(self) -> None:
         claim, self.ahead = self.ahead, None
         if claim is not None and self._refusal is not None:
-            self.desk.judged(claim, self._refusal)
+            self._bring(claim, self._refusal)
         self._refusal = None
         self._go_on()
 
     def _write_content(self, claim: Claim) -> None:
         """Begin the message: its dots doubled (RFC 5321 §4.5.2), its last line ended, without the final dot."""
-        message = claim.message
+        message = _redirected_from(claim) + claim.message if self.redirect_to else claim.message
         if message.count(b"\n") != message.count(
             b"\r\n"
         ):  # a bare line feed could end the message early (RFC 5321 §2.3.8)
@@ -446,13 +463,18 @@ class Conversation(asyncio.Protocol):
         self._deadline_s = None
         handed_over, self.handed_over = self.handed_over, None
         if handed_over is not None:
-            self.desk.judged(handed_over, judge_silence(reason, handed_over=True))
+            self._bring(handed_over, judge_silence(reason, handed_over=True))
         ahead, self.ahead = self.ahead, None
         if ahead is not None and self._refusal is not None:
-            self.desk.judged(ahead, self._refusal)  # it was said, whatever became of the connection then
+            self._bring(ahead, self._refusal)  # it was said, whatever became of the connection then
         elif ahead is not None and not self.mark_asked:
             self.desk.untouched(ahead, reason)
         self.desk.closed(self, trouble)
+
+
+def _redirected_from(claim: Claim) -> bytes:
+    """The header line that says whom a redirected email is for; before all others, so that no signature breaks."""
+    return f"X-Outbox-Redirected-From: {claim.recipient}\r\n".encode()
 
 
 def _is_of_the_server(reply: Reply, expected: Expected | None = None) -> bool:

@@ -42,11 +42,12 @@ async def examine(settings: Settings) -> list[Finding]:
     smtp = await examine_smtp(
         settings,
         sender=sender.address,
-        recipient=reports.recipient or sender.address,
+        recipient=settings.redirect_to or reports.recipient or sender.address,
         largest_bytes=max(database.largest_bytes, reports.largest_bytes),
     )
     fleet = await examine_fleet(settings, database)
-    return [*database.findings, *reports.findings, *smtp, *fleet, look_at_doubt(settings), look_at_limits(settings)]
+    rest = [*look_at_redirect(settings), look_at_doubt(settings), look_at_limits(settings)]
+    return [*database.findings, *reports.findings, *smtp, *fleet, *rest]
 
 
 def has_fault(findings: Iterable[Finding]) -> bool:
@@ -140,6 +141,14 @@ def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:
     ticks = [(one.ticks[0].at, one.name) for one in agendas if one.ticks]
     ahead = f", next {min(ticks)[1]} at {min(ticks)[0]:%Y-%m-%d %H:%M} UTC" if ticks else ""
     return [ok(SCHEDULES, f"{', '.join(one.name for one in agendas)}{ahead}")]
+
+
+def look_at_redirect(settings: Settings) -> list[Finding]:
+    """Whether somebody else gets everybody's mail, which must not be forgotten; nothing where not."""
+    if settings.redirect_to is None:
+        return []
+    found = f"every email goes to {settings.redirect_to}, and none to its recipient"
+    return [note("redirect_to", found, "take redirect_to out where people are to get their mail")]
 
 
 def look_at_doubt(settings: Settings) -> Finding:

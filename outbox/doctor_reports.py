@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -22,8 +22,8 @@ from outbox.edition import Edition, find_edition
 from outbox.errors import OutboxError
 from outbox.finding import Finding, fault, fault_of, not_checked, note, ok
 from outbox.generate import Run
-from outbox.generate_session import GenerateSession, said_by
-from outbox.period import Period, period_at
+from outbox.generate_session import GenerateSession, is_caused_by, said_by
+from outbox.period import Period, in_words, period_at
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
 from outbox.source import Content, PythonSource, Recipient, Source, checked, source_of
@@ -158,14 +158,8 @@ class Look:
         else:
             report = self.report
             period = period_at(now, cadence=report.cadence, timezone=report.zone, covers=report.covers)
-        starts_at, ends_at = (at.astimezone(self.report.zone) for at in (period.starts_at, period.ends_at))
-        self.found.findings.append(
-            ok(
-                self._check("period"),
-                f"would make {period.key}: {starts_at:%Y-%m-%d %H:%M} to {ends_at:%Y-%m-%d %H:%M} "
-                f"{self.report.timezone} ({starts_at.astimezone(UTC):%H:%M} and {ends_at.astimezone(UTC):%H:%M} UTC)",
-            )
-        )
+        found = f"would make {period.key}: {in_words(period, self.report.zone)}"
+        self.found.findings.append(ok(self._check("period"), found))
         return period, now
 
     async def _look_at_recipients(self, source: Source, period: Period) -> list[Recipient]:
@@ -243,14 +237,11 @@ class Look:
 
 def _refused(check: str, error: Exception, whose: str = "") -> Finding:
     """Why a query gave nothing: it is wrong, or it does what the doctor does not allow."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, asyncpg.ReadOnlySQLTransactionError):
-            return note(check, f"{whose}the query writes, which a doctor does not: what it gives is not checked")
-        if isinstance(cause, asyncpg.QueryCanceledError):
-            mend = "make it faster if generate is to be done in time"
-            return note(check, f"{whose}the query did not end within {STATEMENT_MAX_S} s, so it is not checked", mend)
-        cause = getattr(cause, "orig", None) or cause.__cause__
+    if is_caused_by(error, asyncpg.ReadOnlySQLTransactionError):
+        return note(check, f"{whose}the query writes, which a doctor does not: what it gives is not checked")
+    if is_caused_by(error, asyncpg.QueryCanceledError):
+        mend = "make it faster if generate is to be done in time"
+        return note(check, f"{whose}the query did not end within {STATEMENT_MAX_S} s, so it is not checked", mend)
     if isinstance(error, OutboxError):
         return fault_of(check, error)
     return fault(check, f"{whose}{said_by(error)}", "mend it there")

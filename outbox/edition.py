@@ -79,7 +79,7 @@ async def open_edition(
         agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().one()
         _refuse_other_definition(name, report, agreed)
         now = await connection.scalar(text("SELECT now()"))
-        period = _period(name, report, period_key, now)
+        period = period_for(name, report, period_key, now)
         values = {"report": name, "period": period.key}
         await connection.execute(OPEN, {**values, "starts_at": period.starts_at, "ends_at": period.ends_at})
         row = (await connection.execute(FIND, values)).mappings().one()
@@ -87,12 +87,12 @@ async def open_edition(
 
 
 async def find_edition(
-    connection: "AsyncConnection", name: str, report: EditionSettings, period_key: str | None
+    connection: "AsyncConnection", name: str, report: EditionSettings, period_key: str | None, *, asker: str = "PERIOD"
 ) -> tuple[int | None, Period]:
     """The edition that `open_edition` would give, and its id if it was ever opened; nothing is made.
 
-    The transaction is the caller's. An edition that is there is found under its own key whatever the report's
-    cadence is by now.
+    The transaction is the caller's; `asker` is what the user wrote the key after. An edition that is there is found
+    under its own key whatever the report's cadence is by now.
 
     Raises:
         ConfigurationError: as `open_edition`.
@@ -103,7 +103,7 @@ async def find_edition(
         _refuse_other_definition(name, report, agreed)
     if period_key is not None and (found := await _find(connection, name, period_key)):
         return found
-    period = _period(name, report, period_key, await connection.scalar(text("SELECT now()")), asker="PERIOD")
+    period = period_for(name, report, period_key, await connection.scalar(text("SELECT now()")), asker=asker)
     return await _find(connection, name, period.key) or (None, period)
 
 
@@ -112,7 +112,15 @@ async def _find(connection: "AsyncConnection", name: str, period_key: str) -> tu
     return None if row is None else (row["id"], Period(period_key, row["starts_at"], row["ends_at"]))
 
 
-def _period(name: str, report: EditionSettings, period_key: str | None, now: Any, *, asker: str = "--period") -> Period:
+def period_for(
+    name: str, report: EditionSettings, period_key: str | None, now: Any, *, asker: str = "--period"
+) -> Period:
+    """The period that a key names, or without one the period to make at `now`, as these settings alone say.
+
+    Raises:
+        ConfigurationError: the key is none; `asker` is what the user wrote it after.
+
+    """
     if period_key is None:
         return period_at(now, cadence=report.cadence, timezone=report.zone, covers=report.covers)
     try:

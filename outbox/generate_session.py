@@ -300,3 +300,10 @@ def said_by(error: BaseException) -> str:
     if isinstance(error, DBAPIError) and error.orig is not None:
         return str(error.orig.__cause__ or error.orig).replace("\n", " ")
     return str(error).replace("\n", " ").split(" [SQL:", 1)[0]
+
+
+def is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error, or what it and SQLAlchemy wrapped, is of that class of Postgres's."""
+    while error is not None and not isinstance(error, kind):
+        error = getattr(error, "orig", None) or error.__cause__
+    return error is not None

@@ -453,12 +453,25 @@ def contradicts(settlement: Settlement, state: str | None, attempt: int | None) 
     return not (already_so or never_marked or nothing_new or let_be)
 
 
-NOTE: Final = "UPDATE outbox.relay SET trouble = $2, stale = $3 WHERE id = $1"
+NOTE: Final = "UPDATE outbox.relay SET trouble = $2, stale = $3, sent = $4, last_reply = $5 WHERE id = $1"
 
 
-async def note_trouble(connection: Any, relay: int, trouble: str | None, stale: int) -> None:
-    """Say in the relay's row what keeps it from its work, and how many of its verdicts came too late."""
-    await connection.execute(NOTE, relay, trouble and storable(trouble), stale)
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a relay's row says of it: what keeps it from its work, how many of its verdicts came too late, how many
+    emails servers have taken from this session, and what it heard last.
+    """
+
+    trouble: str | None = None
+    stale: int = 0
+    sent: int = 0
+    last_reply: str | None = None
+
+
+async def write_note(connection: Any, relay: int, note: Note) -> None:
+    """Say it in the relay's row, for `outbox status` and `outbox watch`."""
+    trouble, heard = (text and storable(text) for text in (note.trouble, note.last_reply))
+    await connection.execute(NOTE, relay, trouble, note.stale, note.sent, heard)
 
 
 STATEMENTS: Final = (TICK, EXPIRE, RELEASE, OTHERS, TAKE_LOCKS, JUDGE, FORMER, EMPTY, STANDING, NOTE)

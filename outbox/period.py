@@ -37,6 +37,15 @@ class Period:
     ends_at: datetime
 
 
+def in_words(period: Period, timezone: ZoneInfo) -> str:
+    """Both ends of a period in civil time, with the hours of UTC near: `2026-11-16 00:00 to … UTC)`."""
+    starts_at, ends_at = (at.astimezone(timezone) for at in (period.starts_at, period.ends_at))
+    return (
+        f"{starts_at:%Y-%m-%d %H:%M} to {ends_at:%Y-%m-%d %H:%M} {timezone.key} "
+        f"({period.starts_at.astimezone(UTC):%H:%M} and {period.ends_at.astimezone(UTC):%H:%M} UTC)"
+    )
+
+
 # For each cadence: an example of a key, and what makes the key an ISO date, that of its first day.
 _SPELLINGS = {
     Cadence.WEEKLY: ("2026-W48", "-1"),

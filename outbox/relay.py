@@ -27,7 +27,7 @@ from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Barrier, Memory, tell_again
-from outbox.ledger import EXPIRED_AT_ONCE, Claim, Frontier, RoutePause, Settlement, Tick, contradicts
+from outbox.ledger import EXPIRED_AT_ONCE, Claim, Frontier, Note, RoutePause, Settlement, Tick, contradicts
 from outbox.log import Events
 from outbox.observer import Observer
 from outbox.pace import STATEMENTS as PACE_STATEMENTS
@@ -116,7 +116,9 @@ class Relay:
         self._memory = Memory()
         self._told: tuple[int, datetime | None] | None = None  # the server, on its timeline, that knows our verdicts
         self._barrier = Barrier(0, 0.0)
-        self._noted: tuple[str | None, int] = (None, 0)
+        self._noted = Note()
+        self._sent_before = 0
+        self._heard: str | None = None
         self._held: frozenset[str] = frozenset()
 
     def stop(self) -> None:
@@ -140,6 +142,8 @@ class Relay:
             OutboxError: the database cannot be used at the start; later trouble is outlived.
 
         """
+        if self.settings.redirect_to:
+            log.warning("redirect_to is set: every email goes to %s, none to its recipient", self.settings.redirect_to)
         deadlines = asyncio.get_running_loop().create_task(self.pool.watch_deadlines())
         deadlines.add_done_callback(self.pool.note_fault)
         try:
@@ -190,7 +194,8 @@ class Relay:
         self._poll_at = self._sweep_at = 0.0
         self._frontier = Frontier()
         self._barrier = Barrier(session.timeline, self.settings.failover_grace_s, up=session.timeline > 1)
-        self._noted = (None, 0)
+        self._noted = Note()
+        self._sent_before = self.counts["accepted"]
         self._held = frozenset()
         self._opened_at = time.monotonic()
         return session
@@ -274,6 +279,7 @@ class Relay:
             try:
                 with self._patience(session, LAST_WORD_S):
                     await self._tick(session)
+                    await self._note(session)
                     _, doubted = await ledger.judge(
                         session.connection, [session.relay], doubt_s=self._doubt_s(), died=False
                     )
@@ -345,6 +351,7 @@ class Relay:
             now = time.monotonic()
             for observer in self.observers:
                 observer.judged(claim, attempt, outcome, now)
+        self._heard = outcome.reply
         match verdict:
             case Accepted(reply):
                 self.pool.breaker.succeed(time.monotonic())
@@ -747,7 +754,7 @@ class Relay:
                 self._notified()
         elif self.settings.in_doubt is WhenInDoubt.ASK and self.inquirer is not None:
             await self.inquirer.ask(session.connection, time.monotonic())
-        await self._note_trouble(session)
+        await self._note(session)
 
     async def _expire(self, session: Session, relays: int) -> None:
         """End what is too late to send, and take up what was set aside under a pause that is over."""
@@ -772,15 +779,16 @@ class Relay:
     def _doubt_s(self) -> float | None:
         return None if self.settings.in_doubt is WhenInDoubt.HOLD else self.settings.doubt_grace_s
 
-    async def _note_trouble(self, session: Session) -> None:
-        """Keep in the relay's row what hinders it, for `outbox status`; written when it changes."""
+    async def _note(self, session: Session) -> None:
+        """Keep in the relay's row how it goes and what hinders it, for those who look; written when it changes."""
         trouble = self.pool.trouble() or (self.inquirer.trouble if self.inquirer is not None else None)
-        noted = (trouble, self.counts["stale settlements"])
-        if noted != self._noted:
-            if trouble is not None and self._noted[0] is None:
+        sent = self.counts["accepted"] - self._sent_before
+        note = Note(trouble, self.counts["stale settlements"], sent, self._heard)
+        if note != self._noted:
+            if trouble is not None and self._noted.trouble is None:
                 log.warning("no_progress", "no progress: {reason}", reason=trouble)
-            await ledger.note_trouble(session.connection, session.relay, *noted)
-            self._noted = noted
+            await ledger.write_note(session.connection, session.relay, note)
+            self._noted = note
 
     def _may_take_suspect(self) -> bool:
         """Whether none is in hand, and this relay has lived for a while: one that dies at once, whatever it holds, must

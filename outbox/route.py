@@ -28,6 +28,7 @@ class Route:
 
     address: SmtpAddress
     settings: Settings
+    talk: type[Conversation] | None = None  # another kind, for who wants to hear more
     _tls: ssl.SSLContext | None = None
 
     @property
@@ -65,7 +66,7 @@ class Route:
         except asyncio.CancelledError:
             smtp.close()
             raise
-        conversation = Conversation(
+        conversation = (self.talk or Conversation)(
             desk,
             pipelining=smtp.supports_extension("pipelining"),
             size=smtp.supports_extension("size"),
@@ -73,6 +74,7 @@ class Route:
             data_done_timeout_s=self.settings.data_done_timeout_s,
             messages_max=self.settings.messages_per_connection_max,
             clock=time.monotonic,
+            redirect_to=self.settings.redirect_to,
         )
         return conversation, transport_of(smtp.transport)
 

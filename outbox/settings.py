@@ -36,6 +36,9 @@ _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 5322 §3.4 without its comments, groups and quoted local parts: an address, or a name and <an address>.
 _ADDRESS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_RCPT = re.compile(rf"(?=.{{3,254}}\Z)(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")  # RFC 5321 §4.1.2
 _MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"|[^"<>,;:@()\[\]\\]*)\s*<{_ADDRESS}>""")
 
 _Address = TypeVar("_Address", DatabaseUrl, SmtpAddress)
@@ -280,6 +283,7 @@ class Settings(_Table):
         InstanceOf[SmtpAddress] | None, _parsed(SmtpAddress), PlainSerializer(lambda url: url and str(url))
     ] = None
     sender: str | None = None
+    redirect_to: str | None = None  # for staging: every email goes to this address instead of its recipient
     in_doubt: WhenInDoubt = WhenInDoubt.HOLD
     doubt_grace_s: Annotated[float, _seconds(1, 604_800)] = 60.0  # how long late news may take before the policy acts
     resolver: str | None = None  # "module:callable", for in_doubt = "ask"
@@ -360,6 +364,15 @@ class Settings(_Table):
             )
         return sender
 
+    @field_validator("redirect_to")
+    @classmethod
+    def _is_an_address(cls, address: str | None) -> str | None:
+        if address is None or _RCPT.fullmatch(address.strip()):
+            return address and address.strip()
+        raise ValueError(
+            'is not one address; write one like "staging@example.com", without a name, or take the key out'
+        )
+
     @field_validator("rate")
     @classmethod
     def _is_a_rate(cls, rate: str | None) -> str | None:
@@ -427,7 +440,7 @@ class Settings(_Table):
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
-        *("database_url", "smtp_url", "sender", "in_doubt", "resolver", "rate"),
+        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate"),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )

@@ -109,17 +109,20 @@ SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
 """
 
 # From the locks, not from memory: a row that nobody locks is a relay that is gone.
-RELAYS: Final = """
-SELECT r.id, r.host, r.pid, r.version, r.started_at,
-       (SELECT count(*) FROM outbox.delivery d
-         WHERE d.settled_at IS NULL AND d.state IN ('pending', 'sending') AND d.relay = r.id) AS in_hand,
-       r.trouble, r.stale
+ALIVE: Final = """
   FROM outbox.relay r
   JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
                  AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
  WHERE r.ended_at IS NULL
- ORDER BY r.id
+"""
+
+RELAYS: Final = f"""
+SELECT r.id, r.host, r.pid, r.version, r.started_at,
+       (SELECT count(*) FROM outbox.delivery d
+         WHERE d.settled_at IS NULL AND d.state IN ('pending', 'sending') AND d.relay = r.id) AS in_hand,
+       r.trouble, r.stale
+{ALIVE} ORDER BY r.id
 """
 
 # A pause that nobody has tried to end for a minute is nobody's any more: its relays are gone or use another server.

@@ -8,9 +8,10 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
     reading    list, show                ... email by email
+    watching   watch                     ... live
     deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
     holding    pause, resume             a person holds back a report, or all mail
-    trying     demo                      nothing of yours is needed
+    trying     preview, test-send, demo  nothing of it comes into the outbox
     selecting  what those share that pick emails
     frame      what every command shares
 """
@@ -22,11 +23,23 @@ gc.set_threshold(20_000)  # before all else: imports make many objects and no ga
 import os
 import sys
 
-from outbox.cli import deciding, holding, looking, making, reading, scheduling, sending, trying
+from outbox.cli import deciding, holding, looking, making, reading, scheduling, sending, trying, watching
 from outbox.cli.frame import app
 from outbox.errors import OutboxError
 
-__all__ = ["app", "deciding", "holding", "looking", "main", "making", "reading", "scheduling", "sending", "trying"]
+__all__ = [
+    "app",
+    "deciding",
+    "holding",
+    "looking",
+    "main",
+    "making",
+    "reading",
+    "scheduling",
+    "sending",
+    "trying",
+    "watching",
+]
 
 
 def main() -> None:

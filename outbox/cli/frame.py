@@ -137,6 +137,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [typer.style(line(columns), dim=True), *map(line, whole)]
 
 
+def redirected(address: str) -> str:
+    """What nobody who looks may miss."""
+    return f"REDIRECTED: every email goes to {address} (redirect_to), none to its recipient."
+
+
 class Bar:
     """A bar on a terminal, nothing elsewhere."""
 

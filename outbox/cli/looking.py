@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.frame import NAMES_SHOWN, ConfigOption, app, awaited, connected, printable, settings_of, to_json
+from outbox.cli.frame import (
+    NAMES_SHOWN,
+    ConfigOption,
+    app,
+    awaited,
+    connected,
+    printable,
+    redirected,
+    settings_of,
+    to_json,
+)
 from outbox.cli.holding import said_of
 
 if TYPE_CHECKING:
@@ -31,8 +41,10 @@ def status(
     settings.require("database_url")
     found = awaited(_read_status(settings))
     if as_json:
-        typer.echo(to_json(found.as_json()))
+        typer.echo(to_json({**found.as_json(), "redirect_to": settings.redirect_to}))
     else:
+        if settings.redirect_to:
+            typer.secho(f"{redirected(settings.redirect_to)}\n", bold=True)
         _print_status(found)
 
 
@@ -137,9 +149,9 @@ def audit(
         int | None, typer.Option(min=0, help="How many recipients of a kind are named; 10, with --json all.")
     ] = None,
 ) -> None:
-    """Say by name whether all of an edition is sent; exit 0 only then.
+    """Say by name whether all of an edition is sent.
 
-    Compares who is to get the report now with what was generated and sent, and changes nothing.
+    Exit 0 only then. Compares who is to get the report now with what was generated and sent, and changes nothing.
     """
     from outbox.audit import audit as look
 

@@ -96,7 +96,9 @@ class Book:
 class Talk:
     """A conversation between a desk and a wire, with a clock that stands still until it is moved."""
 
-    def __init__(self, *claims: Claim, pipelining: bool = True, size: bool = False, messages_max: int = 100) -> None:
+    def __init__(
+        self, *claims: Claim, pipelining: bool = True, size: bool = False, messages_max: int = 100, **how: str
+    ) -> None:
         self.now = 0.0
         self.wire, self.desk = Wire(), Book(deque(claims))
         self.conversation = Conversation(
@@ -108,6 +110,7 @@ class Talk:
             messages_max=messages_max,
             clock=lambda: self.now,
             later=lambda _s, chain, claim: chain(claim),
+            **how,
         )
         self.conversation.attach(self.wire)
 
@@ -1080,3 +1083,24 @@ def test_a_good_server_gets_each_message_once_and_whole(claims, pipelining, mess
         message = (b"\r\n" + content).replace(b"\r\n.", b"\r\n")[2:]
         assert message.removesuffix(b"\r\n") == claim.message.removesuffix(b"\r\n")
     assert [type(verdict) for _, verdict in play.talk.desk.verdicts] == [Accepted] * sent
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_redirected_mail_goes_to_one_address_whole_and_every_verdict_says_so(pipelining):
+    claims = [mail(), mail(b".dot\r\n"), mail()]
+    talk = Talk(*claims, pipelining=pipelining, size=True, redirect_to="staging@example.com")
+    written = b"".join(talk.wire.taken())
+    header = b"X-Outbox-Redirected-From: " + claims[0].recipient.encode() + b"\r\n"
+    written += b"".join(talk.say("250", "250", "354"))
+    assert written == (
+        b"MAIL FROM:<reports@example.com> SIZE=%d\r\nRCPT TO:<staging@example.com>\r\nDATA\r\n" % len(header + HELLO)
+        + header
+        + HELLO
+    )
+    talk.mark()
+    written = b"".join(talk.say("250 taken"))
+    assert talk.desk.verdicts[-1] == (claims[0], Accepted("redirected to staging@example.com: 250 taken"))
+    written += b"".join(talk.say("250", "550 no", "554 no", "250", "250", "250", "354"))
+    assert isinstance(talk.desk.verdicts[-1][1], Refused)
+    assert talk.desk.verdicts[-1][1].reply.startswith("redirected to staging@example.com: 550 no")
+    assert claims[1].recipient.encode() not in written

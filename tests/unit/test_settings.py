@@ -674,3 +674,17 @@ def test_a_length_of_time_is_read_in_seconds(text, seconds):
 @pytest.mark.parametrize("text", ["", "d", "5", "-3d", "1e3d", "5 days", "inf h"])
 def test_what_is_no_length_of_time_is_none(text):
     assert duration_s(text) == 0
+
+
+@pytest.mark.parametrize("address", ["staging@example.com", " a.b+c@host ", "x@localhost"])
+def test_redirect_to_is_one_address_from_the_file_or_the_environment(address):
+    assert read(OUTBOX_REDIRECT_TO=address).redirect_to == address.strip()
+    assert read(f'redirect_to = "{address}"').redirect_to == address.strip()
+
+
+@pytest.mark.parametrize(
+    "address", ["", "staging", "a@b@c", "A <a@example.com>", "a b@c", "a@b>", "a..b@c", "a@-b", "ü@c", "a@" + "b" * 64]
+)
+def test_what_is_no_address_redirects_nothing_and_is_refused(address):
+    (fault,) = faults(f'redirect_to = "{address}"')
+    assert fault.startswith('redirect_to: is not one address; write one like "staging@example.com"')

@@ -1,0 +1,186 @@
+"""One recipient's report and email from real rows, as generate would make them now, and nothing written anywhere.
+
+All reads are of one snapshot in which Postgres refuses every write. The database needs no outbox for it. Of a Python
+class `recipients` and `build` are called: what they do on connections of their own is theirs.
+"""
+
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import text
+
+from outbox.edition import Edition, find_edition, period_for
+from outbox.enqueue import NewReport
+from outbox.errors import ConfigurationError, OutboxError, SourceError
+from outbox.generate import Run, sender_of
+from outbox.generate_session import GenerateSession, is_caused_by
+from outbox.period import Period, in_words
+from outbox.report import explain
+from outbox.settings import EditionSettings, Settings
+from outbox.source import Content, Recipient, Source, checked, source_of
+
+TOKEN: Final = "PREVIEW"  # noqa: S105 - in the place of a link's secret: it opens nothing
+NAMED_MAX: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What one recipient would get. `subject`, `text` and `html` are read from the email's very bytes."""
+
+    report: str
+    period: Period
+    words: str
+    """The period in civil time, with UTC near."""
+    recipient: Recipient
+    sender: str
+    subject: str
+    text: str
+    html: str
+    made: NewReport
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What there is to look at, by the name of its file."""
+        return {
+            "report.html": self.made.html.encode(),
+            "email.html": self.html.encode(),
+            "email.txt": self.text.encode(),
+            "email.eml": self.made.message,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the email's bytes; times as ISO 8601 in UTC."""
+        period, recipient = self.period, self.recipient
+        return {
+            "report": self.report,
+            "period": {"key": period.key, "starts_at": period.starts_at, "ends_at": period.ends_at},
+            "recipient": {"key": recipient.key, "email": recipient.email, "name": recipient.name},
+            "sender": self.sender,
+            "subject": self.subject,
+            "text": self.text,
+            "html": self.html,
+            "page": self.made.html,
+        }
+
+    def write(self, directory: Path) -> list[Path]:
+        """The files, in a directory that is made if it is not there; those of an earlier preview are replaced.
+
+        Raises:
+            ConfigurationError: it cannot be written to.
+
+        """
+        written = []
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, content in self.files.items():
+                (directory / name).write_bytes(content)
+                written.append(directory / name)
+        except OSError as error:
+            raise ConfigurationError(
+                f"--out: {directory} cannot be written to ({error.strerror}); name another directory."
+            ) from error
+        return written
+
+
+async def preview(
+    settings: Settings,
+    name: str,
+    *,
+    key: str | None = None,
+    period_key: str | None = None,
+    address: str | None = None,
+) -> Preview:
+    """What the recipient of that key would get, or the first who can be written to; addressed to `address` if given.
+
+    Raises:
+        ConfigurationError: the settings, the period or the key name nothing that there is.
+        OutboxError: source, templates or database make it impossible; the sentence says which.
+
+    """
+    settings.require("database_url", "sender")
+    sender = sender_of(settings)
+    report = settings.report(name)
+    try:
+        async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
+            source = await source_of(settings, name, session)
+            await session.use_timezone(report.timezone)
+            async with session.snapshot():
+                period = await _period(session, name, report, period_key)
+                recipient = await _find(source, name, period, key)
+                content = await _content(source, name, period, recipient)
+                (now,) = (await session.fetch(text("SELECT now()")))[0]
+                run = Run.of(settings, Edition(0, name, period), session, source, now)
+    except OutboxError as error:
+        if is_caused_by(error, asyncpg.ReadOnlySQLTransactionError):
+            where = str(error).partition(":")[0]
+            raise SourceError(f"{where}: the query writes, and a preview only reads; try it with a select.") from error
+        raise
+    made = _made(run, Recipient(recipient.key, address or recipient.email, recipient.name, recipient.columns), content)
+    subject, plain, html = _read(made.message)
+    shown = f"{sender.name} <{sender.address}>" if sender.name else sender.address
+    return Preview(name, period, in_words(period, report.zone), recipient, shown, subject, plain, html, made)
+
+
+async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:
+    """What a generate now would make, by the database's clock and, where it knows one, the fleet's definition."""
+    now, is_ours = (await session.fetch(text("SELECT now(), to_regclass('outbox.definition') IS NOT NULL")))[0]
+    if not is_ours:
+        return period_for(name, report, period_key, now)
+    async with session.ours() as connection:
+        _, period = await find_edition(connection, name, report, period_key, asker="--period")
+    return period
+
+
+async def _find(source: Source, name: str, period: Period, key: str | None) -> Recipient:
+    """The recipient of that key; without one the first who can have a report."""
+    seen: list[str] = []
+    fault = ""
+    async with aclosing(source.recipients(period)) as recipients:  # type: ignore[type-var]
+        async for recipient in recipients:
+            if key is None or recipient.key == key:
+                try:
+                    return checked(recipient)
+                except ValueError as error:
+                    fault = fault or f"recipient {recipient.key or '(no key)'}: {error}"
+                    if key is not None:
+                        break
+            if len(seen) < NAMED_MAX:
+                seen.append(recipient.key)
+    where = f"{name} {period.key}"
+    if fault:
+        raise SourceError(f"{where}, {fault}")
+    if not seen:
+        raise SourceError(f"{where}: the source of {name} names no recipient; see that it means it.")
+    raise ConfigurationError(
+        f"--for: {key!r} is no recipient of {where}; the first keys there are {', '.join(map(repr, seen))}."
+    )
+
+
+async def _content(source: Source, name: str, period: Period, recipient: Recipient) -> Content:
+    content = (await source.build([recipient], period))[recipient.key]
+    if isinstance(content, Exception):
+        part = "data" if is_caused_by(content, asyncpg.PostgresError) else "source"
+        raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}; mend it there.") from content
+    return content
+
+
+def _made(run: Run, recipient: Recipient, content: Content) -> NewReport:
+    try:
+        return run.rendered(recipient, content, 0, TOKEN)
+    except OutboxError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{run.result.edition.name}, recipient {recipient.key}: {explain(error)}") from error
+
+
+def _read(message: bytes) -> tuple[str, str, str]:
+    """Subject, text and HTML of an email, as a mail reader would show them."""
+    from email import message_from_bytes, policy
+
+    mail = message_from_bytes(message, policy=policy.default)
+    bodies = [mail.get_body((kind,)) for kind in ("plain", "html")]
+    plain, html = ("" if body is None else body.get_content().replace("\r\n", "\n") for body in bodies)
+    return str(mail["Subject"]), plain, html

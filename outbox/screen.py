@@ -1,0 +1,235 @@
+"""What `outbox watch` looks like: what was seen, as rows of text with bars. It reads nothing and prints nothing."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+from zoneinfo import ZoneInfo
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from outbox.settings import Settings
+from outbox.watch import EditionSeen, Look, Pause, Rates, RelaySeen
+
+BAR: Final = 30
+STALE_S: Final = 3.0  # what is older says how old it is
+SENT, MADE, LOST, MISSING = "█", "▒", "!", "·"
+STYLES: Final = {SENT: "green", MADE: "yellow", LOST: "red", MISSING: "dim"}
+LEGEND: Final = f"{SENT} sent  {MADE} made, waits  {LOST} not sent: dead, expired or cancelled  {MISSING} not made yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What the settings say of what is seen: the zones of reports, limits, and to whom all mail is redirected."""
+
+    zones: Mapping[str, ZoneInfo] = field(default_factory=dict)
+    rate: str | None = None
+    daily_max: int | None = None
+    redirect_to: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Frame":
+        """As these settings say."""
+        zones = {name: report.zone for name, report in settings.reports.items()}
+        return cls(zones, settings.rate, settings.daily_max, settings.redirect_to)
+
+    def zone(self, report: str) -> ZoneInfo | None:
+        """The report's zone; for the whole fleet (`""`) that of all reports, if they have one in common."""
+        if report in self.zones:
+            return self.zones[report]
+        zones = set(self.zones.values())
+        return zones.pop() if len(zones) == 1 else None
+
+
+def draw(
+    look: Look | None,
+    rates: Rates,
+    frame: Frame,
+    *,
+    age_s: float = 0.0,
+    waited_s: float = 0.0,
+    trouble: str | None = None,
+) -> RenderableType:
+    """The whole screen. `age_s` is how long ago the look was, `waited_s` how long Postgres has been asked for the next;
+    `trouble` is why there is none.
+    """
+    parts: list[RenderableType] = [_head(look)]
+    if frame.redirect_to:
+        line = f"REDIRECTED: every email goes to {frame.redirect_to} (redirect_to), none to its recipient."
+        parts.append(Text(line, "bold red"))
+    if trouble is not None:
+        seen = "" if look is None else f" What follows is {spoken_s(age_s)} old."
+        parts.append(Text(_printable(f"No answer: {trouble.rstrip('.')}. Asking again.{seen}"), "bold red"))
+    elif waited_s > STALE_S:
+        seen = "" if look is None else f"; this is {spoken_s(age_s)} old"
+        parts.append(Text(f"Postgres is slow to answer{seen}.", "yellow"))
+    if look is not None:
+        parts += [_editions(look, frame), _relays(look, rates), *_waits(look, rates, frame), _settled(look)]
+    return Group(*parts)
+
+
+def _head(look: Look | None) -> Text:
+    at = "" if look is None else f"{look.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return Text.assemble(("outbox watch", "bold"), f"  {at}  ", ("q ends", "dim"))
+
+
+def _heading(title: str) -> Text:
+    return Text(f"\n{title}", "bold")
+
+
+def _editions(look: Look, frame: Frame) -> RenderableType:
+    if not look.editions:
+        return _heading("editions: none yet")
+    grid = Table.grid(padding=(0, 2))
+    for edition in look.editions:
+        grid.add_row(
+            Text(f"{edition.report} {edition.period}", no_wrap=True),
+            bar(edition),
+            Text(", ".join(_progress(edition, frame)), overflow="fold"),
+        )
+    return Group(_heading("editions"), grid, Text(LEGEND, "dim"))
+
+
+def bar(edition: EditionSeen, width: int = BAR) -> Text:
+    """An edition as a bar. It is full of `SENT` only when every report is made and sent, and what is lost is seen."""
+    made, sent, lost = edition.made or 0, edition.sent or 0, edition.lost or 0
+    total = max(edition.expected or 0, made, 1)
+    sent_to, lost_to, made_to = (width * count // total for count in (sent, sent + lost, made))
+    if lost:
+        lost_to = max(lost_to, sent_to + 1)
+    text = Text(no_wrap=True)
+    for cell, to in ((SENT, sent_to), (LOST, lost_to), (MADE, made_to), (MISSING, width)):
+        text.append(cell * (to - len(text)), STYLES[cell])
+    return text
+
+
+def _progress(edition: EditionSeen, frame: Frame) -> Iterator[str]:
+    expected = "?" if edition.expected is None else f"{edition.expected:,}"
+    if edition.made is None or edition.sent is None:
+        yield f"{expected} expected, not counted"
+    else:
+        yield f"{edition.sent:,} of {expected} sent"
+        waits = edition.made - edition.sent - (edition.lost or 0) - (edition.in_doubt or 0)
+        if edition.made != edition.expected:
+            yield f"{edition.made:,} made"
+        for count, what in ((waits, "wait"), (edition.in_doubt, "in doubt"), (edition.lost, "not sent")):
+            if count:
+                yield f"{count:,} {what}"
+    if edition.completed_at is not None:
+        yield f"complete {civil(edition.completed_at, frame.zone(edition.report))}"
+
+
+def _relays(look: Look, rates: Rates) -> RenderableType:
+    if not look.relays:
+        return Group(_heading("relays alive: none"), Text("Start `outbox relay` on every server.", "yellow"))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for title in ("relay", "host", "pid", "sent", "/s", "in hand"):
+        table.add_column(title, justify="left" if title == "host" else "right", no_wrap=True)
+    table.add_column("last reply", overflow="ellipsis", no_wrap=True, ratio=1)
+    for relay in look.relays:
+        in_hand = "?" if look.open is None else f"{look.open.in_hand.get(relay.id, 0):,}"
+        table.add_row(
+            str(relay.id), _printable(relay.host), str(relay.pid), f"{relay.sent:,}", _rate(rates.per_s(relay.id)),
+            in_hand, Text(_printable(relay.last_reply or "")),
+        )  # fmt: skip
+    return Group(_heading(f"relays alive: {len(look.relays)}"), table)
+
+
+def _rate(per_s: float | None) -> str:
+    return "" if per_s is None else f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.1f}"  # noqa: PLR2004 - two figures
+
+
+def _waits(look: Look, rates: Rates, frame: Frame) -> list[RenderableType]:
+    """What waits and why."""
+    lines = [Text(_printable(line), style) for line, style in _reasons(look, rates, frame)]
+    return [_heading("what waits, and why" if lines else "nothing waits"), *lines]
+
+
+def _reasons(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]]:
+    zone = frame.zone("")
+    for pause in look.pauses:
+        yield _pause(pause, frame), "yellow"
+    for route in look.routes:
+        since = civil(route.since, zone)
+        yield f"The way to {route.name} is in trouble since {since}: {route.reason.rstrip('.')}.", "red"
+    yield from ((_hindrance(relay), "red") for relay in look.relays if relay.trouble)
+    if look.open is None:
+        yield "It is not counted: there is too much of it, or this is the first look.", "dim"
+    else:
+        yield from _counts(look, rates, frame)
+    if look.in_doubt:
+        yield f"In doubt, for `outbox resolve`: {', '.join(look.in_doubt)}", "red"
+    if frame.daily_max is not None and look.given_today is not None:
+        yield f"daily_max: {look.given_today:,} of {frame.daily_max:,} in 24 hours", "dim"
+
+
+def _counts(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]]:
+    found = look.open
+    assert found is not None
+    if in_hand := sum(found.in_hand.values()):
+        yield f"{in_hand:,} in the hands of relays", ""
+    if found.due:
+        waited = "" if found.oldest_due_at is None else spoken_s((look.at - found.oldest_due_at).total_seconds())
+        limit = f", the rate is {frame.rate}" if frame.rate else ""
+        yield f"{found.due:,} due, the oldest for {waited}{limit}{_left(look, rates, found.due + in_hand)}", ""
+    if found.put_off:
+        until = "" if found.next_at is None else f", the next until {civil(found.next_at, frame.zone(''))}"
+        yield f"{found.put_off:,} put off, to be tried again{until}", ""
+    if found.in_doubt:
+        yield f"{found.in_doubt:,} in doubt: nobody knows whether they arrived", "red"
+    for report, n in sorted(found.paused.items()):
+        yield f"{n:,} held back by the pause of {report or 'everything'}", "yellow"
+
+
+def _left(look: Look, rates: Rates, emails: int) -> str:
+    """How long so many emails take at the rate of late."""
+    per_s = sum(rates.per_s(relay.id) or 0.0 for relay in look.relays)
+    return f"; at {_rate(per_s)}/s about {spoken_s(emails / per_s)} more" if per_s > 0 else ""
+
+
+def _pause(pause: Pause, frame: Frame) -> str:
+    why = f": {pause.why}" if pause.why else ""
+    since = civil(pause.since, frame.zone(pause.report))
+    return f"{pause.report or 'Everything'} is paused since {since} by {pause.who}{why}"
+
+
+def _hindrance(relay: RelaySeen) -> str:
+    return f"Relay {relay.id} on {relay.host} makes no progress: {(relay.trouble or '').rstrip('.')}."
+
+
+def _settled(look: Look) -> RenderableType:
+    if look.settled is None or look.settled_at is None:
+        return Text("")
+    age_s = (look.at - look.settled_at).total_seconds()
+    counts = {state: look.settled.get(state, 0) for state in ("sent", "dead", "expired", "cancelled")}
+    said = ", ".join(f"{n:,} {state}" for state, n in counts.items() if n or state in ("sent", "dead"))
+    old = f" (counted {spoken_s(age_s)} ago)" if age_s > STALE_S else ""
+    return Group(_heading("settled in all"), Text(f"{said}{old}"))
+
+
+def civil(at: datetime, zone: ZoneInfo | None) -> str:
+    """A time as people there read it, with UTC near: `2026-11-23 06:00:04 EST (11:00 UTC)`."""
+    utc = at.astimezone(UTC)
+    if zone is None or zone.key == "UTC":
+        return f"{utc:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{at.astimezone(zone):%Y-%m-%d %H:%M:%S %Z} ({utc:%H:%M} UTC)"
+
+
+def spoken_s(seconds: float) -> str:
+    """A while in words, in its two largest units at most: `45 s`, `3 min`, `2 h 5 min`, `4 d`."""
+    minutes = round(max(seconds, 0.0) / 60)
+    if seconds < 100:  # noqa: PLR2004 - in seconds as long as they say more
+        return f"{max(seconds, 0.0):.0f} s"
+    if minutes < 60:  # noqa: PLR2004
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:  # noqa: PLR2004
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d"
+
+
+def _printable(line: str) -> str:
+    """The line without what a terminal would obey: replies, keys and reasons come from outside."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)

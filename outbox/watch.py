@@ -1,0 +1,327 @@
+"""What `outbox watch` reads, again and again, and how fast the relays send. What it looks like is `screen`'s.
+
+A look must not burden the database that it looks at. What costs the same whatever there is, is read at each look; what
+grows with the emails that wait, or were ever sent, is read again only after twenty times as long as it took. So
+watching takes a twentieth of one backend at most for each of these counts, and on a small outbox all is of this moment.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+
+from outbox.database import LOST_SESSION, RELAY_LOCKS, connect, is_ended
+from outbox.errors import OutboxError
+from outbox.schema import require_current
+from outbox.settings import Settings
+from outbox.status import ALIVE, ROUTES, RouteStatus
+
+REST: Final = 20.0  # times as long as a count took: it is not asked for again before
+COUNT_MAX_S: Final = 10  # a count that takes longer is given up
+SILENCE_MAX_S: Final = 60.0  # a look that takes longer met a cut network
+EDITIONS_MAX: Final = 6
+IN_DOUBT_MAX: Final = 5
+RATE_OVER_S: Final = 10.0  # relays tell their counts at their sweeps, every few seconds
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySeen:
+    """A relay that lives. `sent` is how many emails servers have taken from it, as of its last sweep."""
+
+    id: int
+    host: str
+    pid: int
+    sent: int
+    last_reply: str | None
+    trouble: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """What a person holds back: a report, or everything (`""`)."""
+
+    report: str
+    since: datetime
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """What is not settled, by why it waits. `in_hand` is by relay; what is `sending` is in hand, too."""
+
+    due: int = 0
+    oldest_due_at: datetime | None = None
+    in_hand: Mapping[int, int] = field(default_factory=dict)
+    put_off: int = 0
+    next_at: datetime | None = None
+    in_doubt: int = 0
+    paused: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EditionSeen:
+    """An edition, and what became of its reports; the counts are None while they are not known."""
+
+    id: int
+    report: str
+    period: str
+    expected: int | None
+    completed_at: datetime | None
+    made: int | None = None
+    sent: int | None = None
+    in_doubt: int | None = None
+    lost: int | None = None
+    """Dead, expired or cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen; times are the database's. A count that took too long is None."""
+
+    at: datetime
+    relays: list[RelaySeen] = field(default_factory=list)
+    routes: list[RouteStatus] = field(default_factory=list)
+    pauses: list[Pause] = field(default_factory=list)
+    editions: list[EditionSeen] = field(default_factory=list)
+    in_doubt: list[str] = field(default_factory=list)
+    """The keys of a few, for a person to decide."""
+    open: Open | None = None
+    settled: Mapping[str, int] | None = None
+    settled_at: datetime | None = None
+    given_today: int | None = None
+    """Emails of the last 24 hours that count for `daily_max`, where there is one."""
+
+
+NOW: Final = "SELECT now()"
+
+RELAYS: Final = f"SELECT r.id, r.host, r.pid, r.sent, r.last_reply, r.trouble {ALIVE} ORDER BY r.id"
+
+PAUSES: Final = "SELECT report, since, who, why FROM outbox.pause ORDER BY report"
+
+EDITIONS: Final = """
+SELECT id, report, period, expected, completed_at FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1
+"""
+
+# By the index of what is in doubt alone.
+IN_DOUBT: Final = """
+SELECT m.key FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
+ WHERE d.settled_at IS NULL AND d.doubted_at IS NOT NULL ORDER BY d.due_at, d.email LIMIT $1
+"""
+
+GIVEN: Final = """
+SELECT coalesce(sum(emails), 0)::bigint FROM outbox.allowance
+ WHERE route = $1 AND since > now() - interval '24 hours 15 minutes'
+"""
+
+# One walk over what is open; what is settled is not looked at.
+OPEN: Final = """
+SELECT CASE WHEN state <> 'pending' THEN state WHEN paused IS NOT NULL THEN 'paused' WHEN relay IS NOT NULL THEN 'held'
+            WHEN due_at > now() THEN 'put_off' ELSE 'due' END AS why,
+       CASE WHEN state <> 'in_doubt' THEN relay END AS relay, paused, count(*) AS n,
+       min(due_at) FILTER (WHERE due_at < 'infinity') AS first_at
+  FROM outbox.delivery WHERE settled_at IS NULL GROUP BY 1, 2, 3
+"""
+
+COUNTED: Final = """
+SELECT count(*) AS made, count(*) FILTER (WHERE d.state = 'sent') AS sent,
+       count(*) FILTER (WHERE d.state = 'in_doubt') AS in_doubt,
+       count(*) FILTER (WHERE d.state IN ('dead', 'expired', 'cancelled')) AS lost
+  FROM outbox.report r LEFT JOIN outbox.email m ON m.report = r.id LEFT JOIN outbox.delivery d ON d.email = m.id
+ WHERE r.edition = $1
+"""
+
+SETTLED: Final = """
+SELECT state, count(*) AS n FROM outbox.delivery WHERE settled_at IS NOT NULL GROUP BY state
+"""
+
+
+@dataclass(slots=True)
+class Seldom:
+    """A count that is asked for again only after `REST` times as long as it took. None: not yet, or given up."""
+
+    value: list[Any] | None = None
+    counted_at: datetime | None = None
+    _again_at: float = 0.0
+
+    async def ask(self, connection: Any, now: datetime, statement: str, *arguments: Any) -> None:
+        """Count, if it is time to; `now` is the database's."""
+        began_at = time.monotonic()
+        if began_at < self._again_at:
+            return
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL statement_timeout = '{COUNT_MAX_S}s'")
+                self.value, self.counted_at = await connection.fetch(statement, *arguments), now
+        except asyncpg.QueryCanceledError:
+            self.value = None
+        ended_at = time.monotonic()
+        self._again_at = ended_at + REST * (ended_at - began_at)
+
+
+@dataclass(slots=True)
+class Rates:
+    """How fast relays send: from what they had sent a few seconds ago."""
+
+    seen: deque[tuple[float, Mapping[int, int]]] = field(default_factory=deque)
+
+    def note(self, now: float, sent: Mapping[int, int]) -> None:
+        """Remember how many emails each relay has sent by `now`, a steady clock's seconds."""
+        self.seen.append((now, sent))
+        while len(self.seen) > 2 and self.seen[1][0] <= now - RATE_OVER_S:  # noqa: PLR2004 - two make a rate
+            self.seen.popleft()
+
+    def per_s(self, relay: int) -> float | None:
+        """Emails per second of late; None of one that was first seen just now."""
+        told = [(at, sent[relay]) for at, sent in self.seen if relay in sent]
+        if not told or told[-1][0] <= told[0][0]:
+            return None
+        return (told[-1][1] - told[0][1]) / (told[-1][0] - told[0][0])
+
+
+class Watcher:
+    """Looks through one connection, which is made anew when it was lost. An outage is news here, not an error."""
+
+    def __init__(self, settings: Settings) -> None:
+        settings.require("database_url")
+        assert settings.database_url is not None
+        self.database_url = settings.database_url
+        self.look: Look | None = None
+        """The latest that there was."""
+        self.looked_at = 0.0
+        self.asked_at: float | None = None
+        """When a look was begun that has no end yet."""
+        self.trouble: str | None = None
+        """Why there is none of this moment."""
+        self.seen = asyncio.Event()
+        """Set when there is something new to show."""
+        self.rates = Rates()
+        self._route = settings.smtp_url.name if settings.smtp_url is not None and settings.daily_max else None
+        self._connection: Any = None
+        self._open = Seldom()
+        self._settled = Seldom()
+        self._counted: dict[int, Seldom] = {}
+
+    async def connect(self) -> None:
+        """A connection to a database whose schema is this code's.
+
+        Raises:
+            OutboxError: there is none to be had, or another schema.
+
+        """
+        connection = await connect(self.database_url, application="outbox watch")
+        try:
+            await require_current(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
+
+    async def look_again(self) -> None:
+        """Look, or say in `trouble` why that cannot be."""
+        self.asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(SILENCE_MAX_S):
+                if self._connection is None:
+                    await self.connect()
+                await self._read()
+            self.trouble = None
+        except TimeoutError:
+            self._lose(f"Postgres did not answer within {SILENCE_MAX_S:g} s")
+        except (OutboxError, asyncpg.PostgresError, *LOST_SESSION) as error:
+            self._lose(str(error) or type(error).__name__)
+        except AttributeError as error:
+            if not is_ended(error, self._connection):
+                raise
+            self._lose("the connection was lost")
+        finally:
+            self.asked_at = None
+
+    def waited_s(self, now: float) -> float:
+        """How long the look that is under way has shown nothing new; 0 if none is."""
+        return 0.0 if self.asked_at is None else now - max(self.asked_at, self.looked_at)
+
+    def close(self) -> None:
+        """End the session, whatever it is at."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    def _lose(self, why: str) -> None:
+        self.trouble = " ".join(why.split())
+        self.seen.set()
+        self.close()
+
+    async def _read(self) -> None:
+        """One snapshot, except the locks, which are always of this moment; what may be dear comes last."""
+        connection = self._connection
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            look = await self._read_cheap(connection)
+            self._show(look)
+            await self._open.ask(connection, look.at, OPEN)
+            for edition in look.editions:
+                await self._counted[edition.id].ask(connection, look.at, COUNTED, edition.id)
+            await self._settled.ask(connection, look.at, SETTLED)
+        self._show(look)
+
+    def _show(self, look: Look) -> None:
+        """This look, with the counts as they are known by now."""
+        self._counted = {edition.id: self._counted.get(edition.id, Seldom()) for edition in look.editions}
+        editions = [
+            replace(edition, **counts[0]) if (counts := self._counted[edition.id].value) else edition
+            for edition in look.editions
+        ]
+        self.look = replace(
+            look,
+            editions=editions,
+            open=None if self._open.value is None else open_of(self._open.value),
+            settled=None if self._settled.value is None else {row["state"]: row["n"] for row in self._settled.value},
+            settled_at=self._settled.counted_at,
+        )
+        self.looked_at = time.monotonic()
+        self.seen.set()
+
+    async def _read_cheap(self, connection: Any) -> Look:
+        at = await connection.fetchval(NOW)
+        relays = [RelaySeen(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
+        self.rates.note(time.monotonic(), {relay.id: relay.sent for relay in relays})
+        return Look(
+            at,
+            relays,
+            [RouteStatus(*row) for row in await connection.fetch(ROUTES)],
+            [Pause(*row) for row in await connection.fetch(PAUSES)],
+            [EditionSeen(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)],
+            [row["key"] for row in await connection.fetch(IN_DOUBT, IN_DOUBT_MAX)],
+            given_today=None if self._route is None else await connection.fetchval(GIVEN, self._route),
+        )
+
+
+def open_of(rows: Iterable[Mapping[str, Any]]) -> Open:
+    """The rows of `OPEN` by why they wait."""
+    found: dict[str, int] = {}
+    first_at: dict[str, datetime] = {}
+    in_hand: dict[int, int] = {}
+    paused: dict[str, int] = {}
+    for row in rows:
+        why, n = row["why"], row["n"]
+        found[why] = found.get(why, 0) + n
+        if row["first_at"] is not None:
+            first_at[why] = row["first_at"]
+        if row["relay"] is not None:
+            in_hand[row["relay"]] = in_hand.get(row["relay"], 0) + n
+        if why == "paused":
+            paused[row["paused"]] = n
+    return Open(
+        due=found.get("due", 0),
+        oldest_due_at=first_at.get("due"),
+        in_hand=in_hand,
+        put_off=found.get("put_off", 0),
+        next_at=first_at.get("put_off"),
+        in_doubt=found.get("in_doubt", 0),
+        paused=paused,
+    )
