@@ -150,7 +150,7 @@ async def test_a_tick_that_is_too_old_is_missed_and_said_and_a_relay_outlives_wh
                                    datetime.now(UTC) - timedelta(days=3))  # fmt: skip
     await fleet.connection.execute("ALTER TABLE outbox.schedule RENAME TO hidden")
     relay = await fleet.relay()
-    await relay.says('the schedules cannot be looked at, trying again: relation "outbox.schedule" does not exist')
+    await relay.says("the schedules cannot be looked at, trying again: relation")
     await fleet.connection.execute("ALTER TABLE outbox.hidden RENAME TO schedule")
     await relay.says("so it is missed")
     assert "missed, too late since" in (await fleet.run("schedule")).out
