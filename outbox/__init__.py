@@ -24,6 +24,7 @@ newcomer who follows it meets them in this order:
     enqueue           the one transaction: report, email and delivery
     generate_session  generate's connection: bucket locks, the user's queries, the pulse
     generate          the corridor: buckets, what is missing, made here or elsewhere
+    digest            a report over reports: what waits for an address, told of in one email
 
     verdict           what a try ended in, and what follows
     backoff           how long until the next try

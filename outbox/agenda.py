@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from outbox.period import Cadence, Covers, first_instant, period_at
-from outbox.settings import ReportSettings, Settings, duration_s
+from outbox.settings import DIGEST, EditionSettings, Settings, duration_s
 
 # A tick that lies so far ahead was taken up when the database's clock was wrong; nobody waits for it.
 AHEAD_MAX: Final = timedelta(days=1)
@@ -49,6 +49,11 @@ class Row:
         return f"failed {times(self.failures)}: {(self.said or '').rstrip('.')}"
 
 
+def making(name: str) -> list[str]:
+    """The words behind `outbox` that make an edition of this report, before its period."""
+    return [DIGEST] if name == DIGEST else ["generate", name]
+
+
 def times(count: int) -> str:
     """`once`, `twice`, `3 times`."""
     return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
@@ -77,7 +82,7 @@ class Agenda:
     """One report's schedule at a moment of the database's clock."""
 
     name: str
-    report: ReportSettings
+    report: EditionSettings
     now: datetime
     last: Latest | None
     ticks: list[Tick]
@@ -131,12 +136,12 @@ async def read(connection: Any, reports: Iterable[str]) -> tuple[datetime, dict[
     return rows[0]["now"], known
 
 
-def scheduled(settings: Settings) -> Mapping[str, ReportSettings]:
-    """The reports that have a schedule."""
-    return {name: report for name, report in settings.reports.items() if report.schedule is not None}
+def scheduled(settings: Settings) -> Mapping[str, EditionSettings]:
+    """The reports that have a schedule; the digest is one, too."""
+    return {name: report for name, report in settings.editions.items() if report.schedule is not None}
 
 
-def latest(report: ReportSettings, row: Row | None, now: datetime) -> Latest | None:
+def latest(report: EditionSettings, row: Row | None, now: datetime) -> Latest | None:
     """The latest tick of a report's schedule, or of the fleet's where another server's schedule was later.
 
     None if there never was one.
@@ -163,12 +168,12 @@ def _standing(row: Row, now: datetime, until: datetime) -> Standing:
     return Standing.FAILING if row.failures else Standing.DUE
 
 
-def tick_of(report: ReportSettings, at: datetime) -> Tick:
+def tick_of(report: EditionSettings, at: datetime) -> Tick:
     """The tick at that moment: its edition is that of the moment, however late it is started."""
     return Tick(at, period_at(at, cadence=report.cadence, timezone=report.zone, covers=report.covers).key)
 
 
-def caught_up_until(report: ReportSettings, tick: Tick) -> datetime:
+def caught_up_until(report: EditionSettings, tick: Tick) -> datetime:
     """When it is too late to start the edition of a tick: after `catch_up`, or after one cadence of civil time."""
     if report.catch_up is not None:
         return tick.at + timedelta(seconds=duration_s(report.catch_up))
@@ -177,13 +182,13 @@ def caught_up_until(report: ReportSettings, tick: Tick) -> datetime:
     return first_instant(civil + timedelta(days=days), report.zone)
 
 
-def upcoming(report: ReportSettings, now: datetime, count: int) -> list[Tick]:
+def upcoming(report: EditionSettings, now: datetime, count: int) -> list[Tick]:
     """The next ticks after `now`."""
     assert report.ticks is not None
     return [tick_of(report, at) for at in islice(report.ticks.after(now), count)]
 
 
-def passed_over(report: ReportSettings, row: Row, tick: Tick) -> list[str]:
+def passed_over(report: EditionSettings, row: Row, tick: Tick) -> list[str]:
     """The periods between what the fleet has done and `tick`, of which nothing will be started any more; a few of them.
 
     Only the latest tick is caught up with: what lies before it is for a person.
@@ -200,11 +205,11 @@ def passed_over(report: ReportSettings, row: Row, tick: Tick) -> list[str]:
     return found
 
 
-def _after(report: ReportSettings, moment: datetime) -> datetime | None:
+def _after(report: EditionSettings, moment: datetime) -> datetime | None:
     return next((tick.at for tick in upcoming(report, moment, 1)), None)
 
 
-def _last_moment(report: ReportSettings, at: datetime) -> datetime:
+def _last_moment(report: EditionSettings, at: datetime) -> datetime:
     """Up to when a tick starts the same edition as one at `at`."""
     running = period_at(at, cadence=report.cadence, timezone=report.zone, covers=Covers.CURRENT)
     return running.ends_at - timedelta(microseconds=1)

@@ -117,8 +117,18 @@ class RetrySettings(_Table):
         return max_s
 
 
-class ReportSettings(_Table):
-    """One report: when, about which period, for whom, and from which queries or which Python class."""
+DIGEST = "digest"  # the name of the report over reports
+
+
+class Deliver(StrEnum):
+    """How a report comes to its recipient: in an email of its own, or in the next digest for the address."""
+
+    EMAIL = "email"
+    DIGEST = "digest"
+
+
+class EditionSettings(_Table):
+    """What reports and the digest have in common: when, about which period, and what their emails are like."""
 
     cadence: Cadence = Cadence.WEEKLY
     covers: Covers = Covers.PREVIOUS
@@ -128,14 +138,16 @@ class ReportSettings(_Table):
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
     title: str = ""  # never empty once it is read as part of Settings: the report's name stands in
-    source: str | None = None
-    recipients: str | None = None
-    data: str | None = None
 
     @property
     def zone(self) -> ZoneInfo:
         """The civil time in which periods begin and end."""
         return ZoneInfo(self.timezone)
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether it goes into a digest instead of an email of its own."""
+        return False
 
     @property
     def send_before_s(self) -> float | None:
@@ -197,6 +209,35 @@ class ReportSettings(_Table):
             raise ValueError("has a line break or another control character; write it on one line")
         return title
 
+
+class DigestSettings(EditionSettings):
+    """The digest: one email per address and period that tells of all reports with `deliver = "digest"`."""
+
+    title: str = "Your reports"
+
+
+class ReportSettings(EditionSettings):
+    """One report: what EditionSettings say, how it is delivered, and from which queries or which Python class."""
+
+    deliver: Deliver = Deliver.EMAIL
+    source: str | None = None
+    recipients: str | None = None
+    data: str | None = None
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether it goes into a digest instead of an email of its own."""
+        return self.deliver is Deliver.DIGEST
+
+    @field_validator("deliver")
+    @classmethod
+    def _has_an_email_that_expires(cls, deliver: Deliver, info: ValidationInfo) -> Deliver:
+        if deliver is Deliver.DIGEST and info.data.get("send_before") is not None:
+            raise ValueError(
+                "stands beside send_before, but the report has no email of its own; move send_before to [digest]"
+            )
+        return deliver
+
     @field_validator("source")
     @classmethod
     def _names_a_class(cls, source: str | None) -> str | None:
@@ -245,6 +286,7 @@ class Settings(_Table):
     asks_max: Annotated[int, _count(1000)] = 10
     retry: RetrySettings = RetrySettings()
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
+    digest: DigestSettings | None = None
 
     rate: str | None = None  # of the whole fleet, as "14/s" or "600/min": emails that may be started
     daily_max: Annotated[int, _count(1_000_000_000)] | None = None  # in any 24 hours, of the whole fleet
@@ -288,17 +330,25 @@ class Settings(_Table):
         if faults:
             raise ConfigurationError(faults)
 
-    def report(self, name: str) -> ReportSettings:
-        """The report of that name.
+    def report(self, name: str) -> EditionSettings:
+        """The report of that name; the digest is one, too.
 
         Raises:
             ConfigurationError: there is none; the sentence names those that there are.
         """
-        self.require("reports")
-        if name not in self.reports:
-            known = ", ".join(sorted(self.reports)) + _did_you_mean(name, self.reports)
+        if name == DIGEST:
+            self.require("digest")
+        else:
+            self.require("reports")
+        if name not in self.editions:
+            known = ", ".join(sorted(self.editions)) + _did_you_mean(name, self.editions)
             raise ConfigurationError(f"reports.{_quoted(name)}: is not configured; write one of {known}.")
-        return self.reports[name]
+        return self.editions[name]
+
+    @property
+    def editions(self) -> Mapping[str, EditionSettings]:
+        """All that there are editions of: the reports by their names, and the digest where there is one."""
+        return {**self.reports, **({DIGEST: self.digest} if self.digest is not None else {})}
 
     @field_validator("sender")
     @classmethod
@@ -346,12 +396,25 @@ class Settings(_Table):
     @field_validator("reports")
     @classmethod
     def _have_titles(cls, reports: dict[str, ReportSettings]) -> dict[str, ReportSettings]:
+        if DIGEST in reports:
+            raise ValueError("no report can be called digest, since that is the name of the digest; call it otherwise")
         return {
             name: report
             if report.title
             else report.model_copy(update={"title": re.sub("[_-]+", " ", name).strip().capitalize()})
             for name, report in reports.items()
         }
+
+    @field_validator("digest")
+    @classmethod
+    def _is_there_if_wanted(cls, digest: DigestSettings | None, info: ValidationInfo) -> DigestSettings | None:
+        collected = [name for name, report in info.data.get("reports", {}).items() if report.is_collected]
+        if digest is None and collected:
+            raise ValueError(
+                f'is missing, but reports.{collected[0]} has deliver = "digest"; '
+                'write a table [digest] with a link, such as link = "https://reports.example.com/r/{token}"'
+            )
+        return digest
 
     @field_validator("guard_s")
     @classmethod
@@ -373,6 +436,7 @@ _EXAMPLES = {
     "smtp_url": 'smtp_url = "smtp://host:25"',
     "sender": 'sender = "Progress reports <reports@example.com>"',
     "reports": "a table [reports.NAME] with link, recipients and data",
+    "digest": "a table [digest] with a link",
 }
 
 
@@ -480,7 +544,7 @@ _FAULTS = {
     "greater_than_equal": "{value} is too small; write {ge:g} or more",
     "less_than_equal": "{value} is too large; write {le:g} or less",
     "enum": "{value} is not a choice; write {expected}",
-    # Of the keys, only a report's link must be there.
+    # Of the keys, only a report's and the digest's link must be there.
     "missing": 'is missing; write one like "https://reports.example.com/r/{{token}}"',
     "string_pattern_mismatch": "is no name for a report; use a-z, 0-9, - and _, and begin with a letter",
     "model_type": "is not a table; begin it with [{table}] and write its keys below",
@@ -503,11 +567,17 @@ def _sentence(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
 def _unknown(loc: Sequence[str], key: str) -> str:
     table: type[BaseModel] = Settings
     if len(loc) > 1:
-        table = RetrySettings if loc[0] == "retry" else ReportSettings
+        tables: dict[str, type[BaseModel]] = {"retry": RetrySettings, "digest": DigestSettings}
+        table = tables.get(loc[0], ReportSettings)
         if loc[-1] in _KEYS:
             return f"{key}: belongs at the top level; move it above the first [table]."
     guess = _did_you_mean(loc[-1], set(table.model_fields) - {"directory"})
     return f"{key}: is not a key that outbox knows; take it out or mend its name{guess}."
+
+
+def table_of(report: str) -> str:
+    """Where a report's settings stand: `reports.progress`, or `digest`."""
+    return DIGEST if report == DIGEST else f"reports.{_quoted(report)}"
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.agenda import AHEAD_MAX, Latest, Row, Standing, latest, passed_over, read, scheduled, upcoming
+from outbox.agenda import AHEAD_MAX, Latest, Row, Standing, latest, making, passed_over, read, scheduled, upcoming
 from outbox.database import LOST_SESSION, connect, storable
 from outbox.errors import OutboxError
 from outbox.log import Events
-from outbox.settings import ReportSettings, Settings
+from outbox.settings import EditionSettings, Settings
 
 log = Events("outbox.starter")
 
@@ -63,7 +63,7 @@ _Under = tuple[str, str]  # a report and a period
 
 
 class Starter:
-    """The schedules of one relay's settings; `command` is what makes an edition, before its report and period."""
+    """The schedules of one relay's settings; `command` is how `outbox` is run with them, before its command's name."""
 
     def __init__(self, settings: Settings, command: Sequence[str]) -> None:
         settings.require("database_url", "sender")
@@ -162,8 +162,9 @@ class Starter:
             log.warning(
                 "schedule_passed_over",
                 "{report}: nothing was started, or finished, for {periods}; only the latest tick is caught up with, so "
-                "run `outbox generate {report} --period …` for those that are wanted",
+                "run `outbox {command} --period …` for those that are wanted",
                 report=name,
+                command=" ".join(making(name)),
                 periods=", ".join(left),
             )
 
@@ -175,8 +176,9 @@ class Starter:
         log.warning(
             "schedule_missed",
             "{report} {period}: its schedule ticked at {tick} and it was not done by {until} (catch_up), so it is "
-            "missed; run `outbox generate {report} --period {period}` if it is wanted",
+            "missed; run `outbox {command} --period {period}` if it is wanted",
             report=name,
+            command=" ".join(making(name)),
             period=found.tick.period,
             tick=_civil(found.tick.at, report),
             until=_civil(found.until, report),
@@ -200,9 +202,9 @@ class Starter:
         name, period = under
         try:
             say = partial(_say, f"{name} {period}")
-            fault = await run_child([*self.command, name, "--period", period], say)
+            fault = await run_child([*self.command, *making(name), "--period", period], say)
         except OSError as error:
-            fault = f"outbox generate cannot be started: {error.strerror or error}"
+            fault = f"outbox cannot be started: {error.strerror or error}"
         try:
             async with self._connected() as connection:
                 if fault is None:
@@ -247,7 +249,7 @@ class Starter:
                 connection.terminate()
 
 
-def _civil(at: datetime, report: ReportSettings) -> str:
+def _civil(at: datetime, report: EditionSettings) -> str:
     return f"{at.astimezone(report.zone):%Y-%m-%d %H:%M %Z}"
 
 

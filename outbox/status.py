@@ -53,7 +53,10 @@ class ScheduleStatus:
 
 @dataclass(frozen=True, slots=True)
 class EditionStatus:
-    """An edition as it goes; `expected` is null until one run has seen all recipients."""
+    """An edition as it goes; `expected` is null until one run has seen all recipients.
+
+    A report that is in a digest is sent when that is; `collected` are those that wait for one.
+    """
 
     report: str
     period: str
@@ -61,6 +64,7 @@ class EditionStatus:
     made: int
     sent: int
     not_sent: int
+    collected: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +136,12 @@ SELECT report, tick_at, failures, retry_at, coalesce(said, '')
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected, count(r.id) AS made,
        count(*) FILTER (WHERE d.state = 'sent') AS sent,
-       count(*) FILTER (WHERE d.state <> 'sent') AS not_sent
+       count(*) FILTER (WHERE d.state <> 'sent') AS not_sent,
+       count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected
   FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e
   LEFT JOIN outbox.report r ON r.edition = e.id
-  LEFT JOIN outbox.email m ON m.report = r.id
+  LEFT JOIN outbox.digest_item i ON i.report = r.id
+  LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
   LEFT JOIN outbox.delivery d ON d.email = m.id
  GROUP BY e.id, e.report, e.period, e.expected, e.starts_at
  ORDER BY e.starts_at DESC, e.id DESC

@@ -66,7 +66,7 @@ async def _pause(settings: "Settings", report: str, why: str) -> list[str]:
     from outbox.resolve import whoami
 
     async with connected(settings, "outbox pause") as connection:
-        if report and report not in settings.reports and not await is_known(connection, report):
+        if report and report not in settings.editions and not await is_known(connection, report):
             settings.report(report)  # says what there is
         begun = await begin_pause(connection, report, who=whoami(), why=why)
         for one in await read_pauses(connection):

@@ -75,10 +75,12 @@ def _print_status(found: "Status") -> None:
     for line in _hindrances(found):
         console.print(line, markup=False)
     if found.editions:
-        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent")
+        collected = ["for a digest"] if any(e.collected for e in found.editions) else []
+        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent", *collected)
         for e in found.editions:
             expected = "?" if e.expected is None else str(e.expected)
-            editions.add_row(e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent))
+            row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent), str(e.collected)]
+            editions.add_row(*row[: len(editions.columns)])
         console.print(editions)
     for line in _needs(found):
         console.print(line, markup=False)

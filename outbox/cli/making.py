@@ -102,6 +102,8 @@ def generate(
     settings = settings_of(context, config)
     settings.require("database_url", "sender", "reports")
     names = reports or list(settings.reports)
+    if "digest" in names:
+        raise ConfigurationError("The digest is closed by `outbox digest`, not by `outbox generate`; run that.")
     for name in names:
         settings.report(name)
     import logging
@@ -127,6 +129,26 @@ def generate(
     raise typer.Exit(worst)
 
 
+@app.command()
+def digest(
+    context: typer.Context,
+    config: ConfigOption = None,
+    period: Annotated[
+        str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
+    ] = None,
+) -> None:
+    """Close a digest: one email per address with all that waits for it.
+
+    What comes later goes into the next period's; run it from cron on every server.
+    """
+    settings = settings_of(context, config)
+    settings.require("database_url", "sender", "digest")
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
+    raise typer.Exit(_generate_one(settings, "digest", period))
+
+
 def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
     import os
 
@@ -146,4 +168,7 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
         f"{result.edition.name}: {result.made} made here, {result.elsewhere} elsewhere, "
         f"{len(result.failed)} failed, of {result.expected} recipients."
     )
+    if result.waiting:
+        wait = "report waits" if result.waiting == 1 else "reports wait"
+        typer.echo(f"{result.waiting} {wait} for the next digest.")
     return 1 if result.failed else 0

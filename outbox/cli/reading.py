@@ -107,7 +107,8 @@ def _print_listing(found: "Listing", settings: "Settings") -> None:
 
 def _zone(settings: "Settings", report: str | None) -> "tzinfo | None":
     """The timezone of a report that is configured here."""
-    return settings.reports[report].zone if report in settings.reports else None
+    known = settings.editions.get(report or "")
+    return known.zone if known is not None else None
 
 
 @app.command()

@@ -11,7 +11,7 @@ from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from outbox.agenda import Agenda, Latest
-    from outbox.settings import ReportSettings, Settings
+    from outbox.settings import EditionSettings, Settings
 
 _EXAMPLE = 'schedule = "0 6 * * mon"'
 
@@ -86,7 +86,7 @@ def _rows(one: "Agenda") -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _said(last: "Latest", report: "ReportSettings") -> str:
+def _said(last: "Latest", report: "EditionSettings") -> str:
     """What became of a tick, and the mend where a person is needed."""
     from outbox.agenda import Standing
 
@@ -105,7 +105,7 @@ def _said(last: "Latest", report: "ReportSettings") -> str:
             return "due, or under way"
 
 
-def _civil(at: datetime, report: "ReportSettings") -> str:
+def _civil(at: datetime, report: "EditionSettings") -> str:
     return f"{at.astimezone(report.zone):%Y-%m-%d %H:%M:%S %Z}"
 
 

@@ -39,7 +39,7 @@ def relay(
 ) -> None:
     """Send what is due; keep one running on every server. SIGTERM finishes what is in hand, twice ends at once."""
     settings = settings_of(context, config)
-    has_schedules = not until_empty and any(report.schedule for report in settings.reports.values())
+    has_schedules = not until_empty and any(report.schedule for report in settings.editions.values())
     settings.require("database_url", "smtp_url", *(["sender"] if has_schedules else []))
     if http is not None:
         settings = settings.model_copy(update={"http": http})
@@ -51,10 +51,10 @@ def relay(
 
 
 def _generating(config: Path | None) -> list[str]:
-    """The command that makes an edition with these settings and this program, before its report and period."""
+    """How this program is run with these settings, before the command's name."""
     search = [] if str(Path.cwd()) in sys.path else ["-P"]  # `-m` would look for modules in the working directory first
     named = [] if config is None else ["--config", str(config)]
-    return [sys.executable, *search, "-m", "outbox", "generate", *named]
+    return [sys.executable, *search, "-m", "outbox", *named]
 
 
 async def _relay(settings: "Settings", *, until_empty: bool, generating: Sequence[str] | None) -> None:

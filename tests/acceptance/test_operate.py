@@ -286,6 +286,8 @@ async def test_while_the_fleet_is_paused_nothing_is_sent_and_after_it_all_is(fle
     for relay in relays:
         await relay.says("the fleet is paused")
     await post(fleet, 5)
+    written = "SELECT array_agg(xmin::text) FROM outbox.delivery"
+    before = await fleet.connection.fetchval(written)
     again = await fleet.run("pause", "--why", "me too")
     assert (again.code, again.out.startswith("The fleet is already paused")) == (0, True)
     assert f"({ANNS}: the figures are wrong): 5 emails are waiting" in again.out
@@ -293,6 +295,7 @@ async def test_while_the_fleet_is_paused_nothing_is_sent_and_after_it_all_is(fle
     found = await status(fleet)
     assert [(one["report"], one["who"], one["waiting"]) for one in found["pauses"]] == [("", ANNS, 5)]
     assert "The fleet is paused since " in (await fleet.run("status")).out
+    assert await fleet.connection.fetchval(written) == before, "nobody claims"
     until_empty = await fleet.run("relay", "--until-empty")
     assert (until_empty.code, fleet.sink.addresses) == (1, {})
     assert until_empty.err.splitlines()[-1] == (

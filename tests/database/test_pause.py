@@ -181,6 +181,19 @@ async def test_of_a_cancellation_and_a_mark_at_once_the_first_has_the_row(connec
     assert {email: row[0] for email, row in (await rows(connection)).items()} == {first: "cancelled", second: "sending"}
 
 
+async def test_a_retry_takes_nothing_from_a_relay_that_claims_it_at_this_moment(connection, relay, database):  # noqa: F811
+    (email,) = await put(connection, 1)
+    await connection.execute("UPDATE outbox.delivery SET due_at = now() + interval '1 hour'")
+    other = await asyncpg.connect(database)
+    await other.execute(f"BEGIN; UPDATE outbox.delivery SET relay = {relay.relay}, due_at = now()")
+    retrying = asyncio.create_task(operate(connection, Act.RETRY, [email], who="a", why="", target="t"))
+    await waits_for_a_row(other, connection.get_server_pid())
+    await other.execute("COMMIT")
+    await other.close()
+    assert await retrying == []
+    assert (await rows(connection))[email][-1] == relay.relay
+
+
 async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(connection, relay):  # noqa: F811
     await put_of(connection, "sales", 1)
     await begin(connection, "sales")

@@ -277,6 +277,33 @@ ONE_FAULT = [
 ]
 
 
+def test_the_digest_is_a_report_without_queries_that_must_be_there_when_one_is_collected():
+    collected, link = REPORT + 'deliver = "digest"\n', 'link = "https://x/{token}"\n'
+    settings = read(f"{collected}[digest]\n{link}")
+    assert settings.reports["progress"].is_collected
+    assert settings.report("digest") == settings.digest
+    assert (settings.digest.title, settings.digest.cadence, settings.digest.is_collected) == (
+        "Your reports",
+        "weekly",
+        False,
+    )
+    assert read(collected, OUTBOX_DIGEST=f"{{{link.strip()}}}").digest == settings.digest
+    assert list(settings.editions) == ["progress", "digest"]
+    (missing,) = faults(collected)
+    assert missing.startswith(
+        'digest: is missing, but reports.progress has deliver = "digest"; write a table [digest] '
+    )
+    wrong = faults(f'{collected}send_before = "2h"\n[digest]\n{link}data = "x"\ncadense = "daily"')
+    assert [fault.partition(";")[0] for fault in wrong] == [
+        "reports.progress.deliver: stands beside send_before, but the report has no email of its own",
+        "digest.data: is not a key that outbox knows",
+        "digest.cadense: is not a key that outbox knows",
+    ]
+    assert faults(REPORT.replace("[reports.progress]", "[reports.digest]")) == [
+        "reports: no report can be called digest, since that is the name of the digest; call it otherwise."
+    ]
+
+
 @pytest.mark.parametrize(("text", "sentence"), ONE_FAULT)
 def test_a_fault_is_one_sentence_with_the_key_and_the_mend(text, sentence):
     assert faults(text) == [sentence]
