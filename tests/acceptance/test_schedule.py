@@ -188,3 +188,21 @@ async def test_where_nothing_is_scheduled_or_settings_are_missing_a_sentence_say
     assert "does not answer" in schedule.err
     assert drained.code == 0
     assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.schedule") == 0
+
+
+async def test_relays_close_a_digest_whose_schedule_has_ticked(fleet):
+    fleet.report = 'deliver = "digest"\ncadence = "daily"'
+    fleet.top = '[digest]\nlink = "https://reports.example.com/d/{token}"\n' + 'timezone = "America/New_York"\n'
+    fleet.top += DAILY + ticked(timedelta(minutes=3))
+    await fleet.hire(5)
+    for period in ("2026-11-20", "2026-11-21"):
+        assert (await fleet.run("generate", "--period", period)).code == 0
+    assert (await agenda(fleet))["report"] == "digest"
+    for _ in range(2):
+        await fleet.start("relay")
+    await until(lambda: fleet.sink.messages == 5, "each has one email with both reports")
+    await until(
+        lambda: fleet.connection.fetchval("SELECT done_at FROM outbox.schedule WHERE report = 'digest'"), "it is done"
+    )
+    assert fleet.twice == {}
+    assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.digest_item WHERE digest IS NULL") == 0
