@@ -5,7 +5,9 @@ newcomer who follows it meets them in this order:
 
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
-    status, watch, audit, resolve, doctor                                  what people see and decide
+    schedule → agenda → starter                                            the relay's cron: generate is started
+    status, watch, list, show, audit, doctor                                what people see
+    retry, cancel, resolve, pause, resume                                  what people decide
 
     settings          what the user decides, checked whole
     errors            the ways in which outbox cannot go on, each with its exit code
@@ -22,6 +24,7 @@ newcomer who follows it meets them in this order:
     enqueue           the one transaction: report, email and delivery
     generate_session  generate's connection: bucket locks, the user's queries, the pulse
     generate          the corridor: buckets, what is missing, made here or elsewhere
+    digest            a report over reports: what waits for an address, told of in one email
     preview           one recipient's report and email from real rows, and nothing written
 
     verdict           what a try ended in, and what follows
@@ -32,11 +35,20 @@ newcomer who follows it meets them in this order:
     doubt             what happens by itself to what is in doubt: sent again, or asked about
     conversation      one SMTP connection: content, mark, guard, dot
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
+    pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
     route             the way to the SMTP server: a connection that is set up
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
+
+    selection         which emails a person means: by key, edition, state or address
+    operate           what a person does to them: retry, cancel
+    show              the whole story of one
+
+    schedule          the ticks of a cron expression in civil time
+    agenda            how the schedules stand: the latest tick, its edition, what became of it
+    starter           beside the relay: starts generate when a schedule ticks, and again until it is done
 
     trial             one email past the outbox, to see whether it can be sent
     watch             what is looked at again and again, and how fast relays send; screen: what it looks like

@@ -116,6 +116,18 @@ class SmtpAddress:
         return f"SmtpAddress({self.redacted!r})"
 
 
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port to listen on: `127.0.0.1:9464`, `[::1]:9464`; `:9464` is every address, port 0 a free one.
+
+    Raises:
+        ValueError: how it is wrong.
+    """
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]*)):([0-9]{1,5})", text.strip())
+    if not found or int(found[3]) > 65535:  # noqa: PLR2004 - the ports of TCP
+        raise ValueError('is no host and port; write them like "127.0.0.1:9464" or "[::1]:9464"')
+    return found[1] or found[2], int(found[3])
+
+
 def _split(url: str) -> SplitResult:
     """The URL's parts, with several hosts allowed: newer Pythons refuse brackets that do not begin the host."""
     parts = urlsplit(url.replace("[", "(").replace("]", ")"))

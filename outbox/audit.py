@@ -14,7 +14,7 @@ from outbox.database import storable
 from outbox.edition import find_edition
 from outbox.generate_session import GenerateSession
 from outbox.period import Period
-from outbox.settings import Settings
+from outbox.settings import DIGEST, Settings
 from outbox.source import WINDOW_MAX, Recipient, checked, source_of, windows
 
 IN_DOUBT, DEAD, NOT_SENT, MISSING = KINDS = ("in_doubt", "dead", "not_sent", "missing")
@@ -79,10 +79,8 @@ class Audit:
     def sentence(self) -> str:
         """Whether all is well, in one sentence."""
         if not self.made:
-            return (
-                f"Not well: {self.name} was never generated; run `outbox generate {self.report} "
-                f"--period {self.period.key}`."
-            )
+            command = DIGEST if self.report == DIGEST else f"generate {self.report}"
+            return f"Not well: {self.name} was never generated; run `outbox {command} --period {self.period.key}`."
         if not self.is_well:
             parts = [f"{found.count:,} {spoken(kind)}" for kind, found in self.unsent.items() if found.count]
             missed = self.expected - self.sent
@@ -144,16 +142,25 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
 REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:edition AS integer)")
 
 # Through the email's key, which stays when somebody has deleted the report. A delivery that is not there although
-# its report or email is has no state that could be trusted, so it is not sent.
+# its report or email is has no state that could be trusted, so it is not sent. A report that is collected has the
+# email of the digest that took it up.
 LOOK: Final = text("""
 SELECT n.key, r.id IS NOT NULL AS reported, m.recipient,
-       CASE WHEN r.id IS NOT NULL OR m.id IS NOT NULL THEN coalesce(d.state, 'without a delivery') END AS state,
-       CASE WHEN d.state <> 'sent'
+       CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'collected'
+            WHEN r.id IS NOT NULL OR m.id IS NOT NULL THEN coalesce(d.state, 'without a delivery') END AS state,
+       CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'it waits for the next digest'
+            WHEN d.paused IS NOT NULL THEN 'held back while ' || d.paused || ' is paused'
+            WHEN d.state <> 'sent'
             THEN (SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
         END AS said
   FROM unnest(:keys) AS n (key)
   LEFT JOIN outbox.report r ON r.edition = CAST(:edition AS integer) AND r.recipient_key = n.key
-  LEFT JOIN outbox.email m ON m.key = :prefix || n.key
+  LEFT JOIN outbox.digest_item i ON i.report = r.id
+  LEFT JOIN LATERAL (
+    SELECT own.id, own.recipient FROM outbox.email own WHERE own.key = :prefix || n.key
+     UNION ALL
+    SELECT its.id, its.recipient FROM outbox.email its WHERE its.report = i.digest
+  ) m ON true
   LEFT JOIN outbox.delivery d ON d.email = m.id
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 

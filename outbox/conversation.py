@@ -142,7 +142,8 @@ class Conversation(asyncio.Protocol):
         self.handed_over = claim
         self._expected.append(Expected.DOT)
         self._write(b".\r\n")
-        self._deadline_s = self.clock() + self.data_done_timeout_s
+        claim.handed_over_at = self.clock()
+        self._deadline_s = claim.handed_over_at + self.data_done_timeout_s
         if self.pipelining:
             self.later(CHAIN_AFTER_S, self._chain, claim)
 

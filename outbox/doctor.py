@@ -5,11 +5,12 @@ that it was not looked at.
 """
 
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, assert_never
 
 import asyncpg
 
+from outbox.agenda import Agenda, Standing, look, scheduled
 from outbox.database import LOST_SESSION, connect
 from outbox.doctor_database import Database, examine_database
 from outbox.doctor_reports import examine_reports
@@ -24,6 +25,7 @@ from outbox.status import RouteStatus, Status, read_status
 FILES_BESIDE: Final = 64  # what a process holds open beside its SMTP connections
 WAITED_MAX_S: Final = 60.0
 FLEET: Final = ("relays", "route", "deliveries")
+SCHEDULES: Final = "schedules"
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -55,24 +57,28 @@ def has_fault(findings: Iterable[Finding]) -> bool:
 
 async def examine_fleet(settings: Settings, database: Database) -> list[Finding]:
     """Who relays, what keeps them from it, and what waits for a person."""
+    names = list(scheduled(settings))
+    looks = (*FLEET, SCHEDULES) if names else FLEET
     if not database.is_ours:
-        return not_checked(FLEET, database.trouble or "outbox's tables cannot be read")
+        return not_checked(looks, database.trouble or "outbox's tables cannot be read")
     assert settings.database_url is not None
     try:
         connection = await connect(settings.database_url, application="outbox doctor")
         try:
             found = await read_status(connection)
+            agendas = await look(connection, settings, names, count=1)
         finally:
             await connection.close()
     except OutboxError as error:
         return [fault_of("relays", error)]
     except (asyncpg.PostgresError, *LOST_SESSION) as error:
-        return not_checked(FLEET, str(error) or type(error).__name__)
+        return not_checked(looks, str(error) or type(error).__name__)
     assert settings.smtp_url is not None
     return [
         judge_relays(found),
         judge_routes(found.routes, settings.smtp_url.name, relays=len(found.relays)),
         judge_deliveries(found),
+        *judge_schedules(agendas),
     ]
 
 
@@ -111,6 +117,30 @@ def judge_deliveries(found: Status) -> Finding:
         said = ", ".join(f"{count} {state}" for state, count in counts.items())
         return note("deliveries", said, "see `outbox status`, decide with `outbox resolve`")
     return ok("deliveries", f"none in doubt or dead, {found.counts['pending']} pending, {found.counts['sent']} sent")
+
+
+def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:
+    """Whether the editions that schedules were to start came to be; no line where no report has a schedule."""
+    if not agendas:
+        return []
+    said: dict[Standing, list[str]] = {Standing.FAILING: [], Standing.MISSED: []}
+    for one in agendas:
+        if one.last is None or one.last.standing not in said:
+            continue
+        row, said_here = one.last.row, f"{one.name} {one.last.tick.period}"
+        if one.last.standing is Standing.MISSED:
+            said_here += f" was not done by {one.last.until:%Y-%m-%d %H:%M:%S} UTC"
+        elif row is not None:
+            said_here += f" {row.failed}"
+        said[one.last.standing].append(said_here)
+    if failing := said[Standing.FAILING]:
+        mend = "mend that; relays try again by themselves, and at once when one is started"
+        return [fault(SCHEDULES, "; ".join(failing), mend)]
+    if missed := said[Standing.MISSED]:
+        return [note(SCHEDULES, "; ".join(missed), "run `outbox generate` with `--period` for what is wanted")]
+    ticks = [(one.ticks[0].at, one.name) for one in agendas if one.ticks]
+    ahead = f", next {min(ticks)[1]} at {min(ticks)[0]:%Y-%m-%d %H:%M} UTC" if ticks else ""
+    return [ok(SCHEDULES, f"{', '.join(one.name for one in agendas)}{ahead}")]
 
 
 def look_at_redirect(settings: Settings) -> list[Finding]:

@@ -25,7 +25,7 @@ from outbox.generate import Run
 from outbox.generate_session import GenerateSession, is_caused_by, said_by
 from outbox.period import Period, in_words, period_at
 from outbox.report import Templates, explain
-from outbox.settings import ReportSettings, Settings
+from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
 from outbox.source import Content, PythonSource, Recipient, Source, checked, source_of
 
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
@@ -34,6 +34,7 @@ RECIPIENTS_MAX: Final = 100_000  # looked at; their keys are in memory
 SAMPLE_MAX: Final = 5  # recipients whose report is made, and thrown away
 NAMED_MAX: Final = 10
 QUERIES: Final = ("period", "recipients", "addresses", "data", "templates")
+OURS: Final = ("period", "templates")  # of the digest: its queries are ours, and mostly there is nobody to ask them for
 
 BOUNDED: Final = {"statement_timeout": str(STATEMENT_MAX_S * 1000)}
 READ_ONLY: Final = text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
@@ -51,7 +52,7 @@ class Reports:
 async def examine_reports(settings: Settings, database: Database) -> Reports:
     """All that can be said of each report; never raises for what is wrong with it."""
     found = Reports()
-    for name, report in settings.reports.items():
+    for name, report in settings.editions.items():
         found.findings.append(judge_link(name, report.link))
         if database.trouble:
             found.findings += _look_without_database(settings, name, database.trouble)
@@ -60,7 +61,7 @@ async def examine_reports(settings: Settings, database: Database) -> Reports:
             async with _reading(settings) as session:
                 await Look(settings, name, report, session, database.is_ours, found).look()
         except TROUBLE as error:  # the database went away meanwhile
-            found.findings.append(_refused(f"reports.{name}", error))
+            found.findings.append(_refused(table_of(name), error))
     return found
 
 
@@ -73,13 +74,17 @@ async def _reading(settings: Settings) -> AsyncIterator[GenerateSession]:
 
 
 def _look_without_database(settings: Settings, name: str, why: str) -> list[Finding]:
-    left = [f"reports.{name}.{look}" for look in QUERIES if look != "templates"]
+    left = [f"{table_of(name)}.{look}" for look in _looks(name)[:-1]]
     return [*not_checked(left, why), _compiled(settings, name)]
+
+
+def _looks(name: str) -> tuple[str, ...]:
+    return OURS if name == DIGEST else QUERIES
 
 
 def _compiled(settings: Settings, name: str) -> Finding:
     """Whether the templates can be read at all."""
-    check = f"reports.{name}.templates"
+    check = f"{table_of(name)}.templates"
     try:
         Templates(settings.directory / "templates", name)
     except OutboxError as error:
@@ -89,7 +94,7 @@ def _compiled(settings: Settings, name: str) -> Finding:
 
 def judge_link(name: str, link: str) -> Finding:
     """Whether a mail reader opens the link, and nobody between reads the token in it."""
-    check = f"reports.{name}.link"
+    check = f"{table_of(name)}.link"
     shown = link.replace("{token}", "…")
     parts = urlsplit(shown)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -105,7 +110,7 @@ class Look:
 
     settings: Settings
     name: str
-    report: ReportSettings
+    report: EditionSettings
     session: GenerateSession
     is_ours: bool
     found: Reports
@@ -118,6 +123,9 @@ class Look:
         except TROUBLE as error:
             self.found.findings.append(_refused(self._check("period"), error))
             self._leave("the period is not known")
+            return
+        if not isinstance(self.report, ReportSettings):
+            self.found.findings.append(_compiled(self.settings, self.name))
             return
         try:
             source = await source_of(self.settings, self.name, self.session)
@@ -132,12 +140,12 @@ class Look:
         await self._look_at_content(run, source, period, sample)
 
     def _check(self, look: str) -> str:
-        return f"reports.{self.name}.{look}"
+        return f"{table_of(self.name)}.{look}"
 
     def _leave(self, why: str) -> None:
         seen = {finding.check for finding in self.found.findings}
         self.found.findings += [
-            *not_checked([c for look in QUERIES[:-1] if (c := self._check(look)) not in seen], why),
+            *not_checked([c for look in _looks(self.name)[:-1] if (c := self._check(look)) not in seen], why),
             _compiled(self.settings, self.name),
         ]
 
@@ -167,10 +175,13 @@ class Look:
             self.found.findings.append(_refused(self._check("recipients"), error))
             self.found.findings += not_checked([self._check("addresses")], "the recipients are not known")
             return []
-        self.found.findings += [crowd.judge(self._check("recipients")), crowd.judge_addresses(self._check("addresses"))]
+        self.found.findings += [crowd.judge(self._check("recipients")), self._judged(crowd)]
         if crowd.sample and self.found.recipient is None:
             self.found.recipient = crowd.sample[0].email
         return crowd.sample
+
+    def _judged(self, crowd: "Crowd") -> Finding:
+        return crowd.judge_addresses(self._check("addresses"), is_collected=self.report.is_collected)
 
     async def _look_at_content(self, run: Run, source: Source, period: Period, sample: list[Recipient]) -> None:
         """What the report says to a few of them, and how it looks."""
@@ -282,8 +293,8 @@ class Crowd:
             )
         return ok(check, f"{people} with a key of their own")
 
-    def judge_addresses(self, check: str) -> Finding:
-        """Whether each can be written to."""
+    def judge_addresses(self, check: str, *, is_collected: bool) -> Finding:
+        """Whether each can be written to; in a digest those who share an address share the email, too."""
         if self.refused_count:
             more = f" and {self.refused_count - len(self.refused)} more" if self.refused_count > NAMED_MAX else ""
             return fault(
@@ -291,7 +302,7 @@ class Crowd:
                 f"{self.refused_count} of {self.count} get no report: {', '.join(self.refused)}{more}",
                 "correct them where the recipients query reads; the others get theirs",
             )
-        if self.shared:
+        if self.shared and not is_collected:
             return note(
                 check,
                 f"{len(self.shared)} belong to more than one key and get an email for each, such as {self.shared[0]}",

@@ -7,7 +7,6 @@ A resolver is the user's own function that may know: it looks into the mail serv
 
 import asyncio
 import inspect
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +18,10 @@ from typing import Any, Final, cast
 
 from outbox.database import storable
 from outbox.errors import ConfigurationError
+from outbox.log import Events
 from outbox.plugin import awaited, called, load, said
 
-log = logging.getLogger("outbox.relay")
+log = Events("outbox.relay")
 
 RESENT_AT_ONCE: Final = 1000
 ASKED_AT_ONCE: Final = 20
@@ -207,7 +207,7 @@ class Inquirer:
         if self._lot is not None and now - self._lot.heard_at > ASK_LEASE_S:
             self._lot = None
             self._hung += 1
-            log.error("the resolver has given no answer for %g s", ASK_LEASE_S)
+            log.error("resolver_silent", "the resolver has given no answer for {silent_s:g} s", silent_s=ASK_LEASE_S)
         if self._lot is not None or self._hung >= HUNG_MAX:
             return
         doubts = await take_doubts(connection, lease_s=ASK_LEASE_S)
@@ -236,7 +236,15 @@ class Inquirer:
             self._hung -= 1  # it hung, and has come back
         if answer is not None:
             self.answers.append(answer)
-            log.info("%s is in doubt: %s", answer.doubt.key, answer.said)
+            log.info(
+                "doubt_answered",
+                "{key} is in doubt: {said}",
+                key=answer.doubt.key,
+                email=answer.doubt.email,
+                attempt=answer.doubt.attempt,
+                said=answer.said,
+                accepted=answer.accepted,
+            )
             self.wake()
 
     async def write(self, connection: Any) -> int:

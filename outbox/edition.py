@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from outbox.errors import ConfigurationError
 from outbox.period import Period, period_at, period_of
-from outbox.settings import ReportSettings
+from outbox.settings import EditionSettings, table_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -54,7 +54,7 @@ EXPECT: Final = text(
 )
 
 
-def _definition(name: str, report: ReportSettings) -> dict[str, Any]:
+def _definition(name: str, report: EditionSettings) -> dict[str, Any]:
     return {
         "report": name,
         "cadence": report.cadence.value,
@@ -64,7 +64,7 @@ def _definition(name: str, report: ReportSettings) -> dict[str, Any]:
 
 
 async def open_edition(
-    connection: "AsyncConnection", name: str, report: ReportSettings, period_key: str | None
+    connection: "AsyncConnection", name: str, report: EditionSettings, period_key: str | None
 ) -> Edition:
     """The edition to generate now, or the one that `period_key` names; made if it is new.
 
@@ -87,7 +87,7 @@ async def open_edition(
 
 
 async def find_edition(
-    connection: "AsyncConnection", name: str, report: ReportSettings, period_key: str | None, *, asker: str = "PERIOD"
+    connection: "AsyncConnection", name: str, report: EditionSettings, period_key: str | None, *, asker: str = "PERIOD"
 ) -> tuple[int | None, Period]:
     """The edition that `open_edition` would give, and its id if it was ever opened; nothing is made.
 
@@ -113,7 +113,7 @@ async def _find(connection: "AsyncConnection", name: str, period_key: str) -> tu
 
 
 def period_for(
-    name: str, report: ReportSettings, period_key: str | None, now: Any, *, asker: str = "--period"
+    name: str, report: EditionSettings, period_key: str | None, now: Any, *, asker: str = "--period"
 ) -> Period:
     """The period that a key names, or without one the period to make at `now`, as these settings alone say.
 
@@ -129,7 +129,7 @@ def period_for(
         raise ConfigurationError(f"{asker}, for report {name}: {error}") from error
 
 
-def _refuse_other_definition(name: str, report: ReportSettings, agreed: Any) -> None:
+def _refuse_other_definition(name: str, report: EditionSettings, agreed: Any) -> None:
     mine = _definition(name, report)
     other = [
         f"{key} = {agreed[key]!r} (here {mine[key]!r})"
@@ -138,12 +138,12 @@ def _refuse_other_definition(name: str, report: ReportSettings, agreed: Any) -> 
     ]
     if other:
         raise ConfigurationError(
-            f"reports.{name}: the fleet generates this report with {', '.join(other)}; correct it here, "
+            f"{table_of(name)}: the fleet generates this report with {', '.join(other)}; correct it here, "
             f"or run `outbox init --redefine {name}` to change it for the fleet."
         )
 
 
-async def redefine(connection: "AsyncConnection", name: str, report: ReportSettings) -> None:
+async def redefine(connection: "AsyncConnection", name: str, report: EditionSettings) -> None:
     """Make this server's cadence, covers and timezone the fleet's, from the next edition on."""
     async with connection.begin():
         await connection.execute(REDEFINE, _definition(name, report))

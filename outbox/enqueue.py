@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
+from outbox import digest
 from outbox.database import BY_INDEX, CHANNEL
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ BATCH_MAX: Final = 100  # rows per transaction: short enough that a failover los
 
 @dataclass(frozen=True, slots=True)
 class NewReport:
-    """A report that was made and the email that tells of it; `email` is an id reserved from the email sequence."""
+    """A report that was made and the email that tells of it; `email` is an id reserved from the email sequence.
+
+    `items` are the reports that it tells of, if it is a digest.
+    """
 
     recipient_key: str
     token: str
@@ -28,6 +32,7 @@ class NewReport:
     recipient: str
     message_id: str
     message: bytes
+    items: Sequence[int] = ()
 
 
 # A row that is there already comes back from no RETURNING, so its email is not inserted either. An email may be there
@@ -45,8 +50,8 @@ WITH made AS (
     ON CONFLICT (edition, recipient_key) DO NOTHING
     RETURNING id, recipient_key
 ), email AS (
-    INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message)
-    SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message
+    INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message, traceparent)
+    SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message, CAST(:traceparent AS text)
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
     ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
@@ -55,7 +60,7 @@ WITH made AS (
     SELECT e.id, now() + CAST(:send_before_s AS float8) * interval '1 second'
       FROM email e JOIN made m ON m.email = e.id ORDER BY e.id
 )
-SELECT count(*) FROM report
+SELECT id, recipient_key FROM report
 """).bindparams(
     *(
         bindparam(name, type_=ARRAY(Text))
@@ -79,23 +84,35 @@ NOTIFY: Final = text(f"SELECT pg_notify('{CHANNEL}', '')")
 
 
 async def enqueue_reports(
-    connection: "AsyncConnection", edition: int, reports: Sequence[NewReport], *, send_before_s: float | None = None
+    connection: "AsyncConnection",
+    edition: int,
+    reports: Sequence[NewReport],
+    *,
+    send_before_s: float | None = None,
+    traceparent: str | None = None,
 ) -> int:
     """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
 
-    What is not sent within `send_before_s` of that expires.
+    What is not sent within `send_before_s` of that expires. `traceparent` is the W3C trace context of the caller, in
+    which the emails will be sent.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
-    then writes nothing for it.
+    then writes nothing for it. Of digests only those are written whose items are all open still; the others say what
+    another tells, or told, and have to be made again.
     """
     assert len(reports) <= BATCH_MAX
+    items = {report.recipient_key: report.items for report in reports if report.items}
     async with connection.begin():
         await connection.execute(text(BY_INDEX))
-        made = await connection.scalar(
+        if items:
+            held = await digest.hold(connection, [item for some in items.values() for item in some])
+            reports = [report for report in reports if held.issuperset(report.items)]
+        result = await connection.execute(
             ENQUEUE,
             {
                 "edition": edition,
                 "send_before_s": send_before_s,
+                "traceparent": traceparent,
                 "recipient_keys": [r.recipient_key for r in reports],
                 "tokens": [r.token for r in reports],
                 "titles": [r.title for r in reports],
@@ -108,6 +125,20 @@ async def enqueue_reports(
                 "messages": [r.message for r in reports],
             },
         )
+        made = result.all()
+        if made and items:
+            await digest.take_up(connection, [(item, row.id) for row in made for item in items[row.recipient_key]])
         if made:
             await connection.execute(NOTIFY)
-    return int(made or 0)
+    return len(made)
+
+
+async def collect_reports(connection: "AsyncConnection", edition: int, reports: Sequence[digest.Collected]) -> int:
+    """Write the reports and their items, at most `BATCH_MAX`, in one transaction; gives how many were new.
+
+    In a race for one recipient as `enqueue_reports`.
+    """
+    assert len(reports) <= BATCH_MAX
+    async with connection.begin():
+        await connection.execute(text(BY_INDEX))
+        return await digest.collect(connection, edition, reports)

@@ -147,10 +147,10 @@ def news_of(claim: Claim, attempt: int, outcome: Outcome) -> News:
     )  # fmt: skip
 
 
-# A row that is settled stays as it is, unless it expired while nobody knew of the try, and so does one with a later
-# attempt. An equal attempt that is pending was put
-# back by a person or the policy, and one of another relay is that relay's: only an acceptance is stronger. An email
-# that is gone is put back under its key, so that `generate` cannot make it again.
+# A row that is settled stays as it is, unless it expired or was cancelled while nobody knew of the try, and so does one
+# with a later attempt. An equal attempt that is pending was put back by a person or the policy, and one of another
+# relay is that relay's: only an acceptance is stronger. An email that is gone is put back under its key, so that
+# `generate` cannot make it again.
 REASSERT: Final = """
 WITH news AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::integer[], $7::integer[],
@@ -184,10 +184,11 @@ WITH news AS (
            relay = CASE WHEN k.state = 'pending' THEN NULL ELSE k.relay END,
            marked_at = coalesce(d.marked_at, now()),
            settled_at = CASE WHEN k.state IN ('sent', 'dead') THEN now() END,
-           doubted_at = CASE WHEN k.state = 'in_doubt' THEN now() END
+           doubted_at = CASE WHEN k.state = 'in_doubt' THEN now() END,
+           paused = NULL
       FROM kept k
      WHERE d.email = k.email
-       AND d.state IN ('pending', 'sending', 'in_doubt', 'expired')  -- by the primary key: see TICK
+       AND d.state IN ('pending', 'sending', 'in_doubt', 'expired', 'cancelled')  -- by the primary key: see TICK
        AND ((k.state = 'sent' AND d.attempt <= k.attempt)
             OR (k.state IN ('dead', 'in_doubt') AND d.attempt < k.attempt)
             OR (k.state IN ('dead', 'pending') AND d.attempt = k.attempt AND d.relay = k.relay

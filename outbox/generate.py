@@ -6,7 +6,6 @@ What a dead server leaves is free at once, and whoever still runs takes it over.
 """
 
 import asyncio
-import logging
 import random
 import secrets
 import sys
@@ -21,17 +20,19 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import ARRAY, Integer, Text, bindparam, text
 
-from outbox import message
+from outbox import message, tracing
 from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError, storable
+from outbox.digest import WAITING, Collected
 from outbox.edition import EXPECT, Edition, open_edition
-from outbox.enqueue import BATCH_MAX, NewReport, enqueue_reports
+from outbox.enqueue import BATCH_MAX, NewReport, collect_reports, enqueue_reports
 from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
+from outbox.log import Events
 from outbox.report import Templates, explain, label
-from outbox.settings import ReportSettings, Settings
+from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
 
-log = logging.getLogger("outbox.generate")
+log = Events("outbox.generate")
 
 BUCKETS: Final = 64
 BUCKETS_AT_ONCE: Final = 4
@@ -57,12 +58,16 @@ class CivilPeriod:
 
 @dataclass(slots=True)
 class Result:
-    """What one run did for one edition. `failed` says why, by key; `present` counts reports that are there."""
+    """What one run did for one edition. `failed` says why, by key; `present` counts reports that are there.
+
+    `waiting` are reports that wait for the next digest when one is closed.
+    """
 
     edition: Edition
     expected: int = 0
     made: int = 0
     present: int = 0
+    waiting: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -76,7 +81,10 @@ Progress = Callable[[Result], None]
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What one recipient's report is to be made of; `content` is an exception where the source could not say."""
+    """What one recipient's report is to be made of; `content` is an exception where the source could not say.
+
+    `email` is the id of its email to be, or 0 if it is collected for a digest.
+    """
 
     recipient: Recipient
     content: Content | Exception
@@ -124,7 +132,7 @@ async def generate(
         except DatabaseUnavailableError as error:
             if time.monotonic() > patience_until:
                 raise
-            log.warning("%s", error)
+            log.warning("database_unavailable", "{reason}", reason=error)
             await asyncio.sleep(RECONNECT_S)
 
 
@@ -184,7 +192,7 @@ def sender_of(settings: Settings) -> message.Mailbox:
 class Run:
     """One pass over an edition on one session."""
 
-    report: ReportSettings
+    report: EditionSettings
     session: GenerateSession
     source: Source
     templates: Callable[[], Templates]
@@ -247,6 +255,8 @@ class Run:
             await self._complete(wanted)
         await self._forgive()
         await self.session.fetch(EXPECT, {"id": self.result.edition.id, "expected": self.result.expected})
+        if self._is_digest:
+            self.result.waiting = (await self.session.fetch(WAITING))[0][0]
         return self.result
 
     async def _forgive(self) -> None:
@@ -267,7 +277,7 @@ class Run:
                 self.result.failed[storable(recipient.key) or f"(no key, {storable(recipient.email)})"] = str(error)
             else:
                 if wanted.setdefault(owed.key, owed) is not owed:
-                    log.warning("recipient %s comes twice; the first row counts", owed.key)
+                    log.warning("recipient_twice", "recipient {key} comes twice; the first row counts", key=owed.key)
         return wanted
 
     async def _complete(self, wanted: dict[str, Recipient]) -> None:
@@ -291,7 +301,7 @@ class Run:
         rows = await self.session.fetch(MISSING, {"edition": self.result.edition.id, "keys": keys}, by_index=True)
         return [row.key for row in rows]
 
-    async def _work(self, order: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]) -> bool:
+    async def _work(self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient]) -> bool:
         """Make what is missing in all buckets that nobody holds; False if all are held.
 
         While one portion is rendered, the one before it is written and the one after it is read.
@@ -299,7 +309,7 @@ class Run:
         portions = self._read_all(order, missing, wanted)
         portion = await anext(portions, None)
         worked = portion is not None
-        reports: list[NewReport] = []
+        reports: list[NewReport | Collected] = []
         done: Collection[int] = ()
         while portion is not None:
             last_of = portion.last_of
@@ -315,7 +325,7 @@ class Run:
         return worked
 
     async def _read_all(
-        self, order: Sequence[int], missing: Sequence[str], wanted: Mapping[str, Recipient]
+        self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient]
     ) -> AsyncIterator[Portion]:
         """Take a few buckets at a time, and read those of them who are still missing now that their locks are held."""
         places: dict[int, list[int]] = {}
@@ -327,7 +337,21 @@ class Run:
             while left:
                 some, left = left[:BATCH_MAX], left[BATCH_MAX:]
                 drafts = await self._read([wanted[missing[place]] for place in some])
+                if self._is_digest:
+                    drafts = self._told(drafts, wanted)
                 yield Portion(drafts, () if left else taken)
+
+    @property
+    def _is_digest(self) -> bool:
+        return self.result.edition.report == DIGEST
+
+    def _told(self, drafts: Iterable[Draft], wanted: dict[str, Recipient]) -> list[Draft]:
+        """Without those for whom nothing waits any more, since another period's digest took it up meanwhile."""
+        left = [draft for draft in drafts if isinstance(draft.content, Exception) or draft.content]
+        for key in {draft.recipient.key for draft in drafts} - {draft.recipient.key for draft in left}:
+            del wanted[key]
+            self.result.expected -= 1
+        return left
 
     def _lock_number(self, bucket: int) -> int:
         return (self.result.edition.id * BUCKETS + bucket) & NAMESPACE_MASK
@@ -344,38 +368,48 @@ class Run:
     async def _read(self, recipients: Sequence[Recipient]) -> list[Draft]:
         """What the source says of those who are still missing, each with the id of its email to be."""
         by_key = {recipient.key: recipient for recipient in recipients}
-        keys = {"edition": self.result.edition.id, "keys": list(by_key)}
-        rows = await self.session.fetch(RESERVE, keys, by_index=True)
-        if not rows:
+        if self.report.is_collected:
+            emails = dict.fromkeys(await self._missing(list(by_key)), 0)
+        else:
+            keys = {"edition": self.result.edition.id, "keys": list(by_key)}
+            emails = {row.key: row.email for row in await self.session.fetch(RESERVE, keys, by_index=True)}
+        if not emails:
             return []
         self.templates()  # only now are they needed: most crons of a fleet find everything made
-        emails = {row.key: row.email for row in rows}
         contents = await self.source.build([by_key[key] for key in emails], self.result.edition.period)
         return [Draft(by_key[key], contents[key], email) for key, email in emails.items()]
 
-    def _rendered_all(self, drafts: Iterable[Draft]) -> list[NewReport]:
+    def _rendered_all(self, drafts: Iterable[Draft]) -> list[NewReport | Collected]:
         made = (self._report(draft.recipient, draft.content, draft.email) for draft in drafts)
         return [report for report in made if report is not None]
 
-    async def _write(self, reports: Sequence[NewReport], done: Collection[int]) -> None:
-        """Enqueue them, at most `BATCH_MAX`, and let go of the buckets that are done with them."""
+    async def _write(self, reports: Sequence[NewReport | Collected], done: Collection[int]) -> None:
+        """Write them, at most `BATCH_MAX`, all of one kind, and let go of the buckets that are done with them."""
         if reports:
+            edition, send_before_s = self.result.edition.id, self.report.send_before_s
+            emails = [report for report in reports if isinstance(report, NewReport)]
+            collected = [report for report in reports if isinstance(report, Collected)]
             async with self.session.ours() as connection:
-                made = await enqueue_reports(
-                    connection, self.result.edition.id, reports, send_before_s=self.report.send_before_s
-                )
-            self.result.made += made
+                with tracing.span("outbox enqueue", edition=self.result.edition.name, reports=len(reports)) as context:
+                    if emails:
+                        self.result.made += await enqueue_reports(
+                            connection, edition, emails, send_before_s=send_before_s, traceparent=context
+                        )
+                    if collected:
+                        self.result.made += await collect_reports(connection, edition, collected)
             self.progress(self.result)
         if done:
             await self._give(done)
 
-    def _report(self, recipient: Recipient, content: Content | Exception, email: int) -> NewReport | None:
-        """The report and its mail; None, with the recipient named, if they cannot be made."""
+    def _report(self, recipient: Recipient, content: Content | Exception, email: int) -> NewReport | Collected | None:
+        """The report, with its mail if it has one; None, with the recipient named, if they cannot be made."""
         if isinstance(content, Exception):
             self.result.failed[recipient.key] = str(content)
             return None
         token = secrets.token_urlsafe(16)
         try:
+            if self.report.is_collected:
+                return self._collected(recipient, content, token)
             return self.rendered(recipient, content, email, token)
         except Exception as error:  # noqa: BLE001 - templates run the user's code on any data: one recipient's fault
             self.result.failed[recipient.key] = explain(error)
@@ -390,10 +424,10 @@ class Run:
         return NewReport(
             recipient_key=recipient.key,
             token=token,
-            title=f"{self.report.title}, {self.period.label}",
+            title=self._title,
             html=storable(rendered.page),
             email=email,
-            key=f"{edition.report}/{edition.period.key}/{recipient.key}",
+            key=self._key(recipient),
             sender=self.sender.address,
             recipient=recipient.email,
             message_id=message_id,
@@ -407,7 +441,29 @@ class Run:
                 message_id=message_id,
                 list_id=f"<{edition.report}.{domain}>",
             ),
+            items=[row["id"] for row in content] if self._is_digest and not isinstance(content, Mapping) else (),
         )
+
+    def _collected(self, recipient: Recipient, content: Content, token: str) -> Collected:
+        """The report and what the digest needs to tell of it."""
+        return Collected(
+            recipient_key=recipient.key,
+            token=token,
+            title=self._title,
+            html=storable(self.templates().page(self._context(recipient, content, token))),
+            key=self._key(recipient),
+            address=recipient.email,
+            name=storable(recipient.name),
+            link=self.report.link.replace("{token}", token),
+        )
+
+    @property
+    def _title(self) -> str:
+        return f"{self.report.title}, {self.period.label}"
+
+    def _key(self, recipient: Recipient) -> str:
+        """What makes an email one email."""
+        return f"{self.result.edition.report}/{self.result.edition.period.key}/{recipient.key}"
 
     def _context(self, recipient: Recipient, content: Content, token: str) -> dict[str, Any]:
         given = content if isinstance(content, Mapping) else {"rows": content}

@@ -38,6 +38,11 @@ class Claim:
     suspect: bool = False
     marked: bool = False
     cuts: int = 0
+    traceparent: str | None = None
+    claimed_at: float = 0.0
+    """When it was claimed; only where somebody looks on."""
+    handed_over_at: float = 0.0
+    """When its final dot was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class RoutePause:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What one commit made true, and whether the fleet's route is paused.
+    """What one commit made true, whether the fleet's route is paused, and what people hold back.
 
     `reached` is when the latest claim was due, if there was as much as asked for: what is due next begins there.
     """
@@ -81,6 +86,8 @@ class Tick:
     claims: list[Claim]
     pause: RoutePause | None
     reached: datetime | None
+    held: frozenset[str] = frozenset()
+    """Which reports are paused by people; '' is the fleet."""
 
 
 LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long, at most
@@ -113,7 +120,7 @@ class Frontier:
 #
 # settle: the fence is (relay, attempt). A 250 also settles a row that was put back to pending in the meantime
 #   (doubt resolved as "send again" while the reply was under way), as long as nobody has marked it again.
-#   So does a row that expired in the meantime: it was accepted, whatever the hour.
+#   So does a row that expired or was cancelled in the meantime: it was accepted, whatever the hour or the person said.
 #   Such a row may count all its attempts as withdrawn (a dead letter that a person sends again has all its tries
 #   before it), and an attempt that was accepted is none of those.
 #   Open rows are named by their states, here and in mark and RELEASE: `settled_at IS NULL` would let the planner walk
@@ -143,13 +150,15 @@ WITH news AS (
            relay = CASE WHEN n.state = 'pending' THEN NULL ELSE n.relay END,
            settled_at = CASE WHEN n.state IN ('sent', 'dead') THEN now() END,
            doubted_at = CASE WHEN n.state = 'in_doubt' THEN now() END,
+           paused = NULL,
            orphaned = CASE WHEN n.verdict IN ('accepted', 'deferred', 'refused') THEN 0 ELSE d.orphaned END
       FROM news n
      WHERE d.email = n.email
-       AND d.state IN ('pending', 'sending', 'in_doubt', 'expired')
+       AND d.state IN ('pending', 'sending', 'in_doubt', 'expired', 'cancelled')
        AND ((n.marked AND d.attempt = n.attempt AND d.relay = n.relay AND d.state IN ('sending', 'in_doubt')
              AND d.state <> n.state)
-            OR (n.marked AND d.attempt = n.attempt AND n.state = 'sent' AND d.state IN ('pending', 'expired'))
+            OR (n.marked AND d.attempt = n.attempt AND n.state = 'sent'
+                AND d.state IN ('pending', 'expired', 'cancelled'))
             OR (NOT n.marked AND d.attempt = n.attempt - 1 AND d.relay = n.relay AND d.state = 'pending'))
     RETURNING d.email, d.attempt, n.relay, n.verdict, n.reply, CASE WHEN n.marked THEN d.marked_at END AS marked_at
 ), marked AS (
@@ -189,19 +198,21 @@ WITH news AS (
 )
 SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL::integer AS orphaned, NULL AS key, NULL AS sender,
        NULL AS recipient, NULL AS message_id, NULL::bytea AS message, NULL::float8 AS wait_s,
-       NULL::timestamptz AS reached FROM settled
+       NULL::timestamptz AS reached, NULL AS traceparent FROM settled
 UNION ALL
-SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
   FROM marked
 UNION ALL
 SELECT 'c', c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
-       NULL, NULL
+       NULL, NULL, e.traceparent
   FROM claimed c JOIN outbox.email e ON e.id = c.email
 UNION ALL
 SELECT 'r', NULL, NULL, NULL, NULL, reason, NULL, NULL, NULL, NULL,
-       greatest(extract(epoch FROM retry_at - now()), 0)::float8, NULL FROM outbox.route WHERE name = $13
+       greatest(extract(epoch FROM retry_at - now()), 0)::float8, NULL, NULL FROM outbox.route WHERE name = $13
 UNION ALL
-SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max(due_at) FROM due HAVING count(*) = $11
+SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max(due_at), NULL FROM due HAVING count(*) = $11
+UNION ALL
+SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
 """
 
 
@@ -256,12 +267,14 @@ async def tick(
                 r["message_id"],
                 r["message"],
                 suspect=r["orphaned"] >= SUSPECT_AFTER,
+                traceparent=r["traceparent"],
             )
             for r in rows
             if r["part"] == "c"
         ],
         pause=pauses[0] if pauses else None,
         reached=next((r["reached"] for r in rows if r["part"] == "d"), None),
+        held=frozenset(r["key"] for r in rows if r["part"] == "p"),
     )
 
 
@@ -272,7 +285,10 @@ WITH late AS (
      WHERE settled_at IS NULL AND send_before <= now() AND state = 'pending' AND relay IS NULL
      ORDER BY send_before LIMIT $1 FOR UPDATE SKIP LOCKED
 ), expired AS (
-    UPDATE outbox.delivery d SET state = 'expired', settled_at = now() FROM late l WHERE d.email = l.email
+    UPDATE outbox.delivery d
+       SET state = 'expired', settled_at = now(), paused = NULL,
+           due_at = CASE WHEN paused IS NULL THEN due_at ELSE now() END
+      FROM late l WHERE d.email = l.email
     RETURNING d.email, d.attempt
 )
 INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply)
@@ -426,14 +442,15 @@ async def standing(connection: Any, emails: Sequence[int]) -> dict[int, tuple[st
 def contradicts(settlement: Settlement, state: str | None, attempt: int | None) -> bool:
     """Whether a settlement that changed nothing says otherwise than the delivery as it stands: that must be told.
 
-    It does not where it is already so, where its mark never was, and where it only says that nothing is known, or
-    that nothing was sent, of what is not sent.
+    It does not where it is already so, where its mark never was, where the email was cancelled before its mark, and
+    where it only says that nothing is known, or that nothing was sent, of what is not sent.
     """
     verdict = settlement.outcome.verdict
     already_so = state == settlement.outcome.state and attempt == settlement.attempt
     never_marked = verdict == "withdrawn" and attempt is not None and attempt < settlement.attempt
     nothing_new = verdict == "in_doubt" or (verdict == "withdrawn" and state != "sent")
-    return not (already_so or never_marked or nothing_new)
+    let_be = state == "cancelled" and not settlement.marked
+    return not (already_so or never_marked or nothing_new or let_be)
 
 
 NOTE: Final = "UPDATE outbox.relay SET trouble = $2, stale = $3, sent = $4, last_reply = $5 WHERE id = $1"

@@ -136,19 +136,27 @@ def _dawn(day: date, timezone: ZoneInfo) -> datetime:
 
     It grows with `day`, hence periods tile. Two days share a dawn where the first of them did not exist.
     """
-    midnight = datetime.combine(day, time(), timezone)
-    # Of a midnight that comes twice, fold 0 is the first. One that exists reads the same on its way back.
-    dawn = midnight.astimezone(UTC)
-    if dawn.astimezone(timezone).replace(tzinfo=None) == midnight.replace(tzinfo=None):
-        return dawn
-    # The clocks jumped over midnight, at an instant between those that the two folds stand for (PEP 495).
+    return first_instant(datetime.combine(day, time()), timezone)
+
+
+def first_instant(civil: datetime, timezone: ZoneInfo) -> datetime:
+    """The first instant at which the clocks of `timezone` show `civil` or later, in UTC.
+
+    Of a time that comes twice that is the first; one that clocks jump over gives the instant of the jump.
+    """
+    wanted = civil.replace(tzinfo=timezone, fold=0)
+    # One that exists reads the same on its way back.
+    found = wanted.astimezone(UTC)
+    if found.astimezone(timezone).replace(tzinfo=None, fold=0) == civil:
+        return found
+    # The clocks jumped over it, at an instant between those that the two folds stand for (PEP 495).
     # It is not always fold 0's: in 1919 Toronto went from 23:30 to 00:30. Zones change at whole seconds,
     # so halving finds it.
-    before = midnight.replace(fold=1).astimezone(UTC) - timedelta(seconds=1)
-    while (gap_s := int((dawn - before).total_seconds())) > 1:
+    before = wanted.replace(fold=1).astimezone(UTC) - timedelta(seconds=1)
+    while (gap_s := int((found - before).total_seconds())) > 1:
         middle = before + timedelta(seconds=gap_s // 2)
-        if middle.astimezone(timezone).date() >= day:
-            dawn = middle
+        if middle.astimezone(timezone).replace(tzinfo=None) >= civil:
+            found = middle
         else:
             before = middle
-    return dawn
+    return found

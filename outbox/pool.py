@@ -5,7 +5,6 @@ what must be given back there lies in `releases` and `put_off` until the relay's
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -14,11 +13,12 @@ from typing import Final
 from outbox.breaker import Breaker
 from outbox.conversation import Conversation, Desk
 from outbox.ledger import Claim
+from outbox.log import Events
 from outbox.pace import Pace
 from outbox.route import Route, RouteTroubleError
 from outbox.settings import Settings
 
-log = logging.getLogger("outbox.relay")
+log = Events("outbox.relay")
 
 ROOM_MIN: Final = 8  # claims that a relay without connections starts with
 DEADLINE_CHECK_S: Final = 1.0
@@ -76,11 +76,19 @@ class Pool:
         return [c.handed_over for c in self.conversations if c.handed_over is not None]
 
     def trouble(self) -> str | None:
+        """What keeps mail from going out: the server, as far as the connections tell, or the day's maximum."""
+        used_up = f"SMTP: {self.pace.used_up}" if self.pace.is_used_up(time.monotonic()) else None
+        return self.broken() or used_up
+
+    def counts(self) -> dict[str, int]:
+        """How many connections are `busy`, `idle` and `opening`. May be asked from any thread."""
+        idle, all_of_them = len(self._idle), len(self.conversations)
+        return {"busy": max(all_of_them - idle, 0), "idle": idle, "opening": len(self._openings)}
+
+    def broken(self) -> str | None:
         """What is wrong with the server, as far as the connections tell."""
         if self.breaker.is_open:
             return f"SMTP: {self.breaker.reason}"
-        if self.pace.is_used_up(time.monotonic()):
-            return f"SMTP: {self.pace.used_up}"
         stuck = sum(_is_busy(c) and c.waited_s() >= SILENCE_S for c in self.conversations)
         if stuck:
             return f"the mail server has been silent for more than {SILENCE_S:g} s on {stuck} connections"
@@ -149,7 +157,7 @@ class Pool:
     def paused(self, reason: str) -> None:
         """Pause the route at once; connections that stand find out for themselves."""
         if not self.breaker.is_open:
-            log.warning("SMTP is in trouble: %s", reason)
+            log.warning("smtp_trouble", "SMTP is in trouble: {reason}", reason=reason, route=self.route.name)
         if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
             self.breaker.trip(reason, time.monotonic())
 
@@ -162,8 +170,8 @@ class Pool:
             was_open = self.breaker.is_open
             self.breaker.cut(trouble, time.monotonic())
             if self.breaker.is_open and not was_open:
-                log.warning("SMTP is in trouble: %s", trouble)
-            log.info("connection closed: %s", trouble)
+                log.warning("smtp_trouble", "SMTP is in trouble: {reason}", reason=trouble, route=self.route.name)
+            log.info("connection_closed", "connection closed: {reason}", reason=trouble, route=self.route.name)
 
     def release_ready(self, *, keep: int = 0) -> None:
         """Give back what waits for a connection, but for the first few."""

@@ -19,7 +19,7 @@ from outbox.generate import Run, sender_of
 from outbox.generate_session import GenerateSession, is_caused_by
 from outbox.period import Period, in_words
 from outbox.report import explain
-from outbox.settings import ReportSettings, Settings
+from outbox.settings import EditionSettings, Settings
 from outbox.source import Content, Recipient, Source, checked, source_of
 
 TOKEN: Final = "PREVIEW"  # noqa: S105 - in the place of a link's secret: it opens nothing
@@ -124,7 +124,7 @@ async def preview(
     return Preview(name, period, in_words(period, report.zone), recipient, shown, subject, plain, html, made)
 
 
-async def _period(session: GenerateSession, name: str, report: ReportSettings, period_key: str | None) -> Period:
+async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:
     """What a generate now would make, by the database's clock and, where it knows one, the fleet's definition."""
     now, is_ours = (await session.fetch(text("SELECT now(), to_regclass('outbox.definition') IS NOT NULL")))[0]
     if not is_ours:

@@ -142,14 +142,18 @@ SELECT count(*) FILTER (WHERE goes AND NOT bare) AS bared,
 """
 
 # A page goes once no mail that links to it can be sent any more: emails are walked first, and no body comes back. In a
-# LATERAL with a LIMIT, since a NOT EXISTS may be planned as a hash of all emails, once per batch.
+# LATERAL with a LIMIT, since a NOT EXISTS may be planned as a hash of all emails, once per batch. What is collected is
+# linked to by its digest's mail, and stays while it waits for one.
 REPORTS: Final = """
 walked AS MATERIALIZED (
     SELECT r.id, r.created_at, r.created_at < $3 AS old, r.html = '' AS bare,
-           r.created_at < $3 AND linked.id IS NULL AS goes
+           r.created_at < $3 AND NOT coalesce(item.waits, false) AND linked.id IS NULL AS goes
       FROM (SELECT id, created_at, html FROM outbox.report WHERE id > $1 ORDER BY id LIMIT $2) r
+      LEFT JOIN LATERAL (SELECT i.digest, i.digest IS NULL AS waits FROM outbox.digest_item i
+                          WHERE i.report = r.id AND r.created_at < $3 LIMIT 1) item ON true
       LEFT JOIN LATERAL (SELECT m.id FROM outbox.email m
-                          WHERE m.report = r.id AND r.created_at < $3 AND {sendable} LIMIT 1) linked ON true
+                          WHERE m.report = coalesce(item.digest, r.id) AND r.created_at < $3 AND {sendable}
+                          LIMIT 1) linked ON true
 )"""
 
 PRUNE_REPORTS: Final = f"""

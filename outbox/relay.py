@@ -6,19 +6,19 @@ connections, marks and verdicts go to the next tick, and the guard stands betwee
 """
 
 import asyncio
-import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
+from logging import DEBUG
+from typing import Any, Final
 
 import asyncpg
 
-from outbox import doubt, failover, ledger
+from outbox import doubt, failover, ledger, pause
 from outbox.backoff import full_jitter_s
 from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route, resume_route
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
@@ -28,15 +28,18 @@ from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Barrier, Memory, tell_again
 from outbox.ledger import EXPIRED_AT_ONCE, Claim, Frontier, Note, RoutePause, Settlement, Tick, contradicts
+from outbox.log import Events
+from outbox.observer import Observer
 from outbox.pace import STATEMENTS as PACE_STATEMENTS
 from outbox.pace import reserve
+from outbox.pause import FLEET, Pause
 from outbox.pool import Pool
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
 from outbox.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
-log = logging.getLogger("outbox.relay")
+log = Events("outbox.relay")
 
 POLL_FIRST_S: Final = 0.1
 GATHER_SHARE: Final = 2.0  # of the last tick's time is rested after it
@@ -54,7 +57,10 @@ OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is open
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
 PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it holds rather than of something else
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
-STATEMENTS: Final = ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS + failover.STATEMENTS + doubt.STATEMENTS
+STATEMENTS: Final = (
+    *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS),
+    *(failover.STATEMENTS + doubt.STATEMENTS + pause.STATEMENTS),
+)
 
 
 class Relay:
@@ -64,13 +70,14 @@ class Relay:
     advisory locks are re-entrant within a session and so exclude nobody inside a process.
     """
 
-    def __init__(self, settings: Settings, *, until_empty: bool = False) -> None:
+    def __init__(self, settings: Settings, *, until_empty: bool = False, observers: Sequence[Observer] = ()) -> None:
         settings.require("database_url", "smtp_url")
         assert settings.database_url is not None
         assert settings.smtp_url is not None
         self.database_url = settings.database_url
         self.settings = settings
         self.until_empty = until_empty
+        self.observers = observers
         self._wake = asyncio.Event()
         self.pool = Pool(Route(settings.smtp_url, settings), self, settings, wake=self._wake.set)
         self.inquirer: Inquirer | None = None
@@ -84,6 +91,10 @@ class Relay:
         self.counts: Counter[str] = Counter()
         self.stopping = False
         self.left_in_doubt = 0
+        self.left_held: list[Pause] = []
+        """The pauses under which mail was left, if that is why an `until_empty` ended before it was so."""
+        self.turned_at = time.monotonic()
+        """When the corridor last took a turn, or a try to get a session ended: see `health`."""
 
         self._session: Session | None = None
         self._former: Session | None = None
@@ -108,6 +119,7 @@ class Relay:
         self._noted = Note()
         self._sent_before = 0
         self._heard: str | None = None
+        self._held: frozenset[str] = frozenset()
 
     def stop(self) -> None:
         """Begin to drain: claim nothing more, finish what is in hand within `drain_s`, then `run` returns."""
@@ -139,6 +151,7 @@ class Relay:
             self._told = self._session.server if self._session is not None else None
             while self._session is not None and not self._is_done():
                 try:
+                    self.turned_at = time.monotonic()
                     await self._work(self._session)
                 except (*LOST_SESSION, asyncpg.PostgresError) as error:
                     self._session.lose(str(error) or type(error).__name__)
@@ -172,12 +185,18 @@ class Relay:
             ) from error
         finally:
             self._opening = None
-        log.info("relay %d holds its lock and relays to %s", session.relay, self.pool.route.name)
+        log.info(
+            "session_opened",
+            "relay {relay} holds its lock and relays to {route}",
+            relay=session.relay,
+            route=self.pool.route.name,
+        )
         self._poll_at = self._sweep_at = 0.0
         self._frontier = Frontier()
         self._barrier = Barrier(session.timeline, self.settings.failover_grace_s, up=session.timeline > 1)
         self._noted = Note()
         self._sent_before = self.counts["accepted"]
+        self._held = frozenset()
         self._opened_at = time.monotonic()
         return session
 
@@ -188,6 +207,7 @@ class Relay:
         """
         patience_until = time.monotonic() + self.settings.lease_s
         while True:
+            self.turned_at = time.monotonic()
             try:
                 return await self._open()
             except DatabaseRefusedError:
@@ -197,7 +217,7 @@ class Relay:
                     return None
                 if time.monotonic() > patience_until:
                     raise
-                log.warning("%s Trying again.", error)
+                log.warning("database_unavailable", "{reason} Trying again.", reason=error)
                 await asyncio.sleep(0.5)
             if self.stopping:
                 return None
@@ -205,17 +225,23 @@ class Relay:
     async def _reopen(self) -> None:
         """The next identity, however long it takes; what is past its dot goes on meanwhile."""
         assert self._session is not None
-        log.warning("relay %d lost its session: %s", self._session.relay, self._session.lost)
+        log.warning(
+            "session_lost",
+            "relay {relay} lost its session: {reason}",
+            relay=self._session.relay,
+            reason=self._session.lost,
+        )
         self._former = self._session
         if time.monotonic() - self._opened_at > self.settings.lease_s:
             self._reopen_pause_s = REOPEN_FIRST_S
         while not self._is_done():
+            self.turned_at = time.monotonic()
             await asyncio.sleep(self._reopen_pause_s * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
             self._reopen_pause_s = min(2 * self._reopen_pause_s, REOPEN_MAX_S)
             try:
                 self._session = await self._open()
             except (OutboxError, *LOST_SESSION, asyncpg.PostgresError) as error:
-                log.warning("no session yet: %s", error)
+                log.warning("session_refused", "no session yet: {reason}", reason=error)
             else:
                 return
 
@@ -267,10 +293,33 @@ class Relay:
         untold = [s.key for s in self._settlements if s.marked]
         if untold:  # the next sweep finds those marks that were committed
             self.left_in_doubt = len(untold)
-            log.error("Postgres is gone: %d verdicts stay unwritten: %s", len(untold), ", ".join(untold))
-        log.info("the relay has stopped: %s", self._summary())
+            log.error(
+                "verdicts_unwritten",
+                "Postgres is gone: {emails} verdicts stay unwritten: {named}",
+                emails=len(untold),
+                named=", ".join(untold),
+                keys=untold,
+            )
+        log.info("relay_stopped", "the relay has stopped: {summary}", summary=self.summary(), counts=dict(self.counts))
 
-    def _summary(self) -> str:
+    @property
+    def holds_session(self) -> bool:
+        """Whether it holds its session, as far as it knows."""
+        return self._session is not None and self._session.lost is None
+
+    def hindrances(self) -> list[str]:
+        """What keeps it from sending whatever is due, as far as it knows; nothing is that it is ready."""
+        found = ["it is stopping"] if self.stopping else []
+        if not self.holds_session:
+            lost = self._session.lost if self._session is not None else "none is opened yet"
+            found.append(f"it holds no session with Postgres: {lost}")
+        elif self._barrier.up:
+            found.append("after a failover it waits for the other relays to say what they have sent")
+        broken = self.pool.broken()
+        return [*found, broken] if broken else found
+
+    def summary(self) -> str:
+        """What it has done so far, in words."""
         return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items())) or "nothing was sent"
 
     def take(self) -> Claim | None:
@@ -281,6 +330,9 @@ class Relay:
         """Put the claim into the next tick's marks."""
         if not self._is_current(claim):
             conversation.abandon("the session that claimed it is gone")
+            return
+        if claim.email in self._marks:  # cancelled, retried and claimed anew, all while another connection had it
+            conversation.abandon("another connection is about to send it")
             return
         self._marks[claim.email] = (conversation, claim)
         self._wake.set()
@@ -295,17 +347,30 @@ class Relay:
             Settlement(claim.relay, claim.email, claim.key, attempt, marked=claim.marked, outcome=outcome)
         )
         self.counts[outcome.verdict if outcome.state != "dead" else "dead"] += 1
+        if self.observers:
+            now = time.monotonic()
+            for observer in self.observers:
+                observer.judged(claim, attempt, outcome, now)
         self._heard = outcome.reply
         match verdict:
-            case Accepted():
+            case Accepted(reply):
                 self.pool.breaker.succeed(time.monotonic())
+                if log.says(DEBUG):
+                    log.debug("email_accepted", "{key} was accepted: {reply}", **_of(claim, attempt), reply=reply)
             case Deferred(reply) | Refused(reply):
                 self.pool.breaker.succeed(time.monotonic())
-                log.info("%s, try %d: %s (%s)", claim.key, tries, reply, outcome.state)
+                log.info(
+                    "email_refused" if outcome.state == "dead" else "email_deferred",
+                    "{key}, try {try_number}: {reply} ({state})",
+                    **_of(claim, attempt),
+                    try_number=tries,
+                    reply=reply,
+                    state=outcome.state,
+                )
             case InDoubt(reply):
-                log.warning("%s is in doubt: %s", claim.key, reply)
+                log.warning("email_in_doubt", "{key} is in doubt: {reply}", **_of(claim, attempt), reply=reply)
             case Withdrawn(reply):
-                log.info("%s was not sent: %s", claim.key, reply)
+                log.info("email_withdrawn", "{key} was not sent: {reply}", **_of(claim, attempt), reply=reply)
         self._wake.set()
 
     def _outcome(self, claim: Claim, verdict: Verdict, tries: int, *, dropped: bool) -> Outcome:
@@ -336,7 +401,7 @@ class Relay:
             self.pool.put_off.append(claim)
         elif claim.cuts >= CUTS_MAX:
             self.judged(claim, Withdrawn(reason), dropped=True)
-        elif self.stopping:
+        elif self.stopping or FLEET in self._held:
             self.pool.releases.append(claim)
         else:
             self.pool.ready.appendleft(claim)
@@ -365,13 +430,15 @@ class Relay:
 
     def _notified(self) -> None:
         self._poll_at = 0.0
-        if self.pool.breaker.is_open:
-            self._pulse_at = 0.0  # the news may be that the route works again
+        if self.pool.breaker.is_open or self._held:
+            self._pulse_at = 0.0  # the news may be that the route works again, or that a pause is over
         self._wake.set()
 
     def _session_lost(self) -> None:
         """Nothing that was claimed is ours any more; what is past its dot is waited for."""
         self._memory.lost_at = self._memory.lost_at or time.monotonic()
+        for observer in self.observers:
+            observer.session_lost()
         self._marks.clear()
         self.pool.drop_claims()
         self._wake.set()
@@ -395,9 +462,23 @@ class Relay:
         with self._patience(session):
             if now >= self._sweep_at and not self.stopping and not self._barrier.up:
                 await self._sweep(session)
-            if self.until_empty and self._has_nothing() and await ledger.is_empty(session.connection):
-                log.info("the outbox is empty: %s", self._summary())
-                self.stop()
+            if self.until_empty and self._has_nothing():
+                await self._stop_if_empty(session)
+
+    async def _stop_if_empty(self, session: Session) -> None:
+        """Stop when nothing is left, or only what people hold back: that may be so for days."""
+        if await ledger.is_empty(session.connection):
+            log.info("outbox_empty", "the outbox is empty: {summary}", summary=self.summary(), counts=dict(self.counts))
+            self.stop()
+        elif self._held and await pause.is_held(session.connection):
+            self.left_held = [one for one in await pause.read_pauses(session.connection) if one.waiting]
+            log.info(
+                "outbox_held",
+                "nothing is left but what is paused: {summary}",
+                summary=self.summary(),
+                counts=dict(self.counts),
+            )
+            self.stop()
 
     @contextmanager
     def _patience(self, session: Session, at_most_s: float | None = None) -> Iterator[None]:
@@ -457,12 +538,14 @@ class Relay:
 
     def _room(self, now: float) -> int:
         """How many deliveries to claim."""
-        return 0 if self.stopping or self._barrier.up else self.pool.room(now)
+        return 0 if self.stopping or self._barrier.up or FLEET in self._held else self.pool.room(now)
 
     async def _tick(self, session: Session, room: int = 0) -> None:
         marks, self._marks = self._marks, {}
         settlements, self._settlements = self._settlements, []
         began_at = time.monotonic()
+        for observer in self.observers:
+            observer.ticking()
         since = self._frontier.since(began_at)
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
@@ -483,11 +566,22 @@ class Relay:
         now = self._ticked_at = time.monotonic()
         self._tick_s = now - began_at
         self._pulse_at = now + self.settings.lease_s / 3
+        for observer in self.observers:
+            observer.ticked(began_at, now)
+            for claim in done.claims:
+                claim.claimed_at = now
         self._adopt(done.pause, now)
+        news = self._adopt_holds(done.held)
         if room:
             self._frontier.note(done, since, now)
-        await self._take_claims(session, done.claims, room, now, in_part=since is not None)
-        self._act_on_marks(session, marks, done, started_s)
+            await self._plan_next_claim(session, done.claims, room, now, in_part=since is not None)
+        if not done.held:
+            self._take_claims(session, done.claims, now)
+        lost = self._act_on_marks(session, marks, done, started_s)
+        if done.held:  # after the dots, which must not wait
+            self._take_claims(session, await self._spared(session, done.claims, look_at_all=news), now)
+        if lost:
+            await self._explain_lost(lost, session)
         if len(done.settled) < len(settlements):
             await self._explain([s for s in settlements if s.identity not in done.settled], session)
 
@@ -501,27 +595,56 @@ class Relay:
                 conversation.abandon("its mark is not known to be committed")
             self.judged(claim, Withdrawn("its mark was not confirmed, so the dot was not written"))
 
-    async def _take_claims(
+    async def _plan_next_claim(
         self, session: Session, claims: list[Claim], room: int, now: float, *, in_part: bool
     ) -> None:
-        if room:
-            if self.pool.breaker.probing and not claims and not in_part and self.pool.is_empty:
-                await self._probe_without_mail(session)
-            if len(claims) >= room or in_part:
+        if self.pool.breaker.probing and not claims and not in_part and self.pool.is_empty:
+            await self._probe_without_mail(session)
+        if len(claims) >= room or in_part:
+            self._poll_s = POLL_FIRST_S
+            self._wake.set()
+        else:
+            if claims:
                 self._poll_s = POLL_FIRST_S
-                self._wake.set()
-            else:
-                if claims:
-                    self._poll_s = POLL_FIRST_S
-                longest_s = min(self.settings.poll_max_s, self.settings.lease_s / 3)
-                self._poll_at = now + self._poll_s * (0.8 + 0.2 * random.random())  # noqa: S311 - jitter
-                self._poll_s = min(2 * self._poll_s, longest_s)
+            longest_s = min(self.settings.poll_max_s, self.settings.lease_s / 3)
+            self._poll_at = now + self._poll_s * (0.8 + 0.2 * random.random())  # noqa: S311 - jitter
+            self._poll_s = min(2 * self._poll_s, longest_s)
+
+    def _take_claims(self, session: Session, claims: list[Claim], now: float) -> None:
         if session.lost is None:
             if self.stopping:
                 self.pool.releases.extend(claims)
             else:
                 self.pool.add(claims)
             self.pool.staff(now)
+
+    def _adopt_holds(self, held: frozenset[str]) -> bool:
+        """Take over what people hold back; gives whether that is more than it was."""
+        begun, over = held - self._held, self._held - held
+        self._held = held
+        for report in begun:
+            log.warning("sending_paused", "{what} is paused", what=pause.spoken(report), report=report)
+        for report in over:
+            log.info("sending_resumed", "{what} is no longer paused", what=pause.spoken(report), report=report)
+        if over:
+            self._poll_at = self._expire_at = self._sweep_at = 0.0  # what was set aside is taken up in the upkeep
+            self._wake.set()
+        return bool(begun)
+
+    async def _spared(self, session: Session, claims: list[Claim], *, look_at_all: bool) -> list[Claim]:
+        """Of these claims those that no pause holds back; after news also of what waits for a connection.
+
+        What waits is not there to be taken meanwhile. What a connection has begun is sent.
+        """
+        if look_at_all:
+            claims = [*self.pool.ready, *claims]
+            self.pool.ready.clear()
+        if FLEET in self._held or self.stopping:
+            self.pool.releases.extend(claims)
+            self._wake.set()
+            return []
+        aside = await pause.set_aside(session.connection, session.relay, [claim.email for claim in claims])
+        return [claim for claim in claims if claim.email not in aside]
 
     async def _probe_without_mail(self, session: Session) -> None:
         """It is this relay's turn to try the server. With mail that is only put off, the turn is left to later."""
@@ -536,8 +659,9 @@ class Relay:
         marks: dict[int, tuple[Conversation, Claim]],
         done: Tick,
         started_s: float,
-    ) -> None:
-        """The guard: only what is marked, fresh and still held goes on to its dot."""
+    ) -> list[Claim]:
+        """The guard: only what is marked, fresh and still held goes on to its dot. Gives what is no longer held."""
+        lost: list[Claim] = []
         if done.expired:
             self._expired(len(done.expired))
         for email, (conversation, claim) in marks.items():
@@ -547,8 +671,7 @@ class Relay:
                     conversation.abandon("it is too late to send it")
                 continue
             if email not in done.marked:
-                log.error("%s is no longer this relay's; it was not sent", claim.key)
-                self.counts["lost claims"] += 1
+                lost.append(claim)
                 if still_there:
                     conversation.abandon("it is no longer this relay's")
                 continue
@@ -561,6 +684,19 @@ class Relay:
                 self.judged(claim, Withdrawn("the guard stopped it: too late after the mark, or the session was lost"))
             else:
                 conversation.hand_over()
+        return lost
+
+    async def _explain_lost(self, lost: list[Claim], session: Session) -> None:
+        """Say why what was about to be sent was not: a person cancelled it, or else something is wrong."""
+        standing = await ledger.standing(session.connection, [claim.email for claim in lost])
+        for claim in lost:
+            of = _of(claim, claim.attempt)
+            if standing.get(claim.email, (None, None))[0] == "cancelled":
+                log.info("claim_cancelled", "{key} was cancelled at the last moment; it was not sent", **of)
+                self.counts["cancelled"] += 1
+            else:
+                log.error("claim_lost", "{key} is no longer this relay's; it was not sent", **of)
+                self.counts["lost claims"] += 1
 
     async def _explain(self, missed: list[Settlement], session: Session) -> None:
         """A settlement that changed nothing is never passed over in silence, unless it was already true."""
@@ -570,12 +706,16 @@ class Relay:
             if contradicts(settlement, state, attempt):
                 self.counts["stale settlements"] += 1
                 log.error(
-                    "%s, attempt %d: the verdict %r came too late, the delivery is %s at attempt %s",
-                    settlement.key,
-                    settlement.attempt,
-                    settlement.outcome.verdict,
-                    state,
-                    attempt,
+                    "verdict_stale",
+                    "{key}, attempt {attempt}: the verdict {verdict!r} came too late, "
+                    "the delivery is {state} at attempt {at_attempt}",
+                    key=settlement.key,
+                    email=settlement.email,
+                    attempt=settlement.attempt,
+                    relay=settlement.relay,
+                    verdict=settlement.outcome.verdict,
+                    state=state,
+                    at_attempt=attempt,
                 )
 
     async def _give_back(self, session: Session) -> None:
@@ -591,8 +731,14 @@ class Relay:
         self.pool.pace.alive = found.alive + 1
         self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         if found.dead:
-            dead = ", ".join(map(str, found.dead))
-            log.warning("relay %s is dead: %d claims let go of, %d in doubt", dead, found.freed, found.doubted)
+            log.warning(
+                "relay_dead",
+                "relay {named} is dead: {freed} claims let go of, {in_doubt} in doubt",
+                named=", ".join(map(str, found.dead)),
+                relays=found.dead,
+                freed=found.freed,
+                in_doubt=found.doubted,
+            )
         if found.freed:
             self._notified()
         if time.monotonic() >= self._expire_at:
@@ -600,26 +746,35 @@ class Relay:
         if self.settings.in_doubt is WhenInDoubt.RESEND:
             resent = await resend_doubtful(session.connection)
             if resent:
-                log.warning('%d emails in doubt are sent again, as in_doubt = "resend" says', resent)
+                log.warning(
+                    "emails_resent",
+                    '{emails} emails in doubt are sent again, as in_doubt = "resend" says',
+                    emails=resent,
+                )
                 self._notified()
         elif self.settings.in_doubt is WhenInDoubt.ASK and self.inquirer is not None:
             await self.inquirer.ask(session.connection, time.monotonic())
         await self._note(session)
 
     async def _expire(self, session: Session, relays: int) -> None:
-        """End what is too late to send."""
+        """End what is too late to send, and take up what was set aside under a pause that is over."""
         pause_s = min(EXPIRE_MIN_S * relays, EXPIRE_MAX_S) * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         self._expire_at = time.monotonic() + pause_s
         expired = await ledger.expire(session.connection, session.relay)
         if expired:
             self._expired(expired)
-        if expired == EXPIRED_AT_ONCE:  # there are more; until they are gone every claim has to pass them by
+        taken_up = await pause.take_up(session.connection)
+        if taken_up:
+            log.info("emails_taken_up", "{emails} emails that were set aside are due again", emails=taken_up)
+            self._notified()
+        # There are more; until what is late is gone every claim has to pass it by.
+        if expired == EXPIRED_AT_ONCE or taken_up == pause.TAKEN_UP_AT_ONCE:
             self._expire_at = self._sweep_at = 0.0
             self._wake.set()
 
     def _expired(self, emails: int) -> None:
         self.counts["expired"] += emails
-        log.warning("%d emails were not sent: their send_before is over", emails)
+        log.warning("emails_expired", "{emails} emails were not sent: their send_before is over", emails=emails)
 
     def _doubt_s(self) -> float | None:
         return None if self.settings.in_doubt is WhenInDoubt.HOLD else self.settings.doubt_grace_s
@@ -631,7 +786,7 @@ class Relay:
         note = Note(trouble, self.counts["stale settlements"], sent, self._heard)
         if note != self._noted:
             if trouble is not None and self._noted.trouble is None:
-                log.warning("no progress: %s", trouble)
+                log.warning("no_progress", "no progress: {reason}", reason=trouble)
             await ledger.write_note(session.connection, session.relay, note)
             self._noted = note
 
@@ -675,7 +830,7 @@ class Relay:
                 unused=pace.unused,
             )
             if grant.used_up and pace.used_up is None:
-                log.warning("nothing more is sent for now: daily_max is reached")
+                log.warning("day_used_up", "nothing more is sent for now: daily_max is reached")
             pace.grant(grant, asked_at, time.monotonic())
 
     async def _tell_again(self, session: Session) -> None:
@@ -698,7 +853,10 @@ class Relay:
             self._told = session.server
             self._memory.lost_at = None
             log.warning(
-                "another Postgres, or a new start of it: %d verdicts were told, %d new to it", len(news), changed
+                "verdicts_told_again",
+                "another Postgres, or a new start of it: {told} verdicts were told, {new} new to it",
+                told=len(news),
+                new=changed,
             )
         if self._former is not None:
             with self._patience(session):
@@ -717,7 +875,7 @@ class Relay:
             self._pulse_at = 0.0  # the next tick tells how long
         elif news == "resume":
             await resume_route(session.connection, session.relay, route)
-        elif not self.stopping and self.pool.is_deaf:
+        elif not self.stopping and self.pool.is_deaf and FLEET not in self._held:
             breaker.probing = await probe_route(session.connection, session.relay, route)
             breaker.fleet_retry_at = now + PROBE_LEASE_S
             self._poll_at = 0.0 if breaker.probing else self._poll_at
@@ -728,8 +886,15 @@ class Relay:
         was_open = breaker.is_open
         breaker.adopt(pause.reason if pause else None, pause.wait_s if pause else 0.0, now)
         if pause is not None and not was_open:
-            log.warning("the fleet's route to %s is paused: %s", route, pause.reason)
+            log.warning(
+                "route_paused", "the fleet's route to {route} is paused: {reason}", route=route, reason=pause.reason
+            )
         elif was_open and not breaker.is_open:
-            log.info("the fleet's route to %s works again", route)
+            log.info("route_resumed", "the fleet's route to {route} works again", route=route)
             self._poll_at = 0.0
             self._wake.set()
+
+
+def _of(claim: Claim, attempt: int) -> dict[str, Any]:
+    """Which try of which email a fact is about."""
+    return {"key": claim.key, "email": claim.email, "attempt": attempt, "relay": claim.relay}

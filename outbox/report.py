@@ -123,9 +123,10 @@ class Table:
 class Templates:
     """The four templates of one report: `{subject.txt,email.txt,email.html,report.html}.j2`.
 
-    Each is the first found of `<directory>/<report>/<name>`, `<directory>/<name>` and the packaged one, which
-    `{% extends "outbox:email.html.j2" %}` can build upon. Only `.html.j2` is autoescaped; a name that is not
-    there is an error.
+    Each is the first found of `<directory>/<report>/<name>`, `<directory>/<name>` and the packaged one. What begins
+    with `{% extends "outbox:email.html.j2" %}` builds upon that, with `{% set own_content = true %}` and a block
+    `content`. The digest has packaged ones of its own (`outbox:digest/email.html.j2`), which come before
+    `<directory>/<name>`. Only `.html.j2` is autoescaped; a name that is not there is an error.
 
     They are given:
 
@@ -148,18 +149,26 @@ class Templates:
 
     def render(self, context: Mapping[str, object]) -> Rendered:
         """One recipient's report. What a template raises comes through; `explain` puts it into words."""
-        period: Any = context["period"]
-        columns: Any = context["columns"]
-        rows: Any = context["rows"]
-        table = _Later(lambda: table_of(columns, rows, starts_at=period.starts_at))
-        excerpt = _Later(lambda: _excerpt(table.there(), columns, rows, starts_at=period.starts_at))
-        given = {**context, "table": table, "excerpt": excerpt}
+        given = self._given(context)
         return Rendered(
             subject=" ".join(self._subject.render(given).split()),
             text=self._text.render(given).strip("\n") + "\n",
             html=self._html.render(given).strip() + "\n",
             page=self._page.render(given).strip() + "\n",
         )
+
+    def page(self, context: Mapping[str, object]) -> str:
+        """The page alone, as `render` gives it."""
+        return self._page.render(self._given(context)).strip() + "\n"
+
+    @staticmethod
+    def _given(context: Mapping[str, object]) -> dict[str, object]:
+        period: Any = context["period"]
+        columns: Any = context["columns"]
+        rows: Any = context["rows"]
+        table = _Later(lambda: table_of(columns, rows, starts_at=period.starts_at))
+        excerpt = _Later(lambda: _excerpt(table.there(), columns, rows, starts_at=period.starts_at))
+        return {**context, "table": table, "excerpt": excerpt}
 
 
 class _Later:
@@ -328,7 +337,7 @@ def _compiled(directory: Path | None, report: str, name: str) -> "Template":
     from jinja2 import TemplateError
 
     try:
-        template = environment.select_template([f"{report}/{name}", name, f"outbox:{name}"])
+        template = environment.select_template([f"{report}/{name}", f"outbox:{report}/{name}", name, f"outbox:{name}"])
     except (TemplateError, OSError, UnicodeDecodeError) as error:
         fault = explain(error).rstrip(".")
         raise SourceError(

@@ -5,14 +5,13 @@ import os
 import shlex
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from outbox.database import CHANNEL, storable
-from outbox.errors import ConfigurationError
 from outbox.failover import REMAINS
 from outbox.prune import BARE, PRUNED
+from outbox.selection import Chosen
 
 DECIDABLE: Final = ("in_doubt", "dead")
 
@@ -23,15 +22,6 @@ class Decision(StrEnum):
     SENT = "sent"
     RESEND = "resend"
     DISCARD = "discard"
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A delivery that a decision would touch."""
-
-    key: str
-    address: str
-    state: str
 
 
 # What is decided is what a person could see: a row that has changed by the time its lock is ours was decided meanwhile
@@ -65,6 +55,7 @@ WITH seen AS MATERIALIZED (
            doubted_at = NULL,
            orphaned = CASE WHEN $2::text = 'resend' THEN 0 ELSE d.orphaned END,
            due_at = now(),
+           paused = NULL,
            send_before = CASE WHEN $2::text = 'resend' AND d.send_before <= now() THEN NULL ELSE d.send_before END,
            withdrawn = CASE WHEN $2::text = 'resend' AND d.state = 'dead' THEN d.attempt ELSE d.withdrawn END,
            relay = CASE WHEN $2::text = 'resend' THEN NULL ELSE d.relay END
@@ -135,31 +126,9 @@ async def of_keys(connection: Any, keys: Sequence[str], decision: Decision) -> l
     return [Chosen(*row) for row in await connection.fetch(OF_KEYS, _possible(keys), decision.value)]
 
 
-EDITION: Final = "SELECT id FROM outbox.edition WHERE report = $1 AND period = $2"
-
 # Dead letters about which a person has decided already are not for a sweeping decision: each was let be by name.
-OF_EDITION: Final = """
-SELECT m.key, m.recipient, d.state
-  FROM outbox.report r JOIN outbox.email m ON m.report = r.id JOIN outbox.delivery d ON d.email = m.id
- WHERE r.edition = $1 AND d.state = $2
-   AND NOT EXISTS (SELECT FROM outbox.attempt a
-                    WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved')
- ORDER BY m.key
-"""
-
-
-async def of_edition(connection: Any, name: str, state: str) -> list[Chosen]:
-    """All of an edition that is in doubt, or all of its dead letters; `name` is as people say it: `progress 2026-W48`.
-
-    Raises:
-        ConfigurationError: there is no such edition.
-
-    """
-    report, _, period = storable(name).strip().rpartition(" ")
-    edition = await connection.fetchval(EDITION, report, period)
-    if edition is None:
-        raise ConfigurationError(f'--edition: there is no edition "{name}"; write one such as "progress 2026-W48".')
-    return [Chosen(*row) for row in await connection.fetch(OF_EDITION, edition, state)]
+UNDECIDED: Final = """NOT EXISTS (
+    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved')"""
 
 
 STANDING: Final = """

@@ -27,9 +27,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from outbox.address import DatabaseUrl, SmtpAddress
+from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
+from outbox.schedule import Schedule, fault_of
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -53,6 +54,23 @@ class WhenInDoubt(StrEnum):
     HOLD = "hold"
     RESEND = "resend"
     ASK = "ask"
+
+
+class LogFormat(StrEnum):
+    """How a relay's log looks: sentences for people, or JSON for programs."""
+
+    AUTO = "auto"  # human on a terminal, JSON elsewhere
+    HUMAN = "human"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """From which gravity on a relay says what happens."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 def _seconds(least: float, most: float) -> Any:
@@ -102,18 +120,27 @@ class RetrySettings(_Table):
         return max_s
 
 
-class ReportSettings(_Table):
-    """One report: when, about which period, for whom, and from which queries or which Python class."""
+DIGEST = "digest"  # the name of the report over reports
+
+
+class Deliver(StrEnum):
+    """How a report comes to its recipient: in an email of its own, or in the next digest for the address."""
+
+    EMAIL = "email"
+    DIGEST = "digest"
+
+
+class EditionSettings(_Table):
+    """What reports and the digest have in common: when, about which period, and what their emails are like."""
 
     cadence: Cadence = Cadence.WEEKLY
     covers: Covers = Covers.PREVIOUS
     timezone: str = "UTC"
     link: str
+    schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
+    catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
     title: str = ""  # never empty once it is read as part of Settings: the report's name stands in
-    source: str | None = None
-    recipients: str | None = None
-    data: str | None = None
 
     @property
     def zone(self) -> ZoneInfo:
@@ -121,16 +148,40 @@ class ReportSettings(_Table):
         return ZoneInfo(self.timezone)
 
     @property
+    def is_collected(self) -> bool:
+        """Whether it goes into a digest instead of an email of its own."""
+        return False
+
+    @property
     def send_before_s(self) -> float | None:
         """How many seconds after it was made an email expires; None is never."""
         return None if self.send_before is None else duration_s(self.send_before)
 
-    @field_validator("send_before")
+    @property
+    def ticks(self) -> Schedule | None:
+        """When its editions are started, in its civil time; None if only a cron or a person does."""
+        return None if self.schedule is None else Schedule(self.schedule, self.zone)
+
+    @field_validator("schedule")
     @classmethod
-    def _is_a_while(cls, send_before: str | None) -> str | None:
-        if send_before is not None and not 0 < duration_s(send_before) <= _UNITS_S["d"] * _DAYS_MAX:
-            raise ValueError(f'{_shown(send_before)} is no length of time; write one like "48h", "90min" or "5d"')
-        return send_before
+    def _ticks(cls, schedule: str | None) -> str | None:
+        if schedule is not None and (fault := fault_of(schedule)) is not None:
+            raise ValueError(f"{_shown(schedule)} {fault}")
+        return schedule
+
+    @field_validator("catch_up", "send_before")
+    @classmethod
+    def _is_a_while(cls, length: str | None) -> str | None:
+        if length is not None and not 0 < duration_s(length) <= _UNITS_S["d"] * _DAYS_MAX:
+            raise ValueError(f'{_shown(length)} is no length of time; write one like "48h", "90min" or "5d"')
+        return length
+
+    @field_validator("catch_up")
+    @classmethod
+    def _follows_a_schedule(cls, catch_up: str | None, info: ValidationInfo) -> str | None:
+        if catch_up is not None and info.data.get("schedule", "") is None:
+            raise ValueError('stands without a schedule; write one beside it, like schedule = "0 6 * * mon"')
+        return catch_up
 
     @field_validator("timezone")
     @classmethod
@@ -160,6 +211,35 @@ class ReportSettings(_Table):
         if _CONTROL.search(title):
             raise ValueError("has a line break or another control character; write it on one line")
         return title
+
+
+class DigestSettings(EditionSettings):
+    """The digest: one email per address and period that tells of all reports with `deliver = "digest"`."""
+
+    title: str = "Your reports"
+
+
+class ReportSettings(EditionSettings):
+    """One report: what EditionSettings say, how it is delivered, and from which queries or which Python class."""
+
+    deliver: Deliver = Deliver.EMAIL
+    source: str | None = None
+    recipients: str | None = None
+    data: str | None = None
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether it goes into a digest instead of an email of its own."""
+        return self.deliver is Deliver.DIGEST
+
+    @field_validator("deliver")
+    @classmethod
+    def _has_an_email_that_expires(cls, deliver: Deliver, info: ValidationInfo) -> Deliver:
+        if deliver is Deliver.DIGEST and info.data.get("send_before") is not None:
+            raise ValueError(
+                "stands beside send_before, but the report has no email of its own; move send_before to [digest]"
+            )
+        return deliver
 
     @field_validator("source")
     @classmethod
@@ -210,6 +290,7 @@ class Settings(_Table):
     asks_max: Annotated[int, _count(1000)] = 10
     retry: RetrySettings = RetrySettings()
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
+    digest: DigestSettings | None = None
 
     rate: str | None = None  # of the whole fleet, as "14/s" or "600/min": emails that may be started
     daily_max: Annotated[int, _count(1_000_000_000)] | None = None  # in any 24 hours, of the whole fleet
@@ -227,6 +308,12 @@ class Settings(_Table):
     # RFC 5321 §4.5.3.2: the replies before the dot, and the one to it.
     command_timeout_s: Annotated[float, _seconds(0.1, 3600)] = 300.0
     data_done_timeout_s: Annotated[float, _seconds(0.1, 7200)] = 600.0
+
+    log_format: LogFormat = LogFormat.AUTO  # of `outbox relay`
+    log_level: LogLevel = LogLevel.INFO
+    log_addresses: Annotated[bool, Field(strict=True)] = False  # else each is shown as <address>
+    http: str | None = None  # "127.0.0.1:9464": where a relay answers /metrics, /livez and /readyz
+    dead_man_url: str | None = None  # called when an edition is complete: each report is made and sent
 
     @property
     def rate_per_s(self) -> float | None:
@@ -247,17 +334,25 @@ class Settings(_Table):
         if faults:
             raise ConfigurationError(faults)
 
-    def report(self, name: str) -> ReportSettings:
-        """The report of that name.
+    def report(self, name: str) -> EditionSettings:
+        """The report of that name; the digest is one, too.
 
         Raises:
             ConfigurationError: there is none; the sentence names those that there are.
         """
-        self.require("reports")
-        if name not in self.reports:
-            known = ", ".join(sorted(self.reports)) + _did_you_mean(name, self.reports)
+        if name == DIGEST:
+            self.require("digest")
+        else:
+            self.require("reports")
+        if name not in self.editions:
+            known = ", ".join(sorted(self.editions)) + _did_you_mean(name, self.editions)
             raise ConfigurationError(f"reports.{_quoted(name)}: is not configured; write one of {known}.")
-        return self.reports[name]
+        return self.editions[name]
+
+    @property
+    def editions(self) -> Mapping[str, EditionSettings]:
+        """All that there are editions of: the reports by their names, and the digest where there is one."""
+        return {**self.reports, **({DIGEST: self.digest} if self.digest is not None else {})}
 
     @field_validator("sender")
     @classmethod
@@ -294,15 +389,45 @@ class Settings(_Table):
             raise ValueError('is missing; in_doubt = "ask" asks it, so write one like "myapp.mail:was_accepted"')
         return resolver
 
+    @field_validator("http")
+    @classmethod
+    def _is_a_place(cls, http: str | None) -> str | None:
+        if http is not None:
+            parse_listen(http)
+        return http
+
+    @field_validator("dead_man_url")
+    @classmethod
+    def _can_be_called(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/?#]+([/?#]\S*)?", url):
+            raise ValueError('is no web address; write one like "https://hc-ping.com/your-check"')
+        unknown = set(re.findall(r"\{(.*?)\}", url or "")) - {"edition", "report", "period"}
+        if unknown:
+            raise ValueError(f"has {{{min(unknown)}}}; write {{edition}}, {{report}} or {{period}}, or none of them")
+        return url
+
     @field_validator("reports")
     @classmethod
     def _have_titles(cls, reports: dict[str, ReportSettings]) -> dict[str, ReportSettings]:
+        if DIGEST in reports:
+            raise ValueError("no report can be called digest, since that is the name of the digest; call it otherwise")
         return {
             name: report
             if report.title
             else report.model_copy(update={"title": re.sub("[_-]+", " ", name).strip().capitalize()})
             for name, report in reports.items()
         }
+
+    @field_validator("digest")
+    @classmethod
+    def _is_there_if_wanted(cls, digest: DigestSettings | None, info: ValidationInfo) -> DigestSettings | None:
+        collected = [name for name, report in info.data.get("reports", {}).items() if report.is_collected]
+        if digest is None and collected:
+            raise ValueError(
+                f'is missing, but reports.{collected[0]} has deliver = "digest"; '
+                'write a table [digest] with a link, such as link = "https://reports.example.com/r/{token}"'
+            )
+        return digest
 
     @field_validator("guard_s")
     @classmethod
@@ -313,12 +438,18 @@ class Settings(_Table):
 
 
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
-_TEXT_KEYS = frozenset({"database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate"})
+_TEXT_KEYS = frozenset(
+    {
+        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate"),
+        *("log_format", "log_level", "http", "dead_man_url"),
+    }
+)
 _EXAMPLES = {
     "database_url": 'database_url = "postgresql://user:password@host/database"',
     "smtp_url": 'smtp_url = "smtp://host:25"',
     "sender": 'sender = "Progress reports <reports@example.com>"',
     "reports": "a table [reports.NAME] with link, recipients and data",
+    "digest": "a table [digest] with a link",
 }
 
 
@@ -421,11 +552,12 @@ _FAULTS = {
     "is_instance_of": "is not text; put it in quotes",
     "float_type": "is not a number; write one without quotes",
     "finite_number": "is not a finite number; write one such as 30",
+    "bool_type": "is neither true nor false; write one of them without quotes",
     "int_type": "is not a whole number; write one without quotes and without a point",
     "greater_than_equal": "{value} is too small; write {ge:g} or more",
     "less_than_equal": "{value} is too large; write {le:g} or less",
     "enum": "{value} is not a choice; write {expected}",
-    # Of the keys, only a report's link must be there.
+    # Of the keys, only a report's and the digest's link must be there.
     "missing": 'is missing; write one like "https://reports.example.com/r/{{token}}"',
     "string_pattern_mismatch": "is no name for a report; use a-z, 0-9, - and _, and begin with a letter",
     "model_type": "is not a table; begin it with [{table}] and write its keys below",
@@ -448,11 +580,17 @@ def _sentence(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
 def _unknown(loc: Sequence[str], key: str) -> str:
     table: type[BaseModel] = Settings
     if len(loc) > 1:
-        table = RetrySettings if loc[0] == "retry" else ReportSettings
+        tables: dict[str, type[BaseModel]] = {"retry": RetrySettings, "digest": DigestSettings}
+        table = tables.get(loc[0], ReportSettings)
         if loc[-1] in _KEYS:
             return f"{key}: belongs at the top level; move it above the first [table]."
     guess = _did_you_mean(loc[-1], set(table.model_fields) - {"directory"})
     return f"{key}: is not a key that outbox knows; take it out or mend its name{guess}."
+
+
+def table_of(report: str) -> str:
+    """Where a report's settings stand: `reports.progress`, or `digest`."""
+    return DIGEST if report == DIGEST else f"reports.{_quoted(report)}"
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,10 +10,11 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from outbox import message
 from outbox.database import storable
+from outbox.digest import ITEMS, RECIPIENTS
 from outbox.errors import SourceError
 from outbox.period import Period
 from outbox.plugin import Aside, load, said
-from outbox.settings import Settings
+from outbox.settings import ReportSettings, Settings
 
 FETCH_ROWS: Final = 1000
 WINDOW_MAX: Final = 10_000  # recipients in memory at once
@@ -256,7 +257,7 @@ async def _portion(stream: AsyncIterator[Any]) -> list[Any]:
 
 
 async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
-    """Where a report of the settings comes from: its queries, read through `reader`, or its class.
+    """Where a report of the settings comes from: its queries, read through `reader`, or its class; a digest, from ours.
 
     Raises:
         ConfigurationError: there is no report of that name.
@@ -264,6 +265,8 @@ async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
 
     """
     report = settings.report(name)
+    if not isinstance(report, ReportSettings):
+        return SqlSource(name, RECIPIENTS, ITEMS, batched=True, reader=reader, zone=report.zone)
     if report.source is not None:
         loaded: PythonSource = await Aside().call(load_source, name, report.source, settings.directory)  # it may block
         return loaded

@@ -1,11 +1,12 @@
 """What is going on, read from the database: counts, the living relays, recent editions, and what needs a person."""
 
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from outbox.database import RELAY_LOCKS
+from outbox.pause import Pause, read_pauses
 from outbox.prune import BARE
 
 STATES: Final = ("pending", "sending", "sent", "in_doubt", "dead", "cancelled", "expired")
@@ -40,8 +41,22 @@ class RouteStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleStatus:
+    """A schedule whose latest tick could not be followed so far."""
+
+    report: str
+    tick_at: datetime
+    failures: int
+    retry_at: datetime
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
 class EditionStatus:
-    """An edition as it goes; `expected` is null until one run has seen all recipients."""
+    """An edition as it goes; `expected` is null until one run has seen all recipients.
+
+    A report that is in a digest is sent when that is; `collected` are those that wait for one.
+    """
 
     report: str
     period: str
@@ -49,6 +64,7 @@ class EditionStatus:
     made: int
     sent: int
     not_sent: int
+    collected: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +89,11 @@ class Status:
     oldest_due_s: float
     relays: list[RelayStatus]
     routes: list[RouteStatus]
+    pauses: list[Pause]
     editions: list[EditionStatus]
     troubles: list[Trouble]
+    schedules: list[ScheduleStatus] = field(default_factory=list)
+    """Those in trouble only."""
 
     def as_json(self) -> dict[str, Any]:
         """The counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
@@ -111,13 +130,21 @@ ROUTES: Final = """
 SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
 """
 
+# What failed longer ago than any period lasts is of a schedule that nobody follows any more.
+SCHEDULES: Final = """
+SELECT report, tick_at, failures, retry_at, coalesce(said, '')
+  FROM outbox.schedule WHERE done_at IS NULL AND failures > 0 AND tick_at > now() - interval '32 days' ORDER BY report
+"""
+
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected, count(r.id) AS made,
        count(*) FILTER (WHERE d.state = 'sent') AS sent,
-       count(*) FILTER (WHERE d.state <> 'sent') AS not_sent
+       count(*) FILTER (WHERE d.state <> 'sent') AS not_sent,
+       count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected
   FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e
   LEFT JOIN outbox.report r ON r.edition = e.id
-  LEFT JOIN outbox.email m ON m.report = r.id
+  LEFT JOIN outbox.digest_item i ON i.report = r.id
+  LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
   LEFT JOIN outbox.delivery d ON d.email = m.id
  GROUP BY e.id, e.report, e.period, e.expected, e.starts_at
  ORDER BY e.starts_at DESC, e.id DESC
@@ -148,10 +175,13 @@ async def read_status(connection: Any) -> Status:
         oldest = await connection.fetchval(OLDEST_DUE)
         relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
         routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
+        pauses = await read_pauses(connection)
+        schedules = [ScheduleStatus(*row) for row in await connection.fetch(SCHEDULES)]
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
         statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
         troubles = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
-    return Status({state: found.get(state, 0) for state in STATES}, oldest, relays, routes, editions, troubles)
+    counts = {state: found.get(state, 0) for state in STATES}
+    return Status(counts, oldest, relays, routes, pauses, editions, troubles, schedules)
 
 
 def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:

@@ -179,8 +179,12 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
     import outbox.audit
     import outbox.cli
+    import outbox.cli.attending
+    import outbox.completion
     import outbox.doctor
     import outbox.generate
+    import outbox.health
+    import outbox.log
     import outbox.prune
     import outbox.relay
     import outbox.resolve
@@ -188,6 +192,7 @@ if __name__ == "__main__":
 
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: F401
+    outbox.log._structlog()
     gc.collect()
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -4,11 +4,15 @@ Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong.
 commands that need them, so that cron pays for what it uses. The commands sit by what a person wants of them:
 
     making     init, generate            reports come to be
+    scheduling schedule                  when editions are started without a cron
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
-    watching   watch                     the same, live
-    deciding   resolve                   a person decides, and is asked before much is touched
+    reading    list, show                ... email by email
+    watching   watch                     ... live
+    deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
+    holding    pause, resume             a person holds back a report, or all mail
     trying     preview, test-send, demo  nothing of it comes into the outbox
+    selecting  what those share that pick emails
     frame      what every command shares
 """
 
@@ -19,11 +23,23 @@ gc.set_threshold(20_000)  # before all else: imports make many objects and no ga
 import os
 import sys
 
-from outbox.cli import deciding, looking, making, sending, trying, watching
+from outbox.cli import deciding, holding, looking, making, reading, scheduling, sending, trying, watching
 from outbox.cli.frame import app
 from outbox.errors import OutboxError
 
-__all__ = ["app", "deciding", "looking", "main", "making", "sending", "trying", "watching"]
+__all__ = [
+    "app",
+    "deciding",
+    "holding",
+    "looking",
+    "main",
+    "making",
+    "reading",
+    "scheduling",
+    "sending",
+    "trying",
+    "watching",
+]
 
 
 def main() -> None:

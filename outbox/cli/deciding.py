@@ -1,60 +1,198 @@
 """The commands with which a person decides about emails. Who decided, when and why is kept."""
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.frame import NAMES_SHOWN, ConfigOption, app, awaited, connected, printable, settings_of
+from outbox.cli.frame import NAMES_SHOWN, Bar, ConfigOption, app, awaited, connected, settings_of
+from outbox.cli.selecting import (
+    EditionOption,
+    KeysArgument,
+    PeriodOption,
+    ReportOption,
+    ToOption,
+    WhyOption,
+    YesOption,
+    ask,
+    faults_of,
+    tell,
+    twice,
+)
 from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outbox.resolve import Chosen, Decision
+    from outbox.operate import Act
+    from outbox.resolve import Decision
+    from outbox.selection import Chosen, Selection
     from outbox.settings import Settings
 
 
+class Retriable(StrEnum):
+    """What can be retried, by its state."""
+
+    DEAD = "dead"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    PENDING = "pending"
+
+
 class State(StrEnum):
-    """Of which deliveries of an edition a person decides."""
+    """Of which deliveries a person decides."""
 
     IN_DOUBT = "in_doubt"
     DEAD = "dead"
 
 
 @app.command()
+def retry(
+    context: typer.Context,
+    keys: KeysArgument = None,
+    config: ConfigOption = None,
+    *,
+    edition: EditionOption = None,
+    report: ReportOption = None,
+    period: PeriodOption = None,
+    to: ToOption = None,
+    state: Annotated[
+        list[Retriable] | None,
+        typer.Option(
+            help="Of those that are not named: dead, expired and pending by default; cancelled, too, where it is said.",
+            metavar="STATE",
+            show_default=False,
+        ),
+    ] = None,
+    why: WhyOption = "",
+    yes: YesOption = False,
+) -> None:
+    """Send again what is dead, expired or cancelled, at once.
+
+    What waits for its next try has it now. What is in doubt is for `outbox resolve`.
+    """
+    from outbox.operate import Act
+    from outbox.selection import Selection
+
+    states = tuple(one.value for one in state or ())
+    chosen = Selection(tuple(keys or ()), edition, report, period, to, states)
+    raise typer.Exit(_act(context, config, Act.RETRY, chosen, why, yes=yes))
+
+
+@app.command()
+def cancel(
+    context: typer.Context,
+    keys: KeysArgument = None,
+    config: ConfigOption = None,
+    *,
+    edition: EditionOption = None,
+    report: ReportOption = None,
+    period: PeriodOption = None,
+    to: ToOption = None,
+    why: WhyOption = "",
+    yes: YesOption = False,
+) -> None:
+    """Do not send what is pending.
+
+    Its report stays, and its key: generate does not make it again. `outbox retry` takes it back.
+    """
+    from outbox.operate import Act
+    from outbox.selection import Selection
+
+    chosen = Selection(tuple(keys or ()), edition, report, period, to)
+    raise typer.Exit(_act(context, config, Act.CANCEL, chosen, why, yes=yes))
+
+
+def _act(context: typer.Context, config: Any, act: "Act", chosen: "Selection", why: str, *, yes: bool) -> int:
+    faults = faults_of(chosen, why, yes=yes)
+    if faults:
+        raise ConfigurationError(faults)
+    settings = settings_of(context, config)
+    settings.require("database_url")
+    emails, named = awaited(_find(settings, act, chosen))
+    if chosen.is_by_filter and not emails:
+        typer.echo(f"Nothing that fits can be {act.past}.")
+        return 0
+    if not yes and sys.stdin.isatty():
+        ask(f"{act.value.capitalize()} these {len(emails):,} emails?", named, len(emails))
+    return awaited(_operate(settings, act, chosen, emails, why))
+
+
+async def _find(settings: "Settings", act: "Act", chosen: "Selection") -> "tuple[list[int], list[Chosen]]":
+    """What an act would touch, and the first of it by name."""
+    from outbox.operate import POSSIBLE, RETRIED_BY_DEFAULT, SWEEPING, Act
+    from outbox.selection import find, name
+
+    condition = (SWEEPING if chosen.is_by_filter else POSSIBLE)[act]
+    if chosen.is_by_filter and act is Act.RETRY and not chosen.states:
+        chosen = replace(chosen, states=RETRIED_BY_DEFAULT)
+    async with connected(settings, f"outbox {act}") as connection:
+        emails = await find(connection, chosen, condition)
+        return emails, await name(connection, emails[:NAMES_SHOWN])
+
+
+async def _operate(settings: "Settings", act: "Act", chosen: "Selection", emails: list[int], why: str) -> int:
+    from outbox.operate import explain, operate
+    from outbox.resolve import whoami
+    from outbox.selection import name
+
+    async with connected(settings, f"outbox {act}") as connection:
+        with Bar(act.value, counted=True) as bar:
+            bar.show(total=len(emails))
+            done = await operate(
+                connection,
+                act,
+                emails,
+                who=whoami(),
+                why=why,
+                target=chosen.target,
+                progress=lambda count: bar.show(completed=count),
+            )
+        if chosen.is_by_filter:
+            named = [one.key for one in await name(connection, done[:NAMES_SHOWN])]
+            missed = len(emails) - len(done)
+            others = [f"{missed:,} emails changed at this moment and were left; run it again."] if missed else []
+            return tell(named, len(done), act.past, others)
+        wanted = list(dict.fromkeys(chosen.keys))
+        there = {one.key for one in await name(connection, done)}
+        others = await explain(connection, act, [key for key in wanted if key not in there])
+    return tell([key for key in wanted if key in there], len(done), act.past, others + twice(chosen.keys))
+
+
+@app.command()
 def resolve(
     context: typer.Context,
-    keys: Annotated[
-        list[str] | None,
-        typer.Argument(help="Keys as `outbox status` shows them.", metavar="KEY", show_default=False),
-    ] = None,
+    keys: KeysArgument = None,
     config: ConfigOption = None,
     *,
     sent: Annotated[bool, typer.Option("--sent", help="It arrived.")] = False,
     resend: Annotated[bool, typer.Option("--resend", help="Send it again, the same bytes.")] = False,
     discard: Annotated[bool, typer.Option("--discard", help="Do not send it.")] = False,
-    edition: Annotated[
-        str | None,
-        typer.Option(help='Instead of keys: all of an edition, such as "progress 2026-W48".', show_default=False),
-    ] = None,
+    edition: EditionOption = None,
+    report: ReportOption = None,
+    period: PeriodOption = None,
+    to: ToOption = None,
     state: Annotated[
         State | None,
-        typer.Option(help="Of an edition: what is in doubt (by default), or dead letters.", show_default=False),
+        typer.Option(
+            help="Of those that are not named: what is in doubt (by default), or dead letters.", show_default=False
+        ),
     ] = None,
-    why: Annotated[
-        str, typer.Option(help="Why; kept with the emails. Needed for an edition.", show_default=False)
-    ] = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    why: WhyOption = "",
+    yes: YesOption = False,
 ) -> None:
     """Decide about emails that are in doubt, or dead letters.
 
     Who decided, when and why is kept.
     """
     from outbox.resolve import Decision
+    from outbox.selection import Selection
 
-    chosen = [d for d, given in zip(Decision, (sent, resend, discard), strict=True) if given]
-    faults = _resolve_faults(keys or [], edition, state, why, yes=yes)
-    if len(chosen) != 1:
+    decisions = [d for d, given in zip(Decision, (sent, resend, discard), strict=True) if given]
+    states = (state.value,) if state else ()
+    chosen = Selection(tuple(keys or ()), edition, report, period, to, states)
+    faults = faults_of(chosen, why, yes=yes)
+    if len(decisions) != 1:
         faults.append("Say one of --sent, --resend and --discard.")
     if state is State.DEAD and sent:
         faults.append("--state dead: the server refused these, so they cannot be declared sent; say another.")
@@ -62,68 +200,32 @@ def resolve(
         raise ConfigurationError(faults)
     settings = settings_of(context, config)
     settings.require("database_url")
-    if edition is not None:
-        raise typer.Exit(_resolve_edition(settings, edition, state or State.IN_DOUBT, chosen[0], why, yes=yes))
-    raise typer.Exit(_resolve_keys(settings, keys or [], chosen[0], why, yes=yes))
+    if chosen.is_by_filter:
+        raise typer.Exit(_resolve_all(settings, chosen, decisions[0], why, yes=yes))
+    raise typer.Exit(_resolve_keys(settings, chosen, decisions[0], why, yes=yes))
 
 
-def _resolve_faults(keys: list[str], edition: str | None, state: State | None, why: str, *, yes: bool) -> list[str]:
-    if edition is None:
-        missing = [] if keys else ['Name keys, as `outbox status` shows them, or say --edition "progress 2026-W48".']
-        return missing + (["--state goes with --edition; take it out."] if state else [])
-    faults = ["--edition decides about a whole edition; name keys or say --edition, not both."] if keys else []
-    if not why.strip():
-        faults.append('--why: say why, as in --why "the mail server\'s log has them all"; it is kept with the emails.')
-    if not yes and not sys.stdin.isatty():
-        faults.append("--edition decides about many emails at once and nobody can be asked here; add --yes.")
-    return faults
-
-
-def _resolve_keys(settings: "Settings", keys: list[str], decision: "Decision", why: str, *, yes: bool) -> int:
-    wanted = list(dict.fromkeys(keys))
+def _resolve_keys(settings: "Settings", chosen: "Selection", decision: "Decision", why: str, *, yes: bool) -> int:
+    wanted = list(dict.fromkeys(chosen.keys))
     if len(wanted) > 1 and not yes and sys.stdin.isatty():
         touched = awaited(_preview(settings, wanted, decision))
-        _ask(touched, decision)
+        ask(f"Decide --{decision} about these {len(touched):,} emails?", touched, len(touched))
     decided, others = awaited(_decide(settings, wanted, decision, why))
-    for key in decided:
-        typer.echo(f"{printable(key)}: {decision}")
-    others += [f"{key} was named twice; it counts once." for key in wanted if keys.count(key) > 1]
-    for sentence in others:
-        typer.echo(f"outbox: {printable(sentence)}", err=True)
-    return 1 if others else 0
+    return tell(decided, len(decided), decision.value, others + twice(chosen.keys))
 
 
-def _resolve_edition(
-    settings: "Settings", edition: str, state: State, decision: "Decision", why: str, *, yes: bool
-) -> int:
-    touched = awaited(_preview_edition(settings, edition, state))
+def _resolve_all(settings: "Settings", chosen: "Selection", decision: "Decision", why: str, *, yes: bool) -> int:
+    state = chosen.states[0] if chosen.states else State.IN_DOUBT.value
+    touched = awaited(_preview_all(settings, replace(chosen, states=(state,))))
     if not touched:
-        typer.echo(f"Nothing of {printable(edition)} is {state.replace('_', ' ')} and undecided.")
+        of = replace(chosen, states=()).target or "all"
+        typer.echo(f"Nothing of {of} is {state.replace('_', ' ')} and undecided.")
         return 0
     if not yes:
-        _ask(touched, decision)
+        ask(f"Decide --{decision} about these {len(touched):,} emails?", touched, len(touched))
     keys = [one.key for one in touched]
-    decided, others = awaited(_decide(settings, keys, decision, why, target=edition.strip(), states=[state.value]))
-    for key in decided[:NAMES_SHOWN]:
-        typer.echo(f"{printable(key)}: {decision}")
-    if len(decided) > NAMES_SHOWN:
-        typer.echo(f"\N{HORIZONTAL ELLIPSIS} and {len(decided) - NAMES_SHOWN:,} more: {decision}")
-    for sentence in others:
-        typer.echo(f"outbox: {printable(sentence)}", err=True)
-    return 1 if others else 0
-
-
-def _ask(touched: "list[Chosen]", decision: "Decision") -> None:
-    """Return if the person at the terminal agrees."""
-    if len(touched) <= 1:
-        return
-    for one in touched[:NAMES_SHOWN]:
-        typer.echo(printable(f"  {one.key} <{one.address}> is {one.state.replace('_', ' ')}"), err=True)
-    if len(touched) > NAMES_SHOWN:
-        typer.echo(f"  \N{HORIZONTAL ELLIPSIS} and {len(touched) - NAMES_SHOWN:,} more", err=True)
-    if not typer.confirm(f"Decide --{decision} about these {len(touched):,} emails?", err=True):
-        typer.echo("outbox: Nothing was changed.", err=True)
-        raise typer.Exit(1)
+    decided, others = awaited(_decide(settings, keys, decision, why, target=chosen.target, states=[state]))
+    return tell(decided[:NAMES_SHOWN], len(decided), decision.value, others)
 
 
 async def _preview(settings: "Settings", keys: list[str], decision: "Decision") -> "list[Chosen]":
@@ -133,11 +235,12 @@ async def _preview(settings: "Settings", keys: list[str], decision: "Decision") 
         return await of_keys(connection, keys, decision)
 
 
-async def _preview_edition(settings: "Settings", edition: str, state: State) -> "list[Chosen]":
-    from outbox.resolve import of_edition
+async def _preview_all(settings: "Settings", chosen: "Selection") -> "list[Chosen]":
+    from outbox.resolve import UNDECIDED
+    from outbox.selection import find, name
 
     async with connected(settings, "outbox resolve") as connection:
-        return await of_edition(connection, edition, state.value)
+        return await name(connection, await find(connection, chosen, UNDECIDED))
 
 
 async def _decide(

@@ -17,6 +17,7 @@ from outbox.cli.frame import (
     settings_of,
     to_json,
 )
+from outbox.cli.holding import said_of
 
 if TYPE_CHECKING:
     from outbox.audit import Audit, Unsent
@@ -86,10 +87,12 @@ def _print_status(found: "Status") -> None:
     for line in _hindrances(found):
         console.print(line, markup=False)
     if found.editions:
-        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent")
+        collected = ["for a digest"] if any(e.collected for e in found.editions) else []
+        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent", *collected)
         for e in found.editions:
             expected = "?" if e.expected is None else str(e.expected)
-            editions.add_row(e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent))
+            row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent), str(e.collected)]
+            editions.add_row(*row[: len(editions.columns)])
         console.print(editions)
     for line in _needs(found):
         console.print(line, markup=False)
@@ -97,14 +100,23 @@ def _print_status(found: "Status") -> None:
 
 def _hindrances(found: "Status") -> Iterator[str]:
     """What keeps the fleet from its work."""
+    from outbox.agenda import times
+
     for relay in found.relays:
         if relay.trouble:
             yield printable(f"  relay {relay.id} makes no progress: {relay.trouble}")
         if relay.stale:
             yield f"  relay {relay.id}: {relay.stale} verdicts came too late to matter; its log names them."
+    for line in said_of(found.pauses):
+        yield f"\n{line}"
     for route in found.routes:
         yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
         yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+    for schedule in found.schedules:
+        yield f"\nThe edition that {schedule.report} was to start at {schedule.tick_at:%Y-%m-%d %H:%M:%S} UTC fails:"
+        yield printable(
+            f"  {schedule.said} ({times(schedule.failures)}; `outbox schedule` says when it is tried again)"
+        )
 
 
 def _needs(found: "Status") -> Iterator[str]:

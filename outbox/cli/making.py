@@ -102,29 +102,60 @@ def generate(
     settings = settings_of(context, config)
     settings.require("database_url", "sender", "reports")
     names = reports or list(settings.reports)
+    if "digest" in names:
+        raise ConfigurationError("The digest is closed by `outbox digest`, not by `outbox generate`; run that.")
     for name in names:
         settings.report(name)
     import logging
 
+    from outbox import tracing
+
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
+    tracing.begin()
     worst = 0
-    for name in names:
-        try:
-            worst = max(worst, _generate_one(settings, name, period))
-        except ConfigurationError:
-            raise
-        except OutboxError as error:
-            if len(names) == 1:
+    try:
+        for name in names:
+            try:
+                worst = max(worst, _generate_one(settings, name, period))
+            except ConfigurationError:
                 raise
-            typer.echo(f"outbox: {error}", err=True)
-            worst = max(worst, error.exit_code)
+            except OutboxError as error:
+                if len(names) == 1:
+                    raise
+                typer.echo(f"outbox: {error}", err=True)
+                worst = max(worst, error.exit_code)
+    finally:
+        tracing.end()
     raise typer.Exit(worst)
 
 
+@app.command()
+def digest(
+    context: typer.Context,
+    config: ConfigOption = None,
+    period: Annotated[
+        str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
+    ] = None,
+) -> None:
+    """Close a digest: one email per address with all that waits for it.
+
+    What comes later goes into the next period's; run it from cron on every server.
+    """
+    settings = settings_of(context, config)
+    settings.require("database_url", "sender", "digest")
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
+    raise typer.Exit(_generate_one(settings, "digest", period))
+
+
 def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
+    import os
+
+    from outbox import tracing
     from outbox.generate import generate as make
 
-    with Bar(name, counted=True) as bar:
+    with Bar(name, counted=True) as bar, tracing.span("outbox generate", environ=os.environ, report=name):
 
         def progress(result: "Result") -> None:
             done = max(result.present, result.made) + len(result.failed)
@@ -137,4 +168,7 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
         f"{result.edition.name}: {result.made} made here, {result.elsewhere} elsewhere, "
         f"{len(result.failed)} failed, of {result.expected} recipients."
     )
+    if result.waiting:
+        wait = "report waits" if result.waiting == 1 else "reports wait"
+        typer.echo(f"{result.waiting} {wait} for the next digest.")
     return 1 if result.failed else 0

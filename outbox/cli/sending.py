@@ -1,18 +1,22 @@
 """The commands under which emails go out, and grow old."""
 
 import os
-from collections.abc import Coroutine
+import sys
+from collections.abc import Coroutine, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.frame import Bar, ConfigOption, app, awaited, settings_of, to_json
+from outbox.cli.frame import Bar, ConfigOption, app, awaited, printable, settings_of, to_json
 from outbox.errors import OutboxError
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from outbox.prune import Pruned
+    from outbox.relay import Relay
     from outbox.settings import Settings
 
 
@@ -24,45 +28,82 @@ def relay(
     until_empty: Annotated[
         bool, typer.Option("--until-empty", help="Exit when nothing is pending or being sent.")
     ] = False,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer /metrics, /livez and /readyz there, as 127.0.0.1:9464.",
+            metavar="HOST:PORT",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Send what is due; keep one running on every server. SIGTERM finishes what is in hand, twice ends at once."""
     settings = settings_of(context, config)
-    settings.require("database_url", "smtp_url")
-    import logging
+    has_schedules = not until_empty and any(report.schedule for report in settings.editions.values())
+    settings.require("database_url", "smtp_url", *(["sender"] if has_schedules else []))
+    if http is not None:
+        settings = settings.model_copy(update={"http": http})
+    from outbox.log import configure
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z"
-    )
-    _run(_relay(settings, until_empty=until_empty))
+    configure(settings.log_format, settings.log_level, addresses=settings.log_addresses)
+    generating = _generating(config or context.obj) if has_schedules else None
+    _run(_relay(settings, until_empty=until_empty, generating=generating))
 
 
-async def _relay(settings: "Settings", *, until_empty: bool) -> None:
-    import asyncio
-    import logging
-    import signal
+def _generating(config: Path | None) -> list[str]:
+    """How this program is run with these settings, before the command's name."""
+    search = [] if str(Path.cwd()) in sys.path else ["-P"]  # `-m` would look for modules in the working directory first
+    named = [] if config is None else ["--config", str(config)]
+    return [sys.executable, *search, "-m", "outbox", *named]
 
-    from outbox.relay import Relay
 
-    sender = Relay(settings, until_empty=until_empty)
+async def _relay(settings: "Settings", *, until_empty: bool, generating: Sequence[str] | None) -> None:
+    from outbox.cli.attending import attended
 
-    def stop(signum: int) -> None:
-        if sender.stopping:
-            # What is past its dot stays marked: another relay finds it in doubt, as after a crash.
-            os._exit(128 + signum)
-        logging.getLogger("outbox.relay").info(
-            "stopping: what is in hand is finished first, for %g s", settings.drain_s
-        )
-        sender.stop()
-
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop, signum)
-    await sender.run()
+    async with attended(settings, until_empty=until_empty) as sender:
+        await _run_until_told(sender, settings, generating)
     if sender.left_in_doubt:
         raise OutboxError(
             f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
             "of its emails may be in doubt; `outbox status` names those that are."
         )
+    if sender.left_held:
+        waiting = max(one.waiting for one in sender.left_held)
+        paused = " and ".join(f"{one.target} is paused ({one.who}: {one.why})" for one in sender.left_held)
+        remedies = " and ".join(f"`{one.remedy}`" for one in sender.left_held)
+        raise OutboxError(printable(f"{waiting:,} emails were not sent, since {paused}; {remedies} lets them go."))
+
+
+async def _run_until_told(sender: "Relay", settings: "Settings", generating: Sequence[str] | None) -> None:
+    """Run the relay until it is empty, or a signal says to stop; a second one ends at once."""
+    import asyncio
+    import signal
+
+    from outbox.log import Events
+
+    log = Events("outbox.relay")
+    starter = None
+    if generating is not None:
+        from outbox.starter import Starter
+
+        starter = Starter(settings, generating)
+
+    def stop(signum: int) -> None:
+        if sender.stopping:
+            # What is past its dot stays marked: another relay finds it in doubt, as after a crash.
+            os._exit(128 + signum)
+        log.info(
+            "relay_stopping", "stopping: what is in hand is finished first, for {drain_s:g} s", drain_s=settings.drain_s
+        )
+        if starter is not None:
+            starter.stop()
+        sender.stop()
+
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop, signum)
+    async with starter.beside() if starter is not None else nullcontext():
+        await sender.run()
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -175,7 +175,8 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
     await as_role(fleet, "generate", "generate")
     enqueue = await asyncpg.connect(of(fleet, "enqueue"))
     assert [await enqueue.execute(ENQUEUE) for _ in range(2)] == ["SELECT 1", "SELECT 0"]
-    await as_role(fleet, "relay", "relay", "--until-empty")
+    sent = await as_role(fleet, "relay", "relay", "--until-empty")
+    assert "completion_unknown" not in sent.err, "it may see whether an edition is complete"
     assert await fleet.states() == {"sent": 4}
     assert (len(fleet.sink.addresses), fleet.twice) == (4, {})
     assert "All is well" in (await as_role(fleet, "read", "audit", "progress")).out
@@ -183,9 +184,16 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
     for part in ("read", "operate"):
         assert "outbox resolve invoice/1 --resend" in (await as_role(fleet, part, "status")).out
     await as_role(fleet, "operate", "resolve", "invoice/1", "--resend", "--why", "it is wanted")
+    assert "invoice/1" in (await as_role(fleet, "read", "list", "--state", "pending")).out
+    assert "subject      hi" in (await as_role(fleet, "operate", "show", "invoice/1")).out
+    for command in ("cancel", "retry"):
+        await as_role(fleet, "operate", command, "invoice/1", "--why", "of two minds")
+    for command in ("pause", "resume"):
+        await as_role(fleet, "operate", command, "progress", "--why", "it is tried")
     await as_role(fleet, "relay", "relay", "--until-empty")
     assert await fleet.states() == {"dead": 3, "sent": 1}
-    assert await fleet.connection.fetchval("SELECT why FROM outbox.operation") == "it is wanted"
+    kept = await fleet.connection.fetch("SELECT DISTINCT why FROM outbox.operation ORDER BY 1")
+    assert [why for (why,) in kept] == ["it is tried", "it is wanted", "of two minds"]
     await fleet.connection.execute(
         "UPDATE outbox.email SET created_at = '2020-01-01'; UPDATE outbox.report SET created_at = '2020-01-01'"
     )

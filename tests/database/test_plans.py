@@ -10,7 +10,7 @@ import json
 import asyncpg
 import pytest
 
-from outbox import breaker, doubt, failover, ledger, pace, prune, relay
+from outbox import breaker, doubt, failover, ledger, pace, pause, prune, relay
 from outbox.session import PLANS
 
 ROWS = 20_000
@@ -34,7 +34,7 @@ WALKS_THE_BACKLOG = {"JUDGE"}
 
 STATEMENTS = {
     name: statement
-    for module in (ledger, breaker, pace, doubt, failover)
+    for module in (ledger, breaker, pace, pause, doubt, failover)
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement in module.STATEMENTS
 } | {"PRUNE_EMAILS": prune.PRUNE_EMAILS, "PRUNE_REPORTS": prune.PRUNE_REPORTS}
@@ -110,6 +110,9 @@ def faults(name, plan):
         walks = node.get("Index Name") in BACKLOG and "due_at" not in node.get("Index Cond", "")
         if walks and name not in WALKS_THE_BACKLOG:
             found.append(f"walks all of {node['Index Name']} ({node.get('Index Cond', 'without a condition')})")
+        held = [part for part in node.get("Plans", []) if part.get("Index Name") == "delivery_paused"]
+        if node["Node Type"] != "Limit" and any("Index Cond" not in part for part in held):
+            found.append("walks all that is set aside")
         for part, index in {"CTE due": "delivery_due", "CTE suspect": "delivery_suspect"}.items():
             if node.get("Subplan Name") == part and reads(node) != [index]:
                 found.append(f"{part} reads {', '.join(reads(node))}")
@@ -161,3 +164,8 @@ async def test_a_check_sees_that_a_statement_is_wrong(connection, good, bad, fou
     assert good in ledger.TICK
     seen = faults("TICK", await plan_of(connection, ledger.TICK.replace(good, bad)))
     assert any(said.startswith(found) for said in seen), seen
+
+
+async def test_a_check_sees_that_all_that_is_set_aside_is_walked_through(connection):
+    everything = pause.TAKE_UP.replace("ORDER BY paused LIMIT 1)", "ORDER BY paused)")
+    assert "walks all that is set aside" in faults("TAKE_UP", await plan_of(connection, everything))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -162,12 +163,7 @@ PEOPLE = 12
 )
 async def test_crons_around_a_boundary_write_once_per_person_and_period(clock, sink, forks, tmp_path, moment):
     cadence, at, before, after = MOMENTS[moment]
-    name = f"around_{next(_numbers)}"
-    admin = await asyncpg.connect(clock.server.url)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE outbox_template")
-    await admin.close()
-    url = clock.server.database_url(name)
-    connection = await asyncpg.connect(url)
+    url, connection = await empty_database(clock)
     fleet = Fleet(url, connection, sink, tmp_path, report=f'cadence = "{cadence}"', top="lease_s = 3600", forks=forks)
     fleet.data = "select pg_sleep(0.05)::text as slept, :key as person"
     try:
@@ -183,6 +179,39 @@ async def test_crons_around_a_boundary_write_once_per_person_and_period(clock, s
         assert set(sink.addresses.values()) == {len(periods)}
         mails = {message_from_bytes(accepted.message)["Message-ID"] for accepted in sink.accepted}
         assert len(mails) == PEOPLE * len(periods)
+    finally:
+        await fleet.stop_all()
+        await connection.close()
+
+
+async def empty_database(clock: Clock) -> tuple[str, Any]:
+    name = f"around_{next(_numbers)}"
+    admin = await asyncpg.connect(clock.server.url)
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE outbox_template")
+    await admin.close()
+    url = clock.server.database_url(name)
+    return url, await asyncpg.connect(url)
+
+
+async def test_relays_wait_for_a_tick_on_the_databases_clock_and_start_the_edition_then(clock, sink, forks, tmp_path):
+    """At an hour that clocks jump over: it is started when they have, 03:00 in New York, by all relays at once."""
+    at = datetime.fromisoformat("2026-03-08T07:00Z")
+    url, connection = await empty_database(clock)
+    report = 'cadence = "daily"\nschedule = "30 2 * * *"\ncatch_up = "1h"'
+    fleet = Fleet(url, connection, sink, tmp_path, report=report, top="lease_s = 3600", forks=forks)
+    try:
+        await fleet.hire(PEOPLE)
+        clock.set(at - timedelta(seconds=4))
+        relays = [await fleet.relay() for _ in range(2)]
+        for relay in relays:
+            await relay.says("progress 2026-03-07: its schedule ticked at 2026-03-08 03:00 EDT, generating")
+        await until(lambda: sink.messages == PEOPLE, "all are sent")
+        assert set(sink.addresses.values()) == {1}
+        await until(lambda: connection.fetchval("SELECT done_at FROM outbox.schedule"), "the tick is done")
+        row = await connection.fetchrow(
+            "SELECT tick_at, created_at FROM outbox.schedule JOIN outbox.edition USING (report)"
+        )
+        assert row["tick_at"] == at <= row["created_at"]
     finally:
         await fleet.stop_all()
         await connection.close()

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from outbox import doubt, ledger, session
+from outbox import doubt, ledger, pause, session
 from outbox.database import RELAY_LOCKS
 from outbox.ledger import Settlement
+from outbox.operate import Act, operate
 from outbox.resolve import Decision, resolve
 from outbox.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
@@ -39,10 +40,12 @@ BEFORE_THE_MARK = [verdict for verdict in VERDICTS if not isinstance(verdict, Ac
 NEVER_SENT = (Deferred, Withdrawn)
 
 # The picture of the states in schema.sql, by who draws the arrow. A 250 that comes late may also find its delivery
-# pending, when doubt was resolved as "send again" in the meantime; a person may also take a dead letter up again.
+# pending or cancelled, when doubt was resolved as "send again" in the meantime; a person may also take a dead letter up
+# again, or what was cancelled.
 ARROWS = {
     "tick": {
         *[("pending", "sending"), ("pending", "pending"), ("pending", "dead"), ("pending", "sent")],
+        ("cancelled", "sent"),
         *[("sending", state) for state in ("sent", "pending", "dead", "in_doubt")],
         *[("in_doubt", state) for state in ("sent", "pending", "dead", "in_doubt")],
     },
@@ -53,6 +56,9 @@ ARROWS = {
     },
     "resend": {("in_doubt", "pending")},
     "release": {("pending", "pending")},
+    "cancel": {("pending", "cancelled")},
+    "retry": {(state, "pending") for state in ("dead", "cancelled", "pending")},
+    "hold": {("pending", "pending")},
     "put": set(),
     "nothing": set(),
 }
@@ -67,6 +73,7 @@ class Row:
     withdrawn: int = 0
     relay: int | None = None
     orphaned: int = 0
+    is_held: bool = False
 
     @property
     def is_suspect(self) -> bool:
@@ -74,7 +81,7 @@ class Row:
 
     @property
     def is_settled(self) -> bool:
-        return self.state in ("sent", "dead")
+        return self.state in ("sent", "dead", "cancelled")
 
 
 @dataclass(eq=False)
@@ -109,7 +116,7 @@ class Try:
 
     def matches(self, row: Row) -> bool:
         """Whether the fence lets this news change the row."""
-        if row.is_settled:
+        if row.state in ("sent", "dead"):
             return False
         mine = row.relay == self.relay
         if not self.marked:
@@ -117,7 +124,7 @@ class Try:
         if row.attempt != self.attempt:
             return False
         return (row.state in ("sending", "in_doubt") and mine) or (
-            row.state == "pending" and self.outcome.state == "sent"
+            row.state in ("pending", "cancelled") and self.outcome.state == "sent"
         )
 
 
@@ -165,7 +172,8 @@ class Fleet(RuleBasedStateMachine):
         self.trail: Counter[tuple[int, int, int | None, str]] = Counter()
         self.tries: list[Try] = []
         self.marked_ever: set[tuple[int, int]] = set()
-        self.do(admin.execute("TRUNCATE outbox.attempt, outbox.delivery, outbox.email, outbox.relay"))
+        self.is_paused = False
+        self.do(admin.execute("TRUNCATE outbox.attempt, outbox.delivery, outbox.email, outbox.relay, outbox.pause"))
 
     def do(self, coroutine: Any) -> Any:
         return self.runner.run(coroutine)
@@ -191,8 +199,8 @@ class Fleet(RuleBasedStateMachine):
             self.admin.fetch(
                 """
                 WITH made AS (
-                    INSERT INTO outbox.email (id, key, sender, recipient, message_id, message)
-                    SELECT n, 'mail' || n, 'a@x', 'b@x', '<1@x>', 'x' FROM (
+                    INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message)
+                    SELECT n, 'mail' || n, 1, 'a@x', 'b@x', '<1@x>', 'x' FROM (
                         SELECT nextval(pg_get_serial_sequence('outbox.email', 'id')) AS n FROM generate_series(1, $1)) t
                     RETURNING id)
                 INSERT INTO outbox.delivery (email) SELECT id FROM made RETURNING email
@@ -303,6 +311,71 @@ class Fleet(RuleBasedStateMachine):
                 self.rows[email] = replace(row, relay=None)
         self.check("release")
 
+    @rule()
+    def pause_or_resume(self) -> None:
+        """A person pauses the report that all mail is of, or lets it go on; each is idempotent."""
+        change = pause.end_pause if self.is_paused else pause.begin_pause
+        assert [self.do(change(self.admin, "r", who="ann", why="")) for _ in range(2)] == [True, False]
+        self.is_paused = not self.is_paused
+        self.check("nothing")
+
+    @precondition(lambda self: self.is_paused and self.claims)
+    @rule(who=one, own=picks, foreign=picks)
+    def set_aside(self, who: int, own: list[int], foreign: list[int]) -> None:
+        """A relay sets aside what it may not send; what is not its unmarked claim stays as it is."""
+        relay, claim = self.claims[who % len(self.claims)]
+        given = [claim.email, *choose(list(relay.claims), own), *choose(list(self.rows), foreign)]
+        aside = self.do(pause.set_aside(relay.connection, relay.relay, given))
+        mine = {e for e in given if self.rows[e].state == "pending" and self.rows[e].relay == relay.relay}
+        assert aside == mine
+        for email in mine:
+            relay.claims.pop(email, None)
+            self.rows[email] = replace(self.rows[email], relay=None, is_held=True)
+        self.check("hold")
+
+    @rule(who=one)
+    def take_up(self, who: int) -> None:
+        """A relay takes up what is set aside under a pause that is over."""
+        held = [] if self.is_paused else [email for email, row in self.rows.items() if row.is_held]
+        assert self.do(pause.take_up(self._relay(who).connection)) == len(held)
+        for email in held:
+            self.rows[email] = replace(self.rows[email], is_held=False)
+        self.check("hold")
+
+    @rule(which=one, other=picks)
+    def cancel(self, which: int, other: list[int]) -> None:
+        """A person cancels; only what is pending is, whoever has claimed it."""
+        emails = sorted({list(self.rows)[which % len(self.rows)], *choose(list(self.rows), other)})
+        done = self._operate(Act.CANCEL, emails)
+        assert done == [e for e in emails if self.rows[e].state == "pending"]
+        for email in done:
+            row = self.rows[email]
+            self.rows[email] = replace(row, state="cancelled", relay=None, is_held=False)
+            self.trail[email, row.attempt, None, "cancelled"] += 1
+        self.check("cancel")
+
+    @rule(which=picks, other=picks)
+    def retry(self, which: list[int], other: list[int]) -> None:
+        """A person has sent again what is dead or cancelled, and hastens what waits."""
+        later = self.do(
+            self.admin.fetch("SELECT email FROM outbox.delivery WHERE due_at > now() AND due_at < 'infinity'")
+        )
+        waits = {row["email"] for row in later}
+        emails = choose([e for e, row in self.rows.items() if row.state in ("dead", "cancelled")], which)
+        emails = sorted({*emails, *choose(list(self.rows), other)})
+        for email in self._operate(Act.RETRY, emails):
+            row = self.rows[email]
+            assert row.state in ("dead", "cancelled") or (row.state == "pending" and email in waits)
+            self.trail[email, row.attempt, None, "retried"] += 1
+            if row.state != "pending":
+                self._send_again(email, row.attempt, 0)
+            emails.remove(email)
+        assert not [e for e in emails if self.rows[e].state in ("dead", "cancelled")]
+        self.check("retry")
+
+    def _operate(self, act: Act, emails: list[int]) -> list[int]:
+        return list(self.do(operate(self.admin, act, emails, who="ann", why="", target="some")))
+
     @rule(who=one, how=st.sampled_from(["kill", "close", "evict"]))
     def lose_a_session(self, who: int, how: str) -> None:
         """A relay is killed, ends, or is ended by the server."""
@@ -376,7 +449,10 @@ class Fleet(RuleBasedStateMachine):
     def time_passes(self) -> None:
         """All that was put off is due."""
         self.do(
-            self.admin.execute("UPDATE outbox.delivery SET due_at = now() WHERE state = 'pending' AND due_at > now()")
+            self.admin.execute(
+                "UPDATE outbox.delivery SET due_at = now()"
+                " WHERE state = 'pending' AND due_at > now() AND paused IS NULL"
+            )
         )
         self.check("nothing")
 
@@ -403,7 +479,7 @@ class Fleet(RuleBasedStateMachine):
         """Tries whose session is gone and whose news could still matter; best those that nobody has told of."""
         late = [begun for begun in self.tries if begun.relay not in self.living]
         late = [begun for begun in late if begun.attempt == self.rows[begun.email].attempt]
-        late = [begun for begun in late if not self.rows[begun.email].is_settled]
+        late = [begun for begun in late if self.rows[begun.email].state not in ("sent", "dead")]
         return [begun for begun in late if not begun.is_told] or late
 
     def _relay(self, who: int) -> Living:
@@ -443,6 +519,7 @@ class Fleet(RuleBasedStateMachine):
                 suspects=min(room, 1),
             )
         )
+        assert done.held == ({"r"} if self.is_paused else set())
         touched = self._settle(news, done.settled, before)
         assert set(done.marked) == {
             email
@@ -581,7 +658,9 @@ class Fleet(RuleBasedStateMachine):
         rows, trail, locks, ended = self.do(self.admin.fetchrow(LOOK, RELAY_LOCKS))
         found = {row["email"]: row for row in json.loads(rows)}
         assert {
-            email: Row(r["state"], r["attempt"], r["withdrawn"], r["relay"], r["orphaned"])
+            email: Row(
+                r["state"], r["attempt"], r["withdrawn"], r["relay"], r["orphaned"], is_held=r["paused"] is not None
+            )
             for email, r in found.items()
         } == self.rows
         for email, row in found.items():
@@ -625,7 +704,16 @@ def url(postgres_server: Any) -> Iterator[str]:
         await admin.execute(statement)
         await admin.close()
 
+    async def give_all_mail_one_report(url: str) -> None:
+        admin = await asyncpg.connect(url)
+        await admin.execute(
+            "INSERT INTO outbox.edition (report, period, starts_at, ends_at) VALUES ('r', 'now', now(), 'infinity');"
+            "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'k', 't', 't', 'h')"
+        )
+        await admin.close()
+
     asyncio.run(administer("CREATE DATABASE ledger_machine TEMPLATE outbox_template"))
+    asyncio.run(give_all_mail_one_report(postgres_server.database_url("ledger_machine")))
     yield postgres_server.database_url("ledger_machine")
     asyncio.run(administer("DROP DATABASE ledger_machine WITH (FORCE)"))
 

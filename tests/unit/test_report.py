@@ -1,3 +1,5 @@
+import html
+import re
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -311,10 +313,33 @@ def test_rows_of_any_shape_render_to_well_formed_markup(rows):
     assert rendered.text.endswith("\n")
 
 
+def test_a_digest_shows_every_report_and_its_link_in_both_bodies_and_on_the_page():
+    rows = [
+        {"id": n, "report": "sales", "title": f"Sales {MARK} {n}", "period": "2026-W47", "made_at": MONDAY,
+         "waiting": 101, "link": f"https://reports.example.com/r/{n:022}?a=1&b=2"} for n in range(100)
+    ]  # fmt: skip
+    rendered = Templates(None, "digest").render(context(rows, report="digest", title="Your reports"))
+    assert rendered.subject == "Your reports: 16 \u2013 22 November 2026"
+    assert [line for line in rendered.text.splitlines() if line.startswith("https://")] == [
+        *(row["link"] for row in rows), "https://reports.example.com/r/3f9a",
+    ]  # fmt: skip
+    for markup in (rendered.html, rendered.page):
+        Balance(markup)
+        assert "<script" not in markup
+        hrefs = [html.unescape(href) for href in re.findall(r'href="([^"]*)"', markup)]
+        assert hrefs[:100] == [row["link"] for row in rows]
+    assert "1 more waits for the next email" in rendered.text
+    assert "1 more waits for the next email" in rendered.html
+    one = Templates(None, "digest").render(context([rows[0] | {"waiting": 1}], report="digest", link=""))
+    assert "This report is ready for you." in one.text
+    assert "more" not in one.text + one.page
+
+
 def test_the_packaged_templates_are_all_there():
-    assert sorted(path.name for path in PACKAGED.iterdir()) == [
-        "email.html.j2",
-        "email.txt.j2",
-        "report.html.j2",
-        "subject.txt.j2",
-    ]
+    for directory in (PACKAGED, PACKAGED / "digest"):
+        assert sorted(path.name for path in directory.glob("*.j2")) == [
+            "email.html.j2",
+            "email.txt.j2",
+            "report.html.j2",
+            "subject.txt.j2",
+        ]

@@ -92,6 +92,30 @@ ONE_FAULT = [
     ("lease_s = 4", "guard_s: 5 is not below lease_s; write less than 4."),
     ("[retry]\nbase_s = 7200", "retry.max_s: 3600 is below base_s; write at least 7200."),
     ("[retry]\nattempts_max = 0", "retry.attempts_max: 0 is too small; write 1 or more."),
+    # schedules
+    (
+        f'{REPORT}schedule = "60 6 * * mon"',
+        (
+            'reports.progress.schedule: "60 6 * * mon" has an unknown minute; write one like "0 6 * * mon"'
+            " (minute, hour, day of month, month, day of week)."
+        ),
+    ),
+    (
+        f'{REPORT}schedule = "@weekly"',
+        (
+            'reports.progress.schedule: this has 1 field instead of 5; write one like "0 6 * * mon"'
+            " (minute, hour, day of month, month, day of week)."
+        ),
+    ),
+    (f"{REPORT}schedule = 6", "reports.progress.schedule: is not text; put it in quotes."),
+    (
+        f'{REPORT}schedule = "0 6 * * mon"\ncatch_up = "soon"',
+        'reports.progress.catch_up: "soon" is no length of time; write one like "48h", "90min" or "5d".',
+    ),
+    (
+        f'{REPORT}catch_up = "12h"',
+        ('reports.progress.catch_up: stands without a schedule; write one beside it, like schedule = "0 6 * * mon".'),
+    ),
     # names
     (
         "conections_max = 3",
@@ -251,6 +275,33 @@ ONE_FAULT = [
         "reports.progress.title: has a line break or another control character; write it on one line.",
     ),
 ]
+
+
+def test_the_digest_is_a_report_without_queries_that_must_be_there_when_one_is_collected():
+    collected, link = REPORT + 'deliver = "digest"\n', 'link = "https://x/{token}"\n'
+    settings = read(f"{collected}[digest]\n{link}")
+    assert settings.reports["progress"].is_collected
+    assert settings.report("digest") == settings.digest
+    assert (settings.digest.title, settings.digest.cadence, settings.digest.is_collected) == (
+        "Your reports",
+        "weekly",
+        False,
+    )
+    assert read(collected, OUTBOX_DIGEST=f"{{{link.strip()}}}").digest == settings.digest
+    assert list(settings.editions) == ["progress", "digest"]
+    (missing,) = faults(collected)
+    assert missing.startswith(
+        'digest: is missing, but reports.progress has deliver = "digest"; write a table [digest] '
+    )
+    wrong = faults(f'{collected}send_before = "2h"\n[digest]\n{link}data = "x"\ncadense = "daily"')
+    assert [fault.partition(";")[0] for fault in wrong] == [
+        "reports.progress.deliver: stands beside send_before, but the report has no email of its own",
+        "digest.data: is not a key that outbox knows",
+        "digest.cadense: is not a key that outbox knows",
+    ]
+    assert faults(REPORT.replace("[reports.progress]", "[reports.digest]")) == [
+        "reports: no report can be called digest, since that is the name of the digest; call it otherwise."
+    ]
 
 
 @pytest.mark.parametrize(("text", "sentence"), ONE_FAULT)

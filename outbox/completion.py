@@ -1,0 +1,234 @@
+"""When an edition is complete: it is noted, and the dead man's switch is called. Beside the relay, never in its way.
+
+Complete is an edition of which `generate` has seen all recipients, each has a report, and each report's email was
+sent, or a person decided that it is not to be (`outbox cancel`, `outbox resolve --discard`). A dead letter about which
+nobody has decided, doubt, an expired email: not complete, so that the switch's silence tells of them. A report that
+goes into a digest is done when a digest has taken it up.
+
+`edition.completed_at` is written after the call has succeeded: at least once, and sometimes by two relays.
+"""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+import asyncpg
+
+from outbox import __version__
+from outbox.address import DatabaseUrl
+from outbox.database import LOST_SESSION, connect
+from outbox.errors import OutboxError
+from outbox.log import Events
+from outbox.relay import Relay
+
+log = Events("outbox.relay")
+
+CHECK_S: Final = 0.5
+PAUSE_S: Final = 3.0  # between two looks while emails go out; each relay of a fleet takes its share
+PAUSE_MAX_S: Final = 60.0
+COST_MAX: Final = 100  # between two looks passes so many times as long as one took
+IDLE_S: Final = 300.0
+STATEMENT_MAX_S: Final = 30.0
+CLOSE_TIMEOUT_S: Final = 2.0
+CALL_TIMEOUT_S: Final = 10.0
+CALL_PAUSES_S: Final = (1.0,)  # between the tries of one call
+CALL_AGAIN_S: Final = 30.0
+LAST_LOOK_S: Final = 20.0
+
+CANDIDATES: Final = """
+SELECT id, report, period, expected FROM outbox.edition
+ WHERE completed_at IS NULL AND created_at > now() - interval '40 days'
+   AND (expected IS NOT NULL OR created_at > now() - interval '1 hour')
+ ORDER BY id LIMIT 100
+"""
+
+MADE: Final = "SELECT count(*) FROM outbox.report WHERE edition = $1"
+
+# From what is open, by its index: while much is, the first that is found answers.
+OPEN: Final = """
+SELECT EXISTS (SELECT FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
+                 JOIN outbox.report r ON r.id = m.report
+                WHERE d.settled_at IS NULL AND r.edition = $1)
+"""
+
+# All of it is looked at, so this comes last, and mostly once in an edition's life.
+UNDONE: Final = """
+SELECT EXISTS (
+    SELECT FROM outbox.report r
+      LEFT JOIN outbox.email m ON m.report = r.id
+      LEFT JOIN outbox.delivery d ON d.email = m.id
+     WHERE r.edition = $1
+       AND CASE WHEN m.id IS NULL
+                THEN NOT EXISTS (SELECT FROM outbox.digest_item i WHERE i.report = r.id AND i.digest IS NOT NULL)
+                WHEN d.state IN ('sent', 'cancelled') THEN false
+                ELSE d.state IS DISTINCT FROM 'dead'
+                     OR NOT EXISTS (SELECT FROM outbox.attempt a
+                                     WHERE a.email = m.id AND a.attempt = d.attempt AND a.verdict = 'resolved')
+           END)
+"""
+
+COMPLETE: Final = "UPDATE outbox.edition SET completed_at = now() WHERE id = $1 AND completed_at IS NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An edition that is not known to be complete; `expected` is None while `generate` has not seen everybody."""
+
+    id: int
+    report: str
+    period: str
+    expected: int | None
+
+    def put_into(self, url: str) -> str:
+        """The URL with this edition in the places of `{edition}`, `{report}` and `{period}`, percent-encoded."""
+        names = {"edition": f"{self.report} {self.period}", "report": self.report, "period": self.period}
+        for name, value in names.items():
+            url = url.replace(f"{{{name}}}", quote(value, safe=""))
+        return url
+
+
+async def is_complete(connection: Any, edition: Candidate) -> bool:
+    """Whether it is; cheap while it is far from it."""
+    if edition.expected is None or await connection.fetchval(MADE, edition.id) < edition.expected:
+        return False
+    return not (await connection.fetchval(OPEN, edition.id) or await connection.fetchval(UNDONE, edition.id))
+
+
+class Completion:
+    """Looks for editions that have become complete, beside a relay and over a connection of its own.
+
+    It looks when emails were settled, every few seconds at most, once more after the last of them, and every five
+    minutes in any case: what others settled or a person decided counts, too.
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        assert relay.settings.database_url is not None
+        self.database_url: DatabaseUrl = relay.settings.database_url
+        self.dead_man_url = relay.settings.dead_man_url
+        self.relay = relay
+        self._settled = 0
+        self._looks_left = 1
+        self._look_at = 0.0
+        self._idle_at = 0.0
+
+    async def watch(self) -> None:
+        """For ever: look when there may be news."""
+        while True:
+            await asyncio.sleep(CHECK_S)
+            now = time.monotonic()
+            settled = self.relay.counts.total()
+            if settled != self._settled:
+                self._settled, self._looks_left = settled, 2
+            if self.relay.holds_session and now >= (self._look_at if self._looks_left else self._idle_at):
+                await self._look_safely()
+
+    async def last_look(self) -> None:
+        """One look at the end of a relay that was to empty the outbox, since nobody may be there to look later."""
+        try:
+            async with asyncio.timeout(LAST_LOOK_S):
+                await self._look_safely()
+        except TimeoutError:
+            log.warning("completion_late", "there was no time to see whether an edition is complete")
+
+    async def _look_safely(self) -> None:
+        """Look, and outlive what Postgres or a fault of ours makes of it."""
+        began_at = time.monotonic()
+        self._looks_left = max(self._looks_left - 1, 0)
+        try:
+            unfinished, uncalled = await self._look()
+            self._looks_left = max(self._looks_left, int(unfinished or uncalled))
+            pause_s = CALL_AGAIN_S if uncalled else PAUSE_S
+        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError, TimeoutError) as error:
+            log.warning("completion_unknown", "nobody could see whether an edition is complete: {reason}", reason=error)
+            self._looks_left, pause_s = 1, CALL_AGAIN_S
+        now = time.monotonic()
+        shared_s = min(pause_s * max(self.relay.pool.pace.alive / 2, 1.0), PAUSE_MAX_S)
+        jitter = 0.8 + 0.4 * random.random()  # noqa: S311 - not a secret
+        self._look_at = now + max(shared_s, COST_MAX * (now - began_at)) * jitter
+        self._idle_at = now + max(IDLE_S, COST_MAX * (now - began_at)) * jitter
+
+    async def _look(self) -> tuple[bool, bool]:
+        """Whether an edition is being made at this moment, and whether a call failed."""
+        ways = {"statement_timeout": str(int(STATEMENT_MAX_S * 1000)), "jit": "off"}
+        connection = await connect(self.database_url, application="outbox completion", settings=ways)
+        try:
+            editions = [Candidate(*row) for row in await connection.fetch(CANDIDATES)]
+            failed = False
+            for edition in editions:
+                if await is_complete(connection, edition):
+                    failed = not await self._complete(connection, edition) or failed
+            return any(edition.expected is None for edition in editions), failed
+        finally:
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
+
+    async def _complete(self, connection: Any, edition: Candidate) -> bool:
+        """Call, then note it; False if the call failed."""
+        fields = {"edition": f"{edition.report} {edition.period}", "emails": edition.expected}
+        if self.dead_man_url is not None:
+            place = urlsplit(self.dead_man_url).hostname  # the rest of it may be a secret
+            fault = await call(edition.put_into(self.dead_man_url))
+            if fault is not None:
+                log.warning(
+                    "dead_man_failed",
+                    "{edition} is complete, but dead_man_url at {place} cannot be called ({reason}); trying again",
+                    **fields,
+                    place=place,
+                    reason=fault,
+                )
+                return False
+            log.info("dead_man_called", "{edition} is complete, and dead_man_url was called", **fields, place=place)
+        if str(await connection.execute(COMPLETE, edition.id)).endswith(" 1"):
+            log.info("edition_complete", "{edition} is complete: {emails} recipients", **fields)
+        return True
+
+
+async def call(url: str, pauses_s: Sequence[float] = CALL_PAUSES_S) -> str | None:
+    """GET it, a few times if need be; None if the answer was 2xx, else what was wrong at last."""
+    fault: str | None = None
+    for pause_s in (*pauses_s, None):
+        fault = await _in_thread(url)
+        if fault is None or pause_s is None:
+            break
+        await asyncio.sleep(pause_s)
+    return fault
+
+
+async def _in_thread(url: str) -> str | None:
+    """One GET, in a thread that nobody waits for at the end: a server may keep it for `CALL_TIMEOUT_S` and longer."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[str | None] = loop.create_future()
+
+    def tell(fault: str | None) -> None:
+        if not answer.done():
+            answer.set_result(fault)
+
+    def get() -> None:
+        fault = _get(url)
+        try:
+            loop.call_soon_threadsafe(tell, fault)
+        except RuntimeError:
+            return  # the loop is closed: the relay has ended
+
+    threading.Thread(target=get, name="dead man", daemon=True).start()
+    try:
+        async with asyncio.timeout(2 * CALL_TIMEOUT_S):
+            return await answer
+    except TimeoutError:
+        return "no answer"
+
+
+def _get(url: str) -> str | None:
+    import urllib.request
+
+    request = urllib.request.Request(url, headers={"User-Agent": f"outbox-mail/{__version__}"})  # noqa: S310 - checked
+    try:
+        with urllib.request.urlopen(request, timeout=CALL_TIMEOUT_S) as answer:  # noqa: S310 - http or https: settings
+            answer.read(1024)
+    except Exception as error:  # noqa: BLE001 - urllib lets through whatever sockets, TLS and its parsers raise
+        return str(error) or type(error).__name__
+    return None

@@ -1,0 +1,133 @@
+"""The digest: a report over reports. One email per address and period tells of all that wait for it.
+
+A report with `deliver = "digest"` is made like any other, and an item in `outbox.digest_item` stands where its email
+would: open, until a digest takes it up. The digest itself is a report like any other, too, whose two queries are ours:
+its recipients are the addresses that have open items, its rows are these items. It is committed together with the end
+of its items, all of which must still be open then, so no item is told of twice; what comes later stays open for the
+next period's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import ARRAY, BigInteger, Text, bindparam, text
+
+from outbox.settings import DIGEST
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+ITEMS_MAX: Final = 100  # in one email, so that mail clients do not clip it; the rest is the next period's
+
+# Who has this edition's digest already is owed it, too, like somebody whose report is made. An item whose report
+# somebody has deleted has nothing behind its link.
+RECIPIENTS: Final = f"""
+WITH waiting AS (
+    SELECT i.address, (array_agg(i.name ORDER BY i.report DESC) FILTER (WHERE i.name <> ''))[1] AS name
+      FROM outbox.digest_item i JOIN outbox.report r ON r.id = i.report
+     WHERE i.digest IS NULL GROUP BY i.address
+), told AS (
+    SELECT r.recipient_key FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition
+     WHERE e.report = '{DIGEST}' AND e.period = :period
+)
+SELECT coalesce(w.address, t.recipient_key) AS key, coalesce(w.address, t.recipient_key) AS email, w.name
+  FROM waiting w FULL JOIN told t ON t.recipient_key = w.address
+"""
+
+# What waits for an address, oldest first; `waiting` counts all of it.
+ITEMS: Final = f"""
+SELECT n.key, i.id, e.report, i.title, e.period, i.link, i.made_at, i.waiting
+  FROM unnest(:keys) AS n (key)
+ CROSS JOIN LATERAL (
+    SELECT r.id, r.edition, r.title, o.link, r.created_at AS made_at, count(*) OVER () AS waiting
+      FROM outbox.digest_item o JOIN outbox.report r ON r.id = o.report
+     WHERE o.digest IS NULL AND o.address = n.key ORDER BY r.id LIMIT {ITEMS_MAX}
+ ) i
+  JOIN outbox.edition e ON e.id = i.edition
+ ORDER BY i.id
+"""
+
+WAITING: Final = text("SELECT count(*) FROM outbox.digest_item WHERE digest IS NULL")
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A report that was made and is told of by a digest; `key` is what its email's would be."""
+
+    recipient_key: str
+    token: str
+    title: str
+    html: str
+    key: str
+    address: str
+    name: str
+    link: str
+
+
+# As `enqueue.ENQUEUE`, with an item for the email. A recipient who has an email under this key, from a time before the
+# report was collected, was told, or will be.
+COLLECT: Final = text("""
+WITH made AS (
+    SELECT * FROM unnest(:recipient_keys, :tokens, :titles, :htmls, :keys, :addresses, :names, :links)
+        AS m (recipient_key, token, title, html, key, address, name, link)
+), report AS (
+    INSERT INTO outbox.report (edition, recipient_key, token, title, html)
+    SELECT CAST(:edition AS integer), recipient_key, token, title, html FROM made ORDER BY recipient_key
+    ON CONFLICT (edition, recipient_key) DO NOTHING
+    RETURNING id, recipient_key
+), item AS (
+    INSERT INTO outbox.digest_item (report, address, name, link)
+    SELECT r.id, m.address, nullif(m.name, ''), m.link FROM report r JOIN made m USING (recipient_key)
+     WHERE (SELECT e.id FROM outbox.email e WHERE e.key = m.key) IS NULL
+)
+SELECT count(*) FROM report
+""").bindparams(
+    *(
+        bindparam(name, type_=ARRAY(Text))
+        for name in ("recipient_keys", "tokens", "titles", "htmls", "keys", "addresses", "names", "links")
+    )
+)
+
+
+async def collect(connection: "AsyncConnection", edition: int, reports: Sequence[Collected]) -> int:
+    """Write the reports with their items, in the caller's transaction; gives how many were new."""
+    made = await connection.scalar(
+        COLLECT,
+        {
+            "edition": edition,
+            "recipient_keys": [r.recipient_key for r in reports],
+            "tokens": [r.token for r in reports],
+            "titles": [r.title for r in reports],
+            "htmls": [r.html for r in reports],
+            "keys": [r.key for r in reports],
+            "addresses": [r.address for r in reports],
+            "names": [r.name for r in reports],
+            "links": [r.link for r in reports],
+        },
+    )
+    return int(made or 0)
+
+
+# In the order of ids, so that two digests with common items wait for each other instead of deadlocking. Who waited
+# sees the row as the other left it: what was taken up meanwhile does not come back (PostgreSQL docs, 13.2.1).
+HOLD: Final = text("""
+SELECT i.report FROM outbox.digest_item i WHERE i.report = ANY (:items) AND i.digest IS NULL
+ ORDER BY i.report FOR UPDATE
+""").bindparams(bindparam("items", type_=ARRAY(BigInteger)))
+
+
+async def hold(connection: "AsyncConnection", items: Sequence[int]) -> frozenset[int]:
+    """Those of the items that are open, which they stay for others than the caller until its transaction ends."""
+    return frozenset((await connection.scalars(HOLD, {"items": items})).all())
+
+
+TAKE_UP: Final = text("""
+UPDATE outbox.digest_item i SET digest = n.digest FROM unnest(:items, :digests) AS n (item, digest)
+ WHERE i.report = n.item AND i.digest IS NULL
+""").bindparams(bindparam("items", type_=ARRAY(BigInteger)), bindparam("digests", type_=ARRAY(BigInteger)))
+
+
+async def take_up(connection: "AsyncConnection", items: Sequence[tuple[int, int]]) -> None:
+    """End items that are held, each by the digest that tells of it."""
+    await connection.execute(TAKE_UP, {"items": [item for item, _ in items], "digests": [by for _, by in items]})

@@ -1,0 +1,160 @@
+"""The fleet as the database knows it, for who measures: read now and then over a connection of its own.
+
+Nothing here walks over what is settled, and what is open is counted to `COUNT_MAX` only. A look is kept for at least
+`FRESH_S`, and for twenty times as long as it took: who asks often keeps Postgres busy for a twentieth of the time.
+"""
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+import asyncpg
+
+from outbox.address import DatabaseUrl
+from outbox.database import BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
+from outbox.errors import OutboxError, SchemaError
+from outbox.schema import require_current
+
+FRESH_S: Final = 5.0
+COST_MAX: Final = 20  # a look is kept for so many times as long as it took
+LOOK_MAX_S: Final = 5.0
+CLOSE_TIMEOUT_S: Final = 2.0
+SCHEMA_EVERY_S: Final = 60.0
+COUNT_MAX: Final = 100_000
+STATES: Final = ("pending", "paused", "sending", "in_doubt")
+
+
+@dataclass(frozen=True, slots=True)
+class EditionGauge:
+    """The newest edition of a report. `made` is not counted any more once it is complete."""
+
+    report: str
+    period: str
+    expected: int | None
+    made: int
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """One look. `trouble` is why there is nothing else in it."""
+
+    trouble: str | None = None
+    schema_fits: bool = True
+    deliveries: dict[str, int] = field(default_factory=dict)
+    oldest_due_s: float = 0.0
+    relays: int = 0
+    routes_paused: int = 0
+    editions_incomplete: int = 0
+    editions: tuple[EditionGauge, ...] = ()
+
+
+# Each by an index of what is open: in the order of when it is due, but for what is never due by itself.
+COUNTS: Final = """
+SELECT state, count(*) FROM (
+    SELECT state FROM outbox.delivery
+     WHERE settled_at IS NULL AND due_at < 'infinity' AND state IN ('pending', 'sending') ORDER BY due_at LIMIT $1) d
+ GROUP BY state
+UNION ALL
+SELECT 'in_doubt', count(*) FROM (
+    SELECT FROM outbox.delivery WHERE settled_at IS NULL AND doubted_at IS NOT NULL ORDER BY due_at LIMIT $1) d
+UNION ALL
+SELECT 'paused', count(*) FROM (
+    SELECT FROM outbox.delivery WHERE settled_at IS NULL AND paused IS NOT NULL AND state = 'pending' LIMIT $1) d
+"""
+
+OLDEST_DUE: Final = """
+SELECT coalesce(extract(epoch FROM now() - (
+    SELECT due_at FROM outbox.delivery
+     WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND due_at <= now() ORDER BY due_at LIMIT 1
+)), 0)::float8
+"""
+
+RELAYS: Final = """
+SELECT count(*) FROM outbox.relay r
+  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
+                 AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
+                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ WHERE r.ended_at IS NULL
+"""
+
+# A pause that nobody has tried to end for a minute is nobody's any more.
+ROUTES: Final = "SELECT count(*) FROM outbox.route WHERE retry_at > now() - interval '1 minute'"
+
+INCOMPLETE: Final = """
+SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL AND created_at > now() - interval '40 days'
+"""
+
+EDITIONS: Final = """
+SELECT e.report, e.period, e.expected,
+       CASE WHEN e.completed_at IS NULL THEN (SELECT count(*) FROM outbox.report r WHERE r.edition = e.id)
+            ELSE e.expected END,
+       e.completed_at IS NOT NULL
+  FROM (SELECT DISTINCT ON (report) * FROM outbox.edition WHERE created_at > now() - interval '40 days'
+         ORDER BY report, starts_at DESC, id DESC LIMIT 100) e
+"""
+
+
+async def read_fleet(url: DatabaseUrl) -> Fleet:
+    """One look, from one snapshot but for the locks.
+
+    Raises:
+        OutboxError: the database does not answer, or its schema does not fit any more.
+
+    """
+    ways = {"statement_timeout": str(int(LOOK_MAX_S * 1000)), "default_transaction_read_only": "on", "jit": "off"}
+    connection = await connect(url, application="outbox metrics", settings=ways, timeout_s=LOOK_MAX_S)
+    try:
+        await require_current(connection)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute(BY_INDEX)
+            found = dict(await connection.fetch(COUNTS, COUNT_MAX))
+            return Fleet(
+                deliveries={state: found.get(state, 0) for state in STATES},
+                oldest_due_s=await connection.fetchval(OLDEST_DUE),
+                relays=await connection.fetchval(RELAYS, RELAY_LOCKS),
+                routes_paused=await connection.fetchval(ROUTES),
+                editions_incomplete=await connection.fetchval(INCOMPLETE),
+                editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS)),
+            )
+    finally:
+        await connection.close(timeout=CLOSE_TIMEOUT_S)
+
+
+class FleetReader:
+    """Looks at the fleet from any thread that may block, one at a time; the others get what that one saw."""
+
+    def __init__(self, url: DatabaseUrl) -> None:
+        self.url = url
+        self._lock = threading.Lock()
+        self._seen = Fleet("nobody has looked yet")
+        self._fresh_until = 0.0
+        self._seen_at = -SCHEMA_EVERY_S
+
+    def look(self) -> Fleet:
+        """The fleet as of now or a little ago; never raises for what may be wrong with the database."""
+        with self._lock:
+            began_at = time.monotonic()
+            if began_at >= self._fresh_until:
+                self._seen = asyncio.run(self._look())
+                self._seen_at = ended_at = time.monotonic()
+                self._fresh_until = ended_at + max(FRESH_S, COST_MAX * (ended_at - began_at))
+            return self._seen
+
+    def schema_fault(self) -> str | None:
+        """Why the schema does not fit, as of the last `SCHEMA_EVERY_S`; None if it does, or nobody knows."""
+        with self._lock:
+            is_old = time.monotonic() >= self._seen_at + SCHEMA_EVERY_S
+        seen = self.look() if is_old else self._seen
+        return None if seen.schema_fits else seen.trouble
+
+    async def _look(self) -> Fleet:
+        try:
+            async with asyncio.timeout(2 * LOOK_MAX_S):
+                return await read_fleet(self.url)
+        except SchemaError as error:
+            return Fleet(str(error), schema_fits=False)
+        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError, TimeoutError) as error:
+            return Fleet(str(error) or type(error).__name__)

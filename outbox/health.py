@@ -1,0 +1,64 @@
+"""Whether a relay lives and is ready, for those who may restart it: systemd, Kubernetes, a load balancer's probe.
+
+*It lives* while its event loop turns and its corridor makes progress: within four leases it took a turn (each of which
+ticks or waits for something to do, a third of a lease at most) or ended a try to get a session. A relay that waits for
+Postgres with tries lives; one whose loop or corridor hangs does not, and only a restart helps.
+
+*It is ready* while it lives, holds its session, and the mail server is not known to be broken. It opened its session
+on a schema that fits; what became of that since is looked at by whoever asks (`fleet`).
+"""
+
+import asyncio
+import time
+from typing import Final
+
+from outbox.notify import Notifier
+from outbox.relay import OPEN_LEASES_MAX, Relay
+
+BEAT_S: Final = 0.5
+LOOP_HUNG_S: Final = 10.0
+STATUS_EVERY_S: Final = 5.0
+
+
+class Health:
+    """What is known of one relay's health, kept by `watch` on its loop and read from any thread."""
+
+    def __init__(self, relay: Relay, notifier: Notifier) -> None:
+        self.relay = relay
+        self.notifier = notifier
+        self.progress_within_s = (OPEN_LEASES_MAX + 1) * relay.settings.lease_s
+        self._beat_at = time.monotonic()
+        self._hindrances = ["it has only begun"]
+
+    def faults(self) -> list[str]:
+        """Why it does not live; nothing if it does."""
+        now = time.monotonic()
+        if now - self._beat_at > LOOP_HUNG_S:
+            return [f"the event loop has not turned for {now - self._beat_at:.0f} s"]
+        still_s = now - self.relay.turned_at
+        return [f"the relay has made no progress for {still_s:.0f} s"] if still_s > self.progress_within_s else []
+
+    def hindrances(self) -> list[str]:
+        """Why it is not ready; nothing if it is. At most `BEAT_S` old while the loop turns."""
+        return self.faults() or list(self._hindrances)
+
+    async def watch(self) -> None:
+        """For ever: look at the relay, and tell the service manager; who is not called does not tell it."""
+        told_ready = False
+        watchdog_s = self.notifier.watchdog_s
+        pings_at = status_at = 0.0
+        while True:
+            now = self._beat_at = time.monotonic()
+            before, self._hindrances = self._hindrances, self.relay.hindrances()
+            if not told_ready and self.relay.holds_session:
+                told_ready = True
+                self.notifier.ready()
+            if self.relay.stopping:
+                self.notifier.stopping()
+            if watchdog_s is not None and now >= pings_at and not self.faults():
+                pings_at = now + watchdog_s / 3
+                self.notifier.progress()
+            if now >= status_at or self._hindrances != before:
+                status_at = now + STATUS_EVERY_S
+                self.notifier.status("; ".join(self._hindrances) or f"relaying; {self.relay.summary()}")
+            await asyncio.sleep(min(BEAT_S, (watchdog_s or 1.0) / 3))

@@ -1,0 +1,167 @@
+"""What people hold back: a report, or the whole fleet, from `outbox pause` to `outbox resume`.
+
+A pause is a row. Each tick reads the rows that there are, normally none, so a relay obeys from its next tick on. While
+the fleet is paused nobody claims. While a report is paused its mail is claimed as ever and set aside at once: due at
+infinity, with the report's name in `paused`, so that it hinders nobody. What is set aside under a pause that is over
+any relay takes up again; so a pause that ends while a relay sets mail aside leaves nothing behind.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from outbox.database import CHANNEL, storable
+
+FLEET: Final = ""
+TAKEN_UP_AT_ONCE: Final = 1000
+
+# Only what is still this relay's unmarked claim. What belongs to no report is held back with the fleet only.
+SET_ASIDE: Final = """
+UPDATE outbox.delivery d
+   SET paused = e.report, due_at = 'infinity', relay = NULL
+  FROM outbox.email m
+  JOIN outbox.report r ON r.id = m.report
+  JOIN outbox.edition e ON e.id = r.edition
+  JOIN outbox.pause p ON p.report = e.report
+ WHERE d.email = ANY ($1::bigint[]) AND d.relay = $2 AND d.state = 'pending' AND m.id = d.email
+RETURNING d.email
+"""
+
+
+async def set_aside(connection: Any, relay: int, emails: Sequence[int]) -> frozenset[int]:
+    """Set aside which of a relay's unmarked claims belong to a paused report; gives those."""
+    if not emails:
+        return frozenset()
+    return frozenset(row["email"] for row in await connection.fetch(SET_ASIDE, emails, relay))
+
+
+# The names under which something is set aside, each found by one step in the index, however much lies under it.
+_NAMES: Final = """
+names AS (
+    (SELECT paused FROM outbox.delivery WHERE settled_at IS NULL AND paused IS NOT NULL ORDER BY paused LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.paused FROM outbox.delivery d
+             WHERE d.settled_at IS NULL AND d.paused IS NOT NULL AND d.paused > n.paused ORDER BY d.paused LIMIT 1)
+      FROM names n WHERE n.paused IS NOT NULL
+), ended AS (
+    SELECT paused FROM names n
+     WHERE paused IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.pause p WHERE p.report = n.paused)
+)"""
+
+TAKE_UP: Final = f"""
+WITH RECURSIVE {_NAMES}, chosen AS (
+    SELECT d.email FROM ended n
+     CROSS JOIN LATERAL (SELECT email FROM outbox.delivery
+                          WHERE settled_at IS NULL AND paused = n.paused AND state = 'pending'
+                          LIMIT $1 FOR UPDATE SKIP LOCKED) d
+     LIMIT $1
+)
+UPDATE outbox.delivery d SET paused = NULL, due_at = now() FROM chosen c WHERE d.email = c.email
+"""
+
+
+async def take_up(connection: Any) -> int:
+    """Make due what is set aside under pauses that are over; gives how many, at most `TAKEN_UP_AT_ONCE`."""
+    return int((await connection.execute(TAKE_UP, TAKEN_UP_AT_ONCE)).rpartition(" ")[2])
+
+
+# What is not set aside is due some day; what is set aside is not by itself.
+HELD: Final = f"""
+WITH RECURSIVE {_NAMES}
+SELECT EXISTS (SELECT FROM outbox.pause WHERE report = '')
+       OR (NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND due_at < 'infinity'
+                          AND state IN ('pending', 'sending'))
+           AND NOT EXISTS (SELECT FROM ended))
+"""
+
+
+async def is_held(connection: Any) -> bool:
+    """Whether nothing is left to send but what a pause holds back."""
+    return bool(await connection.fetchval(HELD))
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause in force, and how many emails wait under it, set aside or not yet; `report` is '' for the fleet."""
+
+    report: str
+    since: datetime
+    who: str
+    why: str
+    waiting: int
+
+    @property
+    def target(self) -> str:
+        """What is paused, as people say it."""
+        return spoken(self.report)
+
+    @property
+    def remedy(self) -> str:
+        """The command that ends it."""
+        return f"outbox resume {self.report}".rstrip()
+
+
+def spoken(report: str) -> str:
+    """What a pause of this name holds back, as people say it."""
+    return report or "the fleet"
+
+
+PAUSES: Final = """
+SELECT p.report, p.since, p.who, p.why,
+       (SELECT count(*) FROM outbox.delivery d
+          JOIN outbox.email m ON m.id = d.email
+          LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition
+         WHERE d.settled_at IS NULL AND d.state = 'pending' AND d.due_at <= 'infinity'
+           AND (p.report = '' OR e.report = p.report))
+  FROM outbox.pause p ORDER BY p.report
+"""
+
+
+async def read_pauses(connection: Any) -> list[Pause]:
+    """All pauses in force: the fleet's first."""
+    return [Pause(*row) for row in await connection.fetch(PAUSES)]
+
+
+STATEMENTS: Final = (SET_ASIDE, TAKE_UP, HELD, PAUSES)
+
+KNOWN: Final = """
+SELECT EXISTS (SELECT FROM outbox.definition WHERE report = $1) OR EXISTS (SELECT FROM outbox.edition WHERE report = $1)
+"""
+
+
+async def is_known(connection: Any, report: str) -> bool:
+    """Whether the fleet has ever generated a report of that name."""
+    return storable(report) == report and bool(await connection.fetchval(KNOWN, report))
+
+
+# The operation is written only where something changed: a pause that is there already stays its author's.
+BEGIN: Final = """
+WITH begun AS (
+    INSERT INTO outbox.pause (report, who, why) VALUES ($1, $2, $3) ON CONFLICT (report) DO NOTHING RETURNING 1
+)
+INSERT INTO outbox.operation (who, what, target, why, emails) SELECT $2, 'pause', $4, $3, 0 FROM begun
+"""
+
+END: Final = """
+WITH ended AS (
+    DELETE FROM outbox.pause WHERE report = $1 RETURNING 1
+)
+INSERT INTO outbox.operation (who, what, target, why, emails) SELECT $2, 'resume', $4, $3, $5::bigint FROM ended
+"""
+
+
+async def begin_pause(connection: Any, report: str, *, who: str, why: str) -> bool:
+    """Hold back a report, or the fleet; False if that is so already, and then nothing is changed."""
+    async with connection.transaction():
+        done = await connection.execute(BEGIN, report, storable(who), storable(why), spoken(report))
+        await connection.execute(f"NOTIFY {CHANNEL}")
+    return bool(done.endswith(" 1"))
+
+
+async def end_pause(connection: Any, report: str, *, who: str, why: str, waiting: int = 0) -> bool:
+    """Let a report, or the fleet, go on; False if it is not paused. `waiting` is kept with the operation."""
+    async with connection.transaction():
+        done = await connection.execute(END, report, storable(who), storable(why), spoken(report), waiting)
+        await connection.execute(f"NOTIFY {CHANNEL}")
+    return bool(done.endswith(" 1"))

@@ -1,0 +1,183 @@
+"""The whole story of one email: what it is, how it stands, each try and each decision. The message is taken apart here.
+
+The token of its report, the only key to the page, is in the message alone.
+"""
+
+import shlex
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from typing import Any, Final
+
+from outbox.database import storable
+from outbox.errors import OutboxError
+from outbox.failover import REMAINS
+from outbox.pause import Pause, read_pauses
+from outbox.prune import PRUNED
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One line of an email's trail: a try of a relay, or a decision, which has no relay."""
+
+    attempt: int
+    verdict: str
+    relay: int | None
+    host: str | None
+    pid: int | None
+    reply: str
+    marked_at: datetime | None
+    settled_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """An email from its making on. `due_at` is null where it is not due by itself; `gone` says why its bytes are."""
+
+    key: str
+    sender: str
+    to: str
+    message_id: str
+    report: str | None
+    period: str | None
+    recipient: str | None
+    title: str | None
+    subject: str | None
+    size: int
+    """Of the message, in bytes."""
+    gone: str | None
+    created_at: datetime
+    state: str
+    attempts: int
+    relay: int | None
+    host: str | None
+    paused: str | None
+    due_at: datetime | None
+    send_before: datetime | None
+    marked_at: datetime | None
+    settled_at: datetime | None
+    doubted_at: datetime | None
+    tries: list[Try]
+    pauses: list[Pause]
+    """Those that hold it back."""
+    message: bytes
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the bytes; times as ISO 8601 in UTC."""
+        return {name: value for name, value in asdict(self).items() if name != "message"}
+
+    @property
+    def remedies(self) -> list[str]:
+        """What a person may type about it as it stands."""
+        key = shlex.quote(self.key)
+        can = [] if self.gone else [f"outbox retry {key}"]
+        match self.state:
+            case "in_doubt":
+                return [f"outbox resolve {key} {said}" for said in ("--sent", "--resend", "--discard")]
+            case "dead":
+                return [*can, f"outbox resolve {key} --discard"]
+            case "cancelled" | "expired":
+                return can
+            case "pending":
+                return [one.remedy for one in self.pauses] + [f"outbox cancel {key}"]
+            case _:
+                return []
+
+    def whole(self) -> bytes:
+        """The message as it is sent.
+
+        Raises:
+            OutboxError: it is gone.
+
+        """
+        if self.gone:
+            raise OutboxError(f"{self.key} cannot be shown: {self.gone}.")
+        return self.message
+
+    def part(self, kind: str) -> str:
+        """The text (`plain`) or the page (`html`) of the message, decoded.
+
+        Raises:
+            OutboxError: it has none, or is gone.
+
+        """
+        found = _parsed(self.whole()).get_body(preferencelist=(kind,))
+        try:
+            return str(found.get_content()) if found is not None else _none(self.key, kind)
+        except (LookupError, UnicodeError) as error:
+            raise OutboxError(f"{self.key}: its {kind} part cannot be decoded ({error}); say --eml.") from error
+
+
+def _none(key: str, kind: str) -> str:
+    raise OutboxError(f"{key} has no {kind} part; `outbox show {shlex.quote(key)} --eml -` shows all that it has.")
+
+
+def _parsed(message: bytes) -> EmailMessage:
+    return message_from_bytes(message, _class=EmailMessage, policy=default)
+
+
+STORY: Final = """
+SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at, e.report, e.period, r.recipient_key,
+       r.title, coalesce(d.state, 'without a delivery') AS state, coalesce(d.attempt, 0) AS attempts,
+       d.relay, l.host, d.paused,
+       CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
+       d.send_before, d.marked_at, d.settled_at, d.doubted_at
+  FROM outbox.email m
+  LEFT JOIN outbox.delivery d ON d.email = m.id
+  LEFT JOIN outbox.relay l ON l.id = d.relay
+  LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition
+ WHERE m.key = $1
+"""
+
+TRIES: Final = """
+SELECT a.attempt, a.verdict, a.relay, l.host, l.pid, a.reply, a.marked_at, a.settled_at
+  FROM outbox.attempt a LEFT JOIN outbox.relay l ON l.id = a.relay
+ WHERE a.email = $1 ORDER BY a.settled_at, a.attempt
+"""
+
+GONE: Final = {
+    REMAINS: "a failover of Postgres lost its message, and only its envelope is known",
+    PRUNED: "`outbox prune` removed its message by its age",
+}
+
+
+async def read_story(connection: Any, key: str) -> Story:
+    """What the database knows of an email, in one snapshot.
+
+    Raises:
+        OutboxError: there is none of that key.
+
+    """
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        row = await connection.fetchrow(STORY, key) if storable(key) == key else None
+        if row is None:
+            raise OutboxError(f"{key} is no email's key; {_nearest(key)} finds it.")
+        tries = [Try(*found) for found in await connection.fetch(TRIES, row["id"])]
+        pauses = await read_pauses(connection) if row["state"] == "pending" else []
+    known = {name: value for name, value in row.items() if name not in ("id", "recipient", "recipient_key")}
+    return Story(
+        **known,
+        to=row["recipient"],
+        recipient=row["recipient_key"],
+        subject=_subject(row["message"]),
+        size=len(row["message"]),
+        gone=GONE.get(row["message"]),
+        tries=tries,
+        pauses=[one for one in pauses if one.report in ("", row["report"])],
+    )
+
+
+def _subject(message: bytes) -> str | None:
+    return None if message in GONE else str(_parsed(message)["Subject"] or "")
+
+
+def _nearest(key: str) -> str:
+    """The command that most likely finds what was meant: an address, or an edition's key with a slip in it."""
+    if "@" in key and "/" not in key:
+        return f"`outbox list --to {shlex.quote(key)}`"
+    report, _, rest = key.partition("/")
+    if rest:
+        return f"`outbox list --report {shlex.quote(report)}`, or --to with the address,"
+    return "`outbox list --to ADDRESS`"
