@@ -32,7 +32,7 @@ class Frame:
     @classmethod
     def of(cls, settings: Settings) -> "Frame":
         """As these settings say."""
-        zones = {name: report.zone for name, report in settings.reports.items()}
+        zones = {name: report.zone for name, report in settings.editions.items()}
         return cls(zones, settings.rate, settings.daily_max, settings.redirect_to)
 
     def zone(self, report: str) -> ZoneInfo | None:

@@ -137,9 +137,9 @@ def digest(
         str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
     ] = None,
 ) -> None:
-    """Close a digest: one email per address with all that waits for it.
+    """Tell each address of all that waits for it, in one email.
 
-    What comes later goes into the next period's; run it from cron on every server.
+    Closes the digest of a period: what comes later goes into the next. Run it from cron on every server.
     """
     settings = settings_of(context, config)
     settings.require("database_url", "sender", "digest")
