@@ -19,6 +19,7 @@ from outbox.doubt import load_resolver
 from outbox.errors import OutboxError
 from outbox.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
 from outbox.generate import sender_of
+from outbox.pause import Pause
 from outbox.settings import Settings, WhenInDoubt
 from outbox.status import RouteStatus, Status, read_status
 
@@ -78,6 +79,7 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
         judge_relays(found),
         judge_routes(found.routes, settings.smtp_url.name, relays=len(found.relays)),
         judge_deliveries(found),
+        *judge_pauses(found.pauses),
         *judge_schedules(agendas),
     ]
 
@@ -117,6 +119,19 @@ def judge_deliveries(found: Status) -> Finding:
         said = ", ".join(f"{count} {state}" for state, count in counts.items())
         return note("deliveries", said, "see `outbox status`, decide with `outbox resolve`")
     return ok("deliveries", f"none in doubt or dead, {found.counts['pending']} pending, {found.counts['sent']} sent")
+
+
+def judge_pauses(pauses: Iterable[Pause]) -> list[Finding]:
+    """What people hold back, a line each: somebody may have forgotten it."""
+    return [
+        note(
+            "pause",
+            f"{one.target} is paused since {one.since:%Y-%m-%d %H:%M:%S} UTC by {one.who} ({one.why}), "
+            f"{one.waiting:,} emails wait",
+            f"`{one.remedy}` lets them go",
+        )
+        for one in pauses
+    ]
 
 
 def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:

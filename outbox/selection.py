@@ -151,12 +151,12 @@ async def find(connection: Any, selection: Selection, condition: str = "true") -
 
 NAMES: Final = """
 SELECT m.key, m.recipient, d.state FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
- WHERE d.email = ANY ($1::bigint[]) ORDER BY d.email
+ WHERE d.email = ANY ($1::bigint[]) ORDER BY m.key
 """
 
 
 async def name(connection: Any, emails: Sequence[int]) -> list[Chosen]:
-    """Key, address and state of these."""
+    """Key, address and state of these, in the order of their keys."""
     return [Chosen(*row) for row in await connection.fetch(NAMES, emails)]
 
 

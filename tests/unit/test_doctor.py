@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from outbox.doctor import judge_limits, judge_relays, judge_routes
+from outbox.doctor import judge_limits, judge_pauses, judge_relays, judge_routes
 from outbox.doctor_database import (
     judge_clock,
     judge_connections,
@@ -17,6 +17,7 @@ from outbox.doctor_reports import judge_link
 from outbox.doctor_smtp import judge_certificate, judge_envelope, judge_size
 from outbox.errors import SchemaError
 from outbox.finding import Grade, fault_of
+from outbox.pause import Pause
 from outbox.status import RelayStatus, RouteStatus, Status
 
 
@@ -152,7 +153,7 @@ def test_a_link_must_be_one_that_opens_and_should_hide_its_token(link, grade):
 def seen(relays=0, oldest_due_s=0.0, trouble=None):
     at = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
     alive = [RelayStatus(n, f"host{n}", n, "0.1", at, 0, trouble, 0) for n in range(1, relays + 1)]
-    return Status({}, oldest_due_s, alive, [], [], [])
+    return Status({}, oldest_due_s, alive, routes=[], pauses=[], editions=[], troubles=[])
 
 
 def test_nobody_who_relays_is_a_fault_only_once_an_email_waits():
@@ -160,6 +161,18 @@ def test_nobody_who_relays_is_a_fault_only_once_an_email_waits():
     assert judge_relays(seen(oldest_due_s=61)).grade is Grade.FAULT
     assert judge_relays(seen(relays=2)).grade is Grade.OK
     assert judge_relays(seen(relays=2, trouble="stuck")).grade is Grade.FAULT
+
+
+def test_what_people_hold_back_is_worth_a_note_and_no_line_where_nothing_is():
+    at = dt.datetime(2026, 11, 24, 6, tzinfo=dt.UTC)
+    fleet, report = judge_pauses([Pause("", at, "ann@here", "wrong", 1200), Pause("sales", at, "bob@here", "late", 1)])
+    assert (fleet.grade, report.grade) == (Grade.NOTE, Grade.NOTE)
+    assert fleet.sentence == (
+        "the fleet is paused since 2026-11-24 06:00:00 UTC by ann@here (wrong), 1,200 emails wait;"
+        " `outbox resume` lets them go."
+    )
+    assert "`outbox resume sales` lets" in report.sentence
+    assert judge_pauses([]) == []
 
 
 def test_a_route_in_trouble_is_a_fault_if_it_is_ours_and_somebody_relays():
