@@ -143,7 +143,11 @@ class Relay:
 
         """
         if self.settings.redirect_to:
-            log.warning("redirect_to is set: every email goes to %s, none to its recipient", self.settings.redirect_to)
+            log.warning(
+                "redirected",
+                "redirect_to is set: every email goes to {address}, none to its recipient",
+                address=self.settings.redirect_to,
+            )
         deadlines = asyncio.get_running_loop().create_task(self.pool.watch_deadlines())
         deadlines.add_done_callback(self.pool.note_fault)
         try:

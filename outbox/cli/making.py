@@ -137,7 +137,7 @@ def digest(
         str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
     ] = None,
 ) -> None:
-    """Close a digest: one email per address with all that waits for it.
+    """Close a digest: one email per address for all that waits.
 
     What comes later goes into the next period's; run it from cron on every server.
     """
