@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
 ITEMS_MAX: Final = 100  # in one email, so that mail clients do not clip it; the rest is the next period's
 
-# Who has this edition's digest already is owed it, too, like somebody whose report is made. An item whose report
-# somebody has deleted has nothing behind its link.
+# What a digest may tell of: open, not of a report that people hold back, and not deleted behind its link.
+OPEN: Final = """
+outbox.digest_item i
+  JOIN outbox.report r ON r.id = i.report
+  JOIN outbox.edition e ON e.id = r.edition
+ WHERE i.digest IS NULL AND NOT EXISTS (SELECT FROM outbox.pause p WHERE p.report = e.report)"""
+
+# Who has this edition's digest already is owed it, too, like somebody whose report is made.
 RECIPIENTS: Final = f"""
 WITH waiting AS (
     SELECT i.address, (array_agg(i.name ORDER BY i.report DESC) FILTER (WHERE i.name <> ''))[1] AS name
-      FROM outbox.digest_item i JOIN outbox.report r ON r.id = i.report
-     WHERE i.digest IS NULL GROUP BY i.address
+      FROM {OPEN} GROUP BY i.address
 ), told AS (
     SELECT r.recipient_key FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition
      WHERE e.report = '{DIGEST}' AND e.period = :period
@@ -37,15 +42,13 @@ SELECT coalesce(w.address, t.recipient_key) AS key, coalesce(w.address, t.recipi
 
 # What waits for an address, oldest first; `waiting` counts all of it.
 ITEMS: Final = f"""
-SELECT n.key, i.id, e.report, i.title, e.period, i.link, i.made_at, i.waiting
+SELECT n.key, found.*
   FROM unnest(:keys) AS n (key)
  CROSS JOIN LATERAL (
-    SELECT r.id, r.edition, r.title, o.link, r.created_at AS made_at, count(*) OVER () AS waiting
-      FROM outbox.digest_item o JOIN outbox.report r ON r.id = o.report
-     WHERE o.digest IS NULL AND o.address = n.key ORDER BY r.id LIMIT {ITEMS_MAX}
- ) i
-  JOIN outbox.edition e ON e.id = i.edition
- ORDER BY i.id
+    SELECT r.id, e.report, r.title, e.period, i.link, r.created_at AS made_at, count(*) OVER () AS waiting
+      FROM {OPEN} AND i.address = n.key ORDER BY r.id LIMIT {ITEMS_MAX}
+ ) found
+ ORDER BY found.id
 """
 
 WAITING: Final = text("SELECT count(*) FROM outbox.digest_item WHERE digest IS NULL")

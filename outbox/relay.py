@@ -144,9 +144,9 @@ class Relay:
         """
         if self.settings.redirect_to:
             log.warning(
-                "redirected",
-                "redirect_to is set: every email goes to {address}, none to its recipient",
-                address=self.settings.redirect_to,
+                "redirecting",
+                "redirect_to is set: every email goes to {redirect_to}, none to its recipient",
+                redirect_to=self.settings.redirect_to,
             )
         deadlines = asyncio.get_running_loop().create_task(self.pool.watch_deadlines())
         deadlines.add_done_callback(self.pool.note_fault)

@@ -80,6 +80,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("digest_item", "SELECT"),
         ("digest_item", "INSERT", "report address name link"),
         ("digest_item", "UPDATE", "digest"),
+        ("pause", "SELECT"),  # what is held back is in no digest
         ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
     ),
     # Carries messages, and cannot change one. It inserts emails only after a failover that lost them.

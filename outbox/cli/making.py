@@ -108,12 +108,11 @@ def generate(
         settings.report(name)
     import logging
 
-    from outbox import tracing
+    from outbox.tracing import traced
 
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
-    tracing.begin()
     worst = 0
-    try:
+    with traced():
         for name in names:
             try:
                 worst = max(worst, _generate_one(settings, name, period))
@@ -124,8 +123,6 @@ def generate(
                     raise
                 typer.echo(f"outbox: {error}", err=True)
                 worst = max(worst, error.exit_code)
-    finally:
-        tracing.end()
     raise typer.Exit(worst)
 
 
@@ -137,16 +134,20 @@ def digest(
         str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
     ] = None,
 ) -> None:
-    """Close a digest: one email per address for all that waits.
+    """Tell each address of all that waits for it, in one email.
 
-    What comes later goes into the next period's; run it from cron on every server.
+    Closes the digest of a period: what comes later goes into the next. Run it from cron on every server.
     """
     settings = settings_of(context, config)
     settings.require("database_url", "sender", "digest")
     import logging
 
+    from outbox.tracing import traced
+
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
-    raise typer.Exit(_generate_one(settings, "digest", period))
+    with traced():
+        worst = _generate_one(settings, "digest", period)
+    raise typer.Exit(worst)
 
 
 def _generate_one(settings: "Settings", name: str, period: str | None) -> int:

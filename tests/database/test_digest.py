@@ -169,6 +169,10 @@ async def test_a_collected_report_is_sent_when_its_digest_is_and_keeps_its_page_
 
     assert await found() == [("collected", "it waits for the next digest"), (0, 0, 0, 1)]
     assert not await pruned()
+    await connection.execute("INSERT INTO outbox.pause (report, who, why) VALUES ('progress', 'me', 'wrong figures')")
+    held = await generate(settings, "digest", period_key=WEEK)
+    assert (held.made, held.expected, held.waiting) == (0, 0, 1)
+    await connection.execute("DELETE FROM outbox.pause")
     await generate(settings, "digest", period_key=WEEK)
     assert await found() == [("pending", ""), (0, 0, 1, 0)]
     assert not await pruned()

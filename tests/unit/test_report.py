@@ -333,6 +333,7 @@ def test_a_digest_shows_every_report_and_its_link_in_both_bodies_and_on_the_page
     one = Templates(None, "digest").render(context([rows[0] | {"waiting": 1}], report="digest", link=""))
     assert "This report is ready for you." in one.text
     assert "more" not in one.text + one.page
+    assert "Nothing waits for you." in Templates(None, "digest").render(context([], report="digest")).text
 
 
 def test_the_packaged_templates_are_all_there():
