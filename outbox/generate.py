@@ -409,7 +409,7 @@ class Run:
         token = secrets.token_urlsafe(16)
         try:
             if self.report.is_collected:
-                return self._collected(recipient, content, token)
+                return self.collected(recipient, content, token)
             return self.rendered(recipient, content, email, token)
         except Exception as error:  # noqa: BLE001 - templates run the user's code on any data: one recipient's fault
             self.result.failed[recipient.key] = explain(error)
@@ -444,7 +444,7 @@ class Run:
             items=[row["id"] for row in content] if self._is_digest and not isinstance(content, Mapping) else (),
         )
 
-    def _collected(self, recipient: Recipient, content: Content, token: str) -> Collected:
+    def collected(self, recipient: Recipient, content: Content, token: str) -> Collected:
         """The report and what the digest needs to tell of it."""
         return Collected(
             recipient_key=recipient.key,

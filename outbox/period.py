@@ -5,7 +5,7 @@ periods tile time whatever the clocks do: a week with a change of clocks has 167
 """
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
@@ -35,6 +35,19 @@ class Period:
     key: str
     starts_at: datetime
     ends_at: datetime
+
+
+def spoken_time(at: datetime, zone: tzinfo | None = None) -> str:
+    """A moment on the clocks of a timezone, and in UTC if they differ: `2026-11-24 18:10:02 EST (23:10 UTC)`.
+
+    In UTC alone without a zone. The date is repeated where it is another one.
+    """
+    universal = at.astimezone(UTC)
+    there = at.astimezone(zone or UTC)
+    if there.utcoffset() == universal.utcoffset():
+        return f"{universal:%Y-%m-%d %H:%M:%S} UTC"
+    near = f"{universal:%H:%M}" if there.date() == universal.date() else f"{universal:%Y-%m-%d %H:%M}"
+    return f"{there:%Y-%m-%d %H:%M:%S %Z} ({near} UTC)"
 
 
 def in_words(period: Period, timezone: ZoneInfo) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import asyncpg
 from sqlalchemy import text
 
+from outbox.digest import Collected
 from outbox.edition import Edition, find_edition, period_for
 from outbox.enqueue import NewReport
 from outbox.errors import ConfigurationError, OutboxError, SourceError
@@ -27,8 +28,19 @@ NAMED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Mail:
+    """An email, and what a mail reader makes of its bytes."""
+
+    message_id: str
+    message: bytes
+    subject: str
+    text: str
+    html: str
+
+
+@dataclass(frozen=True, slots=True)
 class Preview:
-    """What one recipient would get. `subject`, `text` and `html` are read from the email's very bytes."""
+    """What one recipient would get. There is no `mail` where a digest would tell of the report."""
 
     report: str
     period: Period
@@ -36,33 +48,46 @@ class Preview:
     """The period in civil time, with UTC near."""
     recipient: Recipient
     sender: str
-    subject: str
-    text: str
-    html: str
-    made: NewReport
+    title: str
+    page: str
+    mail: Mail | None
+
+    def the_mail(self) -> Mail:
+        """The email that there is.
+
+        Raises:
+            ConfigurationError: there is none.
+
+        """
+        if self.mail is None:
+            raise ConfigurationError(
+                f'reports.{self.report}: with deliver = "digest" it has no email of its own; '
+                "see its page, and `outbox preview digest`."
+            )
+        return self.mail
 
     @property
     def files(self) -> dict[str, bytes]:
         """What there is to look at, by the name of its file."""
-        return {
-            "report.html": self.made.html.encode(),
-            "email.html": self.html.encode(),
-            "email.txt": self.text.encode(),
-            "email.eml": self.made.message,
-        }
+        page = {"report.html": self.page.encode()}
+        if self.mail is None:
+            return page
+        html, text = self.mail.html.encode(), self.mail.text.encode()
+        return {**page, "email.html": html, "email.txt": text, "email.eml": self.mail.message}
 
     def as_json(self) -> dict[str, Any]:
         """All of it but the email's bytes; times as ISO 8601 in UTC."""
-        period, recipient = self.period, self.recipient
+        period, recipient, mail = self.period, self.recipient, self.mail
         return {
             "report": self.report,
             "period": {"key": period.key, "starts_at": period.starts_at, "ends_at": period.ends_at},
             "recipient": {"key": recipient.key, "email": recipient.email, "name": recipient.name},
             "sender": self.sender,
-            "subject": self.subject,
-            "text": self.text,
-            "html": self.html,
-            "page": self.made.html,
+            "title": self.title,
+            "subject": mail and mail.subject,
+            "text": mail and mail.text,
+            "html": mail and mail.html,
+            "page": self.page,
         }
 
     def write(self, directory: Path) -> list[Path]:
@@ -118,10 +143,11 @@ async def preview(
             where = str(error).partition(":")[0]
             raise SourceError(f"{where}: the query writes, and a preview only reads; try it with a select.") from error
         raise
-    made = _made(run, Recipient(recipient.key, address or recipient.email, recipient.name, recipient.columns), content)
-    subject, plain, html = _read(made.message)
+    person = Recipient(recipient.key, address or recipient.email, recipient.name, recipient.columns)
+    made = _made(run, person, content)
     shown = f"{sender.name} <{sender.address}>" if sender.name else sender.address
-    return Preview(name, period, in_words(period, report.zone), recipient, shown, subject, plain, html, made)
+    mail = _read(made) if isinstance(made, NewReport) else None
+    return Preview(name, period, in_words(period, report.zone), recipient, shown, made.title, made.html, mail)
 
 
 async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:
@@ -167,8 +193,10 @@ async def _content(source: Source, name: str, period: Period, recipient: Recipie
     return content
 
 
-def _made(run: Run, recipient: Recipient, content: Content) -> NewReport:
+def _made(run: Run, recipient: Recipient, content: Content) -> NewReport | Collected:
     try:
+        if run.report.is_collected:
+            return run.collected(recipient, content, TOKEN)
         return run.rendered(recipient, content, 0, TOKEN)
     except OutboxError:
         raise
@@ -176,11 +204,11 @@ def _made(run: Run, recipient: Recipient, content: Content) -> NewReport:
         raise SourceError(f"{run.result.edition.name}, recipient {recipient.key}: {explain(error)}") from error
 
 
-def _read(message: bytes) -> tuple[str, str, str]:
-    """Subject, text and HTML of an email, as a mail reader would show them."""
+def _read(made: NewReport) -> Mail:
+    """The email as a mail reader would show it."""
     from email import message_from_bytes, policy
 
-    mail = message_from_bytes(message, policy=policy.default)
+    mail = message_from_bytes(made.message, policy=policy.default)
     bodies = [mail.get_body((kind,)) for kind in ("plain", "html")]
     plain, html = ("" if body is None else body.get_content().replace("\r\n", "\n") for body in bodies)
-    return str(mail["Subject"]), plain, html
+    return Mail(made.message_id, made.message, str(mail["Subject"]), plain, html)

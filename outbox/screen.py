@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from outbox.period import spoken_time
 from outbox.settings import Settings
 from outbox.watch import EditionSeen, Look, Pause, Rates, RelaySeen
 
@@ -118,7 +119,7 @@ def _progress(edition: EditionSeen, frame: Frame) -> Iterator[str]:
             if count:
                 yield f"{count:,} {what}"
     if edition.completed_at is not None:
-        yield f"complete {civil(edition.completed_at, frame.zone(edition.report))}"
+        yield f"complete {spoken_time(edition.completed_at, frame.zone(edition.report))}"
 
 
 def _relays(look: Look, rates: Rates) -> RenderableType:
@@ -152,7 +153,7 @@ def _reasons(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]
     for pause in look.pauses:
         yield _pause(pause, frame), "yellow"
     for route in look.routes:
-        since = civil(route.since, zone)
+        since = spoken_time(route.since, zone)
         yield f"The way to {route.name} is in trouble since {since}: {route.reason.rstrip('.')}.", "red"
     yield from ((_hindrance(relay), "red") for relay in look.relays if relay.trouble)
     if look.open is None:
@@ -175,7 +176,7 @@ def _counts(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]]
         limit = f", the rate is {frame.rate}" if frame.rate else ""
         yield f"{found.due:,} due, the oldest for {waited}{limit}{_left(look, rates, found.due + in_hand)}", ""
     if found.put_off:
-        until = "" if found.next_at is None else f", the next until {civil(found.next_at, frame.zone(''))}"
+        until = "" if found.next_at is None else f", the next until {spoken_time(found.next_at, frame.zone(''))}"
         yield f"{found.put_off:,} put off, to be tried again{until}", ""
     if found.in_doubt:
         yield f"{found.in_doubt:,} in doubt: nobody knows whether they arrived", "red"
@@ -191,7 +192,7 @@ def _left(look: Look, rates: Rates, emails: int) -> str:
 
 def _pause(pause: Pause, frame: Frame) -> str:
     why = f": {pause.why}" if pause.why else ""
-    since = civil(pause.since, frame.zone(pause.report))
+    since = spoken_time(pause.since, frame.zone(pause.report))
     return f"{pause.report or 'Everything'} is paused since {since} by {pause.who}{why}"
 
 
@@ -207,14 +208,6 @@ def _settled(look: Look) -> RenderableType:
     said = ", ".join(f"{n:,} {state}" for state, n in counts.items() if n or state in ("sent", "dead"))
     old = f" (counted {spoken_s(age_s)} ago)" if age_s > STALE_S else ""
     return Group(_heading("settled in all"), Text(f"{said}{old}"))
-
-
-def civil(at: datetime, zone: ZoneInfo | None) -> str:
-    """A time as people there read it, with UTC near: `2026-11-23 06:00:04 EST (11:00 UTC)`."""
-    utc = at.astimezone(UTC)
-    if zone is None or zone.key == "UTC":
-        return f"{utc:%Y-%m-%d %H:%M:%S} UTC"
-    return f"{at.astimezone(zone):%Y-%m-%d %H:%M:%S %Z} ({utc:%H:%M} UTC)"
 
 
 def spoken_s(seconds: float) -> str:

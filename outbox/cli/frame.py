@@ -11,8 +11,6 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from datetime import datetime, tzinfo
-
     from outbox.settings import Settings
 
 
@@ -109,21 +107,6 @@ def to_json(found: Any) -> str:
 def printable(line: str) -> str:
     """The line without what a terminal would obey: keys and replies come from outside."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", line)
-
-
-def spoken_time(at: "datetime", zone: "tzinfo | None" = None) -> str:
-    """A moment on the clocks of a timezone, and in UTC if they differ: `2026-11-24 18:10:02 EST (23:10 UTC)`.
-
-    In UTC alone without a zone. The date is repeated where it is another one.
-    """
-    from datetime import UTC
-
-    universal = at.astimezone(UTC)
-    there = at.astimezone(zone or UTC)
-    if there.utcoffset() == universal.utcoffset():
-        return f"{universal:%Y-%m-%d %H:%M:%S} UTC"
-    near = f"{universal:%H:%M}" if there.date() == universal.date() else f"{universal:%Y-%m-%d %H:%M}"
-    return f"{there:%Y-%m-%d %H:%M:%S %Z} ({near} UTC)"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

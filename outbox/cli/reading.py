@@ -15,7 +15,6 @@ from outbox.cli.frame import (
     connected,
     printable,
     settings_of,
-    spoken_time,
     table,
     to_json,
 )
@@ -93,6 +92,8 @@ def _print_listing(found: "Listing", settings: "Settings") -> None:
     if not found.emails:
         typer.echo("No email fits.")
         return
+    from outbox.period import spoken_time
+
     rows = []
     for one in found.emails:
         state = f"{one.state.replace('_', ' ')}{' (paused)' if one.paused else ''}"
@@ -187,6 +188,8 @@ def _open(story: "Story") -> None:
 
 
 def _print_story(story: "Story", zone: "tzinfo | None") -> None:
+    from outbox.period import spoken_time
+
     typer.echo(typer.style(printable(_headline(story)), bold=True))
     facts = {
         "to": story.to,

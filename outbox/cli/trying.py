@@ -51,7 +51,7 @@ def preview(
     if as_json:
         typer.echo(to_json(found.as_json()))
     elif as_text:
-        typer.echo(found.text, nl=False)
+        typer.echo(found.the_mail().text, nl=False)
     else:
         _show(found, out, opened=not no_open)
 
@@ -73,12 +73,14 @@ def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
         "period": found.words,
         "from": found.sender,
         "to": f"{person.name} <{person.email}>" if person.name else person.email,
-        "subject": found.subject,
+        **({"subject": found.mail.subject} if found.mail else {"title": found.title}),
     }
     for name, line in lines.items():
         typer.echo(printable(f"{name:<9}{line}"))
     for path in written:
         typer.echo(f"{'':<9}{path}")
+    if found.mail is None:
+        typer.echo("It has no email of its own: a digest tells of it, see `outbox preview digest`.")
     typer.echo("Nothing was written to the database, and the link opens nothing.")
     if opened and sys.stdout.isatty() and _has_browser():
         import webbrowser
@@ -139,8 +141,8 @@ async def _try(settings: "Settings", recipient: str, report: str | None, key: st
     else:
         from outbox.preview import preview as look
 
-        made = (await look(settings, report, key=key, address=recipient)).made
-        message_id, content = made.message_id, made.message
+        mail = (await look(settings, report, key=key, address=recipient)).the_mail()
+        message_id, content = mail.message_id, mail.message
     return await send(settings, sender=sender.address, recipient=recipient, message_id=message_id, content=content)
 
 

@@ -97,6 +97,26 @@ async def test_what_keeps_a_preview_from_being_made_is_said_in_a_sentence(fleet)
     assert "names no recipient" in await refused("progress", code=1)
 
 
+async def test_a_preview_of_what_a_digest_tells_of_is_its_page_and_the_digest_has_a_preview_of_its_own(fleet):
+    await fleet.hire(2)
+    digest = '[digest]\ntimezone = "America/New_York"\nlink = "https://reports.example.com/d/{token}"'
+    fleet.report = f'deliver = "digest"\n{digest}'
+    ended = await fleet.run("preview", "progress", "--out", "page")
+    assert ended.code == 0, ended
+    assert "title    Progress, " in ended.out
+    assert "It has no email of its own: a digest tells of it, see `outbox preview digest`." in ended.out
+    assert [path.name for path in (fleet.directory / "page").iterdir()] == ["report.html"]
+    ended = await fleet.run("preview", "progress", "--text")
+    assert (ended.code, ended.out) == (2, "")
+    assert 'with deliver = "digest" it has no email of its own' in ended.err
+    assert (await fleet.run("generate")).code == 0
+    before = await rows(fleet)
+    ended = await fleet.run("preview", "digest", "--for", "p2@example.com", "--text")
+    assert ended.code == 0, ended
+    assert "Progress, " in ended.out
+    assert await rows(fleet) == before
+
+
 async def test_a_preview_calls_a_python_class_and_opens_pages_at_a_terminal(fleet):
     (fleet.directory / "team.py").write_text(SOURCE)
     fleet.source = "team:Team"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from outbox.screen import BAR, LOST, MISSING, SENT, Frame, bar, civil, draw, spoken_s
+from outbox.screen import LOST, MISSING, SENT, Frame, bar, draw, spoken_s
 from outbox.status import RouteStatus
 from outbox.watch import EditionSeen, Look, Open, Pause, Rates, RelaySeen, open_of
 
@@ -125,8 +125,3 @@ def test_rows_become_reasons_and_hands():
 )
 def test_a_while_is_said_in_a_few_words(seconds, said):
     assert spoken_s(seconds) == said
-
-
-def test_a_time_without_a_zone_is_utc():
-    assert civil(NOW, None) == civil(NOW, ZoneInfo("UTC")) == "2026-11-23 11:04:12 UTC"
-    assert len(bar(edition(made=None), BAR).plain) == BAR
