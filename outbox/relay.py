@@ -143,7 +143,11 @@ class Relay:
 
         """
         if self.settings.redirect_to:
-            log.warning("redirect_to is set: every email goes to %s, none to its recipient", self.settings.redirect_to)
+            log.warning(
+                "redirecting",
+                "redirect_to is set: every email goes to {redirect_to}, none to its recipient",
+                redirect_to=self.settings.redirect_to,
+            )
         deadlines = asyncio.get_running_loop().create_task(self.pool.watch_deadlines())
         deadlines.add_done_callback(self.pool.note_fault)
         try:

@@ -147,6 +147,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("delivery", "UPDATE", "doubted_at"),
         ("attempt", "SELECT"),
         ("attempt", "DELETE"),
+        ("digest_item", "SELECT", "report digest"),
         ("pruned", "SELECT"),
         ("pruned", "INSERT", "what up_to"),
         ("pruned", "UPDATE", "up_to at"),

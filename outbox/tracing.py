@@ -143,4 +143,14 @@ def end() -> None:
     _begun.clear()
 
 
-__all__: Sequence[str] = ("Tracing", "begin", "end", "span", "wanted")
+@contextmanager
+def traced() -> Iterator[None]:
+    """Traces, if they are wanted, of what is done within."""
+    begin()
+    try:
+        yield
+    finally:
+        end()
+
+
+__all__: Sequence[str] = ("Tracing", "begin", "end", "span", "traced", "wanted")

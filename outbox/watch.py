@@ -1,8 +1,8 @@
 """What `outbox watch` reads, again and again, and how fast the relays send. What it looks like is `screen`'s.
 
 A look must not burden the database that it looks at. What costs the same whatever there is, is read at each look; what
-grows with the emails that wait, or were ever sent, is read again only after twenty times as long as it took. So
-watching takes a twentieth of one backend at most for each of these counts, and on a small outbox all is of this moment.
+grows with the emails that wait, or were ever sent, is read again only after twenty times as long as it took, or after a
+hundred where it hardly changes. So watching takes a small part of one backend, and a small outbox is shown as it is.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from outbox.settings import Settings
 from outbox.status import ALIVE, ROUTES, RouteStatus
 
 REST: Final = 20.0  # times as long as a count took: it is not asked for again before
+REST_SETTLED: Final = 100.0  # the same, for what hardly changes any more
 COUNT_MAX_S: Final = 10  # a count that takes longer is given up
 SILENCE_MAX_S: Final = 60.0  # a look that takes longer met a cut network
 EDITIONS_MAX: Final = 6
@@ -143,25 +144,26 @@ SELECT state, count(*) AS n FROM outbox.delivery WHERE settled_at IS NOT NULL GR
 
 @dataclass(slots=True)
 class Seldom:
-    """A count that is asked for again only after `REST` times as long as it took. None: not yet, or given up."""
+    """A count that rests for many times as long as it took before it is asked for again. None: not yet, or given up."""
 
     value: list[Any] | None = None
     counted_at: datetime | None = None
     _again_at: float = 0.0
 
-    async def ask(self, connection: Any, now: datetime, statement: str, *arguments: Any) -> None:
-        """Count, if it is time to; `now` is the database's."""
+    async def ask(self, connection: Any, now: datetime, statement: str, *arguments: Any, rest: float = REST) -> None:
+        """Count, if it is time to, on one core; `now` is the database's."""
         began_at = time.monotonic()
         if began_at < self._again_at:
             return
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL statement_timeout = '{COUNT_MAX_S}s'")
+                await connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
                 self.value, self.counted_at = await connection.fetch(statement, *arguments), now
         except asyncpg.QueryCanceledError:
             self.value = None
         ended_at = time.monotonic()
-        self._again_at = ended_at + REST * (ended_at - began_at)
+        self._again_at = ended_at + rest * (ended_at - began_at)
 
 
 @dataclass(slots=True)
@@ -265,8 +267,9 @@ class Watcher:
             self._show(look)
             await self._open.ask(connection, look.at, OPEN)
             for edition in look.editions:
-                await self._counted[edition.id].ask(connection, look.at, COUNTED, edition.id)
-            await self._settled.ask(connection, look.at, SETTLED)
+                rest = REST if edition.completed_at is None else REST_SETTLED
+                await self._counted[edition.id].ask(connection, look.at, COUNTED, edition.id, rest=rest)
+            await self._settled.ask(connection, look.at, SETTLED, rest=REST_SETTLED)
         self._show(look)
 
     def _show(self, look: Look) -> None:

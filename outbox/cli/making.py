@@ -108,12 +108,11 @@ def generate(
         settings.report(name)
     import logging
 
-    from outbox import tracing
+    from outbox.tracing import traced
 
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
-    tracing.begin()
     worst = 0
-    try:
+    with traced():
         for name in names:
             try:
                 worst = max(worst, _generate_one(settings, name, period))
@@ -124,8 +123,6 @@ def generate(
                     raise
                 typer.echo(f"outbox: {error}", err=True)
                 worst = max(worst, error.exit_code)
-    finally:
-        tracing.end()
     raise typer.Exit(worst)
 
 
@@ -145,8 +142,12 @@ def digest(
     settings.require("database_url", "sender", "digest")
     import logging
 
+    from outbox.tracing import traced
+
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
-    raise typer.Exit(_generate_one(settings, "digest", period))
+    with traced():
+        worst = _generate_one(settings, "digest", period)
+    raise typer.Exit(worst)
 
 
 def _generate_one(settings: "Settings", name: str, period: str | None) -> int:

@@ -101,18 +101,17 @@ def test_an_address_is_hidden_wherever_it_stands_and_nothing_else_is(said, shown
     assert redacted(said) == shown
 
 
+SAYING = r"log\.(debug|info|warning|error|exception)|say"
+
+
 def facts():
     """Every fact that the code says: its event's name, its sentence, its fields (None if some are not literal)."""
     for path in sorted(HOUSE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and isinstance(node.func.value, ast.Name)
-                and node.func.value.id == "log"
-                and node.func.attr in {"debug", "info", "warning", "error", "exception"}
-            ):
+            if isinstance(node, ast.Call) and re.fullmatch(SAYING, ast.unparse(node.func)) and len(node.args) > 1:
                 event, sentence = node.args
+                if not isinstance(sentence, ast.Constant):
+                    continue  # a `say` of another kind
                 events = [event.body, event.orelse] if isinstance(event, ast.IfExp) else [event]
                 fields = None if any(k.arg is None for k in node.keywords) else {k.arg for k in node.keywords}
                 for one in events:

@@ -100,7 +100,7 @@ async def test_with_redirect_to_no_email_reaches_its_recipient_and_everybody_who
         for row in await fleet.connection.fetch("SELECT recipient, message FROM outbox.email WHERE report IS NOT NULL")
     }
     fleet.top = f'redirect_to = "{STAGING}"'
-    relay = await fleet.run("relay", "--until-empty")
+    relay = await fleet.run("relay", "--until-empty", environment={"OUTBOX_LOG_ADDRESSES": "true"})
     assert f"redirect_to is set: every email goes to {STAGING}, none to its recipient" in relay.err
     assert (await fleet.run("test-send", "me@example.com")).out.startswith(f"REDIRECTED: every email goes to {STAGING}")
     assert fleet.sink.addresses == {STAGING: 5}

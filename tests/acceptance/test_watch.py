@@ -22,7 +22,7 @@ ALTERNATE, NORMAL = "\x1b[?1049h", "\x1b[?1049l"
 
 
 CUT_OFF = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
- WHERE application_name = 'outbox watch' AND datname = current_database()"""
+ WHERE application_name LIKE 'outbox%' AND datname = current_database()"""
 
 
 class Terminal:
@@ -99,14 +99,15 @@ async def test_the_screen_follows_an_edition_through_trouble_and_an_outage_of_po
     admin = await asyncpg.connect(postgres_server.url)
     try:
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        await admin.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox watch'"
-        )
+        await fleet.connection.execute(CUT_OFF)
         await terminal.shows("No answer:", "Asking again.", "1 of 20 sent")
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     finally:
         await admin.close()
     await until(lambda: "No answer:" not in terminal.text and "1 of 20 sent" in terminal.text, "it looks again")
+    await relay.says("relay 2 holds its lock")
+    told = "SELECT sum(sent) FROM outbox.relay WHERE last_reply IS NOT NULL HAVING count(*) = 2"
+    assert await until(lambda: fleet.connection.fetchval(told), "both sessions told how it went") == 1
     os.write(terminal.ours, b"q")
     assert await terminal.ended() == 0
     assert terminal.written.count(ALTERNATE) == 1
