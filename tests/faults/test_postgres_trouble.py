@@ -98,7 +98,7 @@ async def test_a_delivery_that_somebody_takes_away_while_the_mark_waits_is_not_s
     async with mark_held(fleet) as (relay, holder):
         await holder.execute(f"UPDATE outbox.delivery SET {assignments}")
         await holder.execute("COMMIT")
-        await relay.says("no longer this relay's; it was not sent")
+        await relay.says("it was not sent")
     assert await fleet.settled() == states
     assert len(fleet.sink.accepted) == accepted
     assert (await delivery(fleet))["attempt"] == accepted
