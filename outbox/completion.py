@@ -3,7 +3,7 @@
 Complete is an edition of which `generate` has seen all recipients, each has a report, and each report's email was
 sent, or a person decided that it is not to be (`outbox cancel`, `outbox resolve --discard`). A dead letter about which
 nobody has decided, doubt, an expired email: not complete, so that the switch's silence tells of them. A report that
-goes into a digest is done when a digest has taken it up.
+goes into a digest is done when the digest that took it up is.
 
 `edition.completed_at` is written after the call has succeeded: at least once, and sometimes by two relays.
 """
@@ -60,11 +60,11 @@ SELECT EXISTS (SELECT FROM outbox.delivery d JOIN outbox.email m ON m.id = d.ema
 UNDONE: Final = """
 SELECT EXISTS (
     SELECT FROM outbox.report r
-      LEFT JOIN outbox.email m ON m.report = r.id
+      LEFT JOIN outbox.digest_item i ON i.report = r.id
+      LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
       LEFT JOIN outbox.delivery d ON d.email = m.id
      WHERE r.edition = $1
-       AND CASE WHEN m.id IS NULL
-                THEN NOT EXISTS (SELECT FROM outbox.digest_item i WHERE i.report = r.id AND i.digest IS NOT NULL)
+       AND CASE WHEN m.id IS NULL THEN true
                 WHEN d.state IN ('sent', 'cancelled') THEN false
                 ELSE d.state IS DISTINCT FROM 'dead'
                      OR NOT EXISTS (SELECT FROM outbox.attempt a

@@ -152,7 +152,8 @@ def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:
         mend = "mend that; relays try again by themselves, and at once when one is started"
         return [fault(SCHEDULES, "; ".join(failing), mend)]
     if missed := said[Standing.MISSED]:
-        return [note(SCHEDULES, "; ".join(missed), "run `outbox generate` with `--period` for what is wanted")]
+        mend = "run `outbox generate` (or `outbox digest`) with `--period` for what is wanted"
+        return [note(SCHEDULES, "; ".join(missed), mend)]
     ticks = [(one.ticks[0].at, one.name) for one in agendas if one.ticks]
     ahead = f", next {min(ticks)[1]} at {min(ticks)[0]:%Y-%m-%d %H:%M} UTC" if ticks else ""
     return [ok(SCHEDULES, f"{', '.join(one.name for one in agendas)}{ahead}")]

@@ -112,10 +112,12 @@ def _progress(edition: EditionSeen, frame: Frame) -> Iterator[str]:
         yield f"{expected} expected, not counted"
     else:
         yield f"{edition.sent:,} of {expected} sent"
-        waits = edition.made - edition.sent - (edition.lost or 0) - (edition.in_doubt or 0)
+        known = (edition.sent, edition.lost, edition.in_doubt, edition.collected)
+        waits = edition.made - sum(count or 0 for count in known)
         if edition.made != edition.expected:
             yield f"{edition.made:,} made"
-        for count, what in ((waits, "wait"), (edition.in_doubt, "in doubt"), (edition.lost, "not sent")):
+        collected = (edition.collected, "for a digest")
+        for count, what in ((waits, "wait"), collected, (edition.in_doubt, "in doubt"), (edition.lost, "not sent")):
             if count:
                 yield f"{count:,} {what}"
     if edition.completed_at is not None:

@@ -295,8 +295,8 @@ async def run_child(command: Sequence[str], say: Callable[[int, str], None]) -> 
     if code == 0:
         return None
     if code < 0:
-        return f"outbox generate was ended by {_name(-code)}"
-    return heard[-1] if heard else f"outbox generate ended with {code} and said nothing"
+        return f"outbox was ended by {_name(-code)}"
+    return heard[-1] if heard else f"outbox ended with {code} and said nothing"
 
 
 async def _listen(stream: asyncio.StreamReader, say: Callable[[str], None], heard: list[str]) -> None:

@@ -79,6 +79,8 @@ class EditionSeen:
     in_doubt: int | None = None
     lost: int | None = None
     """Dead, expired or cancelled."""
+    collected: int | None = None
+    """Those that wait for a digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,10 @@ SELECT CASE WHEN state <> 'pending' THEN state WHEN paused IS NOT NULL THEN 'pau
 COUNTED: Final = """
 SELECT count(*) AS made, count(*) FILTER (WHERE d.state = 'sent') AS sent,
        count(*) FILTER (WHERE d.state = 'in_doubt') AS in_doubt,
-       count(*) FILTER (WHERE d.state IN ('dead', 'expired', 'cancelled')) AS lost
-  FROM outbox.report r LEFT JOIN outbox.email m ON m.report = r.id LEFT JOIN outbox.delivery d ON d.email = m.id
+       count(*) FILTER (WHERE d.state IN ('dead', 'expired', 'cancelled')) AS lost,
+       count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected
+  FROM outbox.report r LEFT JOIN outbox.digest_item i ON i.report = r.id
+  LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id) LEFT JOIN outbox.delivery d ON d.email = m.id
  WHERE r.edition = $1
 """
 

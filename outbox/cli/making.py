@@ -99,10 +99,12 @@ def generate(
 
     Each recipient gets a report and an email for the period; run it from cron on every server.
     """
+    from outbox.settings import DIGEST
+
     settings = settings_of(context, config)
     settings.require("database_url", "sender", "reports")
     names = reports or list(settings.reports)
-    if "digest" in names:
+    if DIGEST in names:
         raise ConfigurationError("The digest is closed by `outbox digest`, not by `outbox generate`; run that.")
     for name in names:
         settings.report(name)
@@ -138,15 +140,17 @@ def digest(
 
     Closes the digest of a period: what comes later goes into the next. Run it from cron on every server.
     """
+    from outbox.settings import DIGEST
+
     settings = settings_of(context, config)
-    settings.require("database_url", "sender", "digest")
+    settings.require("database_url", "sender", DIGEST)
     import logging
 
     from outbox.tracing import traced
 
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
     with traced():
-        worst = _generate_one(settings, "digest", period)
+        worst = _generate_one(settings, DIGEST, period)
     raise typer.Exit(worst)
 
 

@@ -32,12 +32,13 @@ def schedule(
     Times are those of the report's timezone, and UTC; the database's clock says what is over.
     """
     from outbox.agenda import scheduled
+    from outbox.settings import table_of
 
     settings = settings_of(context, config)
     settings.require("database_url", "reports")
     for name in reports or []:
         if settings.report(name).schedule is None:
-            raise ConfigurationError(f"reports.{name}: has no schedule; write one like {_EXAMPLE}.")
+            raise ConfigurationError(f"{table_of(name)}: has no schedule; write one like {_EXAMPLE}.")
     found = awaited(_look(settings, list(dict.fromkeys(reports or scheduled(settings))), count))
     if as_json:
         typer.echo(to_json({"schedules": [one.as_json() for one in found]}))

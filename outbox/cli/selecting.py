@@ -47,10 +47,12 @@ def faults_of(selection: "Selection", why: str, *, yes: bool) -> list[str]:
     """What hinders a decision about these, a sentence each: before anything is looked at."""
     keys, options = selection.keys, selection.options
     if not selection.is_by_filter:
-        nothing = 'Name keys, as `outbox status` shows them, or say --edition "progress 2026-W48".'
+        nothing = (
+            'Name keys, as `outbox list` shows them, or say which: --edition "progress 2026-W48", --to ann@example.com.'
+        )
         return [] if keys else [nothing]
     if keys and not options:
-        return ["--state goes with --edition; take it out."]
+        return ["--state picks among emails that are not named; name keys or say --state, not both."]
     first = options[0] if options else "--state"
     faults = clashes(selection)
     if keys:

@@ -96,6 +96,17 @@ async def test_what_counts_as_done_is_sent_or_decided_by_a_person(connection, wh
         assert not await is_complete(connection, seen), "a report without an email waits for a digest"
         await connection.execute(
             "INSERT INTO outbox.digest_item (report, address, link, digest)"
-            " SELECT id, 'a@b', '', 7 FROM outbox.report WHERE recipient_key = '2'"
+            " SELECT id, 'a@b', '', NULL FROM outbox.report WHERE recipient_key = '2'"
+        )
+        assert not await is_complete(connection, seen), "no digest has taken it up"
+        digest = await connection.fetchval(
+            "UPDATE outbox.digest_item SET digest = (SELECT id FROM outbox.report WHERE recipient_key = '1')"
+            " RETURNING digest"
         )
         assert await is_complete(connection, seen)
+        await connection.execute(
+            "UPDATE outbox.delivery SET state = 'pending', settled_at = NULL"
+            " WHERE email = (SELECT id FROM outbox.email WHERE report = $1)",
+            digest,
+        )
+        assert not await is_complete(connection, seen), "the digest's email is not sent"

@@ -122,6 +122,8 @@ def test_each_event_has_one_name_that_its_page_explains_and_its_sentence_has_its
     page = (HOUSE.parent / "docs" / "monitoring.md").read_text()
     for event, sentence, fields in facts():
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", event)
+        told = [line for line in page.splitlines() if line.startswith("| `") and f"`{event}`" in line]
+        assert len(told) <= 1, f"docs/monitoring.md says twice what {event} is"
         assert f"`{event}`" in page, f"docs/monitoring.md does not say what {event} is"
         wanted = {name.split(".")[0] for _, name, _, _ in string.Formatter().parse(sentence) if name}
         assert fields is None or wanted <= fields, sentence

@@ -143,9 +143,14 @@ def test_a_decision_about_many_wants_a_reason_and_a_yes_and_words_that_go_togeth
     monkeypatch.setattr("sys.stdin", io.StringIO())
     keys, edition = ("mail3",), "progress 2026-W48"
     for selection, why, yes, sentence in [
-        (Selection(), "", True, 'Name keys, as `outbox status` shows them, or say --edition "progress 2026-W48".'),
+        (Selection(), "", True, "Name keys, as `outbox list` shows them, or say"),
         (Selection(keys, to="x"), "x", True, "--to decides about all that fit; name keys or say --to, not both."),
-        (Selection(keys, states=("dead",)), "", True, "--state goes with --edition; take it out."),
+        (
+            Selection(keys, states=("dead",)),
+            "",
+            True,
+            "--state picks among emails that are not named; ",
+        ),
         (Selection(report="a"), " ", True, "--why: say why, "),
         (Selection(report="a"), "x", False, "--report decides about many emails at once and nobody can be asked here"),
         (Selection((), edition, "a"), "x", True, "--edition says report and period already; take --report out."),

@@ -204,13 +204,22 @@ async def test_the_dead_letters_of_an_edition_are_decided_but_for_those_that_a_p
 async def test_words_that_do_not_go_together_are_refused_before_anything_is_touched(edition):
     whole = ("resolve", "--edition", f"progress {WEEK}", "--why", WHY, "--yes")
     for words, sentence in {
-        ("resolve", "--sent"): 'Name keys, as `outbox status` shows them, or say --edition "progress 2026-W48".',
+        (
+            "resolve",
+            "--sent",
+        ): 'Name keys, as `outbox list` shows them, or say which: --edition "progress 2026-W48", --to ann@example.com.',
         (*whole, "--sent", "key"): "--edition decides about a whole edition; name keys or say --edition, not both.",
         (*whole[:3], "--sent", "--yes"): "--why: say why, ",
         (*whole[:3], "--sent", "--yes", "--why", " "): "--why: say why, ",
         (*whole[:-1], "--sent"): "--edition decides about many emails at once and nobody can be asked here; add --yes.",
         (*whole, "--sent", "--state", "dead"): "--state dead: the server refused these, ",
-        ("resolve", "key", "--sent", "--state", "dead"): "--state goes with --edition; take it out.",
+        (
+            "resolve",
+            "key",
+            "--sent",
+            "--state",
+            "dead",
+        ): "--state picks among emails that are not named; name keys or say --state, not both.",
         whole: "Say one of --sent, --resend and --discard.",
         ("resolve", "--edition", "progress 2026-W01", *whole[3:], "--sent"): (
             '--edition: there is no edition "progress 2026-W01"; write one such as "progress 2026-W48".'

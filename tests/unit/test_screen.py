@@ -49,6 +49,7 @@ def test_everything_that_waits_is_shown_with_its_reason_and_times_in_the_reports
         [
             edition(made=80, sent=50, in_doubt=2, lost=3, expected=100),
             EditionSeen(2, "weekly", "2026-W46", None, None),
+            EditionSeen(3, "daily", "2026-11-23", 9, None, made=9, sent=2, in_doubt=0, lost=0, collected=6),
             edition(made=100, sent=100, in_doubt=0, lost=0, completed_at=NOW - timedelta(days=7)),
         ],
         ["progress/2026-W47/7"],
