@@ -49,9 +49,13 @@ VALUES (:report, :period, :starts_at, :ends_at) ON CONFLICT (report, period) DO 
 
 FIND: Final = text("SELECT id, starts_at, ends_at FROM outbox.edition WHERE report = :report AND period = :period")
 
-EXPECT: Final = text(
-    "UPDATE outbox.edition SET expected = :expected WHERE id = :id AND expected IS DISTINCT FROM :expected"
-)
+# An edition that was complete is not while more people are owed it than before.
+EXPECT: Final = text("""
+UPDATE outbox.edition
+   SET expected = :expected,
+       completed_at = CASE WHEN CAST(:expected AS bigint) > coalesce(expected, 0) THEN NULL ELSE completed_at END
+ WHERE id = :id AND expected IS DISTINCT FROM :expected
+""")
 
 
 def _definition(name: str, report: EditionSettings) -> dict[str, Any]:

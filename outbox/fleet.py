@@ -28,7 +28,7 @@ STATES: Final = ("pending", "paused", "sending", "in_doubt")
 
 @dataclass(frozen=True, slots=True)
 class EditionGauge:
-    """The newest edition of a report. `made` is not counted any more once it is complete."""
+    """The newest edition of a report. `made` is counted to `COUNT_MAX`."""
 
     report: str
     period: str
@@ -89,8 +89,7 @@ SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL AND created_at > 
 
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected,
-       CASE WHEN e.completed_at IS NULL THEN (SELECT count(*) FROM outbox.report r WHERE r.edition = e.id)
-            ELSE e.expected END,
+       (SELECT count(*) FROM (SELECT FROM outbox.report r WHERE r.edition = e.id LIMIT $1) r),
        e.completed_at IS NOT NULL
   FROM (SELECT DISTINCT ON (report) * FROM outbox.edition WHERE created_at > now() - interval '40 days'
          ORDER BY report, starts_at DESC, id DESC LIMIT 100) e
@@ -117,7 +116,7 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
                 relays=await connection.fetchval(RELAYS, RELAY_LOCKS),
                 routes_paused=await connection.fetchval(ROUTES),
                 editions_incomplete=await connection.fetchval(INCOMPLETE),
-                editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS)),
+                editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS, COUNT_MAX)),
             )
     finally:
         await connection.close(timeout=CLOSE_TIMEOUT_S)

@@ -25,6 +25,7 @@ class Notifier:
         self._place = "\0" + place[1:] if place.startswith("@") else place
         self._status = ""
         self._is_stopping = False
+        self._is_warned = False
         self._socket: socket.socket | None = None
         if place[:1] in {"/", "@"} and hasattr(socket, "AF_UNIX"):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -68,9 +69,12 @@ class Notifier:
             self._socket.sendto(what.encode("utf-8", "replace"), self._place)
         except BlockingIOError:
             return  # its queue is full: it hears the next one
-        except OSError as error:
-            self.close()
-            log.warning("notify_failed", "NOTIFY_SOCKET cannot be told ({reason}); it is left alone", reason=error)
+        except (
+            OSError
+        ) as error:  # it is told again: a watchdog that nobody feeds ends a relay in the middle of its work
+            if not self._is_warned:
+                self._is_warned = True
+                log.warning("notify_failed", "NOTIFY_SOCKET cannot be told ({reason}); trying again", reason=error)
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float | None:

@@ -83,7 +83,10 @@ async def is_held(connection: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A pause in force, and how many emails wait under it, set aside or not yet; `report` is '' for the fleet."""
+    """A pause in force, and how many emails wait under it, set aside or not yet; `report` is '' for the fleet.
+
+    `waiting` is counted up to `WAITING_MAX`.
+    """
 
     report: str
     since: datetime
@@ -107,20 +110,32 @@ def spoken(report: str) -> str:
     return report or "the fleet"
 
 
+# What waits is counted to a bound, since it is the emergency exit that asks. What is set aside is found by its index;
+# what is not yet is at the front of what is due, where relays set it aside, so a look at some of that is enough.
 PAUSES: Final = """
 SELECT p.report, p.since, p.who, p.why,
-       (SELECT count(*) FROM outbox.delivery d
-          JOIN outbox.email m ON m.id = d.email
-          LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition
-         WHERE d.settled_at IS NULL AND d.state = 'pending' AND d.due_at <= 'infinity'
-           AND (p.report = '' OR e.report = p.report))
+       CASE WHEN p.report = ''
+            THEN (SELECT count(*) FROM (SELECT FROM outbox.delivery
+                                         WHERE settled_at IS NULL AND state = 'pending' LIMIT $1) d)
+            ELSE (SELECT count(*) FROM (SELECT FROM outbox.delivery
+                                         WHERE settled_at IS NULL AND paused = p.report AND state = 'pending'
+                                         LIMIT $1) d)
+                 + (SELECT count(*) FROM (SELECT email FROM outbox.delivery
+                                           WHERE settled_at IS NULL AND state = 'pending' AND paused IS NULL
+                                           ORDER BY due_at, email LIMIT $2) d
+                      JOIN outbox.email m ON m.id = d.email
+                      JOIN outbox.report r ON r.id = m.report JOIN outbox.edition e ON e.id = r.edition
+                     WHERE e.report = p.report)
+       END
   FROM outbox.pause p ORDER BY p.report
 """
+WAITING_MAX: Final = 100_000
+LOOKED_AT_MAX: Final = 10_000
 
 
 async def read_pauses(connection: Any) -> list[Pause]:
     """All pauses in force: the fleet's first."""
-    return [Pause(*row) for row in await connection.fetch(PAUSES)]
+    return [Pause(*row) for row in await connection.fetch(PAUSES, WAITING_MAX, LOOKED_AT_MAX)]
 
 
 STATEMENTS: Final = (SET_ASIDE, TAKE_UP, HELD, PAUSES)

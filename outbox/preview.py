@@ -4,6 +4,7 @@ All reads are of one snapshot in which Postgres refuses every write. The databas
 class `recipients` and `build` are called: what they do on connections of their own is theirs.
 """
 
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from outbox.generate import Run, sender_of
 from outbox.generate_session import GenerateSession, is_caused_by
 from outbox.period import Period, in_words
 from outbox.report import explain
-from outbox.settings import EditionSettings, Settings
+from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import Content, Recipient, Source, checked, source_of
 
 TOKEN: Final = "PREVIEW"  # noqa: S105 - in the place of a link's secret: it opens nothing
@@ -144,7 +145,7 @@ async def preview(
             raise SourceError(f"{where}: the query writes, and a preview only reads; try it with a select.") from error
         raise
     person = Recipient(recipient.key, address or recipient.email, recipient.name, recipient.columns)
-    made = _made(run, person, content)
+    made = _made(run, person, _harmless(content, settings) if name == DIGEST else content)
     shown = f"{sender.name} <{sender.address}>" if sender.name else sender.address
     mail = _read(made) if isinstance(made, NewReport) else None
     return Preview(name, period, in_words(period, report.zone), recipient, shown, made.title, made.html, mail)
@@ -191,6 +192,14 @@ async def _content(source: Source, name: str, period: Period, recipient: Recipie
         part = "data" if is_caused_by(content, asyncpg.PostgresError) else "source"
         raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}; mend it there.") from content
     return content
+
+
+def _harmless(items: Content, settings: Settings) -> Content:
+    """What a digest tells of, with links that open nothing: the real ones are the only keys to their pages."""
+    if isinstance(items, Mapping):
+        return items
+    links = {name: report.link.replace("{token}", TOKEN) for name, report in settings.reports.items()}
+    return [{**row, "link": links.get(row["report"], TOKEN)} for row in items]
 
 
 def _made(run: Run, recipient: Recipient, content: Content) -> NewReport | Collected:

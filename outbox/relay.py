@@ -49,6 +49,7 @@ SWEEP_MAX_S: Final = 4.0
 SWEEP_SHARE_S: Final = 0.2  # the fleet together sweeps about five times a second
 EXPIRE_MIN_S: Final = 1.0  # the fleet together looks for what is too late once a second
 EXPIRE_MAX_S: Final = 10.0
+TAKE_UP_REST: Final = 5.0  # times what taking up took is rested before the next
 REOPEN_FIRST_S: Final = 0.02
 REOPEN_MAX_S: Final = 2.0
 AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; doubles with every withdrawal
@@ -405,7 +406,7 @@ class Relay:
             self.pool.put_off.append(claim)
         elif claim.cuts >= CUTS_MAX:
             self.judged(claim, Withdrawn(reason), dropped=True)
-        elif self.stopping or FLEET in self._held:
+        elif self.stopping or self._held:  # under a pause it is claimed anew, and set aside if it is to be
             self.pool.releases.append(claim)
         else:
             self.pool.ready.appendleft(claim)
@@ -490,7 +491,7 @@ class Relay:
         silent_s = min(self.settings.lease_s, at_most_s or self.settings.lease_s)
         reason = f"Postgres did not answer within {silent_s:g} s"
         silence = asyncio.get_running_loop().call_later(silent_s, session.lose, reason)
-        self._asked_at = time.monotonic()
+        self._asked_at = self.turned_at = time.monotonic()
         try:
             yield
         finally:
@@ -767,13 +768,17 @@ class Relay:
         expired = await ledger.expire(session.connection, session.relay)
         if expired:
             self._expired(expired)
+        began_at = time.monotonic()
         taken_up = await pause.take_up(session.connection)
+        took_s = time.monotonic() - began_at
         if taken_up:
             log.info("emails_taken_up", "{emails} emails that were set aside are due again", emails=taken_up)
             self._notified()
-        # There are more; until what is late is gone every claim has to pass it by.
-        if expired == EXPIRED_AT_ONCE or taken_up == pause.TAKEN_UP_AT_ONCE:
+        if expired == EXPIRED_AT_ONCE:  # there are more; until they are gone every claim has to pass them by
             self._expire_at = self._sweep_at = 0.0
+            self._wake.set()
+        elif taken_up == pause.TAKEN_UP_AT_ONCE:  # more, too; dear where a snapshot is held that keeps what is done
+            self._expire_at = self._sweep_at = time.monotonic() + TAKE_UP_REST * took_s
             self._wake.set()
 
     def _expired(self, emails: int) -> None:

@@ -69,7 +69,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("definition", "INSERT", "report cadence covers timezone"),
         ("edition", "SELECT"),
         ("edition", "INSERT", "report period starts_at ends_at"),
-        ("edition", "UPDATE", "expected"),
+        ("edition", "UPDATE", "expected completed_at"),
         ("report", "SELECT", "id edition recipient_key title created_at"),
         ("report", "INSERT", "edition recipient_key token title html"),
         ("email", "SELECT", "id key report"),

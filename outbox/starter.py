@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,7 +23,7 @@ from outbox.agenda import AHEAD_MAX, Latest, Row, Standing, latest, making, pass
 from outbox.database import LOST_SESSION, connect, storable
 from outbox.errors import OutboxError
 from outbox.log import Events
-from outbox.settings import EditionSettings, Settings
+from outbox.settings import DIGEST, EditionSettings, Settings
 
 log = Events("outbox.starter")
 
@@ -33,6 +33,7 @@ TROUBLE_FIRST_S: Final = 1.0
 SILENCE_MAX_S: Final = 10.0  # a Postgres that does not answer for so long is asked over a new connection
 AGAIN_FIRST_S: Final = 60.0  # after a generate that failed; doubles up to
 AGAIN_MAX_S: Final = 3600.0
+EARLY_S: Final = 2.0  # until a digest looks again whether its reports are made
 AT_ONCE_MAX: Final = 4  # generates under way on this server
 STOP_S: Final = 5.0  # what a generate gets to end in
 LINES_MAX: Final = 20  # of one generate that are logged
@@ -121,15 +122,16 @@ class Starter:
             for name, report in self.reports.items():
                 found = latest(report, rows.get(name), now)
                 if found is not None:
-                    moments += await self._consider(connection, name, found, rows.get(name), now)
+                    moments += await self._consider(connection, name, found, rows, now)
                 moments += [tick.at for tick in upcoming(report, now, 1)]
         passed_s = time.monotonic() - looked_at
         return max((min(moments) - now).total_seconds() - passed_s, LOOK_MIN_S)
 
     async def _consider(
-        self, connection: Any, name: str, found: Latest, row: Row | None, now: datetime
+        self, connection: Any, name: str, found: Latest, rows: Mapping[str, Row], now: datetime
     ) -> list[datetime]:
         """Start the latest tick of a report if it is due; gives the moment at which it will be, if that is known."""
+        row = rows.get(name)
         if found.standing is Standing.MISSED:
             self._say_missed(name, found)
         if found.standing not in (Standing.DUE, Standing.FAILING) or (name, found.tick.period) in self._under_way:
@@ -137,6 +139,8 @@ class Starter:
         # Another server's failure may be its own fault: each tries once by itself before it waits.
         if found.row is not None and self._tried.get(name) == found.tick.at and found.row.retry_at > now:
             return [found.row.retry_at]
+        if name == DIGEST and self._is_too_early(found, rows, now):
+            return [now + timedelta(seconds=EARLY_S)]
         if len(self._under_way) >= AT_ONCE_MAX:
             return []  # the next that ends wakes us
         if found.row is None:
@@ -151,10 +155,22 @@ class Starter:
             period=found.tick.period,
             tick=_civil(found.tick.at, self.reports[name]),
         )
-        task = asyncio.get_running_loop().create_task(self._make(under, found.tick.at, failures))
+        left_s = max((found.until - now).total_seconds(), 1.0)
+        task = asyncio.get_running_loop().create_task(self._make(under, found.tick.at, failures, left_s))
         self._under_way[under] = task
         task.add_done_callback(partial(self._ended, under))
         return []
+
+    def _is_too_early(self, found: Latest, rows: Mapping[str, Row], now: datetime) -> bool:
+        """Whether a report that the digest is to tell of is still to be made: it ticked before, and is not done.
+
+        That ends by itself, since what fails until its catch_up is over is missed.
+        """
+        collected = [(name, report) for name, report in self.reports.items() if report.is_collected]
+        before = [latest(report, rows.get(name), now) for name, report in collected]
+        return any(
+            one.tick.at <= found.tick.at and one.standing in (Standing.DUE, Standing.FAILING) for one in before if one
+        )
 
     async def _take_up(self, connection: Any, name: str, found: Latest, row: Row | None) -> None:
         taken = await connection.fetchval(TAKE_UP, name, found.tick.at, AHEAD_MAX)
@@ -197,12 +213,15 @@ class Starter:
                 error=error,
             )
 
-    async def _make(self, under: _Under, tick_at: datetime, failures: int) -> None:
-        """One generate, and what became of it written down."""
+    async def _make(self, under: _Under, tick_at: datetime, failures: int, left_s: float) -> None:
+        """One generate, and what became of it written down. One that hangs is ended when its catch_up is over."""
         name, period = under
         try:
             say = partial(_say, f"{name} {period}")
-            fault = await run_child([*self.command, *making(name), "--period", period], say)
+            async with asyncio.timeout(left_s):
+                fault = await run_child([*self.command, *making(name), "--period", period], say)
+        except TimeoutError:
+            fault = "it was not done when catch_up was over, and was ended"
         except OSError as error:
             fault = f"outbox cannot be started: {error.strerror or error}"
         try:

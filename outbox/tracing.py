@@ -120,7 +120,13 @@ def begin(environ: Mapping[str, str] = os.environ) -> Tracing | None:
     if resource.attributes.get("service.name", "unknown_service").startswith("unknown_service"):  # type: ignore[union-attr]
         resource = resource.merge(Resource({"service.name": "outbox"}))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporting))
+    try:
+        provider.add_span_processor(BatchSpanProcessor(exporting))
+    except ValueError as error:
+        log.warning(
+            "tracing_unavailable", "OTEL_BSP_ variables do not fit: {reason}; there are no traces.", reason=error
+        )
+        return None
     tracing = Tracing(provider)
     _begun[:] = [tracing]
     return tracing

@@ -40,6 +40,9 @@ async def test_the_switch_is_called_when_the_last_email_is_sent_or_discarded_and
 
         await fleet.run("relay", "--until-empty")
         assert len(called.requests) == 2, "once it is noted nobody calls again"
+        await fleet.hire(1, first=1000)
+        assert (await fleet.run("generate")).code == 0
+        assert await completed(fleet) is None, "one more is owed it"
 
 
 async def test_a_relay_that_stays_sees_an_edition_complete_and_a_failing_switch_does_not_stop_it(fleet):

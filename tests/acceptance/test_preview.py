@@ -114,6 +114,7 @@ async def test_a_preview_of_what_a_digest_tells_of_is_its_page_and_the_digest_ha
     ended = await fleet.run("preview", "digest", "--for", "p2@example.com", "--text")
     assert ended.code == 0, ended
     assert "Progress, " in ended.out
+    assert "https://reports.example.com/r/PREVIEW" in ended.out, "the page's real link is nobody else's to see"
     assert await rows(fleet) == before
 
 

@@ -59,3 +59,6 @@ async def test_without_the_variables_nothing_is_traced_and_without_the_packages_
     assert "pip install 'outbox-mail[otel]'" in sentence
     disabled = {**environment, "OTEL_SDK_DISABLED": "true"}
     assert (await fleet.run("generate", environment=disabled)).err == ""
+    muddled = {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "0"}
+    ended = await fleet.run("generate", environment=muddled)
+    assert (ended.code, len(ended.sentences)) == (0, 1), "no report is lost for the traces' sake"

@@ -209,3 +209,17 @@ async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(
     await operate(connection, Act.CANCEL, [other], who="a", why="", target="t")
     await end(connection, "sales")
     assert not await pause.is_held(connection), "it is to be taken up"
+
+
+async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(connection, relay, monkeypatch):  # noqa: F811
+    emails = await put_of(connection, "sales", 5)
+    await put_of(connection, "stock", 2)
+    await begin(connection, "sales")
+    await connection.execute("UPDATE outbox.delivery SET relay = $1 WHERE email = ANY ($2)", relay.relay, emails[:2])
+    assert len(await pause.set_aside(connection, relay.relay, emails[:2])) == 2
+    assert [one.waiting for one in await pause.read_pauses(connection)] == [5]
+    await begin(connection, "")
+    assert [one.waiting for one in await pause.read_pauses(connection)] == [7, 5]
+    monkeypatch.setattr(pause, "WAITING_MAX", 1)
+    monkeypatch.setattr(pause, "LOOKED_AT_MAX", 1)
+    assert [one.waiting for one in await pause.read_pauses(connection)] == [1, 2]
