@@ -6,7 +6,7 @@ newcomer who follows it meets them in this order:
     settings → period → edition → source → report → message → enqueue      the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
     schedule → agenda → starter                                            the relay's cron: generate is started
-    status, watch, list, show, audit, doctor                                what people see
+    status, watch, list, show, audit, doctor                               what people see
     retry, cancel, resolve, pause, resume                                  what people decide
 
     settings          what the user decides, checked whole
@@ -42,8 +42,11 @@ newcomer who follows it meets them in this order:
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
 
+    status            what is going on, in one look; watch: the same again and again, with rates; screen: its looks
+    audit             whether all of an edition is sent, by name
     selection         which emails a person means: by key, edition, state or address
     operate           what a person does to them: retry, cancel
+    resolve           what a person decides about what is in doubt, or dead
     show              the whole story of one
 
     schedule          the ticks of a cron expression in civil time
@@ -51,7 +54,12 @@ newcomer who follows it meets them in this order:
     starter           beside the relay: starts generate when a schedule ticks, and again until it is done
 
     trial             one email past the outbox, to see whether it can be sent
-    watch             what is looked at again and again, and how fast relays send; screen: what it looks like
+
+    log               facts with names, fields and a sentence; observer: what a relay tells who looks on
+    metrics, fleet    what this relay measures; what the database says of the fleet
+    health            whether it lives, and is ready; notify: systemd is told; endpoints: who asks over HTTP
+    completion        when an edition is complete, and the dead man's switch
+    tracing, spans    OpenTelemetry, from generate to the send
 
     prune             what is old is made small: messages, trails and pages; the unique keys stay
 

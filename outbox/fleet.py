@@ -16,6 +16,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
 from outbox.errors import OutboxError, SchemaError
 from outbox.schema import require_current
+from outbox.status import ALIVE
 
 FRESH_S: Final = 5.0
 COST_MAX: Final = 20  # a look is kept for so many times as long as it took
@@ -72,13 +73,7 @@ SELECT coalesce(extract(epoch FROM now() - (
 )), 0)::float8
 """
 
-RELAYS: Final = """
-SELECT count(*) FROM outbox.relay r
-  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
-                 AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
-                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
- WHERE r.ended_at IS NULL
-"""
+RELAYS: Final = f"SELECT count(*) {ALIVE}"
 
 # A pause that nobody has tried to end for a minute is nobody's any more.
 ROUTES: Final = "SELECT count(*) FROM outbox.route WHERE retry_at > now() - interval '1 minute'"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from outbox.period import spoken_time
 from outbox.settings import Settings
-from outbox.watch import EditionSeen, Look, Pause, Rates, RelaySeen
+from outbox.watch import EditionSeen, Look, PauseSeen, Rates, RelaySeen
 
 BAR: Final = 30
 STALE_S: Final = 3.0  # what is older says how old it is
@@ -192,7 +192,7 @@ def _left(look: Look, rates: Rates, emails: int) -> str:
     return f"; at {_rate(per_s)}/s about {spoken_s(emails / per_s)} more" if per_s > 0 else ""
 
 
-def _pause(pause: Pause, frame: Frame) -> str:
+def _pause(pause: PauseSeen, frame: Frame) -> str:
     why = f": {pause.why}" if pause.why else ""
     since = spoken_time(pause.since, frame.zone(pause.report))
     return f"{pause.report or 'Everything'} is paused since {since} by {pause.who}{why}"

@@ -43,7 +43,7 @@ class RelaySeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class PauseSeen:
     """What a person holds back: a report, or everything (`""`)."""
 
     report: str
@@ -90,7 +90,7 @@ class Look:
     at: datetime
     relays: list[RelaySeen] = field(default_factory=list)
     routes: list[RouteStatus] = field(default_factory=list)
-    pauses: list[Pause] = field(default_factory=list)
+    pauses: list[PauseSeen] = field(default_factory=list)
     editions: list[EditionSeen] = field(default_factory=list)
     in_doubt: list[str] = field(default_factory=list)
     """The keys of a few, for a person to decide."""
@@ -301,7 +301,7 @@ class Watcher:
             at,
             relays,
             [RouteStatus(*row) for row in await connection.fetch(ROUTES)],
-            [Pause(*row) for row in await connection.fetch(PAUSES)],
+            [PauseSeen(*row) for row in await connection.fetch(PAUSES)],
             [EditionSeen(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)],
             [row["key"] for row in await connection.fetch(IN_DOUBT, IN_DOUBT_MAX)],
             given_today=None if self._route is None else await connection.fetchval(GIVEN, self._route),

@@ -3,7 +3,7 @@
 Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong. Heavy imports stand inside the
 commands that need them, so that cron pays for what it uses. The commands sit by what a person wants of them:
 
-    making     init, generate            reports come to be
+    making     init, generate, digest    reports come to be
     scheduling schedule                  when editions are started without a cron
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
@@ -13,6 +13,7 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     holding    pause, resume             a person holds back a report, or all mail
     trying     preview, test-send, demo  nothing of it comes into the outbox
     selecting  what those share that pick emails
+    attending  what runs beside a relay: measures, health, traces
     frame      what every command shares
 """
 

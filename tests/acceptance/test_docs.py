@@ -28,8 +28,6 @@ def example(page):
     for line in block[1].splitlines():
         if line.startswith("$ "):
             steps.append((line[2:], []))
-        elif line.startswith("> "):
-            steps[-1] = (steps[-1][0] + "\n" + line[2:], [])
         else:
             steps[-1][1].append(line)
     return steps
@@ -52,7 +50,7 @@ async def test_a_page_opens_with_an_example_that_works(fleet, page):
         process = await asyncio.create_subprocess_exec(
             "bash", "-c", command,
             cwd=fleet.directory,
-            env={**environment, "DOCS": str(DOCS)},
+            env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

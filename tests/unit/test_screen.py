@@ -11,7 +11,7 @@ from rich.console import Console
 
 from outbox.screen import LOST, MISSING, SENT, Frame, bar, draw, spoken_s
 from outbox.status import RouteStatus
-from outbox.watch import EditionSeen, Look, Open, Pause, Rates, RelaySeen, open_of
+from outbox.watch import EditionSeen, Look, Open, PauseSeen, Rates, RelaySeen, open_of
 
 NOW = datetime(2026, 11, 23, 11, 4, 12, tzinfo=UTC)
 NEW_YORK = ZoneInfo("America/New_York")
@@ -45,7 +45,7 @@ def test_everything_that_waits_is_shown_with_its_reason_and_times_in_the_reports
             RelaySeen(4, "web2", 5, 0, None, "SMTP: 421 go"),
         ],
         [RouteStatus("mail:25", NOW - timedelta(minutes=3), "mail:25: refused", 7)],
-        [Pause("progress", NOW - timedelta(hours=2), "alice", "bad data"), Pause("", NOW, "bob", "")],
+        [PauseSeen("progress", NOW - timedelta(hours=2), "alice", "bad data"), PauseSeen("", NOW, "bob", "")],
         [
             edition(made=80, sent=50, in_doubt=2, lost=3, expected=100),
             EditionSeen(2, "weekly", "2026-W46", None, None),

@@ -1,4 +1,5 @@
 import pickle
+import re
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -7,7 +8,7 @@ import pytest
 from outbox.address import DatabaseUrl, SmtpAddress
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
-from outbox.settings import Settings, WhenInDoubt, duration_s, load
+from outbox.settings import ReportSettings, RetrySettings, Settings, WhenInDoubt, duration_s, load
 
 SECRET = "s3cr3t"
 QUERIES = """
@@ -688,3 +689,17 @@ def test_redirect_to_is_one_address_from_the_file_or_the_environment(address):
 def test_what_is_no_address_redirects_nothing_and_is_refused(address):
     (fault,) = faults(f'redirect_to = "{address}"')
     assert fault.startswith('redirect_to: is not one address; write one like "staging@example.com"')
+
+
+def test_the_page_of_settings_names_every_key_with_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    told = [
+        dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\|", part, re.MULTILINE)) for part in re.split(r"^## ", page, flags=re.MULTILINE)
+    ]
+    _, top, retry, report = told
+    for model, said in ((Settings, top), (RetrySettings, retry), (ReportSettings, report)):
+        assert set(said) == set(model.model_fields) - {"directory"}
+        for key, shown in said.items():
+            default = model.model_fields[key].default
+            if isinstance(default, str | float | bool) and default != "":
+                assert shown.strip("`") == str(default).lower().removesuffix(".0"), key
