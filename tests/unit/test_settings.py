@@ -693,13 +693,12 @@ def test_what_is_no_address_redirects_nothing_and_is_refused(address):
 
 def test_the_page_of_settings_names_every_key_with_its_default():
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
-    told = [
-        dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\|", part, re.MULTILINE)) for part in re.split(r"^## ", page, flags=re.MULTILINE)
-    ]
+    row = re.compile(r"^\| `(\w+)` \| ([^|]*?) ?\|", re.MULTILINE)
+    told = [dict(row.findall(part)) for part in re.split(r"^## ", page, flags=re.MULTILINE)]
     _, top, retry, report = told
     for model, said in ((Settings, top), (RetrySettings, retry), (ReportSettings, report)):
         assert set(said) == set(model.model_fields) - {"directory"}
         for key, shown in said.items():
             default = model.model_fields[key].default
             if isinstance(default, str | float | bool) and default != "":
-                assert shown.strip("`") == str(default).lower().removesuffix(".0"), key
+                assert shown.strip("`").lower() == str(default).lower().removesuffix(".0"), key
