@@ -4,6 +4,7 @@ Both go through any number of emails in batches of one commit each, since a rela
 waits for its row. What is in doubt, or dead and to be let be, is `resolve`'s.
 """
 
+import asyncio
 import shlex
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -20,6 +21,7 @@ BATCH_MAX: Final = 1000
 # Below deadlock_timeout (1 s): if a batch and a relay's tick ever wait for each other it is the batch that gives way.
 LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout = '500ms'"
 LOCK_TRIES_MAX: Final = 20
+GIVE_WAY_S: Final = 0.1  # between two tries: for the relays whose rows it had
 
 
 class Act(StrEnum):
@@ -153,6 +155,7 @@ async def _change(connection: Any, act: Act, emails: Sequence[int], reply: str, 
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             if tries == LOCK_TRIES_MAX:
                 raise
+            await asyncio.sleep(GIVE_WAY_S)
         else:
             return changed
 

@@ -116,12 +116,14 @@ PAUSES: Final = """
 SELECT p.report, p.since, p.who, p.why,
        CASE WHEN p.report = ''
             THEN (SELECT count(*) FROM (SELECT FROM outbox.delivery
-                                         WHERE settled_at IS NULL AND state = 'pending' LIMIT $1) d)
+                                         WHERE settled_at IS NULL AND state = 'pending' AND due_at <= 'infinity'
+                                         LIMIT $1) d)
             ELSE (SELECT count(*) FROM (SELECT FROM outbox.delivery
                                          WHERE settled_at IS NULL AND paused = p.report AND state = 'pending'
                                          LIMIT $1) d)
                  + (SELECT count(*) FROM (SELECT email FROM outbox.delivery
                                            WHERE settled_at IS NULL AND state = 'pending' AND paused IS NULL
+                                             AND due_at <= 'infinity'
                                            ORDER BY due_at, email LIMIT $2) d
                       JOIN outbox.email m ON m.id = d.email
                       JOIN outbox.report r ON r.id = m.report JOIN outbox.edition e ON e.id = r.edition

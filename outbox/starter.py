@@ -33,6 +33,7 @@ TROUBLE_FIRST_S: Final = 1.0
 SILENCE_MAX_S: Final = 10.0  # a Postgres that does not answer for so long is asked over a new connection
 AGAIN_FIRST_S: Final = 60.0  # after a generate that failed; doubles up to
 AGAIN_MAX_S: Final = 3600.0
+FAILING_PATIENCE: Final = timedelta(hours=1)  # of a digest, with a report that fails
 EARLY_S: Final = 2.0  # until a digest looks again whether its reports are made
 AT_ONCE_MAX: Final = 4  # generates under way on this server
 STOP_S: Final = 5.0  # what a generate gets to end in
@@ -164,13 +165,12 @@ class Starter:
     def _is_too_early(self, found: Latest, rows: Mapping[str, Row], now: datetime) -> bool:
         """Whether a report that the digest is to tell of is still to be made: it ticked before, and is not done.
 
-        That ends by itself, since what fails until its catch_up is over is missed.
+        One that fails is waited for a while only, since it may fail for a single recipient for days.
         """
         collected = [(name, report) for name, report in self.reports.items() if report.is_collected]
         before = [latest(report, rows.get(name), now) for name, report in collected]
-        return any(
-            one.tick.at <= found.tick.at and one.standing in (Standing.DUE, Standing.FAILING) for one in before if one
-        )
+        waited_for = {Standing.DUE} | ({Standing.FAILING} if now < found.tick.at + FAILING_PATIENCE else set())
+        return any(one.tick.at <= found.tick.at and one.standing in waited_for for one in before if one is not None)
 
     async def _take_up(self, connection: Any, name: str, found: Latest, row: Row | None) -> None:
         taken = await connection.fetchval(TAKE_UP, name, found.tick.at, AHEAD_MAX)
