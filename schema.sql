@@ -79,6 +79,7 @@ create table outbox.email (
     message_id  text not null,
     message     bytea not null,
     traceparent text,                                   -- the W3C trace context in which it was made
+    made_by     text,                                   -- the process that made it: `host, pid 4711`
     created_at  timestamptz not null default now()
 );
 create index email_report on outbox.email (report);

@@ -1,5 +1,7 @@
 """The one transaction: report, email and delivery are committed together or not at all, under the unique keys."""
 
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
 from outbox import digest
-from outbox.database import BY_INDEX, CHANNEL
+from outbox.database import BY_INDEX, CHANNEL, storable
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -50,8 +52,9 @@ WITH made AS (
     ON CONFLICT (edition, recipient_key) DO NOTHING
     RETURNING id, recipient_key
 ), email AS (
-    INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message, traceparent)
-    SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message, CAST(:traceparent AS text)
+    INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message, traceparent, made_by)
+    SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message, CAST(:traceparent AS text),
+           CAST(:made_by AS text)
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
     ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
@@ -113,6 +116,7 @@ async def enqueue_reports(
                 "edition": edition,
                 "send_before_s": send_before_s,
                 "traceparent": traceparent,
+                "made_by": storable(f"{socket.gethostname()}, pid {os.getpid()}"),
                 "recipient_keys": [r.recipient_key for r in reports],
                 "tokens": [r.token for r in reports],
                 "titles": [r.title for r in reports],

@@ -57,7 +57,7 @@ ROLES: Final[Mapping[str, Role]] = {
     # An application that puts mail of its own under its own keys. RETURNING and ON CONFLICT read what they name.
     "outbox_enqueue": _role(
         "puts emails into the outbox",
-        ("email", "INSERT", "key sender recipient message_id message traceparent"),
+        ("email", "INSERT", "key sender recipient message_id message traceparent made_by"),
         ("email", "SELECT", "id key"),
         ("delivery", "INSERT", "email due_at send_before"),
     ),
@@ -73,7 +73,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("report", "SELECT", "id edition recipient_key title created_at"),
         ("report", "INSERT", "edition recipient_key token title html"),
         ("email", "SELECT", "id key report"),
-        ("email", "INSERT", "id key report sender recipient message_id message traceparent"),
+        ("email", "INSERT", "id key report sender recipient message_id message traceparent made_by"),
         ("email", "UPDATE", "report"),
         ("email_id_seq", "USAGE"),
         ("delivery", "INSERT", "email due_at send_before"),
@@ -121,7 +121,7 @@ ROLES: Final[Mapping[str, Role]] = {
     "outbox_read": _role(
         "looks: status, watch, list, audit, schedule",
         *_LOOKS,
-        ("email", "SELECT", "id key report sender recipient message_id traceparent created_at"),
+        ("email", "SELECT", "id key report sender recipient message_id traceparent made_by created_at"),
     ),
     # Looks, and decides under its own name about what was made; reads the messages that it decides about.
     "outbox_operate": _role(

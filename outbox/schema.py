@@ -57,7 +57,7 @@ UPGRADES: Final[Mapping[int, str]] = {
     4: """
         ALTER TABLE outbox.edition ADD COLUMN completed_at timestamptz;
         UPDATE outbox.edition SET completed_at = now() WHERE created_at < now() - interval '1 day';
-        ALTER TABLE outbox.email ADD COLUMN traceparent text;
+        ALTER TABLE outbox.email ADD COLUMN traceparent text, ADD COLUMN made_by text;
         ALTER TABLE outbox.delivery ADD COLUMN paused text,
             ADD CHECK (paused IS NULL OR state <> 'pending' OR due_at = 'infinity');
         CREATE INDEX delivery_paused ON outbox.delivery (paused) WHERE settled_at IS NULL AND paused IS NOT NULL;

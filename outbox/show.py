@@ -49,6 +49,8 @@ class Story:
     """Of the message, in bytes."""
     gone: str | None
     created_at: datetime
+    made_by: str | None
+    """The process that made it, as `host, pid 4711`."""
     state: str
     attempts: int
     relay: int | None
@@ -119,8 +121,9 @@ def _parsed(message: bytes) -> EmailMessage:
 
 
 STORY: Final = """
-SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at, e.report, e.period, r.recipient_key,
-       r.title, coalesce(d.state, 'without a delivery') AS state, coalesce(d.attempt, 0) AS attempts,
+SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at, m.made_by,
+       e.report, e.period, r.recipient_key, r.title,
+       coalesce(d.state, 'without a delivery') AS state, coalesce(d.attempt, 0) AS attempts,
        d.relay, l.host, d.paused,
        CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
        d.send_before, d.marked_at, d.settled_at, d.doubted_at

@@ -196,7 +196,7 @@ def _print_story(story: "Story", zone: "tzinfo | None") -> None:
         "from": story.sender,
         "subject": story.subject,
         "report": f"{story.report} {story.period}, recipient {story.recipient}" if story.report else None,
-        "made": spoken_time(story.created_at, zone),
+        "made": spoken_time(story.created_at, zone) + (f" on {story.made_by}" if story.made_by else ""),
         "due": story.due_at and spoken_time(story.due_at, zone),
         "send before": story.send_before and spoken_time(story.send_before, zone),
         "settled": story.settled_at and spoken_time(story.settled_at, zone),

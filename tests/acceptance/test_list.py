@@ -1,6 +1,8 @@
 """`outbox list` and `outbox show`: which emails there are, and the whole story of one."""
 
 import json
+import re
+import socket
 import sys
 from email import message_from_bytes, policy
 from pathlib import Path
@@ -106,6 +108,7 @@ async def test_the_story_of_an_email_has_its_making_its_tries_and_its_message_wh
     assert facts["report"] == f"progress {WEEK}, recipient 1"
     assert facts["subject"].startswith("Progress")
     assert " EST (" in facts["made"]
+    assert re.search(rf"UTC\) on {re.escape(socket.gethostname())}, pid \d+$", facts["made"])
     table = lines[lines.index("") + 1 :]
     assert [line.split()[1] for line in table] == ["verdict", "deferred", "accepted"]
     assert "450 4.2.1 \N{REPLACEMENT CHARACTER}[31mcome back later" in table[1]
