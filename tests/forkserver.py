@@ -83,6 +83,7 @@ class ForkServer:
         for _, theirs in pipes:
             os.close(theirs)
         pid = int.from_bytes(self._socket.recv(4, socket.MSG_WAITALL), "big")
+        assert pid, "the fork server has died"
         (out, _), (err, _), (status, _) = pipes
         os.set_blocking(status, False)
         return ForkedProcess(pid, status, await _reader(out), await _reader(err))
