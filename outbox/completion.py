@@ -72,7 +72,10 @@ SELECT EXISTS (
            END)
 """
 
-COMPLETE: Final = "UPDATE outbox.edition SET completed_at = now() WHERE id = $1 AND completed_at IS NULL"
+# Not where a generate has found more people since it was looked at.
+COMPLETE: Final = """
+UPDATE outbox.edition SET completed_at = now() WHERE id = $1 AND completed_at IS NULL AND expected = $2
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,7 @@ class Completion:
                 )
                 return False
             log.info("dead_man_called", "{edition} is complete, and dead_man_url was called", **fields, place=place)
-        if str(await connection.execute(COMPLETE, edition.id)).endswith(" 1"):
+        if str(await connection.execute(COMPLETE, edition.id, edition.expected)).endswith(" 1"):
             log.info("edition_complete", "{edition} is complete: {emails} recipients", **fields)
         return True
 

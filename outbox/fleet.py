@@ -16,7 +16,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
 from outbox.errors import OutboxError, SchemaError
 from outbox.schema import require_current
-from outbox.status import ALIVE
+from outbox.status import ALIVE, ROUTES
 
 FRESH_S: Final = 5.0
 COST_MAX: Final = 20  # a look is kept for so many times as long as it took
@@ -75,8 +75,7 @@ SELECT coalesce(extract(epoch FROM now() - (
 
 RELAYS: Final = f"SELECT count(*) {ALIVE}"
 
-# A pause that nobody has tried to end for a minute is nobody's any more.
-ROUTES: Final = "SELECT count(*) FROM outbox.route WHERE retry_at > now() - interval '1 minute'"
+ROUTES_PAUSED: Final = f"SELECT count(*) FROM ({ROUTES}) AS paused"
 
 INCOMPLETE: Final = """
 SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL AND created_at > now() - interval '40 days'
@@ -109,7 +108,7 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
                 deliveries={state: found.get(state, 0) for state in STATES},
                 oldest_due_s=await connection.fetchval(OLDEST_DUE),
                 relays=await connection.fetchval(RELAYS, RELAY_LOCKS),
-                routes_paused=await connection.fetchval(ROUTES),
+                routes_paused=await connection.fetchval(ROUTES_PAUSED),
                 editions_incomplete=await connection.fetchval(INCOMPLETE),
                 editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS, COUNT_MAX)),
             )

@@ -105,7 +105,7 @@ def _emails(count: int) -> str:
 
 def _capital(target: str) -> str:
     """At the beginning of a sentence; a report's name stays as it is."""
-    return target.replace("the fleet", "The fleet", 1) if target == "the fleet" else target
+    return "The fleet" if target == "the fleet" else target
 
 
 def said_of(pauses: Any) -> list[str]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from outbox.completion import Candidate, is_complete
+from outbox.completion import COMPLETE, Candidate, is_complete
 from outbox.sink import Reply, Stage
 from tests.faults.levers import At
 from tests.fleet import until
@@ -113,3 +113,6 @@ async def test_what_counts_as_done_is_sent_or_decided_by_a_person(connection, wh
             digest,
         )
         assert not await is_complete(connection, seen), "the digest's email is not sent"
+    await connection.execute("UPDATE outbox.edition SET expected = 3")
+    await connection.execute(COMPLETE, edition, seen.expected)
+    assert await connection.fetchval("SELECT completed_at FROM outbox.edition") is None, "one more is owed it since"

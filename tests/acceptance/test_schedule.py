@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from tests.fleet import COUNTING_DATA, until
@@ -204,3 +205,25 @@ async def test_relays_close_a_digest_once_the_reports_are_made_that_ticked_befor
     await until(lambda: fleet.connection.fetchval(done), "both are done, one after the other")
     assert fleet.twice == {}
     assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.digest_item WHERE digest IS NULL") == 0
+
+
+async def test_a_generate_that_hangs_is_ended_with_its_catch_up(fleet):
+    """Else it would hold one of the places for generates for ever."""
+    ago = timedelta(minutes=2)
+    since_s = (ago + timedelta(seconds=datetime.now(UTC).second)).total_seconds()
+    fleet.report = DAILY + ticked(ago) + f'catch_up = "{since_s + 9:.0f}s"'
+    fleet.data = COUNTING_DATA.replace("1 as done", "pg_sleep(600)::text as done")
+    await fleet.hire(1)
+    relay = await fleet.start("relay")
+    await until(lambda: generating(fleet), "it hangs")
+    said = "SELECT said FROM outbox.schedule"
+    why = await until(lambda: fleet.connection.fetchval(said), "it is ended, and that is written down")
+    assert why == "it was not done when catch_up was over, and was ended"
+    await relay.says("so it is missed")
+    assert _children(relay.pid) == ""
+
+
+def _children(pid: int) -> str:
+    """Its child processes, where the kernel tells."""
+    told = Path(f"/proc/{pid}/task/{pid}/children")
+    return told.read_text() if told.exists() else ""
