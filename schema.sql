@@ -1,4 +1,4 @@
--- outbox: the one schema, at version 4. `outbox init` applies it (or upgrades an older one) and may be run by
+-- outbox: the one schema, at version 5. `outbox init` applies it (or upgrades an older one) and may be run by
 -- every server at once; `psql -1 -f schema.sql` does the same on an empty database. PostgreSQL 14 or later.
 --
 -- A report travels through these tables in this order:
@@ -9,6 +9,8 @@
 --                                                                       pause: what is held back by people
 --                                                                       pruned: how far bodies are removed
 --     schedule starts editions · digest_item: reports that wait for a digest, which is a report, too
+--     rule: by which route an email goes · suppression: who gets none any more
+--     put, enqueue: an application's own emails, in its own transaction
 --
 -- The states of a delivery, and who moves it:
 --
@@ -19,6 +21,7 @@
 --     pending ──▶ dead (refused before the mark, or quarantined) | expired (`send_before` is over)
 --     pending ──a person──▶ cancelled; what is cancelled or expired becomes pending again when a person says so.
 --     A pending row with `paused` is held back: its report is paused, and it is due when that ends.
+--     What is for a suppressed address is cancelled, too, and its trail says so.
 
 create schema outbox;
 comment on schema outbox is 'Transactional outbox for report emails; made and upgraded by `outbox init`.';
@@ -90,7 +93,8 @@ create index email_report on outbox.email (report);
 -- the message: the final dot was surely not written, or the server took nothing from anybody. `orphaned` counts the
 -- relays that died while they held it. In doubt since `doubted_at`; `due_at` then says when the policy acts next
 -- ('infinity': never by itself). `send_before` is when it is too late to send it; null is never. `paused` names the
--- report under whose pause a pending row was set aside, with `due_at` at infinity.
+-- report under whose pause a pending row was set aside, with `due_at` at infinity. `route` names the way that it takes, ''
+-- the usual one, and relays of that route alone claim it. What has `priority` 1 is claimed before all else that is due.
 create table outbox.delivery (
     email       bigint primary key references outbox.email,
     due_at      timestamptz not null default now(),
@@ -104,6 +108,8 @@ create table outbox.delivery (
     state       text not null default 'pending',
     send_before timestamptz,
     paused      text,
+    route       text not null default '',
+    priority    smallint not null default 0 check (priority between 0 and 1),
     check (state in ('pending', 'sending', 'sent', 'in_doubt', 'dead', 'cancelled', 'expired')),
     check ((settled_at is null) = (state in ('pending', 'sending', 'in_doubt'))),
     check (state not in ('sending', 'in_doubt') or (relay is not null and marked_at is not null)),
@@ -132,7 +138,7 @@ create table outbox.attempt (
     relay       integer,
     verdict     text not null check (verdict in ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',
                                                  'quarantined', 'asked', 'resolved', 'expired', 'cancelled',
-                                                 'retried')),
+                                                 'retried', 'suppressed', 'bounced')),
     reply       text not null,
     marked_at   timestamptz,
     settled_at  timestamptz not null default now()
@@ -143,7 +149,8 @@ create index attempt_email on outbox.attempt (email);
 -- lock is held the relay lives; when it is free the relay is dead, whatever this table says. `timeline` is the WAL
 -- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than
 -- the database. `trouble` is what keeps it from its work, `stale` how many of its verdicts came too late to matter. `sent` is how many
--- emails servers have taken from it and `last_reply` what it heard last, both as of its last sweep.
+-- emails servers have taken from it and `last_reply` what it heard last, both as of its last sweep. `route` is the way
+-- whose mail it carries, '' the usual one.
 create table outbox.relay (
     id           integer generated always as identity primary key,
     host         text not null,
@@ -156,7 +163,8 @@ create table outbox.relay (
     stale        integer not null default 0,
     trouble      text,
     sent         bigint not null default 0,
-    last_reply   text
+    last_reply   text,
+    route        text not null default ''
 );
 create index relay_open on outbox.relay (id) where ended_at is null;
 
@@ -234,4 +242,85 @@ create table outbox.digest_item (
 create index digest_item_open on outbox.digest_item (address) where digest is null;
 create index digest_item_digest on outbox.digest_item (digest) where digest is not null;
 
-insert into outbox.schema_version (version, compatible) values (4, 2);
+-- By which of several routes an email goes: the first rule that fits, '' where none does. Relays write here what their
+-- settings say, so that whoever puts an email in, in whatever language, need not know it. A domain is that of the
+-- recipient; `*.example.com` is each one below it.
+create table outbox.rule (
+    position  integer primary key,
+    route     text not null check (route <> ''),
+    report    text,
+    domain    text check (domain = lower(domain)),
+    check (report is not null or domain is not null)
+);
+
+create function outbox.route_of(report text, recipient text) returns text language sql stable as $$
+    select coalesce((
+        select r.route from outbox.rule r, lower(split_part(route_of.recipient, '@', -1)) as d (domain)
+         where (r.report is null or r.report = route_of.report)
+           and (r.domain is null or r.domain = d.domain
+                or (r.domain like '*.%' and right(d.domain, length(r.domain) - 1) = substr(r.domain, 2)))
+         order by r.position limit 1
+    ), '')
+$$;
+
+-- Who gets no more email: of one report, or none at all (''). The address is in lower case.
+create table outbox.suppression (
+    address  text not null check (address <> '' and address = lower(address)),
+    report   text not null default '',
+    since    timestamptz not null default now(),
+    reason   text not null check (reason in ('bounced', 'complained', 'unsubscribed', 'decided')),
+    who      text not null,
+    why      text not null,
+    email    bigint,                                    -- the one that bounced, or that was answered by unsubscribing
+    primary key (address, report)
+);
+
+-- Puts an email into the outbox, in the caller's transaction: true if it is new, false if its key is there already, and
+-- then nothing is changed, for ever. The message is `head`, a Message-ID without its brackets, which ends in `domain`, and
+-- `tail`. Each recipient has a delivery of its own, so that a refusal of one never mails another again: the first under
+-- the key itself, the others as `key#2`, `key#3` and so on. Without `route` the rules say it.
+-- In a race for one key the later transaction waits for the end of the earlier one.
+create function outbox.put(
+    key text, sender text, recipients text[], head bytea, domain text, tail bytea,
+    send_at timestamptz default null, send_before timestamptz default null, priority integer default 0,
+    route text default null, traceparent text default null, made_by text default null
+) returns boolean language plpgsql as $$
+declare
+    id          bigint := nextval('outbox.email_id_seq');
+    message_id  text := id || '.' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16) || '@' || put.domain;
+    message     bytea := put.head || convert_to(message_id, 'UTF8') || put.tail;
+    further     integer;
+begin
+    insert into outbox.email (id, key, sender, recipient, message_id, message, traceparent, made_by)
+    values (id, put.key, put.sender, put.recipients[1], '<' || message_id || '>', message, put.traceparent, put.made_by)
+        on conflict on constraint email_key_key do nothing;
+    if not found then
+        return false;
+    end if;
+    insert into outbox.delivery (email, due_at, send_before, priority, route)
+    values (id, coalesce(put.send_at, now()), put.send_before, put.priority,
+            coalesce(put.route, outbox.route_of(null, put.recipients[1])));
+    if cardinality(put.recipients) > 1 then
+        with copy as (
+            insert into outbox.email (key, sender, recipient, message_id, message, traceparent, made_by)
+            select put.key || '#' || r.number, put.sender, r.address, '<' || message_id || '>', message,
+                   put.traceparent, put.made_by
+              from unnest(put.recipients) with ordinality as r (address, number) where r.number > 1
+                on conflict on constraint email_key_key do nothing
+            returning email.id, email.recipient
+        )
+        insert into outbox.delivery (email, due_at, send_before, priority, route)
+        select copy.id, coalesce(put.send_at, now()), put.send_before, put.priority,
+               coalesce(put.route, outbox.route_of(null, copy.recipient))
+          from copy;
+        get diagnostics further = row_count;
+        if further <> cardinality(put.recipients) - 1 then
+            raise unique_violation using message = format('one of the keys %s#2 to %1$s#%s is taken by another email; '
+                'use a key that does not begin as that one does', put.key, cardinality(put.recipients));
+        end if;
+    end if;
+    perform pg_notify('outbox', '');
+    return true;
+end $$;
+
+insert into outbox.schema_version (version, compatible) values (5, 2);

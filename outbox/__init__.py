@@ -3,7 +3,7 @@
 The row is the truth, the lock is the pulse, the mark is the memory. A report walks through these rooms, and a
 newcomer who follows it meets them in this order:
 
-    settings → period → edition → source → report → message → enqueue      the corridor of making: generate
+    settings → period → edition → source → report → message → record       the corridor of making: generate
     session → ledger (claim, mark, settle, sweep) ⇄ conversation → verdict the corridor of sending: relay
     schedule → agenda → starter                                            the relay's cron: generate is started
     status, watch, list, show, audit, doctor                               what people see
@@ -21,7 +21,7 @@ newcomer who follows it meets them in this order:
     source            who is owed a report and what it says: two queries, or a class of the user's
     report            rows become a subject, a mail and a page (templates/)
     message           the RFC 5322 bytes
-    enqueue           the one transaction: report, email and delivery
+    record            the one transaction: report, email and delivery
     generate_session  generate's connection: bucket locks, the user's queries, the pulse
     generate          the corridor: buckets, what is missing, made here or elsewhere
     digest            a report over reports: what waits for an address, told of in one email
@@ -73,4 +73,25 @@ newcomer who follows it meets them in this order:
 room does. Imports go down only (`lint-imports`).
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outbox.source import Recipient, ReportSource
+
 __version__ = "0.1.0"
+__all__ = ["Recipient", "ReportSource"]
+
+_API = {
+    "Recipient": "outbox.source",
+    "ReportSource": "outbox.source",
+}
+
+
+def __getattr__(name: str) -> object:
+    """The names of the Python API, from their rooms once asked for: who runs commands loads no drivers."""
+    from importlib import import_module
+
+    room = _API.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(room), name)

@@ -24,10 +24,10 @@ from outbox import message, tracing
 from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError, storable
 from outbox.digest import WAITING, Collected
 from outbox.edition import EXPECT, Edition, open_edition
-from outbox.enqueue import BATCH_MAX, NewReport, collect_reports, enqueue_reports
 from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
 from outbox.log import Events
+from outbox.record import BATCH_MAX, NewReport, collect_reports, enqueue_reports
 from outbox.report import Templates, explain, label
 from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows

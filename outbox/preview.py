@@ -15,11 +15,11 @@ from sqlalchemy import text
 
 from outbox.digest import Collected
 from outbox.edition import Edition, find_edition, period_for
-from outbox.enqueue import NewReport
 from outbox.errors import ConfigurationError, OutboxError, SourceError
 from outbox.generate import Run, sender_of
 from outbox.generate_session import GenerateSession, is_caused_by
 from outbox.period import Period, in_words
+from outbox.record import NewReport
 from outbox.report import explain
 from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import Content, Recipient, Source, checked, source_of

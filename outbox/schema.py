@@ -1,5 +1,6 @@
 """The database's shape: `schema.sql` applied, older versions upgraded step by step, and a stranger's told apart."""
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +11,7 @@ from outbox.errors import SchemaError
 
 # To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
 # version COMPATIBLE and later may work on it, leave COMPATIBLE: a fleet is then upgraded server by server.
-VERSION: Final = 4
+VERSION: Final = 5
 COMPATIBLE: Final = 2
 
 # What turns version n - 1 into n, for databases that were made before; `schema.sql` is always the newest whole.
@@ -77,7 +78,28 @@ UPGRADES: Final[Mapping[int, str]] = {
         CREATE INDEX digest_item_open ON outbox.digest_item (address) WHERE digest IS NULL;
         CREATE INDEX digest_item_digest ON outbox.digest_item (digest) WHERE digest IS NOT NULL;
     """,
+    5: """
+        ALTER TABLE outbox.delivery ADD COLUMN route text NOT NULL DEFAULT '',
+            ADD COLUMN priority smallint NOT NULL DEFAULT 0 CHECK (priority BETWEEN 0 AND 1);
+        ALTER TABLE outbox.attempt DROP CONSTRAINT attempt_verdict_check, ADD CONSTRAINT attempt_verdict_check
+            CHECK (verdict IN ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',
+                               'quarantined', 'asked', 'resolved', 'expired', 'cancelled', 'retried', 'suppressed',
+                               'bounced'));
+        ALTER TABLE outbox.relay ADD COLUMN route text NOT NULL DEFAULT '';
+        CREATE TABLE outbox.rule (
+            position integer PRIMARY KEY, route text NOT NULL CHECK (route <> ''), report text,
+            domain text CHECK (domain = lower(domain)), CHECK (report IS NOT NULL OR domain IS NOT NULL));
+        CREATE TABLE outbox.suppression (
+            address text NOT NULL CHECK (address <> '' AND address = lower(address)),
+            report text NOT NULL DEFAULT '', since timestamptz NOT NULL DEFAULT now(),
+            reason text NOT NULL CHECK (reason IN ('bounced', 'complained', 'unsubscribed', 'decided')),
+            who text NOT NULL, why text NOT NULL, email bigint, PRIMARY KEY (address, report));
+    """,
 }
+
+# Functions have no version of their own: whoever upgrades puts the newest in place. One whose parameters change is
+# dropped by the step that changes them.
+_FUNCTION: Final = re.compile(r"^create function .*?\$\$;$", re.MULTILINE | re.DOTALL)
 
 
 def schema_sql() -> str:
@@ -86,6 +108,12 @@ def schema_sql() -> str:
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
     return (Path(__file__).parent.parent / "schema.sql").read_text(encoding="utf-8")
+
+
+def functions_sql() -> str:
+    """The functions of schema.sql, to be put in the place of older ones."""
+    found = _FUNCTION.findall(schema_sql())
+    return "\n".join(text.replace("create function", "create or replace function", 1) for text in found)
 
 
 async def installed_version(connection: Any) -> int | None:
@@ -140,6 +168,8 @@ async def initialise(
                     step,
                     min(step, compatible),
                 )
+            if before < version:
+                await connection.execute(functions_sql())
     return before, version
 
 

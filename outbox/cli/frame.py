@@ -19,9 +19,9 @@ _T = TypeVar("_T")
 
 # In which `outbox --help` names them: as one meets them.
 ORDER = (
-    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "relay"),
+    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "relay", "bounce"),
     *("status", "watch", "list", "show", "audit"),
-    *("retry", "cancel", "resolve", "pause", "resume", "prune", "demo"),
+    *("retry", "cancel", "resolve", "pause", "resume", "suppress", "prune", "demo"),
 )
 
 

@@ -12,10 +12,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import generate as rooms
 from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, engine, is_lost
-from outbox.enqueue import NewReport, enqueue_reports
 from outbox.errors import DatabaseUnavailableError
 from outbox.generate import BUCKETS, bucket_of, generate
 from outbox.generate_session import GenerateSession
+from outbox.record import NewReport, enqueue_reports
 from outbox.settings import DatabaseUrl, load
 from tests.fleet import until
 
