@@ -30,6 +30,7 @@ newcomer who follows it meets them in this order:
     verdict           what a try ended in, and what follows
     backoff           how long until the next try
     replies           SMTP replies out of bytes
+    verp              which email a bounce is about
     ledger            what a relay writes for every email, as SQL; what is rare is in failover, doubt and breaker
     failover          what outlives a database that forgot: verdicts told again, and the wait for them
     doubt             what happens by itself to what is in doubt: sent again, or asked about
