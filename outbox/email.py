@@ -112,6 +112,9 @@ class Email:
         from outbox.report import explain
 
         made, directory = {}, Path(self.templates)
+        if not (directory / str(self.template)).is_dir():
+            wanted = f"{directory}/{self.template}/email.txt.j2"
+            raise ValueError(f"There is no template {self.template} in {directory}; write {wanted}.")
         for name, file in (("subject", "subject.txt.j2"), *zip(("text", "html"), _BODIES, strict=True)):
             if getattr(self, name) is not None:
                 continue
@@ -125,10 +128,6 @@ class Email:
                 made[name] = template.render(self.context)
             except Exception as error:
                 raise ValueError(f"The template {self.template} failed: {explain(error)}") from error
-        if not made and self.text is None and self.html is None:
-            raise ValueError(
-                f"There is no template {self.template} in {directory}; write {directory}/{self.template}/email.txt.j2."
-            )
         if "subject" in made:
             made["subject"] = " ".join(made["subject"].split())
         return made
