@@ -9,7 +9,6 @@
 --                                                                       pause: what is held back by people
 --                                                                       pruned: how far bodies are removed
 --     schedule starts editions · digest_item: reports that wait for a digest, which is a report, too
---     rule: by which route an email goes · suppression: who gets none any more
 --     put, enqueue: an application's own emails, in its own transaction
 --
 -- The states of a delivery, and who moves it:
@@ -21,7 +20,6 @@
 --     pending ──▶ dead (refused before the mark, or quarantined) | expired (`send_before` is over)
 --     pending ──a person──▶ cancelled; what is cancelled or expired becomes pending again when a person says so.
 --     A pending row with `paused` is held back: its report is paused, and it is due when that ends.
---     What is for a suppressed address is cancelled, too, and its trail says so.
 
 create schema outbox;
 comment on schema outbox is 'Transactional outbox for report emails; made and upgraded by `outbox init`.';
@@ -93,8 +91,8 @@ create index email_report on outbox.email (report);
 -- the message: the final dot was surely not written, or the server took nothing from anybody. `orphaned` counts the
 -- relays that died while they held it. In doubt since `doubted_at`; `due_at` then says when the policy acts next
 -- ('infinity': never by itself). `send_before` is when it is too late to send it; null is never. `paused` names the
--- report under whose pause a pending row was set aside, with `due_at` at infinity. `route` names the way that it takes, ''
--- the usual one, and relays of that route alone claim it. What has `priority` 1 is claimed before all else that is due.
+-- report under whose pause a pending row was set aside, with `due_at` at infinity. `route` and `priority` are for
+-- relays to come: none looks at them yet.
 create table outbox.delivery (
     email       bigint primary key references outbox.email,
     due_at      timestamptz not null default now(),
@@ -149,8 +147,8 @@ create index attempt_email on outbox.attempt (email);
 -- lock is held the relay lives; when it is free the relay is dead, whatever this table says. `timeline` is the WAL
 -- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than
 -- the database. `trouble` is what keeps it from its work, `stale` how many of its verdicts came too late to matter. `sent` is how many
--- emails servers have taken from it and `last_reply` what it heard last, both as of its last sweep. `route` is the way
--- whose mail it carries, '' the usual one.
+-- emails servers have taken from it and `last_reply` what it heard last, both as of its last sweep. `route` is
+-- for relays to come.
 create table outbox.relay (
     id           integer generated always as identity primary key,
     host         text not null,
@@ -242,9 +240,8 @@ create table outbox.digest_item (
 create index digest_item_open on outbox.digest_item (address) where digest is null;
 create index digest_item_digest on outbox.digest_item (digest) where digest is not null;
 
--- By which of several routes an email goes: the first rule that fits, '' where none does. Relays write here what their
--- settings say, so that whoever puts an email in, in whatever language, need not know it. A domain is that of the
--- recipient; `*.example.com` is each one below it.
+-- By which of several routes an email goes: the first rule that fits, '' where none does. For relays to come: nobody
+-- writes rules yet. A domain is that of the recipient; `*.example.com` is each one below it.
 create table outbox.rule (
     position  integer primary key,
     route     text not null check (route <> ''),
@@ -263,7 +260,7 @@ create function outbox.route_of(report text, recipient text) returns text langua
     ), '')
 $$;
 
--- Who gets no more email: of one report, or none at all (''). The address is in lower case.
+-- Who gets no more email: of one report, or none at all (''). The address is in lower case. Nobody looks at it yet.
 create table outbox.suppression (
     address  text not null check (address <> '' and address = lower(address)),
     report   text not null default '',
@@ -321,6 +318,137 @@ begin
     end if;
     perform pg_notify('outbox', '');
     return true;
+end $$;
+
+-- What `enqueue` is made of. RFC 5322 in SQL, as `outbox/message.py` writes it in Python.
+
+-- The text as a header can hold it: runs of white space and control characters are one space.
+create function outbox.one_line(value text) returns text language sql immutable as $$
+    select btrim(regexp_replace(value, '[[:cntrl:][:space:]\u0080-\u009f\u2028\u2029]+', ' ', 'g'))
+$$;
+
+-- Free text in a header: as it is if it is ASCII and no longer than `plain_max`, else as encoded words (RFC 2047 §2: lines
+-- of 76 characters at most, no word cut within a character; nine characters take 36 bytes, so 48 of base64, at most).
+create function outbox.header_text(value text, plain_max integer default 60) returns text language sql immutable as $$
+    select case
+        when line = '' then ''
+        when line ~ '^[ -~]*$' and line !~ '=\?' and length(line) <= plain_max then line
+        else (select string_agg('=?utf-8?b?' || replace(encode(convert_to(p.part[1], 'UTF8'), 'base64'), E'\n', '')
+                                || '?=', E'\r\n ' order by p.number)
+                from regexp_matches(line, '.{1,9}', 'g') with ordinality as p (part, number))
+        end
+      from (select outbox.one_line(value)) as l (line)
+$$;
+
+-- A body's bytes: base64 in lines of 76, every line end CRLF (RFC 2045 §6.8).
+create function outbox.body_base64(body text) returns text language sql immutable as $$
+    select replace(encode(convert_to(replace(regexp_replace(body, '\r\n?', E'\n', 'g'), E'\n', E'\r\n'), 'UTF8'),
+                          'base64'), E'\n', E'\r\n') || E'\r\n'
+$$;
+
+-- `Name <user@example.com>` or the address alone, taken apart; an exception says what is wrong with it, and the mend.
+create function outbox.mailbox(said text, what text, out name text, out address text) language plpgsql immutable as $$
+declare
+    parts text[] := regexp_match(btrim(said), '^(?:"((?:[^"\\]|\\.)*)"|([^"<>]*?))\s*<([^<>]*)>$');
+    dom   text;
+begin
+    if said is null or said ~ '[[:cntrl:]]' then
+        raise exception using errcode = '22023', message = format('%s is missing or has a control character', what),
+            hint = 'Write an address such as user@example.com, or Name <user@example.com>.';
+    end if;
+    name := coalesce(regexp_replace(parts[1], '\\(.)', '\1', 'g'), parts[2], '');
+    address := coalesce(parts[3], btrim(said));
+    dom := lower(split_part(address, '@', -1));
+    if address ~ '[^ -~]' then
+        raise exception using errcode = '22023', message = format('%s is not ASCII: %s', what, address),
+            hint = 'Write a domain as A-labels, as in xn--bcher-kva.example; before the @ it has to be ASCII.';
+    end if;
+    if address !~ '^[^[:space:][:cntrl:]@<>",;:()\[\]\\]+@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$'
+       or address ~ '^\.|\.@|\.\.' or dom ~ '(^|\.)[0-9]+$'
+       or octet_length(split_part(address, '@', 1)) > 64 or octet_length(address) > 254 then
+        raise exception using errcode = '22023', message = format('%s is no email address: %s', what, address),
+            hint = 'Write one such as user@example.com, or Name <user@example.com>.';
+    end if;
+    address := split_part(address, '@', 1) || '@' || dom;
+end $$;
+
+-- A header field of mailboxes, one to a line, with its CRLF; nothing where there is none.
+create function outbox.mailboxes_header(field text, said text[]) returns text language sql immutable as $$
+    select coalesce(field || ': ' || string_agg(
+        case when m.name = '' then m.address else
+            case when outbox.one_line(m.name) ~ '^[ -~]*$' and outbox.one_line(m.name) !~ '=\?' and length(m.name) <= 60
+                 then '"' || regexp_replace(outbox.one_line(m.name), '(["\\])', '\\\1', 'g') || '"'
+                 else outbox.header_text(m.name) end || E'\r\n <' || m.address || '>' end,
+        E',\r\n ' order by s.number) || E'\r\n', '')
+      from unnest(said) with ordinality as s (mailbox, number), lateral outbox.mailbox(s.mailbox, field) as m
+$$;
+
+-- `select outbox.enqueue(key => …, sender => …, recipient => …, subject => …, body_text => …, body_html => …)`: an email of
+-- an application's own, in its own transaction; true if it is new, false if its key is there already. Several
+-- recipients are given as `recipients`; each is sent to by itself, and those of `bcc` stand in no header.
+create function outbox.enqueue(
+    key text, sender text, recipient text default null, subject text default '', body_text text default null,
+    body_html text default null, recipients text[] default null, cc text[] default null, bcc text[] default null,
+    reply_to text[] default null, headers jsonb default null, send_at timestamptz default null,
+    send_before timestamptz default null
+) returns boolean language plpgsql as $$
+declare
+    visible   text[] := coalesce(enqueue.recipients, '{}') || case when enqueue.recipient is null then '{}' else array[enqueue.recipient] end;
+    addresses text[];
+    from_name text;
+    from_address text;
+    boundary  text := '=_' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 20);
+    further   text := '';
+    body      text;
+    part      record;
+begin
+    if enqueue.key is null or outbox.one_line(enqueue.key) = '' or enqueue.key ~ '#[0-9]+$' or length(enqueue.key) > 500 then
+        raise exception using errcode = '22023', message = 'an email needs a key that does not end in # and digits',
+            hint = 'The key makes it one email, for ever: order-4711/receipt.';
+    end if;
+    if coalesce(enqueue.body_text, enqueue.body_html) is null then
+        raise exception using errcode = '22023', message = 'an email needs body_text or body_html, or both';
+    end if;
+    select m.name, m.address into from_name, from_address from outbox.mailbox(enqueue.sender, 'sender') as m;
+    select array_agg(address order by number) into addresses from (
+        select distinct on (m.address) m.address, s.number
+          from unnest(visible || coalesce(enqueue.cc, '{}') || coalesce(enqueue.bcc, '{}')) with ordinality as s (said, number),
+               lateral outbox.mailbox(s.said, 'recipient') as m
+         order by m.address, s.number) as each;
+    if addresses is null then
+        raise exception using errcode = '22023', message = 'an email needs a recipient, recipients, cc or bcc';
+    end if;
+    for part in select name, value from jsonb_each_text(coalesce(enqueue.headers, '{}')) as h (name, value) loop
+        if part.name !~ '^[!-9;-~]{1,64}$' or lower(part.name) in (
+            'from', 'to', 'cc', 'bcc', 'reply-to', 'subject', 'date', 'message-id', 'list-id', 'auto-submitted',
+            'x-auto-response-suppress', 'mime-version', 'content-type', 'content-transfer-encoding') then
+            raise exception using errcode = '22023',
+                message = format('the header %s cannot be given: it is no name, or written by outbox itself', part.name);
+        end if;
+        further := further || part.name || ': ' || outbox.header_text(part.value, 900) || E'\r\n';
+    end loop;
+    if enqueue.body_text is null or enqueue.body_html is null then
+        body := 'Content-Type: text/' || case when enqueue.body_html is null then 'plain' else 'html' end
+            || E'; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n'
+            || outbox.body_base64(coalesce(enqueue.body_text, enqueue.body_html));
+    else
+        body := 'Content-Type: multipart/alternative; boundary="' || boundary || E'"\r\n\r\n--' || boundary
+            || E'\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n'
+            || outbox.body_base64(enqueue.body_text) || '--' || boundary
+            || E'\r\nContent-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n'
+            || outbox.body_base64(enqueue.body_html) || '--' || boundary || E'--\r\n';
+    end if;
+    return outbox.put(
+        enqueue.key, from_address, addresses,
+        convert_to(outbox.mailboxes_header('From', array[enqueue.sender]) || outbox.mailboxes_header('To', visible)
+            || outbox.mailboxes_header('Cc', enqueue.cc) || outbox.mailboxes_header('Reply-To', enqueue.reply_to)
+            || 'Subject: ' || outbox.header_text(coalesce(enqueue.subject, '')) || E'\r\nDate: '
+            || to_char(now() at time zone 'UTC', 'Dy, DD Mon YYYY HH24:MI:SS') || E' +0000\r\nMessage-ID: <', 'UTF8'),
+        split_part(from_address, '@', -1),
+        convert_to(E'>\r\nAuto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: All\r\n' || further
+            || E'MIME-Version: 1.0\r\n' || body, 'UTF8'),
+        enqueue.send_at, enqueue.send_before,
+        made_by => coalesce(nullif(current_setting('application_name'), ''), 'SQL') || ', ' || session_user);
 end $$;
 
 insert into outbox.schema_version (version, compatible) values (5, 2);

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from outbox.message import Attachment, Mailbox, build, parse_sender
 
@@ -55,8 +55,6 @@ class Email:
     - `attachments`: files; one with a `cid` is shown in the html by `<img src="cid:…">`.
     - `headers`: further header fields.
     - `send_at`, `send_before`: aware times; before the one it is not due, after the other it expires.
-    - `priority`: what is `high` goes before all that is `normal`.
-    - `route`: one of the settings' routes; left out, their rules say which.
     """
 
     key: str
@@ -75,8 +73,6 @@ class Email:
     headers: Mapping[str, str] = field(default_factory=dict)
     send_at: datetime | None = None
     send_before: datetime | None = None
-    priority: Literal["normal", "high"] = "normal"
-    route: str | None = None
     pieces: Pieces = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -97,8 +93,6 @@ class Email:
             raise ValueError(
                 f"The key {self.key!r} ends in # and digits, as those of further recipients do; end it otherwise."
             )
-        if self.priority not in ("normal", "high"):
-            raise ValueError(f"{self.priority!r} is no priority; say 'normal' or 'high'.")
         for name, at in (("send_at", self.send_at), ("send_before", self.send_before)):
             if at is not None and at.utcoffset() is None:
                 raise ValueError(f"{name} has no timezone; give an aware time, such as datetime.now(UTC).")

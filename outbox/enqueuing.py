@@ -19,14 +19,24 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
 
-_TYPES: Final = (
-    *("text", "text", "text[]", "bytea", "text", "bytea", "timestamptz", "timestamptz", "integer"),
-    *("text", "text", "text"),
-)
+_ARGUMENTS: Final = {
+    "key": "text",
+    "sender": "text",
+    "recipients": "text[]",
+    "head": "bytea",
+    "domain": "text",
+    "tail": "bytea",
+    "send_at": "timestamptz",
+    "send_before": "timestamptz",
+    "traceparent": "text",
+    "made_by": "text",
+}
+_TYPES: Final = tuple(_ARGUMENTS.values())
 
 
 def _statement(placeholder: Callable[[int], str]) -> str:
-    return f"SELECT outbox.put({', '.join(f'CAST({placeholder(n)} AS {kind})' for n, kind in enumerate(_TYPES, 1))})"
+    said = (f"{name} => CAST({placeholder(n)} AS {kind})" for n, (name, kind) in enumerate(_ARGUMENTS.items(), 1))
+    return f"SELECT outbox.put({', '.join(said)})"
 
 
 _NUMBERED: Final = _statement(lambda number: f"${number}")
@@ -72,7 +82,7 @@ def _values(email: Email) -> tuple[Any, ...]:
     pieces = email.pieces
     return (
         email.key, pieces.sender, pieces.recipients, pieces.head, pieces.domain, pieces.tail,
-        email.send_at, email.send_before, int(email.priority == "high"), email.route,
+        email.send_at, email.send_before,
         tracing.current(), tracing.made_by(),
     )  # fmt: skip
 

@@ -57,9 +57,11 @@ ROLES: Final[Mapping[str, Role]] = {
     # An application that puts mail of its own under its own keys. RETURNING and ON CONFLICT read what they name.
     "outbox_enqueue": _role(
         "puts emails into the outbox",
-        ("email", "INSERT", "key sender recipient message_id message traceparent made_by"),
-        ("email", "SELECT", "id key"),
-        ("delivery", "INSERT", "email due_at send_before"),
+        ("email", "INSERT", "id key sender recipient message_id message traceparent made_by"),
+        ("email", "SELECT", "id key recipient"),
+        ("email_id_seq", "USAGE"),
+        ("delivery", "INSERT", "email due_at send_before priority route"),
+        ("rule", "SELECT"),
     ),
     # Writes reports and cannot read them again; finds by key what is made.
     "outbox_generate": _role(
@@ -76,7 +78,8 @@ ROLES: Final[Mapping[str, Role]] = {
         ("email", "INSERT", "id key report sender recipient message_id message traceparent made_by"),
         ("email", "UPDATE", "report"),
         ("email_id_seq", "USAGE"),
-        ("delivery", "INSERT", "email due_at send_before"),
+        ("delivery", "INSERT", "email due_at send_before priority route"),
+        ("rule", "SELECT"),
         ("digest_item", "SELECT"),
         ("digest_item", "INSERT", "report address name link"),
         ("digest_item", "UPDATE", "digest"),

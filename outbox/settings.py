@@ -140,7 +140,6 @@ class EditionSettings(_Table):
     schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
-    unsubscribe: str | None = None  # where one click ends it (RFC 8058), as "https://example.com/unsubscribe/{token}"
     locale: str = "en"  # of dates, numbers and the packaged words, for whom the query gives no `locale`
     title: str = ""  # never empty once it is read as part of Settings: the report's name stands in
 
@@ -273,14 +272,6 @@ class ReportSettings(EditionSettings):
         return data
 
 
-class DkimSettings(_Table):
-    """Whose signature emails bear (RFC 6376), and the private key for it; needs the extra `outbox-mail[dkim]`."""
-
-    domain: str
-    selector: str
-    key_file: str  # PEM; a relative path begins where the config lies
-
-
 class WaySettings(_Table):
     """What goes with an SMTP server: how fast and by how many connections it is fed, and what its emails bear more."""
 
@@ -288,9 +279,6 @@ class WaySettings(_Table):
     daily_max: Annotated[int, _count(1_000_000_000)] | None = None  # in any 24 hours, of the whole fleet
     connections_max: Annotated[int, _count(1000)] = 16  # of each relay
     messages_per_connection_max: Annotated[int, _count(1_000_000)] = 500
-    headers: dict[str, str] = {}  # further header fields; {email_id} and {key} in their values are the email's
-    return_path: str | None = None  # MAIL FROM, as "bounces+{token}@example.com" (VERP); the sender's address if None
-    dkim: DkimSettings | None = None
 
     @property
     def rate_per_s(self) -> float | None:
@@ -303,18 +291,6 @@ class WaySettings(_Table):
         if rate is not None and not _RATE_MIN <= _per_second(rate) <= _RATE_MAX:
             raise ValueError(f'{_shown(rate)} is no rate; write one like "14/s", "600/min" or "5000/h"')
         return rate
-
-
-class RouteSettings(WaySettings):
-    """One more route: a server, and which emails take it. What it leaves out is as at the top level.
-
-    An email takes the first route, as they stand in the settings, whose `reports` have its report or whose `domains`
-    its recipient's domain (`example.com`; `*.example.com` is each below it), or that whoever put it in named.
-    """
-
-    smtp_url: Annotated[InstanceOf[SmtpAddress], _parsed(SmtpAddress), PlainSerializer(str)]
-    reports: list[str] = []
-    domains: list[str] = []
 
 
 class Settings(WaySettings):
@@ -338,7 +314,6 @@ class Settings(WaySettings):
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
     digest: DigestSettings | None = None
 
-    routes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], RouteSettings] = {}  # beside that to smtp_url
     batch_max: Annotated[int, _count(1000)] = 100
 
     lease_s: Annotated[float, _seconds(2, 3600)] = 10.0
@@ -357,16 +332,6 @@ class Settings(WaySettings):
     log_addresses: Annotated[bool, Field(strict=True)] = False  # else each is shown as <address>
     http: str | None = None  # "127.0.0.1:9464": where a relay answers /metrics, /livez and /readyz
     dead_man_url: str | None = None  # called when an edition is complete: each report is made and sent
-
-    def on_route(self, name: str) -> "Settings":
-        """These settings as they are for one route: what it says of its own is in the place of what the top level says.
-
-        '' is the usual one, whose settings are these themselves.
-        """
-        if not name:
-            return self
-        route = self.routes[name]
-        return self.model_copy(update={key: getattr(route, key) for key in route.model_fields_set - _RULES})
 
     def require(self, *keys: str) -> None:
         """Return if all of these top-level keys are set.
@@ -478,11 +443,10 @@ class Settings(WaySettings):
         return guard_s
 
 
-_RULES = frozenset({"reports", "domains"})  # of a route: which emails take it
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
-        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate", "return_path"),
+        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate"),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )
@@ -625,9 +589,7 @@ def _unknown(loc: Sequence[str], key: str) -> str:
         tables: dict[str, type[BaseModel]] = {
             "retry": RetrySettings,
             "digest": DigestSettings,
-            "dkim": DkimSettings,
             "reports": ReportSettings,
-            "routes": DkimSettings if "dkim" in loc[2:-1] else RouteSettings,
         }
         table = tables.get(loc[0], Settings)
         if loc[-1] in _KEYS:

@@ -19,9 +19,9 @@ _T = TypeVar("_T")
 
 # In which `outbox --help` names them: as one meets them.
 ORDER = (
-    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "relay", "bounce"),
+    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "relay"),
     *("status", "watch", "list", "show", "audit"),
-    *("retry", "cancel", "resolve", "pause", "resume", "suppress", "prune", "demo"),
+    *("retry", "cancel", "resolve", "pause", "resume", "prune", "demo"),
 )
 
 

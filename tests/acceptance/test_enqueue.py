@@ -242,12 +242,12 @@ async def test_a_template_is_rendered_and_only_its_html_is_escaped(tmp_path, con
         welcome(template="nothing", templates=tmp_path)
 
 
-async def test_times_priority_and_route_are_kept(connection):
+async def test_times_are_kept(connection):
     at = datetime(2030, 1, 1, tzinfo=UTC)
     later = at + timedelta(days=1)
-    await enqueue(connection, welcome(send_at=at, send_before=later, priority="high", route="bulk"))
-    row = await connection.fetchrow("SELECT due_at, send_before, priority, route FROM outbox.delivery")
-    assert tuple(row) == (at, later, 1, "bulk")
+    await enqueue(connection, welcome(send_at=at, send_before=later))
+    row = await connection.fetchrow("SELECT due_at, send_before FROM outbox.delivery")
+    assert tuple(row) == (at, later)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,6 @@ async def test_times_priority_and_route_are_kept(connection):
         ({"sender": "Shop"}, "'Shop' is no email address"),
         ({"headers": {"Bcc": "spy@example.com"}}, "Bcc is written by outbox itself"),
         ({"send_at": datetime(2030, 1, 1)}, "send_at has no timezone"),  # noqa: DTZ001 - that is the fault
-        ({"priority": "urgent"}, "'urgent' is no priority"),
         ({"attachments": [Attachment("a", b"", "image/png", "x")]}, "no html to be shown in"),
     ],
 )
