@@ -28,6 +28,8 @@ _MONTHS = (
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
 _MINUS = "\N{MINUS SIGN}"
+# What runs to the left stands whole in an English phrase (Unicode Standard Annex 9, §2.4).
+_ISOLATE, _END = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"
 _THIN = "\N{NARROW NO-BREAK SPACE}"  # between thousands: no line break can part a number
 
 # Language, script and territory (RFC 5646 §2.1) as BCP 47 or POSIX write them; what POSIX adds for itself is dropped.
@@ -81,6 +83,7 @@ class Language:
         self.direction = "rtl" if manner.is_rtl else "ltr"
         self.spoken = next((name for name in (manner.tag, manner.tag.partition("-")[0]) if name in PHRASES), "en")
         self.is_translated = self.spoken.partition("-")[0] == manner.tag.partition("-")[0]
+        self._isolates = manner.is_rtl and not self.is_translated
         self._manner = manner if self.spoken != "en" else ENGLISH_MANNER
         self._phrases = PHRASES[self.spoken]
         self._decimal, self._group = manner.marks
@@ -102,6 +105,8 @@ class Language:
 
         """
         text: Phrase = self._phrases[phrase]
+        if self._isolates and phrase != "entry":
+            given = {name: value if name == "n" else f"{_ISOLATE}{value}{_END}" for name, value in given.items()}
         if not isinstance(text, str):
             n = given["n"]
             assert isinstance(n, int)

@@ -6,14 +6,14 @@ What the rows look like is decided in `table`, in which language in `language`; 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
 from outbox.errors import SourceError
 from outbox.language import ENGLISH, Language
-from outbox.table import Table, cell, excerpt_of, humanise, number_of, percent_of, table_of
+from outbox.table import TEXT_WIDTH_MAX, Table, cell, excerpt_of, humanise, number_of, percent_of, table_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -49,8 +49,8 @@ class Templates:
     - `unsubscribe`: the address of a page where one click ends the emails, or None
     - `rows`: the mappings that the data query gave; `columns`: their names, in order
     - `table`: all rows made ready (a `Table`), and `excerpt`: as much of it as a mail should hold
-    - the filters `cell` (any value as text), `number(places)`, `percent(places)` (0.42 as `42%`) and `humanise`
-      (`done_count` as `Done count`)
+    - the filters `cell` (any value as text), `number(places)`, `percent(places)` (0.42 as `42%`), `humanise`
+      (`done_count` as `Done count`) and `lines` (a text in lines of a plain mail)
 
     Raises:
         SourceError: one of them cannot be read or compiled; the sentence names file, line and fault.
@@ -134,6 +134,14 @@ def _language(context: "Context") -> Language:
     return found
 
 
+@lru_cache(256)
+def _lines(text: str) -> str:
+    """The text in lines of at most `TEXT_WIDTH_MAX`, as far as its words allow; there are few, since phrases recur."""
+    from textwrap import wrap
+
+    return "\n".join(wrap(text, TEXT_WIDTH_MAX, break_long_words=False, break_on_hyphens=False))
+
+
 @cache
 def _environment(directory: Path | None) -> "Environment":
     """One per directory, so that the packaged templates are compiled once for all reports."""
@@ -174,6 +182,7 @@ def _environment(directory: Path | None) -> "Environment":
     environment.filters["number"] = pass_context(number_here)
     environment.filters["percent"] = pass_context(percent_here)
     environment.filters["humanise"] = humanise
+    environment.filters["lines"] = _lines
     return environment
 
 

@@ -28,19 +28,25 @@ _CAPITALS = {"id": "ID", "url": "URL"}
 _EXCERPT_ROWS_MAX = 40
 _EXCERPT_CELLS_MAX = 320
 _EXCERPT_CHARACTERS_MAX = 160
-_TEXT_WIDTH_MAX = 76
+TEXT_WIDTH_MAX = 76
 _TEXT_BAR_MIN, _TEXT_BAR_MAX = 8, 24  # of a longest bar
+_BARS_COLUMNS_MAX = 4  # where there are more, they need the room
+_WORD_MAX = 24
 _HEADLINE_MAX = 3
 _HEADLINE_CHARACTERS_MAX = 18  # in large figures, beside each other on a phone
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The head of a column; `total` is empty where a sum would mean nothing."""
+    """The head of a column; `total` is empty where a sum would mean nothing.
+
+    `breaks` is true where a text has a word so long that it must be broken for want of room.
+    """
 
     title: str
     numeric: bool
     total: str
+    breaks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +98,10 @@ class Table:
         lines = [titles, *body, *([self.totals] if self.totals else [])]
         widths = [max(map(_width, cells)) for cells in zip(*lines, strict=True)]
         width = sum(widths) + 2 * len(widths) - 2
-        if width > _TEXT_WIDTH_MAX:
+        if width > TEXT_WIDTH_MAX:
             return "\n\n".join(self._blocks(titles, body))
         drawn = [self._drawn(cells, widths) for cells in lines]
-        longest = min(_TEXT_BAR_MAX, _TEXT_WIDTH_MAX - width - 2)
+        longest = min(_TEXT_BAR_MAX, TEXT_WIDTH_MAX - width - 2)
         if self.bars is not None and longest >= _TEXT_BAR_MIN:
             bars = (max(1, round(longest * row.percent / 100)) if row.percent else 0 for row in self.rows)
             drawn[1 : len(body) + 1] = [
@@ -140,7 +146,7 @@ def table_of(
 ) -> Table:
     """The rows made ready to be shown; times are shown in the zone of `starts_at`, and its year is not named.
 
-    Bars are drawn when there is one column of labels, and then for the last column of numbers. Sums, and the
+    Bars are drawn when there is one column of labels beside few of numbers, and then for the last of these. Sums, and the
     scale of the bars, are those of all rows even where `rows_max` cuts the table (and its long texts) short.
     """
     shown = rows if rows_max is None else rows[:rows_max]
@@ -154,7 +160,8 @@ def table_of(
         head, cells = (_numbers if numeric else _labels)(name, values, len(shown), starts_at, language)
         heads.append(head)
         texts.append(cells if rows_max is None else [_cut(cell) for cell in cells])
-    bars = numeric_at[-1] if numeric_at and len(columns) - len(numeric_at) == 1 and len(rows) > 1 else None
+    one_label = numeric_at and len(columns) - len(numeric_at) == 1 and len(columns) <= _BARS_COLUMNS_MAX
+    bars = numeric_at[-1] if one_label and len(rows) > 1 else None
     percents = [0] * len(rows) if bars is None else _percents([row.get(columns[bars]) for row in rows])
     if not any(percents):
         bars = None
@@ -242,7 +249,8 @@ def _labels(
     if _names_something(name):
         values = [str(value) if isinstance(value, int) and not isinstance(value, bool) else value for value in values]
     texts = [cell(value, starts_at.tzinfo, starts_at.year, language) for value in values[:shown]]
-    return Column(humanise(name), False, ""), texts
+    breaks = any(len(text) > _WORD_MAX and max(map(len, text.split()), default=0) > _WORD_MAX for text in texts)
+    return Column(humanise(name), False, "", breaks), texts
 
 
 def _totals(columns: Sequence[Column], language: Language) -> list[str]:

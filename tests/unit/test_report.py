@@ -208,6 +208,7 @@ def test_without_a_name_or_rows_the_mail_is_still_friendly():
     rendered = Templates(None, "progress").render(context([], recipient={"key": "1", "email": "x@y", "name": None}))
     assert "Hello,\n" in rendered.text
     assert "Nothing was recorded" in rendered.text
+    assert max(map(len, rendered.text.splitlines())) <= 76
     for markup in (rendered.html, rendered.page):
         assert "Nothing was recorded" in markup
         Balance(markup)
