@@ -28,6 +28,8 @@ _CAPITALS = {"id": "ID", "url": "URL"}
 _EXCERPT_ROWS_MAX = 40
 _EXCERPT_CELLS_MAX = 320
 _EXCERPT_CHARACTERS_MAX = 160
+_EXCERPT_BYTES_MAX = 80_000
+_CELL_BYTES = 360  # what the packaged template writes around the text of a cell
 TEXT_WIDTH_MAX = 76
 _TEXT_BAR_MIN, _TEXT_BAR_MAX = 8, 24  # of a longest bar
 _BARS_COLUMNS_MAX = 4  # where there are more, they need the room
@@ -146,8 +148,8 @@ def table_of(
 ) -> Table:
     """The rows made ready to be shown; times are shown in the zone of `starts_at`, and its year is not named.
 
-    Bars are drawn when there is one column of labels beside few of numbers, and then for the last of these. Sums, and the
-    scale of the bars, are those of all rows even where `rows_max` cuts the table (and its long texts) short.
+    Bars are drawn when there is one column of labels beside few of numbers, and then for the last of these. Sums, and
+    the scale of the bars, are those of all rows even where `rows_max` cuts the table (and its long texts) short.
     """
     shown = rows if rows_max is None else rows[:rows_max]
     heads, texts = [], []
@@ -174,6 +176,12 @@ def excerpt_of(
 ) -> Table:
     """As much of a table as a mail should hold; the table itself where that is all of it."""
     rows_max = min(_EXCERPT_ROWS_MAX, max(5, _EXCERPT_CELLS_MAX // max(1, len(columns))))
+    room = _EXCERPT_BYTES_MAX
+    for at, row in enumerate(whole.rows[:rows_max]):
+        room -= sum(_CELL_BYTES + 4 * min(len(text), _EXCERPT_CHARACTERS_MAX) for text in row.cells)
+        if room < 0:
+            rows_max = max(at, 1)
+            break
     if len(rows) <= rows_max and all(len(text) <= _EXCERPT_CHARACTERS_MAX for row in whole.rows for text in row.cells):
         return whole
     return table_of(columns, rows, starts_at=starts_at, language=whole.language, rows_max=rows_max)
