@@ -26,6 +26,7 @@ newcomer who follows it meets them in this order:
     record            the one transaction: report, email and delivery
     generate_session  generate's connection: bucket locks, the user's queries, the pulse
     generate          the corridor: buckets, what is missing, made here or elsewhere
+    email             an application's own email, whole and checked; enqueuing: put in, in the application's transaction
     digest            a report over reports: what waits for an address, told of in one email
     preview           one recipient's report and email from real rows, and nothing written
 
@@ -79,12 +80,18 @@ room does. Imports go down only (`lint-imports`).
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from outbox.email import Email
+    from outbox.enqueuing import enqueue
+    from outbox.message import Attachment
     from outbox.source import Recipient, ReportSource
 
 __version__ = "0.1.0"
-__all__ = ["Recipient", "ReportSource"]
+__all__ = ["Attachment", "Email", "Recipient", "ReportSource", "enqueue"]
 
 _API = {
+    "Attachment": "outbox.message",
+    "Email": "outbox.email",
+    "enqueue": "outbox.enqueuing",
     "Recipient": "outbox.source",
     "ReportSource": "outbox.source",
 }

@@ -1,7 +1,8 @@
 """The RFC 5322 bytes of one email and the addresses in them; knows nothing of reports, rows or servers.
 
 The same arguments give the same bytes, for ever: a re-send must be recognisable as the same mail (same
-Message-ID *and* Date). The output is pure ASCII with CRLF line ends and is not dot-stuffed: `conversation` does that.
+Message-ID *and* Date). The output is pure ASCII, but for addresses that are not (RFC 6532), with CRLF line ends, and is
+not dot-stuffed: `conversation` does that.
 
 The standard library's `email` package is not used. It costs 40 ms to import and folds and encodes in Python
 what `binascii` does in C; the tests hold every message against its parsers instead.
@@ -13,12 +14,16 @@ from binascii import b2a_base64, b2a_qp
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import AnyStr
+from os import PathLike
+from pathlib import Path
+from typing import AnyStr, Self
+from urllib.parse import quote
 
 LINE_MAX = 76  # RFC 2047 §2 and RFC 2045 §6.7 for encoded text; RFC 5322 §2.1.1 would allow 78
 _HARD_LINE_MAX = 998  # RFC 5322 §2.1.1, without the CRLF
 _ENCODED_WORD_MAX = 66  # leaves room for "Subject: " on the first line
 _ADDRESS_MAX = 254  # RFC 3696 erratum 1690
+_LOCAL_MAX = 64  # RFC 5321 §4.5.3.1.1, in octets
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -26,6 +31,8 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = re.compile(rf"(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
+# With a local part in any script, for which the server has to offer SMTPUTF8 (RFC 6531 §3.3).
+_WRITABLE = re.compile(rf"(?=.{{1,64}}@)[^\s@<>\x00-\x20\x7f-\x9f\u2028\u2029]+@{_LABEL}(?:\.{_LABEL})*")
 # What needs a closer look than a pattern: Punycode and other labels with "--" in third place (RFC 5890
 # §2.3.1), domains that end in a number (an IP address), and names that can never receive mail (RFC 6761,
 # RFC 7686, RFC 3172).
@@ -38,8 +45,8 @@ _PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,64}")
 _BRACKETED_ID = re.compile(r"<?([!-;=?-~]{1,900})>?")
 _OURS = frozenset({
-    "from", "to", "subject", "date", "message-id", "list-id", "auto-submitted", "x-auto-response-suppress",
-    "mime-version", "content-type", "content-transfer-encoding",
+    "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "list-id", "auto-submitted",
+    "x-auto-response-suppress", "mime-version", "content-type", "content-transfer-encoding",
 })  # fmt: skip
 
 # RFC 2047 §5 (3): inside a display name only these may stand for themselves; so they serve for subjects too.
@@ -55,11 +62,45 @@ class Mailbox:
     address: str
 
 
-def check_address(text: str) -> str:
-    """The address in the form in which it goes to the server: ASCII, domain in lower case and as A-labels.
+_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(; [!-~ ]+)?")
+_CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]{1,200}")
 
-    Spaces around it are dropped, since char(n) columns have them. Dotless and test domains (`localhost`,
-    `x.test`) pass: the server knows what it can deliver. ValueError with one sentence otherwise. No DNS.
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that goes with an email. With a `cid` it is shown in the html instead: `<img src="cid:logo">` (RFC 2392).
+
+    `type` is a MIME type, `text/csv; charset=utf-8`. ValueError for a name, type or cid that cannot be written.
+    """
+
+    name: str
+    content: bytes
+    type: str = "application/octet-stream"
+    cid: str | None = None
+
+    def __post_init__(self) -> None:
+        if not one_line(self.name):
+            raise ValueError("An attachment needs a name, such as report.pdf.")
+        if not _TYPE.fullmatch(self.type) or self.type.partition("/")[0].lower() in ("multipart", "message"):
+            raise ValueError(f"{self.type!r} cannot be an attachment's type; write one such as application/pdf.")
+        if self.cid is not None and not _CONTENT_ID.fullmatch(self.cid):
+            raise ValueError(f"{self.cid!r} cannot be a cid; use letters, digits, dots and hyphens.")
+
+    @classmethod
+    def read(cls, path: str | PathLike[str], *, type: str | None = None, cid: str | None = None) -> Self:  # noqa: A002
+        """A file as it is; its type is guessed from its name if none is given. OSError if it cannot be read."""
+        from mimetypes import guess_type
+
+        there = Path(path)
+        return cls(there.name, there.read_bytes(), type or guess_type(there.name)[0] or "application/octet-stream", cid)
+
+
+def check_address(text: str) -> str:
+    """The address in the form in which it goes to the server: domain in lower case and as A-labels.
+
+    A local part that is not ASCII is in NFC, and can be written to only where the server offers SMTPUTF8. Spaces
+    around it are dropped, since char(n) columns have them. Dotless and test domains (`localhost`, `x.test`) pass: the
+    server knows what it can deliver. ValueError with one sentence otherwise. No DNS.
     """
     text = text.strip(" ")
     if len(text) <= _ADDRESS_MAX and _ADDRESS.fullmatch(text) and not _DOUBTFUL_DOMAIN.search(text):
@@ -71,27 +112,24 @@ def check_address(text: str) -> str:
 def _checked_closely(text: str) -> str:
     if _BREAKS.search(text):
         raise ValueError(f"{text!r} is no email address: spaces and control characters cannot be in one.")
-    if not text.rpartition("@")[0].isascii():
-        raise ValueError(
-            f"{text!r} cannot be written to: without SMTPUTF8, which this version lacks, "
-            "the part before the @ must be ASCII."
-        )
     from email_validator import EmailNotValidError, validate_email
 
     try:
         found = validate_email(
             text,
             check_deliverability=False,
-            allow_smtputf8=False,
+            allow_smtputf8=True,
             strict=True,
             test_environment=True,
             globally_deliverable=False,
         )
     except EmailNotValidError as error:
         raise ValueError(f"{text!r} is no email address: {error}") from error
-    if found.ascii_email is None or found.ascii_domain.rpartition(".")[2].isdigit():
+    if found.ascii_domain.rpartition(".")[2].isdigit():
         raise ValueError(f"{text!r} is no email address: a domain name is needed after the @, not a number.")
-    return found.ascii_email
+    if len(found.local_part.encode()) > _LOCAL_MAX:
+        raise ValueError(f"{text!r} is no email address: the part before the @ is longer than {_LOCAL_MAX} bytes.")
+    return f"{found.local_part}@{found.ascii_domain}"
 
 
 def parse_sender(text: str) -> Mailbox:
@@ -121,16 +159,22 @@ def one_line(text: str) -> str:
 def build(
     *,
     sender: Mailbox,
-    recipient: Mailbox,
+    recipient: Mailbox | Sequence[Mailbox],
     subject: str,
-    text: str,
-    html: str,
+    text: str | None,
+    html: str | None,
     date: datetime,
     message_id: str,
+    cc: Sequence[Mailbox] = (),
+    reply_to: Sequence[Mailbox] = (),
     list_id: str | None = None,
     headers: Mapping[str, str] = {},
+    attachments: Sequence[Attachment] = (),
 ) -> bytes:
-    """The whole message, multipart/alternative, from the first header to the CRLF after the last boundary.
+    """The whole message, from the first header to the CRLF at its end: both bodies as multipart/alternative, or the
+    one that there is; pictures with a cid beside the html (multipart/related), other attachments after all (mixed).
+
+    `recipient` may be none at all (then nothing is said of it) or several, who see each other.
 
     Names, the subject and extra values go through `one_line`; in names any white space is a space. Bodies
     come back as they were given, nothing added at their end, only every line end (CRLF, a lone CR, LF) is
@@ -139,10 +183,11 @@ def build(
     for a naive date, for an address, an id or a header name that cannot be written, and for an extra header
     that this function writes itself.
     """
-    boundary = _boundary(message_id)
     lines = [
         _mailbox_header("From", sender),
-        _mailbox_header("To", recipient),
+        *_mailboxes_header("To", (recipient,) if isinstance(recipient, Mailbox) else recipient),
+        *_mailboxes_header("Cc", cc),
+        *_mailboxes_header("Reply-To", reply_to),
         _text_header("Subject", subject, word_max=_ENCODED_WORD_MAX),
         f"Date: {_rfc5322_date(date)}",
         f"Message-ID: {_bracketed(message_id)}",
@@ -151,16 +196,68 @@ def build(
         "X-Auto-Response-Suppress: All",  # the same for Exchange
         *(_extra_header(name, value) for name, value in headers.items()),
         "MIME-Version: 1.0",
-        f'Content-Type: multipart/alternative; boundary="{boundary}"',
+        "",
+    ]
+    return "\r\n".join(lines).encode() + _body(text, html, attachments, message_id)
+
+
+def _body(text: str | None, html: str | None, attachments: Sequence[Attachment], message_id: str) -> bytes:
+    """The header fields and content of the outermost part, and in it all others."""
+    pictures = [one for one in attachments if one.cid is not None]
+    files = [one for one in attachments if one.cid is None]
+    if text is None and html is None:
+        raise ValueError("An email needs a text or an html body.")
+    shown = _part("html", html) if html is not None else b""
+    if pictures:
+        if html is None:
+            raise ValueError(f"The picture {pictures[0].cid} has no html to be shown in.")
+        kind = 'related; type="text/html"'
+        shown = _multipart(kind, [shown, *(_attached(one) for one in pictures)], message_id)
+    bodies = [*([_part("plain", text)] if text is not None else []), *([shown] if shown else [])]
+    whole = bodies[0] if len(bodies) == 1 else _multipart("alternative", bodies, message_id)
+    if files:
+        whole = _multipart("mixed", [whole, *(_attached(one) for one in files)], message_id)
+    return whole
+
+
+def _multipart(kind: str, parts: Sequence[bytes], message_id: str) -> bytes:
+    boundary = _boundary(message_id if kind == "alternative" else f"{kind} {message_id}")
+    delimiter = b"--" + boundary.encode("ascii")
+    # What is in a line of its own in a parameter's list is folded there (RFC 5322 §2.2.3).
+    subtype, _, parameters = kind.partition("; ")
+    head = f'Content-Type: multipart/{subtype}; boundary="{boundary}"' + (f";\r\n {parameters}" if parameters else "")
+    pieces = [head.encode("ascii"), b"\r\n\r\n"]
+    for part in parts:
+        pieces += (delimiter, b"\r\n", part)
+    return b"".join((*pieces, delimiter, b"--\r\n"))
+
+
+def _attached(attachment: Attachment) -> bytes:
+    """A file as a part, base64 (RFC 2045 §6.8), its name after RFC 2183 and RFC 2231."""
+    disposition = "attachment" if attachment.cid is None else "inline"
+    lines = [
+        f"Content-Type: {attachment.type}",
+        "Content-Transfer-Encoding: base64",
+        ";\r\n ".join([f"Content-Disposition: {disposition}", *_file_name(one_line(attachment.name))]),
+        *([] if attachment.cid is None else [f"Content-ID: <{attachment.cid}>"]),
         "\r\n",
     ]
-    delimiter = b"--" + boundary.encode("ascii")
-    return b"".join((
-        "\r\n".join(lines).encode("ascii"),
-        delimiter, b"\r\n", _part("plain", text),
-        delimiter, b"\r\n", _part("html", html),
-        delimiter, b"--\r\n",
-    ))  # fmt: skip
+    return "\r\n".join(lines).encode("ascii") + _base64(attachment.content)
+
+
+_CHARSET = "utf-8''"  # RFC 2231 §4: charset, no language
+
+
+def _file_name(name: str) -> list[str]:
+    """The parameters that say a file's name: quoted if it is ASCII and short, else percent-encoded, in pieces."""
+    if name.isascii() and len(name) <= _ENCODED_WORD_MAX:
+        escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+        return [f'filename="{escaped}"']
+    characters = [quote(character.encode("utf-8", "replace"), safe="") for character in name]
+    runs = list(_runs(characters, _ENCODED_WORD_MAX - len("filename*99*=") - len(_CHARSET)))
+    if len(runs) == 1:
+        return [f"filename*={_CHARSET}{runs[0]}"]
+    return [f"filename*{number}*={_CHARSET if number == 0 else ''}{run}" for number, run in enumerate(runs)]
 
 
 def _boundary(message_id: str) -> str:
@@ -228,14 +325,26 @@ def _bracketed(identifier: str) -> str:
     return f"<{match[1]}>"
 
 
+def _mailboxes_header(field: str, mailboxes: Sequence[Mailbox]) -> list[str]:
+    """A field of several mailboxes, in one header; nothing if there is none."""
+    words = [_mailbox_words(field, mailbox) for mailbox in mailboxes]
+    for one in words[:-1]:
+        one[-1] += ","
+    return [_folded(field, [word for one in words for word in one])] if words else []
+
+
 def _mailbox_header(field: str, mailbox: Mailbox) -> str:
-    if not _ADDRESS.fullmatch(mailbox.address):
+    return _folded(field, _mailbox_words(field, mailbox))
+
+
+def _mailbox_words(field: str, mailbox: Mailbox) -> list[str]:
+    if not _ADDRESS.fullmatch(mailbox.address) and (
+        mailbox.address.isascii() or not _WRITABLE.fullmatch(mailbox.address)
+    ):
         raise ValueError(f"{mailbox.address!r} cannot stand in {field}: pass it through check_address.")
     # A no-break space says nothing in a name, and parsers lose it where it stands beside another space.
     name = " ".join(one_line(mailbox.name).split())
-    if not name:
-        return f"{field}: {mailbox.address}"
-    return _folded(field, [*_phrase(name), f"<{mailbox.address}>"])
+    return [*_phrase(name), f"<{mailbox.address}>"] if name else [mailbox.address]
 
 
 def _phrase(name: str) -> list[str]:

@@ -1,7 +1,5 @@
 """The one transaction: report, email and delivery are committed together or not at all, under the unique keys."""
 
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -10,6 +8,7 @@ from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
 from outbox import digest
 from outbox.database import BY_INDEX, CHANNEL, storable
+from outbox.tracing import made_by
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -116,7 +115,7 @@ async def enqueue_reports(
                 "edition": edition,
                 "send_before_s": send_before_s,
                 "traceparent": traceparent,
-                "made_by": storable(f"{socket.gethostname()}, pid {os.getpid()}"),
+                "made_by": storable(made_by()),
                 "recipient_keys": [r.recipient_key for r in reports],
                 "tokens": [r.token for r in reports],
                 "titles": [r.title for r in reports],

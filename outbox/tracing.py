@@ -8,6 +8,8 @@ Nothing is imported and nothing costs anything until `begin` has found that trac
 """
 
 import os
+import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,6 +79,22 @@ def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def current() -> str | None:
+    """The W3C trace context in which the caller is, if its own program traces; nothing is imported for it."""
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent")
+
+
+def made_by() -> str:
+    """This process, as an email that it makes remembers it: `host, pid 4711`."""
+    return f"{socket.gethostname()}, pid {os.getpid()}"
+
+
 def wanted(environ: Mapping[str, str] = os.environ) -> str | None:
     """The exporter that the variables ask for: `otlp` or `console`; None if they ask for none."""
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
@@ -102,8 +120,6 @@ def begin(environ: Mapping[str, str] = os.environ) -> Tracing | None:
 
         exporting: SpanExporter
         if exporter == "console":
-            import sys
-
             exporting = ConsoleSpanExporter(out=sys.stderr)
         else:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -2,7 +2,7 @@
 
 The first block marked `console` of each page is run line by line, as a reader would type it, in a directory with
 settings, three people, an empty database and a mail server. What is printed must be what the page shows; `…` stands
-for anything, within a line or, alone on one, for any lines.
+for anything, within a line or, alone on one, for any lines. Programs that a page shows before it lie in that directory.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ def example(page):
     text = (DOCS / page).read_text()
     block = re.search(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert block, f"docs/{page} opens with no example"
-    assert text[: block.start()].count("\n#") == 0, f"docs/{page} has sections before its example"
+    assert text[: block.start()].count("\n## ") == 0, f"docs/{page} has sections before its example"
     steps = []
     for line in block[1].splitlines():
         if line.startswith("$ "):
@@ -31,6 +31,12 @@ def example(page):
         else:
             steps[-1][1].append(line)
     return steps
+
+
+def files(page):
+    """The programs that a page shows before its example, each in a block that begins with its name as a comment."""
+    before = (DOCS / page).read_text().partition("```console\n")[0]
+    return re.findall(r"^```\w+\n(?:#|--|//) (\S+\.\w+)\n(.*?)^```$", before, re.MULTILINE | re.DOTALL)
 
 
 def as_pattern(shown):
@@ -46,6 +52,8 @@ async def test_a_page_opens_with_an_example_that_works(fleet, page):
     fleet.write_settings()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    for name, program in files(page):
+        (fleet.directory / name).write_text(program)
     for command, shown in example(page):
         process = await asyncio.create_subprocess_exec(
             "bash", "-c", command,

@@ -1,0 +1,165 @@
+"""An application's own emails: made here, put into the outbox in the application's own transaction.
+
+    with Session(engine) as session, session.begin():
+        session.add(user)
+        outbox.enqueue(session, outbox.Email(key=f"welcome/{user.id}", sender="Shop <shop@example.com>",
+                                             to=user.email, subject="Welcome", text="Hello"))
+
+What is rolled back was never there; what is committed is sent by whichever relay comes first, once.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from outbox.message import Attachment, Mailbox, build, parse_sender
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+Mailboxes = str | Sequence[str]
+
+KEY_MAX: Final = 500
+_FURTHER: Final = re.compile(r".*#[0-9]+", re.DOTALL)
+_HELD: Final = re.compile(r"[\x00\ud800-\udfff]")  # what Postgres cannot hold
+_BODIES: Final = ("email.txt.j2", "email.html.j2")
+
+
+class Pieces(NamedTuple):
+    """What goes to the database: envelope, and the message around its Message-ID, which is made there."""
+
+    sender: str
+    recipients: list[str]
+    head: bytes
+    domain: str
+    tail: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Email:
+    """One email to one or several people, whole and checked; ValueError says what cannot be sent, and the mend.
+
+    - `key`: makes it one email, for ever: of two with one key the first is sent, whatever the second says. At most
+      `KEY_MAX` characters; it may not end in `#` and digits, since further recipients are told apart so.
+    - `sender`, `to`, `cc`, `bcc`, `reply_to`: an address or `Name <user@example.com>`; several are a sequence.
+      Each recipient is sent to by itself, and is refused by itself; those of `bcc` stand in no header.
+    - `subject`, `text`, `html`: either body may be missing. Or `template`, the name of a directory below `templates`
+      with `subject.txt.j2`, `email.txt.j2` and `email.html.j2`, rendered with `context` (Jinja; only html is escaped; a
+      name that is not there is an error). What is given beside it goes before its file.
+    - `attachments`: files; one with a `cid` is shown in the html by `<img src="cid:…">`.
+    - `headers`: further header fields.
+    - `send_at`, `send_before`: aware times; before the one it is not due, after the other it expires.
+    - `priority`: what is `high` goes before all that is `normal`.
+    - `route`: one of the settings' routes; left out, their rules say which.
+    """
+
+    key: str
+    sender: str
+    to: Mailboxes = ()
+    cc: Mailboxes = ()
+    bcc: Mailboxes = ()
+    reply_to: Mailboxes = ()
+    subject: str | None = None
+    text: str | None = None
+    html: str | None = None
+    template: str | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+    templates: str | PathLike[str] = "templates"
+    attachments: Sequence[Attachment] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    send_at: datetime | None = None
+    send_before: datetime | None = None
+    priority: Literal["normal", "high"] = "normal"
+    route: str | None = None
+    pieces: Pieces = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+        said = self._rendered() if self.template is not None else {}
+        subject, text, html = (
+            given if given is not None else said.get(name)
+            for name, given in (("subject", self.subject), ("text", self.text), ("html", self.html))
+        )
+        if subject is None:
+            raise ValueError("An email needs a subject; an empty one is said as subject=''.")
+        object.__setattr__(self, "pieces", self._pieces(subject, text, html))
+
+    def _check(self) -> None:
+        if not self.key.strip() or len(self.key) > KEY_MAX or _HELD.search(self.key):
+            raise ValueError(f"An email needs a key, of at most {KEY_MAX} characters, such as order-4711/receipt.")
+        if _FURTHER.fullmatch(self.key):
+            raise ValueError(
+                f"The key {self.key!r} ends in # and digits, as those of further recipients do; end it otherwise."
+            )
+        if self.priority not in ("normal", "high"):
+            raise ValueError(f"{self.priority!r} is no priority; say 'normal' or 'high'.")
+        for name, at in (("send_at", self.send_at), ("send_before", self.send_before)):
+            if at is not None and at.utcoffset() is None:
+                raise ValueError(f"{name} has no timezone; give an aware time, such as datetime.now(UTC).")
+        if self.send_at is not None and self.send_before is not None and self.send_before <= self.send_at:
+            raise ValueError("send_before is not after send_at, so it could never be sent.")
+
+    def _rendered(self) -> dict[str, str]:
+        """What the template's files say; those that are not there are left out."""
+        from jinja2 import TemplateError, TemplateNotFound
+
+        from outbox.report import explain
+
+        made, directory = {}, Path(self.templates)
+        if not (directory / str(self.template)).is_dir():
+            wanted = f"{directory}/{self.template}/email.txt.j2"
+            raise ValueError(f"There is no template {self.template} in {directory}; write {wanted}.")
+        for name, file in (("subject", "subject.txt.j2"), *zip(("text", "html"), _BODIES, strict=True)):
+            if getattr(self, name) is not None:
+                continue
+            try:
+                template = _environment(directory).get_template(f"{self.template}/{file}")
+            except TemplateNotFound:
+                continue
+            except TemplateError as error:
+                raise ValueError(f"The template {self.template} cannot be used: {explain(error)}") from error
+            try:
+                made[name] = template.render(self.context)
+            except Exception as error:
+                raise ValueError(f"The template {self.template} failed: {explain(error)}") from error
+        if "subject" in made:
+            made["subject"] = " ".join(made["subject"].split())
+        return made
+
+    def _pieces(self, subject: str, text: str | None, html: str | None) -> Pieces:
+        sender = parse_sender(self.sender)
+        to, cc, bcc, reply_to = (_mailboxes(some) for some in (self.to, self.cc, self.bcc, self.reply_to))
+        recipients = list(dict.fromkeys(one.address for one in (*to, *cc, *bcc)))
+        if not recipients:
+            raise ValueError("An email needs somebody to go to: say to, cc or bcc.")
+        domain = sender.address.rpartition("@")[2]
+        stand_in = f"{secrets.token_hex(16)}@{domain}"
+        message = build(
+            sender=sender, recipient=to, cc=cc, reply_to=reply_to, subject=subject, text=text, html=html,
+            date=datetime.now(UTC), message_id=stand_in, headers=self.headers, attachments=self.attachments,
+        )  # fmt: skip
+        head, _, tail = message.partition(stand_in.encode())
+        return Pieces(sender.address, recipients, head, domain, tail)
+
+
+def _mailboxes(said: Mailboxes) -> list[Mailbox]:
+    return [parse_sender(one) for one in ((said,) if isinstance(said, str) else said)]
+
+
+@cache
+def _environment(directory: Path) -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(directory),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),  # noqa: S701 - text is no markup
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
