@@ -63,31 +63,17 @@ class Row:
 class Table:
     """Rows made ready to be shown. Bars, where they help, belong to the column numbered `bars`.
 
-    `totals` has one text per column, or is empty; `more` counts the rows that are left out here.
+    `totals` has one text per column, or is empty; `more` counts the rows that are left out here. `headline` is what to
+    say first, in large figures: the first few totals, or the numbers of the only row as totals.
     """
 
     columns: list[Column]
     rows: list[Row]
     totals: list[str]
+    headline: list[Column]
     bars: int | None
     more: int
     language: Language
-
-    @property
-    def headline(self) -> list[Column]:
-        """What to say first, in large figures: the first few totals, or the numbers of the only row as totals."""
-        found = [column for column in self.columns if column.total]
-        if len(self.rows) == 1 and not self.more:
-            cells = zip(self.columns, self.rows[0].cells, strict=True)
-            found = [Column(column.title, True, shown) for column, shown in cells if column.numeric]
-        left = _HEADLINE_CHARACTERS_MAX
-        told: list[Column] = []
-        for column in found[:_HEADLINE_MAX]:
-            left -= len(column.total)
-            if told and left < 0:
-                break
-            told.append(column)
-        return told
 
     @property
     def text(self) -> str:
@@ -168,7 +154,8 @@ def table_of(
     if not any(percents):
         bars = None
     lines = [Row(list(cells), percent) for cells, percent in zip(zip(*texts, strict=True), percents, strict=False)]
-    return Table(heads, lines, _totals(heads, language), bars, len(rows) - len(shown), language)
+    headline = _headline(heads, lines[0] if len(rows) == 1 and lines else None)
+    return Table(heads, lines, _totals(heads, language), headline, bars, len(rows) - len(shown), language)
 
 
 def excerpt_of(
@@ -259,6 +246,21 @@ def _labels(
     texts = [cell(value, starts_at.tzinfo, starts_at.year, language) for value in values[:shown]]
     breaks = any(len(text) > _WORD_MAX and max(map(len, text.split()), default=0) > _WORD_MAX for text in texts)
     return Column(humanise(name), False, "", breaks), texts
+
+
+def _headline(columns: Sequence[Column], only: Row | None) -> list[Column]:
+    found = [column for column in columns if column.total]
+    if only is not None:
+        cells = zip(columns, only.cells, strict=True)
+        found = [Column(column.title, True, shown) for column, shown in cells if column.numeric]
+    left = _HEADLINE_CHARACTERS_MAX
+    told: list[Column] = []
+    for column in found[:_HEADLINE_MAX]:
+        left -= len(column.total)
+        if told and left < 0:
+            break
+        told.append(column)
+    return told
 
 
 def _totals(columns: Sequence[Column], language: Language) -> list[str]:
