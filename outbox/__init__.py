@@ -19,6 +19,8 @@ newcomer who follows it meets them in this order:
     period            which stretch of time a report covers; calendars and civil time
     edition           one report for one period, and the definition that the fleet shares
     source            who is owed a report and what it says: two queries, or a class of the user's
+    language          how a reader's language writes dates, numbers and our words; phrases: these words
+    table             rows made ready to be shown: numbers, sums, bars
     report            rows become a subject, a mail and a page (templates/)
     message           the RFC 5322 bytes
     record            the one transaction: report, email and delivery

@@ -26,9 +26,10 @@ from outbox.digest import WAITING, Collected
 from outbox.edition import EXPECT, Edition, open_edition
 from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
+from outbox.language import ENGLISH, Language, find
 from outbox.log import Events
 from outbox.record import BATCH_MAX, NewReport, collect_reports, enqueue_reports
-from outbox.report import Templates, explain, label
+from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
 
@@ -198,9 +199,11 @@ class Run:
     templates: Callable[[], Templates]
     sender: message.Mailbox
     result: Result
-    period: CivilPeriod
+    period_in: Callable[[Language], CivilPeriod]
     now: datetime
     progress: Progress
+    unknown_locale: str | None = None
+    """The first of a recipient that names no language: only that is told of."""
 
     @classmethod
     async def begin(
@@ -240,7 +243,11 @@ class Run:
             templates=cache(lambda: Templates(settings.directory / "templates", edition.report)),
             sender=sender_of(settings),
             result=Result(edition),
-            period=CivilPeriod(edition.period.key, label(starts_at, ends_at, report.cadence), starts_at, ends_at),
+            period_in=cache(
+                lambda language: CivilPeriod(
+                    edition.period.key, language.label(starts_at, ends_at, report.cadence), starts_at, ends_at
+                )
+            ),
             now=now.astimezone(report.zone),
             progress=progress,
         )
@@ -417,14 +424,14 @@ class Run:
 
     def rendered(self, recipient: Recipient, content: Content, email: int, token: str) -> NewReport:
         """The report and its mail; what the templates raise comes through (`report.explain`)."""
-        edition = self.result.edition
-        rendered = self.templates().render(self._context(recipient, content, token))
+        edition, language = self.result.edition, self.language_of(recipient)
+        rendered = self.templates().render(self._context(recipient, content, token), language)
         domain = self.sender.address.rpartition("@")[2]
         message_id = f"<{email}.{secrets.token_hex(4)}@{domain}>"
         return NewReport(
             recipient_key=recipient.key,
             token=token,
-            title=self._title,
+            title=self._title(language),
             html=storable(rendered.page),
             email=email,
             key=self._key(recipient),
@@ -446,20 +453,42 @@ class Run:
 
     def collected(self, recipient: Recipient, content: Content, token: str) -> Collected:
         """The report and what the digest needs to tell of it."""
+        language = self.language_of(recipient)
         return Collected(
             recipient_key=recipient.key,
             token=token,
-            title=self._title,
-            html=storable(self.templates().page(self._context(recipient, content, token))),
+            title=self._title(language),
+            html=storable(self.templates().page(self._context(recipient, content, token), language)),
             key=self._key(recipient),
             address=recipient.email,
             name=storable(recipient.name),
             link=self.report.link.replace("{token}", token),
         )
 
+    def language_of(self, recipient: Recipient) -> Language:
+        """What the recipient's column `locale` names, else the report's language; the first that names none is told."""
+        wish = recipient.columns.get("locale")
+        if not wish:
+            return self._usual
+        found = find(wish) if isinstance(wish, str) else None
+        if found is None and self.unknown_locale is None:
+            self.unknown_locale = str(wish)
+            log.warning(
+                "locale_unknown",
+                "recipient {key}: the locale {locale!r} names no language, so the report is in {language}; "
+                "further ones are not named",
+                key=recipient.key,
+                locale=self.unknown_locale[:40],
+                language=self._usual.tag,
+            )
+        return found or self._usual
+
     @property
-    def _title(self) -> str:
-        return f"{self.report.title}, {self.period.label}"
+    def _usual(self) -> Language:
+        return find(self.report.locale) or ENGLISH
+
+    def _title(self, language: Language) -> str:
+        return f"{self.report.title}, {self.period_in(language).label}"
 
     def _key(self, recipient: Recipient) -> str:
         """What makes an email one email."""
@@ -471,7 +500,7 @@ class Run:
         return {
             "report": self.result.edition.report,
             "title": self.report.title,
-            "period": self.period,
+            "period": self.period_in(self.language_of(recipient)),
             "recipient": {
                 **recipient.columns,
                 "key": recipient.key,

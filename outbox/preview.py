@@ -52,6 +52,8 @@ class Preview:
     title: str
     page: str
     mail: Mail | None
+    locale: str
+    """The language that it is in, as BCP 47 names it."""
 
     def the_mail(self) -> Mail:
         """The email that there is.
@@ -84,6 +86,7 @@ class Preview:
             "period": {"key": period.key, "starts_at": period.starts_at, "ends_at": period.ends_at},
             "recipient": {"key": recipient.key, "email": recipient.email, "name": recipient.name},
             "sender": self.sender,
+            "locale": self.locale,
             "title": self.title,
             "subject": mail and mail.subject,
             "text": mail and mail.text,
@@ -148,7 +151,8 @@ async def preview(
     made = _made(run, person, _harmless(content, settings) if name == DIGEST else content)
     shown = f"{sender.name} <{sender.address}>" if sender.name else sender.address
     mail = _read(made) if isinstance(made, NewReport) else None
-    return Preview(name, period, in_words(period, report.zone), recipient, shown, made.title, made.html, mail)
+    locale = run.language_of(recipient).tag
+    return Preview(name, period, in_words(period, report.zone), recipient, shown, made.title, made.html, mail, locale)
 
 
 async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:

@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.errors import ConfigurationError
+from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
 
@@ -198,6 +199,13 @@ class EditionSettings(_Table):
             guess = _did_you_mean(name, available_timezones() - {"localtime"})
             raise ValueError(f"{_shown(name)} is no IANA timezone; write one like America/New_York{guess}")
         return name
+
+    @field_validator("locale")
+    @classmethod
+    def _names_a_language(cls, locale: str) -> str:
+        if locale != "en" and find(locale) is None:
+            raise ValueError(f"{_shown(locale)} names no language; write one like en, de, fr-CA or pt-BR")
+        return locale
 
     @field_validator("link")
     @classmethod

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from outbox.errors import SourceError
-from outbox.report import PACKAGED, Templates, cell, explain, humanise, label, table_of
+from outbox.language import ENGLISH
+from outbox.report import PACKAGED, Templates, explain
+from outbox.table import cell, humanise, table_of
 
 ZONE = ZoneInfo("America/New_York")
 MONDAY = datetime(2026, 11, 16, tzinfo=ZONE)
@@ -27,7 +29,7 @@ def context(rows=DAYS, **changes):
         "report": "progress",
         "title": "Progress",
         "period": SimpleNamespace(
-            key="2026-W47", label=label(MONDAY, ends_at, "weekly"), starts_at=MONDAY, ends_at=ends_at
+            key="2026-W47", label=ENGLISH.label(MONDAY, ends_at, "weekly"), starts_at=MONDAY, ends_at=ends_at
         ),
         "recipient": {"key": "1", "email": "ann@example.com", "name": "Ann"},
         "rows": rows,
@@ -71,7 +73,7 @@ class Balance(HTMLParser):
     ],
 )
 def test_a_period_is_said_as_a_person_says_it(starts, ends, cadence, said):
-    assert label(datetime(*starts, tzinfo=ZONE), datetime(*ends, tzinfo=ZONE), cadence) == said
+    assert ENGLISH.label(datetime(*starts, tzinfo=ZONE), datetime(*ends, tzinfo=ZONE), cadence) == said
 
 
 @pytest.mark.parametrize(
@@ -171,8 +173,8 @@ def test_the_text_table_is_aligned_by_what_is_seen():
     assert shown.text.splitlines() == [
         "Who    Done",
         "-----------",
-        "田中      5",
-        "e\u0301        10",
+        "田中      5  ████████████",
+        "e\u0301        10  ████████████████████████",
         "-----------",
         "Total    15",
     ]
@@ -206,6 +208,7 @@ def test_without_a_name_or_rows_the_mail_is_still_friendly():
     rendered = Templates(None, "progress").render(context([], recipient={"key": "1", "email": "x@y", "name": None}))
     assert "Hello,\n" in rendered.text
     assert "Nothing was recorded" in rendered.text
+    assert max(map(len, rendered.text.splitlines())) <= 76
     for markup in (rendered.html, rendered.page):
         assert "Nothing was recorded" in markup
         Balance(markup)

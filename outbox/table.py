@@ -1,0 +1,330 @@
+"""Rows made ready to be shown: which columns are numbers, what can be summed, when bars help, how a value reads.
+
+All judgement on that lies here, where it can be tested; the templates only lay it out.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from decimal import Decimal
+from typing import Any
+from unicodedata import category, combining, east_asian_width
+
+from outbox.language import DASH, ENGLISH, GROUPED_MIN, Language
+
+# Figures that name something are not quantities, and some quantities do not add up. Both are told by the
+# column's name, since a row tells only the type.
+_NAMING_LAST_WORDS = frozenset({
+    "id", "year", "month", "week", "day", "no", "number", "code", "key", "zip", "rank", "position", "version",
+})  # fmt: skip
+_RATE_WORDS = frozenset({
+    "per", "rate", "ratio", "percent", "percentage", "pct", "share", "average", "avg", "mean", "median",
+    "min", "max", "price", "balance", "cumulative",
+})  # fmt: skip
+_CAPITALS = {"id": "ID", "url": "URL"}
+
+# Gmail clips a mail at 102 kB, so the mail shows the beginning of a long table and the page all of it.
+_EXCERPT_ROWS_MAX = 40
+_EXCERPT_CELLS_MAX = 320
+_EXCERPT_CHARACTERS_MAX = 160
+_EXCERPT_BYTES_MAX = 80_000
+_CELL_BYTES = 360  # what the packaged template writes around the text of a cell
+TEXT_WIDTH_MAX = 76
+_TEXT_BAR_MIN, _TEXT_BAR_MAX = 8, 24  # of a longest bar
+_BARS_COLUMNS_MAX = 4  # where there are more, they need the room
+_WORD_MAX = 24
+_HEADLINE_MAX = 3
+_HEADLINE_CHARACTERS_MAX = 18  # in large figures, beside each other on a phone
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The head of a column; `total` is empty where a sum would mean nothing.
+
+    `breaks` is true where a text has a word so long that it must be broken for want of room.
+    """
+
+    title: str
+    numeric: bool
+    total: str
+    breaks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text per column; `percent` of the longest bar, 0 where there are no bars."""
+
+    cells: list[str]
+    percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows made ready to be shown. Bars, where they help, belong to the column numbered `bars`.
+
+    `totals` has one text per column, or is empty; `more` counts the rows that are left out here. `headline` is what to
+    say first, in large figures: the first few totals, or the numbers of the only row as totals.
+    """
+
+    columns: list[Column]
+    rows: list[Row]
+    totals: list[str]
+    headline: list[Column]
+    bars: int | None
+    more: int
+    language: Language
+
+    @property
+    def text(self) -> str:
+        """The table in plain text: aligned where it fits, else one block of `Title: value` per row.
+
+        Bars stand after the rows, where there is room for them.
+        """
+        titles = [column.title for column in self.columns]
+        body = [[" ".join(cell.split()) for cell in row.cells] for row in self.rows]
+        lines = [titles, *body, *([self.totals] if self.totals else [])]
+        widths = [max(map(_width, cells)) for cells in zip(*lines, strict=True)]
+        width = sum(widths) + 2 * len(widths) - 2
+        if width > TEXT_WIDTH_MAX:
+            return "\n\n".join(self._blocks(titles, body))
+        drawn = [self._drawn(cells, widths) for cells in lines]
+        longest = min(_TEXT_BAR_MAX, TEXT_WIDTH_MAX - width - 2)
+        if self.bars is not None and longest >= _TEXT_BAR_MIN:
+            bars = (max(1, round(longest * row.percent / 100)) if row.percent else 0 for row in self.rows)
+            drawn[1 : len(body) + 1] = [
+                f"{line}{' ' * (width - _width(line))}  {'█' * bar}".rstrip()
+                for line, bar in zip(drawn[1 : len(body) + 1], bars, strict=True)
+            ]
+        drawn.insert(1, "-" * width)
+        if self.totals:
+            drawn.insert(-1, "-" * width)
+        return "\n".join(drawn)
+
+    def _blocks(self, titles: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
+        said = self.language.say
+        for cells in body:
+            yield "\n".join(said("entry", name=name, value=value) for name, value in zip(titles, cells, strict=True))
+        if self.totals:
+            totals = (said("entry", name=column.title, value=column.total) for column in self.columns if column.total)
+            yield "\n".join([said("total"), *totals])
+
+    def _drawn(self, cells: Iterable[str], widths: Iterable[int]) -> str:
+        padded = []
+        for column, cell, width in zip(self.columns, cells, widths, strict=True):
+            gap = " " * (width - _width(cell))
+            padded.append(gap + cell if column.numeric else cell + gap)
+        return "  ".join(padded).rstrip()
+
+
+def humanise(name: str) -> str:
+    """A column's name as a heading: `done_count` as `Done count`, `person_id` as `Person ID`."""
+    words = [_CAPITALS.get(word, word) for word in name.replace("_", " ").split()]
+    title = " ".join(words)
+    return title[:1].upper() + title[1:] if title else name
+
+
+def table_of(
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, object]],
+    *,
+    starts_at: datetime,
+    language: Language = ENGLISH,
+    rows_max: int | None = None,
+) -> Table:
+    """The rows made ready to be shown; times are shown in the zone of `starts_at`, and its year is not named.
+
+    Bars are drawn when there is one column of labels beside few of numbers, and then for the last of these. Sums, and
+    the scale of the bars, are those of all rows even where `rows_max` cuts the table (and its long texts) short.
+    """
+    shown = rows if rows_max is None else rows[:rows_max]
+    heads, texts = [], []
+    numeric_at = []
+    for at, name in enumerate(columns):
+        values = [row.get(name) for row in rows]
+        numeric = _is_quantity(name, values)
+        if numeric:
+            numeric_at.append(at)
+        head, cells = (_numbers if numeric else _labels)(name, values, len(shown), starts_at, language)
+        heads.append(head)
+        texts.append(cells if rows_max is None else [_cut(cell) for cell in cells])
+    one_label = numeric_at and len(columns) - len(numeric_at) == 1 and len(columns) <= _BARS_COLUMNS_MAX
+    bars = numeric_at[-1] if one_label and len(rows) > 1 else None
+    percents = [0] * len(rows) if bars is None else _percents([row.get(columns[bars]) for row in rows])
+    if not any(percents):
+        bars = None
+    lines = [Row(list(cells), percent) for cells, percent in zip(zip(*texts, strict=True), percents, strict=False)]
+    headline = _headline(heads, lines[0] if len(rows) == 1 and lines else None)
+    return Table(heads, lines, _totals(heads, language), headline, bars, len(rows) - len(shown), language)
+
+
+def excerpt_of(
+    whole: Table, columns: Sequence[str], rows: Sequence[Mapping[str, object]], *, starts_at: datetime
+) -> Table:
+    """As much of a table as a mail should hold; the table itself where that is all of it."""
+    rows_max = min(_EXCERPT_ROWS_MAX, max(5, _EXCERPT_CELLS_MAX // max(1, len(columns))))
+    room = _EXCERPT_BYTES_MAX
+    for at, row in enumerate(whole.rows[:rows_max]):
+        room -= sum(_CELL_BYTES + 4 * min(len(text), _EXCERPT_CHARACTERS_MAX) for text in row.cells)
+        if room < 0:
+            rows_max = max(at, 1)
+            break
+    if len(rows) <= rows_max and all(len(text) <= _EXCERPT_CHARACTERS_MAX for row in whole.rows for text in row.cells):
+        return whole
+    return table_of(columns, rows, starts_at=starts_at, language=whole.language, rows_max=rows_max)
+
+
+def cell(value: object, zone: tzinfo | None = None, year: int | None = None, language: Language = ENGLISH) -> str:
+    """Any value as short text: None is a dash, a date `Mon 16 Nov`, an aware time is shown in `zone`.
+
+    A date outside `year` (where one is given) shows its own year instead of the day of the week.
+    """
+    match value:
+        case None | bool():
+            return DASH if value is None else language.say("yes" if value else "no")
+        case date() | time() | timedelta():
+            return _when(value, zone, year, language)
+        case int() | float() | Decimal():
+            return number_of(value, None, language)
+        case dict() | list() | tuple():
+            return json.dumps(value, ensure_ascii=False, default=str)
+        case bytes():
+            return language.say("bytes", n=len(value))
+        case _:
+            return str(value)
+
+
+def number_of(value: float | Decimal, places: int | None = None, language: Language = ENGLISH) -> str:
+    """A number with so many decimals, or as many as say enough; what is none, or endless, is a dash."""
+    number = _decimal(value)
+    grouped = number is not None and abs(number) >= GROUPED_MIN
+    return _number(number, _places(value) if places is None else places, language, grouped=grouped)
+
+
+def percent_of(value: float | Decimal, places: int = 0, language: Language = ENGLISH) -> str:
+    """A share of one (0.42) as a percentage; what is no number, or endless, is a dash."""
+    number = _decimal(value)
+    if number is None:
+        return DASH
+    return language.percent(number_of(100 * number, places, language))
+
+
+def _is_quantity(name: str, values: Iterable[object]) -> bool:
+    present = [value for value in values if value is not None]
+    numbers = all(isinstance(value, int | float | Decimal) and not isinstance(value, bool) for value in present)
+    return bool(present) and numbers and not _names_something(name)
+
+
+def _names_something(name: str) -> bool:
+    words = name.lower().split("_")
+    return words[-1] in _NAMING_LAST_WORDS and "per" not in words
+
+
+def _adds_up(name: str) -> bool:
+    return _RATE_WORDS.isdisjoint(name.lower().split("_"))
+
+
+def _numbers(name: str, values: Sequence[Any], shown: int, _: datetime, language: Language) -> tuple[Column, list[str]]:
+    """A column of quantities, all with the same number of decimals so that they align."""
+    finite = [number for value in values if value is not None and (number := _decimal(value)) is not None]
+    total = sum(finite, Decimal(0))
+    summed = len(values) > 1 and _adds_up(name)
+    grouped = any(abs(number) >= GROUPED_MIN for number in [*finite, *([total] if summed else [])])
+    places = max(map(_places, finite), default=0)
+    texts = [
+        DASH if value is None else _number(_decimal(value), places, language, grouped=grouped)
+        for value in values[:shown]
+    ]
+    return Column(humanise(name), True, _number(total, places, language, grouped=grouped) if summed else ""), texts
+
+
+def _labels(
+    name: str, values: Sequence[object], shown: int, starts_at: datetime, language: Language
+) -> tuple[Column, list[str]]:
+    if _names_something(name):
+        values = [str(value) if isinstance(value, int) and not isinstance(value, bool) else value for value in values]
+    texts = [cell(value, starts_at.tzinfo, starts_at.year, language) for value in values[:shown]]
+    breaks = any(len(text) > _WORD_MAX and max(map(len, text.split()), default=0) > _WORD_MAX for text in texts)
+    return Column(humanise(name), False, "", breaks), texts
+
+
+def _headline(columns: Sequence[Column], only: Row | None) -> list[Column]:
+    found = [column for column in columns if column.total]
+    if only is not None:
+        cells = zip(columns, only.cells, strict=True)
+        found = [Column(column.title, True, shown) for column, shown in cells if column.numeric]
+    left = _HEADLINE_CHARACTERS_MAX
+    told: list[Column] = []
+    for column in found[:_HEADLINE_MAX]:
+        left -= len(column.total)
+        if told and left < 0:
+            break
+        told.append(column)
+    return told
+
+
+def _totals(columns: Sequence[Column], language: Language) -> list[str]:
+    totals = [column.total for column in columns]
+    if not any(totals):
+        return []
+    if "" in totals:
+        totals[totals.index("")] = language.say("total")
+    return totals
+
+
+def _percents(values: Sequence[Any]) -> list[int]:
+    """Each value as a share of the largest, so that anything above nothing can be seen."""
+    numbers = [Decimal(0) if value is None else max(_decimal(value) or Decimal(0), Decimal(0)) for value in values]
+    largest = max(numbers)
+    return [max(1, round(100 * number / largest)) if number else 0 for number in numbers]
+
+
+def _decimal(value: float | Decimal) -> Decimal | None:
+    """The number as a person reads it (0.1 is 0.1), or None for what is no number or endless."""
+    number = value if isinstance(value, Decimal) else Decimal(repr(value))
+    return number if number.is_finite() else None
+
+
+def _places(value: float | Decimal) -> int:
+    """How many decimals say enough: at most two, or two figures for what is smaller than one."""
+    number = _decimal(value)
+    if not number:
+        return 0
+    places = 2 if abs(number) >= 1 else min(6, 1 - number.adjusted())
+    return len(f"{number:.{places}f}".rstrip("0").partition(".")[2])
+
+
+def _number(number: Decimal | None, places: int, language: Language, *, grouped: bool) -> str:
+    if number is None:
+        return DASH
+    text = f"{abs(number):.{places}f}"
+    return language.number(text, grouped=grouped, negative=number < 0 and bool(text.strip("0.")))
+
+
+def _when(value: date | time | timedelta, zone: tzinfo | None, year: int | None, language: Language) -> str:
+    if isinstance(value, timedelta):
+        return language.duration(value)
+    if isinstance(value, time):
+        return language.clock(value)
+    if not isinstance(value, datetime):
+        return language.day(value, year)
+    if value.tzinfo is not None and value.replace(tzinfo=UTC) not in _ENDLESS:
+        value = value.astimezone(zone)
+    return language.moment(value, year)
+
+
+# PostgreSQL's ±infinity, as asyncpg gives it: no other zone can hold it.
+_ENDLESS = frozenset({datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)})
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _EXCERPT_CHARACTERS_MAX else text[: _EXCERPT_CHARACTERS_MAX - 1].rstrip() + "…"
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if combining(char) or category(char) == "Cf" else 2 if east_asian_width(char) in "WF" else 1 for char in text
+    )
