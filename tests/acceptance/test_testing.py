@@ -1,14 +1,13 @@
 """What users' own tests have of `outbox.testing`: little projects, run by a pytest of their own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
-
-import pytest
 
 SIGNUP = """
     from outbox import Email, enqueue
@@ -132,6 +131,10 @@ CONFTEST = """
         with psycopg.connect(outbox_template) as connection:
             connection.execute("create table people (id int primary key, email text, name text)")
         return outbox_template
+
+    @pytest.fixture
+    def anyio_backend():
+        return "asyncio"
 """
 
 DEPLOYED = """
@@ -178,70 +181,68 @@ ASYNC = """
 """
 
 
-WITHOUT_PLUGINS = ("-p", "no:asyncio", "-p", "no:anyio")
-ASYNC_PLUGINS = {
-    "asyncio": ("-p", "no:anyio", "-o", "asyncio_default_fixture_loop_scope=function"),
-    "anyio": ("-p", "no:asyncio"),
-}
-
-
-def run_pytest(directory, *arguments, plugins=WITHOUT_PLUGINS, **files):
+def run_pytest(directory, *arguments, files):
     for name, text in files.items():
-        path = directory / name.replace("__", "/").replace("_toml", ".toml").replace("_j2", ".j2")
-        path = path if path.suffix else path.with_suffix(".py")
+        path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", *plugins, *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", *arguments]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "OUTBOX"))}
     return subprocess.run(command, cwd=directory, env=kept, capture_output=True, text=True, timeout=120, check=False)
 
 
-def passed(ended, count):
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert f"{count} passed" in ended.stdout, ended.stdout
+# Of each fact the opposite: what the fixtures say is what is.
+WRONG = [
+    (".emails() == []", ".emails() != []"),
+    ('"sent", 1, mail.raw', '"sent", 2, mail.raw'),
+    ('"dead", "sent" if', '"dead", "dead" if'),
+    ('"application/pdf", b"%PDF")]', '"application/pdf", b"")]'),
+    ('("sent", 1)', '("dead", 1)'),
+    ('("in_doubt", accepted)', '("in_doubt", not accepted)'),
+]
 
 
-def test_a_plain_project_sees_what_it_put_in_and_what_the_mail_server_did_to_it(tmp_path):
-    passed(run_pytest(tmp_path, signup=SIGNUP, test_plain=PLAIN), 9)
-
-
-def test_a_report_with_deployed_settings_tables_and_templates_of_ones_own_is_made_and_read(tmp_path):
-    files = {"deploy__templates__progress__subject.txt_j2": "Yours: {{ title }}", "deploy__outbox_toml": DEPLOYED}
-    passed(run_pytest(tmp_path, mine=MINE, conftest=CONFTEST, test_report=REPORT, **files), 2)
-
-
-@pytest.mark.parametrize("plugin", ASYNC_PLUGINS)
-def test_an_async_project_does_the_same(tmp_path, plugin):
-    code = ASYNC.replace("{mark}", f"@pytest.mark.{plugin}")
-    backend = "import pytest\n@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n"
-    passed(run_pytest(tmp_path, plugins=ASYNC_PLUGINS[plugin], signup=SIGNUP, conftest=backend, test_async=code), 1)
-
-
-def test_a_wrong_expectation_fails(tmp_path):
-    """What the fixtures say is what is: of each fact the opposite fails."""
-    wrong = PLAIN.replace(".emails() == []", ".emails() != []")
-    for right, opposite in (('"sent", 1, mail.raw', '"sent", 2, mail.raw'), ('"dead", "sent" if', '"dead", "dead" if'),
-                            ('"application/pdf", b"%PDF")]', '"application/pdf", b"")]')):  # fmt: skip
+def test_users_tests_pass_where_they_are_right_and_fail_where_they_are_wrong(tmp_path):
+    """Plain, of pytest-asyncio and of anyio; with tables, settings and templates of their own; on two workers."""
+    wrong = PLAIN
+    for right, opposite in WRONG:
         assert right in wrong
         wrong = wrong.replace(right, opposite)
-    chosen = "rolled or committed or attachments or 550"
-    ended = run_pytest(tmp_path, "-k", chosen, signup=SIGNUP, test_plain=wrong)
-    assert ended.returncode == 1
-    assert "4 failed, 1 passed" in ended.stdout, ended.stdout
+    files = {
+        "signup.py": SIGNUP,
+        "mine.py": MINE,
+        "conftest.py": CONFTEST,
+        "deploy/outbox.toml": DEPLOYED,
+        "deploy/templates/progress/subject.txt.j2": "Yours: {{ title }}",
+        "test_plain.py": PLAIN,
+        "test_wrong.py": wrong,
+        "test_report.py": REPORT,
+        "test_asyncio.py": ASYNC.replace("{mark}", "@pytest.mark.asyncio"),
+        "test_anyio.py": ASYNC.replace("{mark}", "@pytest.mark.anyio"),
+    }
+    ended = run_pytest(tmp_path, "-n", "2", "-rf", "-o", "asyncio_default_fixture_loop_scope=function", files=files)
+    failed = set(re.findall(r"^FAILED (\S+)", ended.stdout, re.MULTILINE))
+    assert failed == {
+        "test_wrong.py::test_what_is_rolled_back_was_never_there",
+        "test_wrong.py::test_what_is_committed_arrives",
+        "test_wrong.py::test_attachments_and_headers_are_read",
+        "test_wrong.py::test_a_550_makes_a_dead_letter[bob@example.com]",
+        "test_wrong.py::test_a_451_is_outlived_and_so_is_a_stall",
+        "test_wrong.py::test_a_cut_after_the_dot_is_in_doubt[False]",
+        "test_wrong.py::test_a_cut_after_the_dot_is_in_doubt[True]",
+    }, ended.stdout
+    assert "7 failed, 15 passed" in ended.stdout, ended.stdout
 
 
-def test_a_killed_pytest_leaves_no_server_behind_and_workers_of_xdist_share_nothing(tmp_path):
+def test_a_killed_pytest_leaves_no_server_behind(tmp_path):
     code = """
-        import os, signal, pytest
+        import os, signal
 
-        @pytest.mark.parametrize("n", range(2))
-        def test_it_is_killed(outbox_postgres, outbox_database, n):
+        def test_it_is_killed(outbox_postgres, outbox_database):
             print(outbox_postgres.pid, flush=True)
-            if "PYTEST_XDIST_WORKER" not in os.environ:
-                os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
     """
-    passed(run_pytest(tmp_path, "-n", "2", test_kill=code), 2)
-    killed = run_pytest(tmp_path, "-s", test_kill=code)
+    killed = run_pytest(tmp_path, "-s", "-p", "no:asyncio", files={"test_kill.py": code})
     assert killed.returncode == -signal.SIGKILL
     server = int(killed.stdout.split()[-1])
     end = time.monotonic() + 20
@@ -259,4 +260,5 @@ def test_the_plugin_imports_nothing_before_it_is_asked(tmp_path):
             assert not [name for name in sys.modules if name.startswith("outbox.") and name != "outbox.testing"]
             assert not {"asyncpg", "sqlalchemy", "pydantic", "jinja2"} & set(sys.modules)
     """
-    passed(run_pytest(tmp_path, test_it=code), 1)
+    ended = run_pytest(tmp_path, "-p", "no:asyncio", files={"test_it.py": code})
+    assert ended.returncode == 0, ended.stdout + ended.stderr
