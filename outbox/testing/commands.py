@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from outbox.testing.postgres import PATIENCE
 
+# What a deployed relay tells the world while it runs; a test's does not, unless the test says so.
+TOLD_OUTSIDE: Final = ("dead_man_url", "http")
 USUAL: Final[dict[str, Any]] = {**PATIENCE, "sender": "Outbox tests <outbox@example.com>", "log_format": "human"}
 
 
@@ -29,7 +31,8 @@ class SettingsFile:
         outbox_settings(Path("deploy/outbox.toml"))     # what you deploy; database and mail server remain the test's
         outbox_settings('rate = "14/s"')                # TOML
 
-    Of a file, the `templates` beside it are used too.
+    Of a file, the `templates` beside it are used too, and its `dead_man_url` and `http` are left out: nobody is to hear
+    of a test. Its `retry` is kept, so give a short one if mail is to be deferred.
     """
 
     def __init__(self, directory: Path, *, database_url: str, smtp_url: str) -> None:
@@ -47,7 +50,8 @@ class SettingsFile:
         """
         if isinstance(given, Path):
             self._bring_templates(given.absolute().parent / "templates")
-            given = given.read_text(encoding="utf-8")
+            deployed = tomllib.loads(given.read_text(encoding="utf-8"))
+            given = {key: value for key, value in deployed.items() if key not in TOLD_OUTSIDE}
         values = tomllib.loads(given) if isinstance(given, str) else given
         self.values = {**_merged(_merged(self.values, values), keys), **self._servers}
         lines = (f"{json.dumps(key)} = {toml(value)}\n" for key, value in self.values.items())

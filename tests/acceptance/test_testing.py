@@ -108,6 +108,7 @@ REPORT = """
 
     def test_a_report_is_made_and_read(outbox_settings, outbox_run, outbox_database, outbox_smtp):
         outbox_settings(SETTINGS, reports={"progress": {"title": "Your progress"}})
+        assert not {"dead_man_url", "http"} & set(outbox_settings.values), "nobody is to hear of a test"
         outbox_database.execute("insert into people values (1, 'ada@example.com', $1)", "Ada")
         outbox_run("generate", "progress", "--period", "2026-W47")
         (waits,) = outbox_database.emails()
@@ -141,6 +142,7 @@ DEPLOYED = """
     database_url = "postgresql://production.example.com/app"
     smtp_url = "smtp://production.example.com"
     sender = "Reports <reports@example.com>"
+    dead_man_url = "http://production.example.com/ping"
     [reports.progress]
     source = "mine:Progress"
     link = "https://reports.example.com/r/{token}"
