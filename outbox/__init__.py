@@ -72,6 +72,7 @@ newcomer who follows it meets them in this order:
                       (doctor_rights), doctor_reports, doctor_smtp, and who relays
 
     embedded, sink, demo   a real Postgres and a real SMTP server for trying it out and for the tests
+    testing                both as pytest fixtures, for the tests of who uses outbox
 
 `generate` and `relay` meet only in the database. `cli` reads settings, wires, prints and sets the exit code; no other
 room does. Imports go down only (`lint-imports`).
