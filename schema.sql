@@ -375,17 +375,20 @@ begin
             coalesce(put.route, outbox.route_of(null, put.recipients[1])));
     if cardinality(put.recipients) > 1 then
         with copy as (
-            insert into outbox.email (key, sender, recipient, message_id, message, traceparent, made_by)
-            select put.key || '#' || r.number, put.sender, r.address, '<' || message_id || '>', message,
-                   put.traceparent, put.made_by
+            select nextval('outbox.email_id_seq') as id, r.address, r.number
               from unnest(put.recipients) with ordinality as r (address, number) where r.number > 1
+        ), put_in as (
+            insert into outbox.email (id, key, sender, recipient, message_id, message, traceparent, made_by)
+            select copy.id, put.key || '#' || copy.number, put.sender, copy.address, '<' || message_id || '>', message,
+                   put.traceparent, put.made_by
+              from copy
                 on conflict on constraint email_key_key do nothing
-            returning email.id, email.recipient
+            returning email.id
         )
         insert into outbox.delivery (email, due_at, send_before, priority, route)
         select copy.id, coalesce(put.send_at, now()), put.send_before, put.priority,
-               coalesce(put.route, outbox.route_of(null, copy.recipient))
-          from copy;
+               coalesce(put.route, outbox.route_of(null, copy.address))
+          from put_in join copy on copy.id = put_in.id;
         get diagnostics further = row_count;
         if further <> cardinality(put.recipients) - 1 then
             raise unique_violation using message = format('one of the keys %s#2 to %1$s#%s is taken by another email; '

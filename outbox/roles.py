@@ -58,7 +58,7 @@ ROLES: Final[Mapping[str, Role]] = {
     "outbox_enqueue": _role(
         "puts emails into the outbox",
         ("email", "INSERT", "id key sender recipient message_id message traceparent made_by"),
-        ("email", "SELECT", "id key recipient"),
+        ("email", "SELECT", "id key"),
         ("email_id_seq", "USAGE"),
         ("delivery", "INSERT", "email due_at send_before priority route"),
         ("rule", "SELECT"),
