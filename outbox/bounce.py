@@ -31,6 +31,7 @@ _ADDRESS: Final = re.compile(r"[^\s<>,;\"]+@[^\s<>,;\"]+")
 _QMAIL: Final = re.compile(r"\s*Hi\. This is the ")  # QSBMF, https://cr.yp.to/proto/qsbmf.txt
 _COPY: Final = re.compile(r"(?im)^(?:-+ ?(?:below this line|this is a copy)|return-path:|received:).*$")
 _ADDRESSED: Final = ("To", "Delivered-To", "X-Original-To", "Envelope-To", "X-Envelope-To", "X-Delivered-To")
+_SENT_WITH: Final = ("Original-Envelope-Id", "X-Postfix-Sender", "Original-Mail-From")
 _UNDELIVERED: Final = frozenset(("failed", "delayed"))
 _UNWANTED: Final = frozenset(("abuse", "fraud", "opt-out", "complaint", "virus"))
 
@@ -92,11 +93,11 @@ def _taken_apart(raw: bytes, message: Message) -> Bounce | None:
         match part.get_content_type():
             case "message/delivery-status":
                 blocks = _blocks(part)
-                evidence += [value for block in blocks for value in _values(block, "Original-Envelope-Id")]
+                evidence += [value for block in blocks for name in _SENT_WITH for value in _values(block, name)]
                 notices += [found for block in blocks[:NOTICES_MAX] if (found := _notice(block)) is not None]
             case "message/feedback-report":
                 for block in _blocks(part):
-                    evidence += _values(block, "Original-Mail-From") + _values(block, "Original-Envelope-Id")
+                    evidence += [value for name in _SENT_WITH for value in _values(block, name)]
                     notices += _complaint(block)
             case "message/rfc822" | "message/global" | "text/rfc822-headers" | "message/rfc822-headers":
                 returned = _returned(part)
