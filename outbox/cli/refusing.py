@@ -54,17 +54,19 @@ def suppress(
         raise ConfigurationError(faults)
     settings = settings_of(context, config)
     settings.require("database_url")
-    if report is not None and report not in settings.editions:
-        settings.report(report)  # says what there is
+    entries = _of_file(import_) if import_ is not None else _entries(addresses or [], report)
+    for name in sorted({one.report for one in entries} - {"", *settings.editions}):
+        if not remove:
+            settings.report(name)  # says what there is
     if import_ is not None:
-        lines = awaited(_add(settings, _of_file(import_), why or f"imported from {import_.name}"))
+        lines = awaited(_add(settings, entries, why or f"imported from {import_.name}"))
     elif not addresses:
         found, more = awaited(_list(settings, None if as_json else limit))
         lines = [to_json([one.as_json() for one in found])] if as_json else _listed(found, more, settings)
     elif remove:
-        raise typer.Exit(awaited(_remove(settings, _entries(addresses, report), why)))
+        raise typer.Exit(awaited(_remove(settings, entries, why)))
     else:
-        lines = awaited(_add(settings, _entries(addresses, report), why))
+        lines = awaited(_add(settings, entries, why))
     for line in lines:
         typer.echo(line)
 

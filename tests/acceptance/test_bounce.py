@@ -312,6 +312,7 @@ async def test_under_redirect_to_nobody_is_suppressed_for_what_came_back_from_th
     [
         (("suppress", "nobody"), 2, "ADDRESS: 'nobody' is no email address"),
         (("suppress", "a@example.com", "--report", "progres"), 2, "reports.progres: is not configured"),
+        (("suppress", "--import", "typo.csv"), 2, "reports.progres: is not configured"),
         (("suppress", "--remove"), 2, "--remove: name the address"),
         (("suppress", "--report", "progress"), 2, "--report: name the address"),
         (("suppress", "--import", "none.csv"), 2, "--import: none.csv cannot be read (No such file"),
@@ -322,6 +323,7 @@ async def test_under_redirect_to_nobody_is_suppressed_for_what_came_back_from_th
     ],
 )
 async def test_words_that_cannot_be_meant_are_one_sentence(fleet, words, code, sentence):
+    (fleet.directory / "typo.csv").write_text("ann@example.com,progres\n")
     ended = await fleet.run(*words)
     assert ended.code == code
     assert "".join(ended.sentences).startswith(sentence), ended.err

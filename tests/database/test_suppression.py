@@ -119,18 +119,23 @@ async def test_who_unsubscribes_by_a_token_is_listed_once_for_that_report_and_ma
 async def test_a_web_application_may_unsubscribe_with_no_right_on_any_table(connection, database):
     (email,) = await put_of(connection, "sales", 1)
     token = await connection.fetchval("SELECT r.token FROM outbox.report r JOIN outbox.email m ON m.report = r.id")
-    await connection.execute("CREATE ROLE app_web_test LOGIN; GRANT USAGE ON SCHEMA outbox TO app_web_test")
+    await connection.execute(
+        "CREATE ROLE app_web_test LOGIN; GRANT USAGE ON SCHEMA outbox TO app_web_test;"
+        " CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO app_web_test;"
+        " CREATE FUNCTION evil.lower(text) RETURNS text LANGUAGE sql AS $$ SELECT 'x@example.com' $$"
+    )
     web = await asyncpg.connect(database, user="app_web_test")
     try:
         # What a caller puts before ours in the search path is not what runs.
-        await web.execute("CREATE TEMP TABLE report (token text); CREATE TEMP TABLE suppression (address text)")
+        await web.execute("SET search_path = evil, pg_catalog")
         assert await web.fetchval("SELECT outbox.unsubscribe($1)", token) == "sales"
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await web.fetch("SELECT address FROM outbox.suppression")
     finally:
         await web.close()
-        await connection.execute("DROP OWNED BY app_web_test; DROP ROLE app_web_test")
-    assert await connection.fetchval("SELECT email FROM outbox.suppression") == email
+        await connection.execute("DROP SCHEMA evil CASCADE; DROP OWNED BY app_web_test; DROP ROLE app_web_test")
+    ((listed, address),) = await connection.fetch("SELECT email, address FROM outbox.suppression")
+    assert (listed, address != "x@example.com") == (email, True)
 
 
 @pytest.mark.parametrize(
