@@ -105,11 +105,11 @@ def check_address(text: str) -> str:
 
 
 def comparable(address: str) -> str:
-    """The one form in which addresses are compared: in lower case, the domain as A-labels. ValueError if it is none.
+    """The one form in which addresses are compared: A to Z in lower case, the domain as A-labels. Else ValueError.
 
     In SQL it is `lower(recipient COLLATE "C")`, since what is in the outbox has its domain as A-labels already.
     """
-    return check_address(address).lower()
+    return check_address(address).encode().lower().decode()
 
 
 def _checked_closely(text: str) -> str:
