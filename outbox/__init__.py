@@ -34,6 +34,7 @@ newcomer who follows it meets them in this order:
     backoff           how long until the next try
     replies           SMTP replies out of bytes
     verp              which email a bounce is about
+    suppression       who gets no more email, and since when: the list that generate and relays obey
     ledger            what a relay writes for every email, as SQL; what is rare is in failover, doubt and breaker
     failover          what outlives a database that forgot: verdicts told again, and the wait for them
     doubt             what happens by itself to what is in doubt: sent again, or asked about
@@ -51,7 +52,9 @@ newcomer who follows it meets them in this order:
     selection         which emails a person means: by key, edition, state or address
     operate           what a person does to them: retry, cancel
     resolve           what a person decides about what is in doubt, or dead
+    exported          lists of addresses that providers export, read for the suppression list
     show              the whole story of one
+    bounce            what a bounce or a complaint says, taken apart; returned: believed or not, and written once
 
     schedule          the ticks of a cron expression in civil time
     agenda            how the schedules stand: the latest tick, its edition, what became of it

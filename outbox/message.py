@@ -104,6 +104,14 @@ def check_address(text: str) -> str:
     return _checked_closely(text)
 
 
+def comparable(address: str) -> str:
+    """The one form in which addresses are compared: A to Z in lower case, the domain as A-labels. Else ValueError.
+
+    In SQL it is `lower(recipient COLLATE "C")`, since what is in the outbox has its domain as A-labels already.
+    """
+    return check_address(address).encode().lower().decode()
+
+
 def _checked_closely(text: str) -> str:
     if _BREAKS.search(text):
         raise ValueError(f"{text!r} is no email address: spaces and control characters cannot be in one.")

@@ -84,6 +84,7 @@ def _count(most: int) -> Any:
 
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h)")
 _RATE_MIN, _RATE_MAX = 1e-5, 1e6  # per second: one a day, and more than any server takes
+_LINK_MAX = 900  # in a header, whose lines end at 998 (RFC 5322 §2.1.1)
 _DAYS_MAX = 36_500  # within what Postgres can add to now
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d|w)")
@@ -138,6 +139,7 @@ class EditionSettings(_Table):
     covers: Covers = Covers.PREVIOUS
     timezone: str = "UTC"
     link: str
+    unsubscribe: str | None = None  # where one click ends the emails, as the link; of mail readers, too (RFC 8058)
     schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
@@ -158,6 +160,10 @@ class EditionSettings(_Table):
     def send_before_s(self) -> float | None:
         """How many seconds after it was made an email expires; None is never."""
         return None if self.send_before is None else duration_s(self.send_before)
+
+    def unsubscribe_link(self, token: str) -> str | None:
+        """Where who got the report of that token ends the emails; None if nowhere."""
+        return self.unsubscribe and self.unsubscribe.replace("{token}", token)
 
     @property
     def ticks(self) -> Schedule | None:
@@ -212,6 +218,24 @@ class EditionSettings(_Table):
     def _holds_the_token(cls, link: str) -> str:
         if "{token}" not in link:
             raise ValueError("has no {token}; write one like https://reports.example.com/r/{token}")
+        return link
+
+    @field_validator("unsubscribe")
+    @classmethod
+    def _fits_in_a_header(cls, link: str | None) -> str | None:
+        if link is None:
+            return None
+        if "{token}" not in link:
+            raise ValueError("has no {token}; write one like https://reports.example.com/u/{token}")
+        if (
+            not re.fullmatch(r"https://[A-Za-z0-9.:\[\]-]+([/?][!#-;=?-~]*)?", link)
+            or "=?" in link
+            or len(link) > _LINK_MAX
+        ):
+            raise ValueError(
+                "cannot stand in List-Unsubscribe: mail readers follow nothing but https there (RFC 8058), in ASCII; "
+                "write one like https://reports.example.com/u/{token}"
+            )
         return link
 
     @field_validator("title")
