@@ -46,27 +46,25 @@ async def examine(settings: Settings) -> list[Finding]:
     reports = await examine_reports(settings, database)
     smtp = await examine_server(
         settings,
-        sender=(settings.return_path or sender.address).replace("{token}", token_of(0, "")),
+        sender=sender.address,
         recipient=settings.redirect_to or reports.recipient or sender.address,
         largest_bytes=max(database.largest_bytes, reports.largest_bytes),
     )
     fleet = await examine_fleet(settings, database)
-    rest = [
-        *look_at_dkim(settings, sender.address),
-        *look_at_redirect(settings),
-        look_at_doubt(settings),
-        look_at_limits(settings),
-    ]
+    rest = [*look_at_redirect(settings), look_at_doubt(settings), look_at_limits(settings)]
     return [*database.findings, *reports.findings, *smtp, *fleet, *rest]
 
 
 async def examine_server(settings: Settings, *, sender: str, recipient: str, largest_bytes: int) -> list[Finding]:
-    """What can be said of the mail server, or of what stands for one."""
+    """What can be said of the mail server, or of what stands for one, and of the signature that emails get for it."""
     assert settings.smtp_url is not None
+    signature = look_at_dkim(settings, sender)
     if settings.smtp_url.scheme == "file":
-        return await asyncio.to_thread(examine_maildir, settings.smtp_url)
+        return [*await asyncio.to_thread(examine_maildir, settings.smtp_url), *signature]
     examine = examine_lmtp if settings.smtp_url.scheme == "lmtp" else examine_smtp
-    return await examine(settings, sender=sender, recipient=recipient, largest_bytes=largest_bytes)
+    bounces_to = (settings.return_path or sender).replace("{token}", token_of(0, ""))
+    found = await examine(settings, sender=bounces_to, recipient=recipient, largest_bytes=largest_bytes)
+    return [*found, *signature]
 
 
 def has_fault(findings: Iterable[Finding]) -> bool:
