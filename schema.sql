@@ -438,13 +438,16 @@ begin
     name := coalesce(regexp_replace(parts[1], '\\(.)', '\1', 'g'), parts[2], '');
     address := coalesce(parts[3], btrim(said));
     dom := lower(split_part(address, '@', -1));
-    if address ~ '[^ -~]' then
-        raise exception using errcode = '22023', message = format('%s is not ASCII: %s', what, address),
-            hint = 'Write a domain as A-labels, as in xn--bcher-kva.example; before the @ it has to be ASCII.';
+    if split_part(address, '@', -1) ~ '[^ -~]' then
+        raise exception using errcode = '22023', message = format('the domain of %s is not ASCII: %s', what, address),
+            hint = 'Write it as A-labels, as in xn--bcher-kva.example.';
+    end if;
+    if address ~ '[^ -~]' then   -- its server must offer SMTPUTF8 (RFC 6531)
+        address := normalize(address, nfc);
     end if;
     if address !~ '^[^[:space:][:cntrl:]@<>",;:()\[\]\\]+@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$'
-       or address ~ '^\.|\.@|\.\.' or dom ~ '(^|\.)[0-9]+$'
-       or octet_length(split_part(address, '@', 1)) > 64 or octet_length(address) > 254 then
+       or address ~ '^\.|\.@|\.\.|[\u0080-\u00a0\u2028\u2029]' or dom ~ '(^|\.)[0-9]+$'
+       or octet_length(convert_to(split_part(address, '@', 1), 'UTF8')) > 64 or octet_length(convert_to(address, 'UTF8')) > 254 then
         raise exception using errcode = '22023', message = format('%s is no email address: %s', what, address),
             hint = 'Write one such as user@example.com, or Name <user@example.com>.';
     end if;

@@ -43,6 +43,10 @@ class Claim:
     """When it was claimed; only where somebody looks on."""
     handed_over_at: float = 0.0
     """When its final dot was written."""
+    head: bytes | None = None
+    """What its route writes before the message; None where nothing is, or not yet."""
+    fault: str | None = None
+    """Why its route cannot send it."""
 
 
 @dataclass(frozen=True, slots=True)

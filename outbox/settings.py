@@ -29,17 +29,29 @@ from pydantic_core import ErrorDetails
 
 from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.errors import ConfigurationError
+from outbox.fields import FIELD_NAME, OURS
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
+from outbox.verp import TOKEN_MAX
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 5322 §3.4 without its comments, groups and quoted local parts: an address, or a name and <an address>.
-_ADDRESS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_UTF8 = r"\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffff"  # in a local part: RFC 6532 §3.2
+_ADDRESS = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.{_UTF8}-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_RCPT = re.compile(rf"(?=.{{3,254}}\Z)(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")  # RFC 5321 §4.1.2
+_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+
+
+def _mailbox_of(atom: str) -> re.Pattern[str]:
+    """An address alone (RFC 5321 §4.1.2)."""
+    return re.compile(rf"(?=.{{3,254}}\Z)(?=.{{1,64}}@){atom}(?:\.{atom})*@{_LABEL}(?:\.{_LABEL})*")
+
+
+_RCPT = _mailbox_of(_ATOM)
+_RCPT_UTF8 = _mailbox_of(_ATOM.replace("A-Z", f"A-Z{_UTF8}"))
 _MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"|[^"<>,;:@()\[\]\\]*)\s*<{_ADDRESS}>""")
 
 _Address = TypeVar("_Address", DatabaseUrl, SmtpAddress)
@@ -304,6 +316,31 @@ class ReportSettings(EditionSettings):
         return data
 
 
+class DkimSettings(_Table):
+    """Whose signature emails bear (RFC 6376), and the private key for it; needs the extra `outbox-mail[dkim]`."""
+
+    domain: str
+    selector: str
+    key_file: str  # PEM; a relative path begins where the config lies
+
+    @field_validator("domain", "selector")
+    @classmethod
+    def _is_a_name_in_dns(cls, name: str, info: ValidationInfo) -> str:
+        if not _DOMAIN.fullmatch(name):
+            example = 'domain = "example.com"' if info.field_name == "domain" else 'selector = "2026a"'
+            raise ValueError(f"{_shown(name)} is no name in the DNS; write one like {example}, in ASCII")
+        return name.lower()
+
+    @property
+    def record_name(self) -> str:
+        """Where the public key is published (RFC 6376 §3.6.2.1)."""
+        return f"{self.selector}._domainkey.{self.domain}"
+
+
+# What stands in a message, or is written by who carries it: no route may say it a second time.
+_FIELDS_TAKEN = OURS | {"dkim-signature", "return-path", "delivered-to", "received", "x-outbox-redirected-from"}
+
+
 class WaySettings(_Table):
     """What goes with an SMTP server: how fast and by how many connections it is fed, and what its emails bear more."""
 
@@ -311,6 +348,10 @@ class WaySettings(_Table):
     daily_max: Annotated[int, _count(1_000_000_000)] | None = None  # in any 24 hours, of the whole fleet
     connections_max: Annotated[int, _count(1000)] = 16  # of each relay
     messages_per_connection_max: Annotated[int, _count(1_000_000)] = 500
+    headers: dict[str, str] = {}  # further header fields; {email_id} and {key} in their values are the email's
+    return_path: str | None = None  # MAIL FROM, as "bounces+{token}@example.com" (VERP); the sender's address if None
+    dkim: DkimSettings | None = None
+    dsn: Annotated[bool, Field(strict=True)] = True  # where the server offers it, bounces name the email (RFC 3461)
 
     @property
     def rate_per_s(self) -> float | None:
@@ -323,6 +364,33 @@ class WaySettings(_Table):
         if rate is not None and not _RATE_MIN <= _per_second(rate) <= _RATE_MAX:
             raise ValueError(f'{_shown(rate)} is no rate; write one like "14/s", "600/min" or "5000/h"')
         return rate
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_written(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if not FIELD_NAME.fullmatch(name):
+                raise ValueError(f"{_shown(name)} is no header field's name; use letters, digits and hyphens")
+            if name.lower() in _FIELDS_TAKEN:
+                raise ValueError(f"{name} is written by outbox or by mail servers; take it out")
+            if _CONTROL.search(value):
+                raise ValueError(f"{name} has a line break or another control character; write it on one line")
+            unknown = set(re.findall(r"\{(.*?)\}", value)) - {"email_id", "key"}
+            if unknown:
+                raise ValueError(f"{name} has {{{min(unknown)}}}; write {{email_id}} or {{key}}, or neither")
+        if len({name.lower() for name in headers}) < len(headers):
+            raise ValueError("has a field twice, in capitals and in small letters; keep one of them")
+        return headers
+
+    @field_validator("return_path")
+    @classmethod
+    def _can_be_bounced_to(cls, path: str | None) -> str | None:
+        if path is not None and not _RCPT.fullmatch(path.strip().replace("{token}", "0" * TOKEN_MAX)):
+            raise ValueError(
+                'is no address that bounces can go to; write one like "bounces+{token}@example.com", '
+                "of at most 64 characters before the @ with 32 for {token}"
+            )
+        return path and path.strip()
 
 
 class Settings(WaySettings):
@@ -405,14 +473,14 @@ class Settings(WaySettings):
         if sender is not None and (_CONTROL.search(sender) or not _MAILBOX.fullmatch(sender.strip())):
             raise ValueError(
                 'is not one mailbox; write one like "Progress reports <reports@example.com>",'
-                " with an ASCII address, and with quotes around a name that has punctuation"
+                " with a domain in ASCII, and with quotes around a name that has punctuation"
             )
         return sender
 
     @field_validator("redirect_to")
     @classmethod
     def _is_an_address(cls, address: str | None) -> str | None:
-        if address is None or _RCPT.fullmatch(address.strip()):
+        if address is None or _RCPT_UTF8.fullmatch(address.strip()):
             return address and address.strip()
         raise ValueError(
             'is not one address; write one like "staging@example.com", without a name, or take the key out'
@@ -478,7 +546,7 @@ class Settings(WaySettings):
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
-        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate"),
+        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate", "return_path"),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )
@@ -584,6 +652,14 @@ def _variable(key: str) -> str:
     return f"OUTBOX_{key.upper()}"
 
 
+# What a key that must be there looks like.
+_WANTED = {
+    "link": 'write one like "https://reports.example.com/r/{token}"',
+    "domain": 'write whose signature it is, like "example.com"',
+    "selector": "write under which name in the DNS the public key is",
+    "key_file": "name the file with the private key in PEM",
+}
+
 # What pydantic calls a fault, and how a sentence about it goes on.
 _FAULTS = {
     "string_type": "is not text; put it in quotes",
@@ -595,8 +671,7 @@ _FAULTS = {
     "greater_than_equal": "{value} is too small; write {ge:g} or more",
     "less_than_equal": "{value} is too large; write {le:g} or less",
     "enum": "{value} is not a choice; write {expected}",
-    # Of the keys, only a report's and the digest's link must be there.
-    "missing": 'is missing; write one like "https://reports.example.com/r/{{token}}"',
+    "missing": "is missing; {wanted}",
     "string_pattern_mismatch": "is no name for a report; use a-z, 0-9, - and _, and begin with a letter",
     "model_type": "is not a table; begin it with [{table}] and write its keys below",
     "dict_type": "is not a table; begin it with [{table}.NAME] and write its keys below",
@@ -611,7 +686,8 @@ def _sentence(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         return _unknown(loc, key)
     fault = _FAULTS.get(detail["type"], "cannot be used; write another value")
-    context = {**detail.get("ctx", {}), "value": _shown(detail["input"]), "table": ".".join(loc)}
+    wanted = _WANTED.get(loc[-1], "write it")
+    context = {**detail.get("ctx", {}), "wanted": wanted, "value": _shown(detail["input"]), "table": ".".join(loc)}
     return f"{key}: {fault.format_map(context)}."
 
 
@@ -621,6 +697,7 @@ def _unknown(loc: Sequence[str], key: str) -> str:
         tables: dict[str, type[BaseModel]] = {
             "retry": RetrySettings,
             "digest": DigestSettings,
+            "dkim": DkimSettings,
             "reports": ReportSettings,
         }
         table = tables.get(loc[0], Settings)
