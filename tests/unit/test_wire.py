@@ -112,6 +112,13 @@ def test_what_the_server_cannot_take_is_refused_unsent_and_the_connection_goes_o
     assert not talk.desk.ended
 
 
+def test_a_sender_beyond_ascii_that_a_return_path_stands_in_for_asks_for_nothing():
+    claim = mail()
+    claim.sender = ABROAD
+    talk = Talk(claim, offers=ALL | {"utf8": False}, letterhead=Letterhead({}, None, "bounces@b.example"))
+    assert said(talk, pipelining=True)[0] == "MAIL FROM:<bounces@b.example>"
+
+
 def test_an_idle_connection_that_is_started_with_what_it_cannot_take_is_idle_again():
     talk = Talk(offers=ALL | {"utf8": False})
     talk.conversation.start(to(ABROAD))
