@@ -290,7 +290,11 @@ def judge_size(offered: str | None, largest_bytes: int) -> Finding:
 async def _ask_for_sender(visit: Visit, smtp: aiosmtplib.SMTP) -> Finding:
     """MAIL, RCPT, RSET: would a message of the sender be taken? No DATA, so there is none."""
     size = f" SIZE={visit.largest_bytes or SIZE_USUAL}" if smtp.supports_extension("size") else ""
-    for command in (f"MAIL FROM:<{visit.sender}>{size}", f"RCPT TO:<{visit.recipient}>"):
+    is_utf8 = not (visit.sender + visit.recipient).isascii() and smtp.supports_extension("smtputf8")
+    for command in (
+        f"MAIL FROM:<{visit.sender}>{size}{' SMTPUTF8' if is_utf8 else ''}",
+        f"RCPT TO:<{visit.recipient}>",
+    ):
         reply = await smtp.execute_command(command.encode())
         finding = judge_envelope(
             command, reply.code, visit.without_login(reply.message), login=bool(visit.address.username)

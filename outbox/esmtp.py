@@ -61,6 +61,8 @@ def body_parameters(offers: Offers, message: bytes, *, addresses: str) -> str:
         ValueError: the server does not offer what it needs; one sentence for the trail, with the mend.
 
     """
+    if message.isascii() and addresses.isascii():
+        return ""
     header = message.partition(b"\r\n\r\n")[0]
     if addresses.isascii() and header.isascii():
         if not offers.eight_bit:

@@ -62,7 +62,7 @@ class Letterhead:
         head = self._fields_of(claim)
         if self.signer is not None:
             try:
-                head = self.signer.sign(head + with_crlf(claim.message)) + head
+                head = self.signer.sign(head + claim.message) + head
             except UnsignableError as error:
                 claim.fault = str(error)
                 return

@@ -1,5 +1,7 @@
 """Which of a relay's claims may start when; no network is needed for that."""
 
+import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -69,3 +71,30 @@ async def test_when_the_day_is_used_up_what_has_its_moment_is_still_sent():
     daily.staff(100.0)
     assert list(daily.ready) == claims[:2]
     assert daily.releases == claims[:1:-1]
+
+
+async def test_what_is_to_be_signed_is_signed_off_the_loop_and_started_on_only_then():
+    go_on, threads, started = threading.Event(), [], []
+
+    def prepare(claim):
+        threads.append(threading.current_thread())
+        assert go_on.wait(10)
+        claim.head = b"DKIM-Signature: x\r\n"
+
+    letterhead = SimpleNamespace(is_slow=True, prepare=prepare)
+    settings = SimpleNamespace(rate_per_s=None, daily_max=None, connections_max=4, batch_max=100)
+    pool = Pool(SimpleNamespace(letterhead=letterhead), None, settings, wake=lambda: None)
+    claims = [SimpleNamespace(head=None, fault=None, suspect=False) for _ in range(2)]
+    pool.idle(SimpleNamespace(start=started.append))
+    pool.add(claims)
+    pool.staff(0.0)
+    assert pool.take() is None
+    await asyncio.sleep(0)
+    assert not started, "the loop goes on meanwhile, and what is not signed waits"
+    go_on.set()
+    async with asyncio.timeout(10):
+        while not (started and claims[1].head):
+            await asyncio.sleep(0.001)
+    assert started == claims[:1]
+    pool.conversations.clear()
+    assert threading.main_thread() not in threads

@@ -1,5 +1,6 @@
 """What is said because of what the server offers, and what a route adds to every email."""
 
+import re
 from dataclasses import replace
 
 import dkim
@@ -81,10 +82,10 @@ def test_8_bits_are_said_where_they_are_offered_and_needed(pipelining, claim, pa
     assert (mail_from, rcpt_to) == (f"MAIL FROM:<{claim.sender}>{parameters}", f"RCPT TO:<{claim.recipient}>")
     replies = ("250", "250", "354") if pipelining else ("250", "354")
     assert talk.say(*replies)[-1] == claim.message
-    talk.mark()
-    talk.say("250 taken")
+    written = [*talk.mark(), *talk.say("250 taken")]
     assert talk.desk.verdicts == [(claim, Accepted("250 taken"))]
-    assert "8BIT" not in repr(talk.wire.writes), "what one email needs is not said of the next"
+    next_one = f"MAIL FROM:<{following.sender}>\r\n".encode()
+    assert next_one in b"".join(written), "what one email needs is not said of the next"
 
 
 @both_ways
@@ -109,6 +110,13 @@ def test_what_the_server_cannot_take_is_refused_unsent_and_the_connection_goes_o
     assert "so it was not sent: " in verdict.reply or "and it was not sent: " in verdict.reply
     assert said(talk, pipelining)[1] == f"RCPT TO:<{following.recipient}>"
     assert not talk.desk.ended
+
+
+def test_a_sender_beyond_ascii_that_a_return_path_stands_in_for_asks_for_nothing():
+    claim = mail()
+    claim.sender = ABROAD
+    talk = Talk(claim, offers=ALL | {"utf8": False}, letterhead=Letterhead({}, None, "bounces@b.example"))
+    assert said(talk, pipelining=True)[0] == "MAIL FROM:<bounces@b.example>"
 
 
 def test_an_idle_connection_that_is_started_with_what_it_cannot_take_is_idle_again():
@@ -193,8 +201,9 @@ def test_whoever_has_the_published_record_can_verify_what_is_sent(tmp_path, key,
     assert dkim.verify(sent, dnsfunc=look_up)
     assert asked == [b"s1._domainkey.example.com."]
     assert not dkim.verify(sent.replace(b"Feedback-ID: outbox", b"Feedback-ID: other"), dnsfunc=look_up)
-    assert not dkim.verify(b"From: evil@example.com\r\n" + sent, dnsfunc=look_up), "From is over-signed"
+    assert not dkim.verify(b"From: evil@example.com\r\n" + sent, dnsfunc=look_up)
     signed = sent.partition(b"bh=")[0].replace(b"\r\n ", b" ")
+    assert re.search(rb"h=([^;]+);", signed)[1].split(b" : ").count(b"from") == 2, "no second From can be added"
     assert b"list-unsubscribe : list-unsubscribe-post" in signed
     assert b"x-ses-tag" not in signed, "what the next server takes out must not break the signature"
 

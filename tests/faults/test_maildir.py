@@ -1,0 +1,67 @@
+"""A Maildir as the mail server, and a disk that takes no more."""
+
+import asyncio
+import resource
+from collections import deque
+
+import pytest
+
+from outbox import maildir
+from outbox.conversation import Conversation
+from outbox.verdict import Accepted, Deferred
+from tests.unit.test_conversation import Book, mail
+
+
+class MarkedAtOnce(Book):
+    """A desk whose marks are committed at once."""
+
+    def ask_mark(self, conversation, claim):
+        claim.marked, claim.attempt = True, claim.attempt + 1
+        conversation.hand_over()
+
+
+@pytest.fixture
+def small_disk():
+    """A file can have 4096 bytes and no more (EFBIG, as a full disk or a quota would say)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def sent(place, *claims):
+    """The verdicts on these claims, in their order."""
+    maildir.prepare(place)
+    desk = MarkedAtOnce(deque(claims))
+    conversation = Conversation(
+        desk, offers=maildir.OFFERS, command_timeout_s=10, data_done_timeout_s=10, messages_max=100,
+        clock=asyncio.get_running_loop().time,
+    )  # fmt: skip
+    conversation.attach(maildir.MaildirTransport(place))
+    async with asyncio.timeout(10):
+        while len(desk.verdicts) < len(claims):
+            await asyncio.sleep(0.001)
+    return [verdict for _, verdict in desk.verdicts]
+
+
+async def test_what_a_full_disk_cannot_take_is_deferred_and_leaves_nothing(tmp_path, small_disk):
+    large, small = mail(b"Subject: x\r\n\r\n" + b"x" * 8000 + b"\r\n"), mail()
+    first, second = await sent(tmp_path, large, small)
+    assert isinstance(first, Deferred)
+    assert first.reply.startswith("452 ")
+    assert isinstance(second, Accepted)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+async def test_a_try_is_one_file_for_ever_wherever_a_reader_has_moved_it(tmp_path):
+    claim = mail(b"Subject: .dots\r\n\r\n.\r\n..\r\nend")
+    await sent(tmp_path, claim)
+    (there,) = (tmp_path / "new").iterdir()
+    assert there.read_bytes().endswith(b"\r\n" + claim.message + b"\r\n")
+    for place in (tmp_path / "new" / there.name, tmp_path / "cur" / f"{there.name}:2,S"):
+        there = there.rename(place)
+        claim.attempt = 0
+        (verdict,) = await sent(tmp_path, claim)
+        assert isinstance(verdict, Accepted)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [place]
