@@ -58,8 +58,9 @@ WITH made AS (
     ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
 ), delivery AS (
-    INSERT INTO outbox.delivery (email, send_before)
-    SELECT e.id, now() + CAST(:send_before_s AS float8) * interval '1 second'
+    INSERT INTO outbox.delivery (email, send_before, priority, route)
+    SELECT e.id, now() + CAST(:send_before_s AS float8) * interval '1 second', CAST(:priority AS smallint),
+           outbox.route_of(CAST(:report AS text), m.recipient)
       FROM email e JOIN made m ON m.email = e.id ORDER BY e.id
 )
 SELECT id, recipient_key FROM report
@@ -90,13 +91,16 @@ async def enqueue_reports(
     edition: int,
     reports: Sequence[NewReport],
     *,
+    report: str | None = None,
     send_before_s: float | None = None,
+    is_urgent: bool = False,
     traceparent: str | None = None,
 ) -> int:
     """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
 
-    What is not sent within `send_before_s` of that expires. `traceparent` is the W3C trace context of the caller, in
-    which the emails will be sent.
+    The rules say which route each takes, by the name of the `report` and by the recipient. What is not sent within
+    `send_before_s` of that expires. `traceparent` is the W3C trace context of the caller, in which the emails will be
+    sent.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
     then writes nothing for it. Of digests only those are written whose items are all open still; the others say what
@@ -113,7 +117,9 @@ async def enqueue_reports(
             ENQUEUE,
             {
                 "edition": edition,
+                "report": report,
                 "send_before_s": send_before_s,
+                "priority": int(is_urgent),
                 "traceparent": traceparent,
                 "made_by": storable(made_by()),
                 "recipient_keys": [r.recipient_key for r in reports],
