@@ -4,7 +4,7 @@
 ticks or waits for something to do, a third of a lease at most) or ended a try to get a session. A relay that waits for
 Postgres with tries lives; one whose loop or corridor hangs does not, and only a restart helps.
 
-*It is ready* while it lives, holds its session, and the mail server is not known to be broken. It opened its session
+*It is ready* while it lives, each relay holds its session, and no mail server is known to be broken. They opened them
 on a schema that fits; what became of that since is looked at by whoever asks (`fleet`).
 """
 
@@ -29,7 +29,7 @@ class Health:
         self.notifier = notifier
         self.progress_within_s = (OPEN_LEASES_MAX + 1) * relays.settings.lease_s
         self._beat_at = time.monotonic()
-        self._hindrances = ["it has only begun"]
+        self._hindrances = {relay.serves: ["it has only begun"] for relay in relays.each}
 
     def faults(self) -> list[str]:
         """Why it does not live; nothing if it does."""
@@ -41,7 +41,16 @@ class Health:
 
     def hindrances(self) -> list[str]:
         """Why it is not ready; nothing if it is. At most `BEAT_S` old while the loop turns."""
-        return self.faults() or list(self._hindrances)
+        return self.faults() or self._said()
+
+    def _said(self) -> list[str]:
+        """What hinders each relay, with its route where that is not the usual one."""
+        found = self._hindrances
+        return [f"route {route}: {said}" if route else said for route, all_said in found.items() for said in all_said]
+
+    def is_ready(self, route: str) -> bool:
+        """Whether the relay of that route is."""
+        return not (self.faults() or self._hindrances[route])
 
     async def watch(self) -> None:
         """For ever: look at the relays, and tell the service manager; who is not called does not tell it."""
@@ -61,5 +70,5 @@ class Health:
                 self.notifier.progress()
             if now >= status_at or self._hindrances != before:
                 status_at = now + STATUS_EVERY_S
-                self.notifier.status("; ".join(self._hindrances) or f"relaying; {self.relays.summary()}")
+                self.notifier.status("; ".join(self._said()) or f"relaying; {self.relays.summary()}")
             await asyncio.sleep(min(BEAT_S, (watchdog_s or 1.0) / 3))

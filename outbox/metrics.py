@@ -98,7 +98,6 @@ class RelayCollector(Collector):
         version = GaugeMetricFamily("outbox_build_info", "The version of outbox-mail; always 1.", labels=["version"])
         version.add_metric([__version__], 1)
         yield version
-        yield GaugeMetricFamily("outbox_relay_ready", "Whether /readyz says yes.", not self.health.hindrances())
         yield self._verdicts()
         yield from self._numbers()
         yield from self._times()
@@ -124,6 +123,9 @@ class RelayCollector(Collector):
         stale = CounterMetricFamily("outbox_verdicts_stale", "Verdicts that came too late to matter.", labels=labels)
         lost = CounterMetricFamily("outbox_claims_lost", "Claims that were another's at their mark.", labels=labels)
         sessions = CounterMetricFamily("outbox_sessions_lost", "Sessions with Postgres lost.", labels=labels)
+        ready = GaugeMetricFamily(
+            "outbox_relay_ready", "Whether the relay is ready; /readyz says yes if each is.", labels=labels
+        )
         held = GaugeMetricFamily("outbox_session_held", "Whether the relay holds its session.", labels=labels)
         waiting = GaugeMetricFamily("outbox_emails_waiting", "Claims that wait for a connection.", labels=labels)
         for relay in self.relays.each:
@@ -131,9 +133,10 @@ class RelayCollector(Collector):
             stale.add_metric(label, counts.get("stale settlements", 0))
             lost.add_metric(label, counts.get("lost claims", 0))
             sessions.add_metric(label, self.meters[relay.serves].sessions_lost)
+            ready.add_metric(label, self.health.is_ready(relay.serves))
             held.add_metric(label, relay.holds_session)
             waiting.add_metric(label, len(relay.pool.ready))
-        yield from (stale, lost, sessions, held, waiting)
+        yield from (stale, lost, sessions, ready, held, waiting)
 
     def _times(self) -> Iterator[Metric]:
         labels = self._labels

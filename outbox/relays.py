@@ -106,13 +106,9 @@ class Relays:
         found = {one.report: one for relay in self.each for one in relay.left_held}
         return list(found.values())
 
-    def hindrances(self) -> list[str]:
-        """What keeps them from sending whatever is due, as far as they know; nothing is that all are ready."""
-        return [
-            f"route {relay.serves}: {said}" if relay.serves else said
-            for relay in self.each
-            for said in relay.hindrances()
-        ]
+    def hindrances(self) -> dict[str, list[str]]:
+        """What keeps each, by its route, from sending whatever is due, as far as it knows; nothing is: it is ready."""
+        return {relay.serves: relay.hindrances() for relay in self.each}
 
     def summary(self) -> str:
         """What they have done so far, in words."""

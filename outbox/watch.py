@@ -96,12 +96,12 @@ class Look:
     editions: list[EditionSeen] = field(default_factory=list)
     in_doubt: list[str] = field(default_factory=list)
     """The keys of a few, for a person to decide."""
-    unserved: list[Unserved] = field(default_factory=list)
     open: Open | None = None
     settled: Mapping[str, int] | None = None
     settled_at: datetime | None = None
     given_today: int | None = None
     """Emails of the last 24 hours that count for `daily_max`, where there is one."""
+    unserved: list[Unserved] = field(default_factory=list)
 
 
 NOW: Final = "SELECT now()"
