@@ -84,6 +84,8 @@ async def test_a_dead_server_and_a_low_rate_hold_up_the_mail_of_their_own_routes
     assert sorted(relay["route"] for relay in found["relays"]) == ["", "bulk", "named", "partner"]
     assert [route["name"] for route in found["routes"]] == ["partner"]
     assert found["unserved"] == []
+    paces = await fleet.connection.fetch("SELECT route FROM outbox.pace")
+    assert [row["route"] for row in paces] == ["bulk"], "not by its server, which another route leads to"
     process.send(signal.SIGTERM)
     assert (await process.ended()).code == 0
     await until(lambda: _none_held(fleet), "nothing is held any more")

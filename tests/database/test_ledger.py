@@ -655,7 +655,7 @@ async def test_a_sweeper_that_is_stopped_half_way_keeps_others_out_and_leaves_no
         pid = stopped.connection.get_server_pid()
         await until(lambda: connection.fetchval(watch, pid), "the sweep waits for the row")
         async with asyncio.timeout(10):
-            assert await other.sweep() == ledger.Sweep([], alive=2)
+            assert await other.sweep() == ledger.Sweep([], alive=2, beside=2)
         stopped.connection.terminate()
         with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresError, ConnectionError)):
             await sweep

@@ -59,3 +59,12 @@ async def test_when_the_day_is_used_up_what_has_its_moment_is_still_sent():
     daily.staff(100.0)
     assert list(daily.ready) == claims[:2]
     assert daily.releases == claims[:1:-1]
+
+
+def test_suspects_wait_in_front_then_urgent_claims_then_the_others_each_in_their_order(pool):
+    def claim(name, **kind):
+        return SimpleNamespace(**{"name": name, "urgent": False, "suspect": False, **kind})
+
+    pool.add([claim("a"), claim("b")])
+    pool.add([claim("c"), claim("u", urgent=True), claim("s", suspect=True, urgent=True), claim("v", urgent=True)])
+    assert [one.name for one in pool.ready] == ["s", "u", "v", "a", "b", "c"]
