@@ -704,7 +704,9 @@ ROUTE = '[routes.bulk]\nsmtp_url = "smtp://u:s3cr3t@bulk:25"\n'
 
 
 def test_a_route_is_as_the_top_level_where_it_says_nothing():
-    settings = read(f'rate = "14/s"\ndaily_max = 9\n{WHOLE}{ROUTE}rate = "2/s"\nconnections_max = 3')
+    settings = read(
+        f'rate = "14/s"\ndaily_max = 9\n{WHOLE}{ROUTE}rate = "2/s"\nconnections_max = 3\nreports = ["progress"]'
+    )
     bulk = settings.on_route("bulk")
     assert (bulk.rate, bulk.daily_max, bulk.connections_max, str(bulk.smtp_url)) == ("2/s", 9, 3, "smtp://***@bulk:25")
     assert settings.on_route("") is settings
