@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import re
 import signal
 
 import pytest
 
 from outbox.sink import Sink
+from tests.acceptance.test_http import asked, measured, place_of
 from tests.fleet import until
 
 ROUTES = """
@@ -84,6 +86,17 @@ async def test_a_dead_server_and_a_low_rate_hold_up_the_mail_of_their_own_routes
     assert sorted(relay["route"] for relay in found["relays"]) == ["", "bulk", "named", "partner"]
     assert [route["name"] for route in found["routes"]] == ["partner"]
     assert found["unserved"] == []
+    assert re.search(r"relay +route +host", (await fleet.run("status")).out)
+    place = await place_of(process)
+    numbers = await measured(place)
+    ready = {route: numbers["outbox_relay_ready", route] for route in ("", "bulk", "named", "partner")}
+    assert ready == {"": 1, "bulk": 1, "named": 1, "partner": 0}
+    assert numbers["outbox_emails_settled_total", "", "accepted"] == 300
+    assert numbers["outbox_relays",] == 4
+    assert (await asked(f"{place}/livez"))[0] == 200
+    status, reasons = await asked(f"{place}/readyz")
+    assert status == 503
+    assert '"reasons": ["route partner: SMTP: 127.0.0.1:9: ' in reasons
     paces = await fleet.connection.fetch("SELECT route FROM outbox.pace")
     assert [row["route"] for row in paces] == ["bulk"], "not by its server, which another route leads to"
     process.send(signal.SIGTERM)
