@@ -44,6 +44,10 @@ class Claim:
     """When it was claimed; only where somebody looks on."""
     handed_over_at: float = 0.0
     """When its final dot was written."""
+    head: bytes | None = None
+    """What its route writes before the message; None where nothing is, or not yet."""
+    fault: str | None = None
+    """Why its route cannot send it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class Tick:
     held: frozenset[str] = frozenset()
     """Which reports are paused by people; '' is the fleet."""
     urgent_reached: datetime | None = None
+    listed: frozenset[int] = frozenset()
+    """Which claims are of an address that is on the suppression list, for their report or for another."""
 
 
 LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long, at most
@@ -175,6 +181,8 @@ lane AS (
 #   Urgent ones are a lane of their own and are looked for first, from $16 on: a second before the last look that found
 #   them all, since a transaction that takes a while commits emails that are due since it began. They get $17 places at
 #   most, and what they leave goes to the others.
+#   'x' is a claim whose address is on the suppression list, for whichever report: one look at its key, in a form that
+#   the planner cannot turn into reading the whole list. `suppression` finds out for which.
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
 #   relay has lost its lock are ever taken from it.
 TICK: Final = """
@@ -257,7 +265,9 @@ UNION ALL
 SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
        NULL FROM marked
 UNION ALL
-SELECT 'c', c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
+SELECT CASE (SELECT 1 FROM outbox.suppression s WHERE s.address = lower(e.recipient COLLATE "C") LIMIT 1)
+            WHEN 1 THEN 'x' ELSE 'c' END,
+       c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
        NULL, NULL, e.traceparent, c.priority
   FROM claimed c JOIN outbox.email e ON e.id = c.email
 UNION ALL
@@ -337,12 +347,13 @@ async def tick(
                 traceparent=r["traceparent"],
             )
             for r in rows
-            if r["part"] == "c"
+            if r["part"] in ("c", "x")
         ],
         pause=pauses[0] if pauses else None,
         reached=next((r["reached"] for r in rows if r["part"] == "d"), None),
         held=frozenset(r["key"] for r in rows if r["part"] == "p"),
         urgent_reached=next((r["reached"] for r in rows if r["part"] == "u"), None),
+        listed=frozenset(r["email"] for r in rows if r["part"] == "x"),
     )
 
 

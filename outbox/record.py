@@ -39,6 +39,7 @@ class NewReport:
 # A row that is there already comes back from no RETURNING, so its email is not inserted either. An email may be there
 # without its report, when a failover lost both and a relay remembered that it was sent: it becomes the new report's,
 # and comes back under the id that it has, not under the one that was reserved for it.
+# Who is on the suppression list has a report like everybody, and an email that is cancelled from the start.
 # Keys are inserted in their order, so that two batches with common keys wait for each other instead of deadlocking.
 ENQUEUE: Final = text("""
 WITH made AS (
@@ -57,11 +58,21 @@ WITH made AS (
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
     ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
+), fresh AS MATERIALIZED (
+    SELECT e.id, outbox.suppressed(m.recipient, n.report) AS suppressed,
+           outbox.route_of(n.report, m.recipient) AS route
+      FROM email e JOIN made m ON m.email = e.id
+      JOIN outbox.edition n ON n.id = CAST(:edition AS integer)
 ), delivery AS (
-    INSERT INTO outbox.delivery (email, send_before, priority, route)
-    SELECT e.id, now() + CAST(:send_before_s AS float8) * interval '1 second', CAST(:priority AS smallint),
-           outbox.route_of(CAST(:report AS text), m.recipient)
-      FROM email e JOIN made m ON m.email = e.id ORDER BY e.id
+    INSERT INTO outbox.delivery (email, send_before, state, settled_at, priority, route)
+    SELECT f.id, now() + CAST(:send_before_s AS float8) * interval '1 second',
+           CASE WHEN f.suppressed IS NULL THEN 'pending' ELSE 'cancelled' END,
+           CASE WHEN f.suppressed IS NOT NULL THEN now() END,
+           CAST(:priority AS smallint), f.route
+      FROM fresh f ORDER BY f.id
+), trail AS (
+    INSERT INTO outbox.attempt (email, attempt, verdict, reply)
+    SELECT id, 0, 'suppressed', suppressed FROM fresh WHERE suppressed IS NOT NULL
 )
 SELECT id, recipient_key FROM report
 """).bindparams(
@@ -91,14 +102,13 @@ async def enqueue_reports(
     edition: int,
     reports: Sequence[NewReport],
     *,
-    report: str | None = None,
     send_before_s: float | None = None,
     is_urgent: bool = False,
     traceparent: str | None = None,
 ) -> int:
     """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
 
-    The rules say which route each takes, by the name of the `report` and by the recipient. What is not sent within
+    The rules say which route each takes, by report and recipient. What is not sent within
     `send_before_s` of that expires. `traceparent` is the W3C trace context of the caller, in which the emails will be
     sent.
 
@@ -117,7 +127,6 @@ async def enqueue_reports(
             ENQUEUE,
             {
                 "edition": edition,
-                "report": report,
                 "send_before_s": send_before_s,
                 "priority": int(is_urgent),
                 "traceparent": traceparent,

@@ -29,19 +29,29 @@ from pydantic_core import ErrorDetails
 
 from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.errors import ConfigurationError
+from outbox.fields import FIELD_NAME, OURS
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
+from outbox.verp import TOKEN_MAX
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 5322 §3.4 without its comments, groups and quoted local parts: an address, or a name and <an address>.
-_ADDRESS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_UTF8 = r"\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffff"  # in a local part: RFC 6532 §3.2
+_ADDRESS = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.{_UTF8}-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_RCPT = re.compile(rf"(?=.{{3,254}}\Z)(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")  # RFC 5321 §4.1.2
-_DOMAIN = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
-_DOMAIN_MAX = 253
+_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+
+
+def _mailbox_of(atom: str) -> re.Pattern[str]:
+    """An address alone (RFC 5321 §4.1.2)."""
+    return re.compile(rf"(?=.{{3,254}}\Z)(?=.{{1,64}}@){atom}(?:\.{atom})*@{_LABEL}(?:\.{_LABEL})*")
+
+
+_RCPT = _mailbox_of(_ATOM)
+_RCPT_UTF8 = _mailbox_of(_ATOM.replace("A-Z", f"A-Z{_UTF8}"))
 _MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"|[^"<>,;:@()\[\]\\]*)\s*<{_ADDRESS}>""")
 
 _Address = TypeVar("_Address", DatabaseUrl, SmtpAddress)
@@ -86,6 +96,7 @@ def _count(most: int) -> Any:
 
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h)")
 _RATE_MIN, _RATE_MAX = 1e-5, 1e6  # per second: one a day, and more than any server takes
+_LINK_MAX = 900  # in a header, whose lines end at 998 (RFC 5322 §2.1.1)
 _DAYS_MAX = 36_500  # within what Postgres can add to now
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d|w)")
@@ -147,6 +158,7 @@ class EditionSettings(_Table):
     covers: Covers = Covers.PREVIOUS
     timezone: str = "UTC"
     link: str
+    unsubscribe: str | None = None  # where one click ends the emails, as the link; of mail readers, too (RFC 8058)
     schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
@@ -168,6 +180,10 @@ class EditionSettings(_Table):
     def send_before_s(self) -> float | None:
         """How many seconds after it was made an email expires; None is never."""
         return None if self.send_before is None else duration_s(self.send_before)
+
+    def unsubscribe_link(self, token: str) -> str | None:
+        """Where who got the report of that token ends the emails; None if nowhere."""
+        return self.unsubscribe and self.unsubscribe.replace("{token}", token)
 
     @property
     def is_urgent(self) -> bool:
@@ -227,6 +243,24 @@ class EditionSettings(_Table):
     def _holds_the_token(cls, link: str) -> str:
         if "{token}" not in link:
             raise ValueError("has no {token}; write one like https://reports.example.com/r/{token}")
+        return link
+
+    @field_validator("unsubscribe")
+    @classmethod
+    def _fits_in_a_header(cls, link: str | None) -> str | None:
+        if link is None:
+            return None
+        if "{token}" not in link:
+            raise ValueError("has no {token}; write one like https://reports.example.com/u/{token}")
+        if (
+            not re.fullmatch(r"https://[A-Za-z0-9.:\[\]-]+([/?][!#-;=?-~]*)?", link)
+            or "=?" in link
+            or len(link) > _LINK_MAX
+        ):
+            raise ValueError(
+                "cannot stand in List-Unsubscribe: mail readers follow nothing but https there (RFC 8058), in ASCII; "
+                "write one like https://reports.example.com/u/{token}"
+            )
         return link
 
     @field_validator("title")
@@ -295,6 +329,31 @@ class ReportSettings(EditionSettings):
         return data
 
 
+class DkimSettings(_Table):
+    """Whose signature emails bear (RFC 6376), and the private key for it; needs the extra `outbox-mail[dkim]`."""
+
+    domain: str
+    selector: str
+    key_file: str  # PEM; a relative path begins where the config lies
+
+    @field_validator("domain", "selector")
+    @classmethod
+    def _is_a_name_in_dns(cls, name: str, info: ValidationInfo) -> str:
+        if not _DOMAIN.fullmatch(name):
+            example = 'domain = "example.com"' if info.field_name == "domain" else 'selector = "2026a"'
+            raise ValueError(f"{_shown(name)} is no name in the DNS; write one like {example}, in ASCII")
+        return name.lower()
+
+    @property
+    def record_name(self) -> str:
+        """Where the public key is published (RFC 6376 §3.6.2.1)."""
+        return f"{self.selector}._domainkey.{self.domain}"
+
+
+# What stands in a message, or is written by who carries it: no route may say it a second time.
+_FIELDS_TAKEN = OURS | {"dkim-signature", "return-path", "delivered-to", "received", "x-outbox-redirected-from"}
+
+
 class WaySettings(_Table):
     """What goes with an SMTP server: how fast and by how many connections it is fed, and what its emails bear more."""
 
@@ -302,6 +361,10 @@ class WaySettings(_Table):
     daily_max: Annotated[int, _count(1_000_000_000)] | None = None  # in any 24 hours, of the whole fleet
     connections_max: Annotated[int, _count(1000)] = 16  # of each relay
     messages_per_connection_max: Annotated[int, _count(1_000_000)] = 500
+    headers: dict[str, str] = {}  # further header fields; {email_id} and {key} in their values are the email's
+    return_path: str | None = None  # MAIL FROM, as "bounces+{token}@example.com" (VERP); the sender's address if None
+    dkim: DkimSettings | None = None
+    dsn: Annotated[bool, Field(strict=True)] = True  # where the server offers it, bounces name the email (RFC 3461)
 
     @property
     def rate_per_s(self) -> float | None:
@@ -314,6 +377,33 @@ class WaySettings(_Table):
         if rate is not None and not _RATE_MIN <= _per_second(rate) <= _RATE_MAX:
             raise ValueError(f'{_shown(rate)} is no rate; write one like "14/s", "600/min" or "5000/h"')
         return rate
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_written(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if not FIELD_NAME.fullmatch(name):
+                raise ValueError(f"{_shown(name)} is no header field's name; use letters, digits and hyphens")
+            if name.lower() in _FIELDS_TAKEN:
+                raise ValueError(f"{name} is written by outbox or by mail servers; take it out")
+            if _CONTROL.search(value):
+                raise ValueError(f"{name} has a line break or another control character; write it on one line")
+            unknown = set(re.findall(r"\{(.*?)\}", value)) - {"email_id", "key"}
+            if unknown:
+                raise ValueError(f"{name} has {{{min(unknown)}}}; write {{email_id}} or {{key}}, or neither")
+        if len({name.lower() for name in headers}) < len(headers):
+            raise ValueError("has a field twice, in capitals and in small letters; keep one of them")
+        return headers
+
+    @field_validator("return_path")
+    @classmethod
+    def _can_be_bounced_to(cls, path: str | None) -> str | None:
+        if path is not None and not _RCPT.fullmatch(path.strip().replace("{token}", "0" * TOKEN_MAX)):
+            raise ValueError(
+                'is no address that bounces can go to; write one like "bounces+{token}@example.com", '
+                "of at most 64 characters before the @ with 32 for {token}"
+            )
+        return path and path.strip()
 
 
 class RouteSettings(WaySettings):
@@ -332,7 +422,7 @@ class RouteSettings(WaySettings):
     def _are_domains(cls, domains: list[str]) -> list[str]:
         lower = [domain.strip().lower() for domain in domains]
         for domain in lower:
-            if len(domain) > _DOMAIN_MAX or not _DOMAIN.fullmatch(domain):
+            if not _DOMAIN.fullmatch(domain.removeprefix("*.")):
                 raise ValueError(
                     f"{_shown(domain)} is no domain; write one like example.com, or *.example.com for each below it "
                     "(xn--bcher-kva.example for bücher.example)"
@@ -438,14 +528,14 @@ class Settings(WaySettings):
         if sender is not None and (_CONTROL.search(sender) or not _MAILBOX.fullmatch(sender.strip())):
             raise ValueError(
                 'is not one mailbox; write one like "Progress reports <reports@example.com>",'
-                " with an ASCII address, and with quotes around a name that has punctuation"
+                " with a domain in ASCII, and with quotes around a name that has punctuation"
             )
         return sender
 
     @field_validator("redirect_to")
     @classmethod
     def _is_an_address(cls, address: str | None) -> str | None:
-        if address is None or _RCPT.fullmatch(address.strip()):
+        if address is None or _RCPT_UTF8.fullmatch(address.strip()):
             return address and address.strip()
         raise ValueError(
             'is not one address; write one like "staging@example.com", without a name, or take the key out'
@@ -539,7 +629,7 @@ _RULES = frozenset({"reports", "domains"})  # of a route: which emails take it
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
-        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate"),
+        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate", "return_path"),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )
@@ -645,8 +735,14 @@ def _variable(key: str) -> str:
     return f"OUTBOX_{key.upper()}"
 
 
-# The keys that a table must have.
-_MUST_BE_THERE = {"link": "https://reports.example.com/r/{token}", "smtp_url": "smtp://host:25"}
+# What a key that must be there looks like.
+_WANTED = {
+    "link": 'write one like "https://reports.example.com/r/{token}"',
+    "smtp_url": 'write one like "smtp://host:25"',
+    "domain": 'write whose signature it is, like "example.com"',
+    "selector": "write under which name in the DNS the public key is",
+    "key_file": "name the file with the private key in PEM",
+}
 
 # What pydantic calls a fault, and how a sentence about it goes on.
 _FAULTS = {
@@ -660,7 +756,7 @@ _FAULTS = {
     "less_than_equal": "{value} is too large; write {le:g} or less",
     "list_type": 'is not a list; put it into brackets, as in ["one", "two"]',
     "enum": "{value} is not a choice; write {expected}",
-    "missing": 'is missing; write one like "{example}"',
+    "missing": "is missing; {wanted}",
     "string_pattern_mismatch": "is no name for a {kind}; use a-z, 0-9, - and _, and begin with a letter",
     "model_type": "is not a table; begin it with [{table}] and write its keys below",
     "dict_type": "is not a table; begin it with [{table}.NAME] and write its keys below",
@@ -680,7 +776,7 @@ def _sentence(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
         "value": _shown(detail["input"]),
         "table": ".".join(loc),
         "kind": loc[0].removesuffix("s"),
-        "example": _MUST_BE_THERE.get(loc[-1]),
+        "wanted": _WANTED.get(loc[-1], "write it"),
     }
     return f"{key}: {fault.format_map(context)}."
 
@@ -691,8 +787,9 @@ def _unknown(loc: Sequence[str], key: str) -> str:
         tables: dict[str, type[BaseModel]] = {
             "retry": RetrySettings,
             "digest": DigestSettings,
+            "dkim": DkimSettings,
             "reports": ReportSettings,
-            "routes": RouteSettings,
+            "routes": DkimSettings if "dkim" in loc[2:-1] else RouteSettings,
         }
         table = tables.get(loc[0], Settings)
         if loc[-1] in _KEYS:

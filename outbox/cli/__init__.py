@@ -11,6 +11,7 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     watching   watch                     ... live
     deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
     holding    pause, resume             a person holds back a report, or all mail
+    refusing   suppress, bounce          who gets no more email
     trying     preview, test-send, demo  nothing of it comes into the outbox
     selecting  what those share that pick emails
     attending  what runs beside a relay: measures, health, traces
@@ -24,7 +25,7 @@ gc.set_threshold(20_000)  # before all else: imports make many objects and no ga
 import os
 import sys
 
-from outbox.cli import deciding, holding, looking, making, reading, scheduling, sending, trying, watching
+from outbox.cli import deciding, holding, looking, making, reading, refusing, scheduling, sending, trying, watching
 from outbox.cli.frame import app
 from outbox.errors import OutboxError
 
@@ -36,6 +37,7 @@ __all__ = [
     "main",
     "making",
     "reading",
+    "refusing",
     "scheduling",
     "sending",
     "trying",
