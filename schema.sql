@@ -92,8 +92,8 @@ create index email_report on outbox.email (report);
 -- the message: the final dot was surely not written, or the server took nothing from anybody. `orphaned` counts the
 -- relays that died while they held it. In doubt since `doubted_at`; `due_at` then says when the policy acts next
 -- ('infinity': never by itself). `send_before` is when it is too late to send it; null is never. `paused` names the
--- report under whose pause a pending row was set aside, with `due_at` at infinity. `route` and `priority` are for
--- relays to come: none looks at them yet.
+-- report under whose pause a pending row was set aside, with `due_at` at infinity. Only relays of its `route` take it,
+-- those of `priority` 1 (urgent) first; neither ever changes but by `outbox init`, where a route is no more.
 create table outbox.delivery (
     email       bigint primary key references outbox.email,
     due_at      timestamptz not null default now(),
@@ -122,10 +122,11 @@ create table outbox.delivery (
     -- mark change, so both are heap-only updates (PostgreSQL docs, 73.7 Heap-Only Tuples).
     fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.05
 );
-create index delivery_due on outbox.delivery (due_at, email) where settled_at is null;
+-- A lane is a route and a priority: within it in the order of what is due, so that none walks over another's backlog.
+create index delivery_due on outbox.delivery (route, priority, due_at, email) where settled_at is null;
 create index delivery_doubt on outbox.delivery (due_at, email) where settled_at is null and doubted_at is not null;
 -- Suspects: several relays died with them. A relay holds one of them at a time, so a guilty one is found out alone.
-create index delivery_suspect on outbox.delivery (due_at, email) where settled_at is null and orphaned >= 3;
+create index delivery_suspect on outbox.delivery (route, due_at, email) where settled_at is null and orphaned >= 3;
 create index delivery_paused on outbox.delivery (paused) where settled_at is null and paused is not null;
 create index delivery_late on outbox.delivery (send_before) where settled_at is null and send_before is not null;
 
@@ -149,7 +150,7 @@ create index attempt_email on outbox.attempt (email);
 -- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than
 -- the database. `trouble` is what keeps it from its work, `stale` how many of its verdicts came too late to matter. `sent` is how many
 -- emails servers have taken from it and `last_reply` what it heard last, both as of its last sweep. `route` is
--- for relays to come.
+-- the one that it serves; '' is the usual one.
 create table outbox.relay (
     id           integer generated always as identity primary key,
     host         text not null,
@@ -170,7 +171,7 @@ create index relay_open on outbox.relay (id) where ended_at is null;
 -- A way to an SMTP server that is in trouble, for the whole fleet; no row, no trouble. Until `retry_at` nobody
 -- connects; then the one relay that moves `retry_at` on probes, and takes the row away when the server works.
 create table outbox.route (
-    name      text primary key,                         -- host:port
+    name      text primary key,                         -- a route's name; host:port of the usual one
     since     timestamptz not null default now(),
     reason    text not null,
     failures  integer not null default 1,
@@ -180,7 +181,7 @@ create table outbox.route (
 
 -- The fleet's rate: whoever moves `next_at` on by n places owns the n moments that it passed over, one email each.
 create table outbox.pace (
-    route    text primary key,                          -- host:port
+    route    text primary key,                          -- as in `route`
     next_at  timestamptz not null default now()
 );
 
@@ -241,8 +242,8 @@ create table outbox.digest_item (
 create index digest_item_open on outbox.digest_item (address) where digest is null;
 create index digest_item_digest on outbox.digest_item (digest) where digest is not null;
 
--- By which of several routes an email goes: the first rule that fits, '' where none does. For relays to come: nobody
--- writes rules yet. A domain is that of the recipient; `*.example.com` is each one below it.
+-- By which of several routes an email goes: the first rule that fits, '' where none does. `outbox init` writes those
+-- of the settings. A domain is that of the recipient; `*.example.com` is each one below it.
 create table outbox.rule (
     position  integer primary key,
     route     text not null check (route <> ''),
@@ -467,12 +468,13 @@ $$;
 
 -- `select outbox.enqueue(key => …, sender => …, recipient => …, subject => …, body_text => …, body_html => …)`: an email of
 -- an application's own, in its own transaction; true if it is new, false if its key is there already. Several
--- recipients are given as `recipients`; each is sent to by itself, and those of `bcc` stand in no header.
+-- recipients are given as `recipients`; each is sent to by itself, and those of `bcc` stand in no header. `priority` is
+-- normal or urgent; without `route` the rules say it.
 create function outbox.enqueue(
     key text, sender text, recipient text default null, subject text default '', body_text text default null,
     body_html text default null, recipients text[] default null, cc text[] default null, bcc text[] default null,
     reply_to text[] default null, headers jsonb default null, send_at timestamptz default null,
-    send_before timestamptz default null
+    send_before timestamptz default null, priority text default 'normal', route text default null
 ) returns boolean language plpgsql as $$
 declare
     visible   text[] := coalesce(enqueue.recipients, '{}') || case when enqueue.recipient is null then '{}' else array[enqueue.recipient] end;
@@ -490,6 +492,10 @@ begin
     end if;
     if coalesce(enqueue.body_text, enqueue.body_html) is null then
         raise exception using errcode = '22023', message = 'an email needs body_text or body_html, or both';
+    end if;
+    if enqueue.priority is null or enqueue.priority not in ('urgent', 'normal') then
+        raise exception using errcode = '22023', message = format('the priority %s is none', enqueue.priority),
+            hint = 'Write urgent or normal.';
     end if;
     select m.name, m.address into from_name, from_address from outbox.mailbox(enqueue.sender, 'sender') as m;
     select array_agg(address order by number) into addresses from (
@@ -529,7 +535,7 @@ begin
         split_part(from_address, '@', -1),
         convert_to(E'>\r\nAuto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: All\r\n' || further
             || E'MIME-Version: 1.0\r\n' || body, 'UTF8'),
-        enqueue.send_at, enqueue.send_before,
+        enqueue.send_at, enqueue.send_before, (enqueue.priority = 'urgent')::integer, enqueue.route,
         made_by => coalesce(nullif(current_setting('application_name'), ''), 'SQL') || ', ' || session_user);
 end $$;
 

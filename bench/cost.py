@@ -67,7 +67,7 @@ class Place:
         for _ in range(batches):
             since = self.frontier.since(time.monotonic())
             claimed = await self._timed(spent["claim"], room=BATCH, since=since)
-            self.frontier.note(claimed, since, time.monotonic())
+            self.frontier.note(claimed.reached, since, time.monotonic())
             claims = claimed.claims
             assert len(claims) == BATCH, f"{self.label}: {len(claims)} of {BATCH} claimed"
             marked = (await self._timed(spent["mark"], marks=[c.email for c in claims])).marked

@@ -75,7 +75,7 @@ async def _drain(session: Session) -> int:
         done = await ledger.tick(
             session.connection, session.relay, settlements=settlements, marks=marks, room=BATCH, since=since
         )
-        frontier.note(done, since, time.monotonic())
+        frontier.note(done.reached, since, time.monotonic())
         count += len(done.settled)
         settlements = settlements_of(claims, done.marked)
         claims = done.claims

@@ -44,11 +44,12 @@ newcomer who follows it meets them in this order:
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
     pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
+    routing           which email takes which of several routes, and what waits where nobody relays
     route             the way to the mail server: a connection that is set up; lmtp: by LMTP; maildir: a directory
                       that stands for a server
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
-    relay             the corridor: claims to connections, verdicts to the next tick
+    relay             the corridor: claims to connections, verdicts to the next tick; relays: one for each route
 
     status            what is going on, in one look; watch: the same again and again, with rates; screen: its looks
     audit             whether all of an edition is sent, by name

@@ -25,7 +25,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import LOST_SESSION, connect
 from outbox.errors import OutboxError
 from outbox.log import Events
-from outbox.relay import Relay
+from outbox.relays import Relays
 
 log = Events("outbox.relay")
 
@@ -107,17 +107,16 @@ async def is_complete(connection: Any, edition: Candidate) -> bool:
 
 
 class Completion:
-    """Looks for editions that have become complete, beside a relay and over a connection of its own.
+    """Looks for editions that have become complete, beside the relays and over a connection of its own.
 
     It looks when emails were settled, every few seconds at most, once more after the last of them, and every five
     minutes in any case: what others settled or a person decided counts, too.
     """
 
-    def __init__(self, relay: Relay) -> None:
-        assert relay.settings.database_url is not None
-        self.database_url: DatabaseUrl = relay.settings.database_url
-        self.dead_man_url = relay.settings.dead_man_url
-        self.relay = relay
+    def __init__(self, relays: Relays) -> None:
+        self.database_url: DatabaseUrl = relays.database_url
+        self.dead_man_url = relays.settings.dead_man_url
+        self.relays = relays
         self._settled = 0
         self._looks_left = 1
         self._look_at = 0.0
@@ -128,10 +127,10 @@ class Completion:
         while True:
             await asyncio.sleep(CHECK_S)
             now = time.monotonic()
-            settled = self.relay.counts.total()
+            settled = self.relays.counts.total()
             if settled != self._settled:
                 self._settled, self._looks_left = settled, 2
-            if self.relay.holds_session and now >= (self._look_at if self._looks_left else self._idle_at):
+            if self.relays.holds_session and now >= (self._look_at if self._looks_left else self._idle_at):
                 await self._look_safely()
 
     async def last_look(self) -> None:
@@ -154,7 +153,7 @@ class Completion:
             log.warning("completion_unknown", "nobody could see whether an edition is complete: {reason}", reason=error)
             self._looks_left, pause_s = 1, CALL_AGAIN_S
         now = time.monotonic()
-        shared_s = min(pause_s * max(self.relay.pool.pace.alive / 2, 1.0), PAUSE_MAX_S)
+        shared_s = min(pause_s * max(self.relays.alive / 2, 1.0), PAUSE_MAX_S)
         jitter = 0.8 + 0.4 * random.random()  # noqa: S311 - not a secret
         self._look_at = now + max(shared_s, COST_MAX * (now - began_at)) * jitter
         self._idle_at = now + max(IDLE_S, COST_MAX * (now - began_at)) * jitter

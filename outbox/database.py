@@ -35,6 +35,16 @@ INIT_LOCK: Final = lock_namespace("init")
 SELFTEST_LOCKS: Final = lock_namespace("selftest")
 PRUNE_LOCK: Final = lock_namespace("prune")
 
+# The relays that live, from the locks, not from memory: a row that nobody locks is a relay that is gone. $1 is
+# RELAY_LOCKS.
+ALIVE: Final = """
+  FROM outbox.relay r
+  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
+                 AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
+                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ WHERE r.ended_at IS NULL
+"""
+
 CHANNEL: Final = "outbox"
 CONNECT_TIMEOUT_S: Final = 10.0
 

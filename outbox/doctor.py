@@ -6,7 +6,8 @@ that it was not looked at.
 
 import asyncio
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Final, assert_never
 
 import asyncpg
@@ -22,6 +23,7 @@ from outbox.errors import OutboxError
 from outbox.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
 from outbox.generate import sender_of
 from outbox.pause import Pause
+from outbox.routing import Unserved, difference
 from outbox.settings import Settings, WhenInDoubt
 from outbox.signature import load_signer
 from outbox.status import RouteStatus, Status, read_status
@@ -44,12 +46,15 @@ async def examine(settings: Settings) -> list[Finding]:
     sender = sender_of(settings)
     database = await examine_database(settings)
     reports = await examine_reports(settings, database)
-    smtp = await examine_server(
-        settings,
-        sender=sender.address,
-        recipient=settings.redirect_to or reports.recipient or sender.address,
-        largest_bytes=max(database.largest_bytes, reports.largest_bytes),
-    )
+    smtp: list[Finding] = []
+    for name in ("", *settings.routes):
+        found = await examine_server(
+            settings.on_route(name),
+            sender=sender.address,
+            recipient=settings.redirect_to or reports.recipient or sender.address,
+            largest_bytes=max(database.largest_bytes, reports.largest_bytes),
+        )
+        smtp += [replace(one, check=f"{name}.{one.check}") for one in found] if name else found
     fleet = await examine_fleet(settings, database)
     rest = [*look_at_redirect(settings), look_at_doubt(settings), look_at_limits(settings)]
     return [*database.findings, *reports.findings, *smtp, *fleet, *rest]
@@ -84,6 +89,7 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
         try:
             found = await read_status(connection)
             agendas = await look(connection, settings, names, count=1)
+            rules = await difference(connection, settings)
         finally:
             await connection.close()
     except OutboxError as error:
@@ -93,7 +99,9 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
     assert settings.smtp_url is not None
     return [
         judge_relays(found),
-        judge_routes(found.routes, settings.smtp_url.name, relays=len(found.relays)),
+        judge_routes(found.routes, {settings.smtp_url.name, *settings.routes}, relays=len(found.relays)),
+        *judge_rules(rules, settings),
+        *judge_unserved(found.unserved),
         judge_deliveries(found),
         *judge_pauses(found.pauses),
         *judge_schedules(agendas),
@@ -115,14 +123,28 @@ def judge_relays(found: Status) -> Finding:
     return note("relays", "none is alive", "start `outbox relay` on every server")
 
 
-def judge_routes(routes: Iterable[RouteStatus], ours: str, *, relays: int) -> Finding:
+def judge_rules(differs: str | None, settings: Settings) -> list[Finding]:
+    """Whether the rules that count are those of these settings; no line where there are none anywhere."""
+    if differs is not None:
+        found, _, mend = differs.rpartition("; ")
+        return [fault("rules", found, mend)]
+    routes = ", ".join(settings.routes)
+    return [ok("rules", f"the database has those of these settings, for {routes}")] if routes else []
+
+
+def judge_unserved(routes: Iterable[Unserved]) -> list[Finding]:
+    """What waits for a route that nobody serves, a line each."""
+    return [fault("route", *one.sentence.rstrip(".").split(": ", 1)) for one in routes]
+
+
+def judge_routes(routes: Iterable[RouteStatus], ours: Collection[str], *, relays: int) -> Finding:
     """Whether the fleet pauses before a mail server. What dead relays said of it, or of another one, is history."""
     said = {
         route.name: f"{route.name} since {route.since:%Y-%m-%d %H:%M:%S} UTC, {route.failures} failures: {route.reason}"
         for route in routes
     }
-    if ours in said and relays:
-        return fault("route", f"the fleet waits for {said[ours]}", "mend the mail server, or smtp_url")
+    if relays and (broken := [said[name] for name in said if name in ours]):
+        return fault("route", f"the fleet waits for {'; '.join(broken)}", "mend the mail server, or smtp_url")
     if said:
         return note("route", f"last known to be in trouble: {'; '.join(said.values())}", "see that a relay is alive")
     return ok("route", "no mail server is known to be in trouble")
@@ -220,7 +242,8 @@ def look_at_doubt(settings: Settings) -> Finding:
 def look_at_limits(settings: Settings) -> Finding:
     """Whether this process may open as many connections as the relay would."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return judge_limits(soft if soft != resource.RLIM_INFINITY else None, settings.connections_max)
+    most = sum(settings.on_route(name).connections_max for name in ("", *settings.routes))
+    return judge_limits(soft if soft != resource.RLIM_INFINITY else None, most)
 
 
 def judge_limits(files_max: int | None, connections_max: int) -> Finding:

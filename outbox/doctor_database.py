@@ -230,7 +230,7 @@ def judge_connections(most: int, taken: int, limit: str) -> Finding:
     found = f"{free} of {most} connections are free ({limit})"
     if free >= FREE_FEW:
         return ok("database.connections", found)
-    mend = "raise it: each server needs one for its relay, two more while that starts, and one per generate"
+    mend = "raise it: each server needs one for the relay of each route, two more as that starts, and one per generate"
     if free >= FREE_MIN:
         return note("database.connections", found, mend)
     return fault("database.connections", found, mend)
@@ -293,6 +293,6 @@ def judge_replication(*, wanted: bool, standbys: int, visible: int, synchronous:
 
 LARGEST: Final = """
 SELECT coalesce(max(octet_length(m.message)), 0)
-  FROM (SELECT email FROM outbox.delivery WHERE settled_at IS NULL ORDER BY due_at, email LIMIT $1) d
+  FROM (SELECT email FROM outbox.delivery WHERE settled_at IS NULL ORDER BY route, priority, due_at, email LIMIT $1) d
   JOIN outbox.email m ON m.id = d.email
 """

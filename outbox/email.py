@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from outbox.message import Attachment, Mailbox, build, parse_sender
 
@@ -28,6 +28,7 @@ Mailboxes = str | Sequence[str]
 KEY_MAX: Final = 500
 _FURTHER: Final = re.compile(r".*#[0-9]+", re.DOTALL)
 _HELD: Final = re.compile(r"[\x00\ud800-\udfff]")  # what Postgres cannot hold
+_ROUTE: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _BODIES: Final = ("email.txt.j2", "email.html.j2")
 
 
@@ -55,6 +56,8 @@ class Email:
     - `attachments`: files; one with a `cid` is shown in the html by `<img src="cid:…">`.
     - `headers`: further header fields.
     - `send_at`, `send_before`: aware times; before the one it is not due, after the other it expires.
+    - `priority`: `urgent` goes before others that wait for the same route.
+    - `route`: one of the settings' routes by name, `""` is the usual one; without it the rules say it by the recipient.
     """
 
     key: str
@@ -73,6 +76,8 @@ class Email:
     headers: Mapping[str, str] = field(default_factory=dict)
     send_at: datetime | None = None
     send_before: datetime | None = None
+    priority: Literal["normal", "urgent"] = "normal"
+    route: str | None = None
     pieces: Pieces = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +98,10 @@ class Email:
             raise ValueError(
                 f"The key {self.key!r} ends in # and digits, as those of further recipients do; end it otherwise."
             )
+        if self.priority not in ("normal", "urgent"):
+            raise ValueError(f"The priority {self.priority!r} is none; write normal or urgent.")
+        if self.route and not _ROUTE.fullmatch(self.route):
+            raise ValueError(f"The route {self.route!r} is no name; write one such as bulk, as in [routes.bulk].")
         for name, at in (("send_at", self.send_at), ("send_before", self.send_before)):
             if at is not None and at.utcoffset() is None:
                 raise ValueError(f"{name} has no timezone; give an aware time, such as datetime.now(UTC).")

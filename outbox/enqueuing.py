@@ -28,6 +28,8 @@ _ARGUMENTS: Final = {
     "tail": "bytea",
     "send_at": "timestamptz",
     "send_before": "timestamptz",
+    "priority": "integer",
+    "route": "text",
     "traceparent": "text",
     "made_by": "text",
 }
@@ -82,7 +84,7 @@ def _values(email: Email) -> tuple[Any, ...]:
     pieces = email.pieces
     return (
         email.key, pieces.sender, pieces.recipients, pieces.head, pieces.domain, pieces.tail,
-        email.send_at, email.send_before,
+        email.send_at, email.send_before, int(email.priority == "urgent"), email.route,
         tracing.current(), tracing.made_by(),
     )  # fmt: skip
 

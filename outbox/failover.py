@@ -166,11 +166,11 @@ WITH news AS (
     ON CONFLICT (key) DO NOTHING
     RETURNING id, key
 ), delivered AS (
-    INSERT INTO outbox.delivery (email, due_at, marked_at, settled_at, doubted_at, relay, attempt, state)
+    INSERT INTO outbox.delivery (email, due_at, marked_at, settled_at, doubted_at, relay, attempt, state, route)
     SELECT r.id, CASE WHEN n.state = 'in_doubt' THEN coalesce(now() + n.delay_s * interval '1 second', 'infinity')
                       ELSE now() END,
            now(), CASE WHEN n.state <> 'in_doubt' THEN now() END, CASE WHEN n.state = 'in_doubt' THEN now() END,
-           n.relay, n.attempt, n.state
+           n.relay, n.attempt, n.state, $12
       FROM restored r JOIN news n ON n.key = r.key
     RETURNING email, attempt, marked_at
 ), asserted AS (
@@ -208,11 +208,11 @@ SELECT key, id, true FROM restored
 """
 
 
-async def reassert(connection: Any, news: Sequence[News]) -> tuple[dict[str, int], int]:
+async def reassert(connection: Any, news: Sequence[News], *, route: str = "") -> tuple[dict[str, int], int]:
     """Tell the database what this relay knows; gives the ids that the emails have there, by key, and how many changed.
 
-    At most `ASSERTED_AT_ONCE` at a time. Whoever has settled an email meanwhile is believed; telling it twice changes
-    nothing.
+    At most `ASSERTED_AT_ONCE` at a time. What has to be put back takes the relay's `route`. Whoever has settled an
+    email meanwhile is believed; telling it twice changes nothing.
     """
     rows = await connection.fetch(
         REASSERT,
@@ -227,19 +227,20 @@ async def reassert(connection: Any, news: Sequence[News]) -> tuple[dict[str, int
         [n.outcome.verdict for n in news],
         [storable(n.outcome.reply) for n in news],
         [n.outcome.delay_s for n in news],
+        route,
     )
     return {row["key"]: row["email"] for row in rows}, sum(row["changed"] for row in rows)
 
 
 async def tell_again(
-    connection: Any, news: Sequence[News], patience: Callable[[], AbstractContextManager[None]]
+    connection: Any, news: Sequence[News], patience: Callable[[], AbstractContextManager[None]], *, route: str = ""
 ) -> tuple[dict[str, int], int]:
     """`reassert` for any number of news, in portions, each within a `patience()` of its own."""
     emails: dict[str, int] = {}
     changed = 0
     for begin in range(0, len(news), ASSERTED_AT_ONCE):
         with patience():
-            there, new = await reassert(connection, news[begin : begin + ASSERTED_AT_ONCE])
+            there, new = await reassert(connection, news[begin : begin + ASSERTED_AT_ONCE], route=route)
         emails.update(there)
         changed += new
     return emails, changed

@@ -13,10 +13,12 @@ from typing import Final
 import asyncpg
 
 from outbox.address import DatabaseUrl
-from outbox.database import BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
+from outbox.database import ALIVE, BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
 from outbox.errors import OutboxError, SchemaError
+from outbox.ledger import LANES
+from outbox.routing import read_unserved
 from outbox.schema import require_current
-from outbox.status import ALIVE, ROUTES
+from outbox.status import ROUTES
 
 FRESH_S: Final = 5.0
 COST_MAX: Final = 20  # a look is kept for so many times as long as it took
@@ -48,16 +50,23 @@ class Fleet:
     oldest_due_s: float = 0.0
     relays: int = 0
     routes_paused: int = 0
+    routes_unserved: int = 0
     editions_incomplete: int = 0
     editions: tuple[EditionGauge, ...] = ()
 
 
 # Each by an index of what is open: in the order of when it is due, but for what is never due by itself.
-COUNTS: Final = """
-SELECT state, count(*) FROM (
-    SELECT state FROM outbox.delivery
-     WHERE settled_at IS NULL AND due_at < 'infinity' AND state IN ('pending', 'sending') ORDER BY due_at LIMIT $1) d
- GROUP BY state
+COUNTS: Final = f"""
+WITH RECURSIVE {LANES}
+SELECT u.state, u.n FROM (
+    SELECT count(*) FILTER (WHERE d.state = 'pending'), count(*) FILTER (WHERE d.state = 'sending') FROM (
+    SELECT d.state FROM lane l CROSS JOIN LATERAL (
+        SELECT state FROM outbox.delivery
+         WHERE settled_at IS NULL AND route = l.route AND priority = l.priority AND due_at < 'infinity'
+           AND state IN ('pending', 'sending')
+         ORDER BY due_at LIMIT $1) d
+     LIMIT $1) d
+) AS c (pending, sending) CROSS JOIN LATERAL (VALUES ('pending', c.pending), ('sending', c.sending)) AS u (state, n)
 UNION ALL
 SELECT 'in_doubt', count(*) FROM (
     SELECT FROM outbox.delivery WHERE settled_at IS NULL AND doubted_at IS NOT NULL ORDER BY due_at LIMIT $1) d
@@ -66,11 +75,13 @@ SELECT 'paused', count(*) FROM (
     SELECT FROM outbox.delivery WHERE settled_at IS NULL AND paused IS NOT NULL AND state = 'pending' LIMIT $1) d
 """
 
-OLDEST_DUE: Final = """
-SELECT coalesce(extract(epoch FROM now() - (
+OLDEST_DUE: Final = f"""
+WITH RECURSIVE {LANES}
+SELECT coalesce(extract(epoch FROM now() - min(d.due_at)), 0)::float8 FROM lane l CROSS JOIN LATERAL (
     SELECT due_at FROM outbox.delivery
-     WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND due_at <= now() ORDER BY due_at LIMIT 1
-)), 0)::float8
+     WHERE settled_at IS NULL AND route = l.route AND priority = l.priority AND due_at <= now()
+       AND state IN ('pending', 'sending')
+     ORDER BY due_at LIMIT 1) d
 """
 
 RELAYS: Final = f"SELECT count(*) {ALIVE}"
@@ -109,6 +120,7 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
                 oldest_due_s=await connection.fetchval(OLDEST_DUE),
                 relays=await connection.fetchval(RELAYS, RELAY_LOCKS),
                 routes_paused=await connection.fetchval(ROUTES_PAUSED),
+                routes_unserved=len(await read_unserved(connection)),
                 editions_incomplete=await connection.fetchval(INCOMPLETE),
                 editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS, COUNT_MAX)),
             )

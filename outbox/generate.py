@@ -414,17 +414,22 @@ class Run:
     async def _write(self, reports: Sequence[NewReport | Collected], done: Collection[int]) -> None:
         """Write them, at most `BATCH_MAX`, all of one kind, and let go of the buckets that are done with them."""
         if reports:
-            edition, send_before_s = self.result.edition.id, self.report.send_before_s
+            edition = self.result.edition
             emails = [report for report in reports if isinstance(report, NewReport)]
             collected = [report for report in reports if isinstance(report, Collected)]
             async with self.session.ours() as connection:
-                with tracing.span("outbox enqueue", edition=self.result.edition.name, reports=len(reports)) as context:
+                with tracing.span("outbox enqueue", edition=edition.name, reports=len(reports)) as context:
                     if emails:
                         self.result.made += await enqueue_reports(
-                            connection, edition, emails, send_before_s=send_before_s, traceparent=context
+                            connection,
+                            edition.id,
+                            emails,
+                            send_before_s=self.report.send_before_s,
+                            is_urgent=self.report.is_urgent,
+                            traceparent=context,
                         )
                     if collected:
-                        self.result.made += await collect_reports(connection, edition, collected)
+                        self.result.made += await collect_reports(connection, edition.id, collected)
             self.progress(self.result)
         if done:
             await self._give(done)

@@ -36,6 +36,7 @@ class Claim:
     message_id: str
     message: bytes
     suspect: bool = False
+    urgent: bool = False
     marked: bool = False
     cuts: int = 0
     traceparent: str | None = None
@@ -81,7 +82,8 @@ class RoutePause:
 class Tick:
     """What one commit made true, whether the fleet's route is paused, and what people hold back.
 
-    `reached` is when the latest claim was due, if there was as much as asked for: what is due next begins there.
+    `reached` is when the latest claim was due, if there was as much as asked for: what is due next begins there;
+    `urgent_reached` is where the next look for urgent ones may begin.
     """
 
     settled: frozenset[tuple[int, int]]
@@ -92,6 +94,7 @@ class Tick:
     reached: datetime | None
     held: frozenset[str] = frozenset()
     """Which reports are paused by people; '' is the fleet."""
+    urgent_reached: datetime | None = None
     listed: frozenset[int] = frozenset()
     """Which claims are of an address that is on the suppression list, for their report or for another."""
 
@@ -101,7 +104,7 @@ LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long
 
 @dataclass(slots=True)
 class Frontier:
-    """Where a relay's next claim begins, while there is more due than it asks for.
+    """Where a relay's next claim begins in a lane, while there is more due than it asks for.
 
     Now and then, and once less than asked for comes back, it looks for all that is due: what came free behind the
     frontier, or was passed over since another relay was claiming it, waits for so long.
@@ -114,11 +117,48 @@ class Frontier:
         """What to claim since: None is all that is due. `now` is the caller's monotonic clock, in seconds."""
         return None if now >= self.all_at else self.reached
 
-    def note(self, done: Tick, since: datetime | None, now: float) -> None:
-        """Move on after a tick that had room, and was asked to claim `since`."""
-        self.reached = done.reached
+    def note(self, reached: datetime | None, since: datetime | None, now: float) -> None:
+        """Move on after a tick that had room, was asked to claim `since`, and reached that far."""
+        self.reached = reached
         if since is None:
             self.all_at = now + LOOK_FOR_ALL_S
+
+
+ORDINARY_SHARE: Final = 0.25  # of what is claimed, while urgent ones and others wait
+
+
+@dataclass(slots=True)
+class Turns:
+    """Urgent emails come first, but of four that are claimed one is another's, so that none is starved by a stream.
+
+    With room for less than four at a time the rest is `owed` its place until it adds up to one.
+    """
+
+    owed: float = 0.0
+
+    def urgent_of(self, room: int) -> int:
+        """How many of so many claims urgent ones may have at most."""
+        return room - min(int(self.owed + ORDINARY_SHARE * room), room)
+
+    def note(self, claims: Sequence[Claim], room: int, urgent_max: int) -> bool:
+        """Count a claim; whether its room was left over to nobody although more urgent ones may wait."""
+        urgent = sum(claim.urgent for claim in claims if not claim.suspect)
+        ordinary = sum(not claim.urgent for claim in claims if not claim.suspect)
+        both_wait = urgent >= urgent_max and ordinary >= room - urgent
+        self.owed = max(self.owed + ORDINARY_SHARE * room - ordinary, 0.0) if both_wait else 0.0
+        return urgent_max < room and urgent >= urgent_max and not both_wait
+
+
+# The lanes in which anything is open, each found by one step in the index, however much waits in it.
+LANES: Final = """
+lane AS (
+    (SELECT route, priority FROM outbox.delivery WHERE settled_at IS NULL ORDER BY route, priority LIMIT 1)
+    UNION ALL
+    SELECT n.route, n.priority FROM lane l CROSS JOIN LATERAL (
+        SELECT route, priority FROM outbox.delivery d
+         WHERE d.settled_at IS NULL AND (d.route, d.priority) > (l.route, l.priority)
+         ORDER BY d.route, d.priority LIMIT 1) n
+)"""
 
 
 # The parts see one snapshot and touch different rows: a settled row is sending (or in doubt), a marked one is
@@ -138,6 +178,9 @@ class Frontier:
 #   It begins at $14, where the last one ended: before lie the entries of what was settled, which stay in the index
 #   until vacuum may take them, and a claim that begins with them costs more with each message, the more the longer
 #   any snapshot is held. The caller says now and then that it wants all, for what came free or was passed over.
+#   Urgent ones are a lane of their own and are looked for first, from $16 on: a second before the last look that found
+#   them all, since a transaction that takes a while commits emails that are due since it began. They get $17 places at
+#   most, and what they leave goes to the others.
 #   'x' is a claim whose address is on the suppression list, for whichever report: one look at its key, in a form that
 #   the planner cannot turn into reading the whole list. `suppression` finds out for which.
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
@@ -183,46 +226,62 @@ WITH news AS (
     SELECT email, attempt, relay, verdict, reply, marked_at FROM settled
     UNION ALL
     SELECT email, attempt, $9, 'expired', 'send_before was over before it was sent', NULL FROM marked WHERE late
+), urgent AS (
+    SELECT email, due_at FROM outbox.delivery
+     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND orphaned < 3
+       AND route = $15 AND priority = 1
+       AND due_at >= coalesce($16::timestamptz, '-infinity') AND due_at <= now()
+       AND (send_before IS NULL OR send_before > now())
+     ORDER BY due_at, email
+     LIMIT $17
+       FOR UPDATE SKIP LOCKED
 ), due AS (
     SELECT email, due_at FROM outbox.delivery
      WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND orphaned < 3
+       AND route = $15 AND priority = 0
        AND due_at >= coalesce($14::timestamptz, '-infinity') AND due_at <= now()
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
-     LIMIT $11
+     LIMIT $11 - (SELECT count(*) FROM urgent)
        FOR UPDATE SKIP LOCKED
 ), suspect AS (
     SELECT email FROM outbox.delivery
      WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned >= 3
+       AND route = $15
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
      LIMIT $12
        FOR UPDATE SKIP LOCKED
 ), chosen AS (
-    SELECT email FROM due UNION ALL SELECT email FROM suspect
+    SELECT email FROM urgent UNION ALL SELECT email FROM due UNION ALL SELECT email FROM suspect
 ), claimed AS (
     UPDATE outbox.delivery d SET relay = $9 FROM chosen c WHERE d.email = c.email
-    RETURNING d.email, d.attempt, d.withdrawn, d.orphaned
+    RETURNING d.email, d.attempt, d.withdrawn, d.orphaned, d.priority
 )
 SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL::integer AS orphaned, NULL AS key, NULL AS sender,
        NULL AS recipient, NULL AS message_id, NULL::bytea AS message, NULL::float8 AS wait_s,
-       NULL::timestamptz AS reached, NULL AS traceparent FROM settled
+       NULL::timestamptz AS reached, NULL AS traceparent, NULL::smallint AS priority FROM settled
 UNION ALL
-SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-  FROM marked
+SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL FROM marked
 UNION ALL
 SELECT CASE (SELECT 1 FROM outbox.suppression s WHERE s.address = lower(e.recipient COLLATE "C") LIMIT 1)
             WHEN 1 THEN 'x' ELSE 'c' END,
        c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
-       NULL, NULL, e.traceparent
+       NULL, NULL, e.traceparent, c.priority
   FROM claimed c JOIN outbox.email e ON e.id = c.email
 UNION ALL
 SELECT 'r', NULL, NULL, NULL, NULL, reason, NULL, NULL, NULL, NULL,
-       greatest(extract(epoch FROM retry_at - now()), 0)::float8, NULL, NULL FROM outbox.route WHERE name = $13
+       greatest(extract(epoch FROM retry_at - now()), 0)::float8, NULL, NULL, NULL FROM outbox.route WHERE name = $13
 UNION ALL
-SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max(due_at), NULL FROM due HAVING count(*) = $11
+SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, coalesce(max(due_at), $14), NULL, NULL
+  FROM due HAVING count(*) = $11 - (SELECT count(*) FROM urgent)
 UNION ALL
-SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
+SELECT 'u', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       CASE WHEN count(*) < $17 THEN now() - interval '1 second' ELSE coalesce(max(due_at), $16) END, NULL, NULL
+  FROM urgent
+UNION ALL
+SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
 """
 
 
@@ -235,13 +294,17 @@ async def tick(
     room: int = 0,
     suspects: int = 0,
     route: str = "",
+    server: str = "",
     since: datetime | None = None,
+    urgent_since: datetime | None = None,
+    urgent_max: int | None = None,
 ) -> Tick:
-    """Settle, mark and claim in one commit; gives what came true, and the fleet's pause of `route`.
+    """Settle, mark and claim in one commit; gives what came true, and the fleet's pause of `server`, by that name.
 
     A settlement or mark that is not in the answer changed nothing: its fence no longer matched. At most `room`
-    deliveries, of those due since `since`, and `suspects` more are claimed, those due longest first. If this raises,
-    nothing is known of the commit.
+    deliveries of the route, and `suspects` more, are claimed: urgent ones first, of those due since `urgent_since` at
+    most `urgent_max` (as many as there is room for), then others due since `since`; within each those due longest
+    first. If this raises, nothing is known of the commit.
     """
     rows = await connection.fetch(
         TICK,
@@ -257,8 +320,11 @@ async def tick(
         list(marks),
         room,
         suspects,
-        route,
+        server,
         since,
+        route,
+        urgent_since,
+        room if urgent_max is None else urgent_max,
     )
     pauses = [RoutePause(r["key"], r["wait_s"]) for r in rows if r["part"] == "r"]
     return Tick(
@@ -277,6 +343,7 @@ async def tick(
                 r["message_id"],
                 r["message"],
                 suspect=r["orphaned"] >= SUSPECT_AFTER,
+                urgent=r["priority"] > 0,
                 traceparent=r["traceparent"],
             )
             for r in rows
@@ -285,6 +352,7 @@ async def tick(
         pause=pauses[0] if pauses else None,
         reached=next((r["reached"] for r in rows if r["part"] == "d"), None),
         held=frozenset(r["key"] for r in rows if r["part"] == "p"),
+        urgent_reached=next((r["reached"] for r in rows if r["part"] == "u"), None),
         listed=frozenset(r["email"] for r in rows if r["part"] == "x"),
     )
 
@@ -328,7 +396,8 @@ async def release(connection: Any, relay: int, emails: Sequence[int], *, after_s
 
 # A session that began before Postgres did was lost with it, and no fault of what it held.
 OTHERS: Final = """
-SELECT id, started_at >= pg_postmaster_start_time() AS died FROM outbox.relay WHERE ended_at IS NULL AND id <> $1
+SELECT id, started_at >= pg_postmaster_start_time() AS died, route FROM outbox.relay
+ WHERE ended_at IS NULL AND id <> $1
 """
 
 # Locked from an unfiltered unnest of chosen ids: in a WHERE beside other conditions the planner may evaluate the
@@ -371,35 +440,42 @@ SELECT (SELECT count(*) FROM freed) AS freed, (SELECT count(*) FROM doubted) AS 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What dead relays left behind: how many claims were let go of (free or quarantined), how many are in doubt."""
+    """What dead relays left behind: how many claims were let go of (free or quarantined), how many are in doubt.
+
+    `alive` is how many others live, and `beside` how many of these serve the same route.
+    """
 
     dead: list[int]
     freed: int = 0
     doubted: int = 0
     alive: int = 0
+    beside: int = 0
 
 
-async def sweep(connection: Any, relay: int, *, doubt_s: float | None) -> Sweep:
-    """Judge every other relay whose lock is free: unmarked claims become free, marked deliveries in doubt.
+async def sweep(connection: Any, relay: int, *, doubt_s: float | None, route: str = "") -> Sweep:
+    """Judge every other relay whose lock is free, whatever route it served: its unmarked claims become free, its marked
+    deliveries in doubt. `route` is the caller's.
 
     All in the transaction that holds the dead one's lock, so two sweepers never judge the same relay, and a relay
     that lives holds its lock and is passed over.
     """
-    others = {r["id"]: r["died"] for r in await connection.fetch(OTHERS, relay)}
+    rows = await connection.fetch(OTHERS, relay)
+    others = {r["id"]: r["died"] for r in rows}
     if not others:
         return Sweep([])
     async with connection.transaction():
         locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, list(others))
         dead = [r["id"] for r in locks if r["free"]]
+        beside = sum(r["route"] == route and r["id"] not in dead for r in rows)
         if not dead:
-            return Sweep([], alive=len(others))
+            return Sweep([], alive=len(others), beside=beside)
         freed = doubted = 0
         for died in (True, False):
             some = [one for one in dead if others[one] is died]
             if some:
                 more_freed, more_doubted = await judge(connection, some, doubt_s=doubt_s, died=died)
                 freed, doubted = freed + more_freed, doubted + more_doubted
-    return Sweep(dead, freed, doubted, len(others) - len(dead))
+    return Sweep(dead, freed, doubted, len(others) - len(dead), beside)
 
 
 FORMER: Final = """
@@ -428,15 +504,16 @@ async def judge(connection: Any, relays: Sequence[int], *, doubt_s: float | None
 # By the index of open rows alone: what is settled is not looked at.
 EMPTY: Final = """
 SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending')
+                      AND route = $2 AND priority IN (0, 1)
                       AND due_at <= coalesce(now() + $1::float8 * interval '1 second', 'infinity'))
 """
 
 
-async def is_empty(connection: Any, *, within_s: float | None = None) -> bool:
-    """Whether nothing is pending or being sent, by anybody, nor will be due within that time. What is in doubt or dead
-    waits for a person.
+async def is_empty(connection: Any, *, route: str = "", within_s: float | None = None) -> bool:
+    """Whether nothing of the route is pending or being sent, by anybody, nor will be due within that time. What is in
+    doubt or dead waits for a person.
     """
-    return bool(await connection.fetchval(EMPTY, within_s))
+    return bool(await connection.fetchval(EMPTY, within_s, route))
 
 
 STANDING: Final = """

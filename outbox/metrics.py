@@ -6,7 +6,7 @@ grows. What the database knows is the same whoever tells it, so a query takes `m
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -18,6 +18,7 @@ from outbox.fleet import Fleet, FleetReader
 from outbox.health import Health
 from outbox.ledger import Claim
 from outbox.relay import Relay
+from outbox.relays import Relays
 from outbox.verdict import Outcome
 
 VERDICTS: Final = ("accepted", "deferred", "refused", "dead", "in_doubt", "withdrawn", "expired", "suppressed")
@@ -37,15 +38,13 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
+    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         """It as Prometheus wants it: each bucket with those below it."""
         counts, total, buckets = list(self.counts), 0, []
         for bound, count in zip((*map(str, self.bounds), "+Inf"), counts, strict=True):
             total += count
             buckets.append((bound, total))
-        family = HistogramMetricFamily(name, documentation)
-        family.add_metric([], buckets, self.sum)
-        return family
+        family.add_metric(labels, buckets, self.sum)
 
 
 class Meter:
@@ -84,51 +83,89 @@ class Meter:
 
 
 class RelayCollector(Collector):
-    """What this relay counts."""
+    """What the relays of this process count. Where there are several each has its route's name for a label; that of the
+    usual route is empty, which is to Prometheus as if it were not there.
+    """
 
-    def __init__(self, relay: Relay, meter: Meter, health: Health) -> None:
-        self.relay = relay
-        self.meter = meter
+    def __init__(self, relays: Relays, meters: Mapping[str, Meter], health: Health) -> None:
+        self.relays = relays
+        self.meters = meters
         self.health = health
+        self._labels = ["route"] if len(relays.each) > 1 else []
 
     def collect(self) -> Iterator[Metric]:
         """All of it, as of now."""
-        relay, counts = self.relay, dict(self.relay.counts)
         version = GaugeMetricFamily("outbox_build_info", "The version of outbox-mail; always 1.", labels=["version"])
         version.add_metric([__version__], 1)
         yield version
+        yield self._verdicts()
+        yield from self._numbers()
+        yield from self._times()
+        yield from self._ways()
+
+    def _label(self, relay: Relay) -> list[str]:
+        return [relay.serves] if self._labels else []
+
+    def _verdicts(self) -> Metric:
         verdicts = CounterMetricFamily(
-            "outbox_emails_settled", "Tries of emails by what they ended in, this relay's.", labels=["verdict"]
+            "outbox_emails_settled",
+            "Tries of emails by what they ended in, this relay's.",
+            labels=["verdict", *self._labels],
         )
-        for verdict in VERDICTS:
-            verdicts.add_metric([verdict], counts.get(verdict, 0))
-        yield verdicts
-        yield from (
-            CounterMetricFamily(
-                "outbox_verdicts_stale", "Verdicts that came too late to matter.", counts.get("stale settlements", 0)
-            ),
-            CounterMetricFamily(
-                "outbox_claims_lost", "Claims that were another's at their mark.", counts.get("lost claims", 0)
-            ),
-            CounterMetricFamily("outbox_sessions_lost", "Sessions with Postgres lost.", self.meter.sessions_lost),
-            GaugeMetricFamily("outbox_session_held", "Whether the relay holds its session.", relay.holds_session),
-            GaugeMetricFamily("outbox_relay_ready", "Whether /readyz says yes.", not self.health.hindrances()),
-            GaugeMetricFamily("outbox_emails_waiting", "Claims that wait for a connection.", len(relay.pool.ready)),
-            self.meter.tick_s.family("outbox_tick_seconds", "How long a commit of the relay takes."),
-            self.meter.reply_s.family(
-                "outbox_smtp_reply_seconds", "From a final dot to its reply, or to its deadline."
-            ),
-            self.meter.settle_s.family("outbox_claim_to_settle_seconds", "From a claim to the commit of its verdict."),
+        for relay in self.relays.each:
+            counts = dict(relay.counts)
+            for verdict in VERDICTS:
+                verdicts.add_metric([verdict, *self._label(relay)], counts.get(verdict, 0))
+        return verdicts
+
+    def _numbers(self) -> Iterator[Metric]:
+        labels = self._labels
+        stale = CounterMetricFamily("outbox_verdicts_stale", "Verdicts that came too late to matter.", labels=labels)
+        lost = CounterMetricFamily("outbox_claims_lost", "Claims that were another's at their mark.", labels=labels)
+        sessions = CounterMetricFamily("outbox_sessions_lost", "Sessions with Postgres lost.", labels=labels)
+        ready = GaugeMetricFamily(
+            "outbox_relay_ready", "Whether the relay is ready; /readyz says yes if each is.", labels=labels
         )
+        held = GaugeMetricFamily("outbox_session_held", "Whether the relay holds its session.", labels=labels)
+        waiting = GaugeMetricFamily("outbox_emails_waiting", "Claims that wait for a connection.", labels=labels)
+        for relay in self.relays.each:
+            label, counts = self._label(relay), dict(relay.counts)
+            stale.add_metric(label, counts.get("stale settlements", 0))
+            lost.add_metric(label, counts.get("lost claims", 0))
+            sessions.add_metric(label, self.meters[relay.serves].sessions_lost)
+            ready.add_metric(label, self.health.is_ready(relay.serves))
+            held.add_metric(label, relay.holds_session)
+            waiting.add_metric(label, len(relay.pool.ready))
+        yield from (stale, lost, sessions, ready, held, waiting)
+
+    def _times(self) -> Iterator[Metric]:
+        labels = self._labels
+        tick = HistogramMetricFamily("outbox_tick_seconds", "How long a commit of the relay takes.", labels=labels)
+        reply = HistogramMetricFamily(
+            "outbox_smtp_reply_seconds", "From a final dot to its reply, or to its deadline.", labels=labels
+        )
+        settle = HistogramMetricFamily(
+            "outbox_claim_to_settle_seconds", "From a claim to the commit of its verdict.", labels=labels
+        )
+        for relay in self.relays.each:
+            meter, label = self.meters[relay.serves], self._label(relay)
+            meter.tick_s.add_to(tick, label)
+            meter.reply_s.add_to(reply, label)
+            meter.settle_s.add_to(settle, label)
+        yield from (tick, reply, settle)
+
+    def _ways(self) -> Iterator[Metric]:
         paused = GaugeMetricFamily(
             "outbox_route_paused", "Whether this relay takes the mail server for broken.", labels=["route"]
         )
-        paused.add_metric([relay.pool.route.name], relay.pool.breaker.is_open)
-        yield paused
-        connections = GaugeMetricFamily("outbox_smtp_connections", "Connections to the mail server.", labels=["state"])
-        for state, number in relay.pool.counts().items():
-            connections.add_metric([state], number)
-        yield connections
+        connections = GaugeMetricFamily(
+            "outbox_smtp_connections", "Connections to the mail server.", labels=["state", *self._labels]
+        )
+        for relay in self.relays.each:
+            paused.add_metric([relay.pool.route.name], relay.pool.breaker.is_open)
+            for state, number in relay.pool.counts().items():
+                connections.add_metric([state, *self._label(relay)], number)
+        yield from (paused, connections)
 
 
 class FleetCollector(Collector):
@@ -159,6 +196,9 @@ def _of_fleet(fleet: Fleet) -> Iterator[Metric]:
         "outbox_routes_paused", "Mail servers that the fleet takes for broken.", fleet.routes_paused
     )
     yield GaugeMetricFamily(
+        "outbox_routes_unserved", "Routes that emails wait for and no living relay serves.", fleet.routes_unserved
+    )
+    yield GaugeMetricFamily(
         "outbox_editions_incomplete", "Editions of the last 40 days not yet complete.", fleet.editions_incomplete
     )
 
@@ -179,10 +219,10 @@ def _of_editions(fleet: Fleet) -> Iterator[Metric]:
     yield from (expected, made, complete)
 
 
-def registry_of(relay: Relay, meter: Meter, health: Health, reader: FleetReader) -> CollectorRegistry:
-    """Everything that `/metrics` shows: this relay, its process, and the fleet."""
+def registry_of(relays: Relays, meters: Mapping[str, Meter], health: Health, reader: FleetReader) -> CollectorRegistry:
+    """Everything that `/metrics` shows: these relays with the meters of their routes, their process, and the fleet."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(RelayCollector(relay, meter, health))
+    registry.register(RelayCollector(relays, meters, health))
     registry.register(FleetCollector(reader))
     ProcessCollector(registry=registry)
     return registry

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox.database import CHANNEL, storable
+from outbox.ledger import LANES
 
 FLEET: Final = ""
 TAKEN_UP_AT_ONCE: Final = 1000
@@ -70,15 +71,15 @@ async def take_up(connection: Any) -> int:
 HELD: Final = f"""
 WITH RECURSIVE {_NAMES}
 SELECT EXISTS (SELECT FROM outbox.pause WHERE report = '')
-       OR (NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND due_at < 'infinity'
-                          AND state IN ('pending', 'sending'))
+       OR (NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND route = $1 AND priority IN (0, 1)
+                          AND due_at < 'infinity' AND state IN ('pending', 'sending'))
            AND NOT EXISTS (SELECT FROM ended))
 """
 
 
-async def is_held(connection: Any) -> bool:
-    """Whether nothing is left to send but what a pause holds back."""
-    return bool(await connection.fetchval(HELD))
+async def is_held(connection: Any, *, route: str = "") -> bool:
+    """Whether nothing of the route is left to send but what a pause holds back."""
+    return bool(await connection.fetchval(HELD, route))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +113,24 @@ def spoken(report: str) -> str:
 
 # What waits is counted to a bound, since it is the emergency exit that asks. What is set aside is found by its index;
 # what is not yet is at the front of what is due, where relays set it aside, so a look at some of that is enough.
-PAUSES: Final = """
+PAUSES: Final = f"""
+WITH RECURSIVE {LANES}
 SELECT p.report, p.since, p.who, p.why,
        CASE WHEN p.report = ''
-            THEN (SELECT count(*) FROM (SELECT FROM outbox.delivery
-                                         WHERE settled_at IS NULL AND state = 'pending' AND due_at <= 'infinity'
+            THEN (SELECT count(*) FROM (SELECT FROM lane l CROSS JOIN LATERAL (
+                                            SELECT FROM outbox.delivery
+                                             WHERE settled_at IS NULL AND route = l.route AND priority = l.priority
+                                               AND due_at <= 'infinity' AND state = 'pending'
+                                             LIMIT $1) d
                                          LIMIT $1) d)
             ELSE (SELECT count(*) FROM (SELECT FROM outbox.delivery
                                          WHERE settled_at IS NULL AND paused = p.report AND state = 'pending'
                                          LIMIT $1) d)
-                 + (SELECT count(*) FROM (SELECT email FROM outbox.delivery
-                                           WHERE settled_at IS NULL AND state = 'pending' AND paused IS NULL
-                                             AND due_at <= 'infinity'
-                                           ORDER BY due_at, email LIMIT $2) d
+                 + (SELECT count(*) FROM lane l
+                     CROSS JOIN LATERAL (SELECT email FROM outbox.delivery
+                                          WHERE settled_at IS NULL AND route = l.route AND priority = l.priority
+                                            AND due_at <= 'infinity' AND state = 'pending' AND paused IS NULL
+                                          ORDER BY due_at, email LIMIT $2) d
                       JOIN outbox.email m ON m.id = d.email
                       JOIN outbox.report r ON r.id = m.report JOIN outbox.edition e ON e.id = r.edition
                      WHERE e.report = p.report)

@@ -117,8 +117,11 @@ class Pool:
         return self.ready.popleft()
 
     def add(self, claims: list[Claim]) -> None:
-        """Let claims wait for connections: suspects in front, since each moment in hand is held against them."""
-        self.ready.extend(claim for claim in claims if not claim.suspect)
+        """Let claims wait for connections: suspects in front, since each moment in hand is held against them, then
+        urgent ones.
+        """
+        self.ready.extend(claim for claim in claims if not (claim.suspect or claim.urgent))
+        self.ready.extendleft(claim for claim in reversed(claims) if claim.urgent and not claim.suspect)
         self.ready.extendleft(claim for claim in claims if claim.suspect)
         self._sign_ready()
         if claims and self.pace.is_bounded:

@@ -21,6 +21,7 @@ from outbox.generate_session import GenerateSession, is_caused_by
 from outbox.period import Period, in_words
 from outbox.record import NewReport
 from outbox.report import explain
+from outbox.routing import route_for
 from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import Content, Recipient, Source, checked, source_of
 
@@ -52,6 +53,8 @@ class Preview:
     title: str
     page: str
     mail: Mail | None
+    route: str
+    """Which one the settings' rules give the email; '' is the usual one."""
     locale: str
     """The language that it is in, as BCP 47 names it."""
 
@@ -87,6 +90,7 @@ class Preview:
             "recipient": {"key": recipient.key, "email": recipient.email, "name": recipient.name},
             "sender": self.sender,
             "locale": self.locale,
+            "route": self.route,
             "title": self.title,
             "subject": mail and mail.subject,
             "text": mail and mail.text,
@@ -152,7 +156,9 @@ async def preview(
     shown = f"{sender.name} <{sender.address}>" if sender.name else sender.address
     mail = _read(made) if isinstance(made, NewReport) else None
     locale = run.language_of(recipient).tag
-    return Preview(name, period, in_words(period, report.zone), recipient, shown, made.title, made.html, mail, locale)
+    route = route_for(settings, name, recipient.email) if mail is not None else ""
+    words = in_words(period, report.zone)
+    return Preview(name, period, words, recipient, shown, made.title, made.html, mail, route, locale)
 
 
 async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:

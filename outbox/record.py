@@ -59,14 +59,16 @@ WITH made AS (
     ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
 ), fresh AS MATERIALIZED (
-    SELECT e.id, outbox.suppressed(m.recipient, n.report) AS suppressed
+    SELECT e.id, outbox.suppressed(m.recipient, n.report) AS suppressed,
+           outbox.route_of(n.report, m.recipient) AS route
       FROM email e JOIN made m ON m.email = e.id
       JOIN outbox.edition n ON n.id = CAST(:edition AS integer)
 ), delivery AS (
-    INSERT INTO outbox.delivery (email, send_before, state, settled_at)
+    INSERT INTO outbox.delivery (email, send_before, state, settled_at, priority, route)
     SELECT f.id, now() + CAST(:send_before_s AS float8) * interval '1 second',
            CASE WHEN f.suppressed IS NULL THEN 'pending' ELSE 'cancelled' END,
-           CASE WHEN f.suppressed IS NOT NULL THEN now() END
+           CASE WHEN f.suppressed IS NOT NULL THEN now() END,
+           CAST(:priority AS smallint), f.route
       FROM fresh f ORDER BY f.id
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, verdict, reply)
@@ -101,12 +103,14 @@ async def enqueue_reports(
     reports: Sequence[NewReport],
     *,
     send_before_s: float | None = None,
+    is_urgent: bool = False,
     traceparent: str | None = None,
 ) -> int:
     """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
 
-    What is not sent within `send_before_s` of that expires. `traceparent` is the W3C trace context of the caller, in
-    which the emails will be sent.
+    The rules say which route each takes, by report and recipient. What is not sent within
+    `send_before_s` of that expires. `traceparent` is the W3C trace context of the caller, in which the emails will be
+    sent.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
     then writes nothing for it. Of digests only those are written whose items are all open still; the others say what
@@ -124,6 +128,7 @@ async def enqueue_reports(
             {
                 "edition": edition,
                 "send_before_s": send_before_s,
+                "priority": int(is_urgent),
                 "traceparent": traceparent,
                 "made_by": storable(made_by()),
                 "recipient_keys": [r.recipient_key for r in reports],

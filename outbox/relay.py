@@ -1,4 +1,4 @@
-"""The corridor of sending: one process, one session at a time, many SMTP connections.
+"""The corridor of sending: one route, one session at a time, many SMTP connections.
 
 It drains the outbox until it is told to stop. Postgres and SMTP may go away and come back; the process stays.
 `ledger` says what each write is, `conversation` what each connection does; here they meet: claims go to
@@ -27,7 +27,7 @@ from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Barrier, Memory, tell_again
-from outbox.ledger import EXPIRED_AT_ONCE, Claim, Frontier, Note, RoutePause, Settlement, Tick, contradicts
+from outbox.ledger import EXPIRED_AT_ONCE, Claim, Frontier, Note, RoutePause, Settlement, Tick, Turns, contradicts
 from outbox.log import Events
 from outbox.observer import Observer
 from outbox.pace import STATEMENTS as PACE_STATEMENTS
@@ -65,22 +65,26 @@ STATEMENTS: Final = (
 
 
 class Relay:
-    """One relay of the fleet; the desk (`conversation.Desk`) of its connections.
+    """One relay of the fleet, which serves one route; the desk (`conversation.Desk`) of its connections.
 
     All state is touched on the event loop's thread only, and the session's connection by one coroutine only, since
     advisory locks are re-entrant within a session and so exclude nobody inside a process.
     """
 
-    def __init__(self, settings: Settings, *, until_empty: bool = False, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self, settings: Settings, route: str = "", *, until_empty: bool = False, observers: Sequence[Observer] = ()
+    ) -> None:
         settings.require("database_url", "smtp_url")
+        settings = settings.on_route(route)
         assert settings.database_url is not None
         assert settings.smtp_url is not None
         self.database_url = settings.database_url
         self.settings = settings
+        self.serves = route
         self.until_empty = until_empty
         self.observers = observers
         self._wake = asyncio.Event()
-        self.pool = Pool(Route(settings.smtp_url, settings), self, settings, wake=self._wake.set)
+        self.pool = Pool(Route(settings.smtp_url, settings, named=route), self, settings, wake=self._wake.set)
         self.inquirer: Inquirer | None = None
         if settings.resolver is not None:
             self.inquirer = Inquirer(
@@ -91,6 +95,8 @@ class Relay:
             )
         self.counts: Counter[str] = Counter()
         self.stopping = False
+        self.alive = 1
+        """How many relays the fleet has, of all routes, as of the last sweep."""
         self.left_in_doubt = 0
         self.left_held: list[Pause] = []
         """The pauses under which mail was left, if that is why an `until_empty` ended before it was so."""
@@ -103,7 +109,7 @@ class Relay:
         self._settlements: list[Settlement] = []
         self._poll_at = 0.0
         self._poll_s = POLL_FIRST_S
-        self._frontier = Frontier()
+        self._frontier, self._urgent_frontier, self._turns = Frontier(), Frontier(), Turns()
         self._sweep_at = 0.0
         self._expire_at = 0.0
         self._pulse_at = 0.0
@@ -181,6 +187,7 @@ class Relay:
                     wake=self._notified,
                     on_lost=self._session_lost,
                     former=self._former,
+                    route=self.serves,
                     statements=STATEMENTS,
                 )
         except LOST_SESSION as error:
@@ -197,7 +204,7 @@ class Relay:
             route=self.pool.route.name,
         )
         self._poll_at = self._sweep_at = 0.0
-        self._frontier = Frontier()
+        self._frontier, self._urgent_frontier, self._turns = Frontier(), Frontier(), Turns()
         self._barrier = Barrier(session.timeline, self.settings.failover_grace_s, up=session.timeline > 1)
         self._noted = Note()
         self._sent_before = self.counts["accepted"]
@@ -472,10 +479,10 @@ class Relay:
 
     async def _stop_if_empty(self, session: Session) -> None:
         """Stop when nothing is left, or only what people hold back: that may be so for days."""
-        if await ledger.is_empty(session.connection):
+        if await ledger.is_empty(session.connection, route=self.serves):
             log.info("outbox_empty", "the outbox is empty: {summary}", summary=self.summary(), counts=dict(self.counts))
             self.stop()
-        elif self._held and await pause.is_held(session.connection):
+        elif self._held and await pause.is_held(session.connection, route=self.serves):
             self.left_held = [one for one in await pause.read_pauses(session.connection) if one.waiting]
             log.info(
                 "outbox_held",
@@ -551,7 +558,8 @@ class Relay:
         began_at = time.monotonic()
         for observer in self.observers:
             observer.ticking()
-        since = self._frontier.since(began_at)
+        since, urgent_since = self._frontier.since(began_at), self._urgent_frontier.since(began_at)
+        urgent_max = self._turns.urgent_of(room)
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
             done = await ledger.tick(
@@ -561,8 +569,11 @@ class Relay:
                 marks=marks,
                 room=room,
                 suspects=int(room > 0 and self._may_take_suspect()),
-                route=self.pool.route.name,
+                route=self.serves,
+                server=self.pool.route.name,
                 since=since,
+                urgent_since=urgent_since,
+                urgent_max=urgent_max,
             )
         except BaseException as error:
             session.lose(session.lost or str(error) or type(error).__name__)
@@ -578,8 +589,10 @@ class Relay:
         self._adopt(done.pause, now)
         news = self._adopt_holds(done.held)
         if room:
-            self._frontier.note(done, since, now)
-            await self._plan_next_claim(session, done.claims, room, now, in_part=since is not None)
+            self._frontier.note(done.reached, since, now)
+            self._urgent_frontier.note(done.urgent_reached, urgent_since, now)
+            in_part = self._turns.note(done.claims, room, urgent_max) or since is not None
+            await self._plan_next_claim(session, done.claims, room, now, in_part=in_part)
         if not (done.held or done.listed):
             self._take_claims(session, done.claims, now)
         lost = self._act_on_marks(session, marks, done, started_s)
@@ -669,7 +682,7 @@ class Relay:
 
     async def _probe_without_mail(self, session: Session) -> None:
         """It is this relay's turn to try the server. With mail that is only put off, the turn is left to later."""
-        if await ledger.is_empty(session.connection, within_s=2 * PAUSE_MAX_S):
+        if await ledger.is_empty(session.connection, route=self.serves, within_s=2 * PAUSE_MAX_S):
             self.pool.probe()
         else:
             self.pool.breaker.probing = False
@@ -747,9 +760,10 @@ class Relay:
         await ledger.release(session.connection, session.relay, put_off, after_s=PAUSE_MAX_S)
 
     async def _sweep(self, session: Session) -> None:
-        found = await ledger.sweep(session.connection, session.relay, doubt_s=self._doubt_s())
+        found = await ledger.sweep(session.connection, session.relay, doubt_s=self._doubt_s(), route=self.serves)
         pause_s = min(max(SWEEP_SHARE_S * (found.alive + 1), SWEEP_MIN_S), SWEEP_MAX_S)
-        self.pool.pace.alive = found.alive + 1
+        self.pool.pace.alive = found.beside + 1
+        self.alive = found.alive + 1
         self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         if found.dead:
             log.warning(
@@ -866,7 +880,9 @@ class Relay:
             handed_over = self.pool.handed_over()
             news = self._memory.recall(unsettled, handed_over, doubt_s=doubt_s)
             told = {(n.key, n.attempt) for n in news}
-            emails, changed = await tell_again(session.connection, news, lambda: self._patience(session))
+            emails, changed = await tell_again(
+                session.connection, news, lambda: self._patience(session), route=self.serves
+            )
             # What was judged meanwhile still has the old ids; on a new timeline they may be another email's.
             self._settlements = [
                 replace(s, email=emails.get(s.key, s.email))

@@ -37,6 +37,7 @@ class Route:
     address: SmtpAddress
     settings: Settings
     talk: type[Conversation] | None = None  # another kind, for who wants to hear more
+    named: str = ""  # as the settings name it
     letterhead: Letterhead | None = field(init=False)
     _tls: ssl.SSLContext | None = None
 
@@ -45,8 +46,11 @@ class Route:
 
     @property
     def name(self) -> str:
-        """What the fleet calls this way."""
-        return self.address.name
+        """What the fleet calls this way, in pauses, paces and allowances: its name in the settings, else host and port.
+
+        Two routes may lead to one server, with a login and limits of their own each.
+        """
+        return self.named or self.address.name
 
     async def connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
         """A connection that is set up, and the conversation to attach to it.
@@ -117,7 +121,7 @@ class Route:
         return self._tls
 
     def _explain(self, error: Exception) -> str:
-        place = self.name
+        place = self.address.name
         if isinstance(error, TimeoutError) or not str(error):
             return f"{place}: no answer within {self.settings.connect_timeout_s:g} s"
         said = f"{error.code} {error.message}" if isinstance(error, aiosmtplib.SMTPResponseException) else str(error)

@@ -81,6 +81,10 @@ UPGRADES: Final[Mapping[int, str]] = {
     5: """
         ALTER TABLE outbox.delivery ADD COLUMN route text NOT NULL DEFAULT '',
             ADD COLUMN priority smallint NOT NULL DEFAULT 0 CHECK (priority BETWEEN 0 AND 1);
+        DROP INDEX outbox.delivery_due, outbox.delivery_suspect;
+        CREATE INDEX delivery_due ON outbox.delivery (route, priority, due_at, email) WHERE settled_at IS NULL;
+        CREATE INDEX delivery_suspect ON outbox.delivery (route, due_at, email)
+            WHERE settled_at IS NULL AND orphaned >= 3;
         ALTER TABLE outbox.attempt DROP CONSTRAINT attempt_verdict_check, ADD CONSTRAINT attempt_verdict_check
             CHECK (verdict IN ('accepted', 'deferred', 'refused', 'in_doubt', 'withdrawn',
                                'quarantined', 'asked', 'resolved', 'expired', 'cancelled', 'retried', 'suppressed',

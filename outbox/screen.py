@@ -128,14 +128,16 @@ def _relays(look: Look, rates: Rates) -> RenderableType:
     if not look.relays:
         return Group(_heading("relays alive: none"), Text("Start `outbox relay` on every server.", "yellow"))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for title in ("relay", "host", "pid", "sent", "/s", "in hand"):
-        table.add_column(title, justify="left" if title == "host" else "right", no_wrap=True)
+    route = ["route"] if any(relay.route for relay in look.relays) else []
+    for title in ("relay", *route, "host", "pid", "sent", "/s", "in hand"):
+        table.add_column(title, justify="left" if title in ("route", "host") else "right", no_wrap=True)
     table.add_column("last reply", overflow="ellipsis", no_wrap=True, ratio=1)
     for relay in look.relays:
         in_hand = "?" if look.open is None else f"{look.open.in_hand.get(relay.id, 0):,}"
+        own = [_printable(relay.route or "usual")] if route else []
         table.add_row(
-            str(relay.id), _printable(relay.host), str(relay.pid), f"{relay.sent:,}", _rate(rates.per_s(relay.id)),
-            in_hand, Text(_printable(relay.last_reply or "")),
+            str(relay.id), *own, _printable(relay.host), str(relay.pid), f"{relay.sent:,}",
+            _rate(rates.per_s(relay.id)), in_hand, Text(_printable(relay.last_reply or "")),
         )  # fmt: skip
     return Group(_heading(f"relays alive: {len(look.relays)}"), table)
 
@@ -157,6 +159,7 @@ def _reasons(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]
     for route in look.routes:
         since = spoken_time(route.since, zone)
         yield f"The way to {route.name} is in trouble since {since}: {route.reason.rstrip('.')}.", "red"
+    yield from ((one.sentence, "red") for one in look.unserved)
     yield from ((_hindrance(relay), "red") for relay in look.relays if relay.trouble)
     if look.open is None:
         yield "It is not counted: there is too much of it, or this is the first look.", "dim"

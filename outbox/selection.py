@@ -181,6 +181,9 @@ class Listed:
     settled_at: datetime | None
     doubted_at: datetime | None
     said: str
+    route: str
+    """Which one it takes; '' is the usual one."""
+    urgent: bool
 
     @property
     def since(self) -> datetime:
@@ -210,7 +213,7 @@ SELECT m.key, m.recipient, e.report, e.period, d.state, d.attempt, d.relay, d.pa
        d.marked_at, d.settled_at, d.doubted_at,
        coalesce((SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email
                   ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1), '') AS said,
-       (SELECT count(*) FROM found) AS total
+       d.route, d.priority > 0 AS urgent, (SELECT count(*) FROM found) AS total
   FROM (SELECT email FROM found ORDER BY email DESC LIMIT {limit}) f
   JOIN outbox.delivery d ON d.email = f.email JOIN outbox.email m ON m.id = f.email
   LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition

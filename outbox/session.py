@@ -64,9 +64,10 @@ class Session:
         wake: Callable[[], None],
         on_lost: Callable[[], None],
         former: "Session | None",
+        route: str = "",
         statements: Sequence[str] = (),
     ) -> Self:
-        """A new identity, proven to hold a real lock, listening. `former`, this process's last one, is ended first.
+        """A new identity, proven to hold a real lock, listening. `former`, the last one of this relay, is ended first.
 
         `statements` are what it will run while it holds the lock. They are prepared before: asyncpg prepares in two
         steps, and the server takes a client that stops between them for a busy one, whose session no idle timeout ends.
@@ -94,7 +95,7 @@ class Session:
                 silence = asyncio.get_running_loop().call_later(lease_s, connection.terminate)
             # Listen first, look at the table afterwards: a notification in between is then not lost.
             await connection.add_listener(CHANNEL, lambda *_: wake())
-            relay = await _register(connection, timeline)
+            relay = await _register(connection, timeline, route)
             session = cls(connection, relay, timeline, started_at, on_lost=on_lost)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
@@ -148,16 +149,17 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
     return await connect(url, application="outbox relay", settings=settings, timeout_s=min(lease_s, CONNECT_TIMEOUT_S))
 
 
-async def _register(connection: Any, timeline: int) -> int:
+async def _register(connection: Any, timeline: int, route: str = "") -> int:
     """The new relay's id. Its row is seen by others only with its lock held: both come with one commit."""
     async with connection.transaction():
         relay = await connection.fetchval(
-            "INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline)"
-            " VALUES ($1, $2, pg_backend_pid(), $3, $4) RETURNING id",
+            "INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, route)"
+            " VALUES ($1, $2, pg_backend_pid(), $3, $4, $5) RETURNING id",
             socket.gethostname(),
             os.getpid(),
             __version__,
             timeline,
+            route,
         )
         await connection.execute("SELECT pg_advisory_lock($1, $2)", RELAY_LOCKS, relay)
     return int(relay)

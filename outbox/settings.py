@@ -144,6 +144,13 @@ class Deliver(StrEnum):
     DIGEST = "digest"
 
 
+class Priority(StrEnum):
+    """Which emails of a route go first."""
+
+    NORMAL = "normal"
+    URGENT = "urgent"
+
+
 class EditionSettings(_Table):
     """What reports and the digest have in common: when, about which period, and what their emails are like."""
 
@@ -155,6 +162,7 @@ class EditionSettings(_Table):
     schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
+    priority: Priority = Priority.NORMAL  # urgent: before others that wait for the same route
     locale: str = "en"  # of dates, numbers and the packaged words, for whom the query gives no `locale`
     title: str = ""  # never empty once it is read as part of Settings: the report's name stands in
 
@@ -176,6 +184,11 @@ class EditionSettings(_Table):
     def unsubscribe_link(self, token: str) -> str | None:
         """Where who got the report of that token ends the emails; None if nowhere."""
         return self.unsubscribe and self.unsubscribe.replace("{token}", token)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether its emails go before others."""
+        return self.priority is Priority.URGENT
 
     @property
     def ticks(self) -> Schedule | None:
@@ -393,6 +406,30 @@ class WaySettings(_Table):
         return path and path.strip()
 
 
+class RouteSettings(WaySettings):
+    """One more route: a server, and which emails take it. What it leaves out is as at the top level.
+
+    An email takes the first route, as they stand in the settings, whose `reports` have its report or whose `domains`
+    its recipient's domain (`example.com`; `*.example.com` is each below it), or that whoever put it in named.
+    """
+
+    smtp_url: Annotated[InstanceOf[SmtpAddress], _parsed(SmtpAddress), PlainSerializer(str)]
+    reports: list[str] = []
+    domains: list[str] = []
+
+    @field_validator("domains")
+    @classmethod
+    def _are_domains(cls, domains: list[str]) -> list[str]:
+        lower = [domain.strip().lower() for domain in domains]
+        for domain in lower:
+            if not _DOMAIN.fullmatch(domain.removeprefix("*.")):
+                raise ValueError(
+                    f"{_shown(domain)} is no domain; write one like example.com, or *.example.com for each below it "
+                    "(xn--bcher-kva.example for bücher.example)"
+                )
+        return lower
+
+
 class Settings(WaySettings):
     """Everything that a command needs to know. What only some commands need may be None: see `require`."""
 
@@ -413,6 +450,7 @@ class Settings(WaySettings):
     retry: RetrySettings = RetrySettings()
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
     digest: DigestSettings | None = None
+    routes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], RouteSettings] = {}  # beside that to smtp_url
 
     batch_max: Annotated[int, _count(1000)] = 100
 
@@ -432,6 +470,23 @@ class Settings(WaySettings):
     log_addresses: Annotated[bool, Field(strict=True)] = False  # else each is shown as <address>
     http: str | None = None  # "127.0.0.1:9464": where a relay answers /metrics, /livez and /readyz
     dead_man_url: str | None = None  # called when an edition is complete: each report is made and sent
+
+    def on_route(self, name: str) -> "Settings":
+        """These settings as they are for one route: what it says of its own is in the place of what the top level says.
+
+        '' is the usual one, whose settings are these themselves.
+
+        Raises:
+            ConfigurationError: there is none of that name; the sentence names those that there are.
+        """
+        if not name:
+            return self
+        if name not in self.routes:
+            known = ", ".join(self.routes)
+            mend = f"write one of {known}{_did_you_mean(name, self.routes)}" if known else "write a table for it"
+            raise ConfigurationError(f"routes.{_quoted(name)}: is not configured; {mend}.")
+        route = self.routes[name]
+        return self.model_copy(update={key: getattr(route, key) for key in route.model_fields_set - _RULES})
 
     def require(self, *keys: str) -> None:
         """Return if all of these top-level keys are set.
@@ -535,6 +590,33 @@ class Settings(WaySettings):
             )
         return digest
 
+    @field_validator("routes")
+    @classmethod
+    def _have_rules_that_fit(cls, routes: dict[str, RouteSettings], info: ValidationInfo) -> dict[str, RouteSettings]:
+        if not {"reports", "digest"} <= set(info.data):
+            return routes  # those have faults of their own, which must be mended first
+        known = {**info.data["reports"], **({DIGEST: info.data["digest"]} if info.data["digest"] else {})}
+        taken: dict[str, str] = {}
+        for name, route in routes.items():
+            for report in route.reports:
+                if report not in known:
+                    guess = _did_you_mean(report, known)
+                    raise ValueError(
+                        f"{name} names the report {_shown(report)}, which is not configured; mend the name, or write "
+                        f"[reports.{_quoted(report)}]{guess}"
+                    )
+                if known[report].is_collected:
+                    raise ValueError(
+                        f"{name} names {report}, which has no email of its own "
+                        f'(deliver = "digest"); write "{DIGEST}" in its place'
+                    )
+            for rule in (*route.reports, *route.domains):
+                if rule in taken:
+                    both = f"{taken[rule]} and {name}" if taken[rule] != name else f"{name} twice"
+                    raise ValueError(f"{rule} stands in {both}; keep it in one place")
+                taken[rule] = name
+        return routes
+
     @field_validator("guard_s")
     @classmethod
     def _is_over_before_the_lease(cls, guard_s: float, info: ValidationInfo) -> float:
@@ -543,6 +625,7 @@ class Settings(WaySettings):
         return guard_s
 
 
+_RULES = frozenset({"reports", "domains"})  # of a route: which emails take it
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
@@ -655,6 +738,7 @@ def _variable(key: str) -> str:
 # What a key that must be there looks like.
 _WANTED = {
     "link": 'write one like "https://reports.example.com/r/{token}"',
+    "smtp_url": 'write one like "smtp://host:25"',
     "domain": 'write whose signature it is, like "example.com"',
     "selector": "write under which name in the DNS the public key is",
     "key_file": "name the file with the private key in PEM",
@@ -670,9 +754,10 @@ _FAULTS = {
     "int_type": "is not a whole number; write one without quotes and without a point",
     "greater_than_equal": "{value} is too small; write {ge:g} or more",
     "less_than_equal": "{value} is too large; write {le:g} or less",
+    "list_type": 'is not a list; put it into brackets, as in ["one", "two"]',
     "enum": "{value} is not a choice; write {expected}",
     "missing": "is missing; {wanted}",
-    "string_pattern_mismatch": "is no name for a report; use a-z, 0-9, - and _, and begin with a letter",
+    "string_pattern_mismatch": "is no name for a {kind}; use a-z, 0-9, - and _, and begin with a letter",
     "model_type": "is not a table; begin it with [{table}] and write its keys below",
     "dict_type": "is not a table; begin it with [{table}.NAME] and write its keys below",
     "value_error": "{error}",
@@ -686,8 +771,13 @@ def _sentence(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         return _unknown(loc, key)
     fault = _FAULTS.get(detail["type"], "cannot be used; write another value")
-    wanted = _WANTED.get(loc[-1], "write it")
-    context = {**detail.get("ctx", {}), "wanted": wanted, "value": _shown(detail["input"]), "table": ".".join(loc)}
+    context = {
+        **detail.get("ctx", {}),
+        "value": _shown(detail["input"]),
+        "table": ".".join(loc),
+        "kind": loc[0].removesuffix("s"),
+        "wanted": _WANTED.get(loc[-1], "write it"),
+    }
     return f"{key}: {fault.format_map(context)}."
 
 
@@ -699,6 +789,7 @@ def _unknown(loc: Sequence[str], key: str) -> str:
             "digest": DigestSettings,
             "dkim": DkimSettings,
             "reports": ReportSettings,
+            "routes": DkimSettings if "dkim" in loc[2:-1] else RouteSettings,
         }
         table = tables.get(loc[0], Settings)
         if loc[-1] in _KEYS:

@@ -61,6 +61,9 @@ class Story:
     marked_at: datetime | None
     settled_at: datetime | None
     doubted_at: datetime | None
+    route: str
+    """Which one it takes; '' is the usual one."""
+    urgent: bool
     tries: list[Try]
     pauses: list[Pause]
     """Those that hold it back."""
@@ -131,7 +134,8 @@ SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at
        coalesce(d.state, 'without a delivery') AS state, coalesce(d.attempt, 0) AS attempts,
        d.relay, l.host, d.paused,
        CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
-       d.send_before, d.marked_at, d.settled_at, d.doubted_at, outbox.suppressed(m.recipient, e.report) AS suppressed
+       d.send_before, d.marked_at, d.settled_at, d.doubted_at, coalesce(d.route, '') AS route,
+       coalesce(d.priority > 0, false) AS urgent, outbox.suppressed(m.recipient, e.report) AS suppressed
   FROM outbox.email m
   LEFT JOIN outbox.delivery d ON d.email = m.id
   LEFT JOIN outbox.relay l ON l.id = d.relay

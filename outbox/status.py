@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from outbox.database import RELAY_LOCKS
+from outbox.database import ALIVE, RELAY_LOCKS
 from outbox.pause import Pause, read_pauses
 from outbox.prune import BARE
+from outbox.routing import Unserved, read_unserved
 
 STATES: Final = ("pending", "sending", "sent", "in_doubt", "dead", "cancelled", "expired")
 EDITIONS_MAX: Final = 10
@@ -28,6 +29,8 @@ class RelayStatus:
     """What keeps it from its work."""
     stale: int
     """How many of its verdicts came too late to matter: more than 0 wants to be looked at."""
+    route: str = ""
+    """The one that it serves; '' is the usual one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ class Status:
     troubles: list[Trouble]
     schedules: list[ScheduleStatus] = field(default_factory=list)
     """Those in trouble only."""
+    unserved: list[Unserved] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
@@ -111,20 +115,11 @@ SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
   FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND due_at <= now()
 """
 
-# From the locks, not from memory: a row that nobody locks is a relay that is gone.
-ALIVE: Final = """
-  FROM outbox.relay r
-  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
-                 AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
-                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
- WHERE r.ended_at IS NULL
-"""
-
 RELAYS: Final = f"""
 SELECT r.id, r.host, r.pid, r.version, r.started_at,
        (SELECT count(*) FROM outbox.delivery d
          WHERE d.settled_at IS NULL AND d.state IN ('pending', 'sending') AND d.relay = r.id) AS in_hand,
-       r.trouble, r.stale
+       r.trouble, r.stale, r.route
 {ALIVE} ORDER BY r.id
 """
 
@@ -184,12 +179,13 @@ async def read_status(connection: Any) -> Status:
         relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
         routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
         pauses = await read_pauses(connection)
+        unserved = await read_unserved(connection)
         schedules = [ScheduleStatus(*row) for row in await connection.fetch(SCHEDULES)]
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
         statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
         troubles = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
     counts = {state: found.get(state, 0) for state in STATES}
-    return Status(counts, oldest, relays, routes, pauses, editions, troubles, schedules)
+    return Status(counts, oldest, relays, routes, pauses, editions, troubles, schedules, unserved)
 
 
 def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:

@@ -15,11 +15,12 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database import LOST_SESSION, RELAY_LOCKS, connect, is_ended
+from outbox.database import ALIVE, LOST_SESSION, RELAY_LOCKS, connect, is_ended
 from outbox.errors import OutboxError
+from outbox.routing import Unserved, read_unserved
 from outbox.schema import require_current
 from outbox.settings import Settings
-from outbox.status import ALIVE, ROUTES, RouteStatus
+from outbox.status import ROUTES, RouteStatus
 
 REST: Final = 20.0  # times as long as a count took: it is not asked for again before
 REST_SETTLED: Final = 100.0  # the same, for what hardly changes any more
@@ -40,6 +41,7 @@ class RelaySeen:
     sent: int
     last_reply: str | None
     trouble: str | None
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +101,12 @@ class Look:
     settled_at: datetime | None = None
     given_today: int | None = None
     """Emails of the last 24 hours that count for `daily_max`, where there is one."""
+    unserved: list[Unserved] = field(default_factory=list)
 
 
 NOW: Final = "SELECT now()"
 
-RELAYS: Final = f"SELECT r.id, r.host, r.pid, r.sent, r.last_reply, r.trouble {ALIVE} ORDER BY r.id"
+RELAYS: Final = f"SELECT r.id, r.host, r.pid, r.sent, r.last_reply, r.trouble, r.route {ALIVE} ORDER BY r.id"
 
 PAUSES: Final = "SELECT report, since, who, why FROM outbox.pause ORDER BY report"
 
@@ -304,6 +307,7 @@ class Watcher:
             [PauseSeen(*row) for row in await connection.fetch(PAUSES)],
             [EditionSeen(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)],
             [row["key"] for row in await connection.fetch(IN_DOUBT, IN_DOUBT_MAX)],
+            unserved=await read_unserved(connection),
             given_today=None if self._route is None else await connection.fetchval(GIVEN, self._route),
         )
 

@@ -1,10 +1,11 @@
-"""What attends a relay while it runs: who measures it, who is told how it goes, who sees editions complete.
+"""What attends the relays of a process while they run: who measures, who is told how it goes, who sees editions
+complete and rules differ.
 
-None of these can stop it from sending: what is wrong with them is logged.
+None of these can stop them from sending: what is wrong with them is logged.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
     from outbox.health import Health
     from outbox.metrics import Meter
     from outbox.observer import Observer
-    from outbox.relay import Relay
+    from outbox.relays import Relays
     from outbox.settings import Settings
 
 log = Events("outbox.relay")
 
 
 @asynccontextmanager
-async def attended(settings: "Settings", *, until_empty: bool) -> "AsyncIterator[Relay]":
-    """A relay that is to be run, and all that attends it.
+async def attended(settings: "Settings", *, until_empty: bool) -> "AsyncIterator[Relays]":
+    """The relays that are to be run, one for each route, and all that attends them.
 
     Raises:
         ConfigurationError: nobody can listen at `http`.
@@ -33,20 +34,28 @@ async def attended(settings: "Settings", *, until_empty: bool) -> "AsyncIterator
     from outbox.completion import Completion
     from outbox.health import Health
     from outbox.notify import Notifier
-    from outbox.relay import Relay
+    from outbox.relays import Relays
+    from outbox.routing import watch_rules
 
     async with AsyncExitStack() as stack:
-        observers: list[Observer] = _tracing(settings, stack)
-        meter, endpoints = _measuring(settings, stack, observers)
-        relay = Relay(settings, until_empty=until_empty, observers=observers)
-        health, completion = Health(relay, Notifier()), Completion(relay)
-        if meter is not None and endpoints is not None:
-            _serve(endpoints, relay, meter, health)
-        tasks = [_beside(completion.watch(), "completion")]
+        spans = _tracing(stack)
+        meters, endpoints = _measuring(settings, stack)
+
+        def observers(own: "Settings", route: str) -> "list[Observer]":
+            return [*spans(own, route), *([meters[route]] if route in meters else [])]
+
+        relays = Relays(settings, until_empty=until_empty, observers=observers)
+        health, completion = Health(relays, Notifier()), Completion(relays)
+        if endpoints is not None:
+            _serve(endpoints, relays, meters, health)
+        tasks = [
+            _beside(completion.watch(), "completion"),
+            _beside(watch_rules(settings), "the look at the rules for routes"),
+        ]
         if endpoints is not None or health.notifier.is_heard:
             tasks.append(_beside(health.watch(), "health"))
         try:
-            yield relay
+            yield relays
         finally:
             health.notifier.stopping()
             for task in tasks:
@@ -57,40 +66,40 @@ async def attended(settings: "Settings", *, until_empty: bool) -> "AsyncIterator
             await completion.last_look()
 
 
-def _tracing(settings: "Settings", stack: AsyncExitStack) -> "list[Observer]":
-    """Who writes traces, if they are wanted; what is not exported in the end is exported then."""
+def _tracing(stack: AsyncExitStack) -> "Callable[[Settings, str], list[Observer]]":
+    """Who writes traces of a route, if they are wanted; what is not exported in the end is exported then."""
     traces = tracing.begin()
     if traces is None:
-        return []
+        return lambda *_: []
     from outbox.spans import Spans
 
-    assert settings.smtp_url is not None
     stack.callback(tracing.end)
-    return [Spans(traces, settings.smtp_url.name)]
+
+    def spans(own: "Settings", route: str) -> "list[Observer]":
+        assert own.smtp_url is not None
+        return [Spans(traces, route or own.smtp_url.name)]
+
+    return spans
 
 
-def _measuring(
-    settings: "Settings", stack: AsyncExitStack, observers: "list[Observer]"
-) -> "tuple[Meter | None, Endpoints | None]":
-    """Who measures, and where the answers are given, if `http` says so."""
+def _measuring(settings: "Settings", stack: AsyncExitStack) -> "tuple[dict[str, Meter], Endpoints | None]":
+    """Who measures each route, and where the answers are given, if `http` says so."""
     if not settings.http:
-        return None, None
+        return {}, None
     from outbox.endpoints import Endpoints
     from outbox.metrics import Meter
 
-    meter, endpoints = Meter(), stack.enter_context(Endpoints(settings.http))
-    observers.append(meter)
-    return meter, endpoints
+    return {route: Meter() for route in ("", *settings.routes)}, stack.enter_context(Endpoints(settings.http))
 
 
-def _serve(endpoints: "Endpoints", relay: "Relay", meter: "Meter", health: "Health") -> None:
+def _serve(endpoints: "Endpoints", relays: "Relays", meters: "dict[str, Meter]", health: "Health") -> None:
     from prometheus_client import make_wsgi_app
 
     from outbox.fleet import FleetReader
     from outbox.metrics import registry_of
 
-    reader = FleetReader(relay.database_url)
-    endpoints.serve(make_wsgi_app(registry_of(relay, meter, health, reader)), health, reader)
+    reader = FleetReader(relays.database_url)
+    endpoints.serve(make_wsgi_app(registry_of(relays, meters, health, reader)), health, reader)
 
 
 def _beside(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":

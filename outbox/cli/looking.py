@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from outbox.status import Status
 
 _SELDOM = {"cancelled", "expired"}
-_TEXT_COLUMNS = {"host", "report", "period", "version", "since (UTC)"}
+_TEXT_COLUMNS = {"host", "route", "report", "period", "version", "since (UTC)"}
 
 
 @app.command()
@@ -80,9 +80,13 @@ def _print_status(found: "Status") -> None:
     console.print(counts)
     if found.oldest_due_s:
         console.print(f"The oldest has been due for {found.oldest_due_s:.0f} s.")
-    relays = table(f"\nrelays alive: {len(found.relays)}", "relay", "host", "pid", "version", "since (UTC)", "in hand")
+    route = ["route"] if any(r.route for r in found.relays) else []
+    columns = ("relay", *route, "host", "pid", "version", "since (UTC)", "in hand")
+    relays = table(f"\nrelays alive: {len(found.relays)}", *columns)
     for r in found.relays:
-        relays.add_row(str(r.id), r.host, str(r.pid), r.version, f"{r.started_at:%Y-%m-%d %H:%M:%S}", str(r.in_hand))
+        own = [r.route or "usual"] if route else []
+        since = f"{r.started_at:%Y-%m-%d %H:%M:%S}"
+        relays.add_row(str(r.id), *own, r.host, str(r.pid), r.version, since, str(r.in_hand))
     console.print(relays if found.relays else "\nNo relay is alive: start `outbox relay`.")
     for line in _hindrances(found):
         console.print(line, markup=False)
@@ -117,6 +121,8 @@ def _hindrances(found: "Status") -> Iterator[str]:
     for route in found.routes:
         yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
         yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+    for unserved in found.unserved:
+        yield printable(f"\n{unserved.sentence}")
     for schedule in found.schedules:
         yield f"\nThe edition that {schedule.report} was to start at {schedule.tick_at:%Y-%m-%d %H:%M:%S} UTC fails:"
         yield printable(

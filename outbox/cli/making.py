@@ -33,13 +33,15 @@ def init(
     settings.require("database_url")
     for name in redefine or []:
         settings.report(name)
-    (before, after), unrenewed = awaited(_initialise(settings, redefine or [], roles=roles))
+    (before, after), unrenewed, changes = awaited(_initialise(settings, redefine or [], roles=roles))
     if before is None:
         typer.echo(f"The outbox schema is there now, at version {after}.")
     elif before < after:
         typer.echo(f"The outbox schema was upgraded from version {before} to {after}.")
     else:
         typer.echo(f"The outbox schema is at version {after} already.")
+    for line in changes:
+        typer.echo(line)
     for name in redefine or []:
         report = settings.report(name)
         typer.echo(f"{name} is {report.cadence}, covers {report.covers}, {report.timezone}, for the whole fleet.")
@@ -60,11 +62,16 @@ def _print_roles() -> None:
     typer.echo("  GRANT outbox_generate TO app_generate; GRANT SELECT ON people, progress TO app_generate;")
 
 
-async def _initialise(settings: "Settings", redefine: list[str], *, roles: bool) -> tuple[tuple[int | None, int], bool]:
-    """The versions before and after, and whether an upgrade has left roles without the rights on what is new."""
+async def _initialise(
+    settings: "Settings", redefine: list[str], *, roles: bool
+) -> tuple[tuple[int | None, int], bool, list[str]]:
+    """The versions before and after, whether an upgrade has left roles without the rights on what is new, and what was
+    changed of the rules for routes.
+    """
     from outbox.database import connect, engine
     from outbox.roles import are_used, grant_roles
-    from outbox.schema import initialise
+    from outbox.routing import told, write_rules
+    from outbox.schema import VERSION, initialise
 
     assert settings.database_url is not None
     connection = await connect(settings.database_url, application="outbox init")
@@ -73,6 +80,7 @@ async def _initialise(settings: "Settings", redefine: list[str], *, roles: bool)
         unrenewed = versions[0] not in (None, versions[1]) and await are_used(connection)
         if roles:
             await grant_roles(connection)
+        changes = list(told(await write_rules(connection, settings))) if versions[1] == VERSION else []
     finally:
         await connection.close()
     if redefine:
@@ -81,7 +89,7 @@ async def _initialise(settings: "Settings", redefine: list[str], *, roles: bool)
         async with engine(settings.database_url, application="outbox init").connect() as session:
             for name in redefine:
                 await edition.redefine(session, name, settings.report(name))
-    return versions, unrenewed
+    return versions, unrenewed, changes
 
 
 @app.command()

@@ -197,6 +197,8 @@ def _print_story(story: "Story", zone: "tzinfo | None") -> None:
         "subject": story.subject,
         "report": f"{story.report} {story.period}, recipient {story.recipient}" if story.report else None,
         "made": spoken_time(story.created_at, zone) + (f" on {story.made_by}" if story.made_by else ""),
+        "route": story.route,
+        "priority": "urgent" if story.urgent else None,
         "due": story.due_at and spoken_time(story.due_at, zone),
         "send before": story.send_before and spoken_time(story.send_before, zone),
         "settled": story.settled_at and spoken_time(story.settled_at, zone),

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.frame import Bar, ConfigOption, app, awaited, printable, settings_of, to_json
+from outbox.cli.frame import Bar, ConfigOption, app, awaited, connected, printable, settings_of, to_json
 from outbox.errors import OutboxError
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from outbox.prune import Pruned
-    from outbox.relay import Relay
+    from outbox.relays import Relays
     from outbox.settings import Settings
 
 
@@ -62,6 +62,8 @@ async def _relay(settings: "Settings", *, until_empty: bool, generating: Sequenc
 
     async with attended(settings, until_empty=until_empty) as sender:
         await _run_until_told(sender, settings, generating)
+    if until_empty:
+        await _refuse_what_is_left(settings)
     if sender.left_in_doubt:
         raise OutboxError(
             f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
@@ -74,8 +76,23 @@ async def _relay(settings: "Settings", *, until_empty: bool, generating: Sequenc
         raise OutboxError(printable(f"{waiting:,} emails were not sent, since {paused}; {remedies} lets them go."))
 
 
-async def _run_until_told(sender: "Relay", settings: "Settings", generating: Sequence[str] | None) -> None:
-    """Run the relay until it is empty, or a signal says to stop; a second one ends at once."""
+async def _refuse_what_is_left(settings: "Settings") -> None:
+    """Return if no email waits for a route that these settings do not have and nobody else serves.
+
+    Raises:
+        OutboxError: some do; a sentence names each such route.
+
+    """
+    from outbox.routing import read_unserved
+
+    async with connected(settings, "outbox relay") as connection:
+        left = [one for one in await read_unserved(connection) if one.route not in settings.routes]
+    if left:
+        raise OutboxError(" ".join(printable(one.sentence) for one in left))
+
+
+async def _run_until_told(sender: "Relays", settings: "Settings", generating: Sequence[str] | None) -> None:
+    """Run the relays until their routes are empty, or a signal says to stop; a second one ends at once."""
     import asyncio
     import signal
 

@@ -68,11 +68,13 @@ def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
     directory = out if out is not None else Path(mkdtemp(prefix="outbox-preview-"))
     written = found.write(directory)
     person = found.recipient
+    route = {"route": found.route} if found.route else {}
     lines = {
         "report": f"{found.report} {found.period.key}, for {person.key}",
         "period": found.words,
         "from": found.sender,
         "to": f"{person.name} <{person.email}>" if person.name else person.email,
+        **route,
         **({"subject": found.mail.subject} if found.mail else {"title": found.title}),
     }
     for name, line in lines.items():
@@ -107,6 +109,9 @@ def send_test(
         str | None,
         typer.Option("--for", help="With --report: whose, by key; by default the first recipient's.", metavar="KEY"),
     ] = None,
+    route: Annotated[
+        str | None, typer.Option(help="Through this route; by default through smtp_url.", metavar="NAME")
+    ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
@@ -120,6 +125,7 @@ def send_test(
     if key is not None and report is None:
         raise ConfigurationError("--for: says whose report; add --report REPORT.")
     settings = settings_of(context, config)
+    settings = settings.on_route(route or "")
     settings.require("smtp_url", "sender", *(("database_url", "reports") if report else ()))
     _log_plainly()
     trial = awaited(_try(settings, recipient, report, key))

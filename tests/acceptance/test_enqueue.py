@@ -107,7 +107,7 @@ async def test_what_is_committed_is_there_once_and_what_is_rolled_back_never_was
         assert await put(session, welcome()) is False, "within one transaction, too"
         await done(rollback)
         assert await keys() == []
-        assert await put(session, welcome()) is True
+        assert await put(session, welcome(priority="urgent", route="bulk")) is True
         assert await keys() == [], "it never commits"
         await done(commit)
         assert await put(session, welcome(subject="another")) is False
@@ -116,6 +116,7 @@ async def test_what_is_committed_is_there_once_and_what_is_rolled_back_never_was
     assert (row["key"], row["recipient"]) == ("welcome/1", "ada@example.com")
     assert b"Subject: Welcome\r\n" in row["message"]
     assert "pid" in row["made_by"]
+    assert tuple(await connection.fetchrow("SELECT priority, route FROM outbox.delivery")) == (1, "bulk")
 
 
 class Base(DeclarativeBase):
@@ -262,6 +263,8 @@ async def test_times_are_kept(connection):
         ({"sender": "Shop"}, "'Shop' is no email address"),
         ({"headers": {"Bcc": "spy@example.com"}}, "Bcc is written by outbox itself"),
         ({"send_at": datetime(2030, 1, 1)}, "send_at has no timezone"),  # noqa: DTZ001 - that is the fault
+        ({"priority": "high"}, "'high' is none; write normal or urgent"),
+        ({"route": "mail:25"}, "'mail:25' is no name"),
         ({"attachments": [Attachment("a", b"", "image/png", "x")]}, "no html to be shown in"),
     ],
 )

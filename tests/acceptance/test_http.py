@@ -20,7 +20,7 @@ from outbox.endpoints import Endpoints
 from outbox.fleet import FleetReader
 from outbox.health import Health
 from outbox.notify import Notifier
-from outbox.relay import Relay
+from outbox.relays import Relays
 from outbox.settings import Settings
 from outbox.sink import Reply, Stage
 from tests.faults.levers import At, all_sent, post, terminate_session
@@ -171,8 +171,9 @@ def test_a_relay_whose_loop_or_corridor_hangs_is_not_alive_and_says_so_itself(mo
     settings = Settings.model_validate(
         {"database_url": "postgresql://nobody@127.0.0.1:1/none", "smtp_url": "smtp://127.0.0.1:1"}
     )
-    relay = Relay(settings)
-    watched = Health(relay, Notifier({}))
+    relays = Relays(settings)
+    (relay,) = relays.each
+    watched = Health(relays, Notifier({}))
     with Endpoints("[::1]:0") as endpoints:
         endpoints.serve(lambda *_: [], watched, FleetReader(relay.database_url))
         place = f"http://[::1]:{endpoints._server.server_address[1]}"

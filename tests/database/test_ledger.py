@@ -7,7 +7,7 @@ import pytest
 
 from outbox import doubt, failover, ledger, session
 from outbox.database import RELAY_LOCKS
-from outbox.ledger import Frontier, Settlement, Tick
+from outbox.ledger import Frontier, Settlement
 from outbox.resolve import Decision, resolve
 from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Withdrawn, outcome_of
 from tests.fleet import until
@@ -209,15 +209,14 @@ async def test_those_due_at_one_moment_are_claimed_beyond_the_frontier_too(conne
     frontier, claimed = Frontier(), []
     for _ in range(3):
         done = await ledger.tick(relay.connection, relay.relay, room=2, since=(since := frontier.since(0.0)))
-        frontier.note(done, since, 0.0)
+        frontier.note(done.reached, since, 0.0)
         claimed += [claim.email for claim in done.claims]
     assert claimed == emails
 
 
 def test_a_frontier_looks_for_all_now_and_then_and_once_less_comes_back():
     moment = datetime.now(UTC)
-    more, less = (Tick(frozenset(), {}, frozenset(), [], None, reached) for reached in (moment, None))
-    frontier = Frontier()
+    more, less, frontier = moment, None, Frontier()
     assert frontier.since(100.0) is None
     frontier.note(more, None, 100.0)
     assert [frontier.since(now) for now in (100.5, 100.99, 101.0)] == [moment, moment, None]
@@ -656,7 +655,7 @@ async def test_a_sweeper_that_is_stopped_half_way_keeps_others_out_and_leaves_no
         pid = stopped.connection.get_server_pid()
         await until(lambda: connection.fetchval(watch, pid), "the sweep waits for the row")
         async with asyncio.timeout(10):
-            assert await other.sweep() == ledger.Sweep([], alive=2)
+            assert await other.sweep() == ledger.Sweep([], alive=2, beside=2)
         stopped.connection.terminate()
         with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresError, ConnectionError)):
             await sweep
@@ -957,7 +956,7 @@ planners = pytest.mark.parametrize(
 @planners
 async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(history, settings):
     arguments = """('{1,2}', '{1,1}', '{7,7}', '{t,t}', '{sent,pending}', '{null,30}', '{accepted,deferred}',
-                    '{250,451}', 7, '{3,4,5}', 32, 1, 'localhost:25', null)"""
+                    '{250,451}', 7, '{3,4,5}', 32, 1, 'localhost:25', null, '', null, 24)"""
     plan = await plan_of(history, ledger.TICK, arguments, settings)
     assert "delivery_due" in plan
     assert plan.count("delivery_pkey") >= 2, "a verdict and a mark find their rows by key, not along the backlog"
@@ -970,13 +969,13 @@ async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(h
     ("statement", "arguments"),
     [
         (ledger.JUDGE, "('{7,8}', 60, 1, 6)"),
-        (ledger.EMPTY, "(null)"),
+        (ledger.EMPTY, "(null, '')"),
         (ledger.RELEASE, "('{1,2}', 7, 0)"),
         (doubt.RESEND, "(100)"),
         (doubt.TAKE_DOUBTS, "(20, 60)"),
         (
             failover.REASSERT,
-            "('{k}', '{a}', '{b}', '{i}', '{m}', '{7}', '{1}', '{sent}', '{accepted}', '{250}', '{null}')",
+            "('{k}', '{a}', '{b}', '{i}', '{m}', '{7}', '{1}', '{sent}', '{accepted}', '{250}', '{null}', '')",
         ),
         (ledger.STANDING, "('{1,2}')"),
     ],

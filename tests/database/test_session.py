@@ -148,7 +148,7 @@ async def test_nobody_sees_a_relay_whose_lock_is_not_held(connection, opened):
     await connection.execute("SELECT pg_advisory_unlock($1, $2)", RELAY_LOCKS, following)
     second, _ = await opening
     assert second.relay == following
-    assert await ledger.sweep(connection, 0, doubt_s=None) == ledger.Sweep([], alive=2)
+    assert await ledger.sweep(connection, 0, doubt_s=None) == ledger.Sweep([], alive=2, beside=2)
 
 
 async def test_the_session_is_a_lease(opened):

@@ -177,10 +177,10 @@ def test_what_people_hold_back_is_worth_a_note_and_no_line_where_nothing_is():
 
 def test_a_route_in_trouble_is_a_fault_if_it_is_ours_and_somebody_relays():
     row = RouteStatus("mail:25", dt.datetime(2026, 11, 24, 6, tzinfo=dt.UTC), "421 closing", 3)
-    assert judge_routes([], "mail:25", relays=1).grade is Grade.OK
-    assert judge_routes([row], "mail:25", relays=1).grade is Grade.FAULT
-    assert judge_routes([row], "mail:25", relays=0).grade is Grade.NOTE
-    assert judge_routes([row], "other:25", relays=1).grade is Grade.NOTE
+    assert judge_routes([], {"mail:25"}, relays=1).grade is Grade.OK
+    assert judge_routes([row], {"mail:25"}, relays=1).grade is Grade.FAULT
+    assert judge_routes([row], {"mail:25"}, relays=0).grade is Grade.NOTE
+    assert judge_routes([row], {"other:25"}, relays=1).grade is Grade.NOTE
 
 
 @pytest.mark.parametrize("files, grade", [(None, Grade.OK), (80, Grade.OK), (79, Grade.FAULT)])

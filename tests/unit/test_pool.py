@@ -84,7 +84,7 @@ async def test_what_is_to_be_signed_is_signed_off_the_loop_and_started_on_only_t
     letterhead = SimpleNamespace(is_slow=True, prepare=prepare)
     settings = SimpleNamespace(rate_per_s=None, daily_max=None, connections_max=4, batch_max=100)
     pool = Pool(SimpleNamespace(letterhead=letterhead), None, settings, wake=lambda: None)
-    claims = [SimpleNamespace(head=None, fault=None, suspect=False) for _ in range(2)]
+    claims = [SimpleNamespace(head=None, fault=None, suspect=False, urgent=False) for _ in range(2)]
     pool.idle(SimpleNamespace(start=started.append))
     pool.add(claims)
     pool.staff(0.0)
@@ -98,3 +98,12 @@ async def test_what_is_to_be_signed_is_signed_off_the_loop_and_started_on_only_t
     assert started == claims[:1]
     pool.conversations.clear()
     assert threading.main_thread() not in threads
+
+
+def test_suspects_wait_in_front_then_urgent_claims_then_the_others_each_in_their_order(pool):
+    def claim(name, **kind):
+        return SimpleNamespace(**{"name": name, "urgent": False, "suspect": False, **kind})
+
+    pool.add([claim("a"), claim("b")])
+    pool.add([claim("c"), claim("u", urgent=True), claim("s", suspect=True, urgent=True), claim("v", urgent=True)])
+    assert [one.name for one in pool.ready] == ["s", "u", "v", "a", "b", "c"]

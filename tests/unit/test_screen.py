@@ -1,6 +1,7 @@
 """The screen of `outbox watch`, drawn from what was seen without a terminal."""
 
 import io
+import re
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from outbox.routing import Unserved
 from outbox.screen import LOST, MISSING, SENT, Frame, bar, draw, spoken_s
 from outbox.status import RouteStatus
 from outbox.watch import EditionSeen, Look, Open, PauseSeen, Rates, RelaySeen, open_of
@@ -26,6 +28,14 @@ def shown(look, *, rates=None, frame=FRAME, width=140, **when):
 
 def edition(expected=100, completed_at=None, **counts):
     return EditionSeen(1, "progress", "2026-W47", expected, completed_at, **counts)
+
+
+def test_routes_are_shown_where_there_are_several_and_named_where_nobody_serves_them():
+    one, two = (RelaySeen(n, "web1", 4711, 0, None, None, route) for n, route in ((3, ""), (4, "bulk")))
+    assert "route" not in shown(Look(NOW, [one]))
+    several = shown(Look(NOW, [one, two], unserved=[Unserved("old", 7, NOW)]))
+    assert re.search(r"relay +route +host[^\n]*\n +3 +usual +web1[^\n]*\n +4 +bulk +web1", several)
+    assert "7 emails wait for route old, which no living relay serves" in several
 
 
 @given(st.integers(0, 400), st.integers(0, 300), st.integers(0, 300), st.integers(0, 30), st.integers(1, 60))

@@ -12,7 +12,9 @@ from outbox.settings import (
     DkimSettings,
     ReportSettings,
     RetrySettings,
+    RouteSettings,
     Settings,
+    WaySettings,
     WhenInDoubt,
     duration_s,
     load,
@@ -699,13 +701,60 @@ def test_what_is_no_address_redirects_nothing_and_is_refused(address):
     assert fault.startswith('redirect_to: is not one address; write one like "staging@example.com"')
 
 
+ROUTE = '[routes.bulk]\nsmtp_url = "smtp://u:s3cr3t@bulk:25"\n'
+
+
+def test_a_route_is_as_the_top_level_where_it_says_nothing():
+    settings = read(
+        f'rate = "14/s"\ndaily_max = 9\n{WHOLE}{ROUTE}rate = "2/s"\nconnections_max = 3\nreports = ["progress"]'
+    )
+    bulk = settings.on_route("bulk")
+    assert (bulk.rate, bulk.daily_max, bulk.connections_max, str(bulk.smtp_url)) == ("2/s", 9, 3, "smtp://***@bulk:25")
+    assert settings.on_route("") is settings
+    assert bulk.reports == settings.reports
+    assert SECRET not in repr(bulk)
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ('reports = ["progres"]', 'routes: bulk names the report "progres", which is not configured; mend the name,'),
+        ('reports = "progress"', "routes.bulk.reports: is not a list; put it into brackets"),
+        ('domains = ["a@b.example"]', "routes.bulk.domains: this is no domain; write one like example.com"),
+        ('domains = ["*"]', 'routes.bulk.domains: "*" is no domain; write one like example.com'),
+        ('domains = ["bücher.example"]', 'routes.bulk.domains: "bücher.example" is no domain'),
+        ('domains = ["a.example", "A.example"]', "routes: a.example stands in bulk twice; keep it in one place."),
+        ('rate = "fast"', 'routes.bulk.rate: "fast" is no rate; write one like'),
+        ("conections_max = 3", "routes.bulk.conections_max: is not a key that outbox knows"),
+        ("lease_s = 3", "routes.bulk.lease_s: belongs at the top level"),
+        ('[routes.more]\nreports = ["progress"]', "routes.more.smtp_url: is missing; write one like"),
+        ('[routes.Bulk]\nsmtp_url = "smtp://a:25"', "routes.Bulk: is no name for a route; use a-z"),
+    ],
+)
+def test_a_route_that_cannot_be_is_one_sentence(said, fault):
+    (sentence,) = faults(f"{WHOLE}{ROUTE}{said}")
+    assert sentence.startswith(fault), sentence
+
+
+def test_a_report_without_an_email_of_its_own_takes_no_route_but_the_digest_does():
+    collected = f'{WHOLE}deliver = "digest"\n[digest]\nlink = "{LINK}"\n{ROUTE}'
+    (sentence,) = faults(f'{collected}reports = ["progress"]')
+    assert 'write "digest" in its place' in sentence
+    assert read(f'{collected}reports = ["digest"]').routes["bulk"].reports == ["digest"]
+
+
 def test_the_page_of_settings_names_every_key_with_its_default():
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     row = re.compile(r"^\| `(\w+)` \| ([^|]*?) ?\|", re.MULTILINE)
     told = [dict(row.findall(part)) for part in re.split(r"^## ", page, flags=re.MULTILINE)]
-    _, top, dkim, retry, report = told
-    for model, said in ((Settings, top), (DkimSettings, dkim), (RetrySettings, retry), (ReportSettings, report)):
-        assert set(said) == set(model.model_fields) - {"directory"}
+    _, top, dkim, retry, route, report = told
+    tables = (
+        *((Settings, top), (DkimSettings, dkim), (RetrySettings, retry)),
+        *((RouteSettings, route), (ReportSettings, report)),
+    )
+    for model, said in tables:
+        as_at_the_top = set(WaySettings.model_fields) if model is RouteSettings else set()
+        assert set(said) == set(model.model_fields) - {"directory"} - as_at_the_top
         for key, shown in said.items():
             default = model.model_fields[key].default
             if isinstance(default, str | float | bool) and default != "":
