@@ -31,8 +31,10 @@ def postgres_server(outbox_postgres: Server, outbox_template: str) -> Server:
     return outbox_postgres
 
 
-async def _make_template(server: Server) -> None:
-    await _make_tables(await make_template(server))
+async def _make_template(server: Server) -> str:
+    url = await make_template(server)
+    await _make_tables(url)
+    return url
 
 
 async def _make_tables(url: str) -> None:

@@ -33,10 +33,14 @@ def outbox_postgres():
     rules.chmod(0o644)
     settings = {"listen_addresses": "127.0.0.1", "hba_file": str(rules), "max_connections": "60"}
     with postgres(settings=settings, port=free_port()) as server:
-        asyncio.run(_make_template(server))
         asyncio.run(_hire_a_role(server.url))
         yield server
     rules.unlink()
+
+
+@pytest.fixture(scope="module")
+def outbox_template(outbox_postgres):
+    return asyncio.run(_make_template(outbox_postgres))
 
 
 async def _hire_a_role(url):
