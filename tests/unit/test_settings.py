@@ -12,6 +12,7 @@ from outbox.settings import (
     ReportSettings,
     RetrySettings,
     Settings,
+    WebSettings,
     WhenInDoubt,
     duration_s,
     load,
@@ -702,8 +703,9 @@ def test_the_page_of_settings_names_every_key_with_its_default():
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     row = re.compile(r"^\| `(\w+)` \| ([^|]*?) ?\|", re.MULTILINE)
     told = [dict(row.findall(part)) for part in re.split(r"^## ", page, flags=re.MULTILINE)]
-    _, top, retry, report = told
-    for model, said in ((Settings, top), (RetrySettings, retry), (ReportSettings, report)):
+    _, top, retry, report, web = told
+    models = (Settings, top), (RetrySettings, retry), (ReportSettings, report), (WebSettings, web)
+    for model, said in models:
         assert set(said) == set(model.model_fields) - {"directory"}
         for key, shown in said.items():
             default = model.model_fields[key].default

@@ -1,0 +1,105 @@
+"""The report behind a link, as it was generated, and the page on which one click ends the emails.
+
+The report is answered as a document of its own, sandboxed: an opaque origin that runs no script, sends no form and
+loads nothing but images. So a report's data, or a template of the user's, cannot act on this site or its visitors. A
+link that is unknown, expired, pruned or somebody else's is answered alike, whichever it is.
+"""
+
+import hmac
+import re
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from outbox.settings import WebSettings
+from outbox.web.guard import Callers, Misses, body_of
+from outbox.web.looks import notice, page
+from outbox.web.store import Store
+
+TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")  # generate makes 22 characters, 128 bits
+ONE_CLICK: Final = b"List-Unsubscribe=One-Click"  # RFC 8058 §3.1
+
+POLICY: Final = (
+    "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; img-src data: https:; "
+    "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+# One look for every way in which a page may not be shown, so that all take the same steps.
+REPORT: Final = """
+SELECT r.token, r.html
+  FROM outbox.report r
+ WHERE r.token = $1 AND r.html <> ''
+   AND ($2::float8 IS NULL OR r.created_at > now() - $2 * interval '1 second')
+   AND ($3::text IS NULL
+        OR EXISTS (SELECT FROM outbox.email m WHERE m.report = r.id AND lower(m.recipient) = $3)
+        OR EXISTS (SELECT FROM outbox.digest_item i WHERE i.report = r.id AND lower(i.address) = $3))
+"""
+
+
+class Pages:
+    """What those see who hold a link."""
+
+    def __init__(self, settings: WebSettings, store: Store, callers: Callers, misses: Misses) -> None:
+        self.settings = settings
+        self.store = store
+        self.callers = callers
+        self.misses = misses
+
+    async def report(self, request: Request) -> Response:
+        """GET /r/{token}."""
+        address = self.callers.address(request)
+        if (wait_s := self.misses.wait_s(address)) > 0:
+            return self._busy(request, wait_s)
+        html = await self._html(request, request.path_params["token"])
+        if html is None:
+            self.misses.add(address)
+            return self._missing(request)
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+
+    async def _html(self, request: Request, token: str) -> str | None:
+        user = None
+        if self.settings.user_header is not None:
+            user = (self.callers.user(request, self.settings.user_header) or "").lower()
+        if not TOKEN.fullmatch(token):
+            return None
+        async with self.store.connection() as connection:
+            row = await connection.fetchrow(REPORT, token, self.settings.expires_s, user)
+        # The index found it by its bytes; that it is the one is said without telling by the time how near a guess came.
+        return row["html"] if row is not None and hmac.compare_digest(row["token"], token) else None
+
+    async def offer(self, request: Request) -> Response:
+        """GET /u/{token}: nothing changes by looking, since programs follow links in emails."""
+        return page(request, "unsubscribe.html.j2", title="Unsubscribe")
+
+    async def unsubscribe(self, request: Request) -> Response:
+        """POST /u/{token}: by a mail program (RFC 8058), or by the button."""
+        address = self.callers.address(request)
+        if (wait_s := self.misses.wait_s(address)) > 0:
+            return self._busy(request, wait_s)
+        token = request.path_params["token"]
+        if ONE_CLICK not in (await body_of(request)):
+            return notice(request, 400, "Not done", "The request does not say List-Unsubscribe=One-Click.")
+        name = None
+        if TOKEN.fullmatch(token):
+            async with self.store.connection() as connection:
+                name = await connection.fetchval("SELECT outbox.unsubscribe($1)", token)
+        if name is None:
+            self.misses.add(address)
+            return self._missing(request)
+        return notice(request, 200, "Done", f"No more emails of “{name}” come to your address.")
+
+    def _missing(self, request: Request) -> Response:
+        return notice(request, 404, "Nothing here", "This link leads to no page: it is not whole, or its time is over.")
+
+    def _busy(self, request: Request, wait_s: float) -> Response:
+        return notice(request, 429, "Too many tries", "Wait a little, and try again.", Retry_After=str(int(wait_s) + 1))
+
+    def routes(self) -> list[Route]:
+        """All that they answer."""
+        return [
+            Route("/r/{token}", self.report),
+            Route("/u/{token}", self.offer),
+            Route("/u/{token}", self.unsubscribe, methods=["POST"]),
+        ]
