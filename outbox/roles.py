@@ -139,6 +139,15 @@ ROLES: Final[Mapping[str, Role]] = {
         ("pause", "INSERT", "report who why"),
         ("pause", "DELETE"),
     ),
+    # Opens a page for who has its token, and finds the earlier editions of its recipient.
+    "outbox_web": _role(
+        "shows report pages: web; its board needs outbox_operate, too",
+        ("schema_version", "SELECT"),
+        ("report", "SELECT", "id edition recipient_key token title html created_at"),
+        ("edition", "SELECT", "id report starts_at"),
+        ("email", "SELECT", "report recipient"),  # whose page it is, for a proxy that says who somebody is
+        ("digest_item", "SELECT", "report address"),
+    ),
     "outbox_prune": _role(
         "removes bodies by age: prune",
         ("schema_version", "SELECT"),

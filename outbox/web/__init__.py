@@ -3,6 +3,7 @@
     application  the ASGI app: its routes, its pool, what it says when something is wrong
     serve        a process of its own around it: `outbox web`
     pages        /r/{token}: the report as it was generated; /u/{token}: no more emails
+    history      the earlier editions of a report for its recipient, and a line through their figures
     board        /: the operators' pages, for those who sign in
     looks        templates and answers, each with a policy that lets nothing else run
     store        what is asked of Postgres: short, bounded, and absent for a while if need be

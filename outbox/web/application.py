@@ -42,7 +42,6 @@ def create(settings: Settings, *, is_local: bool = False) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await store.open()
         try:
             yield
         finally:

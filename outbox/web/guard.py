@@ -6,16 +6,21 @@ All of it is plain ASGI around the application, so that it holds for what a rout
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from outbox.log import Events
+
+log = Events("outbox.web")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 TARGET_MAX: Final = 2048  # bytes of a path with its query
+HEAD_MAX: Final = 16 * 1024
 BODY_MAX: Final = 64 * 1024
 
 # What a page may do unless it says otherwise: nothing.
@@ -37,7 +42,10 @@ class TooLargeError(Exception):
 
 
 class Guarded:
-    """The application, with HEADERS on every answer that does not say otherwise, and without what is too large."""
+    """The application, with HEADERS on every answer that does not say otherwise, and without what is too large.
+
+    A fault of ours is logged whole, but for the address that was asked for: it may hold a token.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -48,24 +56,41 @@ class Guarded:
             await self.app(scope, receive, send)
             return
 
+        begun = False
+
         async def with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) > TARGET_MAX:
-            await _refuse(with_headers, 414, b"The address is too long.\n")
-        elif _said_length(Headers(scope=scope)) > BODY_MAX:
-            await _refuse(with_headers, 413, b"The request is too large.\n")
+        if (fault := _excess(scope)) is not None:
+            await _refuse(with_headers, *fault)
         else:
-            await self.app(scope, receive, with_headers)
+            try:
+                await self.app(scope, receive, with_headers)
+            except ClientDisconnect:
+                log.debug("client_gone", "a client went away before it had said its request")
+            except Exception:
+                log.exception("web_fault", "a fault of outbox itself: a {method} failed", method=scope["method"])
+                if begun:
+                    raise
+                await _refuse(with_headers, 500, b"Something went wrong here; the operator's log says what.\n")
 
 
-def _said_length(headers: Headers) -> int:
-    said = headers.get("content-length", "0")
-    return int(said) if said.isascii() and said.isdigit() else 0
+def _excess(scope: Scope) -> tuple[int, bytes] | None:
+    """What of a request is too large, as it is to be answered. How long a body really is `body_of` finds out."""
+    said = Headers(scope=scope).get("content-length", "0")
+    if len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"]) > TARGET_MAX:
+        return 414, b"The address is too long.\n"
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_MAX:
+        return 431, b"The request's headers are too large.\n"
+    if said.isdecimal() and int(said) > BODY_MAX:
+        return 413, b"The request is too large.\n"
+    return None
 
 
 async def _refuse(send: Send, status: int, words: bytes) -> None:
@@ -184,7 +209,7 @@ def _counted(address: str) -> str:
     return str(found)
 
 
-def is_own(request: Request, hosts: Sequence[str] = ()) -> bool:
+def is_own(request: Request) -> bool:
     """Whether a request that changes something comes from a page of this very origin, as the browser says.
 
     `Sec-Fetch-Site` is sent by all browsers of today, `Origin` by older ones; where neither is there, the token in
@@ -196,4 +221,4 @@ def is_own(request: Request, hosts: Sequence[str] = ()) -> bool:
     origin = request.headers.get("origin")
     if origin is None:
         return True
-    return origin.partition("://")[2] in {request.headers.get("host", ""), *hosts}
+    return origin.partition("://")[2] == request.headers.get("host")

@@ -15,11 +15,15 @@ from starlette.routing import Route
 
 from outbox.settings import WebSettings
 from outbox.web.guard import Callers, Misses, body_of
+from outbox.web.history import read_history, with_history
 from outbox.web.looks import notice, page
 from outbox.web.store import Store
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")  # generate makes 22 characters, 128 bits
-ONE_CLICK: Final = b"List-Unsubscribe=One-Click"  # RFC 8058 §3.1
+# RFC 8058 §3.1: a form with this one field, in either of the two ways in which forms are sent.
+ONE_CLICK: Final = re.compile(
+    rb"List-Unsubscribe=One-Click|.*name=\"?List-Unsubscribe\"?(?:\r\n[^\r\n]+)*\r\n\r\nOne-Click\r\n.*", re.DOTALL
+)
 
 POLICY: Final = (
     "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; img-src data: https:; "
@@ -28,7 +32,7 @@ POLICY: Final = (
 
 # One look for every way in which a page may not be shown, so that all take the same steps.
 REPORT: Final = """
-SELECT r.token, r.html
+SELECT r.id, r.token, r.html
   FROM outbox.report r
  WHERE r.token = $1 AND r.html <> ''
    AND ($2::float8 IS NULL OR r.created_at > now() - $2 * interval '1 second')
@@ -66,8 +70,13 @@ class Pages:
             return None
         async with self.store.connection() as connection:
             row = await connection.fetchrow(REPORT, token, self.settings.expires_s, user)
-        # The index found it by its bytes; that it is the one is said without telling by the time how near a guess came.
-        return row["html"] if row is not None and hmac.compare_digest(row["token"], token) else None
+            # An index compares byte by byte; that it found the very token is said in constant time.
+            if row is None or not hmac.compare_digest(row["token"], token):
+                return None
+            html: str = row["html"]
+            if self.settings.history:
+                html = with_history(html, await read_history(connection, row["id"], self.settings.expires_s))
+        return html
 
     async def offer(self, request: Request) -> Response:
         """GET /u/{token}: nothing changes by looking, since programs follow links in emails."""
@@ -79,7 +88,7 @@ class Pages:
         if (wait_s := self.misses.wait_s(address)) > 0:
             return self._busy(request, wait_s)
         token = request.path_params["token"]
-        if ONE_CLICK not in (await body_of(request)):
+        if not ONE_CLICK.fullmatch(await body_of(request)):
             return notice(request, 400, "Not done", "The request does not say List-Unsubscribe=One-Click.")
         name = None
         if TOKEN.fullmatch(token):

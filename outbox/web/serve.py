@@ -1,8 +1,8 @@
 """`outbox web` as a process: one server around the application, which a slow or silent client cannot hold up.
 
-uvicorn bounds a request's head (`h11_max_incomplete_event_size`), how many connections there are and how long an idle
-one is kept. It bounds neither how long a client takes to say its request nor to read its answer, nor the size of a
-body: the first two are `_Impatient`'s, the third is the guard's.
+uvicorn bounds how many connections there are, how long an idle one is kept, and a head that comes in pieces
+(`h11_max_incomplete_event_size`). It bounds neither how long a client takes to say its request nor to read its answer,
+which is `_Impatient`'s, nor a head that comes whole, nor a body: those are the guard's.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import h11
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from outbox.address import parse_listen
@@ -23,12 +24,12 @@ from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.log import Events
 from outbox.settings import Settings
 from outbox.web.application import create
+from outbox.web.guard import HEAD_MAX
 from outbox.web.store import Store
 
 log = Events("outbox.web")
 
 CONNECTIONS_MAX: Final = 500
-HEAD_MAX: Final = 16 * 1024
 REQUEST_MAX_S: Final = 10.0  # from the first byte of a request, or the connection, to its last
 STALL_MAX_S: Final = 20.0  # in which nothing of an answer is taken
 IDLE_MAX_S: Final = 15
@@ -124,7 +125,14 @@ async def serve(settings: Settings) -> None:
     listening = _listen(web.http)
     app = create(settings, is_local=is_loopback(host))
     await _require_schema(app.state.store)
-    config = uvicorn.Config(
+    place = _place(listening)
+    log.info("web_listening", "report pages{board} are at http://{place}/", board=_and_board(settings), place=place)
+    await _Server(_config(app, settings.drain_s)).serve(sockets=[listening])
+    log.info("web_stopped", "what was in hand is answered")
+
+
+def _config(app: Starlette, drain_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=_Impatient,
         ws="none",
@@ -137,12 +145,8 @@ async def serve(settings: Settings) -> None:
         limit_concurrency=CONNECTIONS_MAX,
         h11_max_incomplete_event_size=HEAD_MAX,
         timeout_keep_alive=IDLE_MAX_S,
-        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        timeout_graceful_shutdown=max(1, int(drain_s)),
     )
-    place = _place(listening)
-    log.info("web_listening", "report pages{board} are at http://{place}/", board=_and_board(settings), place=place)
-    await _Server(config).serve(sockets=[listening])
-    log.info("web_stopped", "what was in hand is answered")
 
 
 def _and_board(settings: Settings) -> str:
@@ -150,7 +154,6 @@ def _and_board(settings: Settings) -> str:
 
 
 async def _require_schema(store: Store) -> None:
-    await store.open()
     try:
         await store.check()
     except DatabaseRefusedError:

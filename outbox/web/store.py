@@ -5,6 +5,7 @@ connection, and a page is one statement. Nothing here takes an advisory lock, an
 lock lasts long enough for a relay to notice.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -34,30 +35,36 @@ BOUNDS: Final = {
 
 
 class Store:
-    """A pool that opens connections when they are wanted, so that it can be made while Postgres is away."""
+    """A pool that connects when it is asked for something: it can be made while Postgres is away.
+
+    It opens itself, too, since an application that this one is mounted in may not run our lifespan.
+    """
 
     def __init__(self, url: DatabaseUrl) -> None:
         self.url = url
         self._pool: Any = None
+        self._opening = asyncio.Lock()
 
-    async def open(self) -> None:
-        """Be ready; nothing is connected yet."""
+    async def _opened(self) -> Any:
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    min_size=0,
+                    max_size=CONNECTIONS_MAX,
+                    max_inactive_connection_lifetime=60.0,
+                    command_timeout=2 * STATEMENT_MAX_S,
+                    connect=self._connect,
+                )
+            return self._pool
 
-        async def opened(*_: object, **__: object) -> Any:
-            return await connect(self.url, application="outbox web", settings=BOUNDS, timeout_s=CONNECT_MAX_S)
-
-        self._pool = await asyncpg.create_pool(
-            min_size=0,
-            max_size=CONNECTIONS_MAX,
-            max_inactive_connection_lifetime=60.0,
-            command_timeout=2 * STATEMENT_MAX_S,
-            connect=opened,
-        )
+    async def _connect(self, *_: object, **__: object) -> Any:
+        return await connect(self.url, application="outbox web", settings=BOUNDS, timeout_s=CONNECT_MAX_S)
 
     async def close(self) -> None:
-        """End all sessions; what is under way has been answered."""
+        """End all sessions; who asks afterwards opens new ones."""
         if self._pool is not None:
             self._pool.terminate()
+            self._pool = None
 
     async def check(self) -> None:
         """Return if the schema is one that this program may work on.
@@ -77,7 +84,7 @@ class Store:
         """
         held: Any = None
         try:
-            async with self._pool.acquire(timeout=ACQUIRE_MAX_S) as held:
+            async with (await self._opened()).acquire(timeout=ACQUIRE_MAX_S) as held:
                 yield held
         except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError) as error:
             raise DatabaseUnavailableError(f"Postgres does not answer in time ({error}); try again later.") from error
