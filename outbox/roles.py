@@ -141,7 +141,7 @@ ROLES: Final[Mapping[str, Role]] = {
     ),
     # Opens a page for who has its token, and finds the earlier editions of its recipient.
     "outbox_web": _role(
-        "shows report pages: web; its board needs outbox_operate, too",
+        "shows report pages: web",
         ("schema_version", "SELECT"),
         ("report", "SELECT", "id edition recipient_key token title html created_at"),
         ("edition", "SELECT", "id report starts_at"),

@@ -10,6 +10,7 @@ import pytest
 from outbox import relay
 from outbox.doctor_rights import look_at_rights
 from outbox.roles import ROLES, together
+from tests.web import opened, settled_web
 
 PARTS = [name.removeprefix("outbox_") for name in ROLES]
 V1 = Path(__file__).parents[1] / "database/schema_1.sql"
@@ -121,6 +122,18 @@ FORBIDDEN = {
         "INSERT INTO outbox.email (key, sender, recipient, message_id, message) VALUES ('x', 'a', 'b', '', '')",
         "INSERT INTO outbox.relay (host, pid, backend_pid, version) VALUES ('', 1, 1, '')",
     ),
+    "web": (
+        "SELECT message FROM outbox.email",
+        "SELECT key FROM outbox.email",
+        "SELECT state FROM outbox.delivery",
+        "SELECT link FROM outbox.digest_item",
+        "SELECT name FROM people",
+        "SELECT FROM outbox.report FOR UPDATE",
+        "UPDATE outbox.report SET html = ''",
+        "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'x', 'x', '', '')",
+        "INSERT INTO outbox.pause (report, who, why) VALUES ('', '', '')",
+        "DELETE FROM outbox.report",
+    ),
     "prune": (
         "SELECT token FROM outbox.report",
         "UPDATE outbox.email SET key = 'x'",
@@ -194,6 +207,10 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
     assert await fleet.states() == {"dead": 3, "sent": 1}
     kept = await fleet.connection.fetch("SELECT DISTINCT why FROM outbox.operation ORDER BY 1")
     assert [why for (why,) in kept] == ["it is tried", "it is wanted", "of two minds"]
+    token = await fleet.connection.fetchval("SELECT token FROM outbox.report WHERE recipient_key = '2'")
+    fleet.report = settled_web(history="true", user_header='"X-User"', trusted_proxies='["127.0.0.1"]')
+    _, browser = await opened(fleet, "--pages-only", environment={"OUTBOX_DATABASE_URL": of(fleet, "web")})
+    assert (await browser.ask(f"/r/{token}", X_User="p2@example.com")).status == 200
     await fleet.connection.execute(
         "UPDATE outbox.email SET created_at = '2020-01-01'; UPDATE outbox.report SET created_at = '2020-01-01'"
     )
