@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 
 import asyncpg
 import pytest
@@ -149,6 +150,8 @@ async def test_the_application_may_be_mounted_in_another_below_a_path(connection
     await connection.execute(FILL.replace(str(REPORTS), "40"))
     mounted = create(settings(database), is_local=True)
     async with Served(Starlette(routes=[Mount("/mail", mounted)])) as served:
+        # Else the body of an answer waits 40 ms for the client to acknowledge its head.
+        assert served.listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         page = await served.ask("/mail/r/token-0000000000000021")
         assert page.startswith(b"HTTP/1.1 200")
         assert b"private, no-store" in page
