@@ -8,6 +8,7 @@
 --                                                                       operation: what people decided
 --                                                                       pause: what is held back by people
 --                                                                       pruned: how far bodies are removed
+--                                                                       suppression: who gets no more · bounce: why
 --     schedule starts editions · digest_item: reports that wait for a digest, which is a report, too
 --     put, enqueue: an application's own emails, in its own transaction
 --
@@ -18,7 +19,7 @@
 --      │ └────deferred────┘ └──no reply after the dot, or the relay died──▶ in_doubt ──▶ sent | pending | dead
 --      └── a person sends a dead letter again
 --     pending ──▶ dead (refused before the mark, or quarantined) | expired (`send_before` is over)
---     pending ──a person──▶ cancelled; what is cancelled or expired becomes pending again when a person says so.
+--     pending ──a person, or the suppression list──▶ cancelled; what is cancelled or expired becomes pending again when a person says so.
 --     A pending row with `paused` is held back: its report is paused, and it is due when that ends.
 
 create schema outbox;
@@ -260,9 +261,9 @@ create function outbox.route_of(report text, recipient text) returns text langua
     ), '')
 $$;
 
--- Who gets no more email: of one report, or none at all (''). The address is in lower case. Nobody looks at it yet.
+-- Who gets no more email: of one report, or none at all (''). An address is in lower case, its domain as A-labels.
 create table outbox.suppression (
-    address  text not null check (address <> '' and address = lower(address)),
+    address  text collate "C" not null check (address <> '' and address = lower(address)),
     report   text not null default '',
     since    timestamptz not null default now(),
     reason   text not null check (reason in ('bounced', 'complained', 'unsubscribed', 'decided')),
@@ -271,6 +272,81 @@ create table outbox.suppression (
     email    bigint,                                    -- the one that bounced, or that was answered by unsubscribing
     primary key (address, report)
 );
+
+-- What came back, each bounce of an email once: `message` is a digest of the bounce, so that reading it again changes
+-- nothing. Its trail says what it said. No foreign key, as in `attempt`.
+create table outbox.bounce (
+    email    bigint not null,
+    message  text not null,
+    at       timestamptz not null default now(),
+    kind     text not null check (kind in ('hard', 'soft', 'complained')),
+    status   text,                                      -- RFC 3463: 5.1.1
+    primary key (email, message)
+);
+
+-- Why an email to that recipient is not sent, as one sentence; null: it is. `report` is null where it belongs to none.
+create function outbox.suppressed(recipient text, report text) returns text language sql stable as $$
+    select format('its address is on the suppression list%s since %s UTC (%s%s)',
+                  case when s.report <> '' then ' for ' || s.report end,
+                  to_char(s.since at time zone 'UTC', 'YYYY-MM-DD HH24:MI'), s.reason, ': ' || nullif(s.why, ''))
+      from outbox.suppression s
+     where s.address = lower(suppressed.recipient collate "C") and s.report in ('', coalesce(suppressed.report, ''))
+     order by s.report limit 1
+$$;
+
+-- `select outbox.unsubscribe(token)`: who got the report of that token gets no more emails of its kind. Gives the report's
+-- name, again and again; null: no report has that token. It runs as the schema's owner, so that a web application that
+-- may call it needs no right on any table; who does not know a token can do nothing with it.
+create function outbox.unsubscribe(token text) returns text language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    found_report  text;
+    found_address text;
+    found_email   bigint;
+begin
+    select e.report, lower(coalesce(m.recipient, i.address) collate "C"), m.id
+      into found_report, found_address, found_email
+      from outbox.report r
+      join outbox.edition e on e.id = r.edition
+      left join outbox.digest_item i on i.report = r.id
+      left join outbox.email m on m.report = r.id
+     where r.token = unsubscribe.token limit 1;
+    if found_address is null then
+        return null;
+    end if;
+    with added as (
+        insert into outbox.suppression (address, report, reason, who, why, email)
+        values (found_address, found_report, 'unsubscribed', found_address, 'by the link in an email', found_email)
+            on conflict (address, report) do nothing returning 1
+    )
+    insert into outbox.operation (who, what, target, why, emails)
+    select found_address, 'unsubscribe', found_address || ' --report ' || found_report, 'by the link in an email', 0
+      from added;
+    return found_report;
+end $$;
+
+-- The way back, for whoever unsubscribed by mistake. What is suppressed for another reason stays so.
+create function outbox.resubscribe(token text) returns text language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    found_report  text;
+    found_address text;
+begin
+    select e.report, lower(coalesce(m.recipient, i.address) collate "C") into found_report, found_address
+      from outbox.report r
+      join outbox.edition e on e.id = r.edition
+      left join outbox.digest_item i on i.report = r.id
+      left join outbox.email m on m.report = r.id
+     where r.token = resubscribe.token limit 1;
+    with gone as (
+        delete from outbox.suppression s
+         where s.address = found_address and s.report = found_report and s.reason = 'unsubscribed' returning 1
+    )
+    insert into outbox.operation (who, what, target, why, emails)
+    select found_address, 'resubscribe', found_address || ' --report ' || found_report, 'by the link in an email', 0
+      from gone;
+    return case when found_address is not null then found_report end;
+end $$;
 
 -- Puts an email into the outbox, in the caller's transaction: true if it is new, false if its key is there already, and
 -- then nothing is changed, for ever. The message is `head`, a Message-ID without its brackets, which ends in `domain`, and
@@ -299,17 +375,20 @@ begin
             coalesce(put.route, outbox.route_of(null, put.recipients[1])));
     if cardinality(put.recipients) > 1 then
         with copy as (
-            insert into outbox.email (key, sender, recipient, message_id, message, traceparent, made_by)
-            select put.key || '#' || r.number, put.sender, r.address, '<' || message_id || '>', message,
-                   put.traceparent, put.made_by
+            select nextval('outbox.email_id_seq') as id, r.address, r.number
               from unnest(put.recipients) with ordinality as r (address, number) where r.number > 1
+        ), put_in as (
+            insert into outbox.email (id, key, sender, recipient, message_id, message, traceparent, made_by)
+            select copy.id, put.key || '#' || copy.number, put.sender, copy.address, '<' || message_id || '>', message,
+                   put.traceparent, put.made_by
+              from copy
                 on conflict on constraint email_key_key do nothing
-            returning email.id, email.recipient
+            returning email.id
         )
         insert into outbox.delivery (email, due_at, send_before, priority, route)
         select copy.id, coalesce(put.send_at, now()), put.send_before, put.priority,
-               coalesce(put.route, outbox.route_of(null, copy.recipient))
-          from copy;
+               coalesce(put.route, outbox.route_of(null, copy.address))
+          from put_in join copy on copy.id = put_in.id;
         get diagnostics further = row_count;
         if further <> cardinality(put.recipients) - 1 then
             raise unique_violation using message = format('one of the keys %s#2 to %1$s#%s is taken by another email; '
@@ -359,13 +438,16 @@ begin
     name := coalesce(regexp_replace(parts[1], '\\(.)', '\1', 'g'), parts[2], '');
     address := coalesce(parts[3], btrim(said));
     dom := lower(split_part(address, '@', -1));
-    if address ~ '[^ -~]' then
-        raise exception using errcode = '22023', message = format('%s is not ASCII: %s', what, address),
-            hint = 'Write a domain as A-labels, as in xn--bcher-kva.example; before the @ it has to be ASCII.';
+    if split_part(address, '@', -1) ~ '[^ -~]' then
+        raise exception using errcode = '22023', message = format('the domain of %s is not ASCII: %s', what, address),
+            hint = 'Write it as A-labels, as in xn--bcher-kva.example.';
+    end if;
+    if address ~ '[^ -~]' then   -- its server must offer SMTPUTF8 (RFC 6531)
+        address := normalize(address, nfc);
     end if;
     if address !~ '^[^[:space:][:cntrl:]@<>",;:()\[\]\\]+@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$'
-       or address ~ '^\.|\.@|\.\.' or dom ~ '(^|\.)[0-9]+$'
-       or octet_length(split_part(address, '@', 1)) > 64 or octet_length(address) > 254 then
+       or address ~ '^\.|\.@|\.\.|[\u0080-\u00a0\u2028\u2029]' or dom ~ '(^|\.)[0-9]+$'
+       or octet_length(convert_to(split_part(address, '@', 1), 'UTF8')) > 64 or octet_length(convert_to(address, 'UTF8')) > 254 then
         raise exception using errcode = '22023', message = format('%s is no email address: %s', what, address),
             hint = 'Write one such as user@example.com, or Name <user@example.com>.';
     end if;

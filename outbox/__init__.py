@@ -22,7 +22,7 @@ newcomer who follows it meets them in this order:
     language          how a reader's language writes dates, numbers and our words; phrases: these words
     table             rows made ready to be shown: numbers, sums, bars
     report            rows become a subject, a mail and a page (templates/)
-    message           the RFC 5322 bytes
+    message           the RFC 5322 bytes; fields: any text as a header field can hold it
     record            the one transaction: report, email and delivery
     generate_session  generate's connection: bucket locks, the user's queries, the pulse
     generate          the corridor: buckets, what is missing, made here or elsewhere
@@ -33,15 +33,19 @@ newcomer who follows it meets them in this order:
     verdict           what a try ended in, and what follows
     backoff           how long until the next try
     replies           SMTP replies out of bytes
+    esmtp             what a server offers beyond the least, and what is said because of it
     verp              which email a bounce is about
+    suppression       who gets no more email, and since when: the list that generate and relays obey
     ledger            what a relay writes for every email, as SQL; what is rare is in failover, doubt and breaker
     failover          what outlives a database that forgot: verdicts told again, and the wait for them
     doubt             what happens by itself to what is in doubt: sent again, or asked about
+    letterhead        what a route adds to every email at the last gate; signature: DKIM
     conversation      one SMTP connection: content, mark, guard, dot
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
     pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
-    route             the way to the SMTP server: a connection that is set up
+    route             the way to the mail server: a connection that is set up; lmtp: by LMTP; maildir: a directory
+                      that stands for a server
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick
@@ -51,7 +55,9 @@ newcomer who follows it meets them in this order:
     selection         which emails a person means: by key, edition, state or address
     operate           what a person does to them: retry, cancel
     resolve           what a person decides about what is in doubt, or dead
+    exported          lists of addresses that providers export, read for the suppression list
     show              the whole story of one
+    bounce            what a bounce or a complaint says, taken apart; returned: believed or not, and written once
 
     schedule          the ticks of a cron expression in civil time
     agenda            how the schedules stand: the latest tick, its edition, what became of it
@@ -71,9 +77,11 @@ newcomer who follows it meets them in this order:
 
     finding           what a look gave: ok, note, fault or unknown, and the mend
     doctor            the looks at what users get wrong, in the order in which a report travels: doctor_database
-                      (doctor_rights), doctor_reports, doctor_smtp, and who relays
+                      (doctor_rights), doctor_reports, doctor_smtp (doctor_local where it is none), and who
+                      relays
 
     embedded, sink, demo   a real Postgres and a real SMTP server for trying it out and for the tests
+    testing                both as pytest fixtures, for the tests of who uses outbox
 
 `generate` and `relay` meet only in the database. `cli` reads settings, wires, prints and sets the exit code; no other
 room does. Imports go down only (`lint-imports`).

@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
 _ENCODE = "percent-encode @ / ? # : and % in the user and the password (p@ss is p%40ss)"
 
 
@@ -55,26 +56,37 @@ class DatabaseUrl:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SmtpAddress:
-    """The mail server. str and repr show neither password nor username (Postmark: both a token)."""
+    """The mail server. str and repr show neither password nor username (Postmark: both a token).
+
+    `scheme` is smtp, lmtp or file. `path` is an LMTP server's socket, or the Maildir that stands for a server;
+    then there is neither host nor port.
+    """
 
     host: str
     port: int
     implicit_tls: bool
     username: str | None = None
     password: str | None = None
+    scheme: str = "smtp"
+    path: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read smtp:// (port 25 unless given) or smtps:// (TLS from the first byte, port 465 unless given).
+        """Read smtp:// (port 25 unless given), smtps:// (TLS from the first byte, port 465), lmtp:// (port 24),
+        lmtp:///path/to/socket or file:///path/of/maildir.
 
         Raises:
             ValueError: how the URL is wrong, without any part of it.
         """
         text = text.strip()
-        if not re.match(r"(?i)smtps?://", text):
+        if not re.match(r"(?i)(smtps?|lmtp|file)://", text):
             raise ValueError("is not an SMTP URL; write one like smtp://user:password@host:587")
         _refuse_what_hides_a_secret(text)
         url = urlsplit(text)
+        if url.scheme == "file" or (url.scheme == "lmtp" and not url.netloc):
+            return cls._of_path(url)
+        if url.scheme == "lmtp" and "@" in url.netloc:
+            raise ValueError("has a login, which is not given by LMTP; write lmtp://host:24, or smtp:// with it")
         userinfo, at, _ = url.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
         if at and not (user and password):
@@ -83,18 +95,28 @@ class SmtpAddress:
             raise ValueError(f"goes on after host and port; end it there, and {_ENCODE}")
         implicit_tls = url.scheme == "smtps"
         try:
-            port = (465 if implicit_tls else 25) if url.port is None else url.port
+            port = _PORTS[url.scheme] if url.port is None else url.port
             login = [unquote(part, errors="strict") if at else None for part in (user, password)]
         except ValueError:  # its own words would show what stands where the port should
             raise ValueError(f"has a bad port or login; write host:587, and {_ENCODE}") from None
         if not url.hostname or port == 0:
             raise ValueError("names no host and port; write one like smtp://host:25")
-        return cls(url.hostname, port, implicit_tls, *login)
+        username, secret = login
+        scheme = "lmtp" if url.scheme == "lmtp" else "smtp"
+        return cls(url.hostname, port, implicit_tls, username, secret, scheme)
+
+    @classmethod
+    def _of_path(cls, url: SplitResult) -> Self:
+        path = unquote(url.path)
+        if url.netloc or not path.strip("/") or url.query:
+            example = "file:///var/mail/try" if url.scheme == "file" else "lmtp:///run/dovecot/lmtp"
+            raise ValueError(f"is not {url.scheme}:// and a whole path; write one like {example}")
+        return cls("", 0, implicit_tls=False, scheme=url.scheme, path=path)
 
     @property
     def name(self) -> str:
-        """What the fleet calls the way to this server: host and port."""
-        return f"{self.host}:{self.port}"
+        """What the fleet calls the way to this server: host and port, or what stands for them."""
+        return f"{self.host}:{self.port}" if self.scheme == "smtp" else self.redacted
 
     def without_login(self, text: str) -> str:
         """What a server said, without what it should not have repeated."""
@@ -105,9 +127,11 @@ class SmtpAddress:
     @property
     def redacted(self) -> str:
         """The URL for people: a login in it is three stars."""
+        if self.path is not None:
+            return f"{self.scheme}://{quote(self.path)}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         login = "***@" if self.username else ""
-        return f"{'smtps' if self.implicit_tls else 'smtp'}://{login}{host}:{self.port}"
+        return f"{'smtps' if self.implicit_tls else self.scheme}://{login}{host}:{self.port}"
 
     def __str__(self) -> str:
         return self.redacted

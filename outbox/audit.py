@@ -17,7 +17,8 @@ from outbox.period import Period
 from outbox.settings import DIGEST, Settings
 from outbox.source import WINDOW_MAX, Recipient, checked, source_of, windows
 
-IN_DOUBT, DEAD, NOT_SENT, MISSING = KINDS = ("in_doubt", "dead", "not_sent", "missing")
+IN_DOUBT, DEAD, NOT_SENT, MISSING, SUPPRESSED = KINDS = ("in_doubt", "dead", "not_sent", "missing", "suppressed")
+BOUNCED = "bounced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Unsents:
 class Audit:
     """What became of an edition. `made` is false if no run ever opened it; `left` are reports of who is not named now.
 
-    Every expected recipient is counted once: as sent, or as one of `KINDS`.
+    Every expected recipient is counted once: as sent, or as one of `KINDS`. Suppressed is decided, so nothing is wrong
+    with it. `bounced` are of those that are sent: a server took them, and they came back.
     """
 
     report: str
@@ -59,6 +61,7 @@ class Audit:
     unsent: dict[str, Unsents]
     expected: int = 0
     sent: int = 0
+    bounced: Unsents = field(default_factory=lambda: Unsents(None))
 
     @property
     def name(self) -> str:
@@ -72,8 +75,8 @@ class Audit:
 
     @property
     def is_well(self) -> bool:
-        """Whether the email of every expected recipient is sent; never so for an edition that no run opened."""
-        return self.made and self.sent == self.expected
+        """Whether each expected recipient's email is sent, or suppressed; never of an edition that no run opened."""
+        return self.made and self.sent + self.unsent[SUPPRESSED].count == self.expected
 
     @property
     def sentence(self) -> str:
@@ -82,11 +85,16 @@ class Audit:
             command = DIGEST if self.report == DIGEST else f"generate {self.report}"
             return f"Not well: {self.name} was never generated; run `outbox {command} --period {self.period.key}`."
         if not self.is_well:
-            parts = [f"{found.count:,} {spoken(kind)}" for kind, found in self.unsent.items() if found.count]
-            missed = self.expected - self.sent
+            faults = {kind: found for kind, found in self.unsent.items() if found.count and kind != SUPPRESSED}
+            parts = [f"{found.count:,} {spoken(kind)}" for kind, found in faults.items()]
+            missed = sum(found.count for found in faults.values())
             return f"Not well: {missed:,} of {self.expected:,} emails of {self.name} are not sent: {', '.join(parts)}."
         if not self.expected:
             return f"All is well: the source of {self.name} names no recipient, so nothing was to be sent."
+        suppressed = self.unsent[SUPPRESSED].count
+        if suppressed:
+            but = f"all but {suppressed:,} of its {self.expected:,} recipients, who are on the suppression list"
+            return f"All is well: {self.name} is sent to {but}."
         return f"All is well: {self.name} is sent to all of its {self.expected:,} recipients."
 
     def as_json(self) -> dict[str, Any]:
@@ -101,10 +109,14 @@ class Audit:
             "generated": self.generated,
             "sent": self.sent,
             **{kind: found.count for kind, found in self.unsent.items()},
+            BOUNCED: self.bounced.count,
             "no_longer_expected": self.left,
             "is_well": self.is_well,
             "sentence": self.sentence,
-            "names": {kind: [asdict(one) for one in found.named] for kind, found in self.unsent.items()},
+            "names": {
+                kind: [asdict(one) for one in found.named]
+                for kind, found in {**self.unsent, BOUNCED: self.bounced}.items()
+            },
         }
 
 
@@ -133,6 +145,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
                 edition, period = await find_edition(connection, name, report, period_key)
             (reports,) = (await session.fetch(REPORTS, {"edition": edition}))[0]
             found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
+            found.bounced.names_max = names_max
             async for window in windows(source.recipients(period), WINDOW_MAX):
                 await _look(session, edition, found, window)
     found.left = max(found.left, 0)
@@ -151,10 +164,22 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.recipient,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'it waits for the next digest'
             WHEN d.paused IS NOT NULL THEN 'held back while ' || d.paused || ' is paused'
             WHEN d.state <> 'sent'
-            THEN (SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
-        END AS said
+            THEN coalesce((SELECT a.reply FROM outbox.attempt a
+                            WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), '')
+            ELSE (SELECT a.reply FROM outbox.attempt a
+                   WHERE a.email = d.email AND a.verdict = 'bounced' AND EXISTS (SELECT FROM outbox.bounce b
+                         WHERE b.email = d.email AND b.kind IN ('hard', 'complained'))
+                   ORDER BY a.settled_at DESC LIMIT 1)
+        END AS said,
+       CASE WHEN i.report IS NOT NULL AND i.digest IS NULL
+            THEN coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest'))
+            WHEN d.state = 'cancelled'
+            THEN (SELECT CASE a.verdict WHEN 'suppressed' THEN a.reply END FROM outbox.attempt a
+                   WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
+        END AS suppressed
   FROM unnest(:keys) AS n (key)
   LEFT JOIN outbox.report r ON r.edition = CAST(:edition AS integer) AND r.recipient_key = n.key
+  LEFT JOIN outbox.edition e ON e.id = r.edition
   LEFT JOIN outbox.digest_item i ON i.report = r.id
   LEFT JOIN LATERAL (
     SELECT own.id, own.recipient FROM outbox.email own WHERE own.key = :prefix || n.key
@@ -183,12 +208,17 @@ async def _look(session: GenerateSession, edition: int | None, found: Audit, win
         found.left -= row.reported
         if row.state == "sent":
             found.sent += 1
+            if row.said is not None:
+                found.bounced.add(Unsent(key, row.recipient, BOUNCED, row.said))
         elif row.state is None:
             found.unsent[MISSING].add(_missing(recipient))
         else:
             kind = row.state if row.state in (IN_DOUBT, DEAD) else NOT_SENT
             address = row.recipient or storable(recipient.email)
-            found.unsent[kind].add(Unsent(key, address, row.state, row.said or ""))
+            if row.suppressed is not None:
+                found.unsent[SUPPRESSED].add(Unsent(key, address, SUPPRESSED, row.suppressed))
+            else:
+                found.unsent[kind].add(Unsent(key, address, row.state, row.said or ""))
 
 
 def _missing(recipient: Recipient) -> Unsent:

@@ -1,7 +1,8 @@
 """When an edition is complete: it is noted, and the dead man's switch is called. Beside the relay, never in its way.
 
 Complete is an edition of which `generate` has seen all recipients, each has a report, and each report's email was
-sent, or a person decided that it is not to be (`outbox cancel`, `outbox resolve --discard`). A dead letter about which
+sent, or it is decided that it is not to be: by a person (`outbox cancel`, `outbox resolve --discard`) or because the
+address is on the suppression list. A dead letter about which
 nobody has decided, doubt, an expired email: not complete, so that the switch's silence tells of them. A report that
 goes into a digest is done when the digest that took it up is.
 
@@ -60,11 +61,14 @@ SELECT EXISTS (SELECT FROM outbox.delivery d JOIN outbox.email m ON m.id = d.ema
 UNDONE: Final = """
 SELECT EXISTS (
     SELECT FROM outbox.report r
+      JOIN outbox.edition e ON e.id = r.edition
       LEFT JOIN outbox.digest_item i ON i.report = r.id
       LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
       LEFT JOIN outbox.delivery d ON d.email = m.id
      WHERE r.edition = $1
-       AND CASE WHEN m.id IS NULL THEN true
+       AND CASE WHEN m.id IS NULL
+                THEN i.digest IS NOT NULL
+                     OR coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest')) IS NULL
                 WHEN d.state IN ('sent', 'cancelled') THEN false
                 ELSE d.state IS DISTINCT FROM 'dead'
                      OR NOT EXISTS (SELECT FROM outbox.attempt a

@@ -11,18 +11,20 @@ It knows the desk that it works for (`Desk`, the relay), and nothing of Postgres
 """
 
 import asyncio
-import re
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Protocol, cast
 
+from outbox.esmtp import TOO_LARGE, Offers, body_parameters, original_recipient
 from outbox.ledger import Claim
+from outbox.letterhead import Letterhead, with_crlf
 from outbox.replies import GarbageError, Reply, ReplyReader
 from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence, takes_nothing
+from outbox.verp import token_of
 
-BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 PIECE_BYTES: Final = 64 * 1024
 # Between a dot and the envelope behind it. Postfix writes no reply while commands that it has read wait: with both in
 # one read, the 250 waits for all that it asks (policies, milters) before the next 354, and a kill then means doubt.
@@ -71,31 +73,37 @@ class Expected(Enum):
 
 
 class Conversation(asyncio.Protocol):
-    """The client's side of the mail transactions on one connection.
+    """The client's side of the mail transactions on one connection, with what the server `offers`.
 
     `ahead` is the claim whose envelope or content is under way and whose dot is not written; `handed_over` the one
     whose dot is written and not answered. Both may be there at once, when chained.
 
-    With `redirect_to` that address gets every email instead of its recipient, whom one header line more names; each
-    verdict says so. Here, at the last gate, nothing that was made or claimed before slips by.
+    An email that the server cannot take, by what it offers, is refused here and not sent; the connection goes on.
+    What the route's `letterhead` says goes before each message. With `redirect_to` that address gets every email
+    instead of its recipient, whom one header line more names; each verdict says so. Here, at the last gate, nothing
+    that was made or claimed before slips by.
     """
 
     def __init__(
         self,
         desk: Desk,
         *,
-        pipelining: bool,
-        size: bool,
+        offers: Offers,
         command_timeout_s: float,
         data_done_timeout_s: float,
         messages_max: int,
         clock: Callable[[], float],
         later: Callable[..., object] | None = None,
         redirect_to: str | None = None,
+        letterhead: Letterhead | None = None,
+        dsn: bool = False,
     ) -> None:
         self.desk = desk
-        self.pipelining = pipelining
-        self.size = size
+        self.offers = offers
+        self.pipelining = offers.pipelining
+        self.size_max = offers.size_max or sys.maxsize
+        self.letterhead = letterhead
+        self.dsn = dsn and offers.dsn
         self.command_timeout_s = command_timeout_s
         self.data_done_timeout_s = data_done_timeout_s
         self.messages_left = messages_max
@@ -109,6 +117,7 @@ class Conversation(asyncio.Protocol):
         self.closing = False
         self.is_closed = False
         self.idle_since: float | None = None
+        self._parameters = ""  # of MAIL, for an email that is not ASCII
         self._refusal: Verdict | None = None
         self._reset_needed = False
         self._expected: deque[Expected] = deque()
@@ -133,7 +142,10 @@ class Conversation(asyncio.Protocol):
         self.idle_since = None
         self._heard_at = self.clock()
         self.messages_left -= 1
-        self._write(self._envelope(claim))
+        if self._may_send(claim):
+            self._write(self._envelope(claim))
+        else:
+            self._go_on()
 
     def hand_over(self) -> None:
         """Write the final dot: the mark of `ahead` is committed and the guard has agreed. The commit point of SMTP."""
@@ -245,13 +257,51 @@ class Conversation(asyncio.Protocol):
         return reset + self._mail(claim) + self._rcpt(claim) + b"DATA\r\n"
 
     def _mail(self, claim: Claim) -> bytes:
-        size = ""
-        if self.size:
-            size = f" SIZE={len(claim.message) + (len(_redirected_from(claim)) if self.redirect_to else 0)}"
-        return f"MAIL FROM:<{claim.sender}>{size}\r\n".encode()
+        sender = claim.sender if self.letterhead is None else self.letterhead.sender_of(claim)
+        size = f" SIZE={self._size_of(claim)}" if self.offers.size else ""
+        if not self.dsn:
+            return f"MAIL FROM:<{sender}>{size}{self._parameters}\r\n".encode()
+        # RET=HDRS: a bounce with the whole report would show it to whoever reads bounces.
+        named = f" RET=HDRS ENVID={token_of(claim.email, claim.message_id)}"
+        return f"MAIL FROM:<{sender}>{size}{self._parameters}{named}\r\n".encode()
 
     def _rcpt(self, claim: Claim) -> bytes:
-        return f"RCPT TO:<{self.redirect_to or claim.recipient}>\r\n".encode()
+        recipient = self.redirect_to or claim.recipient
+        if not self.dsn:
+            return f"RCPT TO:<{recipient}>\r\n".encode()
+        # Not DELAY: a server that goes on trying says nothing that anybody could act on.
+        return f"RCPT TO:<{recipient}> NOTIFY=FAILURE ORCPT={original_recipient(recipient)}\r\n".encode()
+
+    def _size_of(self, claim: Claim) -> int:
+        """How many bytes go over the wire between 354 and the dot, dots undoubled (RFC 1870 §5)."""
+        size = len(claim.message) + (len(claim.head) if claim.head is not None else 0)
+        return size + len(_redirected_from(claim)) if self.redirect_to else size
+
+    def _may_send(self, claim: Claim) -> bool:
+        """Whether this server can take the email; if not, the desk is told why."""
+        if self.letterhead is not None:
+            self.letterhead.prepare(claim)  # most was prepared before; here, at the last gate, nothing slips by
+        self._parameters = ""
+        fault = claim.fault
+        if (size := self._size_of(claim)) > self.size_max:
+            fault = fault or TOO_LARGE.format(bytes=size, bytes_max=self.size_max)
+        elif not (claim.message.isascii() and claim.recipient.isascii() and claim.sender.isascii()) or (
+            self.redirect_to and not self.redirect_to.isascii()
+        ):
+            try:
+                self._parameters = self._body_parameters(claim)
+            except ValueError as error:
+                fault = fault or str(error)
+        if fault is None:
+            return True
+        self._bring(claim, Refused(fault))
+        return False
+
+    def _body_parameters(self, claim: Claim) -> str:
+        sender = claim.sender if self.letterhead is None else self.letterhead.sender_of(claim)
+        addresses = sender + (self.redirect_to or claim.recipient)
+        message = _redirected_from(claim) + claim.message if self.redirect_to else claim.message
+        return body_parameters(self.offers, message, addresses=addresses)
 
     def _answer(self, reply: Reply) -> None:
         if not self._expected:
@@ -385,11 +435,11 @@ class Conversation(asyncio.Protocol):
 
     def _write_content(self, claim: Claim) -> None:
         """Begin the message: its dots doubled (RFC 5321 §4.5.2), its last line ended, without the final dot."""
-        message = _redirected_from(claim) + claim.message if self.redirect_to else claim.message
-        if message.count(b"\n") != message.count(
-            b"\r\n"
-        ):  # a bare line feed could end the message early (RFC 5321 §2.3.8)
-            message = BARE_LF.sub(b"\r\n", message)
+        message = with_crlf(claim.message)  # a bare line feed could end the message early
+        if claim.head is not None:
+            message = claim.head + message
+        if self.redirect_to:
+            message = _redirected_from(claim) + message
         if b"\n." in message or message.startswith(b"."):
             message = (b"\r\n" + message).replace(b"\r\n.", b"\r\n..")[2:]
         if not message.endswith(b"\r\n"):
@@ -416,10 +466,11 @@ class Conversation(asyncio.Protocol):
     def _next(self) -> Claim | None:
         if self.closing or self.messages_left <= 0:
             return None
-        claim = self.desk.take()
-        if claim is not None:
-            self.messages_left -= 1
-        return claim
+        while (claim := self.desk.take()) is not None:
+            if self._may_send(claim):
+                self.messages_left -= 1
+                return claim
+        return None
 
     def _go_on(self) -> None:
         """Nothing is under way: begin the next message, or rest, or say goodbye."""

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 ITEMS_MAX: Final = 100  # in one email, so that mail clients do not clip it; the rest is the next period's
 
-# What a digest may tell of: open, not of a report that people hold back, and not deleted behind its link.
-OPEN: Final = """
+# What a digest may tell of: open, not of a report that people hold back, and not deleted behind its link; nor where the
+# address is on the suppression list, for the report or for the digest.
+OPEN: Final = f"""
 outbox.digest_item i
   JOIN outbox.report r ON r.id = i.report
   JOIN outbox.edition e ON e.id = r.edition
- WHERE i.digest IS NULL AND NOT EXISTS (SELECT FROM outbox.pause p WHERE p.report = e.report)"""
+ WHERE i.digest IS NULL AND NOT EXISTS (SELECT FROM outbox.pause p WHERE p.report = e.report)
+   AND outbox.suppressed(i.address, e.report) IS NULL AND outbox.suppressed(i.address, '{DIGEST}') IS NULL"""
 
 # Who has this edition's digest already is owed it, too, like somebody whose report is made.
 RECIPIENTS: Final = f"""
@@ -51,7 +53,12 @@ SELECT n.key, found.*
  ORDER BY found.id
 """
 
-WAITING: Final = text("SELECT count(*) FROM outbox.digest_item WHERE digest IS NULL")
+WAITING: Final = text(f"""
+SELECT count(*)
+  FROM outbox.digest_item i JOIN outbox.report r ON r.id = i.report JOIN outbox.edition e ON e.id = r.edition
+ WHERE i.digest IS NULL
+   AND outbox.suppressed(i.address, e.report) IS NULL AND outbox.suppressed(i.address, '{DIGEST}') IS NULL
+""")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ It changes nothing and sends nothing. Each look is a line with its mend; what de
 that it was not looked at.
 """
 
+import asyncio
 import resource
 from collections.abc import Iterable, Sequence
 from typing import Final, assert_never
@@ -13,6 +14,7 @@ import asyncpg
 from outbox.agenda import Agenda, Standing, look, scheduled
 from outbox.database import LOST_SESSION, connect
 from outbox.doctor_database import Database, examine_database
+from outbox.doctor_local import examine_lmtp, examine_maildir
 from outbox.doctor_reports import examine_reports
 from outbox.doctor_smtp import examine_smtp
 from outbox.doubt import load_resolver
@@ -21,7 +23,9 @@ from outbox.finding import Finding, Grade, fault, fault_of, not_checked, note, o
 from outbox.generate import sender_of
 from outbox.pause import Pause
 from outbox.settings import Settings, WhenInDoubt
+from outbox.signature import load_signer
 from outbox.status import RouteStatus, Status, read_status
+from outbox.verp import token_of
 
 FILES_BESIDE: Final = 64  # what a process holds open beside its SMTP connections
 WAITED_MAX_S: Final = 60.0
@@ -40,7 +44,7 @@ async def examine(settings: Settings) -> list[Finding]:
     sender = sender_of(settings)
     database = await examine_database(settings)
     reports = await examine_reports(settings, database)
-    smtp = await examine_smtp(
+    smtp = await examine_server(
         settings,
         sender=sender.address,
         recipient=settings.redirect_to or reports.recipient or sender.address,
@@ -49,6 +53,18 @@ async def examine(settings: Settings) -> list[Finding]:
     fleet = await examine_fleet(settings, database)
     rest = [*look_at_redirect(settings), look_at_doubt(settings), look_at_limits(settings)]
     return [*database.findings, *reports.findings, *smtp, *fleet, *rest]
+
+
+async def examine_server(settings: Settings, *, sender: str, recipient: str, largest_bytes: int) -> list[Finding]:
+    """What can be said of the mail server, or of what stands for one, and of the signature that emails get for it."""
+    assert settings.smtp_url is not None
+    signature = look_at_dkim(settings, sender)
+    if settings.smtp_url.scheme == "file":
+        return [*await asyncio.to_thread(examine_maildir, settings.smtp_url), *signature]
+    examine = examine_lmtp if settings.smtp_url.scheme == "lmtp" else examine_smtp
+    bounces_to = (settings.return_path or sender).replace("{token}", token_of(0, ""))
+    found = await examine(settings, sender=bounces_to, recipient=recipient, largest_bytes=largest_bytes)
+    return [*found, *signature]
 
 
 def has_fault(findings: Iterable[Finding]) -> bool:
@@ -157,6 +173,22 @@ def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:
     ticks = [(one.ticks[0].at, one.name) for one in agendas if one.ticks]
     ahead = f", next {min(ticks)[1]} at {min(ticks)[0]:%Y-%m-%d %H:%M} UTC" if ticks else ""
     return [ok(SCHEDULES, f"{', '.join(one.name for one in agendas)}{ahead}")]
+
+
+def look_at_dkim(settings: Settings, sender: str) -> list[Finding]:
+    """Whether emails can be signed, and what has to stand in the DNS for it; nothing where they are not."""
+    if settings.dkim is None:
+        return []
+    try:
+        signer = load_signer(settings.dkim, settings.directory)
+    except OutboxError as error:
+        return [fault_of("dkim", error)]
+    found = f'publish {settings.dkim.record_name} TXT "{signer.record}", if it is not there yet'
+    domain = sender.rpartition("@")[2]
+    if domain != settings.dkim.domain and not domain.endswith(f".{settings.dkim.domain}"):
+        mend = "sign with the domain of sender, or DMARC does not count it (RFC 7489 §3.1.1)"
+        return [note("dkim", f"the sender is of {domain}, and {settings.dkim.domain} signs ({found})", mend)]
+    return [ok("dkim", f"{settings.dkim.domain} signs; {found}")]
 
 
 def look_at_redirect(settings: Settings) -> list[Finding]:

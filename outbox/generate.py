@@ -61,7 +61,8 @@ class CivilPeriod:
 class Result:
     """What one run did for one edition. `failed` says why, by key; `present` counts reports that are there.
 
-    `waiting` are reports that wait for the next digest when one is closed.
+    `waiting` are reports that wait for the next digest when one is closed. `suppressed` are recipients whose address is
+    on the suppression list: they have a report, and no email goes to them.
     """
 
     edition: Edition
@@ -69,6 +70,7 @@ class Result:
     made: int = 0
     present: int = 0
     waiting: int = 0
+    suppressed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -157,6 +159,16 @@ MISSING: Final = text("""
 SELECT n.key FROM unnest(:keys) AS n (key)
  WHERE (SELECT r.id FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key) IS NULL
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
+
+# For most fleets the first says that nobody is on the list, and the second is never asked.
+LISTED: Final = text("SELECT EXISTS (SELECT FROM outbox.suppression WHERE report = ANY (:reports))").bindparams(
+    bindparam("reports", type_=ARRAY(Text))
+)
+SUPPRESSED: Final = text("""
+SELECT count(*) FROM unnest(:addresses) AS n (address)
+ WHERE (SELECT s.address FROM outbox.suppression s
+         WHERE s.address = lower(n.address COLLATE "C") AND s.report = ANY (:reports) LIMIT 1) IS NOT NULL
+""").bindparams(bindparam("addresses", type_=ARRAY(Text)), bindparam("reports", type_=ARRAY(Text)))
 
 # Asked after the bucket's lock is held: in the same statement the snapshot could be older than the lock, and what
 # its last holder committed would look missing. Ids are reserved here because a message's bytes carry its id.
@@ -254,17 +266,26 @@ class Run:
 
     async def finish(self) -> Result:
         """Work through all recipients, a window at a time."""
+        somebody = (await self.session.fetch(LISTED, {"reports": self._suppressing}))[0][0]
         async for window in windows(self.source.recipients(self.result.edition.period), WINDOW_MAX):
             failed_before = len(self.result.failed)
             wanted = self._wanted(window)
             self.result.expected += len(wanted) + len(self.result.failed) - failed_before
             self.progress(self.result)
             await self._complete(wanted)
+            if somebody:
+                said = {"addresses": [one.email for one in wanted.values()], "reports": self._suppressing}
+                self.result.suppressed += (await self.session.fetch(SUPPRESSED, said, by_index=True))[0][0]
         await self._forgive()
         await self.session.fetch(EXPECT, {"id": self.result.edition.id, "expected": self.result.expected})
         if self._is_digest:
             self.result.waiting = (await self.session.fetch(WAITING))[0][0]
         return self.result
+
+    @property
+    def _suppressing(self) -> list[str]:
+        """Which suppressions hold for this report's email."""
+        return ["", self.result.edition.report, *([DIGEST] if self.report.is_collected else [])]
 
     async def _forgive(self) -> None:
         """A recipient who failed here but was made elsewhere meanwhile has a report: that is what counts."""
@@ -427,6 +448,7 @@ class Run:
         edition, language = self.result.edition, self.language_of(recipient)
         rendered = self.templates().render(self._context(recipient, content, token), language)
         domain = self.sender.address.rpartition("@")[2]
+        leave = self.report.unsubscribe_link(token)
         message_id = f"<{email}.{secrets.token_hex(4)}@{domain}>"
         return NewReport(
             recipient_key=recipient.key,
@@ -447,6 +469,7 @@ class Run:
                 date=self.now,
                 message_id=message_id,
                 list_id=f"<{edition.report}.{domain}>",
+                headers={} if leave is None else one_click(leave),
             ),
             items=[row["id"] for row in content] if self._is_digest and not isinstance(content, Mapping) else (),
         )
@@ -510,9 +533,15 @@ class Run:
             "rows": rows,
             "columns": list(rows[0]) if rows else [],
             "link": self.report.link.replace("{token}", token),
+            "unsubscribe": self.report.unsubscribe_link(token),
             "sender": self.sender.name,
             **given,
         }
+
+
+def one_click(link: str) -> dict[str, str]:
+    """The header fields with which a mail reader shows a button that ends the emails (RFC 2369 §3.2, RFC 8058 §3.1)."""
+    return {"List-Unsubscribe": f"<{link}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
 
 
 def bucket_of(key: str) -> int:

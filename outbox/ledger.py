@@ -43,6 +43,10 @@ class Claim:
     """When it was claimed; only where somebody looks on."""
     handed_over_at: float = 0.0
     """When its final dot was written."""
+    head: bytes | None = None
+    """What its route writes before the message; None where nothing is, or not yet."""
+    fault: str | None = None
+    """Why its route cannot send it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ class Tick:
     reached: datetime | None
     held: frozenset[str] = frozenset()
     """Which reports are paused by people; '' is the fleet."""
+    listed: frozenset[int] = frozenset()
+    """Which claims are of an address that is on the suppression list, for their report or for another."""
 
 
 LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long, at most
@@ -132,6 +138,8 @@ class Frontier:
 #   It begins at $14, where the last one ended: before lie the entries of what was settled, which stay in the index
 #   until vacuum may take them, and a claim that begins with them costs more with each message, the more the longer
 #   any snapshot is held. The caller says now and then that it wants all, for what came free or was passed over.
+#   'x' is a claim whose address is on the suppression list, for whichever report: one look at its key, in a form that
+#   the planner cannot turn into reading the whole list. `suppression` finds out for which.
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
 #   relay has lost its lock are ever taken from it.
 TICK: Final = """
@@ -203,7 +211,9 @@ UNION ALL
 SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
   FROM marked
 UNION ALL
-SELECT 'c', c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
+SELECT CASE (SELECT 1 FROM outbox.suppression s WHERE s.address = lower(e.recipient COLLATE "C") LIMIT 1)
+            WHEN 1 THEN 'x' ELSE 'c' END,
+       c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
        NULL, NULL, e.traceparent
   FROM claimed c JOIN outbox.email e ON e.id = c.email
 UNION ALL
@@ -270,11 +280,12 @@ async def tick(
                 traceparent=r["traceparent"],
             )
             for r in rows
-            if r["part"] == "c"
+            if r["part"] in ("c", "x")
         ],
         pause=pauses[0] if pauses else None,
         reached=next((r["reached"] for r in rows if r["part"] == "d"), None),
         held=frozenset(r["key"] for r in rows if r["part"] == "p"),
+        listed=frozenset(r["email"] for r in rows if r["part"] == "x"),
     )
 
 

@@ -1,7 +1,8 @@
 """The RFC 5322 bytes of one email and the addresses in them; knows nothing of reports, rows or servers.
 
 The same arguments give the same bytes, for ever: a re-send must be recognisable as the same mail (same
-Message-ID *and* Date). The output is pure ASCII with CRLF line ends and is not dot-stuffed: `conversation` does that.
+Message-ID *and* Date). The output is pure ASCII, but for an address that is not, which stands there in UTF-8 (RFC
+6532). It has CRLF line ends and is not dot-stuffed: `conversation` does that.
 
 The standard library's `email` package is not used. It costs 40 ms to import and folds and encodes in Python
 what `binascii` does in C; the tests hold every message against its parsers instead.
@@ -10,18 +11,28 @@ what `binascii` does in C; the tests hold every message against its parsers inst
 import hashlib
 import re
 from binascii import b2a_base64, b2a_qp
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import AnyStr, Self
+from typing import Self
 from urllib.parse import quote
 
-LINE_MAX = 76  # RFC 2047 §2 and RFC 2045 §6.7 for encoded text; RFC 5322 §2.1.1 would allow 78
-_HARD_LINE_MAX = 998  # RFC 5322 §2.1.1, without the CRLF
-_ENCODED_WORD_MAX = 66  # leaves room for "Subject: " on the first line
-_ADDRESS_MAX = 254  # RFC 3696 erratum 1690
+from outbox.fields import (
+    BREAKS,
+    ENCODED_WORD_MAX,
+    LINE_MAX,
+    encoded_words,
+    extra_field,
+    folded,
+    one_line,
+    runs,
+    text_field,
+)
+
+_ADDRESS_MAX = 254  # bytes; RFC 3696 erratum 1690
+_LOCAL_MAX = 64  # bytes; RFC 5321 §4.5.3.1.1, RFC 6531 §3.2
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -29,25 +40,16 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _ADDRESS = re.compile(rf"(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
+# The same with a local part in any letters (RFC 6531 §3.3), as `check_address` lets pass.
+_ATOM_UTF8 = _ATOM.replace("A-Z", "\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffffA-Z")
+_ADDRESS_UTF8 = re.compile(rf"(?=.{{1,64}}@){_ATOM_UTF8}(?:\.{_ATOM_UTF8})*@{_LABEL}(?:\.{_LABEL})*")
 # What needs a closer look than a pattern: Punycode and other labels with "--" in third place (RFC 5890
 # §2.3.1), domains that end in a number (an IP address), and names that can never receive mail (RFC 6761,
 # RFC 7686, RFC 3172).
 _DOUBTFUL_DOMAIN = re.compile(r"[@.]..--|[@.][0-9]+$|[@.](?:invalid|onion|arpa)$", re.IGNORECASE)
 _SENDER = re.compile(r"(?P<name>\"(?:[^\"\\]|\\.)*\"|[^\"<>]*?) *<(?P<address>[^<>]*)>")
-
-# C0, DEL, C1, Unicode's line and paragraph separators: whatever a reader may take for the end of a header.
-_BREAKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 _PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
-_FIELD_NAME = re.compile(r"[!-9;-~]{1,64}")
 _BRACKETED_ID = re.compile(r"<?([!-;=?-~]{1,900})>?")
-_OURS = frozenset({
-    "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "list-id", "auto-submitted",
-    "x-auto-response-suppress", "mime-version", "content-type", "content-transfer-encoding",
-})  # fmt: skip
-
-# RFC 2047 §5 (3): inside a display name only these may stand for themselves; so they serve for subjects too.
-_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!*+-/")
-_Q = tuple("_" if byte == ord(" ") else chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in range(256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,10 @@ class Attachment:
 
 
 def check_address(text: str) -> str:
-    """The address in the form in which it goes to the server: ASCII, domain in lower case and as A-labels.
+    """The address in the form in which it goes to the server: the domain in lower case and as A-labels.
+
+    So it is too behind a local part that is not ASCII, where U-labels would be as right (RFC 6531 §3.7.3): one domain
+    has one spelling. Such a local part is in Unicode's NFC; the server must offer SMTPUTF8 for it.
 
     Spaces around it are dropped, since char(n) columns have them. Dotless and test domains (`localhost`,
     `x.test`) pass: the server knows what it can deliver. ValueError with one sentence otherwise. No DNS.
@@ -104,21 +109,24 @@ def check_address(text: str) -> str:
     return _checked_closely(text)
 
 
+def comparable(address: str) -> str:
+    """The one form in which addresses are compared: A to Z in lower case, the domain as A-labels. Else ValueError.
+
+    In SQL it is `lower(recipient COLLATE "C")`, since what is in the outbox has its domain as A-labels already.
+    """
+    return check_address(address).encode().lower().decode()
+
+
 def _checked_closely(text: str) -> str:
-    if _BREAKS.search(text):
+    if BREAKS.search(text):
         raise ValueError(f"{text!r} is no email address: spaces and control characters cannot be in one.")
-    if not text.rpartition("@")[0].isascii():
-        raise ValueError(
-            f"{text!r} cannot be written to: without SMTPUTF8, which this version lacks, "
-            "the part before the @ must be ASCII."
-        )
     from email_validator import EmailNotValidError, validate_email
 
     try:
         found = validate_email(
             text,
             check_deliverability=False,
-            allow_smtputf8=False,
+            allow_smtputf8=True,
             strict=True,
             test_environment=True,
             globally_deliverable=False,
@@ -127,13 +135,19 @@ def _checked_closely(text: str) -> str:
         raise ValueError(f"{text!r} is no email address: {error}") from error
     if found.ascii_domain.rpartition(".")[2].isdigit():
         raise ValueError(f"{text!r} is no email address: a domain name is needed after the @, not a number.")
-    return f"{found.local_part}@{found.ascii_domain}"
+    address = f"{found.local_part}@{found.ascii_domain}"
+    if len(found.local_part.encode()) > _LOCAL_MAX or len(address.encode()) > _ADDRESS_MAX:
+        raise ValueError(
+            f"{text!r} is no email address: in UTF-8 it has more than {_LOCAL_MAX} bytes before the @, "
+            f"or more than {_ADDRESS_MAX} in all."
+        )
+    return address
 
 
 def parse_sender(text: str) -> Mailbox:
     """`Progress reports <reports@example.com>`, `"A, B" <…>` or the address alone; else ValueError."""
     text = text.strip(" ")
-    if _BREAKS.search(text.replace(" ", "")):
+    if BREAKS.search(text.replace(" ", "")):
         raise ValueError(f"{text!r} is no sender: it contains a line break or a control character.")
     if "<" not in text and ">" not in text:
         return Mailbox("", check_address(text))
@@ -144,14 +158,6 @@ def parse_sender(text: str) -> Mailbox:
     if name.startswith('"'):
         name = re.sub(r"\\(.)", r"\1", name[1:-1])
     return Mailbox(one_line(name), check_address(match["address"]))
-
-
-def one_line(text: str) -> str:
-    """The text as a header can hold it: every run of spaces, line breaks and control characters is one space.
-
-    At the ends there is no white space of any kind, no-break spaces included.
-    """
-    return _BREAKS.sub(" ", text).strip()
 
 
 def build(
@@ -186,17 +192,17 @@ def build(
         *_mailboxes_header("To", (recipient,) if isinstance(recipient, Mailbox) else recipient),
         *_mailboxes_header("Cc", cc),
         *_mailboxes_header("Reply-To", reply_to),
-        _text_header("Subject", subject, word_max=_ENCODED_WORD_MAX),
+        text_field("Subject", subject, word_max=ENCODED_WORD_MAX),
         f"Date: {_rfc5322_date(date)}",
         f"Message-ID: {_bracketed(message_id)}",
         *([] if list_id is None else [f"List-Id: {_bracketed(list_id)}"]),  # RFC 2919
         "Auto-Submitted: auto-generated",  # RFC 3834: out-of-office robots keep silent
         "X-Auto-Response-Suppress: All",  # the same for Exchange
-        *(_extra_header(name, value) for name, value in headers.items()),
+        *(extra_field(name, value) for name, value in headers.items()),
         "MIME-Version: 1.0",
         "",
     ]
-    return "\r\n".join(lines).encode("ascii") + _body(text, html, attachments, message_id)
+    return "\r\n".join(lines).encode() + _body(text, html, attachments, message_id)
 
 
 def _body(text: str | None, html: str | None, attachments: Sequence[Attachment], message_id: str) -> bytes:
@@ -248,14 +254,14 @@ _CHARSET = "utf-8''"  # RFC 2231 §4: charset, no language
 
 def _file_name(name: str) -> list[str]:
     """The parameters that say a file's name: quoted if it is ASCII and short, else percent-encoded, in pieces."""
-    if name.isascii() and len(name) <= _ENCODED_WORD_MAX:
+    if name.isascii() and len(name) <= ENCODED_WORD_MAX:
         escaped = name.replace("\\", "\\\\").replace('"', '\\"')
         return [f'filename="{escaped}"']
     characters = [quote(character.encode("utf-8", "replace"), safe="") for character in name]
-    runs = list(_runs(characters, _ENCODED_WORD_MAX - len("filename*99*=") - len(_CHARSET)))
-    if len(runs) == 1:
-        return [f"filename*={_CHARSET}{runs[0]}"]
-    return [f"filename*{number}*={_CHARSET if number == 0 else ''}{run}" for number, run in enumerate(runs)]
+    pieces = list(runs(characters, ENCODED_WORD_MAX - len("filename*99*=") - len(_CHARSET)))
+    if len(pieces) == 1:
+        return [f"filename*={_CHARSET}{pieces[0]}"]
+    return [f"filename*{number}*={_CHARSET if number == 0 else ''}{run}" for number, run in enumerate(pieces)]
 
 
 def _boundary(message_id: str) -> str:
@@ -328,15 +334,15 @@ def _mailboxes_header(field: str, mailboxes: Sequence[Mailbox]) -> list[str]:
     words = [_mailbox_words(field, mailbox) for mailbox in mailboxes]
     for one in words[:-1]:
         one[-1] += ","
-    return [_folded(field, [word for one in words for word in one])] if words else []
+    return [folded(field, [word for one in words for word in one])] if words else []
 
 
 def _mailbox_header(field: str, mailbox: Mailbox) -> str:
-    return _folded(field, _mailbox_words(field, mailbox))
+    return folded(field, _mailbox_words(field, mailbox))
 
 
 def _mailbox_words(field: str, mailbox: Mailbox) -> list[str]:
-    if not _ADDRESS.fullmatch(mailbox.address):
+    if not (_ADDRESS.fullmatch(mailbox.address) or _ADDRESS_UTF8.fullmatch(mailbox.address)):
         raise ValueError(f"{mailbox.address!r} cannot stand in {field}: pass it through check_address.")
     # A no-break space says nothing in a name, and parsers lose it where it stands beside another space.
     name = " ".join(one_line(mailbox.name).split())
@@ -346,64 +352,9 @@ def _mailbox_words(field: str, mailbox: Mailbox) -> list[str]:
 def _phrase(name: str) -> list[str]:
     """The display name as atoms, as one quoted string, or as encoded words (RFC 5322 §3.2.5, RFC 2047 §5)."""
     # Readers decode "=?…?=" even inside quotes, and some keep the line break of a folded quoted string.
-    if not name.isascii() or "=?" in name or len(name) > _ENCODED_WORD_MAX:
-        return _encoded_words(name)
+    if not name.isascii() or "=?" in name or len(name) > ENCODED_WORD_MAX:
+        return encoded_words(name)
     if _PHRASE.fullmatch(name):
         return [name]
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     return [f'"{escaped}"']
-
-
-def _extra_header(field: str, value: str) -> str:
-    if not _FIELD_NAME.fullmatch(field):
-        raise ValueError(f"{field!r} cannot be a header's name: use letters, digits and hyphens.")
-    if field.lower() in _OURS:
-        raise ValueError(f"The header {field} is written by outbox itself and cannot be given a second time.")
-    # A long word may be an URL, as in List-Unsubscribe: there it has to stay readable for machines.
-    return _text_header(field, value, word_max=_HARD_LINE_MAX - len(field) - len(": "))
-
-
-def _text_header(field: str, text: str, *, word_max: int) -> str:
-    """Free text as it is if it is ASCII and can be folded at its spaces, else as encoded words."""
-    text = one_line(text)
-    if len(field) + len(": ") + len(text) <= LINE_MAX and text.isascii() and "=?" not in text:
-        return f"{field}: {text}"
-    words = text.split(" ")
-    if not text.isascii() or "=?" in text or max(map(len, words)) > word_max:
-        words = _encoded_words(text)
-    return _folded(field, words)
-
-
-def _folded(field: str, words: Sequence[str]) -> str:
-    """The header with its words spread over lines of at most LINE_MAX, as far as single words allow."""
-    line = f"{field}: {words[0]}"
-    lines = []
-    for word in words[1:]:
-        if len(line) + 1 + len(word) > LINE_MAX:
-            lines.append(line)
-            line = ""
-        line += f" {word}"
-    return "\r\n".join([*lines, line])
-
-
-def _encoded_words(text: str) -> list[str]:
-    """RFC 2047 encoded words, Q or B, whichever is shorter, never cut inside a character."""
-    characters = [character.encode("utf-8", "replace") for character in text]
-    quoted = ["".join([_Q[byte] for byte in character]) for character in characters]
-    room = _ENCODED_WORD_MAX - len("=?utf-8?q??=")
-    if sum(map(len, quoted)) <= -(-sum(map(len, characters)) // 3) * 4:
-        return [f"=?utf-8?q?{run}?=" for run in _runs(quoted, room)]
-    runs = _runs(characters, room // 4 * 3)
-    return [f"=?utf-8?b?{b2a_base64(run, newline=False).decode()}?=" for run in runs]
-
-
-def _runs(pieces: Sequence[AnyStr], size_max: int) -> Iterator[AnyStr]:
-    """The pieces joined in order into runs of at most `size_max`."""
-    run = pieces[0]
-    for piece in pieces[1:]:
-        if len(run) + len(piece) > size_max:
-            yield run
-            run = piece
-        else:
-            run += piece
-    yield run

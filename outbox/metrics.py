@@ -20,7 +20,7 @@ from outbox.ledger import Claim
 from outbox.relay import Relay
 from outbox.verdict import Outcome
 
-VERDICTS: Final = ("accepted", "deferred", "refused", "dead", "in_doubt", "withdrawn", "expired")
+VERDICTS: Final = ("accepted", "deferred", "refused", "dead", "in_doubt", "withdrawn", "expired", "suppressed")
 BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 

@@ -39,6 +39,8 @@ class Act(StrEnum):
 _DEAD_MESSAGES: Final = ", ".join(f"'\\x{bare.hex()}'::bytea" for bare in BARE)
 _LET_BE: Final = """(d.state = 'dead' AND EXISTS (
     SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'))"""
+_SUPPRESSED: Final = """outbox.suppressed(m.recipient, (
+    SELECT e.report FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition WHERE r.id = m.report))"""
 _WAITS: Final = "(d.state = 'pending' AND d.relay IS NULL AND d.paused IS NULL AND d.due_at > now())"
 
 # What may be done at all, to an email that is named.
@@ -50,7 +52,8 @@ POSSIBLE: Final = {
 # What is meant by all that fit: what a person has let be is taken up again by its name only (a dead letter) or where
 # its state is asked for (what was cancelled).
 SWEEPING: Final = {
-    Act.RETRY: f"{POSSIBLE[Act.RETRY]} AND NOT {_LET_BE} AND m.message NOT IN ({_DEAD_MESSAGES})",
+    Act.RETRY: f"{POSSIBLE[Act.RETRY]} AND NOT {_LET_BE} AND m.message NOT IN ({_DEAD_MESSAGES})"
+    f" AND {_SUPPRESSED} IS NULL",
     Act.CANCEL: POSSIBLE[Act.CANCEL],
 }
 RETRIED_BY_DEFAULT: Final = ("dead", "expired", "pending")
@@ -66,7 +69,7 @@ WITH seen AS MATERIALIZED (
       JOIN seen s ON s.email = d.email AND s.state = d.state AND s.attempt = d.attempt
                  AND s.settled_at IS NOT DISTINCT FROM d.settled_at
       JOIN outbox.email m ON m.id = d.email AND m.message NOT IN ({_DEAD_MESSAGES})
-     WHERE d.relay IS NULL OR d.settled_at IS NOT NULL
+     WHERE (d.relay IS NULL OR d.settled_at IS NOT NULL) AND {_SUPPRESSED} IS NULL
      ORDER BY d.email FOR UPDATE OF d FOR SHARE OF m
 ), changed AS (
     UPDATE outbox.delivery d
@@ -160,9 +163,11 @@ async def _change(connection: Any, act: Act, emails: Sequence[int], reply: str, 
             return changed
 
 
-STANDING: Final = """
+STANDING: Final = f"""
 SELECT m.key, d.state, d.relay, d.paused, d.due_at <= now() AS due, m.message = $2::bytea AS lost,
-       m.message = $3::bytea AS pruned,
+       m.message = $3::bytea AS pruned, m.recipient, {_SUPPRESSED} AS suppressed,
+       (SELECT e.report FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition
+         WHERE r.id = m.report) AS report,
        (SELECT a.reply FROM outbox.attempt a WHERE a.email = m.id AND a.verdict = 'cancelled'
          ORDER BY a.settled_at DESC LIMIT 1) AS cancelled
   FROM outbox.email m LEFT JOIN outbox.delivery d ON d.email = m.id
@@ -202,7 +207,13 @@ def _why_not_retried(row: Any, key: str) -> str | None:
         gone = "cannot be sent: a failover of Postgres lost its message, and only its envelope is known"
     else:
         gone = "cannot be sent: `outbox prune` removed its message by its age, and only its envelope is kept"
-    return why_not.get(row["state"]) or (gone if row["lost"] or row["pruned"] else None)
+    listed = None
+    if row["suppressed"]:
+        mend = f"`outbox suppress --remove {shlex.quote(row['recipient'])}` takes it off"
+        if " on the suppression list for " in row["suppressed"]:
+            mend = mend.replace("--remove", f"--report {row['report']} --remove")
+        listed = f"would not be sent, since {row['suppressed'].rstrip('.')}; {mend}"
+    return why_not.get(row["state"]) or (gone if row["lost"] or row["pruned"] else listed)
 
 
 def _why_not_cancelled(row: Any, key: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import Final
 from outbox.breaker import Breaker
 from outbox.conversation import Conversation, Desk
 from outbox.ledger import Claim
+from outbox.letterhead import Letterhead
 from outbox.log import Events
 from outbox.pace import Pace
 from outbox.route import Route, RouteTroubleError
@@ -44,6 +45,8 @@ class Pool:
         self.is_closing = False
         self.fault: BaseException | None = None
         """A fault of ours: the relay ends loudly rather than go on without connections or deadlines."""
+        self._signs = route.letterhead if route.letterhead is not None and route.letterhead.is_slow else None
+        self._signing: asyncio.Task[None] | None = None
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
 
@@ -107,7 +110,7 @@ class Pool:
 
     def take(self) -> Claim | None:
         """The next ready claim, for a connection that can start on it now."""
-        if self.is_closing or not self.ready or not self.pace.may_start(time.monotonic()):
+        if self.is_closing or not self._has_next() or not self.pace.may_start(time.monotonic()):
             return None
         if len(self.ready) <= len(self.conversations):
             self.wake()  # running low: ask for more before a connection goes idle
@@ -117,12 +120,13 @@ class Pool:
         """Let claims wait for connections: suspects in front, since each moment in hand is held against them."""
         self.ready.extend(claim for claim in claims if not claim.suspect)
         self.ready.extendleft(claim for claim in claims if claim.suspect)
+        self._sign_ready()
         if claims and self.pace.is_bounded:
             self.wake()  # moments are asked for in the relay's next turn
 
     def staff(self, now: float) -> None:
         """Give ready claims to idle connections, and open more for the rest."""
-        while self.ready and self._idle and self.pace.may_start(now):
+        while self._has_next() and self._idle and self.pace.may_start(now):
             self._idle.pop().start(self.ready.popleft())
         is_shut = self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now)
         if is_shut or self._is_stuck():  # others may do better
@@ -139,7 +143,26 @@ class Pool:
         Where no connection waits, those that work take their next email by themselves.
         """
         at = self.pace.next_at(now)
-        return at if self.ready and self.pace.is_bounded and (at > now or self._idle) else None
+        return at if self._has_next() and self.pace.is_bounded and (at > now or self._idle) else None
+
+    def _has_next(self) -> bool:
+        """Whether the next ready claim can be started on: it is there, and signed if it is to be."""
+        return bool(self.ready) and (self._signs is None or _is_prepared(self.ready[0]))
+
+    def _sign_ready(self) -> None:
+        """Have what is ready signed, off the loop, which has a pulse and marks to look after."""
+        if self._signs is not None and self._signing is None and not all(map(_is_prepared, self.ready)):
+            self._signing = asyncio.get_running_loop().create_task(self._sign(self._signs))
+            self._signing.add_done_callback(self.note_fault)
+
+    async def _sign(self, letterhead: Letterhead) -> None:
+        """Until all that is ready is signed. A claim that is let go of meanwhile is signed for nothing."""
+        try:
+            while (claim := next((one for one in self.ready if not _is_prepared(one)), None)) is not None:
+                await asyncio.to_thread(letterhead.prepare, claim)
+                self.staff(time.monotonic())
+        finally:
+            self._signing = None
 
     def probe(self) -> None:
         """Find out whether the server lets anybody in, when there is no mail to find it out with."""
@@ -198,9 +221,10 @@ class Pool:
 
     async def end(self) -> None:
         """Close everything now; what is past its dot and unanswered is in doubt from here on."""
-        for opening in list(self._openings):
-            opening.cancel()
-        await asyncio.gather(*self._openings, return_exceptions=True)
+        ending = [*self._openings, *([self._signing] if self._signing is not None else [])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         for conversation in list(self.conversations):
             conversation.give_up("the relay was stopped while it waited for the reply to the final dot")
 
@@ -253,6 +277,10 @@ class Pool:
             self.breaker.succeed(time.monotonic())
         self.conversations.add(conversation)
         conversation.attach(transport)
+
+
+def _is_prepared(claim: Claim) -> bool:
+    return claim.head is not None or claim.fault is not None
 
 
 def _is_busy(conversation: Conversation) -> bool:

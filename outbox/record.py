@@ -39,6 +39,7 @@ class NewReport:
 # A row that is there already comes back from no RETURNING, so its email is not inserted either. An email may be there
 # without its report, when a failover lost both and a relay remembered that it was sent: it becomes the new report's,
 # and comes back under the id that it has, not under the one that was reserved for it.
+# Who is on the suppression list has a report like everybody, and an email that is cancelled from the start.
 # Keys are inserted in their order, so that two batches with common keys wait for each other instead of deadlocking.
 ENQUEUE: Final = text("""
 WITH made AS (
@@ -57,10 +58,19 @@ WITH made AS (
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
     ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
     RETURNING id
+), fresh AS MATERIALIZED (
+    SELECT e.id, outbox.suppressed(m.recipient, n.report) AS suppressed
+      FROM email e JOIN made m ON m.email = e.id
+      JOIN outbox.edition n ON n.id = CAST(:edition AS integer)
 ), delivery AS (
-    INSERT INTO outbox.delivery (email, send_before)
-    SELECT e.id, now() + CAST(:send_before_s AS float8) * interval '1 second'
-      FROM email e JOIN made m ON m.email = e.id ORDER BY e.id
+    INSERT INTO outbox.delivery (email, send_before, state, settled_at)
+    SELECT f.id, now() + CAST(:send_before_s AS float8) * interval '1 second',
+           CASE WHEN f.suppressed IS NULL THEN 'pending' ELSE 'cancelled' END,
+           CASE WHEN f.suppressed IS NOT NULL THEN now() END
+      FROM fresh f ORDER BY f.id
+), trail AS (
+    INSERT INTO outbox.attempt (email, attempt, verdict, reply)
+    SELECT id, 0, 'suppressed', suppressed FROM fresh WHERE suppressed IS NOT NULL
 )
 SELECT id, recipient_key FROM report
 """).bindparams(

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox import doubt, failover, ledger, pause
+from outbox import doubt, failover, ledger, pause, suppression
 from outbox.backoff import full_jitter_s
 from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route, resume_route
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
@@ -60,7 +60,7 @@ PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it hold
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
 STATEMENTS: Final = (
     *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS),
-    *(failover.STATEMENTS + doubt.STATEMENTS + pause.STATEMENTS),
+    *(failover.STATEMENTS + doubt.STATEMENTS + pause.STATEMENTS + suppression.STATEMENTS),
 )
 
 
@@ -580,11 +580,11 @@ class Relay:
         if room:
             self._frontier.note(done, since, now)
             await self._plan_next_claim(session, done.claims, room, now, in_part=since is not None)
-        if not done.held:
+        if not (done.held or done.listed):
             self._take_claims(session, done.claims, now)
         lost = self._act_on_marks(session, marks, done, started_s)
-        if done.held:  # after the dots, which must not wait
-            self._take_claims(session, await self._spared(session, done.claims, look_at_all=news), now)
+        if done.held or done.listed:  # after the dots, which must not wait
+            self._take_claims(session, await self._wanted(session, done, look_at_all=news), now)
         if lost:
             await self._explain_lost(lost, session)
         if len(done.settled) < len(settlements):
@@ -635,6 +635,22 @@ class Relay:
             self._poll_at = self._expire_at = self._sweep_at = 0.0  # what was set aside is taken up in the upkeep
             self._wake.set()
         return bool(begun)
+
+    async def _wanted(self, session: Session, done: Tick, *, look_at_all: bool) -> list[Claim]:
+        """Of a tick's claims those that neither a suppression forbids, which cancels them, nor a pause holds back."""
+        claims = await self._unsuppressed(session, done) if done.listed else done.claims
+        return await self._spared(session, claims, look_at_all=look_at_all) if done.held else claims
+
+    async def _unsuppressed(self, session: Session, done: Tick) -> list[Claim]:
+        ended = await suppression.cancel_listed(session.connection, session.relay, list(done.listed))
+        if ended:
+            self.counts["suppressed"] += len(ended)
+            log.info(
+                "emails_suppressed",
+                "{emails} emails are not sent: their addresses are on the suppression list",
+                emails=len(ended),
+            )
+        return [claim for claim in done.claims if claim.email not in ended]
 
     async def _spared(self, session: Session, claims: list[Claim], *, look_at_all: bool) -> list[Claim]:
         """Of these claims those that no pause holds back; after news also of what waits for a connection.

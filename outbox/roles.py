@@ -45,7 +45,7 @@ def _role(does: str, *rights: tuple[str, ...]) -> Role:
 _LOOKS: Final = (
     *((table, "SELECT") for table in (
         "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
-        "pruned", "operation", "pause", "schedule",
+        "pruned", "operation", "pause", "schedule", "suppression", "bounce",
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
@@ -58,7 +58,7 @@ ROLES: Final[Mapping[str, Role]] = {
     "outbox_enqueue": _role(
         "puts emails into the outbox",
         ("email", "INSERT", "id key sender recipient message_id message traceparent made_by"),
-        ("email", "SELECT", "id key recipient"),
+        ("email", "SELECT", "id key"),
         ("email_id_seq", "USAGE"),
         ("delivery", "INSERT", "email due_at send_before priority route"),
         ("rule", "SELECT"),
@@ -78,7 +78,9 @@ ROLES: Final[Mapping[str, Role]] = {
         ("email", "INSERT", "id key report sender recipient message_id message traceparent made_by"),
         ("email", "UPDATE", "report"),
         ("email_id_seq", "USAGE"),
-        ("delivery", "INSERT", "email due_at send_before priority route"),
+        ("delivery", "INSERT", "email due_at send_before priority route state settled_at"),
+        ("attempt", "INSERT", "email attempt verdict reply"),  # why an email is cancelled from the start
+        ("suppression", "SELECT"),
         ("rule", "SELECT"),
         ("digest_item", "SELECT"),
         ("digest_item", "INSERT", "report address name link"),
@@ -112,10 +114,11 @@ ROLES: Final[Mapping[str, Role]] = {
         ("allowance", "UPDATE", "emails"),
         ("allowance", "DELETE"),
         ("pause", "SELECT"),
+        ("suppression", "SELECT"),
         ("edition", "SELECT"),
         ("edition", "UPDATE", "completed_at"),
         ("report", "SELECT", "id edition recipient_key"),
-        ("digest_item", "SELECT", "report digest"),
+        ("digest_item", "SELECT", "report address digest"),
         ("schedule", "SELECT"),
         ("schedule", "INSERT"),
         ("schedule", "UPDATE"),
@@ -128,7 +131,7 @@ ROLES: Final[Mapping[str, Role]] = {
     ),
     # Looks, and decides under its own name about what was made; reads the messages that it decides about.
     "outbox_operate": _role(
-        "decides: show, retry, cancel, resolve, pause, resume",
+        "decides: show, retry, cancel, resolve, pause, resume, suppress",
         *_LOOKS,
         ("email", "SELECT"),
         ("email", "UPDATE", "traceparent"),
@@ -138,6 +141,20 @@ ROLES: Final[Mapping[str, Role]] = {
         ("operation", "UPDATE", "emails"),  # counted as a decision about many goes on
         ("pause", "INSERT", "report who why"),
         ("pause", "DELETE"),
+        ("suppression", "INSERT", "address report reason who why"),
+        ("suppression", "DELETE"),
+    ),
+    # Reads what anybody may write, so it can do little: add to trails and to the suppression list, take nothing off.
+    "outbox_bounce": _role(
+        "reads what came back: bounce",
+        ("schema_version", "SELECT"),
+        ("email", "SELECT", "id key recipient message_id"),
+        ("delivery", "SELECT", "email attempt"),
+        ("attempt", "INSERT", "email attempt verdict reply"),
+        ("bounce", "SELECT"),
+        ("bounce", "INSERT", "email message kind status"),
+        ("suppression", "SELECT"),
+        ("suppression", "INSERT", "address reason who why email"),
     ),
     # Opens a page for who has its token, and finds the earlier editions of its recipient.
     "outbox_web": _role(

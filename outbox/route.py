@@ -1,17 +1,25 @@
-"""The way to the SMTP server: connections that aiosmtplib has set up, each with the conversation to attach to it."""
+"""The way to the mail server: connections that are set up, each with the conversation to attach to it.
+
+aiosmtplib sets up SMTP, `lmtp` LMTP; `maildir` stands for a server where there is none.
+"""
 
 import asyncio
 import re
 import socket
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import aiosmtplib
 
+from outbox import maildir
 from outbox.address import SmtpAddress
 from outbox.conversation import Conversation, Desk, transport_of
+from outbox.esmtp import Offers
+from outbox.letterhead import Letterhead
+from outbox.lmtp import LmtpError, open_lmtp
 from outbox.settings import Settings
 
 # What EHLO says. Not getfqdn(): it asks the resolver, which may take long or not answer.
@@ -24,16 +32,20 @@ class RouteTroubleError(Exception):
 
 @dataclass(slots=True)
 class Route:
-    """Opens connections to one SMTP server."""
+    """Opens connections to one mail server. ConfigurationError if what it adds to emails cannot be made."""
 
     address: SmtpAddress
     settings: Settings
     talk: type[Conversation] | None = None  # another kind, for who wants to hear more
+    letterhead: Letterhead | None = field(init=False)
     _tls: ssl.SSLContext | None = None
+
+    def __post_init__(self) -> None:
+        self.letterhead = Letterhead.of(self.settings)
 
     @property
     def name(self) -> str:
-        """What the fleet calls this way: host and port."""
+        """What the fleet calls this way."""
         return self.address.name
 
     async def connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
@@ -43,6 +55,26 @@ class Route:
             RouteTroubleError: one line that says at which step and why, without credentials.
 
         """
+        opening = {"lmtp": self._open_lmtp, "file": self._open_maildir}.get(self.address.scheme, self._open_smtp)
+        try:
+            async with asyncio.timeout(self.settings.connect_timeout_s):
+                offers, transport = await opening()
+        except (aiosmtplib.SMTPException, LmtpError, OSError, TimeoutError, ValueError) as error:
+            raise RouteTroubleError(self._explain(error)) from error
+        conversation = (self.talk or Conversation)(
+            desk,
+            offers=offers,
+            command_timeout_s=self.settings.command_timeout_s,
+            data_done_timeout_s=self.settings.data_done_timeout_s,
+            messages_max=self.settings.messages_per_connection_max,
+            clock=time.monotonic,
+            redirect_to=self.settings.redirect_to,
+            letterhead=self.letterhead,
+            dsn=self.settings.dsn,
+        )
+        return conversation, transport
+
+    async def _open_smtp(self) -> tuple[Offers, asyncio.Transport]:
         smtp = aiosmtplib.SMTP(
             hostname=self.address.host,
             port=self.address.port,
@@ -56,27 +88,22 @@ class Route:
             timeout=self.settings.connect_timeout_s,
         )
         try:
-            async with asyncio.timeout(self.settings.connect_timeout_s):
-                await smtp.connect()
-                if smtp.is_ehlo_or_helo_needed:  # after STARTTLS, and with implicit TLS and no AUTH
-                    await smtp.ehlo()
-        except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:
-            smtp.close()
-            raise RouteTroubleError(self._explain(error)) from error
-        except asyncio.CancelledError:
+            await smtp.connect()
+            if smtp.is_ehlo_or_helo_needed:  # after STARTTLS, and with implicit TLS and no AUTH
+                await smtp.ehlo()
+        except BaseException:
             smtp.close()
             raise
-        conversation = (self.talk or Conversation)(
-            desk,
-            pipelining=smtp.supports_extension("pipelining"),
-            size=smtp.supports_extension("size"),
-            command_timeout_s=self.settings.command_timeout_s,
-            data_done_timeout_s=self.settings.data_done_timeout_s,
-            messages_max=self.settings.messages_per_connection_max,
-            clock=time.monotonic,
-            redirect_to=self.settings.redirect_to,
-        )
-        return conversation, transport_of(smtp.transport)
+        return Offers.of(smtp.esmtp_extensions), transport_of(smtp.transport)
+
+    async def _open_lmtp(self) -> tuple[Offers, asyncio.Transport]:
+        return await open_lmtp(self.address, LOCAL_HOSTNAME)
+
+    async def _open_maildir(self) -> tuple[Offers, asyncio.Transport]:
+        assert self.address.path is not None
+        directory = Path(self.address.path)
+        await asyncio.to_thread(maildir.prepare, directory)
+        return maildir.OFFERS, maildir.MaildirTransport(directory)
 
     def _tls_context(self) -> ssl.SSLContext:
         """Verified where a secret is sent or TLS was demanded; else opportunistic (RFC 7435)."""

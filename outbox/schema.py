@@ -90,10 +90,14 @@ UPGRADES: Final[Mapping[int, str]] = {
             position integer PRIMARY KEY, route text NOT NULL CHECK (route <> ''), report text,
             domain text CHECK (domain = lower(domain)), CHECK (report IS NOT NULL OR domain IS NOT NULL));
         CREATE TABLE outbox.suppression (
-            address text NOT NULL CHECK (address <> '' AND address = lower(address)),
+            address text COLLATE "C" NOT NULL CHECK (address <> '' AND address = lower(address)),
             report text NOT NULL DEFAULT '', since timestamptz NOT NULL DEFAULT now(),
             reason text NOT NULL CHECK (reason IN ('bounced', 'complained', 'unsubscribed', 'decided')),
             who text NOT NULL, why text NOT NULL, email bigint, PRIMARY KEY (address, report));
+        CREATE TABLE outbox.bounce (
+            email bigint NOT NULL, message text NOT NULL, at timestamptz NOT NULL DEFAULT now(),
+            kind text NOT NULL CHECK (kind IN ('hard', 'soft', 'complained')), status text,
+            PRIMARY KEY (email, message));
     """,
 }
 

@@ -31,17 +31,29 @@ from pydantic_core import ErrorDetails
 
 from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.errors import ConfigurationError
+from outbox.fields import FIELD_NAME, OURS
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
+from outbox.verp import TOKEN_MAX
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 5322 §3.4 without its comments, groups and quoted local parts: an address, or a name and <an address>.
-_ADDRESS = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_UTF8 = r"\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffff"  # in a local part: RFC 6532 §3.2
+_ADDRESS = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.{_UTF8}-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_RCPT = re.compile(rf"(?=.{{3,254}}\Z)(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")  # RFC 5321 §4.1.2
+_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+
+
+def _mailbox_of(atom: str) -> re.Pattern[str]:
+    """An address alone (RFC 5321 §4.1.2)."""
+    return re.compile(rf"(?=.{{3,254}}\Z)(?=.{{1,64}}@){atom}(?:\.{atom})*@{_LABEL}(?:\.{_LABEL})*")
+
+
+_RCPT = _mailbox_of(_ATOM)
+_RCPT_UTF8 = _mailbox_of(_ATOM.replace("A-Z", f"A-Z{_UTF8}"))
 _MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"|[^"<>,;:@()\[\]\\]*)\s*<{_ADDRESS}>""")
 
 _Address = TypeVar("_Address", DatabaseUrl, SmtpAddress)
@@ -86,6 +98,7 @@ def _count(most: int) -> Any:
 
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h)")
 _RATE_MIN, _RATE_MAX = 1e-5, 1e6  # per second: one a day, and more than any server takes
+_LINK_MAX = 900  # in a header, whose lines end at 998 (RFC 5322 §2.1.1)
 _DAYS_MAX = 36_500  # within what Postgres can add to now
 _UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d|w)")
@@ -140,6 +153,7 @@ class EditionSettings(_Table):
     covers: Covers = Covers.PREVIOUS
     timezone: str = "UTC"
     link: str
+    unsubscribe: str | None = None  # where one click ends the emails, as the link; of mail readers, too (RFC 8058)
     schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
@@ -160,6 +174,10 @@ class EditionSettings(_Table):
     def send_before_s(self) -> float | None:
         """How many seconds after it was made an email expires; None is never."""
         return None if self.send_before is None else duration_s(self.send_before)
+
+    def unsubscribe_link(self, token: str) -> str | None:
+        """Where who got the report of that token ends the emails; None if nowhere."""
+        return self.unsubscribe and self.unsubscribe.replace("{token}", token)
 
     @property
     def ticks(self) -> Schedule | None:
@@ -214,6 +232,24 @@ class EditionSettings(_Table):
     def _holds_the_token(cls, link: str) -> str:
         if "{token}" not in link:
             raise ValueError("has no {token}; write one like https://reports.example.com/r/{token}")
+        return link
+
+    @field_validator("unsubscribe")
+    @classmethod
+    def _fits_in_a_header(cls, link: str | None) -> str | None:
+        if link is None:
+            return None
+        if "{token}" not in link:
+            raise ValueError("has no {token}; write one like https://reports.example.com/u/{token}")
+        if (
+            not re.fullmatch(r"https://[A-Za-z0-9.:\[\]-]+([/?][!#-;=?-~]*)?", link)
+            or "=?" in link
+            or len(link) > _LINK_MAX
+        ):
+            raise ValueError(
+                "cannot stand in List-Unsubscribe: mail readers follow nothing but https there (RFC 8058), in ASCII; "
+                "write one like https://reports.example.com/u/{token}"
+            )
         return link
 
     @field_validator("title")
@@ -280,6 +316,31 @@ class ReportSettings(EditionSettings):
             wrong = "uses both :key and :keys" if asked else "uses neither :key nor :keys"
             raise ValueError(f"{wrong}; compare with :key (one recipient) or with :keys (a batch of them)")
         return data
+
+
+class DkimSettings(_Table):
+    """Whose signature emails bear (RFC 6376), and the private key for it; needs the extra `outbox-mail[dkim]`."""
+
+    domain: str
+    selector: str
+    key_file: str  # PEM; a relative path begins where the config lies
+
+    @field_validator("domain", "selector")
+    @classmethod
+    def _is_a_name_in_dns(cls, name: str, info: ValidationInfo) -> str:
+        if not _DOMAIN.fullmatch(name):
+            example = 'domain = "example.com"' if info.field_name == "domain" else 'selector = "2026a"'
+            raise ValueError(f"{_shown(name)} is no name in the DNS; write one like {example}, in ASCII")
+        return name.lower()
+
+    @property
+    def record_name(self) -> str:
+        """Where the public key is published (RFC 6376 §3.6.2.1)."""
+        return f"{self.selector}._domainkey.{self.domain}"
+
+
+# What stands in a message, or is written by who carries it: no route may say it a second time.
+_FIELDS_TAKEN = OURS | {"dkim-signature", "return-path", "delivered-to", "received", "x-outbox-redirected-from"}
 
 
 SECRET_MIN = 16  # characters of a secret that nobody guesses
@@ -385,6 +446,10 @@ class WaySettings(_Table):
     daily_max: Annotated[int, _count(1_000_000_000)] | None = None  # in any 24 hours, of the whole fleet
     connections_max: Annotated[int, _count(1000)] = 16  # of each relay
     messages_per_connection_max: Annotated[int, _count(1_000_000)] = 500
+    headers: dict[str, str] = {}  # further header fields; {email_id} and {key} in their values are the email's
+    return_path: str | None = None  # MAIL FROM, as "bounces+{token}@example.com" (VERP); the sender's address if None
+    dkim: DkimSettings | None = None
+    dsn: Annotated[bool, Field(strict=True)] = True  # where the server offers it, bounces name the email (RFC 3461)
 
     @property
     def rate_per_s(self) -> float | None:
@@ -397,6 +462,33 @@ class WaySettings(_Table):
         if rate is not None and not _RATE_MIN <= _per_second(rate) <= _RATE_MAX:
             raise ValueError(f'{_shown(rate)} is no rate; write one like "14/s", "600/min" or "5000/h"')
         return rate
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_written(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if not FIELD_NAME.fullmatch(name):
+                raise ValueError(f"{_shown(name)} is no header field's name; use letters, digits and hyphens")
+            if name.lower() in _FIELDS_TAKEN:
+                raise ValueError(f"{name} is written by outbox or by mail servers; take it out")
+            if _CONTROL.search(value):
+                raise ValueError(f"{name} has a line break or another control character; write it on one line")
+            unknown = set(re.findall(r"\{(.*?)\}", value)) - {"email_id", "key"}
+            if unknown:
+                raise ValueError(f"{name} has {{{min(unknown)}}}; write {{email_id}} or {{key}}, or neither")
+        if len({name.lower() for name in headers}) < len(headers):
+            raise ValueError("has a field twice, in capitals and in small letters; keep one of them")
+        return headers
+
+    @field_validator("return_path")
+    @classmethod
+    def _can_be_bounced_to(cls, path: str | None) -> str | None:
+        if path is not None and not _RCPT.fullmatch(path.strip().replace("{token}", "0" * TOKEN_MAX)):
+            raise ValueError(
+                'is no address that bounces can go to; write one like "bounces+{token}@example.com", '
+                "of at most 64 characters before the @ with 32 for {token}"
+            )
+        return path and path.strip()
 
 
 class Settings(WaySettings):
@@ -480,14 +572,14 @@ class Settings(WaySettings):
         if sender is not None and (_CONTROL.search(sender) or not _MAILBOX.fullmatch(sender.strip())):
             raise ValueError(
                 'is not one mailbox; write one like "Progress reports <reports@example.com>",'
-                " with an ASCII address, and with quotes around a name that has punctuation"
+                " with a domain in ASCII, and with quotes around a name that has punctuation"
             )
         return sender
 
     @field_validator("redirect_to")
     @classmethod
     def _is_an_address(cls, address: str | None) -> str | None:
-        if address is None or _RCPT.fullmatch(address.strip()):
+        if address is None or _RCPT_UTF8.fullmatch(address.strip()):
             return address and address.strip()
         raise ValueError(
             'is not one address; write one like "staging@example.com", without a name, or take the key out'
@@ -553,7 +645,7 @@ class Settings(WaySettings):
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
-        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate"),
+        *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate", "return_path"),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )
@@ -659,6 +751,14 @@ def _variable(key: str) -> str:
     return f"OUTBOX_{key.upper()}"
 
 
+# What a key that must be there looks like.
+_WANTED = {
+    "link": 'write one like "https://reports.example.com/r/{token}"',
+    "domain": 'write whose signature it is, like "example.com"',
+    "selector": "write under which name in the DNS the public key is",
+    "key_file": "name the file with the private key in PEM",
+}
+
 # What pydantic calls a fault, and how a sentence about it goes on.
 _FAULTS = {
     "string_type": "is not text; put it in quotes",
@@ -670,8 +770,7 @@ _FAULTS = {
     "greater_than_equal": "{value} is too small; write {ge:g} or more",
     "less_than_equal": "{value} is too large; write {le:g} or less",
     "enum": "{value} is not a choice; write {expected}",
-    # Of the keys, only a report's and the digest's link must be there.
-    "missing": 'is missing; write one like "https://reports.example.com/r/{{token}}"',
+    "missing": "is missing; {wanted}",
     "string_pattern_mismatch": "is no name for a report; use a-z, 0-9, - and _, and begin with a letter",
     "model_type": "is not a table; begin it with [{table}] and write its keys below",
     "dict_type": "is not a table; begin it with [{table}.NAME] and write its keys below",
@@ -686,7 +785,8 @@ def _sentence(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         return _unknown(loc, key)
     fault = _FAULTS.get(detail["type"], "cannot be used; write another value")
-    context = {**detail.get("ctx", {}), "value": _shown(detail["input"]), "table": ".".join(loc)}
+    wanted = _WANTED.get(loc[-1], "write it")
+    context = {**detail.get("ctx", {}), "wanted": wanted, "value": _shown(detail["input"]), "table": ".".join(loc)}
     return f"{key}: {fault.format_map(context)}."
 
 
@@ -697,6 +797,7 @@ def _unknown(loc: Sequence[str], key: str) -> str:
             "retry": RetrySettings,
             "digest": DigestSettings,
             "web": WebSettings,
+            "dkim": DkimSettings,
             "reports": ReportSettings,
         }
         table = tables.get(loc[0], Settings)

@@ -64,6 +64,8 @@ class Story:
     tries: list[Try]
     pauses: list[Pause]
     """Those that hold it back."""
+    suppressed: str | None
+    """Why no email goes to its address now."""
     message: bytes
 
     def as_json(self) -> dict[str, Any]:
@@ -74,6 +76,9 @@ class Story:
     def remedies(self) -> list[str]:
         """What a person may type about it as it stands."""
         key = shlex.quote(self.key)
+        if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
+            of = f" --report {self.report}" if " on the suppression list for " in self.suppressed else ""
+            return [f"outbox suppress --remove {shlex.quote(self.to)}{of}"]
         can = [] if self.gone else [f"outbox retry {key}"]
         match self.state:
             case "in_doubt":
@@ -126,7 +131,7 @@ SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at
        coalesce(d.state, 'without a delivery') AS state, coalesce(d.attempt, 0) AS attempts,
        d.relay, l.host, d.paused,
        CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
-       d.send_before, d.marked_at, d.settled_at, d.doubted_at
+       d.send_before, d.marked_at, d.settled_at, d.doubted_at, outbox.suppressed(m.recipient, e.report) AS suppressed
   FROM outbox.email m
   LEFT JOIN outbox.delivery d ON d.email = m.id
   LEFT JOIN outbox.relay l ON l.id = d.relay

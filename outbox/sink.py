@@ -20,7 +20,7 @@ import sys
 import time
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -59,7 +59,15 @@ _RECIPIENT_FIRST = b"503 5.5.1 Need RCPT command\r\n"
 _SEQUENCE = b"503 5.5.1 Bad sequence of commands\r\n"
 _NO_MECHANISM = b"504 5.5.4 Authentication mechanism not supported\r\n"
 _TOO_MANY_RECIPIENTS = b"452 4.5.3 Too many recipients\r\n"
+_UNKNOWN_PARAMETER = b"555 5.5.4 Unsupported parameter\r\n"
+_NOT_ASCII = b"553 5.6.7 Address is not ASCII\r\n"
 _TOO_BIG = b"552 5.3.4 Message too big\r\n"
+
+_PARAMETERS = {  # which an extension brings: RFC 1870, 6152, 6531, 3461
+    "MAIL": {"SIZE": {b"SIZE"}, "8BITMIME": {b"BODY"}, "SMTPUTF8": {b"SMTPUTF8"}, "DSN": {b"RET", b"ENVID"}},
+    "RCPT": {"DSN": {b"NOTIFY", b"ORCPT"}},
+}
+EXTENSIONS = ("SMTPUTF8", "DSN")
 
 _DOT = b"\r\n.\r\n"
 _MESSAGE_ID = b"\r\nmessage-id:"
@@ -109,6 +117,10 @@ class Visit:
     """What had come behind that which a script is being asked about, its first bytes at least."""
     flooded: int = 0
     """Bytes of a `Flood` that were written."""
+    mail_said: bytes = b""
+    """The parameters of MAIL."""
+    rcpt_said: list[bytes] = field(default_factory=list)
+    """The parameters of RCPT, for each recipient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,10 @@ class Accepted:
     message: bytes
     """As the sender meant it: dots unstuffed, the final CRLF kept. Empty when bodies are not kept."""
     message_id: str
+    mail_said: str = ""
+    """The parameters of MAIL (RFC 5321 §4.1.2)."""
+    rcpt_said: tuple[str, ...] = ()
+    """The parameters of RCPT, for each recipient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +207,7 @@ class Sink:
     """The server: starts, keeps, can be gone for a while, stops.
 
     `login` makes AUTH mandatory; with `tls` and not `implicit_tls` it is offered after STARTTLS only.
+    `extensions` (of `EXTENSIONS`) are offered beside the usual ones. With `lmtp` it speaks LMTP (RFC 2033).
     `keep_messages` off keeps envelopes without bodies; `keep_accepted` off keeps only the counts.
     """
 
@@ -203,6 +220,9 @@ class Sink:
         implicit_tls: bool = False,
         login: tuple[str, str] | None = None,
         size_max: int = SIZE_MAX,
+        eight_bit: bool = True,
+        extensions: Collection[str] = (),
+        lmtp: bool = False,
         keep_messages: bool = True,
         keep_accepted: bool = True,
         on_accepted: Callable[[Accepted], None] | None = None,
@@ -213,6 +233,10 @@ class Sink:
         self.implicit_tls = implicit_tls
         self.login = login
         self.size_max = size_max
+        self.eight_bit = eight_bit
+        self.extensions = extensions
+        self.lmtp = lmtp
+        self.parameters = _parameters({"SIZE", *extensions, *(("8BITMIME",) if eight_bit else ())})
         self.host = ""
         self.port = 0
         self.messages = 0
@@ -233,7 +257,8 @@ class Sink:
     @property
     def url(self) -> str:
         """Where the sink listens, without credentials."""
-        return f"{'smtps' if self.implicit_tls else 'smtp'}://{self.host}:{self.port}"
+        scheme = "lmtp" if self.lmtp else "smtps" if self.implicit_tls else "smtp"
+        return f"{scheme}://{self.host}:{self.port}"
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen on a TCP port, 0 for a free one."""
@@ -303,6 +328,8 @@ class Sink:
             recipients,
             stuffed.replace(b"\r\n.", b"\r\n")[2:] if self._keep_messages else b"",
             _message_id(stuffed),
+            visit.mail_said.decode(errors="backslashreplace").strip(),
+            tuple(said.decode(errors="backslashreplace").strip() for said in visit.rcpt_said),
         )
         if self._keep_accepted:
             self.accepted.append(accepted)
@@ -612,13 +639,14 @@ class _Connection(asyncio.Protocol):
 
     def _ehlo(self, line: bytes) -> None:
         words = [b"sink.invalid"]
-        if line[:4].upper() == b"EHLO":
+        if line[:4].upper() != b"HELO":
             words += self._extensions()
         usual = b"".join(b"250-%s\r\n" % word for word in words[:-1]) + b"250 %s\r\n" % words[-1]
         self._reach(Stage.EHLO, usual)
 
     def _extensions(self) -> list[bytes]:
-        words = [b"SIZE %d" % self._sink.size_max, b"8BITMIME"]
+        words = [b"SIZE %d" % self._sink.size_max, *([b"8BITMIME"] if self._sink.eight_bit else [])]
+        words += [word.encode() for word in self._sink.extensions]
         if self._sink.pipelining:
             words.insert(0, b"PIPELINING")
         if self._tls_on_offer:
@@ -640,10 +668,13 @@ class _Connection(asyncio.Protocol):
             self._replies.append(_NESTED_MAIL)
         elif sender is None:
             self._replies.append(_SYNTAX)
-        elif parameters and _size(parameters) > self._sink.size_max:
-            self._replies.append(_TOO_BIG)
+        elif parameters and (fault := self._fault_of(parameters, "MAIL")):
+            self._replies.append(fault)
+        elif not sender.isascii() and b"SMTPUTF8" not in parameters.upper():
+            self._replies.append(_NOT_ASCII)
         else:
             visit.sender = sender
+            visit.mail_said, visit.rcpt_said = parameters, []
             visit.messages_begun += 1
             if self._script is None:
                 self._replies.append(_SENDER_OK)
@@ -652,19 +683,35 @@ class _Connection(asyncio.Protocol):
 
     def _rcpt(self, line: bytes) -> None:
         visit = self.visit
-        recipient, _ = _path(line, b"RCPTTO:")
+        recipient, parameters = _path(line, b"RCPTTO:")
         if visit.sender is None:
             self._replies.append(_MAIL_FIRST)
         elif not recipient:
             self._replies.append(_SYNTAX)
         elif len(visit.recipients) >= RECIPIENTS_MAX:
             self._replies.append(_TOO_MANY_RECIPIENTS)
+        elif parameters and (fault := self._fault_of(parameters, "RCPT")):
+            self._replies.append(fault)
+        elif not recipient.isascii() and b"SMTPUTF8" not in visit.mail_said.upper():
+            self._replies.append(_NOT_ASCII)
         else:
             visit.recipients.append(recipient)
+            visit.rcpt_said.append(parameters)
             if self._script is None:
                 self._replies.append(_RECIPIENT_OK)
             else:
                 self._reach(Stage.RCPT, _RECIPIENT_OK)
+
+    def _fault_of(self, parameters: bytes, command: str) -> bytes | None:
+        """What is wrong with the parameters: one was not offered, or the declared size is too much (RFC 1870)."""
+        known = self._sink.parameters[command]
+        for parameter in parameters.upper().split():
+            name, _, value = parameter.partition(b"=")
+            if name not in known:
+                return _UNKNOWN_PARAMETER
+            if name == b"SIZE" and value.isdigit() and int(value) > self._sink.size_max:
+                return _TOO_BIG
+        return None
 
     def _data(self, _: bytes) -> None:
         if not self.visit.recipients:
@@ -731,6 +778,7 @@ class _Connection(asyncio.Protocol):
         b"DATA": _data,
         b"EHLO": _ehlo,
         b"HELO": _ehlo,
+        b"LHLO": _ehlo,
         b"RSET": _rset,
         b"NOOP": _noop,
         b"VRFY": _vrfy,
@@ -756,12 +804,12 @@ def _path(line: bytes, words: bytes) -> tuple[str | None, bytes]:
     return address.decode(errors="backslashreplace"), parameters
 
 
-def _size(parameters: bytes) -> int:
-    """The size that a sender declares (RFC 1870), 0 when it does not."""
-    for parameter in parameters.upper().split():
-        if parameter.startswith(b"SIZE=") and parameter[5:].isdigit():
-            return int(parameter[5:])
-    return 0
+def _parameters(offered: set[str]) -> dict[str, set[bytes]]:
+    """The parameters that each command may have."""
+    return {
+        command: set().union(*(names for extension, names in brought.items() if extension in offered))
+        for command, brought in _PARAMETERS.items()
+    }
 
 
 def _credentials(mechanism: bytes, answers: list[bytes]) -> tuple[str, ...]:

@@ -55,7 +55,8 @@ class ScheduleStatus:
 class EditionStatus:
     """An edition as it goes; `expected` is null until one run has seen all recipients.
 
-    A report that is in a digest is sent when that is; `collected` are those that wait for one.
+    A report that is in a digest is sent when that is; `collected` are those that wait for one. `suppressed` are not
+    sent since their address is on the suppression list, and not in `not_sent`; `bounced` are of those that are sent.
     """
 
     report: str
@@ -65,6 +66,8 @@ class EditionStatus:
     sent: int
     not_sent: int
     collected: int
+    suppressed: int = 0
+    bounced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +142,18 @@ SELECT report, tick_at, failures, retry_at, coalesce(said, '')
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected, count(r.id) AS made,
        count(*) FILTER (WHERE d.state = 'sent') AS sent,
-       count(*) FILTER (WHERE d.state <> 'sent') AS not_sent,
-       count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected
+       count(*) FILTER (WHERE d.state <> 'sent' AND s.verdict IS DISTINCT FROM 'suppressed') AS not_sent,
+       count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected,
+       count(*) FILTER (WHERE s.verdict = 'suppressed') AS suppressed,
+       count(*) FILTER (WHERE d.state = 'sent' AND b.email IS NOT NULL) AS bounced
   FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e
   LEFT JOIN outbox.report r ON r.edition = e.id
   LEFT JOIN outbox.digest_item i ON i.report = r.id
   LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
   LEFT JOIN outbox.delivery d ON d.email = m.id
+  LEFT JOIN LATERAL (SELECT a.verdict FROM outbox.attempt a WHERE a.email = d.email AND d.state = 'cancelled'
+                      ORDER BY a.settled_at DESC LIMIT 1) s ON true
+  LEFT JOIN (SELECT DISTINCT email FROM outbox.bounce WHERE kind IN ('hard', 'complained')) b ON b.email = d.email
  GROUP BY e.id, e.report, e.period, e.expected, e.starts_at
  ORDER BY e.starts_at DESC, e.id DESC
 """

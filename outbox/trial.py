@@ -124,7 +124,9 @@ async def send(settings: Settings, *, sender: str, recipient: str, message_id: s
     except RouteTroubleError as trouble:
         raise OutboxError(f"It was not sent: {str(trouble).rstrip('.')}; see `outbox doctor`.") from trouble
     trial.tls = _encryption(
-        transport, is_verified=settings.smtp_url.username is not None or settings.smtp_url.implicit_tls
+        transport,
+        is_verified=settings.smtp_url.username is not None or settings.smtp_url.implicit_tls,
+        is_local=settings.smtp_url.path is not None,
     )
     desk.claim = Claim(0, 0, "test", 0, 0, sender, recipient, message_id, content)
     conversation.attach(transport)
@@ -138,8 +140,10 @@ async def send(settings: Settings, *, sender: str, recipient: str, message_id: s
     return trial
 
 
-def _encryption(transport: asyncio.Transport, *, is_verified: bool) -> str:
+def _encryption(transport: asyncio.Transport, *, is_verified: bool, is_local: bool) -> str:
     cipher = transport.get_extra_info("cipher")
+    if is_local:
+        return "none: it stays on this machine"
     if cipher is None:
         return "none: it goes in the clear"
     return f"{cipher[1]} ({cipher[0]}), certificate {'verified' if is_verified else 'not verified'}"

@@ -7,11 +7,12 @@ holds a digest of the Message-ID, which only those know who got the email: nobod
 import re
 from hashlib import blake2b
 
+TOKEN_MAX = 32  # characters
 _TOKEN = re.compile(r"(?<![0-9a-z])([1-9][0-9]{0,18})-([0-9a-f]{12})(?![0-9a-z])", re.IGNORECASE)
 
 
 def token_of(email: int, message_id: str) -> str:
-    """`4711-0123456789ab`: letters, digits and a hyphen, at most 32 characters, for ever the same of one email."""
+    """`4711-0123456789ab`: letters, digits, a hyphen; at most `TOKEN_MAX` of them; for ever the same of one email."""
     return f"{email}-{blake2b(message_id.encode(), digest_size=6).hexdigest()}"
 
 

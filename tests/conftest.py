@@ -1,7 +1,6 @@
-"""Real Postgres for every test: one embedded server per session, one template database, one copy per test."""
+"""Real Postgres for every test, from the plugin that users have (`outbox.testing`), with tables of our own."""
 
 import asyncio
-import itertools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +8,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox import schema
-from outbox.embedded import Server, postgres
+from outbox.embedded import Server
 from outbox.sink import Sink
+from outbox.testing.postgres import make_template
 from tests.fleet import Fleet
 from tests.forkserver import ForkServer
-
-# Commits need not survive a power cut of the machine that runs the tests; crashes of Postgres they do survive.
-FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
-
-_numbers = itertools.count(1)
 
 # A shell starts what runs in its background deaf to Ctrl-C, and children inherit that; ours are to hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,18 +20,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Server]:
-    with postgres(settings=FAST) as server:
-        asyncio.run(_make_template(server))
-        yield server
+def outbox_template(outbox_template: str) -> str:
+    asyncio.run(_make_tables(outbox_template))
+    return outbox_template
+
+
+@pytest.fixture(scope="session")
+def postgres_server(outbox_postgres: Server, outbox_template: str) -> Server:
+    """The session's server, with its template made."""
+    return outbox_postgres
 
 
 async def _make_template(server: Server) -> None:
-    admin = await asyncpg.connect(server.url)
-    await admin.execute("CREATE DATABASE outbox_template")
-    await admin.close()
-    connection = await asyncpg.connect(server.database_url("outbox_template"))
-    await schema.initialise(connection)
+    await _make_tables(await make_template(server))
+
+
+async def _make_tables(url: str) -> None:
+    connection = await asyncpg.connect(url)
     await connection.execute("""
         CREATE TABLE people (id int PRIMARY KEY, email text, name text, active boolean NOT NULL DEFAULT true);
         CREATE TABLE progress (person_id int NOT NULL, day timestamptz NOT NULL, done int NOT NULL);
@@ -47,14 +46,9 @@ async def _make_template(server: Server) -> None:
 
 
 @pytest.fixture
-async def database(postgres_server):
+def database(outbox_database) -> str:
     """The URL of an empty outbox of this test's own, beside people, progress and build tables."""
-    name = f"test_{next(_numbers)}"
-    admin = await asyncpg.connect(postgres_server.url)
-    await admin.execute(f"CREATE DATABASE {name} TEMPLATE outbox_template STRATEGY file_copy")
-    yield postgres_server.database_url(name)
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
+    return outbox_database.url
 
 
 @pytest.fixture

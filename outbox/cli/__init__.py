@@ -12,6 +12,7 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     serving    web                       ... in a browser
     deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
     holding    pause, resume             a person holds back a report, or all mail
+    refusing   suppress, bounce          who gets no more email
     trying     preview, test-send, demo  nothing of it comes into the outbox
     selecting  what those share that pick emails
     attending  what runs beside a relay: measures, health, traces
@@ -25,7 +26,19 @@ gc.set_threshold(20_000)  # before all else: imports make many objects and no ga
 import os
 import sys
 
-from outbox.cli import deciding, holding, looking, making, reading, scheduling, sending, serving, trying, watching
+from outbox.cli import (
+    deciding,
+    holding,
+    looking,
+    making,
+    reading,
+    refusing,
+    scheduling,
+    sending,
+    serving,
+    trying,
+    watching,
+)
 from outbox.cli.frame import app
 from outbox.errors import OutboxError
 
@@ -37,6 +50,7 @@ __all__ = [
     "main",
     "making",
     "reading",
+    "refusing",
     "scheduling",
     "sending",
     "serving",

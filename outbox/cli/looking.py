@@ -87,12 +87,17 @@ def _print_status(found: "Status") -> None:
     for line in _hindrances(found):
         console.print(line, markup=False)
     if found.editions:
-        collected = ["for a digest"] if any(e.collected for e in found.editions) else []
-        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent", *collected)
-        for e in found.editions:
+        seldom = {
+            "suppressed": [e.suppressed for e in found.editions],
+            "bounced": [e.bounced for e in found.editions],
+            "for a digest": [e.collected for e in found.editions],
+        }
+        further = {title: numbers for title, numbers in seldom.items() if any(numbers)}
+        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent", *further)
+        for at, e in enumerate(found.editions):
             expected = "?" if e.expected is None else str(e.expected)
-            row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent), str(e.collected)]
-            editions.add_row(*row[: len(editions.columns)])
+            row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent)]
+            editions.add_row(*row, *(str(numbers[at]) for numbers in further.values()))
         console.print(editions)
     for line in _needs(found):
         console.print(line, markup=False)
@@ -167,21 +172,22 @@ def audit(
 
 
 def _print_audit(found: "Audit") -> None:
-    from outbox.audit import spoken
+    from outbox.audit import BOUNCED, SUPPRESSED, spoken
 
     counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
-    counts |= {kind: unsent.count for kind, unsent in found.unsent.items()}
+    kinds = {**found.unsent, BOUNCED: found.bounced}
+    counts |= {kind: one.count for kind, one in kinds.items() if one.count or kind not in (SUPPRESSED, BOUNCED)}
     typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
     if found.left:
         typer.echo(f"No longer expected: {found.left:,} who have a report and are not named by the source now.")
-    for kind, unsent in found.unsent.items():
+    for kind, unsent in kinds.items():
         if unsent.count:
             typer.echo(f"\n{spoken(kind)}: {unsent.count:,}")
         for one in unsent.named:
             typer.echo(printable(f"  {_described(one)}"))
         if unsent.named and unsent.count > len(unsent.named):
             typer.echo(f"  \N{HORIZONTAL ELLIPSIS} and {unsent.count - len(unsent.named):,} more")
-    typer.echo(("\n" if found.expected > found.sent else "") + found.sentence)
+    typer.echo(("\n" if found.expected > found.sent or found.bounced.count else "") + found.sentence)
 
 
 def _described(one: "Unsent") -> str:

@@ -173,6 +173,12 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
         f"{result.edition.name}: {result.made} made here, {result.elsewhere} elsewhere, "
         f"{len(result.failed)} failed, of {result.expected} recipients."
     )
+    if result.suppressed:
+        one = result.suppressed == 1
+        typer.echo(
+            f"{result.suppressed:,} of {result.expected:,} {'is' if one else 'are'} on the suppression list, "
+            f"so no email goes to {'that one' if one else 'them'}: `outbox suppress`."
+        )
     if result.waiting:
         wait = "report waits" if result.waiting == 1 else "reports wait"
         typer.echo(f"{result.waiting} {wait} for the next digest.")

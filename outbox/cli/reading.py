@@ -207,6 +207,8 @@ def _print_story(story: "Story", zone: "tzinfo | None") -> None:
             typer.echo(f"  {word:<11}  {printable(fact)}")
     for one in story.pauses:
         typer.echo(printable(f"  {'paused':<11}  {one.target}, by {one.who}: {one.why}"))
+    if story.suppressed:
+        typer.echo(printable(f"  {'suppressed':<11}  {story.suppressed}"))
     rows = [
         [
             str(one.attempt),
@@ -236,4 +238,8 @@ def _headline(story: "Story") -> str:
         return f"{story.key} is pending, and held back: {story.pauses[0].target} is paused."
     if story.state == "pending" and story.relay:
         return f"{story.key} is pending, with relay {story.relay}{f' on {story.host}' if story.host else ''}."
+    if story.tries and story.state == "cancelled" and story.tries[-1].verdict == "suppressed":
+        return f"{story.key} is cancelled, since its address was on the suppression list."
+    if story.state == "sent" and any(one.verdict == "bounced" for one in story.tries):
+        return f"{story.key} is sent, and came back."
     return f"{story.key} is {story.state.replace('_', ' ')}."

@@ -91,6 +91,7 @@ async def test_each_recipient_is_counted_once_and_named_by_what_became_of_the_em
     assert counts(found) == expected
     assert {kind: list(named(found, kind)) for kind in found["names"]} == {
         "in_doubt": ["2"], "dead": ["1"], "not_sent": ["3", "4", "9"], "missing": ["10"],
+        "suppressed": [], "bounced": [],
     }  # fmt: skip
     address, state, said = named(found, "dead")["1"]
     assert (address, state) == ("p1@example.com", "dead")

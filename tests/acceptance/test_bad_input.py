@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from outbox.embedded import postgres
-from tests.conftest import FAST
+from outbox.testing.postgres import FAST
 
 SECRET = "s3cr3t-Zebra"
 

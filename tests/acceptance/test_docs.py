@@ -8,13 +8,14 @@ for anything, within a line or, alone on one, for any lines. Programs that a pag
 import asyncio
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-WITHOUT = {"decisions.md", "scale.md"}  # why things are as they are, and how far they carry: nothing to type
+WITHOUT = {"decisions.md", "measured.md", "scale.md"}  # why, how fast, how far: nothing to type
 PAGES = sorted(path.name for path in DOCS.glob("*.md") if path.name not in WITHOUT)
 
 
@@ -37,6 +38,12 @@ def files(page):
     """The programs that a page shows before its example, each in a block that begins with its name as a comment."""
     before = (DOCS / page).read_text().partition("```console\n")[0]
     return re.findall(r"^```\w+\n(?:#|--|//) (\S+\.\w+)\n(.*?)^```$", before, re.MULTILINE | re.DOTALL)
+
+
+def all_files(page):
+    """Every file that a page shows, by its name."""
+    text = (DOCS / page).read_text()
+    return dict(re.findall(r"^```\w+\n(?:#|\{#) (\S+\.\w+)(?: #\})?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
 
 
 def as_pattern(shown):
@@ -67,3 +74,17 @@ async def test_a_page_opens_with_an_example_that_works(fleet, page):
             printed, _ = await process.communicate()
         said = re.sub(r"[ \t]+$", "", printed.decode(), flags=re.MULTILINE).rstrip("\n") + "\n"
         assert as_pattern(shown).fullmatch(said), f"$ {command}\n{said}"
+
+
+def test_every_recipe_of_the_cookbook_works(tmp_path):
+    shown = all_files("cookbook.md")
+    for name, program in shown.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(program)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    recipes = sum(program.count("def test_") for program in shown.values())
+    assert f"{recipes} passed" in ended.stdout

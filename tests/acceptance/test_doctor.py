@@ -26,7 +26,7 @@ from tests.fleet import COUNTING_DATA, until
 
 
 @pytest.fixture(scope="module")
-def postgres_server():
+def outbox_postgres():
     """A server as a company runs it: on the disk, with passwords on TCP."""
     rules = Path(f"/tmp/outbox-doctor-hba-{os.getpid()}.conf")  # pytest's own directories are closed to Postgres' user
     rules.write_text("local all,replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
@@ -239,9 +239,9 @@ async def test_a_pooler_in_between_is_named_and_nothing_more_is_asked_of_it(pool
     assert found["reports.progress.recipients"]["found"].startswith("not checked: ")
 
 
-async def test_a_standby_is_named_with_the_mend(fleet, postgres_server):
+async def test_a_standby_is_named_with_the_mend(fleet, outbox_postgres):
     name = await fleet.connection.fetchval("SELECT current_database()")
-    with standby_of(postgres_server) as standby:
+    with standby_of(outbox_postgres) as standby:
         fleet.database = standby.database_url(name)
         found = await examined(fleet)
     assert "is a standby" in found["database.session"]["found"]

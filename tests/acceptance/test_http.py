@@ -111,7 +111,7 @@ async def test_what_is_measured_is_what_was_sent_and_the_examples_ask_for_nothin
     assert (await asked(f"{place}/nothing"))[0] == 404
 
 
-async def test_ready_is_who_holds_a_session_on_a_fitting_schema_and_reaches_the_mail_server(fleet, postgres_server):
+async def test_ready_is_who_holds_a_session_on_a_fitting_schema_and_reaches_the_mail_server(fleet, outbox_postgres):
     fleet.top = 'http = "127.0.0.1:0"\nlease_s = 2\nguard_s = 1'
     relay = await fleet.relay()
     place = await place_of(relay)
@@ -140,7 +140,7 @@ async def test_ready_is_who_holds_a_session_on_a_fitting_schema_and_reaches_the_
     await until(is_ready, "it is ready again")
     await all_sent(fleet, 1)
     # Postgres lets nobody in: the relay lives, and waits with tries.
-    admin = await asyncpg.connect(postgres_server.url)
+    admin = await asyncpg.connect(outbox_postgres.url)
     name = await fleet.connection.fetchval("SELECT current_database()")
     await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     await terminate_session(fleet)

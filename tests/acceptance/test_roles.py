@@ -10,6 +10,7 @@ import pytest
 from outbox import relay
 from outbox.doctor_rights import look_at_rights
 from outbox.roles import ROLES, together
+from tests.bounces import of_row
 from tests.web import opened, settled_web
 
 PARTS = [name.removeprefix("outbox_") for name in ROLES]
@@ -75,7 +76,9 @@ FORBIDDEN = {
         "UPDATE outbox.email SET recipient = 'x'",
         "UPDATE outbox.delivery SET due_at = now()",
         "UPDATE outbox.definition SET timezone = 'UTC'",
-        "INSERT INTO outbox.attempt (email, attempt, verdict, reply) VALUES (1, 1, 'accepted', '')",
+        "INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply) VALUES (1, 1, 1, 'accepted', '')",
+        "INSERT INTO outbox.suppression (address, reason, who, why) VALUES ('x', 'decided', '', '')",
+        "DELETE FROM outbox.suppression",
         "INSERT INTO outbox.operation (who, what, target, why, emails) VALUES ('', '', '', '', 0)",
         "DELETE FROM outbox.report",
         "DELETE FROM outbox.edition",
@@ -93,11 +96,24 @@ FORBIDDEN = {
         "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'x', 'x', '', '')",
         "INSERT INTO outbox.operation (who, what, target, why, emails) VALUES ('', '', '', '', 0)",
         "INSERT INTO outbox.pause (report, who, why) VALUES ('', '', '')",
+        "DELETE FROM outbox.suppression",
         "DELETE FROM outbox.pause",
         "DELETE FROM outbox.email",
         "DELETE FROM outbox.delivery",
         "DELETE FROM outbox.attempt",
         "DELETE FROM outbox.relay",
+    ),
+    "bounce": (
+        "SELECT message FROM outbox.email",
+        "SELECT token FROM outbox.report",
+        "SELECT state FROM outbox.delivery",
+        "UPDATE outbox.delivery SET state = 'cancelled', settled_at = now()",
+        "UPDATE outbox.suppression SET report = 'x'",
+        "DELETE FROM outbox.suppression",
+        "DELETE FROM outbox.bounce",
+        "INSERT INTO outbox.suppression (address, report, reason, who, why) VALUES ('x', 'x', 'decided', '', '')",
+        "INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply) VALUES (1, 1, 1, 'accepted', '')",
+        "INSERT INTO outbox.operation (who, what, target, why, emails) VALUES ('', '', '', '', 0)",
     ),
     "read": (
         "SELECT html FROM outbox.report",
@@ -205,16 +221,27 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
         await as_role(fleet, "operate", command, "progress", "--why", "it is tried")
     await as_role(fleet, "relay", "relay", "--until-empty")
     assert await fleet.states() == {"dead": 3, "sent": 1}
+    new = fleet.directory / "Maildir/new"
+    for part in (new, new.with_name("cur")):
+        part.mkdir(parents=True)
+    (new / "1").write_bytes(of_row(await fleet.connection.fetchrow("SELECT * FROM outbox.email WHERE report = 1")))
+    assert "1 bounced for good" in (await as_role(fleet, "bounce", "bounce", str(new.parent))).out
+    assert "p1@example.com" in (await as_role(fleet, "read", "suppress")).out
+    await fleet.connection.execute("INSERT INTO people (id, email, name) VALUES (4, 'p9@example.com', 'Nine')")
+    await as_role(fleet, "operate", "suppress", "p9@example.com", "--why", "it is tried")
+    again = await as_role(fleet, "generate", "generate", "--period", "2026-W01")
+    assert "4 made here" in again.out
+    await fleet.connection.execute("UPDATE outbox.delivery SET due_at = now() WHERE state = 'pending'")
+    await as_role(fleet, "operate", "suppress", "--remove", "p9@example.com", "--why", "it is tried")
+    await as_role(fleet, "operate", "suppress", "p2@example.com", "--why", "it is tried")
+    await as_role(fleet, "relay", "relay", "--until-empty")
+    assert await fleet.states() == {"dead": 3, "sent": 2, "cancelled": 3}
     kept = await fleet.connection.fetch("SELECT DISTINCT why FROM outbox.operation ORDER BY 1")
     assert [why for (why,) in kept] == ["it is tried", "it is wanted", "of two minds"]
-    token = await fleet.connection.fetchval("SELECT token FROM outbox.report WHERE recipient_key = '2'")
-    fleet.report = settled_web(history="true", user_header='"X-User"', trusted_proxies='["127.0.0.1"]')
-    _, browser = await opened(fleet, "--pages-only", environment={"OUTBOX_DATABASE_URL": of(fleet, "web")})
-    assert (await browser.ask(f"/r/{token}", X_User="p2@example.com")).status == 200
     await fleet.connection.execute(
         "UPDATE outbox.email SET created_at = '2020-01-01'; UPDATE outbox.report SET created_at = '2020-01-01'"
     )
-    assert '"emails": 4' in (await as_role(fleet, "prune", "prune", "--keep", "400d", "--json")).out
+    assert '"emails": 8' in (await as_role(fleet, "prune", "prune", "--keep", "400d", "--json")).out
 
     for part in PARTS:
         role = await asyncpg.connect(of(fleet, part))
@@ -224,6 +251,19 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
         assert found.found == f"role app_{part} may do what outbox_{part} may"
         await role.close()
     await enqueue.close()
+
+
+async def test_the_web_pages_need_no_more_than_their_group_may(staffed):
+    fleet = staffed
+    await fleet.hire(2)
+    assert (await fleet.run("init", "--roles")).code == 0
+    await hire(fleet, "web")
+    assert (await fleet.run("generate")).code == 0
+    token = await fleet.connection.fetchval("SELECT token FROM outbox.report WHERE recipient_key = '2'")
+    fleet.report = settled_web(history="true", user_header='"X-User"', trusted_proxies='["127.0.0.1"]')
+    _, browser = await opened(fleet, "--pages-only", environment={"OUTBOX_DATABASE_URL": of(fleet, "web")})
+    assert (await browser.ask(f"/r/{token}", X_User="p2@example.com")).status == 200
+    assert (await browser.ask(f"/u/{token}", form={"List-Unsubscribe": "One-Click"})).status == 200
 
 
 HELD = """

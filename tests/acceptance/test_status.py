@@ -95,10 +95,12 @@ async def test_an_edition_shows_who_is_expected_made_sent_and_not_sent(fleet):
     await fleet.run("generate", "--period", "2026-W47")
     found = await look(fleet)
     assert [tuple(edition.values()) for edition in found["editions"]] == [
-        ("progress", "2026-W47", 4, 3, 0, 3, 0),
-        ("progress", "2026-W46", 4, 3, 2, 1, 0),
+        ("progress", "2026-W47", 4, 3, 0, 3, 0, 0, 0),
+        ("progress", "2026-W46", 4, 3, 2, 1, 0, 0, 0),
     ]
-    assert list(found["editions"][0]) == ["report", "period", "expected", "made", "sent", "not_sent", "collected"]
+    assert list(found["editions"][0]) == [
+        *("report", "period", "expected", "made", "sent", "not_sent", "collected", "suppressed", "bounced"),
+    ]
     text = (await fleet.run("status")).out.splitlines()
     rows = [line.split() for line in text if line.startswith("progress")]
     assert rows == [["progress", "2026-W47", "4", "3", "0", "3"], ["progress", "2026-W46", "4", "3", "2", "1"]]

@@ -81,7 +81,7 @@ async def terminal(fleet):
 
 
 async def test_the_screen_follows_an_edition_through_trouble_and_an_outage_of_postgres(
-    fleet, terminal, postgres_server
+    fleet, terminal, outbox_postgres
 ):
     await fleet.hire(20)
     fleet.top = 'redirect_to = "staging@example.com"'
@@ -96,7 +96,7 @@ async def test_the_screen_follows_an_edition_through_trouble_and_an_outage_of_po
     await terminal.shows("redirected to staging@example.com: 550 no\N{REPLACEMENT CHARACTER}[2J")
 
     name = await fleet.connection.fetchval("SELECT current_database()")
-    admin = await asyncpg.connect(postgres_server.url)
+    admin = await asyncpg.connect(outbox_postgres.url)
     try:
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         await fleet.connection.execute(CUT_OFF)

@@ -124,6 +124,28 @@ async def test_guesses_are_limited_for_each_client_and_good_links_never_are(flee
     assert {answer.status for answer in guesses} == {403, 429}
 
 
+async def test_one_click_ends_the_emails_and_looking_does_not(fleet):
+    await fleet.hire(1)
+    assert (await fleet.run("generate")).code == 0
+    (token,) = (await tokens(fleet)).values()
+    _, browser = await opened(fleet)
+
+    async def suppressed():
+        return [row["address"] for row in await fleet.connection.fetch("SELECT address FROM outbox.suppression")]
+
+    looked = [await browser.ask(f"/u/{one}") for one in (token, "x" * 22)]
+    assert [answer.status for answer in looked] == [200, 200]
+    assert looked[0].seen == looked[1].seen
+    assert await suppressed() == []
+    for _ in range(2):
+        done = await browser.ask(f"/u/{token}", form={"List-Unsubscribe": "One-Click"}, Sec_Fetch_Site="cross-site")
+        assert done.status == 200
+        assert "progress" in done.body
+        assert not {"set-cookie", "location"} & {name.lower() for name in done.headers}
+        assert await suppressed() == ["p1@example.com"]
+    assert (await browser.ask("/u/" + "x" * 22, form={"List-Unsubscribe": "One-Click"})).status == 404
+
+
 async def test_names_subjects_and_data_are_text_on_the_page_and_a_template_that_runs_script_cannot(fleet):
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     fleet.data = f'select :key as person, $x${evil}$x$ as "{evil.replace(chr(34), "")}", 5 as done'

@@ -10,11 +10,11 @@ import json
 import asyncpg
 import pytest
 
-from outbox import breaker, doubt, failover, ledger, pace, pause, prune, relay
+from outbox import breaker, doubt, failover, ledger, pace, pause, prune, relay, suppression
 from outbox.session import PLANS
 
 ROWS = 20_000
-BIG = {"delivery", "email", "attempt", "report"}
+BIG = {"delivery", "email", "attempt", "report", "suppression"}
 BACKLOG = {"delivery_due", "delivery_doubt", "delivery_suspect"}
 
 FILL = """
@@ -27,6 +27,8 @@ INSERT INTO outbox.delivery (email, due_at, state, attempt, settled_at)
 SELECT id, now() - id * interval '1 second', CASE WHEN id % {every} = 0 THEN 'pending' ELSE 'sent' END, 1,
        CASE WHEN id % {every} <> 0 THEN now() END FROM outbox.email ORDER BY id;
 INSERT INTO outbox.attempt (email, attempt, verdict, reply) SELECT email, 1, 'accepted', '250 ok' FROM outbox.delivery;
+INSERT INTO outbox.suppression (address, reason, who, why)
+SELECT n || '@example.com', 'bounced', 'w', '' FROM generate_series(1, {rows}) n;
 """
 
 # What sees all open rows, by the index of those: once per death of a relay.
@@ -34,7 +36,7 @@ WALKS_THE_BACKLOG = {"JUDGE"}
 
 STATEMENTS = {
     name: statement
-    for module in (ledger, breaker, pace, pause, doubt, failover)
+    for module in (ledger, breaker, pace, pause, doubt, failover, suppression)
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement in module.STATEMENTS
 } | {"PRUNE_EMAILS": prune.PRUNE_EMAILS, "PRUNE_REPORTS": prune.PRUNE_REPORTS}
@@ -110,6 +112,8 @@ def faults(name, plan):
         walks = node.get("Index Name") in BACKLOG and "due_at" not in node.get("Index Cond", "")
         if walks and name not in WALKS_THE_BACKLOG:
             found.append(f"walks all of {node['Index Name']} ({node.get('Index Cond', 'without a condition')})")
+        if node.get("Relation Name") == "suppression" and "address =" not in node.get("Index Cond", ""):
+            found.append("looks through the suppression list")
         held = [part for part in node.get("Plans", []) if part.get("Index Name") == "delivery_paused"]
         if node["Node Type"] != "Limit" and any("Index Cond" not in part for part in held):
             found.append("walks all that is set aside")
@@ -157,6 +161,7 @@ async def test_a_check_sees_that_an_index_is_missing(connection, name, gone, fou
         ("ORDER BY due_at, email\n     LIMIT $12", "ORDER BY email\n     LIMIT $12", ""),
         ("due_at >= coalesce", "due_at + interval '0 s' >= coalesce", "CTE due begins "),
         ("c WHERE d.email = c.email", "c WHERE d.email + 0 = c.email", "reads all of delivery"),
+        ("s.address = lower(", "s.address || '' = lower(", "looks through the suppression list"),
         ("JOIN outbox.email e ON e.id = c.email", "JOIN outbox.email e ON e.id + 0 = c.email", "reads all of email"),
     ],
 )

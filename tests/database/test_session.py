@@ -15,7 +15,7 @@ from outbox.embedded import Server
 from outbox.errors import DatabaseUnavailableError, OutboxError, SchemaError, UnsafeDatabaseError
 from outbox.relay import STATEMENTS
 from outbox.session import Session, prove_locks
-from tests.conftest import FAST
+from outbox.testing.postgres import FAST
 from tests.fleet import until
 
 LEASE_S = 10.0

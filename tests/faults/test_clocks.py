@@ -19,7 +19,8 @@ import asyncpg
 import pytest
 
 from outbox.embedded import Server, postgres
-from tests.conftest import FAST, _make_template
+from outbox.testing.postgres import FAST
+from tests.conftest import _make_template
 from tests.faults.levers import all_sent, balance, delivery, post
 from tests.fleet import Fleet, until
 

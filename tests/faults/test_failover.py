@@ -15,7 +15,7 @@ from bench.proxy import Proxy
 from outbox import schema
 from outbox.embedded import Server, postgres, standby
 from outbox.sink import Hold, Stage, Trickle
-from tests.conftest import FAST
+from outbox.testing.postgres import FAST
 from tests.faults.levers import SLOW, At, balance, post
 from tests.fleet import Fleet, Process, until
 

@@ -19,7 +19,8 @@ import pytest
 
 from outbox.embedded import Server, postgres
 from outbox.sink import Sink, Stage, Stall
-from tests.conftest import FAST, _make_template
+from outbox.testing.postgres import FAST
+from tests.conftest import _make_template
 from tests.faults.levers import SLOW, At, all_sent, balance, by_port, delivery
 from tests.fleet import Fleet, Process, until
 

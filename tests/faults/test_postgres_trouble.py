@@ -13,7 +13,8 @@ import pytest
 
 from outbox.embedded import Server, StopMode, postgres
 from outbox.sink import Accept, Hold, Reply, Stage, Stall, Trickle
-from tests.conftest import FAST, _make_template
+from outbox.testing.postgres import FAST
+from tests.conftest import _make_template
 from tests.faults.levers import (
     SLOW,
     At,

@@ -23,7 +23,7 @@ from tests.faults.levers import all_sent, balance, terminate_session
 from tests.fleet import Fleet, Process, until
 
 NEXT = "99.0.0"
-COLUMN = "ALTER TABLE outbox.delivery ADD COLUMN priority integer"
+COLUMN = "ALTER TABLE outbox.delivery ADD COLUMN weight integer"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     change(package / "schema.py", r"VERSION: Final = \d+", f"VERSION: Final = {version}", count=1)
     change(package / "schema.py", r"(UPGRADES: .* = \{\n)", rf'\1    {version}: "{COLUMN}",\n')
     whole = schema.schema_sql().replace(
-        "    state       text not null default 'pending',", "    state text not null default 'pending', priority int,"
+        "    state       text not null default 'pending',", "    state text not null default 'pending', weight int,"
     )
     last = f"({schema.VERSION}, {schema.COMPATIBLE});"
     assert last in whole

@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.fleet import until
 
 SBIN = "/usr/sbin:/usr/local/sbin:/sbin"
+LMTP = Path("/usr/lib/dovecot/lmtp")
 PASSWORD = "secret"
 DOMAIN = "example.com"
 READERS_MAX = 4
@@ -78,7 +79,7 @@ base_dir = {base}/run
 state_dir = {base}/state
 log_path = {base}/dovecot.log
 listen = 127.0.0.1
-protocols = imap
+protocols = imap lmtp
 ssl = no
 disable_plaintext_auth = no
 auth_mechanisms = plain
@@ -91,7 +92,7 @@ passdb {{
 }}
 userdb {{
   driver = static
-  args = uid={uid} gid={gid} home={base}/mail/%n
+  args = uid={uid} gid={gid} home={base}/mail/%n allow_all_users=yes
 }}
 service imap-login {{
   service_count = 0
@@ -100,6 +101,14 @@ service imap-login {{
   }}
   inet_listener imaps {{
     port = 0
+  }}
+}}
+service lmtp {{
+  unix_listener {base}/lmtp {{
+    mode = 0666
+  }}
+  inet_listener lmtp {{
+    port = {lmtp}
   }}
 }}
 namespace inbox {{
@@ -111,7 +120,9 @@ namespace inbox {{
 def missing() -> str | None:
     """Why no Postfix and Dovecot can be started here, in one sentence; None if they can."""
     if not all(shutil.which(name, path=SBIN) for name in ("postfix", "dovecot")):
-        return "Postfix or Dovecot is not installed (apt-get install postfix dovecot-imapd)"
+        return "Postfix or Dovecot is not installed (apt-get install postfix dovecot-imapd dovecot-lmtpd)"
+    if not LMTP.exists():
+        return "Dovecot's LMTP server is not installed (apt-get install dovecot-lmtpd)"
     return "Postfix can be started by root only" if os.geteuid() else None
 
 
@@ -129,6 +140,7 @@ class MailServer:
     base: Path
     smtp_port: int
     imap_port: int
+    lmtp_port: int
     pause: Pause
     dots: Counter[str] = field(default_factory=Counter)
     """How many final dots Postfix has read, for each recipient."""
@@ -136,6 +148,11 @@ class MailServer:
     @property
     def url(self) -> str:
         return f"smtp://127.0.0.1:{self.smtp_port}"
+
+    @property
+    def lmtp_urls(self) -> list[str]:
+        """Where Dovecot takes mail by itself: a port, and a socket."""
+        return [f"lmtp://127.0.0.1:{self.lmtp_port}", f"lmtp://{self.base}/lmtp"]
 
     def under_way(self) -> list[str]:
         """The files of mail that Postfix receives or has still to deliver."""
@@ -218,7 +235,9 @@ async def mail_server(
     while Postfix waits with its reply.
     """
     # In /tmp whatever TMPDIR says: a socket's path ends at 107 bytes.
-    server = MailServer(Path(tempfile.mkdtemp(prefix="outbox-mail-", dir="/tmp")), _free_port(), _free_port(), pause)
+    server = MailServer(
+        Path(tempfile.mkdtemp(prefix="outbox-mail-", dir="/tmp")), *(_free_port() for _ in range(3)), pause
+    )
     log = server.base / "start.log"
     postfix = ("postfix", "-c", str(server.base / "etc"))
     dovecot_conf = str(server.base / "dovecot.conf")
@@ -243,7 +262,7 @@ def _configure(server: MailServer, addresses: Iterable[str], main_cf: str, *, po
     owner = pwd.getpwnam("nobody")  # of all mailboxes
     values = {
         "base": base, "uid": owner.pw_uid, "gid": owner.pw_gid, "domain": DOMAIN, "password": PASSWORD,
-        "smtp": server.smtp_port, "imap": server.imap_port, "policy": policy_port,
+        "smtp": server.smtp_port, "imap": server.imap_port, "lmtp": server.lmtp_port, "policy": policy_port,
     }  # fmt: skip
     base.chmod(0o755)  # both give up root, and must still get there
     for directory in ("etc", "queue", "data", "mail"):

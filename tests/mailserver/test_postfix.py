@@ -1,6 +1,7 @@
 """Against a real Postfix, and read back with a real Dovecot: what lies in the mailboxes is the witness."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -195,3 +196,23 @@ async def test_the_reply_to_a_dot_does_not_wait_for_the_envelope_behind_it(fleet
             "SELECT extract(epoch FROM settled_at - marked_at)::float8 AS s FROM outbox.delivery"
         )
         assert median(row["s"] for row in rows) < pause_s / 2, "from the mark to the settle"
+
+
+async def test_dovecot_gets_mail_by_lmtp_over_a_port_and_over_a_socket(fleet):
+    people = mailboxes(20)
+    async with mail_server(people) as server:
+        await fleet.hire(len(people))
+        assert (await fleet.run("generate")).code == 0
+        for number, fleet.smtp in enumerate(server.lmtp_urls):
+            await fleet.put_emails(10, first=1 + 10 * number)
+            ended = await fleet.run("relay", "--until-empty")
+            assert ended.code == 0, ended
+            assert f"relays to {fleet.smtp}" in ended.err
+            checks = json.loads((await fleet.run("doctor", "--json")).out)["checks"]
+            assert {one["check"]: one["grade"] for one in checks}["smtp.sender"] == "ok"
+        rows = await fleet.connection.fetch("SELECT recipient, message FROM outbox.email")
+        found = await server.read(people)
+        assert sum(map(len, found.values())) == len(rows) == 40
+        for row in rows:
+            assert any(mail.endswith(b"\r\n" + bytes(row["message"])) for mail in found[row["recipient"]])
+        assert (await status(fleet))["sent"] == 40

@@ -12,7 +12,8 @@ import email_validator
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from outbox.message import Mailbox, build, check_address, one_line
+from outbox.fields import one_line
+from outbox.message import Mailbox, build, check_address
 
 TRICKY = st.sampled_from([
     "=?utf-8?q?=C3=A9?=", "=?utf-8?b?w6k=?= =?utf-8?b?w6k=?=", 'a "b" \\c\\', "Smith, Ann (Ms) <x@y>",

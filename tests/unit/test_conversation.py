@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outbox.conversation import PIECE_BYTES, QUIT_TIMEOUT_S, Conversation
+from outbox.esmtp import Offers
 from outbox.ledger import Claim
 from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn
 
@@ -97,14 +98,14 @@ class Talk:
     """A conversation between a desk and a wire, with a clock that stands still until it is moved."""
 
     def __init__(
-        self, *claims: Claim, pipelining: bool = True, size: bool = False, messages_max: int = 100, **how: str
+        self, *claims: Claim, pipelining: bool = True, size: bool = False, messages_max: int = 100, **how: object
     ) -> None:
+        offers = how.pop("offers", {})
         self.now = 0.0
         self.wire, self.desk = Wire(), Book(deque(claims))
         self.conversation = Conversation(
             self.desk,
-            pipelining=pipelining,
-            size=size,
+            offers=Offers(pipelining=pipelining, size=size, **offers),
             command_timeout_s=COMMAND_TIMEOUT_S,
             data_done_timeout_s=DATA_DONE_TIMEOUT_S,
             messages_max=messages_max,

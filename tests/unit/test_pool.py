@@ -13,7 +13,7 @@ CLAIM, CONNECTION = object(), object()
 
 @pytest.fixture
 def pool():
-    return Pool(None, None, SETTINGS, wake=lambda: None)
+    return Pool(SimpleNamespace(letterhead=None), None, SETTINGS, wake=lambda: None)
 
 
 def test_the_next_start_is_the_next_moment_while_a_claim_waits(pool):
@@ -41,7 +41,12 @@ def test_more_moments_are_asked_for_as_soon_as_it_is_worth_while(pool):
 
 
 def test_without_a_rate_nothing_waits_for_a_moment(pool):
-    free = Pool(None, None, SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}), wake=lambda: None)
+    free = Pool(
+        SimpleNamespace(letterhead=None),
+        None,
+        SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}),
+        wake=lambda: None,
+    )
     free.ready.append(CLAIM)
     free.idle(CONNECTION)
     assert free.next_start_at(100.0) is None
@@ -49,7 +54,12 @@ def test_without_a_rate_nothing_waits_for_a_moment(pool):
 
 async def test_when_the_day_is_used_up_what_has_its_moment_is_still_sent():
     """It is counted; given back, it would be counted and not sent."""
-    daily = Pool(None, None, SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}), wake=lambda: None)
+    daily = Pool(
+        SimpleNamespace(letterhead=None),
+        None,
+        SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}),
+        wake=lambda: None,
+    )
     daily.pace.daily_max = 10
     daily.pace.grant(Grant(2), 100.0, 100.0)
     claims = [object() for _ in range(5)]

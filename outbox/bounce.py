@@ -1,0 +1,229 @@
+"""What a bounce or a complaint says, taken apart; knows nothing of emails that were sent, and believes nothing.
+
+Read are delivery status notifications (RFC 3464), feedback reports (RFC 5965), and the plain texts of Exim and qmail.
+What comes in is hostile: anybody may write to the address that bounces go to.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import BytesParser
+from email.policy import compat32
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any, Final
+
+READ_MAX: Final = 2_000_000  # bytes of a message: what a bounce says stands before what it returns
+PARTS_MAX: Final = 100
+NOTICES_MAX: Final = 1000
+SAID_MAX: Final = 400
+IDS_MAX: Final = 20
+
+# RFC 3463 §3: what says that nobody has that mailbox. Not 5.1.7 and 5.1.8, which are about the sender, nor 5.4.4, which
+# a resolver of ours that is out of order gives for everybody; 5.1.0 and 5.7.1 are whatever a server does not like.
+HARD: Final = frozenset(("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1"))
+
+_STATUS: Final = re.compile(r"(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?!\.?\d)")
+_MESSAGE_ID: Final = re.compile(r"(?im)^message-id:[ \t]*(?:\r?\n[ \t]+)?(<[^<>\s]{1,900}>)")
+_ID: Final = re.compile(r"<[^<>\s]{1,900}>")
+_ADDRESS: Final = re.compile(r"[^\s<>,;\"]+@[^\s<>,;\"]+")
+_QMAIL: Final = re.compile(r"\s*Hi\. This is the ")  # QSBMF, https://cr.yp.to/proto/qsbmf.txt
+_COPY: Final = re.compile(r"(?im)^(?:-+ ?(?:below this line|this is a copy)|return-path:|received:).*$")
+_ADDRESSED: Final = ("To", "Delivered-To", "X-Original-To", "Envelope-To", "X-Envelope-To", "X-Delivered-To")
+_SENT_WITH: Final = ("Original-Envelope-Id", "X-Postfix-Sender", "Original-Mail-From")
+_UNDELIVERED: Final = frozenset(("failed", "delayed"))
+_UNWANTED: Final = frozenset(("abuse", "fraud", "opt-out", "complaint", "virus"))
+
+
+class Kind(StrEnum):
+    """What follows: nobody has that address, only this email did not come in, or the reader wants no more."""
+
+    HARD = "hard"
+    SOFT = "soft"
+    COMPLAINED = "complained"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What is said about one recipient; `addresses` are that recipient's, as sent to and as it came out in the end."""
+
+    addresses: frozenset[str]
+    kind: Kind
+    status: str | None
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bounce:
+    """`identity` is the same however often this message is read. In `evidence` a token may stand."""
+
+    identity: str
+    notices: tuple[Notice, ...]
+    evidence: str
+    message_ids: tuple[str, ...]
+
+    def about(self, recipient: str) -> Notice | None:
+        """What it says about a recipient: the only thing that it says, else what is said by name."""
+        if len(self.notices) == 1:
+            return self.notices[0]
+        return next((one for one in self.notices if recipient.lower() in one.addresses), None)
+
+
+def take_apart(raw: bytes) -> Bounce | None:
+    """What a message says, if it is a bounce or a complaint; else None. At most `READ_MAX` bytes of it are looked at.
+
+    Raises:
+        ValueError: it cannot be read at all.
+
+    """
+    raw = raw[:READ_MAX]
+    try:
+        return _taken_apart(raw, BytesParser(policy=compat32).parsebytes(raw))
+    except Exception as error:  # the parser lets through whatever broken input makes of it
+        raise ValueError(f"it is no message that can be read ({type(error).__name__})") from error
+
+
+def _taken_apart(raw: bytes, message: Message) -> Bounce | None:
+    notices: list[Notice] = []
+    evidence = [value for name in _ADDRESSED for value in _values(message, name)]
+    ids = [*_ID.findall(" ".join(_values(message, "In-Reply-To") + _values(message, "References")))]
+    texts: list[str] = []
+    for part in _parts(message):
+        match part.get_content_type():
+            case "message/delivery-status":
+                blocks = _blocks(part)
+                evidence += [value for block in blocks for name in _SENT_WITH for value in _values(block, name)]
+                notices += [found for block in blocks[:NOTICES_MAX] if (found := _notice(block)) is not None]
+            case "message/feedback-report":
+                for block in _blocks(part):
+                    evidence += [value for name in _SENT_WITH for value in _values(block, name)]
+                    notices += _complaint(block)
+            case "message/rfc822" | "message/global" | "text/rfc822-headers" | "message/rfc822-headers":
+                returned = _returned(part)
+                evidence += _values(returned, "Return-Path")
+                ids += [found for value in _values(returned, "Message-ID") for found in _ID.findall(value)]
+            case kind if kind.startswith("text/"):
+                texts.append(_text(part))
+    if not notices:
+        notices = _plain(message, texts)
+        ids += [found for text in texts for found in _MESSAGE_ID.findall(text)] if notices else []
+    if not notices:
+        return None
+    said = " ".join(_values(message, "Message-ID")).strip()
+    identity = blake2b(said.encode("utf-8", "replace") or raw, digest_size=16).hexdigest()
+    return Bounce(identity, tuple(notices), " ".join(evidence), tuple(dict.fromkeys(ids))[:IDS_MAX])
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """The parts of a message, not those of a message in it."""
+    waiting: list[Message] = [message]
+    for _ in range(PARTS_MAX):
+        if not waiting:
+            return
+        part = waiting.pop()
+        payload: Any = part.get_payload()
+        if part.get_content_maintype() == "multipart" and isinstance(payload, list):
+            waiting += reversed(payload[:PARTS_MAX])
+        else:
+            yield part
+
+
+def _values(message: Message, name: str) -> list[str]:
+    return [_line(str(value)) for value in (message.get_all(name) or [])[:IDS_MAX]]
+
+
+def _line(text: str) -> str:
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
+def _blocks(part: Message) -> list[Message]:
+    """The groups of fields of a report: a list for the parser where it knows the type, text where it does not."""
+    payload: Any = part.get_payload()
+    if isinstance(payload, list) and not part.get("Content-Transfer-Encoding", "").lower().startswith(
+        ("base64", "quo")
+    ):
+        found = [block for block in payload if isinstance(block, Message)]
+        if any(block.keys() for block in found):
+            return found
+        payload = [str(block.get_payload()) for block in found]
+    text = "\n\n".join(payload) if isinstance(payload, list) and all(isinstance(one, str) for one in payload) else ""
+    raw = part.get_payload(decode=True) if not isinstance(payload, list) else text.encode("utf-8", "replace")
+    groups = re.split(rb"\r?\n[ \t]*\r?\n", (raw if isinstance(raw, bytes) else b"").strip())[:NOTICES_MAX]
+    return [BytesParser(policy=compat32).parsebytes(group, headersonly=True) for group in groups]
+
+
+def _field(block: Message, name: str) -> str:
+    """A field without its type: `rfc822; ann@example.com` is the address (RFC 3464 §2.1.2)."""
+    value = next(iter(_values(block, name)), "")
+    kind, typed, rest = value.partition(";")
+    return rest.strip() if typed and re.fullmatch(r"[\w -]+", kind) else value
+
+
+def _notice(block: Message) -> Notice | None:
+    """What a group of fields says about its recipient; None where the email came in, or it is no such group."""
+    action = _field(block, "Action").partition(" ")[0].lower()
+    if action not in _UNDELIVERED:
+        return None
+    addresses = {_field(block, name).strip("<>").lower() for name in ("Original-Recipient", "Final-Recipient")}
+    diagnostic = _field(block, "Diagnostic-Code")
+    status = _status(_field(block, "Status"), diagnostic)
+    said = f"{'delayed' if action == 'delayed' else ''} {status or ''} {diagnostic}".strip()
+    return _judged(frozenset(addresses - {""}), status, said, failed=action == "failed")
+
+
+def _status(stated: str, diagnostic: str) -> str | None:
+    """The stated one, unless what the server said tells more: many state 5.0.0 whatever it was."""
+    found = _STATUS.search(stated)
+    more = _STATUS.search(diagnostic)
+    if found is None or (found[1].endswith(".0.0") and more is not None and more[1][0] == found[1][0]):
+        found = more
+    return found[1] if found is not None else None
+
+
+def _judged(addresses: frozenset[str], status: str | None, said: str, *, failed: bool) -> Notice:
+    kind = Kind.HARD if failed and status in HARD else Kind.SOFT
+    return Notice(addresses, kind, status, _line(said)[:SAID_MAX])
+
+
+def _complaint(block: Message) -> list[Notice]:
+    about = _field(block, "Feedback-Type").lower()
+    if about not in _UNWANTED:
+        return []
+    addresses = frozenset(value.strip("<>").lower() for value in _values(block, "Original-Rcpt-To"))
+    by = _field(block, "User-Agent") or _field(block, "Reporting-MTA")
+    return [Notice(addresses, Kind.COMPLAINED, None, _line(f"{about} {f'({by})' if by else ''}")[:SAID_MAX])]
+
+
+def _returned(part: Message) -> Message:
+    """The header of what was sent."""
+    payload: Any = part.get_payload()
+    if isinstance(payload, list):
+        return payload[0] if payload and isinstance(payload[0], Message) else Message()
+    raw = part.get_payload(decode=True)
+    return BytesParser(policy=compat32).parsebytes(raw.lstrip() if isinstance(raw, bytes) else b"", headersonly=True)
+
+
+def _text(part: Message) -> str:
+    raw = part.get_payload(decode=True)
+    return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else ""
+
+
+def _plain(message: Message, texts: list[str]) -> list[Notice]:
+    """What Exim and qmail write without a report in it: one notice, since they do not say what is about whom."""
+    failed = ", ".join(_values(message, "X-Failed-Recipients"))
+    text = next((one for one in texts if failed or _QMAIL.match(one)), None)
+    if text is None:
+        return []
+    said = _COPY.split(text, maxsplit=1)[0]
+    addresses = frozenset(one.lower() for one in _ADDRESS.findall(failed or " ".join(re.findall(r"(?m)^<.*>:", said))))
+    statuses = {found for found in _STATUS.findall(said) if found.startswith("5")}
+    status = statuses.pop() if len(statuses) == 1 and len(addresses) <= 1 else None
+    reason = next((line for line in said.splitlines() if status and status in line), "") or _reason(said)
+    return [_judged(addresses, status, reason, failed=True)]
+
+
+def _reason(said: str) -> str:
+    """Where the text comes to the point: what follows the first line that is an address alone."""
+    found = re.search(r"(?m)^\s*<?[^\s<>]+@[^\s<>]+>?:?\s*$", said)
+    return said[found.end() :] if found else said

@@ -1,0 +1,95 @@
+"""The doctor's look at what takes mail without SMTP: an LMTP server, asked as far as RCPT, or a Maildir."""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from outbox import maildir
+from outbox.doctor_smtp import judge_envelope, judge_size
+from outbox.finding import Finding, fault, not_checked, note, ok
+from outbox.lmtp import LmtpError, open_lmtp
+from outbox.replies import GarbageError, Reply, ReplyReader
+from outbox.route import LOCAL_HOSTNAME
+
+if TYPE_CHECKING:
+    from outbox.address import SmtpAddress
+    from outbox.settings import Settings
+
+TROUBLE = (LmtpError, GarbageError, OSError, TimeoutError)
+
+
+def examine_maildir(address: "SmtpAddress") -> list[Finding]:
+    """Whether the directory can be written to. It is made if it is not there, as the relay would."""
+    assert address.path is not None
+    try:
+        maildir.prepare(Path(address.path))
+    except OSError as error:
+        found = f"{address} cannot be written to ({error.filename}: {error.strerror})"
+        return [fault("smtp.server", found, "name a directory of this user's in smtp_url")]
+    found = f"{address} is a Maildir: emails lie there and go nowhere else"
+    return [note("smtp.server", found, "write smtp:// in smtp_url where people are to get their mail")]
+
+
+async def examine_lmtp(settings: "Settings", *, sender: str, recipient: str, largest_bytes: int) -> list[Finding]:
+    """What can be said of an LMTP server; never raises for what is wrong with it."""
+    address = settings.smtp_url
+    assert address is not None
+    findings: list[Finding] = []
+    try:
+        async with asyncio.timeout(settings.connect_timeout_s):
+            offers, transport = await open_lmtp(address, LOCAL_HOSTNAME)
+            findings += [
+                ok("smtp.server", f"{address} answers"),
+                judge_size(str(offers.size_max), largest_bytes),
+            ]
+            try:
+                findings.append(await _ask(transport, sender, recipient))
+            finally:
+                transport.abort()
+    except TROUBLE as error:
+        why = str(error) or f"no answer within {settings.connect_timeout_s:g} s"
+        if not findings:
+            found = f"{address} does not answer as an LMTP server ({' '.join(why.split())})"
+            findings.append(fault("smtp.server", found, "start it or correct smtp_url"))
+            return [*findings, *not_checked(("smtp.size", "smtp.sender"), "the mail server cannot be reached")]
+        findings.append(fault("smtp.sender", f"{address} breaks off ({why})", "see the mail server's log"))
+    return findings
+
+
+async def _ask(transport: asyncio.Transport, sender: str, recipient: str) -> Finding:
+    """MAIL, RCPT, RSET: no DATA, so there is no message."""
+    asking = _Asking()
+    transport.set_protocol(asking)
+    for command in (f"MAIL FROM:<{sender}>", f"RCPT TO:<{recipient}>"):
+        reply = await asking.ask(transport, command)
+        finding = judge_envelope(command, reply.code, reply.text, login=False)
+        if finding is not None:
+            return finding
+    await asking.ask(transport, "RSET")
+    found = f"{sender} may write to {recipient}; asked with MAIL and RCPT, taken back with RSET"
+    return ok("smtp.sender", found)
+
+
+class _Asking(asyncio.Protocol):
+    """One command at a time, and its reply."""
+
+    def __init__(self) -> None:
+        self._reader = ReplyReader()
+        self._replies: asyncio.Queue[Reply | Exception] = asyncio.Queue()
+
+    async def ask(self, transport: asyncio.Transport, command: str) -> Reply:
+        transport.write(f"{command}\r\n".encode())
+        reply = await self._replies.get()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for reply in self._reader.feed(data):
+                self._replies.put_nowait(reply)
+        except GarbageError as error:
+            self._replies.put_nowait(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._replies.put_nowait(exc or ConnectionError("it closed the connection"))

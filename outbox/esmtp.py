@@ -1,0 +1,86 @@
+"""What a server offers beyond RFC 5321, and what is said because of it: sizes, 8-bit bytes, UTF-8, bounces.
+
+Pure: `route` and `lmtp` hear the offers, `conversation` says the parameters.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+_XTEXT: Final = re.compile(r"[^!-*,-<>-~]")  # RFC 3461 §4: what "+" and two digits stand for
+_QUCHAR: Final = re.compile(r"[^!-*,-<>-\[\]-~]")  # RFC 6533 §3: what \x{…} stands for
+
+NO_SMTPUTF8: Final = (
+    "{whose} is not ASCII, and this server does not offer SMTPUTF8 (RFC 6531), so it was not sent: "
+    "write in ASCII, or send it by a server that offers it"
+)
+NO_8BITMIME: Final = (
+    "the message has 8-bit bytes, and this server does not offer 8BITMIME (RFC 6152), so it was not sent: "
+    "encode its body as quoted-printable or base64"
+)
+NO_UTF8: Final = (
+    "the message's header is neither ASCII nor UTF-8, so no server could read it and it was not sent: "
+    "encode it (RFC 2047)"
+)
+TOO_LARGE: Final = (
+    "the message has {bytes} bytes and this server takes at most {bytes_max} (RFC 1870), so it was not sent: "
+    "make it smaller, or send it by a server that takes more"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """The extensions of a server that matter here. `size_max` 0 is no limit that is known."""
+
+    pipelining: bool = False
+    size: bool = False
+    size_max: int = 0
+    eight_bit: bool = False
+    utf8: bool = False
+    dsn: bool = False
+
+    @classmethod
+    def of(cls, extensions: Mapping[str, str]) -> Self:
+        """What the reply to EHLO or LHLO says: keywords in small letters, with their parameters."""
+        limit = extensions.get("size", "").strip()
+        return cls(
+            pipelining="pipelining" in extensions,
+            size="size" in extensions,
+            size_max=int(limit) if limit.isascii() and limit.isdecimal() else 0,
+            eight_bit="8bitmime" in extensions,
+            utf8="smtputf8" in extensions and "8bitmime" in extensions,  # RFC 6531 §3.1: it needs the other
+            dsn="dsn" in extensions,
+        )
+
+
+def body_parameters(offers: Offers, message: bytes, *, addresses: str) -> str:
+    """What MAIL says of an email that is not ASCII in its addresses or its message.
+
+    Raises:
+        ValueError: the server does not offer what it needs; one sentence for the trail, with the mend.
+
+    """
+    header = message.partition(b"\r\n\r\n")[0]
+    if addresses.isascii() and header.isascii():
+        if not offers.eight_bit:
+            raise ValueError(NO_8BITMIME)
+        return " BODY=8BITMIME"
+    try:
+        header.decode()
+    except UnicodeDecodeError:
+        raise ValueError(NO_UTF8) from None
+    if not offers.utf8:
+        whose = "the message's header" if addresses.isascii() else "an address of it"
+        raise ValueError(NO_SMTPUTF8.format(whose=whose))
+    return " BODY=8BITMIME SMTPUTF8"
+
+
+def original_recipient(address: str) -> str:
+    """ORCPT: who the email was for, so that a bounce can say it whatever becomes of the address on the way.
+
+    RFC 3461 §4.2; with RFC 6533's address type, in its 7-bit form, where it is not ASCII.
+    """
+    if address.isascii():
+        return "rfc822;" + _XTEXT.sub(lambda found: f"+{ord(found[0]):02X}", address)
+    return "utf-8;" + _QUCHAR.sub(lambda found: f"\\x{{{ord(found[0]):02X}}}", address)

@@ -1,0 +1,88 @@
+"""Header fields: which names there may be, any text as a field can hold it, and lines folded.
+
+Knows no message: `message` writes its own fields with it, `letterhead` those that a route adds to every email.
+"""
+
+import re
+from binascii import b2a_base64
+from collections.abc import Iterator, Sequence
+from typing import AnyStr
+
+LINE_MAX = 76  # RFC 2047 §2 and RFC 2045 §6.7 for encoded text; RFC 5322 §2.1.1 would allow 78
+HARD_LINE_MAX = 998  # RFC 5322 §2.1.1, without the CRLF
+ENCODED_WORD_MAX = 66  # leaves room for "Subject: " on the first line
+
+# C0, DEL, C1, Unicode's line and paragraph separators: whatever a reader may take for the end of a header.
+BREAKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
+FIELD_NAME = re.compile(r"[!-9;-~]{1,64}")
+OURS = frozenset({
+    "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "list-id", "auto-submitted",
+    "x-auto-response-suppress", "mime-version", "content-type", "content-transfer-encoding",
+})  # fmt: skip
+
+# RFC 2047 §5 (3): inside a display name only these may stand for themselves; so they serve for subjects too.
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!*+-/")
+_Q = tuple("_" if byte == ord(" ") else chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in range(256))
+
+
+def one_line(text: str) -> str:
+    """The text as a header can hold it: every run of spaces, line breaks and control characters is one space.
+
+    At the ends there is no white space of any kind, no-break spaces included.
+    """
+    return BREAKS.sub(" ", text).strip()
+
+
+def extra_field(field: str, value: str) -> str:
+    """A field that somebody else than `message` asks for; ValueError for a name that is none, or one of `OURS`."""
+    if not FIELD_NAME.fullmatch(field):
+        raise ValueError(f"{field!r} cannot be a header's name: use letters, digits and hyphens.")
+    if field.lower() in OURS:
+        raise ValueError(f"The header {field} is written by outbox itself and cannot be given a second time.")
+    # A long word may be an URL, as in List-Unsubscribe: there it has to stay readable for machines.
+    return text_field(field, value, word_max=HARD_LINE_MAX - len(field) - len(": "))
+
+
+def text_field(field: str, text: str, *, word_max: int) -> str:
+    """Free text as it is if it is ASCII and can be folded at its spaces, else as encoded words."""
+    text = one_line(text)
+    if len(field) + len(": ") + len(text) <= LINE_MAX and text.isascii() and "=?" not in text:
+        return f"{field}: {text}"
+    words = text.split(" ")
+    if not text.isascii() or "=?" in text or max(map(len, words)) > word_max:
+        words = encoded_words(text)
+    return folded(field, words)
+
+
+def folded(field: str, words: Sequence[str]) -> str:
+    """The header with its words spread over lines of at most LINE_MAX, as far as single words allow."""
+    line = f"{field}: {words[0]}"
+    lines = []
+    for word in words[1:]:
+        if len(line) + 1 + len(word) > LINE_MAX:
+            lines.append(line)
+            line = ""
+        line += f" {word}"
+    return "\r\n".join([*lines, line])
+
+
+def encoded_words(text: str) -> list[str]:
+    """RFC 2047 encoded words, Q or B, whichever is shorter, never cut inside a character."""
+    characters = [character.encode("utf-8", "replace") for character in text]
+    quoted = ["".join([_Q[byte] for byte in character]) for character in characters]
+    room = ENCODED_WORD_MAX - len("=?utf-8?q??=")
+    if sum(map(len, quoted)) <= -(-sum(map(len, characters)) // 3) * 4:
+        return [f"=?utf-8?q?{run}?=" for run in runs(quoted, room)]
+    return [f"=?utf-8?b?{b2a_base64(run, newline=False).decode()}?=" for run in runs(characters, room // 4 * 3)]
+
+
+def runs(pieces: Sequence[AnyStr], size_max: int) -> Iterator[AnyStr]:
+    """The pieces joined in order into runs of at most `size_max`."""
+    run = pieces[0]
+    for piece in pieces[1:]:
+        if len(run) + len(piece) > size_max:
+            yield run
+            run = piece
+        else:
+            run += piece
+    yield run

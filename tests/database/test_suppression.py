@@ -1,0 +1,164 @@
+"""The suppression list, statement by statement: what relays, generate and digests make of it, and who may fill it."""
+
+import asyncpg
+import pytest
+
+from outbox import ledger, suppression
+from outbox.errors import ConfigurationError
+from outbox.exported import entries_of
+from outbox.operate import Act, explain, operate
+from outbox.suppression import Entry, Reason
+from tests.database.test_ledger import emptied, made_once, put, relay, relays  # noqa: F401 - fixtures
+from tests.database.test_pause import EDITIONS, put_of
+
+WHY = "its address is on the suppression list"
+
+
+@pytest.fixture(scope="module")
+def one_database(postgres_server):
+    return made_once(postgres_server, "suppressions", lambda connected: connected.execute(EDITIONS))
+
+
+@pytest.fixture
+async def database(one_database):
+    connected = await asyncpg.connect(one_database)
+    await connected.execute("TRUNCATE outbox.suppression, outbox.operation, outbox.bounce")
+    await connected.close()
+    return await emptied(one_database)
+
+
+async def written_to(connection, address, emails):
+    await connection.execute("UPDATE outbox.email SET recipient = $1 WHERE id = ANY ($2::bigint[])", address, emails)
+
+
+async def add(connection, *entries):
+    return await suppression.add(connection, [Entry(*entry) for entry in entries], who="ann", why="she asked")
+
+
+@pytest.mark.parametrize(
+    "listed, ended",
+    [
+        ([("bo@example.com", "")], {"sales", "stock", "none"}),
+        ([("bo@example.com", "sales")], {"sales"}),
+        ([("bo@example.com", "other")], set()),
+        ([("bob@example.com", "")], set()),
+        ([("bo@example.com", "stock"), ("bo@example.com", "")], {"sales", "stock", "none"}),
+    ],
+)
+async def test_a_claim_is_cancelled_where_its_address_is_listed_for_its_report_or_for_all(
+    connection,
+    relay,  # noqa: F811
+    listed,
+    ended,
+):
+    emails = {name: (await put_of(connection, name, 1))[0] for name in ("sales", "stock")}
+    emails["none"], other = await put(connection, 2)
+    await written_to(connection, "Bo@Example.com", list(emails.values()))
+    await add(connection, *listed)
+    done = await ledger.tick(relay.connection, relay.relay, room=10)
+    assert len(done.claims) == 4, "all are claimed, and what is to be cancelled is among them"
+    assert done.listed == (set(emails.values()) if listed[0][0].startswith("bo@") else set())
+    assert await suppression.cancel_listed(connection, relay.relay + 1, list(done.listed)) == frozenset(), "another's"
+    cancelled = await suppression.cancel_listed(relay.connection, relay.relay, list(done.listed))
+    assert cancelled == {emails[name] for name in ended}
+    rows = await connection.fetch(
+        "SELECT d.email, d.state, d.relay, a.verdict, a.reply"
+        " FROM outbox.delivery d LEFT JOIN outbox.attempt a USING (email)"
+    )
+    for email, *rest, reply in rows:
+        expected = ["cancelled", None, "suppressed"] if email in cancelled else ["pending", relay.relay, None]
+        assert rest == expected
+        assert (reply or WHY).startswith(WHY)
+    assert other not in cancelled
+
+
+async def test_what_is_marked_already_goes(connection, relay):  # noqa: F811
+    (email,) = await put(connection, 1)
+    await written_to(connection, "bo@example.com", [email])
+    await add(connection, ("bo@example.com",))
+    await relay.claim_and_mark()
+    assert await suppression.cancel_listed(relay.connection, relay.relay, [email]) == frozenset()
+
+
+async def test_a_retry_of_what_is_suppressed_changes_nothing_and_says_the_mend(connection):
+    emails = await put_of(connection, "sales", 2)
+    await written_to(connection, "bo@example.com", emails[:1])
+    await connection.execute("UPDATE outbox.delivery SET state = 'dead', attempt = 1, settled_at = now()")
+    await add(connection, ("bo@example.com", "sales"))
+    assert await operate(connection, Act.RETRY, emails, who="a", why="", target="t") == [emails[1]]
+    key = await connection.fetchval("SELECT key FROM outbox.email WHERE id = $1", emails[0])
+    (said,) = await explain(connection, Act.RETRY, [key])
+    assert said.startswith(f"{key} would not be sent, since {WHY} for sales since ")
+    assert said.endswith("; `outbox suppress --report sales --remove bo@example.com` takes it off.")
+    assert await suppression.remove(connection, "bo@example.com", "sales", who="ann", why="")
+    assert await operate(connection, Act.RETRY, emails, who="a", why="", target="t") == emails[:1]
+
+
+async def test_who_unsubscribes_by_a_token_is_listed_once_for_that_report_and_may_come_back(connection):
+    (email,) = await put_of(connection, "sales", 1)
+    await written_to(connection, "Bo@Example.com", [email])
+    token = await connection.fetchval("SELECT r.token FROM outbox.report r JOIN outbox.email m ON m.report = r.id")
+    for _ in range(2):
+        assert await suppression.unsubscribe(connection, token) == "sales"
+    for unknown in ("no such", "", "\0", token + "x"):
+        assert await suppression.unsubscribe(connection, unknown) is None
+        assert await suppression.resubscribe(connection, unknown) is None
+    ((entry,), more) = await suppression.read_list(connection)
+    assert (entry.address, entry.report, entry.reason, more) == ("bo@example.com", "sales", "unsubscribed", 0)
+    assert await suppression.resubscribe(connection, token) == "sales"
+    assert await connection.fetchval("SELECT count(*) FROM outbox.suppression") == 0
+    await add(connection, ("bo@example.com", "sales"))
+    assert await suppression.unsubscribe(connection, token) == "sales"
+    assert await suppression.resubscribe(connection, token) == "sales"
+    ((entry,), _) = await suppression.read_list(connection)
+    assert entry.reason == "decided", "what a person decided, no link takes back"
+    whats = [what for (what,) in await connection.fetch("SELECT what FROM outbox.operation ORDER BY id")]
+    assert whats == ["unsubscribe", "resubscribe", "suppress"]
+
+
+async def test_a_web_application_may_unsubscribe_with_no_right_on_any_table(connection, database):
+    (email,) = await put_of(connection, "sales", 1)
+    token = await connection.fetchval("SELECT r.token FROM outbox.report r JOIN outbox.email m ON m.report = r.id")
+    await connection.execute(
+        "CREATE ROLE app_web_test LOGIN; GRANT USAGE ON SCHEMA outbox TO app_web_test;"
+        " CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO app_web_test;"
+        " CREATE FUNCTION evil.lower(text) RETURNS text LANGUAGE sql AS $$ SELECT 'x@example.com' $$"
+    )
+    web = await asyncpg.connect(database, user="app_web_test")
+    try:
+        # What a caller puts before ours in the search path is not what runs.
+        await web.execute("SET search_path = evil, pg_catalog")
+        assert await web.fetchval("SELECT outbox.unsubscribe($1)", token) == "sales"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await web.fetch("SELECT address FROM outbox.suppression")
+    finally:
+        await web.close()
+        await connection.execute("DROP SCHEMA evil CASCADE; DROP OWNED BY app_web_test; DROP ROLE app_web_test")
+    ((listed, address),) = await connection.fetch("SELECT email, address FROM outbox.suppression")
+    assert (listed, address != "x@example.com") == (email, True)
+
+
+@pytest.mark.parametrize(
+    "text, entries",
+    [
+        ("ann@example.com\n\n# left\nBo@B\u00fccher.example\n", [("ann@example.com",), ("bo@xn--bcher-kva.example",)]),
+        ("ann@example.com,sales,unsubscribed\n", [("ann@example.com", "sales", Reason.UNSUBSCRIBED)]),
+        ("\ufeffemail,created\nann@example.com,1700000000\n", [("ann@example.com",)]),
+        (
+            '"EmailAddress","SuppressionReason"\r\n"Ann@example.com","HardBounce"\r\n"Ann@Example.com","HardBounce"\r\n',
+            [("ann@example.com", "", Reason.BOUNCED)],
+        ),
+        ('status,reason,email\n550,"550 5.1.1\nno such user",ann@example.com\n', [("ann@example.com",)]),
+        ("", []),
+    ],
+)
+def test_a_list_is_read_as_people_and_providers_write_it(text, entries):
+    assert entries_of(text, name="f") == [Entry(*entry) for entry in entries]
+
+
+def test_a_line_that_is_no_address_is_named_and_nothing_is_used():
+    with pytest.raises(ConfigurationError, match="f, line 2: 'nobody' is no email address") as raised:
+        entries_of("ann@example.com\nnobody\n", name="f")
+    assert len(raised.value.faults) == 1
+    with pytest.raises(ConfigurationError, match="f: is neither CSV"):
+        entries_of('"' + "x" * 200_000, name="f")

@@ -1,0 +1,260 @@
+"""What is said because of what the server offers, and what a route adds to every email."""
+
+from dataclasses import replace
+
+import dkim
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from outbox.address import SmtpAddress
+from outbox.errors import ConfigurationError
+from outbox.esmtp import Offers, original_recipient
+from outbox.letterhead import Letterhead
+from outbox.settings import DkimSettings, Settings
+from outbox.signature import load_signer
+from outbox.verdict import Accepted, Refused
+from outbox.verp import token_of
+from tests.unit.test_conversation import HELLO, Talk, both_ways, mail
+
+ALL = {"size_max": 1000, "eight_bit": True, "utf8": True, "dsn": True}
+ABROAD = "jürgen@b.example"
+UTF8_HEADER = f"To: {ABROAD}\r\n\r\nhello\r\n".encode()
+BINARY_BODY = b"Subject: x\r\n\r\n\xe9\r\n"
+
+
+def to(address, message=HELLO):
+    claim = mail(message)
+    claim.recipient = address
+    return claim
+
+
+def said(talk, pipelining):
+    """MAIL and RCPT as they were said."""
+    written = talk.wire.taken() if pipelining else [*talk.wire.taken(), *talk.say("250")]
+    mail_from, rcpt_to, *_ = b"".join(written).decode().splitlines()
+    return mail_from, rcpt_to
+
+
+@both_ways
+def test_plain_mail_is_said_without_parameters_whatever_is_offered_if_bounces_are_not_to_name_it(pipelining):
+    claim = mail()
+    talk = Talk(claim, pipelining=pipelining, offers=ALL)
+    assert said(talk, pipelining) == (f"MAIL FROM:<{claim.sender}>", f"RCPT TO:<{claim.recipient}>")
+
+
+@both_ways
+def test_where_dsn_is_offered_a_bounce_names_the_email(pipelining):
+    claim = to("a+b=c@example.com")
+    talk = Talk(claim, pipelining=pipelining, size=True, offers=ALL, dsn=True)
+    token = token_of(claim.email, claim.message_id)
+    assert said(talk, pipelining) == (
+        f"MAIL FROM:<{claim.sender}> SIZE={len(HELLO)} RET=HDRS ENVID={token}",
+        "RCPT TO:<a+b=c@example.com> NOTIFY=FAILURE ORCPT=rfc822;a+2Bb+3Dc@example.com",
+    )
+
+
+@both_ways
+def test_where_it_is_not_nothing_is_said_of_it(pipelining):
+    talk = Talk(mail(), pipelining=pipelining, offers=ALL | {"dsn": False}, dsn=True)
+    assert not any("=" in line for line in said(talk, pipelining))
+
+
+def test_an_original_recipient_beyond_ascii_has_an_address_type_of_its_own():
+    assert original_recipient("jü+r@b.example") == r"utf-8;j\x{FC}\x{2B}r@b.example"
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("claim", "parameters"),
+    [
+        (to(ABROAD), " BODY=8BITMIME SMTPUTF8"),
+        (mail(UTF8_HEADER), " BODY=8BITMIME SMTPUTF8"),
+        (mail(BINARY_BODY), " BODY=8BITMIME"),
+        (mail(), ""),
+    ],
+)
+def test_8_bits_are_said_where_they_are_offered_and_needed(pipelining, claim, parameters):
+    claim, following = replace(claim), mail()
+    talk = Talk(claim, following, pipelining=pipelining, offers=ALL)
+    mail_from, rcpt_to = said(talk, pipelining)
+    assert (mail_from, rcpt_to) == (f"MAIL FROM:<{claim.sender}>{parameters}", f"RCPT TO:<{claim.recipient}>")
+    replies = ("250", "250", "354") if pipelining else ("250", "354")
+    assert talk.say(*replies)[-1] == claim.message
+    talk.mark()
+    talk.say("250 taken")
+    assert talk.desk.verdicts == [(claim, Accepted("250 taken"))]
+    assert "8BIT" not in repr(talk.wire.writes), "what one email needs is not said of the next"
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("claim", "offers", "reason"),
+    [
+        (to(ABROAD), ALL | {"utf8": False}, "an address of it is not ASCII, and this server does not offer SMTPUTF8"),
+        (mail(UTF8_HEADER), ALL | {"utf8": False}, "the message's header is not ASCII, and this server does not"),
+        (mail(BINARY_BODY), ALL | {"eight_bit": False}, "the message has 8-bit bytes, and this server does not offer"),
+        (mail(b"Subject: \xe9\r\n\r\nx\r\n"), ALL, "the message's header is neither ASCII nor UTF-8"),
+        (mail(b"x" * 998 + b"\r\n."), ALL, "the message has 1001 bytes and this server takes at most 1000"),
+    ],
+)
+def test_what_the_server_cannot_take_is_refused_unsent_and_the_connection_goes_on(pipelining, claim, offers, reason):
+    claim, following = replace(claim), mail()
+    talk = Talk(claim, following, pipelining=pipelining, offers=offers)
+    ((refused, verdict),) = talk.desk.verdicts
+    assert refused is claim
+    assert not claim.marked
+    assert isinstance(verdict, Refused)
+    assert verdict.reply.startswith(reason)
+    assert "so it was not sent: " in verdict.reply or "and it was not sent: " in verdict.reply
+    assert said(talk, pipelining)[1] == f"RCPT TO:<{following.recipient}>"
+    assert not talk.desk.ended
+
+
+def test_an_idle_connection_that_is_started_with_what_it_cannot_take_is_idle_again():
+    talk = Talk(offers=ALL | {"utf8": False})
+    talk.conversation.start(to(ABROAD))
+    assert [type(verdict) for _, verdict in talk.desk.verdicts] == [Refused]
+    assert talk.wire.taken() == []
+    assert talk.desk.idles == 2
+
+
+def test_an_extension_is_known_by_the_reply_to_ehlo():
+    offers = Offers.of({"pipelining": "", "size": " 500 ", "8bitmime": "", "smtputf8": "", "dsn": ""})
+    assert offers == Offers(pipelining=True, size=True, size_max=500, eight_bit=True, utf8=True, dsn=True)
+    assert Offers.of({"size": "", "smtputf8": ""}) == Offers(size=True)
+    assert Offers.of({"size": "²"}) == Offers(size=True)
+
+
+# ── what a route adds ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@both_ways
+def test_the_return_path_holds_the_token_and_fields_go_before_the_message_and_into_its_size(pipelining):
+    letterhead = Letterhead({"X-Tag": "outbox={email_id}"}, None, "bounces+{token}@example.com")
+    claim = mail(b".hello\r\n")
+    field = f"X-Tag: outbox={claim.email}\r\n".encode()
+    talk = Talk(claim, pipelining=pipelining, size=True, letterhead=letterhead)
+    token = token_of(claim.email, claim.message_id)
+    assert said(talk, pipelining)[0] == f"MAIL FROM:<bounces+{token}@example.com> SIZE={len(field) + 8}"
+    assert talk.say(*("250", "250", "354") if pipelining else ("250", "354"))[-1] == field + b"..hello\r\n"
+
+
+@pytest.mark.parametrize(
+    "key", ["a\r\nBcc: x@y\r\n\r\n", "ü\u2028ö", "k " * 200, "x" * 2000, "=?utf-8?q?x?=", "{email_id}"]
+)
+def test_a_key_in_a_field_is_always_one_field_of_ascii(key):
+    claim = mail()
+    claim.key = key
+    Letterhead({"X-Key": "{key}"}).prepare(claim)
+    lines = claim.head.decode("ascii").split("\r\n")
+    assert lines[0].startswith("X-Key: ")
+    assert lines[-1] == ""
+    assert all(line.startswith(" ") and line.strip() for line in lines[1:-1])
+    assert all(len(line) <= 998 for line in lines)
+    if key == "{email_id}":
+        assert lines[0] == "X-Key: {email_id}", "what a key holds is no placeholder"
+
+
+def test_a_field_that_the_message_has_is_left_to_it():
+    claim = mail(b"Subject: x\r\nx-tag: mine\r\n\r\nX-Other: no field\r\n")
+    Letterhead({"X-Tag": "route", "X-Other": "route"}).prepare(claim)
+    assert claim.head == b"X-Other: route\r\n"
+
+
+@pytest.fixture(scope="module")
+def key():
+    return rsa.generate_private_key(65537, 2048)
+
+
+def pem(key, form=serialization.PrivateFormat.PKCS8, passphrase=None):
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, form, encryption)
+
+
+def table(path):
+    return DkimSettings(domain="example.com", selector="s1", key_file=str(path))
+
+
+@pytest.mark.parametrize("form", [serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL])
+def test_whoever_has_the_published_record_can_verify_what_is_sent(tmp_path, key, form):
+    (tmp_path / "dkim.pem").write_bytes(pem(key, form))
+    letterhead = Letterhead({"Feedback-ID": "outbox", "X-SES-Tag": "a"}, load_signer(table("dkim.pem"), tmp_path))
+    claim = mail(b"From: a@example.com\r\nList-Unsubscribe: <https://x>\r\nList-Unsubscribe-Post: y\r\n\r\n.hi\nyou")
+    talk = Talk(claim, size=True, letterhead=letterhead)
+    (content,) = talk.take_content()
+    sent = (b"\r\n" + content).replace(b"\r\n..", b"\r\n.")[2:]
+    asked = []
+
+    def look_up(name, timeout=5):
+        asked.append(name)
+        return letterhead.signer.record.encode()
+
+    assert dkim.verify(sent, dnsfunc=look_up)
+    assert asked == [b"s1._domainkey.example.com."]
+    assert not dkim.verify(sent.replace(b"Feedback-ID: outbox", b"Feedback-ID: other"), dnsfunc=look_up)
+    assert not dkim.verify(b"From: evil@example.com\r\n" + sent, dnsfunc=look_up), "From is over-signed"
+    signed = sent.partition(b"bh=")[0].replace(b"\r\n ", b" ")
+    assert b"list-unsubscribe : list-unsubscribe-post" in signed
+    assert b"x-ses-tag" not in signed, "what the next server takes out must not break the signature"
+
+
+def test_what_cannot_be_signed_is_refused_and_never_sent_unsigned(tmp_path, key):
+    (tmp_path / "dkim.pem").write_bytes(pem(key))
+    claim = mail(b"no header at all")
+    talk = Talk(claim, letterhead=Letterhead({}, load_signer(table("dkim.pem"), tmp_path)))
+    ((_, verdict),) = talk.desk.verdicts
+    assert isinstance(verdict, Refused)
+    assert verdict.reply.startswith("it cannot be signed: ")
+    assert talk.wire.taken() == []
+
+
+@pytest.mark.parametrize("what", ["nothing", "no key", "another kind", "a passphrase", "a public key", "a directory"])
+def test_a_key_that_cannot_sign_is_one_sentence(tmp_path, key, what):
+    path = tmp_path / "dkim.pem"
+    public = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    content = {
+        "no key": b"hello", "another kind": pem(ec.generate_private_key(ec.SECP256R1())),
+        "a passphrase": pem(key, passphrase=b"x"), "a public key": key.public_key().public_bytes(*public),
+    }  # fmt: skip
+    if what in content:
+        path.write_bytes(content[what])
+    elif what == "a directory":
+        path.mkdir()
+    with pytest.raises(ConfigurationError) as caught:
+        load_signer(table(path), tmp_path)
+    (sentence,) = caught.value.faults
+    assert sentence.startswith(f"dkim.key_file: {path} ")
+    assert "\n" not in sentence
+
+
+def test_a_route_without_such_settings_adds_nothing():
+    assert Letterhead.of(Settings()) is None
+
+
+# ── where mail goes ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "shown"),
+    [
+        ("lmtp://store", SmtpAddress("store", 24, implicit_tls=False, scheme="lmtp"), "lmtp://store:24"),
+        ("LMTP://[::1]:2424", SmtpAddress("::1", 2424, implicit_tls=False, scheme="lmtp"), "lmtp://[::1]:2424"),
+        (
+            "lmtp:///run/lmtp%20socket",
+            SmtpAddress("", 0, implicit_tls=False, scheme="lmtp", path="/run/lmtp socket"),
+            "lmtp:///run/lmtp%20socket",
+        ),
+        ("file:///var/try", SmtpAddress("", 0, implicit_tls=False, scheme="file", path="/var/try"), "file:///var/try"),
+    ],
+)
+def test_lmtp_and_a_maildir_are_addresses_too(url, address, shown):
+    found = SmtpAddress.parse(url)
+    assert found == address
+    assert found.name == found.redacted == shown
+
+
+@pytest.mark.parametrize("url", ["file://here", "file:///", "file://", "lmtp://", "lmtp://a:b@host", "lmtp://host/x"])
+def test_a_url_that_is_none_is_said_with_the_mend(url):
+    with pytest.raises(ValueError, match=r"; (write|end) "):
+        SmtpAddress.parse(url)
