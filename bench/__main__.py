@@ -24,6 +24,7 @@ from bench import roundtrip as roundtrip_bench
 from bench import scale as scale_bench
 from bench import startup as startup_bench
 from bench import takeover as takeover_bench
+from bench import web as web_bench
 from bench.nemesis import FAULTS
 from bench.options import MIX, STORM_S, Options
 from bench.peers import race
@@ -184,6 +185,17 @@ def takeover(rounds: int = 100, lost_rounds: int = 10, lease: Annotated[float, t
 def startup(recipients: int = 40, runs: int = 15) -> None:
     """What `outbox --help` and a `generate` with nothing to do cost, against bare imports."""
     run(lambda url: startup_bench.measure(url, recipients=recipients, runs=runs))
+
+
+@app.command()
+def web(
+    reports: Annotated[str, typer.Option(help="So many are kept.")] = "100000,1000000",
+    rate: Annotated[int, typer.Option(help="Requests a second.", min=1)] = 200,
+    seconds: Annotated[float, typer.Option(help="That each run lasts.", min=1)] = 30,
+    runs: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """The report page of `outbox web` while requests come at a fixed rate; a million reports are some 3 GB."""
+    run(lambda url: web_bench.measure(url, reports=_numbers(reports), rate=rate, seconds=seconds, runs=runs))
 
 
 @app.command()

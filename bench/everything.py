@@ -32,6 +32,7 @@ QUICK: Final[Mapping[str, Sequence[str]]] = {
     "generate": ("--runs", "1", "--recipients", "500", "--many", "0"),
     "peers": ("--runs", "1", "--emails", "200", "--seconds", "0.2"),
     "startup": ("--runs", "5"),
+    "web": ("--runs", "1", "--reports", "1000,10000", "--seconds", "3"),
     "latency": ("--runs", "1", "--singles", "40"),
     "rate": ("--runs", "1", "--seconds", "15"),
     "relays": ("--runs", "1", "--emails", "5000", "--idle", "10", "--idle-s", "5"),

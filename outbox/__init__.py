@@ -74,6 +74,8 @@ newcomer who follows it meets them in this order:
 
     prune             what is old is made small: messages, trails and pages; the unique keys stay
 
+    web               what people see in a browser: the report behind the link, the operators' board
+
     finding           what a look gave: ok, note, fault or unknown, and the mend
     doctor            the looks at what users get wrong, in the order in which a report travels: doctor_database
                       (doctor_rights), doctor_reports, doctor_smtp (doctor_local where it is none), and who

@@ -157,6 +157,15 @@ ROLES: Final[Mapping[str, Role]] = {
         ("suppression", "SELECT"),
         ("suppression", "INSERT", "address reason who why email"),
     ),
+    # Opens a page for who has its token, and finds the earlier editions of its recipient.
+    "outbox_web": _role(
+        "shows report pages: web",
+        ("schema_version", "SELECT"),
+        ("report", "SELECT", "id edition recipient_key token title html created_at"),
+        ("edition", "SELECT", "id report starts_at"),
+        ("email", "SELECT", "report recipient"),  # whose page it is, for a proxy that says who somebody is
+        ("digest_item", "SELECT", "report address"),
+    ),
     "outbox_prune": _role(
         "removes bodies by age: prune",
         ("schema_version", "SELECT"),

@@ -5,6 +5,7 @@ with passwords show themselves without their secrets, so that no log, repr or fa
 """
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -21,6 +22,7 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -354,6 +356,102 @@ class DkimSettings(_Table):
 _FIELDS_TAKEN = OURS | {"dkim-signature", "return-path", "delivered-to", "received", "x-outbox-redirected-from"}
 
 
+SECRET_MIN = 16  # characters of a secret that nobody guesses
+
+
+class WebSettings(_Table):
+    """What `outbox web` shows to whom: report pages to those who hold their links, the board to those who sign in."""
+
+    http: str = "127.0.0.1:8025"
+    board: Annotated[bool, Field(strict=True)] = True  # else the report pages alone
+    read_only: Annotated[bool, Field(strict=True)] = False  # the board shows, and decides nothing
+    board_token: SecretStr | None = None  # who knows it may sign in
+    board_token_file: str | None = None  # ... or a file that holds it
+    board_header: str | None = None  # where a proxy that signs people in says who they are
+    board_users: list[str] = []  # of whom these may see the board
+    history: Annotated[bool, Field(strict=True)] = False  # a page names the recipient's earlier editions
+    expires: str | None = None  # how long after it was made a page is shown, as "400d"
+    user_header: str | None = None  # where a proxy says whose page may be shown: an address
+    trusted_proxies: list[str] = []  # addresses or networks whose headers are believed
+
+    @property
+    def expires_s(self) -> float | None:
+        """How many seconds after it was made a page is gone; None is never."""
+        return None if self.expires is None else duration_s(self.expires)
+
+    @property
+    def proxies(self) -> "list[ipaddress.IPv4Network | ipaddress.IPv6Network]":
+        """The networks of the proxies that are trusted."""
+        return [ipaddress.ip_network(proxy, strict=False) for proxy in self.trusted_proxies]
+
+    @property
+    def has_sign_in(self) -> bool:
+        """Whether the board asks who somebody is."""
+        return self.board_token is not None or self.board_token_file is not None or self.board_header is not None
+
+    @field_validator("http")
+    @classmethod
+    def _is_a_place(cls, http: str) -> str:
+        parse_listen(http)
+        return http
+
+    @field_validator("board_token")
+    @classmethod
+    def _is_long(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and len(token.get_secret_value()) < SECRET_MIN:
+            raise ValueError(f"is too short to be secret; write at least {SECRET_MIN} random characters")
+        return token
+
+    @field_validator("board_token_file")
+    @classmethod
+    def _is_the_only_token(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is not None and info.data.get("board_token") is not None:
+            raise ValueError("stands beside board_token; keep one of them")
+        return path
+
+    @field_validator("board_users")
+    @classmethod
+    def _are_named(cls, users: list[str], info: ValidationInfo) -> list[str]:
+        if not users and info.data.get("board_header") is not None:
+            raise ValueError(
+                "is missing beside board_header, by which everybody whom the proxy knows would be let in; "
+                'write one like ["anna@example.com"]'
+            )
+        return [user.strip().lower() for user in users]
+
+    @field_validator("board_header", "user_header")
+    @classmethod
+    def _is_a_header(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9-]+", name):
+            raise ValueError(f"{_shown(name)} is no header; write one like X-Forwarded-Email")
+        return name
+
+    @field_validator("expires")
+    @classmethod
+    def _is_a_while(cls, length: str | None) -> str | None:
+        if length is not None and not 0 < duration_s(length) <= _UNITS_S["d"] * _DAYS_MAX:
+            raise ValueError(f'{_shown(length)} is no length of time; write one like "400d", "52w" or "48h"')
+        return length
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: list[str], info: ValidationInfo) -> list[str]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                raise ValueError(
+                    f'{_shown(proxy)} is no address or network; write one like "127.0.0.1" or "10.0.0.0/8"'
+                ) from None
+        heard = [key for key in ("board_header", "user_header") if info.data.get(key) is not None]
+        if heard and not proxies:
+            raise ValueError(
+                f"is missing beside {heard[0]}, which anybody could send; write the proxy's address, "
+                'like ["127.0.0.1"]'
+            )
+        return proxies
+
+
 class WaySettings(_Table):
     """What goes with an SMTP server: how fast and by how many connections it is fed, and what its emails bear more."""
 
@@ -451,6 +549,7 @@ class Settings(WaySettings):
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
     digest: DigestSettings | None = None
     routes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], RouteSettings] = {}  # beside that to smtp_url
+    web: WebSettings = WebSettings()
 
     batch_max: Annotated[int, _count(1000)] = 100
 
@@ -787,6 +886,7 @@ def _unknown(loc: Sequence[str], key: str) -> str:
         tables: dict[str, type[BaseModel]] = {
             "retry": RetrySettings,
             "digest": DigestSettings,
+            "web": WebSettings,
             "dkim": DkimSettings,
             "reports": ReportSettings,
             "routes": DkimSettings if "dkim" in loc[2:-1] else RouteSettings,

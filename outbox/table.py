@@ -42,13 +42,15 @@ _HEADLINE_CHARACTERS_MAX = 18  # in large figures, beside each other on a phone
 class Column:
     """The head of a column; `total` is empty where a sum would mean nothing.
 
-    `breaks` is true where a text has a word so long that it must be broken for want of room.
+    `breaks` is true where a text has a word so long that it must be broken for want of room. `figure` is the
+    number that `total` writes, or the only one that there is.
     """
 
     title: str
     numeric: bool
     total: str
     breaks: bool = False
+    figure: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,12 @@ class Table:
     bars: int | None
     more: int
     language: Language
+
+    @property
+    def figures(self) -> str:
+        """The headline for programs, as JSON (`[["Done", 12]]`): a later edition draws a line through them."""
+        told = [(column.title, float(column.figure)) for column in self.headline if column.figure is not None]
+        return json.dumps(told, ensure_ascii=False)
 
     @property
     def text(self) -> str:
@@ -235,7 +243,8 @@ def _numbers(name: str, values: Sequence[Any], shown: int, _: datetime, language
         DASH if value is None else _number(_decimal(value), places, language, grouped=grouped)
         for value in values[:shown]
     ]
-    return Column(humanise(name), True, _number(total, places, language, grouped=grouped) if summed else ""), texts
+    said = _number(total, places, language, grouped=grouped) if summed else ""
+    return Column(humanise(name), True, said, figure=total if summed or (len(values) == 1 and finite) else None), texts
 
 
 def _labels(
@@ -252,7 +261,7 @@ def _headline(columns: Sequence[Column], only: Row | None) -> list[Column]:
     found = [column for column in columns if column.total]
     if only is not None:
         cells = zip(columns, only.cells, strict=True)
-        found = [Column(column.title, True, shown) for column, shown in cells if column.numeric]
+        found = [Column(column.title, True, shown, figure=column.figure) for column, shown in cells if column.numeric]
     left = _HEADLINE_CHARACTERS_MAX
     told: list[Column] = []
     for column in found[:_HEADLINE_MAX]:

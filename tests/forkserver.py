@@ -190,6 +190,7 @@ if __name__ == "__main__":
     import outbox.relay
     import outbox.resolve
     import outbox.status
+    import outbox.web.serve
 
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: F401

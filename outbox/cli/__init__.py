@@ -9,6 +9,7 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     looking    status, audit, doctor     nothing is changed
     reading    list, show                ... email by email
     watching   watch                     ... live
+    serving    web                       ... in a browser
     deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
     holding    pause, resume             a person holds back a report, or all mail
     refusing   suppress, bounce          who gets no more email
@@ -25,7 +26,19 @@ gc.set_threshold(20_000)  # before all else: imports make many objects and no ga
 import os
 import sys
 
-from outbox.cli import deciding, holding, looking, making, reading, refusing, scheduling, sending, trying, watching
+from outbox.cli import (
+    deciding,
+    holding,
+    looking,
+    making,
+    reading,
+    refusing,
+    scheduling,
+    sending,
+    serving,
+    trying,
+    watching,
+)
 from outbox.cli.frame import app
 from outbox.errors import OutboxError
 
@@ -40,6 +53,7 @@ __all__ = [
     "refusing",
     "scheduling",
     "sending",
+    "serving",
     "trying",
     "watching",
 ]

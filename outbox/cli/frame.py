@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 ORDER = (
     *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "relay"),
     *("status", "watch", "list", "show", "audit"),
-    *("retry", "cancel", "resolve", "pause", "resume", "suppress", "bounce", "prune", "demo"),
+    *("retry", "cancel", "resolve", "pause", "resume", "suppress", "bounce", "prune", "web", "demo"),
 )
 
 

@@ -11,6 +11,7 @@ from outbox import relay
 from outbox.doctor_rights import look_at_rights
 from outbox.roles import ROLES, together
 from tests.bounces import of_row
+from tests.web import opened, settled_web
 
 PARTS = [name.removeprefix("outbox_") for name in ROLES]
 V1 = Path(__file__).parents[1] / "database/schema_1.sql"
@@ -137,6 +138,18 @@ FORBIDDEN = {
         "INSERT INTO outbox.email (key, sender, recipient, message_id, message) VALUES ('x', 'a', 'b', '', '')",
         "INSERT INTO outbox.relay (host, pid, backend_pid, version) VALUES ('', 1, 1, '')",
     ),
+    "web": (
+        "SELECT message FROM outbox.email",
+        "SELECT key FROM outbox.email",
+        "SELECT state FROM outbox.delivery",
+        "SELECT link FROM outbox.digest_item",
+        "SELECT name FROM people",
+        "SELECT FROM outbox.report FOR UPDATE",
+        "UPDATE outbox.report SET html = ''",
+        "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'x', 'x', '', '')",
+        "INSERT INTO outbox.pause (report, who, why) VALUES ('', '', '')",
+        "DELETE FROM outbox.report",
+    ),
     "prune": (
         "SELECT token FROM outbox.report",
         "UPDATE outbox.email SET key = 'x'",
@@ -238,6 +251,19 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
         assert found.found == f"role app_{part} may do what outbox_{part} may"
         await role.close()
     await enqueue.close()
+
+
+async def test_the_web_pages_need_no_more_than_their_group_may(staffed):
+    fleet = staffed
+    await fleet.hire(2)
+    assert (await fleet.run("init", "--roles")).code == 0
+    await hire(fleet, "web")
+    assert (await fleet.run("generate")).code == 0
+    token = await fleet.connection.fetchval("SELECT token FROM outbox.report WHERE recipient_key = '2'")
+    fleet.report = settled_web(history="true", user_header='"X-User"', trusted_proxies='["127.0.0.1"]')
+    _, browser = await opened(fleet, "--pages-only", environment={"OUTBOX_DATABASE_URL": of(fleet, "web")})
+    assert (await browser.ask(f"/r/{token}", X_User="p2@example.com")).status == 200
+    assert (await browser.ask(f"/u/{token}", form={"List-Unsubscribe": "One-Click"})).status == 200
 
 
 HELD = """

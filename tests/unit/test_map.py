@@ -5,12 +5,14 @@ from pathlib import Path
 
 import outbox
 import outbox.cli
-
-HOUSE = Path(outbox.__file__).parent
+import outbox.web
+import outbox.web.board
 
 
 def test_every_room_stands_in_the_map():
-    for package, floor in ((outbox, HOUSE), (outbox.cli, HOUSE / "cli")):
+    for package in (outbox, outbox.cli, outbox.web, outbox.web.board):
+        floor = Path(package.__file__).parent
         named = set(re.findall(r"\w+", package.__doc__))
-        rooms = {path.stem for path in floor.glob("*.py")} - {"__init__", "__main__"}
+        rooms = {path.stem for path in floor.glob("*.py")} | {path.parent.name for path in floor.glob("*/__init__.py")}
+        rooms -= {"__init__", "__main__"}
         assert not rooms - named

@@ -15,6 +15,7 @@ from outbox.settings import (
     RouteSettings,
     Settings,
     WaySettings,
+    WebSettings,
     WhenInDoubt,
     duration_s,
     load,
@@ -747,10 +748,10 @@ def test_the_page_of_settings_names_every_key_with_its_default():
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     row = re.compile(r"^\| `(\w+)` \| ([^|]*?) ?\|", re.MULTILINE)
     told = [dict(row.findall(part)) for part in re.split(r"^## ", page, flags=re.MULTILINE)]
-    _, top, dkim, retry, route, report = told
+    _, top, dkim, retry, route, report, web = told
     tables = (
         *((Settings, top), (DkimSettings, dkim), (RetrySettings, retry)),
-        *((RouteSettings, route), (ReportSettings, report)),
+        *((RouteSettings, route), (ReportSettings, report), (WebSettings, web)),
     )
     for model, said in tables:
         as_at_the_top = set(WaySettings.model_fields) if model is RouteSettings else set()

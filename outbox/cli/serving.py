@@ -1,0 +1,48 @@
+"""The command under which people see reports, and operators the board, in a browser."""
+
+from typing import Annotated
+
+import typer
+
+from outbox.cli.frame import ConfigOption, app, awaited, settings_of
+from outbox.errors import OutboxError
+
+
+@app.command()
+def web(
+    context: typer.Context,
+    config: ConfigOption = None,
+    *,
+    http: Annotated[
+        str | None,
+        typer.Option(help="Listen there; else [web] http, 127.0.0.1:8025.", metavar="HOST:PORT", show_default=False),
+    ] = None,
+    pages_only: Annotated[bool, typer.Option("--pages-only", help="The report pages, without the board.")] = False,
+) -> None:
+    """Serve the report pages, and the board for operators. SIGTERM finishes what is in hand."""
+    settings = settings_of(context, config)
+    settings.require("database_url")
+    given = {**({"http": http} if http is not None else {}), **({"board": False} if pages_only else {})}
+    if http is not None:
+        _require_place(http)
+    settings = settings.model_copy(update={"web": settings.web.model_copy(update=given)})
+    try:
+        from outbox.web.serve import serve
+    except ModuleNotFoundError as error:
+        raise OutboxError(
+            f"The web pages need {error.name}, which is not installed; run: pip install 'outbox-mail[web]'."
+        ) from None
+    from outbox.log import configure
+
+    configure(settings.log_format, settings.log_level, addresses=settings.log_addresses)
+    awaited(serve(settings))
+
+
+def _require_place(http: str) -> None:
+    from outbox.address import parse_listen
+    from outbox.errors import ConfigurationError
+
+    try:
+        parse_listen(http)
+    except ValueError as error:
+        raise ConfigurationError(f"--http: {error}.") from None

@@ -1,0 +1,51 @@
+"""A real Chromium for the tests that look at pages as people do: Debian's, driven by Playwright, without a download."""
+
+import asyncio
+import fcntl
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from playwright.async_api import async_playwright
+
+HERE = Path(__file__).parent
+AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+async def chromium():
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed (Debian: apt-get install chromium)")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def axe():
+    """The path of axe-core, which npm fetches once by its lock file, whoever of several test processes comes first."""
+    if not AXE.is_file() and shutil.which("npm") is None:
+        pytest.skip("npm is not installed, which fetches axe-core")
+    with (Path(tempfile.gettempdir()) / "outbox-browser-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not AXE.is_file():
+            fetching = await asyncio.create_subprocess_exec("npm", "ci", "--prefix", HERE, "--no-audit", "--no-fund")
+            assert await fetching.wait() == 0
+    return AXE
+
+
+async def violations(page, axe):
+    """What axe-core finds wrong on a page as it is shown now, each with the first element that it names.
+
+    On a copy of it in the same browser context, since the page itself may run nothing.
+    """
+    copy = await page.context.new_page()
+    await copy.set_content(await page.content())
+    await copy.evaluate(axe.read_text())
+    async with asyncio.timeout(30):
+        found = await copy.evaluate("axe.run()")
+    await copy.close()
+    return [(one["id"], one["nodes"][0]["html"], one["nodes"][0]["failureSummary"]) for one in found["violations"]]
