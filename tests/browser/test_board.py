@@ -2,11 +2,9 @@
 
 from contextlib import asynccontextmanager
 
-import pytest
 from playwright.async_api import expect
 
 from outbox.sink import Cut, Stage
-from tests.browser.conftest import violations
 from tests.web import opened, settled_web
 
 TOKEN = "an-operators-token-of-32-letters"
@@ -76,27 +74,37 @@ async def test_an_operator_resolves_a_doubt_and_the_board_turns_green_by_itself(
     assert await fleet.states() == {"sent": 3}
 
 
-@pytest.mark.parametrize("look", LOOKS)
-async def test_every_page_can_be_used_by_everybody(fleet, chromium, axe, look):
+async def faults(page, look):
+    """What axe-core finds wrong with a page as it is shown now, and whether it is too wide for its window."""
+    await page.emulate_media(color_scheme=look["color_scheme"])
+    await page.set_viewport_size(look["viewport"])
+    found = await page.evaluate("axe.run({resultTypes: ['violations']})")
+    said = [(one["id"], node["html"], node["failureSummary"]) for one in found["violations"] for node in one["nodes"]]
+    wide = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return said + ([("too wide", wide, "")] if wide > 0 else [])
+
+
+async def test_every_page_can_be_used_by_everybody(fleet, chromium, axe):
     await weekly(fleet)
     assert (await fleet.run("relay", "--until-empty")).code == 0
     assert (await fleet.run("pause", "--why", "the figures are wrong")).code == 0
     await fleet.put_emails(60)
-    async with signed_in(fleet, chromium, look) as page:
-        faults = {}
-        paths = ["/", "/editions", "/editions/1", "/emails", "/emails?state=dead", "/emails/1", "/pauses", "/decisions"]
-        for path in [*paths, "confirm", "decide"]:
-            if path == "confirm":
-                await page.goto("/emails/1")
-                await page.get_by_role("button", name="Let it be").click()
-            elif path == "decide":
-                await page.get_by_label("Why").fill("enough")
-                await page.get_by_role("button", name="Let it be").click()
-            else:
-                await page.goto(path)
-            if path == "/":
-                await expect(page.get_by_text("3 made, 2 sent")).to_be_visible()
-            faults[path] = await violations(page, axe)
-            wide = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            faults[path] += [f"{wide} pixels wider than the window"] if wide > 0 else []
-        assert {path: said for path, said in faults.items() if said} == {}
+    found = {}
+    async with signed_in(fleet, chromium, "light") as page:
+
+        async def look_at(name):
+            await page.evaluate(axe.read_text())
+            for look, how in LOOKS.items():
+                found[f"{name}, {look}"] = await faults(page, how)
+
+        await expect(page.get_by_text("3 made, 2 sent")).to_be_visible()
+        await look_at("overview")
+        for path in ("editions", "editions/1", "emails", "emails?state=dead", "pauses", "decisions", "emails/1"):
+            await page.goto(f"/{path}")
+            await look_at(path)
+        await page.get_by_role("button", name="Let it be").click()
+        await look_at("confirm")
+        await page.get_by_label("Why").fill("enough")
+        await page.get_by_role("button", name="Let it be").click()
+        await look_at("decided")
+    assert {name: said for name, said in found.items() if said} == {}

@@ -95,6 +95,7 @@ class Live:
         self._wanted_until = 0.0
         self._wanted = asyncio.Event()
         self._ending = False
+        self._looks = 0
         self._told: dict[str, bytes] = {}
 
     @asynccontextmanager
@@ -134,9 +135,18 @@ class Live:
     async def fresh(self) -> Seen:
         """What is known, of this moment unless Postgres takes longer than a page may."""
         self._want()
-        if self.watcher.look is None or time.monotonic() - self.watcher.looked_at > FRESH_S:
-            await self._woken(WAIT_MAX_S)
+        ends_at = time.monotonic() + WAIT_MAX_S
+        while not self._is_fresh and (left_s := ends_at - time.monotonic()) > 0:
+            await self._woken(left_s)
         return self.seen
+
+    @property
+    def _is_fresh(self) -> bool:
+        look, watcher = self.watcher.look, self.watcher
+        is_counted = look is not None and (look.open is not None or self._looks > 1)
+        return self._ending or watcher.trouble is not None or (
+            is_counted and time.monotonic() - watcher.looked_at < FRESH_S
+        )  # fmt: skip
 
     async def events(self, root: str) -> AsyncIterator[bytes]:
         """An event whenever something is new; ends with the process, or after `STREAM_MAX_S`.
@@ -195,6 +205,7 @@ class Live:
             await self._read_fleet()
             if is_wanted:
                 await self.watcher.look_again()
+                self._looks += 1
                 await asyncio.sleep(LOOK_S)
                 continue
             self._wanted.clear()

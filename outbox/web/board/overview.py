@@ -118,4 +118,6 @@ def _concerns(look: Look) -> Iterator[Verdict]:
     if look.pauses:
         what = ", ".join(pause.report or "everything" for pause in look.pauses)
         yield Verdict("warn", "Paused", f"Held back by a person: {what}.", "/pauses")
+    if look.open is None:
+        yield Verdict("soft", "Not counted", "What waits is not counted: this is the first look, or it is too much.")
     yield Verdict("good", "Sending" if waiting else "All is well", "Nothing needs a person.")
