@@ -6,11 +6,11 @@ import signal
 from html import unescape
 
 import asyncpg
-import pytest
 
 from outbox.embedded import postgres
 from outbox.schema import initialise
 from outbox.sink import Cut, Stage
+from outbox.web.board.live import VIEWERS_MAX
 from tests.fleet import DEADLINE_S
 from tests.web import opened, settled_web
 
@@ -141,7 +141,7 @@ async def test_a_decision_about_all_that_fit_is_about_what_was_shown(fleet):
     assert await fleet.states() == {"pending": 5, "cancelled": 1}
     done = await anna.post("/decide", **hidden(shown), why="not these")
     assert "4 cancelled" in done.body
-    assert "1 emails have changed since they were shown" in done.body
+    assert "1 email has changed since they were shown" in done.body
     assert (
         await fleet.connection.fetchval(
             "SELECT state FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email WHERE key = 'mail9'"
@@ -149,6 +149,14 @@ async def test_a_decision_about_all_that_fit_is_about_what_was_shown(fleet):
         == "pending"
     )
     assert (await trail(fleet))[0][-1] == ("cancel", "--to 'p*@example.com'", "not these", 4)
+
+    retried = await anna.confirmed(act="retry", to="p*@example.com", state="cancelled")
+    assert "5 emails" in retried.body
+    for act in ("retry", "cancel"):  # it is cancelled again, but not as it was
+        assert (await fleet.run(act, "mail3", "--why", "changed my mind")).code == 0
+    done = await anna.post("/decide", **hidden(retried), why="these after all")
+    assert "4 retried" in done.body
+    assert await fleet.states() == {"pending": 5, "cancelled": 1}
 
 
 async def test_what_changed_between_confirmation_and_click_is_left_and_said(fleet):
@@ -220,25 +228,59 @@ async def test_a_board_that_is_read_only_offers_nothing_and_takes_nothing(fleet)
     assert await fleet.states() == {"pending": 1}
 
 
-@pytest.mark.parametrize("query", ["", "where=address&q=P", "state=sent", "where=reply&q=250", "where=key&q=mail"])
-async def test_page_by_page_each_email_is_seen_once(fleet, query):
+async def test_page_by_page_each_row_is_seen_once_whatever_comes_meanwhile(fleet):
     await fleet.put_emails(120)
     await fleet.connection.execute(
         "UPDATE outbox.delivery SET state = 'sent', settled_at = now(), attempt = 1, relay = 1;"
         "INSERT INTO outbox.attempt (email, attempt, verdict, reply) SELECT email, 1, 'accepted', '250 ok'"
-        " FROM outbox.delivery"
+        " FROM outbox.delivery;"
+        "INSERT INTO outbox.edition (report, period, starts_at, ends_at)"
+        " SELECT 'r', n, date '2020-01-06' + n % 20, '2030-01-01' FROM generate_series(1, 45) n;"
+        "INSERT INTO outbox.operation (who, what, target, why, emails)"
+        " SELECT 'ann', 'cancel', n, '', 0 FROM generate_series(1, 110) n"
     )
     _, anna = await signed_in(fleet)
-    path, found = f"/emails?{query}", []
-    for _ in range(4):
-        answer = await anna.get(path)
-        found += re.findall(r'name="pick\.(\d+)"', answer.body)
-        following = re.search(r'rel="next" href="([^"]*)"', answer.body)
-        if following is None:
-            break
-        path = unescape(following[1])
-        await fleet.put_emails(1, first=1000 + len(found))
-    assert list(map(int, found)) == list(range(120, 0, -1))
+
+    async def walked(path, row):
+        found = []
+        while path is not None:
+            answer = await anna.get(path)
+            found += map(int, re.findall(row, answer.body))
+            following = re.search(r'rel="next" href="([^"]*)"', answer.body)
+            path = following and unescape(following[1])
+            await fleet.put_emails(1, first=1000 + await fleet.connection.fetchval("SELECT max(id) FROM outbox.email"))
+        return found
+
+    for query in ("where=address&q=P", "state=sent", "where=reply&q=250", "where=key&q=mail"):
+        found = await walked(f"/emails?{query}", r'name="pick\.(\d+)"')
+        assert found[-120:] == list(range(120, 0, -1)), query
+        assert found == sorted(set(found), reverse=True), query
+    editions = await fleet.connection.fetch("SELECT id FROM outbox.edition ORDER BY starts_at DESC, id DESC")
+    assert await walked("/editions", r'<a href="/editions/(\d+)">') == [row["id"] for row in editions]
+    assert await walked("/decisions", r"<bdi>(\d+)</bdi>") == list(range(110, 0, -1))
+
+
+async def test_whom_the_proxy_names_is_who_decides(fleet):
+    fleet.report = settled_web(
+        board_header='"X-Forwarded-Email"', board_users='["anna@example.com"]', trusted_proxies='["127.0.0.1"]'
+    )
+    _, browser = await opened(fleet)
+    named = {"X_Forwarded_Email": "anna@example.com", "X_Forwarded_For": "192.0.2.1"}
+    first = await browser.ask("/pauses", **named)
+    named["Cookie"] = first.headers["Set-Cookie"].partition(";")[0]
+    assert (await browser.ask("/pauses", X_Forwarded_Email="eve@example.com")).status == 403
+    shown = await browser.ask("/confirm", form={**hidden(first), "act": "pause", "pause": ""}, **named)
+    await browser.ask("/decide", form={**hidden(shown), "why": "enough"}, **named)
+    row = await fleet.connection.fetchrow("SELECT who, what, target, why FROM outbox.operation")
+    assert tuple(row) == ("anna@example.com", "pause", "the fleet", "enough")
+
+
+async def look_on(anna):
+    """A connection that is told what is new."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", anna.browser.port)
+    writer.write(f"GET /events HTTP/1.1\r\nHost: x\r\nCookie: {anna.cookie}\r\n\r\n".encode())
+    await reader.readuntil(b"data: ")
+    return reader, writer
 
 
 async def test_the_board_outlives_postgres_and_says_so_and_ends_at_once(fleet):
@@ -249,8 +291,7 @@ async def test_the_board_outlives_postgres_and_says_so_and_ends_at_once(fleet):
         fleet.database = server.url
         process, anna = await signed_in(fleet)
         assert "All is well" in (await anna.get("/")).body
-        reader, writer = await asyncio.open_connection("127.0.0.1", anna.browser.port)
-        writer.write(f"GET /events HTTP/1.1\r\nHost: x\r\nCookie: {anna.cookie}\r\n\r\n".encode())
+        reader, writer = await look_on(anna)
         async with asyncio.timeout(DEADLINE_S):
             await reader.readuntil(b"All is well")
             server.stop("immediate")
@@ -261,6 +302,9 @@ async def test_the_board_outlives_postgres_and_says_so_and_ends_at_once(fleet):
             server.start()
             await reader.readuntil(b"All is well")
         assert (await anna.get("/emails")).status == 200
+        others = [await look_on(anna) for _ in range(VIEWERS_MAX - 1)]
+        assert (await anna.get("/events")).status == 503
         process.send(signal.SIGTERM)
         assert (await process.ended(3)).code == 0
-        writer.close()
+        for _, one in [(reader, writer), *others]:
+            one.close()

@@ -209,5 +209,6 @@ async def _do_all(connection: Any, act: str, fields: dict[str, str], who: str, w
                                     states=list(chosen.states)))  # fmt: skip
         keys, done_count = [key for key in every if key in decided], len(decided)
     left = count - done_count
-    others = [f"{left:,} emails have changed since they were shown, and were left."] if left else []
+    have = "1 email has" if left == 1 else f"{left:,} emails have"
+    others = [f"{have} changed since they were shown, and were left."] if left else []
     return Outcome(done_count, keys[:NAMED_MAX], others)
