@@ -85,6 +85,8 @@ create table outbox.email (
     created_at  timestamptz not null default now()
 );
 create index email_report on outbox.email (report);
+-- For who looks for an address, from its beginning on. Each new email pays for it once; no relay does.
+create index email_recipient on outbox.email (lower(recipient) text_pattern_ops);
 
 -- How it goes: one narrow row per email, the only rows that relays update.
 -- `attempt` grows with every mark and every refusal and is never reused, so (relay, attempt) is a fence:

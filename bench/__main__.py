@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from bench import board as board_bench
 from bench import campaign
 from bench import everything as everything_room
 from bench import fleet as fleet_bench
@@ -193,9 +194,12 @@ def web(
     rate: Annotated[int, typer.Option(help="Requests a second.", min=1)] = 200,
     seconds: Annotated[float, typer.Option(help="That each run lasts.", min=1)] = 30,
     runs: Annotated[int, typer.Option(min=1)] = 5,
+    emails: Annotated[str, typer.Option(help="Of which the board shows.")] = "10000,1000000",
+    board_seconds: Annotated[float, typer.Option(help="For each page of the board.", min=1)] = 10,
 ) -> None:
-    """The report page of `outbox web` while requests come at a fixed rate; a million reports are some 3 GB."""
+    """Pages of `outbox web` while requests come at a fixed rate: a report's (a million are some 3 GB), the board's."""
     run(lambda url: web_bench.measure(url, reports=_numbers(reports), rate=rate, seconds=seconds, runs=runs))
+    run(lambda url: board_bench.measure(url, emails=_numbers(emails), seconds=board_seconds))
 
 
 @app.command()

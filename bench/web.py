@@ -9,7 +9,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -65,8 +65,8 @@ async def measure(url: str, *, reports: Sequence[int], rate: int, seconds: float
             there = count
             await place.connection.execute("VACUUM ANALYZE outbox.report", timeout=3600)
             await place.connection.execute("CHECKPOINT", timeout=3600)
-            async with _serving(place) as client:
-                found[count] = [await _once(client, count, rate, seconds, random.Random(n)) for n in range(runs)]
+            async with serving(place, "--pages-only") as client:
+                found[count] = [await once(client, _some_report(count, n), rate, seconds) for n in range(runs)]
     show(
         f"The report page at {rate} requests/s for {seconds:g} s, ms: median, least and most of {runs} runs",
         ("reports", *SHOWN.values(), "connections"),
@@ -91,30 +91,36 @@ async def _generate(place: World) -> None:
 
 
 @asynccontextmanager
-async def _serving(place: World) -> AsyncIterator[Client]:
+async def serving(place: World, *arguments: str) -> AsyncIterator[Client]:
     """`outbox web` in a process of its own, and a client of it."""
     log = place.directory / "log"
     said_before = log.stat().st_size
-    serving = await place.start("outbox", "web", "--http", "127.0.0.1:0", "--pages-only")
+    process = await place.start("outbox", "web", "--http", "127.0.0.1:0", *arguments)
     try:
         found: Any = None
         while found is None:
-            if serving.returncode is not None:
+            if process.returncode is not None:
                 raise SystemExit(f"bench: outbox web ended: {place.said()}")
             await asyncio.sleep(0.05)
             found = re.search(rb"http://127\.0\.0\.1:(\d+)/", log.read_bytes()[said_before:])
         yield Client(int(found[1]))
     finally:
-        serving.send_signal(signal.SIGTERM)
-        await serving.communicate()
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
 
 
-async def _once(client: Client, reports: int, rate: int, seconds: float, chance: random.Random) -> dict[str, float]:
+def _some_report(reports: int, seed: int) -> Callable[[], str]:
+    chance = random.Random(seed)
+    return lambda: f"/r/{chance.randint(1, reports):022}"
+
+
+async def once(client: Client, path: Callable[[], str], rate: float, seconds: float) -> dict[str, float]:
+    """What the waits were, for so many requests a second, each for the next path."""
     waits: list[float] = []
     refused: list[int] = []
 
     async def ask(due_at: float) -> None:
-        status = await client.get(f"/r/{chance.randint(1, reports):022}")
+        status = await client.get(path())
         waits.append(1000 * (time.monotonic() - due_at))
         if status != 200:
             refused.append(status)

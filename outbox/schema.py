@@ -90,6 +90,7 @@ UPGRADES: Final[Mapping[int, str]] = {
                                'quarantined', 'asked', 'resolved', 'expired', 'cancelled', 'retried', 'suppressed',
                                'bounced'));
         ALTER TABLE outbox.relay ADD COLUMN route text NOT NULL DEFAULT '';
+        CREATE INDEX email_recipient ON outbox.email (lower(recipient) text_pattern_ops);
         CREATE TABLE outbox.rule (
             position integer PRIMARY KEY, route text NOT NULL CHECK (route <> ''), report text,
             domain text CHECK (domain = lower(domain)), CHECK (report IS NOT NULL OR domain IS NOT NULL));

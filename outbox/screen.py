@@ -148,11 +148,14 @@ def _rate(per_s: float | None) -> str:
 
 def _waits(look: Look, rates: Rates, frame: Frame) -> list[RenderableType]:
     """What waits and why."""
-    lines = [Text(_printable(line), style) for line, style in _reasons(look, rates, frame)]
+    lines = [Text(_printable(line), style) for line, style in reasons(look, rates, frame)]
+    if look.in_doubt:
+        lines.append(Text(_printable(f"In doubt, for `outbox resolve`: {', '.join(look.in_doubt)}"), "red"))
     return [_heading("what waits, and why" if lines else "nothing waits"), *lines]
 
 
-def _reasons(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]]:
+def reasons(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]]:
+    """A sentence for each thing that waits or hinders, with its style: red is for a person."""
     zone = frame.zone("")
     for pause in look.pauses:
         yield _pause(pause, frame), "yellow"
@@ -165,8 +168,6 @@ def _reasons(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]
         yield "It is not counted: there is too much of it, or this is the first look.", "dim"
     else:
         yield from _counts(look, rates, frame)
-    if look.in_doubt:
-        yield f"In doubt, for `outbox resolve`: {', '.join(look.in_doubt)}", "red"
     if frame.daily_max is not None and look.given_today is not None:
         yield f"daily_max: {look.given_today:,} of {frame.daily_max:,} in 24 hours", "dim"
 

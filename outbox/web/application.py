@@ -1,8 +1,9 @@
 """The ASGI application: the routes of pages and board over one store, and what is said when something is wrong."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
+import asyncpg
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from outbox.errors import DatabaseUnavailableError
 from outbox.log import Events
 from outbox.settings import Settings
-from outbox.web.board import board_routes
+from outbox.web.board import Live, board_routes
 from outbox.web.board.signing import Door
 from outbox.web.guard import Callers, Guarded, Misses, TooLargeError
 from outbox.web.looks import notice
@@ -37,15 +38,19 @@ def create(settings: Settings, *, is_local: bool = False) -> Starlette:
     web = settings.web
     store, callers, misses = Store(settings.database_url), Callers(web.proxies), Misses()
     routes = Pages(web, store, callers, misses).routes()
+    live = None
     if web.board and (web.has_sign_in or is_local):
-        routes += board_routes(settings, store, Door(web, callers, misses, is_open=is_local and not web.has_sign_in))
+        live = Live(settings, store)
+        door = Door(web, callers, misses, is_open=is_local and not web.has_sign_in)
+        routes += board_routes(settings, store, door, live)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        try:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(store.close)
+            if live is not None:
+                await stack.enter_async_context(live.running())
             yield
-        finally:
-            await store.close()
 
     app = Starlette(
         routes=routes,
@@ -55,9 +60,11 @@ def create(settings: Settings, *, is_local: bool = False) -> Starlette:
             HTTPException: _refused,
             TooLargeError: _too_large,
             DatabaseUnavailableError: _away,
+            asyncpg.InsufficientPrivilegeError: _forbidden,
         },
     )
     app.state.store = store
+    app.state.live = live  # whoever stops the server ends it first, and with it what never ends by itself
     app.router.redirect_slashes = False
     return app
 
@@ -87,4 +94,14 @@ async def _away(request: Request, error: Exception) -> Response:
         "Not available right now",
         "The database does not answer. This page comes back by itself; load it again in a moment.",
         Retry_After=RETRY_AFTER_S,
+    )
+
+
+async def _forbidden(request: Request, error: Exception) -> Response:
+    log.warning("database_refuses", "the role of outbox web may not: {reason}", reason=str(error))
+    return notice(
+        request,
+        403,
+        "Not allowed",
+        "The database does not let this server read or change that; docs/roles.md says what its role needs.",
     )

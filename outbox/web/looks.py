@@ -33,6 +33,11 @@ def _environment() -> "Environment":
     )
 
 
+def rendered(template: str, root: str, **context: Any) -> str:
+    """A template's text; in it `at(path)` is a link within the application, which is mounted below `root`."""
+    return _environment().get_template(template).render(at=lambda path: root + path, **context)
+
+
 def page(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
     """A page of ours. The template has `nonce` for its style and script elements, and `at(path)` for its links.
 
@@ -40,8 +45,7 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     Origin would be null.
     """
     nonce = secrets.token_urlsafe(16)
-    root = request.scope.get("root_path", "")
-    html = _environment().get_template(template).render(nonce=nonce, at=lambda path: root + path, **context)
+    html = rendered(template, request.scope.get("root_path", ""), nonce=nonce, **context)
     headers = {"Content-Security-Policy": POLICY.format(nonce=nonce), "Referrer-Policy": "same-origin"}
     return HTMLResponse(html, status, headers)
 

@@ -24,6 +24,7 @@ from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.log import Events
 from outbox.settings import Settings
 from outbox.web.application import create
+from outbox.web.board import Live
 from outbox.web.guard import HEAD_MAX
 from outbox.web.store import Store
 
@@ -85,7 +86,14 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class _Server(uvicorn.Server):
-    """A server that ends by SIGTERM with what is in hand finished, and the process with 0."""
+    """A server that ends by SIGTERM with what is in hand finished, and the process with 0.
+
+    Who looks on live is never finished, and let go of at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, live: Live | None) -> None:
+        super().__init__(config)
+        self._live = live
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,6 +106,8 @@ class _Server(uvicorn.Server):
     def _stop(self) -> None:
         self.force_exit = self.should_exit  # told twice
         self.should_exit = True
+        if self._live is not None:
+            self._live.end()
 
 
 def is_loopback(host: str) -> bool:
@@ -127,7 +137,7 @@ async def serve(settings: Settings) -> None:
     await _require_schema(app.state.store)
     place = _place(listening)
     log.info("web_listening", "report pages{board} are at http://{place}/", board=_and_board(settings), place=place)
-    await _Server(_config(app, settings.drain_s)).serve(sockets=[listening])
+    await _Server(_config(app, settings.drain_s), app.state.live).serve(sockets=[listening])
     log.info("web_stopped", "what was in hand is answered")
 
 

@@ -210,7 +210,7 @@ async def test_while_postgres_is_away_a_page_says_so_and_comes_back_by_itself(fl
         assert (away.status, away.headers["Retry-After"]) == (503, "5")
         assert "The database does not answer" in away.body
         later, other = await opened(fleet)
-        assert (await other.ask("/")).status == 503
+        assert (await other.ask("/emails")).status == 503
         server.start()
 
         async def is_back():

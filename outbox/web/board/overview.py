@@ -1,46 +1,123 @@
-"""How it stands, in one look; and the board's routes."""
+"""How it stands, in one look, and what changes on it as it changes."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import Response, StreamingResponse
 
-from outbox.settings import Settings
-from outbox.status import read_status
-from outbox.web.board.signing import Door, Visitor
-from outbox.web.looks import page
-from outbox.web.store import Store
+from outbox.screen import Frame, reasons, spoken_s
+from outbox.watch import EditionSeen, Look
+from outbox.web.board.desk import Desk
+from outbox.web.board.live import Seen
+from outbox.web.board.signing import Visitor
+from outbox.web.looks import notice, rendered
 
-SECTIONS: Final = (("/", "Overview"),)
-STATES: Final = ("pending", "sending", "sent", "in_doubt", "dead")
-
-
-class Board:
-    """The pages; each asks the store once, and shows what the rooms of the commands give."""
-
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self.settings = settings
-        self.store = store
-
-    def page(self, request: Request, template: str, visitor: Visitor, *, section: str, **context: Any) -> Response:
-        """A page of the board in its frame."""
-        frame: dict[str, Any] = {"sections": SECTIONS, "section": section, "read_only": self.settings.web.read_only}
-        return page(request, template, visitor=visitor, **frame, **context)
-
-    async def overview(self, request: Request, visitor: Visitor) -> Response:
-        """GET /."""
-        async with self.store.connection() as connection:
-            status = (await read_status(connection)).as_json()
-        counts = [(state.replace("_", " "), status[state]) for state in STATES]
-        return self.page(request, "board/overview.html.j2", visitor, section="/", title="Overview", counts=counts)
+BAR: Final = 100.0
+STALE_S: Final = 3.0
+LEVELS: Final = {"red": "bad", "yellow": "warn", "dim": "soft", "": ""}
 
 
-def board_routes(settings: Settings, store: Store, door: Door) -> list[Route]:
-    """All that the board answers."""
-    board = Board(settings, store)
-    return [
-        Route("/", door.shown(board.overview)),
-        Route("/sign-in", door.enter, methods=["POST"]),
-        Route("/sign-out", door.leave, methods=["POST"]),
-    ]
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All of it in one line. `level` is bad only for what needs a person."""
+
+    level: str
+    title: str
+    words: str
+    path: str = ""
+    """Where it is decided."""
+
+
+class Overview:
+    """GET / and GET /events."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        desk.live.draw = self.event
+
+    async def show(self, request: Request, visitor: Visitor) -> Response:
+        """The page; without Postgres it says so, and shows what was seen last."""
+        parts = self._parts(await self.desk.live.fresh())
+        return self.desk.page(request, "board/overview.html.j2", visitor, section="/", title="Overview", **parts)
+
+    async def events(self, request: Request, _: Visitor) -> Response:
+        """The same as it changes, as server-sent events of HTML."""
+        if self.desk.live.is_full:
+            return notice(request, 503, "Too many", "Too many look on already; load the page again.", Retry_After="30")
+        stream = self.desk.live.events(request.scope.get("root_path", ""))
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    def event(self, root: str) -> dict[str, Any]:
+        """What an event says: the live part of the page, and what its title begins with."""
+        parts = self._parts(self.desk.live.seen)
+        html = rendered("board/live.html.j2", root, **self.desk.words, **parts)
+        return {"html": html, "title": parts["verdict"].title}
+
+    def _parts(self, seen: Seen) -> dict[str, Any]:
+        look, live = seen.look, self.desk.live
+        frame = Frame.of(self.desk.settings)
+        parts: dict[str, Any] = {"look": look, "seen": seen, "verdict": verdict(seen), "frame": frame}
+        if look is None:
+            return parts
+        rates = live.watcher.rates
+        in_hand = look.open.in_hand if look.open is not None else {}
+        living = {relay.id: relay for relay in look.relays}
+        return parts | {
+            "reasons": [(line, LEVELS.get(style, "")) for line, style in reasons(look, rates, frame)],
+            "bars": [(edition, bar(edition)) for edition in look.editions],
+            "fleet": [
+                (relay, living.get(relay.id), rates.per_s(relay.id), in_hand.get(relay.id, 0)) for relay in seen.relays
+            ],
+            "per_s": sum(rates.per_s(relay.id) or 0.0 for relay in look.relays),
+            "plot": live.hour.plot(look.at),
+        }
+
+
+def bar(edition: EditionSeen) -> list[tuple[str, float, float]]:
+    """An edition as pieces of a bar: what it is, where it begins, how wide. What is lost is seen, however little."""
+    made, sent, lost, doubt = edition.made or 0, edition.sent or 0, edition.lost or 0, edition.in_doubt or 0
+    total = max(edition.expected or 0, made, 1)
+    pieces, at = [], 0.0
+    for kind, count in (("sent", sent), ("lost", lost), ("doubt", doubt), ("made", made - sent - lost - doubt)):
+        width = BAR * count / total
+        if count > 0:
+            width = min(max(width, 0.5 if kind == "made" else 1.0), BAR - at)
+            pieces.append((kind, at, width))
+            at += width
+    return pieces
+
+
+def verdict(seen: Seen) -> Verdict:
+    """Whether a person is needed, and for what first."""
+    look = seen.look
+    if seen.trouble is not None:
+        old = "" if look is None else f" What follows is {spoken_s(seen.age_s)} old."
+        return Verdict("bad", "No answer from Postgres", f"{seen.trouble.rstrip('.')}.{old} It is asked again.")
+    if look is None:
+        return Verdict("soft", "Looking", "Postgres has not answered yet.")
+    return next(_concerns(look))
+
+
+def _concerns(look: Look) -> Iterator[Verdict]:
+    """What a person should know, the gravest first; the last is that there is nothing."""
+    if doubts := max(look.open.in_doubt if look.open is not None else 0, len(look.in_doubt)):
+        title = "1 email is in doubt" if doubts == 1 else f"{doubts:,} emails are in doubt"
+        words = "Nobody knows whether the server took it; a person, or evidence, decides."
+        yield Verdict("bad", title, words, "/emails?state=in_doubt")
+    if look.routes:
+        words = "Relays probe it one at a time, and go on when it works."
+        yield Verdict("bad", "The mail server is in trouble", words)
+    waiting = 0 if look.open is None else look.open.due + sum(look.open.in_hand.values())
+    if waiting and not look.relays:
+        yield Verdict("bad", "No relay is alive", "Emails are due and nobody sends; start `outbox relay`.")
+    for relay in look.relays:
+        if relay.trouble:
+            yield Verdict("bad", "A relay makes no progress", f"Relay {relay.id} on {relay.host}: {relay.trouble}")
+    if look.pauses:
+        what = ", ".join(pause.report or "everything" for pause in look.pauses)
+        yield Verdict("warn", "Paused", f"Held back by a person: {what}.", "/pauses")
+    if look.open is None:
+        yield Verdict("soft", "Not counted", "What waits is not counted: this is the first look, or it is too much.")
+    yield Verdict("good", "Sending" if waiting else "All is well", "Nothing needs a person.")

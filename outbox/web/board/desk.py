@@ -1,0 +1,70 @@
+"""What every page of the board stands on: the settings, the store, the door, the frame around it, and who decides."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from typing import Any, Final
+
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import Response
+
+from outbox.period import spoken_time
+from outbox.screen import Frame, spoken_s
+from outbox.settings import Settings
+from outbox.web.board.live import Live
+from outbox.web.board.signing import Door, Visitor
+from outbox.web.looks import page
+from outbox.web.store import Store
+
+SECTIONS: Final = (
+    ("/", "Overview"),
+    ("/editions", "Editions"),
+    ("/emails", "Emails"),
+    ("/pauses", "Pauses"),
+    ("/decisions", "Decisions"),
+)
+STATES: Final = ("pending", "sending", "in_doubt", "sent", "dead", "expired", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What the pages share."""
+
+    settings: Settings
+    store: Store
+    door: Door
+    live: Live
+
+    def page(self, request: Request, template: str, visitor: Visitor, *, section: str, **context: Any) -> Response:
+        """A page of the board in its frame."""
+        return page(request, template, visitor=visitor, section=section, **self.words, **context)
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What the templates say with, beside what a page is about."""
+        frame = Frame.of(self.settings)
+        zone = frame.zone("")
+        return {
+            "sections": SECTIONS,
+            "states": STATES,
+            "read_only": self.settings.web.read_only,
+            "zone": getattr(zone, "key", None) or "UTC",
+            "when": lambda at, report="": when(at, frame.zone(report) or zone),
+            "spoken_s": spoken_s,
+        }
+
+    def who(self, request: Request, visitor: Visitor) -> str:
+        """Who decides, as it is kept: whom the proxy names, or the name given with the token, and from where."""
+        if self.settings.web.board_header is not None and not visitor.can_leave:
+            return visitor.name
+        return f"{visitor.name} ({self.door.callers.address(request)})"
+
+
+def when(at: datetime | None, zone: tzinfo | None) -> Markup:
+    """A moment on the reports' clocks; UTC is near."""
+    if at is None:
+        return Markup("-")
+    there = at.astimezone(zone or UTC)
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        at.astimezone(UTC).isoformat(timespec="seconds"), spoken_time(at, zone), f"{there:%Y-%m-%d %H:%M:%S}"
+    )

@@ -1,0 +1,159 @@
+"""All editions, what became of each, and of one more; what people decided, and what they hold back."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from outbox.pause import read_pauses
+from outbox.watch import COUNTED, REST, EditionSeen
+from outbox.web.board.desk import Desk
+from outbox.web.board.signing import Visitor
+
+PAGE: Final = 20
+COUNTING_MAX_S: Final = 0.1  # for all editions of a page together; what is not counted by then is not
+COUNT_MAX_S: Final = 2.0
+REMEMBERED_MAX: Final = 500
+ID_MAX: Final = 2**31 - 1
+
+# In the order of their beginnings; the table is small, some rows for each report and week.
+EDITIONS: Final = """
+SELECT id, report, period, expected, completed_at, starts_at, ends_at FROM outbox.edition
+ WHERE ($1::timestamptz IS NULL OR (starts_at, id) < ($1, $2::int)) ORDER BY starts_at DESC, id DESC LIMIT $3
+"""
+EDITION: Final = "SELECT id, report, period, expected, completed_at FROM outbox.edition WHERE id = $1"
+
+BY_STATE: Final = """
+SELECT coalesce(d.state, 'none') AS state, count(*) AS n
+  FROM outbox.report r JOIN outbox.email m ON m.report = r.id LEFT JOIN outbox.delivery d ON d.email = m.id
+ WHERE r.edition = $1 GROUP BY 1
+"""
+# As `outbox status` says it: what is suppressed is cancelled, and what bounced is of those that were sent.
+CAME_BACK: Final = """
+SELECT 'suppressed' AS what, count(*) AS n
+  FROM outbox.report r JOIN outbox.email m ON m.report = r.id JOIN outbox.delivery d ON d.email = m.id
+ WHERE r.edition = $1 AND d.state = 'cancelled'
+   AND 'suppressed' = (SELECT a.verdict FROM outbox.attempt a
+                        WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
+UNION ALL
+SELECT 'bounced', count(DISTINCT b.email)
+  FROM outbox.bounce b JOIN outbox.email m ON m.id = b.email JOIN outbox.report r ON r.id = m.report
+ WHERE r.edition = $1 AND b.kind IN ('hard', 'complained')
+"""
+
+OPERATIONS: Final = """
+SELECT id, at, who, what, target, why, emails FROM outbox.operation
+ WHERE ($1::bigint IS NULL OR id < $1) ORDER BY id DESC LIMIT $2
+"""
+DECISIONS_MAX: Final = 50
+
+
+class Editions:
+    """GET /editions and below, /pauses and /decisions."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._counted: dict[int, tuple[float, Mapping[str, Any]]] = {}
+
+    async def index(self, request: Request, visitor: Visitor) -> Response:
+        """The newest first, page by page."""
+        after, edition = _cursor(request.query_params.get("before", ""))
+        async with self.desk.store.connection() as connection:
+            rows = await connection.fetch(EDITIONS, after, edition, PAGE + 1)
+            ends_at = time.monotonic() + COUNTING_MAX_S
+            seen = [await self._counts(connection, _edition(row), ends_at) for row in rows[:PAGE]]
+        last = rows[PAGE - 1] if len(rows) > PAGE else None
+        before = None if last is None else f"{last['starts_at'].isoformat()}~{last['id']}"
+        return self.desk.page(
+            request, "board/editions.html.j2", visitor, section="/editions", title="Editions", editions=seen,
+            before=before,
+        )  # fmt: skip
+
+    async def _counts(self, connection: Any, edition: EditionSeen, ends_at: float) -> EditionSeen:
+        """With its counts: those of the live look, those that were counted a while ago, or none."""
+        look = self.desk.live.seen.look
+        for known in [] if look is None else look.editions:
+            if known.id == edition.id and known.made is not None:
+                return known
+        fresh_until, counts = self._counted.get(edition.id, (0.0, {}))
+        began_at = time.monotonic()
+        if began_at >= fresh_until and began_at < ends_at:
+            found = await _bounded(connection, COUNTED, edition.id, time_max_s=max(ends_at - began_at, 0.01))
+            took_s = time.monotonic() - began_at
+            counts = dict(found[0]) if found else {}
+            while len(self._counted) >= REMEMBERED_MAX:
+                self._counted.pop(next(iter(self._counted)))
+            self._counted[edition.id] = (began_at + max(REST * took_s, 1.0), counts)
+        return replace(edition, **counts) if counts else edition
+
+    async def one(self, request: Request, visitor: Visitor) -> Response:
+        """An edition by what became of its emails."""
+        if (number := request.path_params["edition"]) > ID_MAX:
+            raise HTTPException(404)
+        async with self.desk.store.connection() as connection:
+            row = await connection.fetchrow(EDITION, number)
+            if row is None:
+                raise HTTPException(404)
+            counted = await _bounded(connection, COUNTED, number)
+            states = await _bounded(connection, BY_STATE, number)
+            came_back = await _bounded(connection, CAME_BACK, number)
+        edition = EditionSeen(*row)
+        if counted:
+            edition = replace(edition, **counted[0])
+        return self.desk.page(
+            request, "board/edition.html.j2", visitor, section="/editions",
+            title=f"{edition.report} {edition.period}", edition=edition,
+            counts=None if states is None else {one["state"]: one["n"] for one in states},
+            came_back=None if came_back is None else {one["what"]: one["n"] for one in came_back},
+        )  # fmt: skip
+
+    async def pauses(self, request: Request, visitor: Visitor) -> Response:
+        """What is held back, and what might be."""
+        async with self.desk.store.connection() as connection:
+            pauses = await read_pauses(connection)
+        held = {one.report for one in pauses}
+        return self.desk.page(
+            request, "board/pauses.html.j2", visitor, section="/pauses", title="Pauses", pauses=pauses,
+            free=[report for report in ("", *self.desk.settings.editions) if report not in held],
+        )  # fmt: skip
+
+    async def decisions(self, request: Request, visitor: Visitor) -> Response:
+        """Who decided what, when and why: here, or with the commands."""
+        said = request.query_params.get("before", "")
+        before = int(said) if said.isascii() and said.isdigit() and len(said) < 19 else None  # noqa: PLR2004
+        async with self.desk.store.connection() as connection:
+            rows = await connection.fetch(OPERATIONS, before, DECISIONS_MAX + 1)
+        return self.desk.page(
+            request, "board/decisions.html.j2", visitor, section="/decisions", title="Decisions",
+            operations=rows[:DECISIONS_MAX], more=rows[DECISIONS_MAX - 1]["id"] if len(rows) > DECISIONS_MAX else None,
+        )  # fmt: skip
+
+
+def _edition(row: Any) -> EditionSeen:
+    return EditionSeen(row["id"], row["report"], row["period"], row["expected"], row["completed_at"])
+
+
+def _cursor(said: str) -> tuple[datetime | None, int]:
+    at, _, edition = said.partition("~")
+    try:
+        found = datetime.fromisoformat(at), int(edition)
+    except ValueError:
+        return None, 0
+    return found if found[0].tzinfo is not None and 0 <= found[1] <= ID_MAX else (None, 0)
+
+
+async def _bounded(connection: Any, statement: str, *arguments: Any, time_max_s: float = COUNT_MAX_S) -> Any:
+    """The rows; None if they took too long."""
+    try:
+        async with connection.transaction(readonly=True):
+            await connection.execute(f"SET LOCAL statement_timeout = {max(int(time_max_s * 1000), 1)}")
+            await connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+            return await connection.fetch(statement, *arguments)
+    except asyncpg.QueryCanceledError:
+        return None

@@ -1,0 +1,149 @@
+"""The list of emails, and the story of one with what it looked like."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import asyncpg
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from outbox.screen import Frame
+from outbox.show import Story, Try, read_story
+from outbox.web.board.browsing import PAGE, WHERE, Wanted, browse
+from outbox.web.board.desk import Desk
+from outbox.web.board.mail import POLICY, has_remote_pictures, parts_of
+from outbox.web.board.signing import Visitor
+
+SHOWN_MAX: Final = 200_000  # characters of a text or a source that are put into a page
+KEY: Final = "SELECT key FROM outbox.email WHERE id = $1"
+REPORTS: Final = "SELECT report FROM outbox.definition ORDER BY report LIMIT 200"
+
+GOOD: Final = frozenset({"accepted"})
+BAD: Final = frozenset({"refused", "in_doubt", "quarantined", "bounced"})
+
+# What may be done to an email as it stands, and to a list of those.
+POSSIBLE: Final = {
+    "pending": ("retry", "cancel"),
+    "in_doubt": ("sent", "resend", "discard"),
+    "dead": ("retry", "resend", "discard"),
+    "expired": ("retry",),
+    "cancelled": ("retry",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a timeline."""
+
+    at: datetime | None
+    level: str
+    title: str
+    words: str = ""
+
+
+class Emails:
+    """GET /emails and below."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    async def index(self, request: Request, visitor: Visitor) -> Response:
+        """Page by page, by address, key, reply, state, report and day."""
+        wanted = Wanted.of(request.query_params)
+        zone = Frame.of(self.desk.settings).zone("") or UTC
+        async with self.desk.store.connection() as connection:
+            found = await browse(connection, wanted, zone)
+            reports = [row["report"] for row in await connection.fetch(REPORTS)]
+        return self.desk.page(
+            request, "board/emails.html.j2", visitor, section="/emails", title="Emails",
+            wanted=wanted, found=found, reports=reports, where=WHERE, page_max=PAGE, acts=_acts(wanted),
+        )  # fmt: skip
+
+    async def story(self, request: Request, visitor: Visitor) -> Response:
+        """All that is known of one."""
+        email = request.path_params["email"]
+        story = await self._story(email)
+        parts = {} if story.gone else parts_of(story.message)
+        response = self.desk.page(
+            request,
+            "board/email.html.j2",
+            visitor,
+            section="/emails",
+            title=story.subject or story.key,
+            email=email,
+            story=story,
+            steps=list(steps(story)),
+            acts=POSSIBLE.get(story.state, ()),
+            text=parts.get("plain", "")[:SHOWN_MAX],
+            has_html="html" in parts,
+            is_remote=has_remote_pictures(parts.get("html", "")),
+            source="" if story.gone else story.message[:SHOWN_MAX].decode("utf-8", "replace"),
+        )
+        policy = response.headers["Content-Security-Policy"]
+        response.headers["Content-Security-Policy"] = f"{policy}; frame-src 'self'"
+        return response
+
+    async def html(self, request: Request, _: Visitor) -> Response:
+        """The page of its message, for the frame in its story."""
+        story = await self._story(request.path_params["email"])
+        html = None if story.gone else parts_of(story.message).get("html")
+        if html is None:
+            raise HTTPException(404)
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY, "X-Frame-Options": "SAMEORIGIN"})
+
+    async def source(self, request: Request, _: Visitor) -> Response:
+        """Its bytes, to be kept."""
+        email = request.path_params["email"]
+        story = await self._story(email)
+        if story.gone:
+            raise HTTPException(404)
+        name = f'attachment; filename="{email}.eml"'
+        return Response(story.message, media_type="message/rfc822", headers={"Content-Disposition": name})
+
+    async def _story(self, email: int) -> Story:
+        async with self.desk.store.connection() as connection:
+            try:
+                key = await connection.fetchval(KEY, email)
+            except asyncpg.DataError:  # a number that is no bigint
+                key = None
+            if key is None:
+                raise HTTPException(404)
+            return await read_story(connection, key)
+
+
+def _acts(wanted: Wanted) -> dict[str, Any]:
+    """What may be done to all that fits, as the commands would: by edition, address and state."""
+    by_command = not (wanted.since or wanted.until or (wanted.q and wanted.where != "address"))
+    is_narrow = bool(wanted.q or wanted.report or wanted.period or wanted.state)
+    acts = POSSIBLE.get(wanted.state, ("retry", "cancel") if not wanted.state else ())
+    if not by_command or not is_narrow:
+        return {"acts": (), "selection": {}}
+    if wanted.state == "pending":
+        acts = ("cancel",) if not wanted.q and not wanted.report and not wanted.period else acts
+    to = "" if not wanted.q else wanted.q if "*" in wanted.q else wanted.q + "*"
+    said = {"to": to, "report": wanted.report, "period": wanted.period, "state": wanted.state}
+    return {"acts": acts, "selection": {name: value for name, value in said.items() if value}}
+
+
+def steps(story: Story) -> Iterator[Step]:
+    """Its timeline, from its making on."""
+    yield Step(story.created_at, "", "made", f"by {story.made_by}" if story.made_by else "")
+    for one in story.tries:
+        yield _step(one)
+    if story.state == "sending":
+        yield Step(story.marked_at, "", "being sent", f"by relay {story.relay} on {story.host}")
+    elif story.state == "pending" and story.paused:
+        yield Step(None, "warn", "held back", f"{story.paused} is paused")
+    elif story.state == "pending":
+        yield Step(story.due_at, "", "due")
+
+
+def _step(one: Try) -> Step:
+    level = "good" if one.verdict in GOOD else "bad" if one.verdict in BAD else ""
+    by = f" by relay {one.relay} on {one.host}" if one.relay is not None else ""
+    marked = f", marked {one.marked_at.astimezone(UTC):%H:%M:%S.%f} UTC" if one.marked_at is not None else ""
+    title = f"attempt {one.attempt}: {one.verdict.replace('_', ' ')}{by}{marked}"
+    return Step(one.settled_at, level, title, one.reply)

@@ -1,0 +1,245 @@
+"""How it stands at this moment, looked at once for all who look on, and told to them as it changes.
+
+It is `outbox watch`'s reading, with its rests. While nobody looks, only the relays' own counts are read, every few
+seconds, for the plot of the last hour.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import asyncpg
+
+from outbox.errors import DatabaseUnavailableError
+from outbox.log import Events
+from outbox.settings import Settings
+from outbox.watch import Look, Watcher
+from outbox.web.board.hour import Hour
+from outbox.web.store import Store
+
+log = Events("outbox.web")
+
+LOOK_S: Final = 1.0  # between two looks, while somebody looks on
+REST_S: Final = 10.0  # between two samples, while nobody does
+WANTED_S: Final = 15.0  # how long a page that was asked for counts as somebody
+FRESH_S: Final = 2.0
+WAIT_MAX_S: Final = 1.5  # a page waits so long for a look of this moment, and then shows an older one
+VIEWERS_MAX: Final = 50
+HEARTBEAT_S: Final = 10.0
+STREAM_MAX_S: Final = 900.0  # then the browser comes again, and has to be signed in still
+RELAYS_MAX: Final = 30
+GONE_MAX: Final = 5
+
+# All that live, and the latest of the others, for the last that they said.
+FLEET: Final = """
+SELECT id, host, pid, version, route, started_at, ended_at, sent, last_reply, trouble, now() AS at FROM (
+    (SELECT * FROM outbox.relay WHERE ended_at IS NULL ORDER BY id DESC LIMIT 500)
+    UNION
+    (SELECT * FROM outbox.relay ORDER BY id DESC LIMIT $1)
+) r ORDER BY id
+"""
+
+# What the newest emails tell of the hour before this process: an index on times would cost relays each email.
+BEFORE: Final = """
+SELECT (extract(epoch FROM settled_at) / 60)::bigint AS minute, count(*) AS n
+  FROM (SELECT state, settled_at FROM outbox.delivery ORDER BY email DESC LIMIT $1) d
+ WHERE state = 'sent' AND settled_at > now() - interval '1 hour' GROUP BY 1
+"""
+BEFORE_MAX: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class RelayKnown:
+    """A relay's row, whether it lives or not."""
+
+    id: int
+    host: str
+    pid: int
+    version: str
+    route: str
+    started_at: datetime
+    ended_at: datetime | None
+    sent: int
+    last_reply: str | None
+    trouble: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All that a page shows of this moment. `age_s` is how old the look is, `trouble` why there is none of now."""
+
+    look: Look | None
+    age_s: float
+    trouble: str | None
+    relays: list[RelayKnown] = field(default_factory=list)
+    """Those that live, then the latest that do not."""
+
+
+class Live:
+    """One poller for the whole process, and those who look on."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self.watcher = Watcher(settings)
+        self.hour = Hour()
+        self.store = store
+        self.draw: Callable[[str], dict[str, Any]] = lambda _: {}
+        """What an event says, for an application that is mounted below a path."""
+        self._waiting: set[asyncio.Event] = set()
+        self._streams = 0
+        self._relays: dict[int, RelayKnown] = {}
+        self._wanted_until = 0.0
+        self._wanted = asyncio.Event()
+        self._ending = False
+        self._looks = 0
+        self._told: dict[str, bytes] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Look on, until the application ends."""
+        tasks = [asyncio.create_task(self._look_on()), asyncio.create_task(self._tell_on())]
+        for task in tasks:
+            task.add_done_callback(_say_fault)
+        try:
+            yield
+        finally:
+            self.end()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.watcher.close()
+
+    def end(self) -> None:
+        """Let go of all who look on: the process stops."""
+        self._ending = True
+        self._wake()
+
+    @property
+    def seen(self) -> Seen:
+        """What is known by now."""
+        look = self.watcher.look
+        now = time.monotonic()
+        age_s = 0.0 if look is None else now - self.watcher.looked_at
+        trouble = self.watcher.trouble
+        if trouble is None and (waited_s := self.watcher.waited_s(now)) > FRESH_S * 2:
+            trouble = f"Postgres has not answered for {waited_s:.0f} s"
+        living = {relay.id for relay in look.relays} if look is not None else set()
+        known = [relay for relay in self._relays.values() if relay.id in living]
+        gone = [relay for relay in reversed(self._relays.values()) if relay.id not in living]
+        return Seen(look, age_s, trouble, known + gone[:GONE_MAX])
+
+    async def fresh(self) -> Seen:
+        """What is known, of this moment unless Postgres takes longer than a page may."""
+        self._want()
+        ends_at = time.monotonic() + WAIT_MAX_S
+        while not self._is_fresh and (left_s := ends_at - time.monotonic()) > 0:
+            await self._woken(left_s)
+        return self.seen
+
+    @property
+    def _is_fresh(self) -> bool:
+        look, watcher = self.watcher.look, self.watcher
+        is_counted = look is not None and (look.open is not None or self._looks > 1)
+        return self._ending or watcher.trouble is not None or (
+            is_counted and time.monotonic() - watcher.looked_at < FRESH_S
+        )  # fmt: skip
+
+    async def events(self, root: str) -> AsyncIterator[bytes]:
+        """An event whenever something is new; ends with the process, or after `STREAM_MAX_S`.
+
+        `root` is the path below which the application is mounted.
+        """
+        ends_at = time.monotonic() + STREAM_MAX_S
+        said = b""
+        self._streams += 1
+        try:
+            yield b"retry: 2000\n\n"
+            while not self._ending and time.monotonic() < ends_at:
+                self._want()
+                event = self._event(root)
+                yield event if event != said else b": still here\n\n"
+                said = event
+                await self._woken(HEARTBEAT_S)
+        finally:
+            self._streams -= 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody more may look on."""
+        return self._streams >= VIEWERS_MAX
+
+    async def _woken(self, at_most_s: float) -> None:
+        news = asyncio.Event()
+        self._waiting.add(news)
+        try:
+            async with asyncio.timeout(at_most_s):
+                if not self._ending:
+                    await news.wait()
+        except TimeoutError:
+            pass  # nothing new: that is an answer, too
+        finally:
+            self._waiting.discard(news)
+
+    def _event(self, root: str) -> bytes:
+        if root not in self._told:
+            self._told[root] = f"data: {json.dumps(self.draw(root))}\n\n".encode()
+        return self._told[root]
+
+    def _want(self) -> None:
+        self._wanted_until = time.monotonic() + WANTED_S
+        self._wanted.set()
+
+    def _wake(self) -> None:
+        self._told.clear()
+        for news in self._waiting:
+            news.set()
+
+    async def _look_on(self) -> None:
+        """Look for ever: the whole while somebody looks on, the relays' counts else."""
+        while True:
+            is_wanted = time.monotonic() < self._wanted_until
+            await self._read_fleet()
+            if is_wanted:
+                await self.watcher.look_again()
+                self._looks += 1
+                await asyncio.sleep(LOOK_S)
+                continue
+            self._wanted.clear()
+            try:
+                async with asyncio.timeout(REST_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                continue  # time for a sample
+
+    async def _tell_on(self) -> None:
+        """Tell what is new, and how old things are while nothing is."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self.watcher.seen.wait()
+            except TimeoutError:
+                if self.watcher.trouble is None and self.watcher.asked_at is None:
+                    continue  # it rests
+            self.watcher.seen.clear()
+            self._wake()
+
+    async def _read_fleet(self) -> None:
+        try:
+            async with self.store.connection() as connection:
+                rows = await connection.fetch(FLEET, RELAYS_MAX)
+                if not self.hour.is_begun and rows:
+                    self.hour.begin(await connection.fetch(BEFORE, BEFORE_MAX), rows[0]["at"])
+        except (DatabaseUnavailableError, asyncpg.PostgresError):
+            return  # the look says what is wrong
+        self._relays = {row["id"]: RelayKnown(*list(row)[:-1]) for row in rows}
+        if rows:
+            self.hour.note(rows[0]["at"], {row["id"]: row["sent"] for row in rows})
+
+
+def _say_fault(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("board_fault", "the board looks on no more: {error}", error=repr(error), exc_info=error)

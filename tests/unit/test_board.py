@@ -1,0 +1,104 @@
+"""What the board says and draws, from what was seen; and a message as a browser may see it."""
+
+from base64 import b64encode
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+
+import pytest
+
+from outbox.status import RouteStatus
+from outbox.watch import EditionSeen, Look, Open, PauseSeen, RelaySeen
+from outbox.web.board.hour import HEIGHT, WIDTH, Hour
+from outbox.web.board.live import Seen
+from outbox.web.board.mail import has_remote_pictures, parts_of
+from outbox.web.board.overview import bar, verdict
+
+NOW = datetime(2026, 11, 23, 11, 4, 12, tzinfo=UTC)
+QUIET = Look(NOW, open=Open())
+RELAY = RelaySeen(1, "web1", 1, 5, None, None)
+
+
+@pytest.mark.parametrize(
+    "look, level, title",
+    [
+        (QUIET, "good", "All is well"),
+        (replace(QUIET, open=Open(due=3), relays=[RELAY]), "good", "Sending"),
+        (replace(QUIET, open=Open(due=3)), "bad", "No relay is alive"),
+        (replace(QUIET, open=Open(in_doubt=2)), "bad", "2 emails are in doubt"),
+        (replace(QUIET, open=None, in_doubt=["a"]), "bad", "1 email is in doubt"),
+        (replace(QUIET, routes=[RouteStatus("mx:25", NOW, "refused", 1)]), "bad", "The mail server is in trouble"),
+        (replace(QUIET, relays=[replace(RELAY, trouble="no disk")]), "bad", "A relay makes no progress"),
+        (replace(QUIET, pauses=[PauseSeen("", NOW, "ann", "why")]), "warn", "Paused"),
+        (replace(QUIET, open=None), "soft", "Not counted"),
+    ],
+)
+def test_red_is_only_what_needs_a_person(look, level, title):
+    said = verdict(Seen(look, 0.0, None))
+    assert (said.level, said.title) == (level, title)
+
+
+def test_what_is_old_is_never_said_to_be_well():
+    assert verdict(Seen(QUIET, 90.0, "Postgres is away")).level == "bad"
+    assert verdict(Seen(None, 0.0, None)).level == "soft"
+
+
+def test_a_bar_is_full_only_when_all_is_sent_and_shows_the_one_that_is_not():
+    edition = EditionSeen(1, "r", "p", 100_000, None, 100_000, 99_999, 0, 1, 0)
+    pieces = bar(edition)
+    assert [kind for kind, _, _ in pieces] == ["sent", "lost"]
+    assert pieces[-1][1] + pieces[-1][2] <= 100
+    assert pieces[-1][2] > 0
+    assert bar(replace(edition, sent=100_000, lost=0)) == [("sent", 0.0, 100.0)]
+    assert bar(EditionSeen(1, "r", "p", None, None)) == []
+
+
+def test_the_hour_counts_each_email_once_whoever_comes_and_goes():
+    hour = Hour()
+    before = int((NOW - timedelta(minutes=5)).timestamp() // 60)
+    hour.begin([{"minute": before, "n": 7}], NOW)
+    hour.note(NOW, {1: 100, 2: 50})
+    hour.note(NOW + timedelta(seconds=10), {1: 110, 2: 50, 3: 4})  # a relay that began meanwhile
+    hour.note(NOW + timedelta(minutes=1), {1: 110, 3: 9, 4: 0})  # one is seen no more
+    hour.note(NOW + timedelta(minutes=2), {1: 111, 2: 60, 3: 9, 4: 0})  # ... and is again: nobody knows since when
+    plot = hour.plot(NOW + timedelta(minutes=2))
+    assert (plot.total, plot.most) == (7 + 10 + 4 + 5 + 1, 14)
+    assert plot.latest == 5
+    assert plot.line.startswith("0.0,")
+    assert plot.line.endswith(f"{WIDTH:.1f},{HEIGHT - (HEIGHT - 6) / 14:.1f}")
+    assert plot.begun_at == NOW
+    assert 0 < plot.seen_from < WIDTH
+    later = hour.plot(NOW + timedelta(hours=2))
+    assert (later.total, later.begun_at) == (0, None)
+
+
+def test_a_message_shows_the_pictures_that_came_with_it_and_names_those_that_did_not():
+    message = EmailMessage()
+    message["Subject"] = "s"
+    message.set_content("the text")
+    message.add_alternative(
+        "<img src=\"cid:logo@x\"><img src='cid:none'><img src=https://evil.example/x.png>", subtype="html"
+    )
+    message.get_payload()[1].add_related(b"PNG", "image", "png", cid="<logo@x>")
+    message.get_payload()[1].add_related(b"<script>", "text", "html", cid="<none>")
+    parts = parts_of(message.as_bytes())
+    assert parts["plain"] == "the text\n"
+    assert f'src="data:image/png;base64,{b64encode(b"PNG").decode()}"' in parts["html"]
+    assert "src='cid:none'" in parts["html"]
+    assert has_remote_pictures(parts["html"])
+    assert not has_remote_pictures('<a href="https://example.com">x</a><img src="data:image/png;base64,AA==">')
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"Content-Type: text/html; charset=none-such\r\n\r\n<p>\xff",
+        b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n",
+        b"Content-Type: text/plain\r\nContent-Transfer-Encoding: base64\r\n\r\n====",
+        b"Subject: =?utf-8?b?====?=\r\nContent-ID: <\r\n\r\nx",
+    ],
+)
+def test_a_message_that_is_none_is_shown_as_far_as_it_goes(message):
+    assert set(parts_of(message)) <= {"plain", "html"}
