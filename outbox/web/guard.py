@@ -4,6 +4,7 @@ All of it is plain ASGI around the application, so that it holds for what a rout
 """
 
 import ipaddress
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -131,7 +132,7 @@ class Callers:
         """The client's address: the last in X-Forwarded-For that no trusted proxy has, if a trusted one sends it."""
         address = _peer(request)
         said = ",".join(request.headers.getlist("x-forwarded-for"))
-        for forwarded in reversed([part.strip() for part in said.split(",") if part.strip()]):
+        for forwarded in reversed([_without_port(part.strip()) for part in said.split(",") if part.strip()]):
             if not self._is_trusted(address):
                 break
             address = forwarded
@@ -157,6 +158,12 @@ class Callers:
         if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
             found = found.ipv4_mapped
         return any(found in network for network in self.proxies)
+
+
+def _without_port(address: str) -> str:
+    """The address alone: some proxies add the client's port, which changes with each of its connections."""
+    found = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+):[0-9]+", address)
+    return (found[1] or found[2]) if found else address
 
 
 def _peer(request: HTTPConnection) -> str:

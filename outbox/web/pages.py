@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from outbox.settings import WebSettings
-from outbox.web.guard import Callers, Misses, body_of
+from outbox.web.guard import Callers, Misses, body_of, is_own
 from outbox.web.history import read_history, with_history
 from outbox.web.looks import notice, page
 from outbox.web.store import Store
@@ -24,6 +24,10 @@ TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")  # generate makes 22 charact
 ONE_CLICK: Final = re.compile(
     rb"List-Unsubscribe=One-Click|.*name=\"?List-Unsubscribe\"?(?:\r\n[^\r\n]+)*\r\n\r\nOne-Click\r\n.*", re.DOTALL
 )
+
+UNDO: Final = b"undo=yes"
+UNSUBSCRIBE: Final = "SELECT outbox.unsubscribe($1)"
+RESUBSCRIBE: Final = "SELECT outbox.resubscribe($1)"
 
 POLICY: Final = (
     "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; img-src data: https:; "
@@ -83,21 +87,29 @@ class Pages:
         return page(request, "unsubscribe.html.j2", title="Unsubscribe")
 
     async def unsubscribe(self, request: Request) -> Response:
-        """POST /u/{token}: by a mail program (RFC 8058), or by the button."""
+        """POST /u/{token}: by a mail program (RFC 8058), or by a button of ours, which may undo it, too."""
         address = self.callers.address(request)
         if (wait_s := self.misses.wait_s(address)) > 0:
             return self._busy(request, wait_s)
-        token = request.path_params["token"]
-        if not ONE_CLICK.fullmatch(await body_of(request)):
+        body = await body_of(request)
+        undoes = body == UNDO and is_own(request)
+        if not undoes and not ONE_CLICK.fullmatch(body):
             return notice(request, 400, "Not done", "The request does not say List-Unsubscribe=One-Click.")
-        name = None
-        if TOKEN.fullmatch(token):
-            async with self.store.connection() as connection:
-                name = await connection.fetchval("SELECT outbox.unsubscribe($1)", token)
+        name = await self._decided(request.path_params["token"], RESUBSCRIBE if undoes else UNSUBSCRIBE)
         if name is None:
             self.misses.add(address)
             return self._missing(request)
-        return notice(request, 200, "Done", f"No more emails of “{name}” come to your address.")
+        if undoes:
+            return notice(request, 200, "Undone", f"Emails of “{name}” come to your address again.")
+        return page(request, "unsubscribed.html.j2", title="Done", name=name)
+
+    async def _decided(self, token: str, statement: str) -> str | None:
+        """The report's name; None if no report has the token."""
+        if not TOKEN.fullmatch(token):
+            return None
+        async with self.store.connection() as connection:
+            name: str | None = await connection.fetchval(statement, token)
+        return name
 
     def _missing(self, request: Request) -> Response:
         return notice(request, 404, "Nothing here", "This link leads to no page: it is not whole, or its time is over.")

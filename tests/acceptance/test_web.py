@@ -144,6 +144,11 @@ async def test_one_click_ends_the_emails_and_looking_does_not(fleet):
         assert not {"set-cookie", "location"} & {name.lower() for name in done.headers}
         assert await suppressed() == ["p1@example.com"]
     assert (await browser.ask("/u/" + "x" * 22, form={"List-Unsubscribe": "One-Click"})).status == 404
+    elsewhere = await browser.ask(f"/u/{token}", form={"undo": "yes"}, Sec_Fetch_Site="cross-site")
+    assert elsewhere.status == 400
+    assert await suppressed() == ["p1@example.com"]
+    assert (await browser.ask(f"/u/{token}", form={"undo": "yes"})).status == 200
+    assert await suppressed() == []
 
 
 async def test_names_subjects_and_data_are_text_on_the_page_and_a_template_that_runs_script_cannot(fleet):

@@ -6,6 +6,7 @@ import email.policy
 from tests.browser.conftest import violations
 from tests.web import opened, settled_web
 
+TOKEN = "an-operators-token-of-32-letters"
 EVIL = "<script>document.title = 'pwned'</script><img src=x onerror=\"document.title = 'pwned'\">"
 
 
@@ -64,3 +65,28 @@ async def test_what_a_report_says_runs_no_script_in_a_browser(fleet, chromium):
     await page.goto(f"http://127.0.0.1:{browser.port}/r/{token}", wait_until="load")
     assert await page.title() == "fine"
     assert await page.evaluate("self.origin") == "null"
+
+
+async def test_our_own_pages_are_styled_under_their_policy_and_can_be_read_by_all(fleet, chromium, axe):
+    fleet.report = settled_web(board_token=f'"{TOKEN}"')
+    _, browser = await opened(fleet)
+    for scheme, width, ground in LOOKS:
+        context = await chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+        page = await context.new_page()
+        faults = []
+        page.on("console", lambda said, faults=faults: faults.append(said.text))
+        await page.goto(f"http://127.0.0.1:{browser.port}/u/{'x' * 22}")
+        assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+        assert await violations(page, axe) == []
+        assert faults == []
+        await page.goto(f"http://127.0.0.1:{browser.port}/")
+        assert await violations(page, axe) == []
+        await page.fill("#name", "Anna")
+        await page.fill("#token", TOKEN)
+        await page.click("button")
+        await page.wait_for_selector("header.top")
+        assert await violations(page, axe) == []
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        await page.click("text=Sign out")
+        await page.wait_for_selector("#token")
+        await context.close()

@@ -89,7 +89,21 @@ async def test_sessions_are_bounded_and_one_that_was_ended_is_replaced(connectio
         return True
 
     await until(works, "a new session is there")
+    with pytest.raises(DatabaseUnavailableError):
+        async with store.connection() as held:
+            await held.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    await until(works, "a new session is there")
     await store.close()
+
+
+@pytest.mark.parametrize(("user", "is_theirs"), [("p1@example.com", True), ("p2@example.com", False), ("", False)])
+async def test_a_page_that_a_digest_tells_of_is_its_addressees_too(connection, user, is_theirs):
+    await connection.execute(FILL.replace(str(REPORTS), "1"))
+    await connection.execute(
+        "INSERT INTO outbox.digest_item (report, address, link) SELECT id, 'P1@example.com', '' FROM outbox.report"
+    )
+    token = await connection.fetchval("SELECT token FROM outbox.report")
+    assert (await connection.fetchrow(REPORT, token, None, user) is not None) is is_theirs
 
 
 class Served:

@@ -6,6 +6,7 @@ import time
 import pytest
 from starlette.requests import Request
 
+import outbox.web
 from outbox.settings import WebSettings
 from outbox.web.board.signing import COOKIE, Door, fields_of
 from outbox.web.guard import Callers, Misses, is_own
@@ -50,6 +51,8 @@ def door(is_open=False, **settings):
         ("10.0.0.1", "203.0.113.9, 10.2.3.4", "203.0.113.9"),
         ("10.0.0.1", "10.9.9.9, 10.2.3.4", "10.9.9.9"),
         ("::ffff:10.0.0.1", "2001:db8::1", "2001:db8::1"),
+        ("10.0.0.1", "203.0.113.9:4711, 10.2.3.4:80", "203.0.113.9"),
+        ("10.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"),
         ("10.0.0.1", "unknown", "unknown"),
         ("10.0.0.1", ",,", "10.0.0.1"),
     ],
@@ -204,6 +207,16 @@ async def test_a_form_of_too_many_fields_or_another_kind_has_none():
 )
 def test_one_click_is_said_in_either_kind_of_form(body, says):
     assert (ONE_CLICK.fullmatch(body) is not None) is says
+
+
+def test_the_application_for_other_servers_is_made_from_the_settings_that_commands_read(monkeypatch, tmp_path):
+    (tmp_path / "other.toml").write_text('database_url = "postgresql://nobody@127.0.0.1:1/none"\n[web]\nboard = false')
+    monkeypatch.setenv("OUTBOX_CONFIG", str(tmp_path / "other.toml"))
+    monkeypatch.delitem(vars(outbox.web), "app", raising=False)
+    app = outbox.web.app
+    assert app is outbox.web.app
+    assert {route.path for route in app.routes} == {"/r/{token}", "/u/{token}"}
+    monkeypatch.delitem(vars(outbox.web), "app")
 
 
 @pytest.mark.parametrize(
