@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
     Who looks on live is never finished, and let go of at once.
     """
 
-    def __init__(self, config: uvicorn.Config, live: Live | None) -> None:
+    def __init__(self, config: uvicorn.Config, live: Live | None = None) -> None:
         super().__init__(config)
         self._live = live
 

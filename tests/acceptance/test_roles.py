@@ -286,6 +286,29 @@ SELECT c.relname, string_agg(a.attname, ' ') FROM pg_class c JOIN pg_attribute a
 """
 
 
+async def test_the_board_shows_with_the_rights_to_look_and_decides_with_those_to_decide(staffed):
+    fleet = staffed
+    await fleet.put_emails(2)
+    await fleet.connection.execute(
+        "INSERT INTO outbox.edition (report, period, starts_at, ends_at) VALUES ('r', '1', '2026-11-16', '2026-11-23')"
+    )
+    assert (await fleet.run("init", "--roles")).code == 0
+    await hire(fleet, "read", "operate")
+    pages = ("/", "/editions", "/editions/1", "/emails?q=p", "/emails?where=reply&q=x", "/pauses", "/decisions")
+    for part, reads_messages in (("read", False), ("operate", True)):
+        _, browser = await opened(fleet, environment={"OUTBOX_DATABASE_URL": of(fleet, part)})
+        for path in pages:
+            assert (await browser.ask(path)).status == 200, path
+        assert "No relay is alive" in (await browser.ask("/")).body
+        story = await browser.ask("/emails/1")
+        assert (story.status, "docs/roles.md" in story.body) == ((200, False) if reads_messages else (403, True))
+    cookie = story.headers["Set-Cookie"].partition(";")[0]
+    csrf = re.search(r'name="csrf" value="([^"]*)"', (await browser.ask("/pauses", Cookie=cookie)).body)[1]
+    form = {"act": "cancel", "seen": "1:0:pending", "why": "enough", "csrf": csrf}
+    assert (await browser.ask("/decide", form=form, Cookie=cookie)).status == 200
+    assert await fleet.states() == {"cancelled": 1, "pending": 1}
+
+
 async def test_a_role_holds_exactly_what_the_table_of_rights_says_and_renewing_takes_the_rest(staffed):
     fleet = staffed
     columns = dict(await fleet.connection.fetch(COLUMNS))

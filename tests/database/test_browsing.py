@@ -106,6 +106,12 @@ async def test_ids_are_put_off_by_a_margin_so_no_day_is_cut(filled, monkeypatch)
     assert await browsing._first_made(filled, datetime(2020, 1, 1, tzinfo=UTC), 1, EMAILS) == 1
 
 
+async def test_a_page_is_planned_by_index_whatever_the_statistics_say(filled, monkeypatch):
+    by_index = "SELECT email / (current_setting('enable_seqscan') = 'off')::int"
+    monkeypatch.setattr(browsing, "BOUND", browsing.BOUND.replace("SELECT email", by_index))
+    assert (await browse(filled, Wanted.of({"state": "dead"}), UTC)).rows
+
+
 async def test_a_search_that_takes_too_long_is_cut_and_says_so(filled, monkeypatch):
     monkeypatch.setattr(browsing, "TIME_MAX_S", 0.05)
     monkeypatch.setattr(browsing, "BOUND", browsing.BOUND.replace("SELECT email", "SELECT pg_sleep(9), email"))

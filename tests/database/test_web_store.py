@@ -123,9 +123,9 @@ class Served:
         self.server.should_exit = True
         await self.task
 
-    async def ask(self, path):
+    async def ask(self, path, host="x"):
         reader, writer = await self.connect()
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = await reader.read()
         writer.close()
         return answer
@@ -172,4 +172,8 @@ async def test_the_application_may_be_mounted_in_another_below_a_path(connection
         board = await served.ask("/mail/")
         assert b"HTTP/1.1 403" in board  # Host is x, which is no loopback address
         assert b"HTTP/1.1 404" in await served.ask("/r/token-0000000000000021")
+        board = await served.ask("/mail/", host="127.0.0.1")
+        assert b"All is well" in board  # whom nobody tells that it begins, looks on all the same
+        assert b'href="/mail/editions"' in board
+    await mounted.state.live.close()
     await mounted.state.store.close()

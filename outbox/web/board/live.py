@@ -96,22 +96,32 @@ class Live:
         self._wanted = asyncio.Event()
         self._ending = False
         self._looks = 0
+        self._tasks: list[asyncio.Task[None]] = []
         self._told: dict[str, bytes] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Look on, until the application ends."""
-        tasks = [asyncio.create_task(self._look_on()), asyncio.create_task(self._tell_on())]
-        for task in tasks:
-            task.add_done_callback(_say_fault)
+        self._begin()
         try:
             yield
         finally:
-            self.end()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.watcher.close()
+            await self.close()
+
+    async def close(self) -> None:
+        """Look no more."""
+        self.end()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.watcher.close()
+
+    def _begin(self) -> None:
+        """Once: an application that is mounted in another one is not told when that begins."""
+        if not self._tasks and not self._ending:
+            self._tasks = [asyncio.create_task(self._look_on()), asyncio.create_task(self._tell_on())]
+            for task in self._tasks:
+                task.add_done_callback(_say_fault)
 
     def end(self) -> None:
         """Let go of all who look on: the process stops."""
@@ -190,6 +200,7 @@ class Live:
         return self._told[root]
 
     def _want(self) -> None:
+        self._begin()
         self._wanted_until = time.monotonic() + WANTED_S
         self._wanted.set()
 
