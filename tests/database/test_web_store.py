@@ -112,7 +112,7 @@ class Served:
     def __init__(self, app):
         self.listening = serve._listen("127.0.0.1:0")
         self.port = self.listening.getsockname()[1]
-        self.server = serve._Server(serve._config(app, 5))
+        self.server = serve._Server(serve._config(app, 5), None)
 
     async def __aenter__(self):
         self.task = asyncio.create_task(self.server.serve(sockets=[self.listening]))
