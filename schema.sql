@@ -499,6 +499,10 @@ begin
         raise exception using errcode = '22023', message = format('the priority %s is none', enqueue.priority),
             hint = 'Write urgent or normal.';
     end if;
+    if enqueue.route !~ '^([a-z][a-z0-9_-]*)?$' then
+        raise exception using errcode = '22023', message = format('the route %s is no name', enqueue.route),
+            hint = 'Write one such as bulk, as in [routes.bulk].';
+    end if;
     select m.name, m.address into from_name, from_address from outbox.mailbox(enqueue.sender, 'sender') as m;
     select array_agg(address order by number) into addresses from (
         select distinct on (m.address) m.address, s.number

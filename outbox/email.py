@@ -102,6 +102,9 @@ class Email:
             raise ValueError(f"The priority {self.priority!r} is none; write normal or urgent.")
         if self.route and not _ROUTE.fullmatch(self.route):
             raise ValueError(f"The route {self.route!r} is no name; write one such as bulk, as in [routes.bulk].")
+        for name in ("sender", "to", "cc", "bcc", "reply_to"):
+            if getattr(self, name) is None:  # as a row gives it where nobody wrote an address
+                raise ValueError(f"{name} is None; give an address, such as user@example.com, or leave it out.")
         for name, at in (("send_at", self.send_at), ("send_before", self.send_before)):
             if at is not None and at.utcoffset() is None:
                 raise ValueError(f"{name} has no timezone; give an aware time, such as datetime.now(UTC).")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from outbox import suppression
 from outbox.database import CHANNEL, storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.failover import REMAINS
@@ -209,10 +210,8 @@ def _why_not_retried(row: Any, key: str) -> str | None:
         gone = "cannot be sent: `outbox prune` removed its message by its age, and only its envelope is kept"
     listed = None
     if row["suppressed"]:
-        mend = f"`outbox suppress --remove {shlex.quote(row['recipient'])}` takes it off"
-        if " on the suppression list for " in row["suppressed"]:
-            mend = mend.replace("--remove", f"--report {row['report']} --remove")
-        listed = f"would not be sent, since {row['suppressed'].rstrip('.')}; {mend}"
+        mend = suppression.remedy(row["recipient"], row["suppressed"], row["report"])
+        listed = f"would not be sent, since {row['suppressed'].rstrip('.')}; `{mend}` takes it off"
     return why_not.get(row["state"]) or (gone if row["lost"] or row["pruned"] else listed)
 
 

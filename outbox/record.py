@@ -108,9 +108,8 @@ async def enqueue_reports(
 ) -> int:
     """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
 
-    The rules say which route each takes, by report and recipient. What is not sent within
-    `send_before_s` of that expires. `traceparent` is the W3C trace context of the caller, in which the emails will be
-    sent.
+    What is not sent within `send_before_s` of that expires. The rules say which route each takes, by report and
+    recipient. `traceparent` is the W3C trace context of the caller, in which the emails will be sent.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
     then writes nothing for it. Of digests only those are written whose items are all open still; the others say what

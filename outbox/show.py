@@ -11,6 +11,7 @@ from email.message import EmailMessage
 from email.policy import default
 from typing import Any, Final
 
+from outbox import suppression
 from outbox.database import storable
 from outbox.errors import OutboxError
 from outbox.failover import REMAINS
@@ -80,8 +81,7 @@ class Story:
         """What a person may type about it as it stands."""
         key = shlex.quote(self.key)
         if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
-            of = f" --report {self.report}" if " on the suppression list for " in self.suppressed else ""
-            return [f"outbox suppress --remove {shlex.quote(self.to)}{of}"]
+            return [suppression.remedy(self.to, self.suppressed, self.report)]
         can = [] if self.gone else [f"outbox retry {key}"]
         match self.state:
             case "in_doubt":

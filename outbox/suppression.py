@@ -5,6 +5,7 @@ is pending is caught, reports and an application's own emails alike. `generate` 
 claimed before an address came onto the list may still go out: seconds, and never more than it holds.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -130,21 +131,19 @@ async def remove(connection: Any, address: str, report: str, *, who: str, why: s
     return bool(await connection.fetchval(REMOVE, address, report, storable(who), storable(why)))
 
 
+# How `outbox.suppressed` begins where one report is meant. What a person or a server said stands further behind.
+_OF_A_REPORT: Final = "its address is on the suppression list for "
+
+
+def remedy(address: str, said: str, report: str | None) -> str:
+    """What takes an address off the list; `said` is what `outbox.suppressed` says of its email of that report."""
+    of = f" --report {report}" if said.startswith(_OF_A_REPORT) else ""
+    return f"outbox suppress --remove {shlex.quote(address)}{of}"
+
+
 OTHERS: Final = "SELECT report FROM outbox.suppression WHERE address = $1 ORDER BY report"
 
 
 async def reports_of(connection: Any, address: str) -> list[str]:
     """For which reports an address is on the list; '' is for all."""
     return [row["report"] for row in await connection.fetch(OTHERS, address)]
-
-
-async def unsubscribe(connection: Any, token: str) -> str | None:
-    """Let who got the report of that token get no more of its kind; gives the report's name, None for no such token."""
-    found: str | None = await connection.fetchval("SELECT outbox.unsubscribe($1)", storable(token))
-    return found
-
-
-async def resubscribe(connection: Any, token: str) -> str | None:
-    """Take that back; gives as `unsubscribe` does."""
-    found: str | None = await connection.fetchval("SELECT outbox.resubscribe($1)", storable(token))
-    return found

@@ -122,7 +122,7 @@ def _hindrances(found: "Status") -> Iterator[str]:
         yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
         yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
     for unserved in found.unserved:
-        yield printable(f"\n{unserved.sentence}")
+        yield "\n" + printable(unserved.sentence)
     for schedule in found.schedules:
         yield f"\nThe edition that {schedule.report} was to start at {schedule.tick_at:%Y-%m-%d %H:%M:%S} UTC fails:"
         yield printable(

@@ -255,6 +255,7 @@ async def test_times_are_kept(connection):
     "fault, sentence",
     [
         ({"to": ()}, "needs somebody to go to"),
+        ({"to": None}, "to is None; give an address"),
         ({"to": "nobody"}, "'nobody' is no email address"),
         ({"key": " "}, "needs a key"),
         ({"key": "order#2"}, "ends in # and digits"),

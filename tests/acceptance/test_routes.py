@@ -138,7 +138,7 @@ async def test_what_waits_where_nobody_relays_and_rules_that_differ_are_named_wi
     process = await fleet.start("relay")
     await process.says("1 emails wait for route partner, which no living relay serves")
     await process.says("run `outbox init` with the settings that are right")
-    assert "wait for route partner" in (await fleet.run("status")).out
+    assert "\n1 emails wait for route partner" in (await fleet.run("status")).out
     doctor = (await fleet.run("doctor")).out
     assert "which no living relay serves" in doctor
     assert "fault    rules" in doctor

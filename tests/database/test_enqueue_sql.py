@@ -151,6 +151,7 @@ async def test_each_of_several_recipients_has_a_delivery_and_none_sees_the_hidde
         ("recipient => repeat('ü', 33) || '@b.example'", "recipient is no email address"),
         ("subject => 's'", "needs a recipient"),
         ("recipient => 'a@b.example', priority => 'high'", "the priority high is none"),
+        ("recipient => 'a@b.example', route => 'Bulk'", "the route Bulk is no name"),
     ],
 )
 async def test_what_cannot_be_sent_is_an_exception_that_says_why(connection, arguments, said):
