@@ -515,7 +515,8 @@ begin
     for part in select name, value from jsonb_each_text(coalesce(enqueue.headers, '{}')) as h (name, value) loop
         if part.name !~ '^[!-9;-~]{1,64}$' or lower(part.name) in (
             'from', 'to', 'cc', 'bcc', 'reply-to', 'subject', 'date', 'message-id', 'list-id', 'auto-submitted',
-            'x-auto-response-suppress', 'mime-version', 'content-type', 'content-transfer-encoding') then
+            'x-auto-response-suppress', 'mime-version', 'content-type', 'content-transfer-encoding',
+            'dkim-signature', 'return-path', 'delivered-to', 'received', 'x-outbox-redirected-from') then
             raise exception using errcode = '22023',
                 message = format('the header %s cannot be given: it is no name, or written by outbox itself', part.name);
         end if;

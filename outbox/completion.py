@@ -153,7 +153,7 @@ class Completion:
             log.warning("completion_unknown", "nobody could see whether an edition is complete: {reason}", reason=error)
             self._looks_left, pause_s = 1, CALL_AGAIN_S
         now = time.monotonic()
-        shared_s = min(pause_s * max(self.relays.alive / 2, 1.0), PAUSE_MAX_S)
+        shared_s = min(pause_s * max(self.relays.alive / (2 * len(self.relays.each)), 1.0), PAUSE_MAX_S)
         jitter = 0.8 + 0.4 * random.random()  # noqa: S311 - not a secret
         self._look_at = now + max(shared_s, COST_MAX * (now - began_at)) * jitter
         self._idle_at = now + max(IDLE_S, COST_MAX * (now - began_at)) * jitter

@@ -19,6 +19,8 @@ OURS = frozenset({
     "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "list-id", "auto-submitted",
     "x-auto-response-suppress", "mime-version", "content-type", "content-transfer-encoding",
 })  # fmt: skip
+# What is written by those who sign and carry a message: nobody who makes one may say it.
+CARRIERS = frozenset({"dkim-signature", "return-path", "delivered-to", "received", "x-outbox-redirected-from"})
 
 # RFC 2047 §5 (3): inside a display name only these may stand for themselves; so they serve for subjects too.
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!*+-/")
@@ -34,11 +36,11 @@ def one_line(text: str) -> str:
 
 
 def extra_field(field: str, value: str) -> str:
-    """A field that somebody else than `message` asks for; ValueError for a name that is none, or one of `OURS`."""
+    """A field that others than `message` ask for; ValueError for a name that is none, or not theirs to write."""
     if not FIELD_NAME.fullmatch(field):
         raise ValueError(f"{field!r} cannot be a header's name: use letters, digits and hyphens.")
-    if field.lower() in OURS:
-        raise ValueError(f"The header {field} is written by outbox itself and cannot be given a second time.")
+    if field.lower() in OURS | CARRIERS:
+        raise ValueError(f"The header {field} is written by outbox itself or by mail servers, and cannot be given.")
     # A long word may be an URL, as in List-Unsubscribe: there it has to stay readable for machines.
     return text_field(field, value, word_max=HARD_LINE_MAX - len(field) - len(": "))
 

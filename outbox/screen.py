@@ -16,9 +16,12 @@ from outbox.watch import EditionSeen, Look, PauseSeen, Rates, RelaySeen
 
 BAR: Final = 30
 STALE_S: Final = 3.0  # what is older says how old it is
-SENT, MADE, LOST, MISSING = "█", "▒", "!", "·"
-STYLES: Final = {SENT: "green", MADE: "yellow", LOST: "red", MISSING: "dim"}
-LEGEND: Final = f"{SENT} sent  {MADE} made, waits  {LOST} not sent: dead, expired or cancelled  {MISSING} not made yet"
+SENT, MADE, LOST, SUPPRESSED, MISSING = "█", "▒", "!", "-", "·"
+STYLES: Final = {SENT: "green", MADE: "yellow", LOST: "red", SUPPRESSED: "dim", MISSING: "dim"}
+LEGEND: Final = (
+    f"{SENT} sent  {MADE} made, waits  {LOST} not sent: dead, expired or cancelled  {SUPPRESSED} suppressed  "
+    f"{MISSING} not made yet"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +99,12 @@ def _editions(look: Look, frame: Frame) -> RenderableType:
 def bar(edition: EditionSeen, width: int = BAR) -> Text:
     """An edition as a bar. It is full of `SENT` only when every report is made and sent, and what is lost is seen."""
     made, sent, lost = edition.made or 0, edition.sent or 0, edition.lost or 0
-    total = max(edition.expected or 0, made, 1)
-    sent_to, lost_to, made_to = (width * count // total for count in (sent, sent + lost, made))
+    total, settled = max(edition.expected or 0, made, 1), sent + lost + (edition.suppressed or 0)
+    sent_to, lost_to, settled_to, made_to = (width * count // total for count in (sent, sent + lost, settled, made))
     if lost:
         lost_to = max(lost_to, sent_to + 1)
     text = Text(no_wrap=True)
-    for cell, to in ((SENT, sent_to), (LOST, lost_to), (MADE, made_to), (MISSING, width)):
+    for cell, to in ((SENT, sent_to), (LOST, lost_to), (SUPPRESSED, settled_to), (MADE, made_to), (MISSING, width)):
         text.append(cell * (to - len(text)), STYLES[cell])
     return text
 
@@ -112,12 +115,13 @@ def _progress(edition: EditionSeen, frame: Frame) -> Iterator[str]:
         yield f"{expected} expected, not counted"
     else:
         yield f"{edition.sent:,} of {expected} sent"
-        known = (edition.sent, edition.lost, edition.in_doubt, edition.collected)
+        known = (edition.sent, edition.lost, edition.suppressed, edition.in_doubt, edition.collected)
         waits = edition.made - sum(count or 0 for count in known)
         if edition.made != edition.expected:
             yield f"{edition.made:,} made"
         collected = (edition.collected, "for a digest")
-        for count, what in ((waits, "wait"), collected, (edition.in_doubt, "in doubt"), (edition.lost, "not sent")):
+        ended = (edition.in_doubt, "in doubt"), (edition.lost, "not sent"), (edition.suppressed, "suppressed")
+        for count, what in ((waits, "wait"), collected, *ended):
             if count:
                 yield f"{count:,} {what}"
     if edition.completed_at is not None:

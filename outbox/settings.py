@@ -31,7 +31,7 @@ from pydantic_core import ErrorDetails
 
 from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.errors import ConfigurationError
-from outbox.fields import FIELD_NAME, OURS
+from outbox.fields import CARRIERS, FIELD_NAME, OURS
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
@@ -352,10 +352,6 @@ class DkimSettings(_Table):
         return f"{self.selector}._domainkey.{self.domain}"
 
 
-# What stands in a message, or is written by who carries it: no route may say it a second time.
-_FIELDS_TAKEN = OURS | {"dkim-signature", "return-path", "delivered-to", "received", "x-outbox-redirected-from"}
-
-
 SECRET_MIN = 16  # characters of a secret that nobody guesses
 
 
@@ -482,7 +478,7 @@ class WaySettings(_Table):
         for name, value in headers.items():
             if not FIELD_NAME.fullmatch(name):
                 raise ValueError(f"{_shown(name)} is no header field's name; use letters, digits and hyphens")
-            if name.lower() in _FIELDS_TAKEN:
+            if name.lower() in OURS | CARRIERS:
                 raise ValueError(f"{name} is written by outbox or by mail servers; take it out")
             if _CONTROL.search(value):
                 raise ValueError(f"{name} has a line break or another control character; write it on one line")

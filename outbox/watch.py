@@ -80,7 +80,9 @@ class EditionSeen:
     sent: int | None = None
     in_doubt: int | None = None
     lost: int | None = None
-    """Dead, expired or cancelled."""
+    """Dead, expired or cancelled by a person."""
+    suppressed: int | None = None
+    """Cancelled, since the address is on the suppression list."""
     collected: int | None = None
     """Those that wait for a digest."""
 
@@ -137,10 +139,14 @@ SELECT CASE WHEN state <> 'pending' THEN state WHEN paused IS NOT NULL THEN 'pau
 COUNTED: Final = """
 SELECT count(*) AS made, count(*) FILTER (WHERE d.state = 'sent') AS sent,
        count(*) FILTER (WHERE d.state = 'in_doubt') AS in_doubt,
-       count(*) FILTER (WHERE d.state IN ('dead', 'expired', 'cancelled')) AS lost,
+       count(*) FILTER (WHERE d.state IN ('dead', 'expired', 'cancelled')
+                          AND s.verdict IS DISTINCT FROM 'suppressed') AS lost,
+       count(*) FILTER (WHERE s.verdict = 'suppressed') AS suppressed,
        count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected
   FROM outbox.report r LEFT JOIN outbox.digest_item i ON i.report = r.id
   LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id) LEFT JOIN outbox.delivery d ON d.email = m.id
+  LEFT JOIN LATERAL (SELECT a.verdict FROM outbox.attempt a WHERE a.email = d.email AND d.state = 'cancelled'
+                      ORDER BY a.settled_at DESC LIMIT 1) s ON true
  WHERE r.edition = $1
 """
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from outbox.routing import Unserved
-from outbox.screen import LOST, MISSING, SENT, Frame, bar, draw, spoken_s
+from outbox.screen import LOST, MISSING, SENT, SUPPRESSED, Frame, bar, draw, spoken_s
 from outbox.status import RouteStatus
 from outbox.watch import EditionSeen, Look, Open, PauseSeen, Rates, RelaySeen, open_of
 
@@ -44,6 +45,8 @@ def test_a_bar_is_full_only_of_what_is_sent_and_shows_every_loss(expected, sent,
     assert len(drawn) == width
     assert (drawn == SENT * width) == (0 < sent >= expected and not waits and not lost)
     assert (LOST in drawn) == (lost > 0)
+    spared = replace(edition(made=10, sent=5, in_doubt=0, lost=0, expected=10), suppressed=5)
+    assert bar(spared, 10).plain == SENT * 5 + SUPPRESSED * 5
     assert (drawn != MISSING * width) or sent + waits == lost == 0 or sent + waits < expected
 
 

@@ -79,8 +79,9 @@ def bar(edition: EditionSeen) -> list[tuple[str, float, float]]:
     """An edition as pieces of a bar: what it is, where it begins, how wide. What is lost is seen, however little."""
     made, sent, lost, doubt = edition.made or 0, edition.sent or 0, edition.lost or 0, edition.in_doubt or 0
     total = max(edition.expected or 0, made, 1)
-    pieces, at = [], 0.0
-    for kind, count in (("sent", sent), ("lost", lost), ("doubt", doubt), ("made", made - sent - lost - doubt)):
+    pieces, at, spared = [], 0.0, edition.suppressed or 0
+    waits = made - sent - lost - doubt - spared
+    for kind, count in (("sent", sent), ("lost", lost), ("doubt", doubt), ("spared", spared), ("made", waits)):
         width = BAR * count / total
         if count > 0:
             width = min(max(width, 0.5 if kind == "made" else 1.0), BAR - at)
