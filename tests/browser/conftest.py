@@ -1,16 +1,13 @@
 """A real Chromium for the tests that look at pages as people do: Debian's, driven by Playwright, without a download."""
 
 import asyncio
-import fcntl
 import shutil
-import tempfile
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from playwright.async_api import async_playwright
 
-HERE = Path(__file__).parent
-AXE = HERE / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -25,16 +22,9 @@ async def chromium():
 
 
 @pytest.fixture
-async def axe():
-    """The path of axe-core, which npm fetches once by its lock file, whoever of several test processes comes first."""
-    if not AXE.is_file() and shutil.which("npm") is None:
-        pytest.skip("npm is not installed, which fetches axe-core")
-    with (Path(tempfile.gettempdir()) / "outbox-browser-tests.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not AXE.is_file():
-            fetching = await asyncio.create_subprocess_exec("npm", "ci", "--prefix", HERE, "--no-audit", "--no-fund")
-            assert await fetching.wait() == 0
-    return AXE
+def axe():
+    """The path of axe-core, as a Python package brings it."""
+    return Path(str(files("axe_playwright_python") / "axe.min.js"))
 
 
 async def violations(page, axe):

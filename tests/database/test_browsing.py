@@ -146,6 +146,7 @@ def plans_database(postgres_server):
 
     async def make():
         admin = await asyncpg.connect(postgres_server.url)
+        await admin.execute("DROP DATABASE IF EXISTS plans_board")  # a module that is begun twice makes it twice
         await admin.execute("CREATE DATABASE plans_board TEMPLATE outbox_template")
         await admin.close()
         connected = await asyncpg.connect(postgres_server.database_url("plans_board"))
