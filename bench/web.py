@@ -38,12 +38,20 @@ class Client:
     opened: int = 0
 
     async def get(self, path: str) -> int:
-        """The status of the answer, which is read to its end."""
-        if self.free:
+        """The status of the answer, which is read to its end. A kept connection may have been closed as idle."""
+        while self.free:
             reader, writer = self.free.pop()
-        else:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-            self.opened += 1
+            if not reader.at_eof():
+                try:
+                    return await self._get(path, reader, writer)
+                except (ConnectionError, asyncio.IncompleteReadError) as error:
+                    if isinstance(error, asyncio.IncompleteReadError) and error.partial:
+                        raise
+            writer.close()
+        self.opened += 1
+        return await self._get(path, *await asyncio.open_connection("127.0.0.1", self.port))
+
+    async def _get(self, path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"content-length: (\d+)", head.lower())
