@@ -279,6 +279,7 @@ class Watcher:
             look = await self._read_cheap(connection)
             self._show(look)
             await self._open.ask(connection, look.at, OPEN)
+            self._show(look)
             for edition in look.editions:
                 rest = REST if edition.completed_at is None else REST_SETTLED
                 await self._counted[edition.id].ask(connection, look.at, COUNTED, edition.id, rest=rest)

@@ -152,11 +152,14 @@ class Live:
 
     @property
     def _is_fresh(self) -> bool:
-        look, watcher = self.watcher.look, self.watcher
-        is_counted = look is not None and (look.open is not None or self._looks > 1)
-        return self._ending or watcher.trouble is not None or (
-            is_counted and time.monotonic() - watcher.looked_at < FRESH_S
-        )  # fmt: skip
+        """Whether waiting is of no use: what is known is of this moment, or the look that is under way takes long."""
+        look, watcher, now = self.watcher.look, self.watcher, time.monotonic()
+        if self._ending or watcher.trouble is not None:
+            return True
+        if look is None:
+            return False
+        is_counted = look.open is not None or self._looks > 1
+        return (is_counted and now - watcher.looked_at < FRESH_S) or watcher.waited_s(now) > WAIT_MAX_S
 
     async def events(self, root: str) -> AsyncIterator[bytes]:
         """An event whenever something is new; ends with the process, or after `STREAM_MAX_S`.
