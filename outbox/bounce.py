@@ -27,7 +27,9 @@ HARD: Final = frozenset(("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1"))
 _STATUS: Final = re.compile(r"(?<![\d.])([245]\.\d{1,3}\.\d{1,3})(?!\.?\d)")
 _MESSAGE_ID: Final = re.compile(r"(?im)^message-id:[ \t]*(?:\r?\n[ \t]+)?(<[^<>\s]{1,900}>)")
 _ID: Final = re.compile(r"<[^<>\s]{1,900}>")
-_ADDRESS: Final = re.compile(r"[^\s<>,;\"]+@[^\s<>,;\"]+")
+# Anybody may send such a text: each expression begins where a word or a line does, and looks a bounded way ahead.
+_ADDRESS: Final = re.compile(r"(?<![^\s<>,;\"])[^\s<>,;\"@]{1,64}@[^\s<>,;\"]{1,255}")
+_ADDRESS_ALONE: Final = re.compile(r"(?m)^[ \t]{0,80}<?[^\s<>@]{1,64}@[^\s<>]{1,255}>?:?[ \t\r]{0,80}$")
 _QMAIL: Final = re.compile(r"\s*Hi\. This is the ")  # QSBMF, https://cr.yp.to/proto/qsbmf.txt
 _COPY: Final = re.compile(r"(?im)^(?:-+ ?(?:below this line|this is a copy)|return-path:|received:).*$")
 _ADDRESSED: Final = ("To", "Delivered-To", "X-Original-To", "Envelope-To", "X-Envelope-To", "X-Delivered-To")
@@ -225,5 +227,5 @@ def _plain(message: Message, texts: list[str]) -> list[Notice]:
 
 def _reason(said: str) -> str:
     """Where the text comes to the point: what follows the first line that is an address alone."""
-    found = re.search(r"(?m)^\s*<?[^\s<>]+@[^\s<>]+>?:?\s*$", said)
+    found = _ADDRESS_ALONE.search(said)
     return said[found.end() :] if found else said

@@ -1,7 +1,8 @@
 """What came back, believed or not, and written once: a bounce is only believed about an email that it proves to know.
 
 The proof is a token (`verp`) or the Message-ID, which only those know who got the email. An address alone proves
-nothing: whoever can write to us could else end anybody's mail.
+nothing: whoever can write to us could else end anybody's mail. Where several got copies of one message each knows as
+much as the others, so a bounce of one is told in its trail, and suppresses nobody.
 """
 
 import re
@@ -62,6 +63,11 @@ EMAILS: Final = "SELECT id, key, recipient, message_id FROM outbox.email WHERE i
 COPIES: Final = """
 SELECT m.id, m.key, m.recipient, m.message_id FROM generate_series(2, $3::integer) AS n
   JOIN outbox.email m ON m.key = $1 || '#' || n WHERE m.message_id = $2
+"""
+
+# Whether others got a copy, who know what this one's recipient knows: `key`, `key#2` and so on.
+SHARED: Final = """
+SELECT EXISTS (SELECT FROM outbox.email WHERE key IN ($1, $1 || '#2') AND id <> $2 AND message_id = $3)
 """
 
 
@@ -131,10 +137,14 @@ async def read(connection: Any, raw: bytes, *, name: str, suppressing: bool = Tr
             f"{name}: it cannot be believed, since it has no token and no Message-ID of an email of ours that it would "
             "be about; nothing was changed.",
         )
-    return await _record(connection, sent, bounce, notice, suppressing=suppressing)
+    first = re.sub("#[0-9]+$", "", sent.key)
+    is_shared = await connection.fetchval(SHARED, first, sent.id, sent.message_id)
+    return await _record(connection, sent, bounce, notice, suppressing=suppressing and not is_shared, shared=is_shared)
 
 
-async def _record(connection: Any, sent: Sent, bounce: Bounce, notice: Notice, *, suppressing: bool) -> Read:
+async def _record(
+    connection: Any, sent: Sent, bounce: Bounce, notice: Notice, *, suppressing: bool, shared: bool
+) -> Read:
     said = storable(notice.said) or "it does not say why"
     reason = _REASONS.get(notice.kind) if suppressing else None
     is_new, is_listed = await connection.fetchrow(
@@ -151,6 +161,10 @@ async def _record(connection: Any, sent: Sent, bounce: Bounce, notice: Notice, *
         return Read(Outcome.AGAIN, f"{sent.key}: this bounce was read before; nothing was changed.")
     if is_listed:
         follows = f"{sent.recipient} gets no more email"
+    elif shared and notice.kind in _REASONS:
+        follows = (
+            f"{sent.recipient} is still written to, since others who got a copy could say this; see outbox suppress"
+        )
     elif reason is not None:
         follows = f"{sent.recipient} is on the suppression list already"
     else:

@@ -1,6 +1,8 @@
 """What bounces of several mail systems say, and that nothing that comes in can do more than not be read."""
 
 import random
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -10,6 +12,21 @@ from tests.bounces import ARF, EXCHANGE, EXIM, QMAIL, postfix
 
 HEADER = "From: Reports <reports@example.com>\nTo: bo@example.com\nMessage-ID:\n <7.abcd@example.com>\nSubject: x"
 ID = "<7.abcd@example.com>"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"X-Failed-Recipients: " + b"a" * 200_000 + b"\r\n\r\nx\r\n",
+        b"X-Failed-Recipients: a@example.com\r\n\r\n" + b"\n" * 200_000 + b"x",
+        b"\r\nHi. This is the qmail-send\n<" + b"a" * 200_000 + b">:\n",
+    ],
+    ids=["one long word", "empty lines", "no address"],
+)
+def test_no_message_holds_up_those_behind_it(raw):
+    # In a process of its own, since nothing interrupts an expression that goes back and back.
+    code = "import sys; from outbox.bounce import take_apart; take_apart(sys.stdin.buffer.read())"
+    subprocess.run([sys.executable, "-c", code], input=raw, check=True, timeout=20)
 
 
 def plain(template, **more):
