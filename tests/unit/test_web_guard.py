@@ -248,3 +248,12 @@ def test_a_long_form_that_says_it_almost_is_read_in_a_moment():
     began_at = time.perf_counter()
     assert not is_one_click(body)
     assert time.perf_counter() - began_at < 0.25
+
+
+def test_whom_the_proxy_let_in_once_has_not_shown_the_token():
+    both = {"board_token": TOKEN, "board_header": "X-User"}
+    visitor = door(**both, board_users=["ann@example.com"]).visitor(request(x_user="ann@example.com"))
+    cookie = {"cookie": f"{COOKIE}={visitor.cookie}"}
+    assert door(**both, board_users=["bob@example.com"]).visitor(request("203.0.113.9", **cookie)) is None
+    known = door(**both, board_users=["ann@example.com"]).visitor(request(**cookie, x_user="ann@example.com"))
+    assert (known.csrf, known.can_leave) == (visitor.csrf, False)

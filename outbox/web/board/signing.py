@@ -57,9 +57,10 @@ class Door:
         if self.settings.board_header is not None:
             name = self.callers.user(request, self.settings.board_header)
             if name is not None and name.lower() in self.settings.board_users:
-                return known if known is not None and known.name == name else self._new(name)
+                is_theirs = known is not None and (known.name, known.can_leave) == (name, False)
+                return known if is_theirs else self._new(name)
         if self.token is not None:
-            return known and Visitor(known.name, known.csrf, can_leave=True)
+            return known if known is not None and known.can_leave else None
         if self.is_open and self._is_local(request):
             return known if known is not None and known.name == "loopback" else self._new("loopback")
         return None
@@ -76,13 +77,15 @@ class Door:
         name = " ".join(name.split())[:80]
         if self.token is None or not name or not hmac.compare_digest(_digest(token), _digest(self.token)):
             return None
-        return self._new(name)
+        return self._new(name, can_leave=True)
 
-    def _new(self, name: str) -> Visitor:
+    def _new(self, name: str, *, can_leave: bool = False) -> Visitor:
+        """The cookie says whether the token was shown: whom a proxy names has it for the forms' sake only."""
         csrf = secrets.token_urlsafe(16)
-        said = json.dumps({"name": name, "csrf": csrf, "until": int(time.time()) + SESSION_S}).encode()
+        until = int(time.time()) + SESSION_S
+        said = json.dumps({"name": name, "csrf": csrf, "until": until, "can_leave": can_leave}).encode()
         signed = base64.urlsafe_b64encode(hmac.digest(self._key, said, "sha256") + said).decode()
-        return Visitor(name, csrf, cookie=signed)
+        return Visitor(name, csrf, can_leave, signed)
 
     def _read(self, cookie: str) -> Visitor | None:
         """The visitor whom a cookie of ours names, while it is valid."""
@@ -94,7 +97,9 @@ class Door:
         if not hmac.compare_digest(signature, hmac.digest(self._key, said, "sha256")):
             return None
         known: dict[str, Any] = json.loads(said)
-        return Visitor(known["name"], known["csrf"]) if known["until"] > time.time() else None
+        if known["until"] <= time.time():
+            return None
+        return Visitor(known["name"], known["csrf"], can_leave=known.get("can_leave", False))
 
     def remember(self, request: Request, response: Response, visitor: Visitor) -> None:
         """Set the visitor's cookie: no script reads it, no other site sends it."""
