@@ -257,3 +257,14 @@ def test_whom_the_proxy_let_in_once_has_not_shown_the_token():
     assert door(**both, board_users=["bob@example.com"]).visitor(request("203.0.113.9", **cookie)) is None
     known = door(**both, board_users=["ann@example.com"]).visitor(request(**cookie, x_user="ann@example.com"))
     assert (known.csrf, known.can_leave) == (visitor.csrf, False)
+
+
+def test_a_proxy_that_says_nothing_of_itself_is_no_browser_of_this_machine():
+    here = door(is_open=True, trusted_proxies=[])
+    assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025")) is not None
+    by_nginx = request("127.0.0.1", host="127.0.0.1:8025", connection="close")  # what `proxy_pass` alone sends
+    by_nginx.scope["http_version"] = "1.0"
+    assert here.visitor(by_nginx) is None
+    for told in ({"origin": "https://board.example"}, {"referer": "https://board.example/emails"}):
+        assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025", **told)) is None
+    assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025", origin="http://127.0.0.1:8025")) is not None

@@ -66,11 +66,17 @@ class Door:
         return None
 
     def _is_local(self, request: Request) -> bool:
-        """Whether a browser here means this very address: not a name that points here, not a proxy before it."""
-        host = request.headers.get("host", "").rpartition("@")[2]
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        forwarded = {"forwarded", "x-forwarded-for", "x-forwarded-host", "via"} & set(request.headers)
-        return name in LOOPBACK and not forwarded
+        """Whether a browser here means this very address: not a name that points here, not a proxy before it.
+
+        nginx by itself names no client and asks for the address that it was given, but by HTTP/1.0, which no browser
+        speaks; and what a browser says of where it comes from passes through.
+        """
+        forwarded = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"} & set(request.headers)
+        if forwarded or request.scope.get("http_version") == "1.0":
+            return False
+        told = (request.headers.get("origin", ""), request.headers.get("referer", ""))
+        hosts = [request.headers.get("host", ""), *(one.split("/")[2] for one in told if one.count("/") > 1)]
+        return all(_named(host) in LOOPBACK for host in hosts)
 
     def sign_in(self, name: str, token: str) -> Visitor | None:
         """The visitor who shows the token; None if it is not the one."""
@@ -184,6 +190,12 @@ async def fields_of(request: Request) -> dict[str, str]:
         return dict(parse_qsl(said, keep_blank_values=True, max_num_fields=FIELDS_MAX))
     except ValueError:
         return {}
+
+
+def _named(host: str) -> str:
+    """The name in `name:port`."""
+    host = host.rpartition("@")[2]
+    return host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
 
 
 def _digest(text: str) -> bytes:
