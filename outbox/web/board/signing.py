@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from outbox.database import storable
 from outbox.errors import ConfigurationError
 from outbox.settings import SECRET_MIN, WebSettings
 from outbox.web.guard import Callers, Misses, body_of, is_own
@@ -181,13 +182,13 @@ class Door:
 
 
 async def fields_of(request: Request) -> dict[str, str]:
-    """The fields of a form, the last of each name; none if it is no form."""
+    """The fields of a form, the last of each name, as Postgres can hold them; none if it is no form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         return {}
     try:
-        said = (await body_of(request)).decode()
-        return dict(parse_qsl(said, keep_blank_values=True, max_num_fields=FIELDS_MAX))
+        said = parse_qsl((await body_of(request)).decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX)
+        return {storable(name): storable(value) for name, value in said}
     except ValueError:
         return {}
 
