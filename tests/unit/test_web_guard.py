@@ -9,8 +9,8 @@ from starlette.requests import Request
 import outbox.web
 from outbox.settings import WebSettings
 from outbox.web.board.signing import COOKIE, Door, fields_of
-from outbox.web.guard import BODY_MAX, Callers, Misses, is_own
-from outbox.web.history import Earlier, with_history
+from outbox.web.guard import BODY_MAX, Callers, Guarded, Misses, is_own
+from outbox.web.history import Earlier, read_history, with_history
 from outbox.web.looks import notice
 from outbox.web.pages import is_one_click
 from outbox.web.serve import is_loopback
@@ -268,3 +268,25 @@ def test_a_proxy_that_says_nothing_of_itself_is_no_browser_of_this_machine():
     for told in ({"origin": "https://board.example"}, {"referer": "https://board.example/emails"}):
         assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025", **told)) is None
     assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025", origin="http://127.0.0.1:8025")) is not None
+
+
+async def test_a_length_of_thousands_of_digits_is_too_large_whatever_server_lets_it_in():
+    answers = []
+
+    async def send(message):
+        answers.append(message)
+
+    asked = request(method="POST", content_length="9" * 5000)
+    asked.scope["raw_path"] = b"/"
+    await Guarded(None)(asked.scope, asked.receive, send)
+    assert answers[0]["status"] == 413
+
+
+@pytest.mark.parametrize("figures", ["[" * 3000, f"[[&quot;a&quot;,{'9' * 400}]]"])
+async def test_figures_that_are_none_leave_a_page_without_a_line(figures):
+    class Connection:
+        async def fetch(self, *_):
+            return [{"title": "t", "token": "t", "head": f'<meta name="outbox-figures" content="{figures}">'}]
+
+    (edition,) = await read_history(Connection(), 1, None)
+    assert edition.figures == {}
