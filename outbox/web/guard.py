@@ -23,6 +23,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 TARGET_MAX: Final = 2048  # bytes of a path with its query
 HEAD_MAX: Final = 16 * 1024
 BODY_MAX: Final = 64 * 1024
+LENGTH_DIGITS_MAX: Final = 20  # of a Content-Length; int() takes no more than 4,300
 
 # What a page may do unless it says otherwise: nothing.
 HEADERS: Final = {
@@ -89,7 +90,7 @@ def _excess(scope: Scope) -> tuple[int, bytes] | None:
         return 414, b"The address is too long.\n"
     if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_MAX:
         return 431, b"The request's headers are too large.\n"
-    if said.isdecimal() and int(said) > BODY_MAX:
+    if said.isdecimal() and (len(said) > LENGTH_DIGITS_MAX or int(said) > BODY_MAX):
         return 413, b"The request is too large.\n"
     return None
 

@@ -64,7 +64,7 @@ def _figures(head: str) -> dict[str, float]:
     try:
         told = json.loads(unescape(found[1])) if found else []
         figures = {str(title): float(figure) for title, figure in told}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return {}
     return {title: figure for title, figure in figures.items() if isfinite(figure)}
 

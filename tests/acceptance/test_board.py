@@ -316,3 +316,22 @@ async def test_the_board_outlives_postgres_and_says_so_and_ends_at_once(fleet):
         assert (await process.ended(3)).code == 0
         for one in (writer, its_writer, *(writer for _, writer in others)):
             one.close()
+
+
+async def test_what_no_form_of_ours_says_is_no_fault_of_ours(fleet):
+    await fleet.put_emails(2)
+    process, anna = await signed_in(fleet, name="An\0na")
+    csrf = await anna.csrf()
+    decide = {"act": "cancel", "csrf": csrf, "why": "not \0 wanted"}
+    asked = [
+        await anna.post("/decide", **decide, seen="1:0:pending"),
+        await anna.post("/decide", **decide, seen="²:0:pending"),
+        await anna.post("/decide", **decide, seen=f"{10**20}:0:pending"),
+        *[await anna.post("/decide", **decide, to="*", at=at, up_to="2", count="2") for at in ("nan", "inf", "1e300")],
+        await anna.post("/confirm", csrf=csrf, act="pause", pause="no\0ne"),
+        await anna.get("/editions?before=0001-01-01T00:00:00%2B14:00~1"),
+        await anna.get("/emails/" + "9" * 30),
+    ]
+    assert [answer.status for answer in asked] == [200] * 6 + [400, 200, 404]
+    assert "web_fault" not in "".join(process.log)
+    assert await fleet.states() == {"cancelled": 1, "pending": 1}

@@ -1,5 +1,6 @@
 """What the board says and draws, from what was seen; and a message as a browser may see it."""
 
+import time
 from base64 import b64encode
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from outbox.status import RouteStatus
 from outbox.watch import EditionSeen, Look, Open, PauseSeen, RelaySeen
 from outbox.web.board.hour import HEIGHT, WIDTH, Hour
 from outbox.web.board.live import Seen
-from outbox.web.board.mail import has_remote_pictures, parts_of
+from outbox.web.board.mail import PICTURES_MAX, has_remote_pictures, parts_of
 from outbox.web.board.overview import bar, verdict
 
 NOW = datetime(2026, 11, 23, 11, 4, 12, tzinfo=UTC)
@@ -97,8 +98,26 @@ def test_a_message_shows_the_pictures_that_came_with_it_and_names_those_that_did
         b"Content-Type: text/html; charset=none-such\r\n\r\n<p>\xff",
         b"Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n",
         b"Content-Type: text/plain\r\nContent-Transfer-Encoding: base64\r\n\r\n====",
+        b'Content-Type: text/html; charset="\0"\r\n\r\nx',
         b"Subject: =?utf-8?b?====?=\r\nContent-ID: <\r\n\r\nx",
     ],
 )
 def test_a_message_that_is_none_is_shown_as_far_as_it_goes(message):
     assert set(parts_of(message)) <= {"plain", "html"}
+
+
+def test_blanks_without_end_in_a_page_are_read_in_a_moment():
+    began_at = time.perf_counter()
+    assert not has_remote_pictures("<p>src=" + " " * 50_000 + "<p>url(" + "\n" * 50_000)
+    assert has_remote_pictures("<img src = '  //x.example/a.png'>")
+    assert time.perf_counter() - began_at < 0.25
+
+
+def test_a_picture_that_is_named_many_times_does_not_make_a_page_without_end():
+    message = EmailMessage()
+    message.set_content("<img src=cid:icon>" * 300, subtype="html")
+    message.add_related(b"x" * 200_000, "image", "png", cid="<icon>")
+    html = parts_of(message.as_bytes())["html"]
+    assert html.startswith("<img src=data:image/png;base64,")
+    assert html.endswith("<img src=cid:icon>\n")
+    assert len(html) < PICTURES_MAX * 1.5

@@ -9,10 +9,10 @@ from starlette.requests import Request
 import outbox.web
 from outbox.settings import WebSettings
 from outbox.web.board.signing import COOKIE, Door, fields_of
-from outbox.web.guard import Callers, Misses, is_own
-from outbox.web.history import Earlier, with_history
+from outbox.web.guard import BODY_MAX, Callers, Guarded, Misses, is_own
+from outbox.web.history import Earlier, read_history, with_history
 from outbox.web.looks import notice
-from outbox.web.pages import ONE_CLICK
+from outbox.web.pages import is_one_click
 from outbox.web.serve import is_loopback
 
 TOKEN = "an-operators-token-of-32-letters"
@@ -206,7 +206,7 @@ async def test_a_form_of_too_many_fields_or_another_kind_has_none():
     ],
 )
 def test_one_click_is_said_in_either_kind_of_form(body, says):
-    assert (ONE_CLICK.fullmatch(body) is not None) is says
+    assert is_one_click(body) is says
 
 
 def test_the_application_for_other_servers_is_made_from_the_settings_that_commands_read(monkeypatch, tmp_path):
@@ -241,3 +241,52 @@ def test_a_history_stands_before_the_pages_end_and_draws_what_several_editions_s
     assert "Left" not in page
     assert with_history("<p>x", editions[:1]) == "<p>x"
     assert with_history("<p>x", editions).startswith("<p>x<style>")
+
+
+def test_a_long_form_that_says_it_almost_is_read_in_a_moment():
+    body = b"name=List-Unsubscribe\r\n" * (BODY_MAX // 23)
+    began_at = time.perf_counter()
+    assert not is_one_click(body)
+    assert time.perf_counter() - began_at < 0.25
+
+
+def test_whom_the_proxy_let_in_once_has_not_shown_the_token():
+    both = {"board_token": TOKEN, "board_header": "X-User"}
+    visitor = door(**both, board_users=["ann@example.com"]).visitor(request(x_user="ann@example.com"))
+    cookie = {"cookie": f"{COOKIE}={visitor.cookie}"}
+    assert door(**both, board_users=["bob@example.com"]).visitor(request("203.0.113.9", **cookie)) is None
+    known = door(**both, board_users=["ann@example.com"]).visitor(request(**cookie, x_user="ann@example.com"))
+    assert (known.csrf, known.can_leave) == (visitor.csrf, False)
+
+
+def test_a_proxy_that_says_nothing_of_itself_is_no_browser_of_this_machine():
+    here = door(is_open=True, trusted_proxies=[])
+    assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025")) is not None
+    by_nginx = request("127.0.0.1", host="127.0.0.1:8025", connection="close")  # what `proxy_pass` alone sends
+    by_nginx.scope["http_version"] = "1.0"
+    assert here.visitor(by_nginx) is None
+    for told in ({"origin": "https://board.example"}, {"referer": "https://board.example/emails"}):
+        assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025", **told)) is None
+    assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025", origin="http://127.0.0.1:8025")) is not None
+
+
+async def test_a_length_of_thousands_of_digits_is_too_large_whatever_server_lets_it_in():
+    answers = []
+
+    async def send(message):
+        answers.append(message)
+
+    asked = request(method="POST", content_length="9" * 5000)
+    asked.scope["raw_path"] = b"/"
+    await Guarded(None)(asked.scope, asked.receive, send)
+    assert answers[0]["status"] == 413
+
+
+@pytest.mark.parametrize("figures", ["[" * 3000, f"[[&quot;a&quot;,{'9' * 400}]]"])
+async def test_figures_that_are_none_leave_a_page_without_a_line(figures):
+    class Connection:
+        async def fetch(self, *_):
+            return [{"title": "t", "token": "t", "head": f'<meta name="outbox-figures" content="{figures}">'}]
+
+    (edition,) = await read_history(Connection(), 1, None)
+    assert edition.figures == {}

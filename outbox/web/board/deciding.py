@@ -33,6 +33,8 @@ from outbox.web.board.meant import (
 from outbox.web.board.signing import Visitor
 
 WHY_MAX: Final = 500
+NOT_WHOLE: Final = "The form is not whole; look again and decide again."
+AT_MAX: Final = 32503680000  # the year 3000; a form of ours says no later moment
 DONE: Final = {
     "retry": "retried", "cancel": "cancelled", "sent": "said to have arrived", "resend": "sent again",
     "discard": "let be", "pause": "paused", "resume": "resumed",
@@ -194,9 +196,11 @@ async def _do_all(connection: Any, act: str, fields: dict[str, str], who: str, w
     chosen = selection_of(act, fields)
     try:
         up_to, at, count = int(fields["up_to"]), float(fields["at"]), int(fields["count"])
-        found = await fitting(connection, act, chosen, up_to=up_to, at=at)
     except (KeyError, ValueError):
-        raise OutboxError("The form is not whole; look again and decide again.") from None
+        raise OutboxError(NOT_WHOLE) from None
+    if not 0 <= at < AT_MAX:
+        raise OutboxError(NOT_WHOLE)
+    found = await fitting(connection, act, chosen, up_to=up_to, at=at)
     if len(found.emails) > count:
         raise OutboxError(f"{len(found.emails):,} emails fit now, and {count:,} did; look again and decide again.")
     if act in ACTS:

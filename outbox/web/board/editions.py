@@ -145,7 +145,8 @@ def _cursor(said: str) -> tuple[datetime | None, int]:
         found = datetime.fromisoformat(at), int(edition)
     except ValueError:
         return None, 0
-    return found if found[0].tzinfo is not None and 0 <= found[1] <= ID_MAX else (None, 0)
+    is_ours = found[0].tzinfo is not None and 1 < found[0].year < 9999  # noqa: PLR2004 - a moment in UTC, too
+    return found if is_ours and 0 <= found[1] <= ID_MAX else (None, 0)
 
 
 async def _bounded(connection: Any, statement: str, *arguments: Any, time_max_s: float = COUNT_MAX_S) -> Any:

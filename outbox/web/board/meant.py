@@ -66,15 +66,19 @@ async def named(connection: Any, ids: Sequence[int]) -> list[Email]:
     return [Email(*row) for row in await connection.fetch(STANDING, list(ids)[:PICKED_MAX])]
 
 
+def _is_id(said: str) -> bool:
+    return said.isascii() and said.isdigit() and len(said) < 19  # noqa: PLR2004 - a bigint
+
+
 def picked(fields: Mapping[str, str]) -> list[int]:
     """The ids that were picked on a page."""
     said = [name.removeprefix("pick.") for name in fields if name.startswith("pick.")]
-    return [int(one) for one in said if one.isascii() and one.isdigit() and len(one) < 19]  # noqa: PLR2004
+    return [int(one) for one in said if _is_id(one)]
 
 
 def seen_of(fields: Mapping[str, str]) -> dict[int, str]:
     """What a confirmation showed of each email by name."""
-    seen = [one for one in fields.get("seen", "").split(",") if one.partition(":")[0].isdigit()]
+    seen = [one for one in fields.get("seen", "").split(",") if _is_id(one.partition(":")[0])]
     return {int(one.partition(":")[0]): one for one in seen[:PICKED_MAX]}
 
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from outbox.database import storable
 from outbox.errors import ConfigurationError
 from outbox.settings import SECRET_MIN, WebSettings
 from outbox.web.guard import Callers, Misses, body_of, is_own
@@ -57,32 +58,41 @@ class Door:
         if self.settings.board_header is not None:
             name = self.callers.user(request, self.settings.board_header)
             if name is not None and name.lower() in self.settings.board_users:
-                return known if known is not None and known.name == name else self._new(name)
+                is_theirs = known is not None and (known.name, known.can_leave) == (name, False)
+                return known if is_theirs else self._new(name)
         if self.token is not None:
-            return known and Visitor(known.name, known.csrf, can_leave=True)
+            return known if known is not None and known.can_leave else None
         if self.is_open and self._is_local(request):
             return known if known is not None and known.name == "loopback" else self._new("loopback")
         return None
 
     def _is_local(self, request: Request) -> bool:
-        """Whether a browser here means this very address: not a name that points here, not a proxy before it."""
-        host = request.headers.get("host", "").rpartition("@")[2]
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        forwarded = {"forwarded", "x-forwarded-for", "x-forwarded-host", "via"} & set(request.headers)
-        return name in LOOPBACK and not forwarded
+        """Whether a browser here means this very address: not a name that points here, not a proxy before it.
+
+        nginx by itself names no client and asks for the address that it was given, but by HTTP/1.0, which no browser
+        speaks; and what a browser says of where it comes from passes through.
+        """
+        forwarded = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"} & set(request.headers)
+        if forwarded or request.scope.get("http_version") == "1.0":
+            return False
+        told = (request.headers.get("origin", ""), request.headers.get("referer", ""))
+        hosts = [request.headers.get("host", ""), *(one.split("/")[2] for one in told if one.count("/") > 1)]
+        return all(_named(host) in LOOPBACK for host in hosts)
 
     def sign_in(self, name: str, token: str) -> Visitor | None:
         """The visitor who shows the token; None if it is not the one."""
         name = " ".join(name.split())[:80]
         if self.token is None or not name or not hmac.compare_digest(_digest(token), _digest(self.token)):
             return None
-        return self._new(name)
+        return self._new(name, can_leave=True)
 
-    def _new(self, name: str) -> Visitor:
+    def _new(self, name: str, *, can_leave: bool = False) -> Visitor:
+        """The cookie says whether the token was shown: whom a proxy names has it for the forms' sake only."""
         csrf = secrets.token_urlsafe(16)
-        said = json.dumps({"name": name, "csrf": csrf, "until": int(time.time()) + SESSION_S}).encode()
+        until = int(time.time()) + SESSION_S
+        said = json.dumps({"name": name, "csrf": csrf, "until": until, "can_leave": can_leave}).encode()
         signed = base64.urlsafe_b64encode(hmac.digest(self._key, said, "sha256") + said).decode()
-        return Visitor(name, csrf, cookie=signed)
+        return Visitor(name, csrf, can_leave, signed)
 
     def _read(self, cookie: str) -> Visitor | None:
         """The visitor whom a cookie of ours names, while it is valid."""
@@ -94,7 +104,9 @@ class Door:
         if not hmac.compare_digest(signature, hmac.digest(self._key, said, "sha256")):
             return None
         known: dict[str, Any] = json.loads(said)
-        return Visitor(known["name"], known["csrf"]) if known["until"] > time.time() else None
+        if known["until"] <= time.time():
+            return None
+        return Visitor(known["name"], known["csrf"], can_leave=known.get("can_leave", False))
 
     def remember(self, request: Request, response: Response, visitor: Visitor) -> None:
         """Set the visitor's cookie: no script reads it, no other site sends it."""
@@ -170,15 +182,21 @@ class Door:
 
 
 async def fields_of(request: Request) -> dict[str, str]:
-    """The fields of a form, the last of each name; none if it is no form."""
+    """The fields of a form, the last of each name, as Postgres can hold them; none if it is no form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         return {}
     try:
-        said = (await body_of(request)).decode()
-        return dict(parse_qsl(said, keep_blank_values=True, max_num_fields=FIELDS_MAX))
+        said = parse_qsl((await body_of(request)).decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX)
+        return {storable(name): storable(value) for name, value in said}
     except ValueError:
         return {}
+
+
+def _named(host: str) -> str:
+    """The name in `name:port`."""
+    host = host.rpartition("@")[2]
+    return host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
 
 
 def _digest(text: str) -> bytes:
