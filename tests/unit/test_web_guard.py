@@ -7,7 +7,8 @@ import pytest
 from starlette.requests import Request
 
 import outbox.web
-from outbox.settings import WebSettings
+from outbox.settings import Settings, WebSettings
+from outbox.web.board.live import VIEWERS_MAX, Live
 from outbox.web.board.signing import COOKIE, Door, fields_of
 from outbox.web.guard import BODY_MAX, Callers, Guarded, Misses, is_own
 from outbox.web.history import Earlier, read_history, with_history
@@ -290,3 +291,15 @@ async def test_figures_that_are_none_leave_a_page_without_a_line(figures):
 
     (edition,) = await read_history(Connection(), 1, None)
     assert edition.figures == {}
+
+
+async def test_however_many_look_on_in_one_moment_no_more_are_told_than_may_be():
+    live = Live(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"), None)
+    live.end()
+    live._streams = VIEWERS_MAX - 1
+    both = [live.events(""), live.events("")]
+    assert [await anext(one) for one in both] == [b"retry: 2000\n\n", b"retry: 30000\n\n"]
+    assert [one async for one in both[1]] == []
+    assert live._streams == VIEWERS_MAX
+    await both[0].aclose()
+    assert live._streams == VIEWERS_MAX - 1

@@ -168,6 +168,9 @@ class Live:
         """
         ends_at = time.monotonic() + STREAM_MAX_S
         said = b""
+        if self.is_full:  # of many who came in one moment, each before the others were counted
+            yield b"retry: 30000\n\n"
+            return
         self._streams += 1
         try:
             yield b"retry: 2000\n\n"

@@ -44,6 +44,8 @@ class Overview:
 
     async def events(self, request: Request, _: Visitor) -> Response:
         """The same as it changes, as server-sent events of HTML."""
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         if self.desk.live.is_full:
             return notice(request, 503, "Too many", "Too many look on already; load the page again.", Retry_After="30")
         stream = self.desk.live.events(request.scope.get("root_path", ""))
