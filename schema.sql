@@ -513,6 +513,7 @@ begin
         raise exception using errcode = '22023', message = 'an email needs a recipient, recipients, cc or bcc';
     end if;
     for part in select name, value from jsonb_each_text(coalesce(enqueue.headers, '{}')) as h (name, value) loop
+        continue when part.value is null;
         if part.name !~ '^[!-9;-~]{1,64}$' or lower(part.name) in (
             'from', 'to', 'cc', 'bcc', 'reply-to', 'subject', 'date', 'message-id', 'list-id', 'auto-submitted',
             'x-auto-response-suppress', 'mime-version', 'content-type', 'content-transfer-encoding',

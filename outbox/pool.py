@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from outbox.breaker import Breaker
@@ -47,6 +48,8 @@ class Pool:
         """A fault of ours: the relay ends loudly rather than go on without connections or deadlines."""
         self._signs = route.letterhead if route.letterhead is not None and route.letterhead.is_slow else None
         self._signing: asyncio.Task[None] | None = None
+        # Its own: in the loop's, names that nobody resolves and disks that hang take all threads, of all routes.
+        self._signing_thread = ThreadPoolExecutor(1, "outbox signing") if self._signs is not None else None
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
 
@@ -162,7 +165,7 @@ class Pool:
         """Until all that is ready is signed. A claim that is let go of meanwhile is signed for nothing."""
         try:
             while (claim := next((one for one in self.ready if not _is_prepared(one)), None)) is not None:
-                await asyncio.to_thread(letterhead.prepare, claim)
+                await asyncio.get_running_loop().run_in_executor(self._signing_thread, letterhead.prepare, claim)
                 self.staff(time.monotonic())
         finally:
             self._signing = None
@@ -228,6 +231,8 @@ class Pool:
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
+        if self._signing_thread is not None:
+            self._signing_thread.shutdown(wait=False, cancel_futures=True)
         for conversation in list(self.conversations):
             conversation.give_up("the relay was stopped while it waited for the reply to the final dot")
 

@@ -127,6 +127,9 @@ class Relay:
         self._sent_before = 0
         self._heard: str | None = None
         self._held: frozenset[str] = frozenset()
+        self.beside: Sequence[Relay] = (self,)
+        """The relays of this process, itself too: they fall together."""
+        self._asks_suspect = False
 
     def stop(self) -> None:
         """Begin to drain: claim nothing more, finish what is in hand within `drain_s`, then `run` returns."""
@@ -553,6 +556,13 @@ class Relay:
         return 0 if self.stopping or self._barrier.up or FLEET in self._held else self.pool.room(now)
 
     async def _tick(self, session: Session, room: int = 0) -> None:
+        suspects = self._asks_suspect = room > 0 and self._may_take_suspect()
+        try:
+            await self._tick_with(session, room, suspects=int(suspects))
+        finally:
+            self._asks_suspect = False
+
+    async def _tick_with(self, session: Session, room: int, *, suspects: int) -> None:
         marks, self._marks = self._marks, {}
         settlements, self._settlements = self._settlements, []
         began_at = time.monotonic()
@@ -568,7 +578,7 @@ class Relay:
                 settlements=settlements,
                 marks=marks,
                 room=room,
-                suspects=int(room > 0 and self._may_take_suspect()),
+                suspects=suspects,
                 route=self.serves,
                 server=self.pool.route.name,
                 since=since,
@@ -592,7 +602,8 @@ class Relay:
             self._frontier.note(done.reached, since, now)
             self._urgent_frontier.note(done.urgent_reached, urgent_since, now)
             in_part = self._turns.note(done.claims, room, urgent_max) or since is not None
-            await self._plan_next_claim(session, done.claims, room, now, in_part=in_part)
+            all_urgent_at = now if urgent_since is None else self._urgent_frontier.all_at
+            await self._plan_next_claim(session, done.claims, room, now, in_part=in_part, all_urgent_at=all_urgent_at)
         if not (done.held or done.listed):
             self._take_claims(session, done.claims, now)
         lost = self._act_on_marks(session, marks, done, started_s)
@@ -614,7 +625,7 @@ class Relay:
             self.judged(claim, Withdrawn("its mark was not confirmed, so the dot was not written"))
 
     async def _plan_next_claim(
-        self, session: Session, claims: list[Claim], room: int, now: float, *, in_part: bool
+        self, session: Session, claims: list[Claim], room: int, now: float, *, in_part: bool, all_urgent_at: float
     ) -> None:
         if self.pool.breaker.probing and not claims and not in_part and self.pool.is_empty:
             await self._probe_without_mail(session)
@@ -627,6 +638,8 @@ class Relay:
             longest_s = min(self.settings.poll_max_s, self.settings.lease_s / 3)
             self._poll_at = now + self._poll_s * (0.8 + 0.2 * random.random())  # noqa: S311 - jitter
             self._poll_s = min(2 * self._poll_s, longest_s)
+            if all_urgent_at > now:  # an urgent email that a long transaction committed lies behind the frontier
+                self._poll_at = min(self._poll_at, all_urgent_at)
 
     def _take_claims(self, session: Session, claims: list[Claim], now: float) -> None:
         if session.lost is None:
@@ -835,8 +848,14 @@ class Relay:
         """
         if time.monotonic() - self._opened_at < PROVEN_S:
             return False
+        return not any(relay.has_suspect for relay in self.beside)
+
+    @property
+    def has_suspect(self) -> bool:
+        """Whether it holds one, or asks for one at this moment."""
         marking = (claim for _, claim in self._marks.values())
-        return not any(claim.suspect for claim in (*self.pool.in_hand(), *marking))
+        given_back = (*self.pool.releases, *self.pool.put_off)
+        return self._asks_suspect or any(one.suspect for one in (*self.pool.in_hand(), *given_back, *marking))
 
     async def _speak(self, session: Session, now: float) -> None:
         """Before a tick: whatever there is to say or to ask besides it, which mostly is nothing."""

@@ -34,6 +34,8 @@ class Relays:
             Relay(settings, route, until_empty=until_empty, observers=observers(settings.on_route(route), route))
             for route in ("", *settings.routes)
         ]
+        for relay in self.each:
+            relay.beside = self.each
         self._going = list(self.each)
 
     async def run(self) -> None:

@@ -62,7 +62,8 @@ class Signer:
                 canonicalize=(b"relaxed", b"relaxed"),
                 include_headers=[*there, b"from"],
             )
-        except dkim.DKIMException as error:
+        except Exception as error:
+            # What is no message makes dkimpy stumble in many ways (IndexError, TypeError); no relay may fall with it.
             raise UnsignableError(f"it cannot be signed: {error}") from error
         return field
 

@@ -208,9 +208,10 @@ def test_whoever_has_the_published_record_can_verify_what_is_sent(tmp_path, key,
     assert b"x-ses-tag" not in signed, "what the next server takes out must not break the signature"
 
 
-def test_what_cannot_be_signed_is_refused_and_never_sent_unsigned(tmp_path, key):
+@pytest.mark.parametrize("message", [b"no header at all", b" folded\r\nSubject: hello\r\n\r\nx", b""])
+def test_what_cannot_be_signed_is_refused_and_never_sent_unsigned(tmp_path, key, message):
     (tmp_path / "dkim.pem").write_bytes(pem(key))
-    claim = mail(b"no header at all")
+    claim = mail(message)
     talk = Talk(claim, letterhead=Letterhead({}, load_signer(table("dkim.pem"), tmp_path)))
     ((_, verdict),) = talk.desk.verdicts
     assert isinstance(verdict, Refused)
