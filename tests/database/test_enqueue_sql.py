@@ -122,7 +122,8 @@ async def test_each_of_several_recipients_has_a_delivery_and_none_sees_the_hidde
         select outbox.enqueue(key => 'a', sender => 's@example.com',
             recipients => array['Ada <a@EXAMPLE.com>', 'b@b.example'],
             cc => array['"Doe, Jo" <c@b.example>'], bcc => array['d@b.example', 'a@example.com'], body_text => 't',
-            reply_to => array['r@b.example'], headers => '{"X-Order": "4711", "List-Unsubscribe": "<https://b.example/u>"}',
+            reply_to => array['r@b.example'],
+            headers => '{"X-Order": "4711", "X-None": null, "List-Unsubscribe": "<https://b.example/u>"}',
             send_at => '2030-01-01T00:00Z', send_before => '2030-01-02T00:00Z')""")
     rows = await connection.fetch("""
         SELECT e.key, e.recipient, extract(year from d.due_at) AS due, d.send_before
