@@ -154,6 +154,11 @@ SETTLED: Final = """
 SELECT state, count(*) AS n FROM outbox.delivery WHERE settled_at IS NOT NULL GROUP BY state
 """
 
+SETTLED_OF_NEWEST: Final = """
+SELECT state, count(*) AS n FROM (SELECT state, settled_at FROM outbox.delivery ORDER BY email DESC LIMIT $1) d
+ WHERE settled_at IS NOT NULL GROUP BY state
+"""
+
 
 @dataclass(slots=True)
 class Seldom:
@@ -200,9 +205,12 @@ class Rates:
 
 
 class Watcher:
-    """Looks through one connection, which is made anew when it was lost. An outage is news here, not an error."""
+    """Looks through one connection, which is made anew when it was lost. An outage is news here, not an error.
 
-    def __init__(self, settings: Settings) -> None:
+    With `newest` what is settled is counted among so many of the newest emails, else among all.
+    """
+
+    def __init__(self, settings: Settings, *, newest: int | None = None) -> None:
         settings.require("database_url")
         assert settings.database_url is not None
         self.database_url = settings.database_url
@@ -220,6 +228,7 @@ class Watcher:
         self._connection: Any = None
         self._open = Seldom()
         self._settled = Seldom()
+        self._settled_of = (SETTLED,) if newest is None else (SETTLED_OF_NEWEST, newest)
         self._counted: dict[int, Seldom] = {}
 
     async def connect(self) -> None:
@@ -283,7 +292,7 @@ class Watcher:
             for edition in look.editions:
                 rest = REST if edition.completed_at is None else REST_SETTLED
                 await self._counted[edition.id].ask(connection, look.at, COUNTED, edition.id, rest=rest)
-            await self._settled.ask(connection, look.at, SETTLED, rest=REST_SETTLED)
+            await self._settled.ask(connection, look.at, *self._settled_of, rest=REST_SETTLED)
         self._show(look)
 
     def _show(self, look: Look) -> None:

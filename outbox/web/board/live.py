@@ -28,6 +28,7 @@ LOOK_S: Final = 1.0  # between two looks, while somebody looks on
 REST_S: Final = 10.0  # between two samples, while nobody does
 WANTED_S: Final = 15.0  # how long a page that was asked for counts as somebody
 FRESH_S: Final = 2.0
+NEWEST: Final = 100_000  # emails among which what is settled is counted: never the whole table
 WAIT_MAX_S: Final = 1.5  # a page waits so long for a look of this moment, and then shows an older one
 VIEWERS_MAX: Final = 50
 HEARTBEAT_S: Final = 10.0
@@ -84,7 +85,7 @@ class Live:
     """One poller for the whole process, and those who look on."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
-        self.watcher = Watcher(settings)
+        self.watcher = Watcher(settings, newest=NEWEST)
         self.hour = Hour()
         self.store = store
         self.draw: Callable[[str], dict[str, Any]] = lambda _: {}

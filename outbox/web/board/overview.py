@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from outbox.screen import Frame, reasons, spoken_s
 from outbox.watch import EditionSeen, Look
 from outbox.web.board.desk import Desk
-from outbox.web.board.live import Seen
+from outbox.web.board.live import NEWEST, Seen
 from outbox.web.board.signing import Visitor
 from outbox.web.looks import notice, rendered
 
@@ -72,6 +72,7 @@ class Overview:
             "fleet": [
                 (relay, living.get(relay.id), rates.per_s(relay.id), in_hand.get(relay.id, 0)) for relay in seen.relays
             ],
+            "newest": NEWEST,
             "per_s": sum(rates.per_s(relay.id) or 0.0 for relay in look.relays),
             "plot": live.hour.plot(look.at),
         }
