@@ -1,4 +1,4 @@
--- outbox: the one schema, at version 5. `outbox init` applies it (or upgrades an older one) and may be run by
+-- outbox: the one schema, at version 6. `outbox init` applies it (or upgrades an older one) and may be run by
 -- every server at once; `psql -1 -f schema.sql` does the same on an empty database. PostgreSQL 14 or later.
 --
 -- A report travels through these tables in this order:
@@ -547,4 +547,4 @@ begin
         made_by => coalesce(nullif(current_setting('application_name'), ''), 'SQL') || ', ' || session_user);
 end $$;
 
-insert into outbox.schema_version (version, compatible) values (5, 2);
+insert into outbox.schema_version (version, compatible) values (6, 2);

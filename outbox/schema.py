@@ -11,7 +11,7 @@ from outbox.errors import SchemaError
 
 # To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
 # version COMPATIBLE and later may work on it, leave COMPATIBLE: a fleet is then upgraded server by server.
-VERSION: Final = 5
+VERSION: Final = 6
 COMPATIBLE: Final = 2
 
 # What turns version n - 1 into n, for databases that were made before; `schema.sql` is always the newest whole.
@@ -103,6 +103,14 @@ UPGRADES: Final[Mapping[int, str]] = {
             email bigint NOT NULL, message text NOT NULL, at timestamptz NOT NULL DEFAULT now(),
             kind text NOT NULL CHECK (kind IN ('hard', 'soft', 'complained')), status text,
             PRIMARY KEY (email, message));
+    """,
+    6: """
+        SET LOCAL search_path = pg_catalog, pg_temp;
+        -- email and delivery: bounds
+
+        -- bounce tokens
+
+        -- board sessions
     """,
 }
 
