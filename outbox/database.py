@@ -1,4 +1,4 @@
-"""The way to Postgres: how a connection is made, what its loss is called, and which advisory locks are ours.
+"""Connections to Postgres: how they are opened and made safe, which errors mean that one is lost, our advisory locks.
 
 Knows nothing of reports or mail.
 """
@@ -7,8 +7,9 @@ import hashlib
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -103,32 +104,161 @@ def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
     }
 
 
+# With any other path, an object that somebody else created in one of its schemas can take the place of one that a
+# statement means, for example a function `unnest(integer[])` that fits better than `unnest(anyarray)`, and then runs
+# with the rights of this session (PostgreSQL docs, 5.10.6 and 10.3). `pg_temp` comes last: temporary objects are this
+# session's own, but without the entry they would be searched first.
+TRUSTED_PATH: Final = "pg_catalog, pg_temp"
+LOCK_TIMEOUT_S: Final = 10.0
+
+# An aware datetime at these bounds survives a conversion to any time zone (offsets are below 24 hours). `infinity` and
+# `-infinity` are decoded to the bounds and encoded from them; other times out of range are one microsecond inside.
+INFINITY: Final = datetime.max.replace(tzinfo=UTC) - timedelta(days=1)
+MINUS_INFINITY: Final = datetime.min.replace(tzinfo=UTC) + timedelta(days=1)
+
+_MICROSECOND: Final = timedelta(microseconds=1)
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts microseconds from here, as a signed 64-bit integer
+_LATEST: Final = INFINITY - _MICROSECOND
+_EARLIEST: Final = MINUS_INFINITY + _MICROSECOND
+_LATEST_US: Final = (_LATEST - _EPOCH) // _MICROSECOND
+_EARLIEST_US: Final = (_EARLIEST - _EPOCH) // _MICROSECOND
+_INFINITY_US: Final = 2**63 - 1
+_MINUS_INFINITY_US: Final = -(2**63)
+_TIMESTAMPTZ: Final = 1184  # its fixed OID (pg_type.dat)
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """Connection with a trusted search path and bounded waits for locks, also after a pool has reset it."""
+
+    user_search_path: str = '"$user", public'
+    clamps_timestamps: bool = True
+    settle: str = ""
+    """The statements that make the session ours."""
+
+    def get_reset_query(self) -> str:
+        """Return what a pool runs when the connection comes back: `RESET ALL` would bring the role's own path back."""
+        return f"{super().get_reset_query()}\n{self.settle}"
+
+    def install_timestamps(self) -> None:
+        """Decode timestamps that Python cannot represent (BC, after 9999, infinite) to the nearest one that it can.
+
+        Without this asyncpg raises OverflowError for the whole result, and returns naive datetimes for the infinities.
+        Registered by OID, since `set_type_codec` is for types that it looks up.
+        """
+        self._protocol.get_settings().add_python_codec(
+            _TIMESTAMPTZ,
+            "timestamptz",
+            "pg_catalog",
+            [],
+            "scalar",
+            _encode_timestamp,
+            self._decode_timestamp,
+            "tuple",
+        )
+
+    def _decode_timestamp(self, value: tuple[int]) -> datetime:
+        (microseconds,) = value
+        if _EARLIEST_US <= microseconds <= _LATEST_US:
+            return _EPOCH + timedelta(microseconds=microseconds)
+        if not self.clamps_timestamps:
+            return _decode_as_asyncpg(microseconds)
+        if microseconds > 0:
+            return INFINITY if microseconds == _INFINITY_US else _LATEST
+        return MINUS_INFINITY if microseconds == _MINUS_INFINITY_US else _EARLIEST
+
+
+def _decode_as_asyncpg(microseconds: int) -> datetime:
+    """Decode a timestamp near or out of Python's range as asyncpg does: naive infinities, OverflowError."""
+    if microseconds == _INFINITY_US:
+        return datetime.max  # noqa: DTZ901
+    if microseconds == _MINUS_INFINITY_US:
+        return datetime.min  # noqa: DTZ901
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _encode_timestamp(at: object) -> tuple[int]:
+    if not isinstance(at, datetime):
+        if not isinstance(at, date):
+            raise TypeError(f"expected a datetime.date or datetime.datetime instance, got {type(at).__name__!r}")
+        at = datetime(at.year, at.month, at.day).astimezone()
+    if at in (INFINITY, datetime.max):  # noqa: DTZ901 - asyncpg's own value of infinity
+        return (_INFINITY_US,)
+    if at in (MINUS_INFINITY, datetime.min):  # noqa: DTZ901
+        return (_MINUS_INFINITY_US,)
+    return ((at.astimezone(UTC) - _EPOCH) // _MICROSECOND,)
+
+
+def user_search_path(connection: Any) -> str:
+    """Return the search path that this role has by default, as `SET search_path = …` takes it.
+
+    The user's own queries run with it: `SET LOCAL` it in their transaction and nowhere else.
+    """
+    path: str = connection.user_search_path
+    return path
+
+
+@contextmanager
+def plain_timestamps(connection: Any) -> Iterator[None]:
+    """Decode timestamps as asyncpg itself does within the block, for the user's own queries."""
+    ours: Connection = getattr(connection, "_con", connection)  # a pool's connection is a proxy
+    before, ours.clamps_timestamps = ours.clamps_timestamps, False
+    try:
+        yield
+    finally:
+        ours.clamps_timestamps = before
+
+
 async def connect(
     url: DatabaseUrl,
     *,
     application: str,
     settings: dict[str, str] | None = None,
     timeout_s: float = CONNECT_TIMEOUT_S,
-) -> Any:
-    """A dedicated connection that belongs to no pool: asyncpg's releases advisory locks on return, others leak them.
+    clamp_timestamps: bool = True,
+) -> Connection:
+    """Open a connection of our own that belongs to no pool: asyncpg's pool releases advisory locks, others leak them.
+
+    Its search path is `TRUSTED_PATH`, and it waits for a lock for `LOCK_TIMEOUT_S` unless `settings` says otherwise.
+    `clamp_timestamps` decodes timestamps out of Python's range to its bounds instead of raising.
 
     Raises:
         DatabaseUnavailableError: one sentence that says whether it does not answer, or does not let us in.
         UnsafeDatabaseError: the session settings that were asked for are refused or not in force.
 
     """
+    settings = settings or {}
     try:
         connection = await asyncpg.connect(
             url.dsn,
             timeout=timeout_s,
             max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
-            server_settings={"application_name": application, **(settings or {})},
+            server_settings={"application_name": application, **settings},
+            connection_class=Connection,
         )
     except Exception as error:
         raise explain_refusal(url, error) from error
+    assert isinstance(connection, Connection)
     _watch_peer(connection)
-    if settings and "idle_session_timeout" in settings:
-        await _require_lease(url, connection, settings["idle_session_timeout"], timeout_s)
+    try:
+        if "idle_session_timeout" in settings:
+            await _require_lease(url, connection, settings["idle_session_timeout"], timeout_s)
+        connection.clamps_timestamps = clamp_timestamps
+        connection.install_timestamps()
+        # A pooler refuses settings in the startup message that it does not know: these are set afterwards. `SHOW` is no
+        # expression, so that nothing on the path takes part in it.
+        connection.user_search_path = await connection.fetchval("SHOW search_path", timeout=timeout_s)
+        lock_timeout = settings.get("lock_timeout", str(int(LOCK_TIMEOUT_S * 1000)))
+        connection.settle = f"SET search_path = {TRUSTED_PATH}; SET lock_timeout = '{lock_timeout}';"
+        await connection.execute(connection.settle, timeout=timeout_s)
+    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
+        connection.terminate()
+        raise UnsafeDatabaseError(say_pooler(url, f"it does not keep a session's statements: {error}")) from error
+    except LOST_SESSION as error:
+        connection.terminate()
+        raise explain_refusal(url, error) from error
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 
@@ -153,23 +283,21 @@ def _watch_peer(connection: Any) -> None:
 
 
 async def _require_lease(url: DatabaseUrl, connection: Any, wanted_ms: str, timeout_s: float) -> None:
-    """Return if the session is the lease that was asked for. In one simple query, which passes any pooler."""
+    """Return if the session is the lease that was asked for. In one simple query, which passes any pooler.
+
+    It runs before the search path is set, so every name in it is qualified.
+    """
     try:
         await connection.execute(
-            "DO $$ DECLARE found text := (SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'); BEGIN"
-            f" IF found <> '{int(wanted_ms)}' THEN RAISE EXCEPTION '% ms', found; END IF; END $$",
+            "DO $$ DECLARE found pg_catalog.text := (SELECT s.setting FROM pg_catalog.pg_settings s"
+            " WHERE s.name OPERATOR(pg_catalog.=) 'idle_session_timeout'::pg_catalog.text);"
+            f" BEGIN IF found OPERATOR(pg_catalog.<>) '{int(wanted_ms)}'::pg_catalog.text"
+            " THEN RAISE EXCEPTION '% ms', found; END IF; END $$",
             timeout=timeout_s,
         )
     except asyncpg.RaiseError as error:
-        connection.terminate()
         fact = f"idle_session_timeout is {error} although {wanted_ms} ms were asked for"
         raise UnsafeDatabaseError(say_pooler(url, fact)) from error
-    except LOST_SESSION as error:
-        connection.terminate()
-        raise explain_refusal(url, error) from error
-    except BaseException:
-        connection.terminate()
-        raise
 
 
 def is_lost(error: BaseException | None) -> bool:
