@@ -36,15 +36,20 @@ INIT_LOCK: Final = lock_namespace("init")
 SELFTEST_LOCKS: Final = lock_namespace("selftest")
 PRUNE_LOCK: Final = lock_namespace("prune")
 
-# The relays that live, from the locks, not from memory: a row that nobody locks is a relay that is gone. $1 is
-# RELAY_LOCKS.
-ALIVE: Final = """
-  FROM outbox.relay r
-  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
-                 AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
-                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
- WHERE r.ended_at IS NULL
+# The lock of relay `r`, granted to the very backend that registered it; $1 is RELAY_LOCKS. Any role that connects can
+# take any advisory lock, also one of ours, so the same lock held by another backend, or in share mode, says nothing of
+# the relay. A backend that got the process id of a dead relay's does not count either, unless its role could have
+# registered a relay.
+HOLDS_ITS_LOCK: Final = """
+SELECT FROM pg_locks l
+ WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid = r.backend_pid
+   AND l.classid::bigint = $1 AND l.objid::bigint = r.id AND l.objsubid = 2
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND has_any_column_privilege((SELECT a.usesysid FROM pg_stat_get_activity(l.pid) AS a), r.tableoid, 'INSERT')
 """
+
+# The relays that live, from the locks, not from memory. $1 is RELAY_LOCKS.
+ALIVE: Final = f"FROM outbox.relay r WHERE r.ended_at IS NULL AND EXISTS ({HOLDS_ITS_LOCK})"
 
 CHANNEL: Final = "outbox"
 CONNECT_TIMEOUT_S: Final = 10.0
