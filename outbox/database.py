@@ -3,19 +3,21 @@
 Knows nothing of reports or mail.
 """
 
+import asyncio
 import hashlib
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from outbox.address import DatabaseUrl
-from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
+from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -115,6 +117,9 @@ def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
 # session's own, but without the entry they would be searched first.
 TRUSTED_PATH: Final = "pg_catalog, pg_temp"
 LOCK_TIMEOUT_S: Final = 10.0
+LOCK_LOOK_EVERY_S: Final = 2.0
+LOOK_MAX_S: Final = 3.0
+INIT_WAIT_MAX_S: Final = 600.0
 
 # An aware datetime at these bounds survives a conversion to any time zone (offsets are below 24 hours). `infinity` and
 # `-infinity` are decoded to the bounds and encoded from them; other times out of range are one microsecond inside.
@@ -265,6 +270,135 @@ async def connect(
         connection.terminate()
         raise
     return connection
+
+
+BLOCKERS: Final = """
+SELECT b.pid, a.usesysid::regrole::text AS role, a.application_name AS application
+  FROM (SELECT DISTINCT unnest(pg_blocking_pids($1)) AS pid) AS b
+  LEFT JOIN LATERAL pg_stat_get_activity(b.pid) AS a ON b.pid <> 0
+ ORDER BY b.pid
+"""
+
+
+async def describe_blockers(url: DatabaseUrl, pid: int) -> str:
+    """Return which sessions the backend `pid` waits for at this moment: `pid 4711 (role app, application psql)`.
+
+    Empty if it waits for none, or if that cannot be found out. Asked over a connection of its own, while the other one
+    waits: once its `lock_timeout` is over nobody knows any more.
+    """
+    try:
+        look = await connect(url, application="outbox looks", timeout_s=LOOK_MAX_S)
+    except (OutboxError, *LOST_SESSION, asyncpg.PostgresError):
+        return ""
+    try:
+        return await _describe_blockers(look, pid)
+    finally:
+        look.terminate()
+
+
+async def _describe_blockers(look: Any, pid: int) -> str:
+    try:
+        rows = await look.fetch(BLOCKERS, pid, timeout=LOOK_MAX_S)
+    except (*LOST_SESSION, asyncpg.PostgresError):
+        return ""
+    return ", ".join(describe_session(row) for row in rows)
+
+
+def describe_session(row: Any) -> str:
+    """Return pid, role and application of a session in words; pid 0 is a prepared transaction."""
+    if not row["pid"]:
+        return "a prepared transaction (see pg_prepared_xacts)"
+    application = f", application {row['application']}" if row["application"] else ""
+    return f"pid {row['pid']} (role {row['role']}{application})"
+
+
+def explain_lock(doing: str, blockers: str) -> DatabaseUnavailableError:
+    """Return the error for a lock that was not obtained in time (SQLSTATE 55P03)."""
+    holder = blockers or "a session that has ended meanwhile"
+    return DatabaseUnavailableError(
+        f"{doing} waited too long for a lock that another session holds: {holder}; "
+        "let it end, or end it with pg_terminate_backend(pid), and run this again."
+    )
+
+
+@asynccontextmanager
+async def lock_waits(url: DatabaseUrl, connection: Any, doing: str) -> AsyncIterator[None]:
+    """Tell which session holds the lock when a statement of the block gives up waiting for one.
+
+    Raises:
+        DatabaseUnavailableError: a statement met its `lock_timeout`; it names pid and role of who holds the lock.
+
+    """
+    waited_for = ""
+
+    async def watch(pid: int) -> None:
+        nonlocal waited_for
+        await asyncio.sleep(LOCK_LOOK_EVERY_S)  # most commands are over by then, and need no second connection
+        look = await connect(url, application="outbox looks", timeout_s=LOOK_MAX_S)
+        try:
+            while True:
+                waited_for = await _describe_blockers(look, pid) or waited_for
+                await asyncio.sleep(LOCK_LOOK_EVERY_S)
+        finally:
+            look.terminate()
+
+    watching = asyncio.create_task(watch(await connection.fetchval("SELECT pg_backend_pid()")))
+    try:
+        yield
+    except Exception as error:
+        if not is_lock_timeout(error):
+            raise
+        raise explain_lock(doing, waited_for) from error
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+def is_lock_timeout(error: BaseException | None) -> bool:
+    """Return True if an error, or what SQLAlchemy wrapped in it, is a `lock_timeout` that was over."""
+    while error is not None:
+        if isinstance(error, asyncpg.LockNotAvailableError):
+            return True
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
+
+
+# Who holds it, and whether its role may create or upgrade the schema, as whoever runs `outbox init` may.
+INIT_HOLDERS: Final = """
+SELECT l.pid, a.usesysid::regrole::text AS role, a.application_name AS application,
+       coalesce(has_database_privilege(a.usesysid, l.database, 'CREATE')
+                OR (SELECT pg_has_role(a.usesysid, nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'outbox'),
+                false) AS may_init
+  FROM pg_locks l CROSS JOIN LATERAL pg_stat_get_activity(l.pid) AS a
+ WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid = 0 AND l.objsubid = 2
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ ORDER BY may_init, l.pid
+"""
+
+
+async def take_init_lock(connection: Any) -> None:
+    """Take the lock under which one server at a time changes the schema, until the end of the transaction.
+
+    Servers that do so at once queue for it, each for as long as the others take, but for `INIT_WAIT_MAX_S` at most. A
+    role that may not change the schema can hold it, too, since the lock is an advisory one: it is waited for once.
+
+    Raises:
+        DatabaseUnavailableError: it is not free in time; it names pid and role of who holds it.
+
+    """
+    end = time.monotonic() + INIT_WAIT_MAX_S
+    while True:
+        try:
+            async with connection.transaction():  # a savepoint: a wait that ends in vain does not end the rest
+                await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
+        except asyncpg.LockNotAvailableError as error:
+            holders = await connection.fetch(INIT_HOLDERS, INIT_LOCK)
+            strangers = [row for row in holders if not row["may_init"]]
+            if strangers or time.monotonic() > end:
+                who = ", ".join(describe_session(row) for row in strangers or holders)
+                raise explain_lock("Changing the schema", who) from error
+        else:
+            return
 
 
 # What the server is asked to do about us (`lease_settings`), done about the server: a host that is gone, or a
