@@ -18,6 +18,7 @@ import asyncpg
 
 from outbox.address import DatabaseUrl
 from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
+from outbox.period import INFINITY, MINUS_INFINITY
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -121,11 +122,8 @@ LOCK_LOOK_EVERY_S: Final = 2.0
 LOOK_MAX_S: Final = 3.0
 INIT_WAIT_MAX_S: Final = 600.0
 
-# An aware datetime at these bounds survives a conversion to any time zone (offsets are below 24 hours). `infinity` and
-# `-infinity` are decoded to the bounds and encoded from them; other times out of range are one microsecond inside.
-INFINITY: Final = datetime.max.replace(tzinfo=UTC) - timedelta(days=1)
-MINUS_INFINITY: Final = datetime.min.replace(tzinfo=UTC) + timedelta(days=1)
-
+# `infinity` and `-infinity` are decoded to these bounds and encoded from them, other times out of range to one
+# microsecond inside. All of them survive a conversion to any time zone, since offsets are below 24 hours.
 _MICROSECOND: Final = timedelta(microseconds=1)
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts microseconds from here, as a signed 64-bit integer
 _LATEST: Final = INFINITY - _MICROSECOND
