@@ -245,13 +245,16 @@ class GenerateSession:
         async with self.theirs() as connection:
             try:
                 query, values = _bound(statement, parameters)
+                nested = connection.in_transaction()
                 async with self._transaction():
                     path = user_search_path(self._driver)
                     await connection.exec_driver_sql(f"SET LOCAL search_path = {path}")
                     with plain_timestamps(self._driver):
                         result = await connection.execute(query, values)
                     # In a snapshot this is a savepoint, and a local setting lasts until the end of the transaction.
-                    await connection.exec_driver_sql(f"SET LOCAL search_path = {TRUSTED_PATH}")
+                    # Elsewhere it ends with this one, whose commit is what runs the query of a cursor WITH HOLD.
+                    if nested:
+                        await connection.exec_driver_sql(f"SET LOCAL search_path = {TRUSTED_PATH}")
                     if not result.returns_rows:
                         return []
                     names = list(result.keys())
