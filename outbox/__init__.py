@@ -58,6 +58,7 @@ newcomer who follows it meets them in this order:
     resolve           what a person decides about what is in doubt, or dead
     exported          lists of addresses that providers export, read for the suppression list
     show              the whole story of one
+    mime              bounded reader of MIME messages; stored_mail: a stored email's headers, text, page and files
     bounce            what a bounce or a complaint says, taken apart; returned: believed or not, and written once
 
     schedule          the ticks of a cron expression in civil time
