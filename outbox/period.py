@@ -40,10 +40,14 @@ class Period:
 def spoken_time(at: datetime, zone: tzinfo | None = None) -> str:
     """A moment on the clocks of a timezone, and in UTC if they differ: `2026-11-24 18:10:02 EST (23:10 UTC)`.
 
-    In UTC alone without a zone. The date is repeated where it is another one.
+    In UTC alone without a zone. The date is repeated where it is another one. Moments at the ends of the calendar,
+    which some timezones have no name for, are shown as they are.
     """
-    universal = at.astimezone(UTC)
-    there = at.astimezone(zone or UTC)
+    try:
+        universal = at.astimezone(UTC)
+        there = at.astimezone(zone or UTC)
+    except (OverflowError, ValueError):
+        return f"{at:%Y-%m-%d %H:%M:%S} UTC"
     if there.utcoffset() == universal.utcoffset():
         return f"{universal:%Y-%m-%d %H:%M:%S} UTC"
     near = f"{universal:%H:%M}" if there.date() == universal.date() else f"{universal:%Y-%m-%d %H:%M}"
