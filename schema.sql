@@ -287,6 +287,58 @@ create table outbox.bounce (
     primary key (email, message)
 );
 
+-- Secrets that sign the tokens which go out with emails and come back with bounces; only the owner reads them. One key signs,
+-- which is not retired; what a former one signed is valid for 30 days more. `outbox init --rotate-bounce-key` makes the next.
+create table outbox.bounce_key (
+    id          smallint primary key check (id between 1 and 999),   -- three digits at most: it stands in each token
+    secret      bytea not null check (octet_length(secret) = 32),
+    created_at  timestamptz not null default now(),
+    retired_at  timestamptz
+);
+create unique index bounce_key_signs on outbox.bounce_key ((true)) where retired_at is null;
+-- A random UUID has 122 random bits from the operating system (PostgreSQL docs, 9.14).
+insert into outbox.bounce_key (id, secret)
+values (1, sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), 'UTF8')));
+
+-- The tokens of these emails, as `4711k1t` and 16 hexadecimal digits: the email's id, the key's, and a keyed digest
+-- (HMAC's nested construction, FIPS 198-1, with a key of constant length and a byte that tells the two passes apart) of the
+-- email's id and its Message-ID, cut to 64 bits. After a failover that lost emails an id may be given out again; the token
+-- of the lost one is not valid for it. Without `key` the one that signs. It runs as the schema's owner: relays ask for the
+-- tokens of what they claim, and cannot read the key.
+create function outbox.bounce_tokens(emails bigint[], key integer default null)
+    returns table (email bigint, token text) language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
+    select m.id, m.id || 'k' || k.id || 't' || left(encode(sha256(k.secret || '\x01' || sha256(
+               k.secret || '\x00' || int8send(m.id) || convert_to(m.message_id, 'UTF8'))), 'hex'), 16)
+      from outbox.bounce_key k, unnest(bounce_tokens.emails) as n (id) join outbox.email m on m.id = n.id
+     where case when bounce_tokens.key is null then k.retired_at is null
+                else k.id = bounce_tokens.key and coalesce(k.retired_at > now() - interval '30 days', true) end;
+end $$;
+
+create function outbox.bounce_token(email bigint) returns text language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select t.token from outbox.bounce_tokens(array[bounce_token.email]) as t
+$$;
+
+-- The email that a token is of; null if it is not valid. Digests are compared, not the tokens: how long that takes tells
+-- nothing of how much of a guess was right.
+create function outbox.bounce_email(token text) returns bigint language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    parts text[] := regexp_match(lower(left(bounce_email.token, 100)), '^([1-9][0-9]{0,18})k([1-9][0-9]{0,2})t[0-9a-f]{16}$');
+    id    bigint;
+begin
+    if parts is null or parts[1]::numeric > 9223372036854775807 then
+        return null;
+    end if;
+    id := parts[1]::bigint;
+    return (select t.email from outbox.bounce_tokens(array[id], parts[2]::integer) as t
+             where sha256(convert_to(t.token, 'UTF8')) = sha256(convert_to(lower(bounce_email.token), 'UTF8')));
+end $$;
+revoke all on function outbox.bounce_tokens(bigint[], integer), outbox.bounce_token(bigint), outbox.bounce_email(text) from public;
+
 -- Why an email to that recipient is not sent, as one sentence; null: it is. `report` is null where it belongs to none.
 create function outbox.suppressed(recipient text, report text) returns text language sql stable as $$
     select format('its address is on the suppression list%s since %s UTC (%s%s)',

@@ -34,7 +34,7 @@ newcomer who follows it meets them in this order:
     backoff           how long until the next try
     replies           SMTP replies out of bytes
     esmtp             what a server offers beyond the least, and what is said because of it
-    verp              which email a bounce is about
+    verp              tokens by which a bounce proves which email it is about; bounce_key: rotation of their key
     suppression       who gets no more email, and since when: the list that generate and relays obey
     ledger            what a relay writes for every email, as SQL; what is rare is in failover, doubt and breaker
     failover          what outlives a database that forgot: verdicts told again, and the wait for them
@@ -58,6 +58,7 @@ newcomer who follows it meets them in this order:
     resolve           what a person decides about what is in doubt, or dead
     exported          lists of addresses that providers export, read for the suppression list
     show              the whole story of one
+    mime              bounded reader of MIME messages; stored_mail: a stored email's headers, text, page and files
     bounce            what a bounce or a complaint says, taken apart; returned: believed or not, and written once
 
     schedule          the ticks of a cron expression in civil time

@@ -23,7 +23,6 @@ from outbox.ledger import Claim
 from outbox.letterhead import Letterhead, with_crlf
 from outbox.replies import GarbageError, Reply, ReplyReader
 from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence, takes_nothing
-from outbox.verp import token_of
 
 PIECE_BYTES: Final = 64 * 1024
 # Between a dot and the envelope behind it. Postfix writes no reply while commands that it has read wait: with both in
@@ -262,7 +261,7 @@ class Conversation(asyncio.Protocol):
         if not self.dsn:
             return f"MAIL FROM:<{sender}>{size}{self._parameters}\r\n".encode()
         # RET=HDRS: a bounce with the whole report would show it to whoever reads bounces.
-        named = f" RET=HDRS ENVID={token_of(claim.email, claim.message_id)}"
+        named = f" RET=HDRS ENVID={claim.token}" if claim.token else " RET=HDRS"
         return f"MAIL FROM:<{sender}>{size}{self._parameters}{named}\r\n".encode()
 
     def _rcpt(self, claim: Claim) -> bytes:

@@ -27,7 +27,7 @@ from outbox.routing import Unserved, difference
 from outbox.settings import Settings, WhenInDoubt
 from outbox.signature import load_signer
 from outbox.status import RouteStatus, Status, read_status
-from outbox.verp import token_of
+from outbox.verp import TOKEN_MAX
 
 FILES_BESIDE: Final = 64  # what a process holds open beside its SMTP connections
 WAITED_MAX_S: Final = 60.0
@@ -67,7 +67,7 @@ async def examine_server(settings: Settings, *, sender: str, recipient: str, lar
     if settings.smtp_url.scheme == "file":
         return [*await asyncio.to_thread(examine_maildir, settings.smtp_url), *signature]
     examine = examine_lmtp if settings.smtp_url.scheme == "lmtp" else examine_smtp
-    bounces_to = (settings.return_path or sender).replace("{token}", token_of(0, ""))
+    bounces_to = (settings.return_path or sender).replace("{token}", "0" * TOKEN_MAX)
     found = await examine(settings, sender=bounces_to, recipient=recipient, largest_bytes=largest_bytes)
     return [*found, *signature]
 

@@ -22,6 +22,13 @@ SELECT c.relname, w.privilege, coalesce(string_agg(a.attname, ' ' ORDER BY place
  GROUP BY c.relname, w.privilege, w.columns ORDER BY c.relname, w.privilege
 """
 
+UNCALLABLE: Final = """
+SELECT w.name FROM unnest($1::text[]) AS w (name)
+  JOIN pg_namespace n ON n.nspname = 'outbox'
+  JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = w.name
+ WHERE NOT has_function_privilege(p.oid, 'EXECUTE')
+"""
+
 GROUPS: Final = """
 SELECT rolname FROM pg_roles WHERE rolname = ANY ($1::text[]) AND pg_has_role(oid, 'USAGE')
    AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
@@ -54,8 +61,11 @@ async def look_at_rights(connection: Any) -> Finding:
 async def _look_at_groups(connection: Any, role: str, *, usage: bool) -> Finding:
     groups = {row[0] for row in await connection.fetch(GROUPS, list(ROLES))}
     found = [name for name in ROLES if name in groups]
-    wanted = together(found or ROLES)
+    rights = together(found or ROLES)
+    wanted = [right for right in rights if right.privilege != "EXECUTE"]
     lacking = [] if usage else ["USAGE ON SCHEMA outbox"]
+    functions = {right.relation: right for right in rights if right.privilege == "EXECUTE"}
+    lacking += [functions[row[0]].clause for row in await connection.fetch(UNCALLABLE, list(functions))]
     lacking += [Right(*row).clause for row in await connection.fetch(WANTED, *map(list, zip(*wanted, strict=True)))]
     if lacking:
         grants = "; ".join(f"GRANT {right} TO {role}" for right in lacking)

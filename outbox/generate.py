@@ -454,7 +454,7 @@ class Run:
         rendered = self.templates().render(self._context(recipient, content, token), language)
         domain = self.sender.address.rpartition("@")[2]
         leave = self.report.unsubscribe_link(token)
-        message_id = f"<{email}.{secrets.token_hex(4)}@{domain}>"
+        message_id = f"<{email}.{secrets.token_hex(8)}@{domain}>"
         return NewReport(
             recipient_key=recipient.key,
             token=token,

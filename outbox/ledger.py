@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from outbox.database import HOLDS_ITS_LOCK, RELAY_LOCKS, storable
 from outbox.verdict import Outcome
+from outbox.verp import email_of
 
 # A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
 # falls with nobody but itself. After QUARANTINE_AFTER deaths in all it is quarantined:
@@ -40,6 +41,8 @@ class Claim:
     marked: bool = False
     cuts: int = 0
     traceparent: str | None = None
+    token: str = ""
+    """Goes out with it and proves a bounce to be about it (`verp`)."""
     claimed_at: float = 0.0
     """When it was claimed; only where somebody looks on."""
     handed_over_at: float = 0.0
@@ -183,6 +186,8 @@ lane AS (
 #   most, and what they leave goes to the others.
 #   'x' is a claim whose address is on the suppression list, for whichever report: one look at its key, in a form that
 #   the planner cannot turn into reading the whole list. `suppression` finds out for which.
+# 't' has the tokens of all that is claimed, each of which begins with its email's id: one call for all of them costs a
+#   few microseconds an email, one call for each five times as much.
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
 #   relay has lost its lock are ever taken from it.
 TICK: Final = """
@@ -282,6 +287,9 @@ SELECT 'u', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
   FROM urgent
 UNION ALL
 SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
+UNION ALL
+SELECT 't', NULL, NULL, NULL, NULL, string_agg(t.token, ' '), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM outbox.bounce_tokens(ARRAY(SELECT email FROM claimed)) t WHERE EXISTS (SELECT FROM claimed) HAVING count(*) > 0
 """
 
 
@@ -326,6 +334,7 @@ async def tick(
         urgent_since,
         room if urgent_max is None else urgent_max,
     )
+    tokens = {email_of(token): token for r in rows if r["part"] == "t" for token in r["key"].split()}
     pauses = [RoutePause(r["key"], r["wait_s"]) for r in rows if r["part"] == "r"]
     return Tick(
         settled=frozenset((r["email"], r["attempt"]) for r in rows if r["part"] == "s"),
@@ -345,6 +354,7 @@ async def tick(
                 suspect=r["orphaned"] >= SUSPECT_AFTER,
                 urgent=r["priority"] > 0,
                 traceparent=r["traceparent"],
+                token=tokens.get(r["email"], ""),
             )
             for r in rows
             if r["part"] in ("c", "x")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final, Self
 
 from outbox.fields import extra_field
 from outbox.signature import Signer, UnsignableError, load_signer
-from outbox.verp import token_of
 
 if TYPE_CHECKING:
     from outbox.ledger import Claim
@@ -50,7 +49,7 @@ class Letterhead:
         """MAIL FROM."""
         if self.return_path is None:
             return claim.sender
-        return self.return_path.replace("{token}", token_of(claim.email, claim.message_id))
+        return self.return_path.replace("{token}", claim.token)
 
     def prepare(self, claim: "Claim") -> None:
         """Write the claim's head: the signature, then the fields, all before its message. Idempotent, on any thread.

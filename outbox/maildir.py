@@ -7,12 +7,12 @@ committed before the file is there, and what was not answered is in doubt. Only 
 import asyncio
 import errno
 import os
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from outbox.esmtp import Offers
 from outbox.verdict import TAKES_NOTHING
-from outbox.verp import token_of
 
 if TYPE_CHECKING:
     from outbox.conversation import Conversation
@@ -34,6 +34,11 @@ def prepare(directory: Path) -> None:
     for name in ("tmp", "new"):
         if not os.access(directory / name, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory / name))
+
+
+def file_name(email: int, message_id: str) -> str:
+    """Return the name of an email's file without its attempt: for ever the same, and another in another database."""
+    return f"{email}-{blake2b(message_id.encode(), digest_size=6).hexdigest()}"
 
 
 class DoubtError(Exception):
@@ -142,7 +147,7 @@ class MaildirTransport(asyncio.Transport):
         assert self._conversation is not None
         claim = self._conversation.handed_over
         assert claim is not None, "a dot belongs to an email that was handed over"
-        name = f"{token_of(claim.email, claim.message_id)}.{claim.attempt}"
+        name = f"{file_name(claim.email, claim.message_id)}.{claim.attempt}"
         self._busy = True
         writing = asyncio.get_running_loop().run_in_executor(
             None, deliver, self._directory, name, self._envelope + content

@@ -46,14 +46,18 @@ MINUS_INFINITY: Final = datetime.min.replace(tzinfo=UTC) + timedelta(days=1)
 def spoken_time(at: datetime, zone: tzinfo | None = None) -> str:
     """A moment on the clocks of a timezone, and in UTC if they differ: `2026-11-24 18:10:02 EST (23:10 UTC)`.
 
-    In UTC alone without a zone. The date is repeated where it is another one. Infinity is `never`.
+    In UTC alone without a zone. The date is repeated where it is another one. Infinity is `never`. Moments at the
+    ends of the calendar, which some timezones have no name for, are shown as they are.
     """
     if at == INFINITY:
         return "never"
     if at == MINUS_INFINITY:
         return "before all time"
-    universal = at.astimezone(UTC)
-    there = at.astimezone(zone or UTC)
+    try:
+        universal = at.astimezone(UTC)
+        there = at.astimezone(zone or UTC)
+    except (OverflowError, ValueError):
+        return f"{at:%Y-%m-%d %H:%M:%S} UTC"
     if there.utcoffset() == universal.utcoffset():
         return f"{universal:%Y-%m-%d %H:%M:%S} UTC"
     near = f"{universal:%H:%M}" if there.date() == universal.date() else f"{universal:%Y-%m-%d %H:%M}"

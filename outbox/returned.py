@@ -1,30 +1,45 @@
-"""What came back, believed or not, and written once: a bounce is only believed about an email that it proves to know.
+"""Bounces and complaints that came back: which are believed, and what is written for them, once.
 
-The proof is a token (`verp`) or the Message-ID, which only those know who got the email. An address alone proves
-nothing: whoever can write to us could else end anybody's mail. Where several got copies of one message each knows as
-much as the others, so a bounce of one is told in its trail, and suppresses nobody.
+A bounce is believed about an email that it proves to know: by the token that went out with it (`verp`), which Postgres
+checks with a key that only the schema's owner reads, or by its Message-ID, if outbox made that unpredictably. An
+address alone proves nothing, nor does a Message-ID that can be guessed: anybody could else end another's mail.
+
+A token is one recipient's. A Message-ID is shared by all who got a copy: each could say what a bounce of another says,
+so it is written to the trail, and suppresses nobody.
 """
 
+import fcntl
+import os
 import re
-from collections.abc import AsyncIterator, Sequence
+import stat
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
+
 from outbox.bounce import READ_MAX, Bounce, Kind, Notice, take_apart
-from outbox.database import storable
+from outbox.database import is_lost, storable
 from outbox.errors import ConfigurationError
 from outbox.suppression import Reason
-from outbox.verp import emails_in, token_of
+from outbox.verp import former_token_of, former_tokens_in, tokens_in
 
 ID_MAX: Final = 2**63 - 1
 TOKENS_MAX: Final = 20
 COPIES_MAX: Final = 1000  # of one message to further recipients, that are looked through
+FAILURES_MAX: Final = 2  # of one message, before it is set aside
+FAILURES_BYTES_MAX: Final = 1_000_000
+LOCK_FILE: Final = "outbox-bounce.lock"
+
+# As `outbox.put` and `generate` make one: the email's id, or that of the first copy, and 64 random bits.
+_UNPREDICTABLE: Final = re.compile(r"<([1-9][0-9]{0,18})\.[0-9a-f]{16}@[^<>\s]{1,900}>")
 
 
 class Outcome(StrEnum):
-    """What became of a message that was read."""
+    """Result of reading one message."""
 
     HARD = "hard"
     SOFT = "soft"
@@ -33,11 +48,14 @@ class Outcome(StrEnum):
     OTHER = "other"
     UNBELIEVED = "unbelieved"
     UNREADABLE = "unreadable"
+    SET_ASIDE = "set_aside"
+    STAYS = "stays"
+    BUSY = "busy"
 
     @property
     def is_fault(self) -> bool:
-        """Whether a person may want to look at it."""
-        return self in (Outcome.UNBELIEVED, Outcome.UNREADABLE)
+        """Return True if a person may want to look at it."""
+        return self in (Outcome.UNBELIEVED, Outcome.UNREADABLE, Outcome.SET_ASIDE, Outcome.STAYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +76,20 @@ class Sent:
     message_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The email that a bounce proves to know. `shared`: others who got a copy know as much."""
+
+    email: Sent
+    shared: bool
+
+
+# $1: tokens. The first that is valid counts.
+PROVED: Final = """
+SELECT m.id, m.key, m.recipient, m.message_id FROM unnest($1::text[]) WITH ORDINALITY AS t (token, place)
+  JOIN outbox.email m ON m.id = outbox.bounce_email(t.token) ORDER BY t.place LIMIT 1
+"""
+
 EMAILS: Final = "SELECT id, key, recipient, message_id FROM outbox.email WHERE id = ANY ($1::bigint[])"
 # All copies of one message bear one Message-ID, which begins with the id of the first.
 COPIES: Final = """
@@ -65,34 +97,51 @@ SELECT m.id, m.key, m.recipient, m.message_id FROM generate_series(2, $3::intege
   JOIN outbox.email m ON m.key = $1 || '#' || n WHERE m.message_id = $2
 """
 
-# Whether others got a copy, who know what this one's recipient knows: `key`, `key#2` and so on.
-SHARED: Final = """
-SELECT EXISTS (SELECT FROM outbox.email WHERE key IN ($1, $1 || '#2') AND id <> $2 AND message_id = $3)
-"""
+
+async def find(connection: Any, bounce: Bounce) -> Proof | None:
+    """Return the email that a bounce proves to be about; None if it proves nothing."""
+    if tokens := tokens_in(bounce.evidence)[:TOKENS_MAX]:
+        row = await connection.fetchrow(PROVED, tokens)
+        if row is not None:
+            return Proof(Sent(*row), shared=False)
+    return await _by_message_id(connection, bounce)
 
 
-async def find(connection: Any, bounce: Bounce) -> Sent | None:
-    """The email that a bounce proves to be about; None if it proves nothing."""
-    tokens = emails_in(bounce.evidence)[:TOKENS_MAX]
-    ids = [int(found[1]) for one in bounce.message_ids if (found := re.match(r"<([1-9][0-9]{0,18})\.", one))]
-    wanted = [number for number in {*(number for number, _ in tokens), *ids} if number <= ID_MAX]
-    rows = [Sent(*row) for row in await connection.fetch(EMAILS, wanted)] if wanted else []
+async def _by_message_id(connection: Any, bounce: Bounce) -> Proof | None:
+    """Return the email whose unpredictable Message-ID a bounce shows, or a digest of it (a token without a key)."""
+    former = dict(former_tokens_in(bounce.evidence)[:TOKENS_MAX])
+    wanted = {*former, *(number for one in bounce.message_ids if (number := _first_of(one)) is not None)}
+    rows = [Sent(*row) for row in await connection.fetch(EMAILS, [number for number in wanted if number <= ID_MAX])]
     for one in rows:
-        if (one.id, token_of(one.id, one.message_id)) in tokens:
-            return one
-    for one in rows:
-        if one.message_id in bounce.message_ids:
-            return await _whose(connection, one, bounce)
+        shown = one.message_id in bounce.message_ids
+        digest = former.get(one.id) == former_token_of(one.id, one.message_id)
+        number = _first_of(one.message_id)
+        first: Sent | None = one
+        if not (shown or digest) or number is None or number > ID_MAX:
+            continue
+        if number != one.id:
+            row = await connection.fetchrow(EMAILS, [number])
+            first = Sent(*row) if row is not None and row["message_id"] == one.message_id else None
+        if first is not None:
+            return await _of_copies(connection, first, one if digest else None, bounce)
     return None
 
 
-async def _whose(connection: Any, first: Sent, bounce: Bounce) -> Sent | None:
-    """Of the copies of a message that which a bounce is about: it has to say to whom, if there are several."""
+def _first_of(message_id: str) -> int | None:
+    """Return the id that an unpredictable Message-ID begins with; None if it is another kind of Message-ID."""
+    found = _UNPREDICTABLE.fullmatch(message_id)
+    return int(found[1]) if found is not None else None
+
+
+async def _of_copies(connection: Any, first: Sent, one: Sent | None, bounce: Bounce) -> Proof | None:
+    """Return which of the copies of a message a bounce is about: if there are several it has to say to whom."""
     copies = [Sent(*row) for row in await connection.fetch(COPIES, first.key, first.message_id, COPIES_MAX)]
-    if not copies:
-        return first
-    named = {address for notice in bounce.notices for address in notice.addresses}
-    return next((one for one in (first, *copies) if one.recipient.lower() in named), None)
+    if one is None and copies:
+        named = {address for notice in bounce.notices for address in notice.addresses}
+        one = next((copy for copy in (first, *copies) if copy.recipient.lower() in named), None)
+    if one is None and not copies:
+        one = first
+    return Proof(one, shared=bool(copies)) if one is not None else None
 
 
 # One statement, so one commit: whatever ends it, all of a bounce is written or nothing, and a second time nothing is.
@@ -127,24 +176,25 @@ async def read(connection: Any, raw: bytes, *, name: str, suppressing: bool = Tr
         bounce = take_apart(raw)
     except ValueError as error:
         return Read(Outcome.UNREADABLE, f"{name}: {error}; nothing was changed.")
+    return await _believe(connection, bounce, name=name, suppressing=suppressing)
+
+
+async def _believe(connection: Any, bounce: Bounce | None, *, name: str, suppressing: bool) -> Read:
     if bounce is None:
         return Read(Outcome.OTHER, f"{name}: it is no bounce and no complaint; nothing was changed.")
-    sent = await find(connection, bounce)
-    notice = bounce.about(sent.recipient) if sent is not None else None
-    if sent is None or notice is None:
+    proof = await find(connection, bounce)
+    notice = bounce.about(proof.email.recipient) if proof is not None else None
+    if proof is None or notice is None:
         return Read(
             Outcome.UNBELIEVED,
-            f"{name}: it cannot be believed, since it has no token and no Message-ID of an email of ours that it would "
-            "be about; nothing was changed.",
+            f"{name}: it cannot be believed, since it has no valid token and no unpredictable Message-ID of an email "
+            "of ours that it would be about; nothing was changed.",
         )
-    first = re.sub("#[0-9]+$", "", sent.key)
-    is_shared = await connection.fetchval(SHARED, first, sent.id, sent.message_id)
-    return await _record(connection, sent, bounce, notice, suppressing=suppressing and not is_shared, shared=is_shared)
+    return await _record(connection, proof, bounce, notice, suppressing=suppressing and not proof.shared)
 
 
-async def _record(
-    connection: Any, sent: Sent, bounce: Bounce, notice: Notice, *, suppressing: bool, shared: bool
-) -> Read:
+async def _record(connection: Any, proof: Proof, bounce: Bounce, notice: Notice, *, suppressing: bool) -> Read:
+    sent = proof.email
     said = storable(notice.said) or "it does not say why"
     reason = _REASONS.get(notice.kind) if suppressing else None
     is_new, is_listed = await connection.fetchrow(
@@ -161,7 +211,7 @@ async def _record(
         return Read(Outcome.AGAIN, f"{sent.key}: this bounce was read before; nothing was changed.")
     if is_listed:
         follows = f"{sent.recipient} gets no more email"
-    elif shared and notice.kind in _REASONS:
+    elif proof.shared and notice.kind in _REASONS:
         follows = (
             f"{sent.recipient} is still written to, since others who got a copy could say this; see outbox suppress"
         )
@@ -175,36 +225,165 @@ async def _record(
 async def read_maildir(connection: Any, directory: Path, *, suppressing: bool = True) -> AsyncIterator[Read]:
     """Read what is in `new` of a Maildir, and move each message to `cur` once what it says is committed.
 
-    Seen (S) is what was read, flagged (F) beside it what could not be believed or read. Any number of servers may do
-    this at once: both may read a message, one of them writes it, and one moves it. After a kill it is read again.
+    Seen (S) is what was read, flagged (F) beside it what could not be believed or read. One process reads a directory
+    at a time; it is over at once if another has its lock, on this server or, where the file system has locks, on
+    another. After a kill a message is read again. One whose reading fails or ends the process twice is moved to `cur`,
+    flagged and not seen, so that it holds up nothing.
 
     Raises:
-        ConfigurationError: the directory is no Maildir.
+        ConfigurationError: the directory is no Maildir, or its lock cannot be taken.
 
     """
     new, cur = directory / "new", directory / "cur"
     for place in (new, cur):
         if not place.is_dir():
             raise ConfigurationError(f"DIR: {directory} is no Maildir, since it has no {place.name}; name one that is.")
-    for name in _names(new):
+    with _locked(directory) as failures:
+        if failures is None:
+            yield Read(Outcome.BUSY, f"{directory} is being read by another process; nothing was done.")
+            return
+        for name in _names(new):
+            found = await _read_file(connection, new / name, failures, suppressing=suppressing)
+            if found is not None:
+                yield _moved(found, new / name, cur)
+        failures.keep_only(_names(new))
+
+
+async def _read_file(connection: Any, path: Path, failures: "Failures", *, suppressing: bool) -> Read | None:
+    """Read one file; None if it is gone. While it is parsed it counts as failed, in case the process dies of it."""
+    name, before = storable(path.name), failures.of(path.name)
+    if before >= FAILURES_MAX:
+        return Read(Outcome.SET_ASIDE, f"{name}: reading it failed {before} times; it is in cur, flagged: look at it.")
+    try:
+        failures.note(path.name, before + 1)
+        bounce = take_apart(_bytes_of(path))
+        failures.note(path.name, before)
+        found = await _believe(connection, bounce, name=name, suppressing=suppressing)
+    except FileNotFoundError:  # moved by hand, or by a mail reader
+        found = None
+    except _FileError as error:
+        found = Read(Outcome.STAYS, f"{name}: it cannot be read ({error}); it stays where it is.")
+    except ValueError as error:  # also asyncpg's for a value that it cannot encode
+        found = Read(Outcome.UNREADABLE, f"{name}: {error}; nothing was changed.")
+    except Exception as error:
+        if is_lost(error) or (isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.DataError)):
+            failures.note(path.name, before)
+            raise  # what is wrong is the database, which the next message would meet as well
+        failures.note(path.name, before + 1)
+        reason = f"{type(error).__name__}: {error}"
+        return Read(Outcome.STAYS, f"{name}: reading it failed ({reason}); it stays and is tried again once.")
+    failures.note(path.name, 0)
+    return found
+
+
+class _FileError(Exception):
+    """Error of the file system for one file."""
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Return the first `READ_MAX` bytes of a file. A pipe or a device is not waited for.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        _FileError: it cannot be read.
+        ValueError: it is not a file.
+
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return file.read(READ_MAX)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _FileError(error.strerror) from error
+    raise ValueError("it is not a file")
+
+
+def _moved(found: Read, path: Path, cur: Path) -> Read:
+    """Move a message to `cur` with the flags of its outcome; return what there is to report."""
+    flags = {Outcome.SET_ASIDE: "F", Outcome.UNBELIEVED: "FS", Outcome.UNREADABLE: "FS"}.get(found.outcome, "S")
+    if found.outcome is Outcome.STAYS:
+        return found
+    try:
+        path.rename(cur / f"{path.name.partition(':')[0]}:2,{flags}")
+    except FileNotFoundError:
+        pass  # moved by hand, or by a mail reader
+    except OSError as error:
+        return Read(Outcome.STAYS, f"{path.name}: it cannot be moved to cur ({error.strerror}); it is read again.")
+    return found
+
+
+class Failures:
+    """Number of failures of each message of a directory, kept in the file of its lock, so that it outlives a kill.
+
+    Written in place and not synced: it has to outlive the process, not the machine.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        lines = os.pread(descriptor, FAILURES_BYTES_MAX, 0).decode("utf-8", "replace").splitlines()
+        words = [line.split(" ", 1) for line in lines]
+        self._counts = {one[1]: int(one[0]) for one in words if len(one) > 1 and re.fullmatch("[0-9]{1,9}", one[0])}
+
+    def of(self, name: str) -> int:
+        """Return how often reading the message failed."""
+        return self._counts.get(_line(name), 0)
+
+    def note(self, name: str, count: int) -> None:
+        """Write how often it failed; 0 forgets it."""
+        if self.of(name) != count:
+            self._counts[_line(name)] = count
+            self._write()
+
+    def keep_only(self, names: Sequence[str]) -> None:
+        """Forget the messages that are not there any more."""
+        there = {_line(name) for name in names}
+        self._counts = {name: count for name, count in self._counts.items() if name in there}
+        self._write()
+
+    def _write(self) -> None:
+        self._counts = {name: count for name, count in self._counts.items() if count}
+        made = "".join(f"{count} {name}\n" for name, count in self._counts.items()).encode()
+        with suppress(OSError):  # a full disk: better not counted than not read
+            os.pwrite(self._descriptor, made, 0)
+            os.ftruncate(self._descriptor, len(made))
+
+
+def _line(name: str) -> str:
+    """Return a file's name as one line of UTF-8."""
+    return "?".join(storable(name).splitlines())
+
+
+@contextmanager
+def _locked(directory: Path) -> "Iterator[Failures | None]":
+    """Hold the directory's lock and give its failures; None if another process has it. It ends with the process.
+
+    Raises:
+        ConfigurationError: the lock's file cannot be written, or the file system has no locks.
+
+    """
+    path = directory / LOCK_FILE
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"DIR: {path} cannot be written ({error.strerror}); let this user write to {directory}."
+        ) from error
+    try:
         try:
-            with (new / name).open("rb") as file:
-                raw = file.read(READ_MAX)
-        except FileNotFoundError:
-            continue  # another server has moved it
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
         except OSError as error:
-            yield Read(Outcome.UNREADABLE, f"{name}: it cannot be read ({error.strerror}); it stays where it is.")
-            continue
-        found = await read(connection, raw, name=name, suppressing=suppressing)
-        try:
-            (new / name).rename(cur / f"{name.partition(':')[0]}:2,{'F' if found.outcome.is_fault else ''}S")
-        except FileNotFoundError:
-            if found.outcome is Outcome.AGAIN:
-                continue  # another server has read it, written it and moved it
-        except OSError as error:
-            yield Read(Outcome.UNREADABLE, f"{name}: it cannot be moved to cur ({error.strerror}); it is read again.")
-            continue
-        yield found
+            raise ConfigurationError(
+                f"DIR: {path} cannot be locked ({error.strerror}); use a Maildir on a file system with locks."
+            ) from error
+        yield Failures(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _names(new: Path) -> Sequence[str]:

@@ -26,6 +26,7 @@ class Right(NamedTuple):
     def clause(self) -> str:
         """What stands in a GRANT, between that word and TO."""
         kind = "SEQUENCE" if self.relation.endswith("_seq") else "TABLE"
+        kind = "FUNCTION" if self.privilege == "EXECUTE" else kind
         columns = f" ({', '.join(self.columns.split())})" if self.columns else ""
         return f"{self.privilege}{columns} ON {kind} outbox.{self.relation}"
 
@@ -123,6 +124,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("schedule", "SELECT"),
         ("schedule", "INSERT"),
         ("schedule", "UPDATE"),
+        ("bounce_tokens", "EXECUTE"),
     ),
     # Sees who, when and how it went, never what was said: no pages, no messages, no tokens.
     "outbox_read": _role(
@@ -156,6 +158,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("bounce", "INSERT", "email message kind status"),
         ("suppression", "SELECT"),
         ("suppression", "INSERT", "address reason who why email"),
+        ("bounce_email", "EXECUTE"),
     ),
     # Opens a page for who has its token, and finds the earlier editions of its recipient.
     "outbox_web": _role(
@@ -272,6 +275,7 @@ def statements() -> list[str]:
         found += [
             f"REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM {name}",  # columns too (PostgreSQL docs, REVOKE)
             f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM {name}",
+            f"REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM {name}",
             f"REVOKE ALL ON SCHEMA outbox FROM {name}",
             f"GRANT USAGE ON SCHEMA outbox TO {name}",
             *(f"GRANT {right.clause} TO {name}" for right in role.rights),

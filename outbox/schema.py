@@ -109,6 +109,13 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- email and delivery: bounds
 
         -- bounce tokens
+        CREATE TABLE outbox.bounce_key (
+            id smallint PRIMARY KEY CHECK (id BETWEEN 1 AND 999),
+            secret bytea NOT NULL CHECK (octet_length(secret) = 32),
+            created_at timestamptz NOT NULL DEFAULT now(), retired_at timestamptz);
+        CREATE UNIQUE INDEX bounce_key_signs ON outbox.bounce_key ((true)) WHERE retired_at IS NULL;
+        INSERT INTO outbox.bounce_key (id, secret)
+        VALUES (1, sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), 'UTF8')));
 
         -- board sessions
     """,

@@ -495,7 +495,7 @@ class WaySettings(_Table):
         if path is not None and not _RCPT.fullmatch(path.strip().replace("{token}", "0" * TOKEN_MAX)):
             raise ValueError(
                 'is no address that bounces can go to; write one like "bounces+{token}@example.com", '
-                "of at most 64 characters before the @ with 32 for {token}"
+                f"of at most 64 characters before the @ with {TOKEN_MAX} for {{token}}"
             )
         return path and path.strip()
 

@@ -2,7 +2,7 @@
 
 from email import message_from_bytes
 
-from outbox.verp import token_of
+ROWS = "SELECT *, outbox.bounce_token(id) AS token FROM outbox.email"
 
 
 def header_of(message: bytes) -> str:
@@ -63,8 +63,8 @@ Content-Type: text/rfc822-headers
 
 
 def of_row(row, **how) -> bytes:
-    """A bounce that proves to know the email, by its token."""
-    return postfix(token=token_of(row["id"], row["message_id"]), recipient=row["recipient"], **how)
+    """A bounce that proves to know the email, by its token; the row is one of ROWS."""
+    return postfix(token=row["token"], recipient=row["recipient"], **how)
 
 
 EXIM = """\

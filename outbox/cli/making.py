@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.frame import Bar, ConfigOption, app, awaited, settings_of
+from outbox.cli.frame import Bar, ConfigOption, app, awaited, connected, settings_of
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ def init(
     *,
     roles: Annotated[
         bool, typer.Option("--roles", help="Make the roles too, each with the rights for its part and no others.")
+    ] = False,
+    rotate_bounce_key: Annotated[
+        bool,
+        typer.Option("--rotate-bounce-key", help="Sign with a new key; bounces of the former are read for 30 days."),
     ] = False,
 ) -> None:
     """Create or upgrade the database's schema.
@@ -45,6 +49,8 @@ def init(
     for name in redefine or []:
         report = settings.report(name)
         typer.echo(f"{name} is {report.cadence}, covers {report.covers}, {report.timezone}, for the whole fleet.")
+    if rotate_bounce_key:
+        typer.echo(awaited(_rotate_bounce_key(settings)))
     if roles:
         _print_roles()
     elif unrenewed:
@@ -60,6 +66,15 @@ def _print_roles() -> None:
     typer.echo("Let your own roles into them, and grant those that generate what your queries read:")
     typer.echo("  GRANT outbox_relay TO app_relay;")
     typer.echo("  GRANT outbox_generate TO app_generate; GRANT SELECT ON people, progress TO app_generate;")
+
+
+async def _rotate_bounce_key(settings: "Settings") -> str:
+    from outbox.bounce_key import rotate
+
+    async with connected(settings, "outbox init") as connection:
+        until = await rotate(connection)
+    former = f"; bounces with tokens of the former one are believed until {until:%Y-%m-%d %H:%M} UTC" if until else ""
+    return f"A new key signs the tokens of bounces{former}."
 
 
 async def _initialise(

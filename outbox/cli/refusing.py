@@ -201,9 +201,9 @@ def bounce(
             raise
         typer.echo(f"outbox: {error}", err=True)
         raise typer.Exit(TRY_AGAIN) from error
-    if directory is not None:
+    if directory is not None and not counts["busy"]:
         typer.echo(_summary(counts))
-    raise typer.Exit(1 if counts["unbelieved"] or counts["unreadable"] else 0)
+    raise typer.Exit(1 if any(counts[outcome] for outcome in ("unbelieved", "unreadable", "set_aside", "stays")) else 0)
 
 
 async def _bounce(settings: "Settings", directory: Path | None, counts: Counter[str]) -> None:
@@ -246,6 +246,8 @@ def _summary(counts: Counter[str]) -> str:
         "other": "no bounces",
         "unbelieved": "not believed",
         "unreadable": "not read",
+        "set_aside": "set aside",
+        "stays": "left for another try",
     }
     parts = [f"{counts[outcome]:,} {words}" for outcome, words in said.items() if counts[outcome]]
     return f"{counts.total():,} messages were read{': ' if parts else ''}{', '.join(parts)}."

@@ -6,14 +6,17 @@ import os
 import re
 import signal
 import sys
+import time
 from email import message_from_bytes, policy
 
 import asyncpg
 import pytest
 
-from outbox.verp import token_of
-from tests.bounces import ARF, EXCHANGE, header_of, of_row, postfix
+from outbox.sink import EXTENSIONS, Sink
+from outbox.verp import former_token_of, tokens_in
+from tests.bounces import ARF, EXCHANGE, ROWS, header_of, of_row, postfix
 from tests.fleet import Ended, until
+from tests.unit.test_bounce import HOSTILE, nested
 
 WEEK, NEXT = "2026-W46", "2026-W47"
 
@@ -35,7 +38,7 @@ async def piped(fleet, raw, *words):
 
 
 async def row_of(fleet, key):
-    return await fleet.connection.fetchrow("SELECT * FROM outbox.email WHERE key = $1", key)
+    return await fleet.connection.fetchrow(f"{ROWS} WHERE key = $1", key)
 
 
 async def listed(fleet):
@@ -114,12 +117,13 @@ async def test_who_bounces_for_good_is_not_written_to_again_and_everybody_else_i
 async def test_what_proves_to_know_no_email_of_ours_suppresses_nobody(fleet):
     await sent(fleet)
     one, two, three = [await row_of(fleet, f"progress/{WEEK}/{number}") for number in (1, 2, 3)]
-    token = token_of(two["id"], two["message_id"])
+    number, digest = two["token"].split("k")
     forged = [
         postfix(recipient="p2@example.com"),
-        postfix(recipient="p2@example.com", token=f"{one['id']}-{token.partition('-')[2]}"),
-        postfix(recipient="p2@example.com", token=f"{two['id']}-0123456789ab"),
-        postfix(recipient="p2@example.com", token="9999999999999999999-0123456789ab"),
+        postfix(recipient="p2@example.com", token=f"{one['id']}k{digest}"),
+        postfix(recipient="p2@example.com", token=f"{number}k1t0123456789abcdef"),
+        postfix(recipient="p2@example.com", token="9999999999999999999k1t0123456789abcdef"),
+        postfix(recipient="p2@example.com", token=f"{number}-0123456789ab"),
         postfix(recipient="p2@example.com", returned=f"Message-ID: <{two['id']}.guessed@example.com>"),
         postfix(recipient="p2@example.com", returned="Message-ID: <9999999999999999999.x@example.com>"),
         ARF.format(about="abuse", header="Message-ID: <x@example.com>").encode(),
@@ -130,20 +134,20 @@ async def test_what_proves_to_know_no_email_of_ours_suppresses_nobody(fleet):
         ARF.format(about="abuse", header=header_of(one["message"])).encode(),
         b"Subject: holiday\n\nback on Monday\n",
     ]
-    place = maildir(fleet, *forged, *believed, b"Content-Type: message/rfc822\n\n" * 5000)
+    place = maildir(fleet, *forged, *believed, nested(5000))
     ended = await fleet.run("bounce", str(place))
     assert ended.code == 1
     assert len(ended.sentences) == len(forged) + 1
     assert all("it cannot be believed" in said for said in ended.sentences[:-1])
-    assert "it is no message that can be read" in ended.sentences[-1]
+    assert "it cannot be read whole: parts are nested more than 16 deep" in ended.sentences[-1]
     assert ended.out.splitlines()[-1] == (
-        "12 messages were read: 1 bounced for good, 1 perhaps for now, 1 complained, 1 no bounces, 7 not believed, "
+        "13 messages were read: 1 bounced for good, 1 perhaps for now, 1 complained, 1 no bounces, 8 not believed, "
         "1 not read."
     )
     assert await listed(fleet) == [("p1@example.com", "", "complained"), ("p2@example.com", "", "bounced")]
     assert [key for key, _ in await bounces(fleet)] == [one["key"], two["key"], three["key"]]
     assert not any((place / "new").iterdir())
-    assert flags(place) == {number: "FS" if number < 7 or number == 11 else "S" for number in range(12)}
+    assert flags(place) == {number: "FS" if number < 8 or number == 12 else "S" for number in range(13)}
 
 
 async def test_a_bounce_that_others_who_got_a_copy_could_have_written_suppresses_nobody(fleet):
@@ -159,10 +163,14 @@ async def test_a_bounce_that_others_who_got_a_copy_could_have_written_suppresses
     ended = await fleet.run("bounce", str(maildir(fleet, unnamed, named)))
     assert ended.code == 1
     assert "bo@example.com is still written to, since others who got a copy could say this" in ended.out
-    neighbour = postfix(recipient="bo@example.com", token=token_of(second["id"], first["message_id"]))
-    await fleet.run("bounce", str(maildir(fleet, neighbour)))
+    former = postfix(recipient="bo@example.com", token=former_token_of(second["id"], first["message_id"]))
+    await fleet.run("bounce", str(maildir(fleet, former)))
     assert await listed(fleet) == []
     assert [key for key, _ in await bounces(fleet)] == ["note#2", "note#2"]
+    assert second["token"] != first["token"]
+    told = await fleet.run("bounce", str(maildir(fleet, of_row(second, number=2))))
+    assert told.out.startswith("note#2: bounced for good")
+    assert await listed(fleet) == [("bo@example.com", "", "bounced")], "a token is one recipient's"
 
 
 async def test_an_address_that_is_suppressed_after_the_email_was_enqueued_gets_none_and_may_be_let_in_again(fleet):
@@ -205,9 +213,9 @@ async def test_an_address_that_is_suppressed_after_the_email_was_enqueued_gets_n
     ]
 
 
-async def test_two_bounces_at_once_on_one_maildir_write_each_once_and_a_kill_in_the_middle_loses_none(fleet):
+async def test_one_process_at_a_time_reads_a_maildir_and_a_kill_in_the_middle_loses_none(fleet):
     await fleet.put_emails(30)
-    rows = await fleet.connection.fetch("SELECT * FROM outbox.email ORDER BY id")
+    rows = await fleet.connection.fetch(f"{ROWS} ORDER BY id")
     place = maildir(fleet, *(of_row(row, number=row["id"]) for row in rows))
     holder = await asyncpg.connect(fleet.database)
     await holder.execute("BEGIN")
@@ -215,27 +223,184 @@ async def test_two_bounces_at_once_on_one_maildir_write_each_once_and_a_kill_in_
         "INSERT INTO outbox.suppression (address, reason, who, why) VALUES ($1, 'decided', 'w', '')",
         rows[9]["recipient"],
     )
-    killed = [await fleet.start("bounce", str(place)) for _ in range(2)]
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'"
+    for kills in range(3):  # once more than a message may fail; a killed one's session waits on
 
-    async def both_wait():
-        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'"
-        return await fleet.connection.fetchval(query, "outbox bounce") == 2
+        async def waits(kills=kills):
+            return await fleet.connection.fetchval(query, "outbox bounce") == kills + 1
 
-    await until(both_wait, "both have come to the tenth")
-    for process in killed:
-        process.send(signal.SIGKILL)
-        await process.ended()
+        killed = await fleet.start("bounce", str(place))
+        await until(waits, "it has come to the tenth")
+        other = await fleet.run("bounce", str(place))
+        assert (other.code, other.err) == (0, "")
+        assert other.out == f"{place} is being read by another process; nothing was done.\n"
+        killed.send(signal.SIGKILL)
+        await killed.ended()
+        assert len(flags(place)) == 9
     await holder.execute("ROLLBACK")
     await holder.close()
-    assert len(flags(place)) == 9
-    ends = await asyncio.gather(*(fleet.run("bounce", str(place)) for _ in range(2)))
-    assert [end.code for end in ends] == [0, 0]
+    ends = [await fleet.run("bounce", str(place)) for _ in range(2)]
+    assert [end.code for end in ends] == [0, 0], "waiting for Postgres is no fault of the message"
     assert len(await listed(fleet)) == 30
     assert [key for key, _ in await bounces(fleet)] == [row["key"] for row in rows]
     assert flags(place) == dict.fromkeys(range(30), "S")
     again = maildir(fleet, of_row(rows[0], number=rows[0]["id"]))
     assert "1 known already" in (await fleet.run("bounce", str(again))).out
     assert len(await bounces(fleet)) == 30
+
+
+# Stops the process for good in the middle of the message that says so, as an endless loop of the parser would.
+STUCK = """
+import os, signal
+from outbox import bounce, returned
+parse = bounce.take_apart
+def take_apart(raw):
+    if b"STUCK" in raw:
+        open("stuck", "w").close()
+        signal.pause()
+    if b"RAISES" in raw:
+        raise MemoryError("too much")
+    return parse(raw)
+returned.take_apart = take_apart
+from outbox.cli import app
+app(prog_name="outbox")
+"""
+
+
+async def test_a_message_that_ends_the_process_twice_is_set_aside_and_the_others_are_read(fleet):
+    await fleet.put_emails(3)
+    rows = await fleet.connection.fetch(f"{ROWS} ORDER BY id")
+    stuck = of_row(rows[1], number=2).replace(b"Subject:", b"X: STUCK\nSubject:")
+    place = maildir(fleet, of_row(rows[0], number=1), stuck, of_row(rows[2], number=3))
+    fleet.write_settings()
+    for _ in range(2):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", STUCK, "bounce", str(place), cwd=fleet.directory,
+            env={name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")},
+        )  # fmt: skip
+        await until((fleet.directory / "stuck").exists, "it reads the message")
+        process.kill()
+        await process.wait()
+        (fleet.directory / "stuck").unlink()
+        assert flags(place) == {0: "S"}
+    ended = await fleet.run("bounce", str(place))
+    assert ended.code == 1
+    (sentence,) = ended.sentences
+    assert sentence == "1700000000.M001.host: reading it failed 2 times; it is in cur, flagged: look at it."
+    assert ended.out.endswith("2 messages were read: 1 bounced for good, 1 set aside.\n")
+    assert flags(place) == {0: "S", 1: "F", 2: "S"}
+    assert (await fleet.run("bounce", str(place))).code == 0
+
+
+async def test_a_message_whose_reading_raises_is_tried_twice_and_set_aside(fleet):
+    await fleet.put_emails(2)
+    rows = await fleet.connection.fetch(f"{ROWS} ORDER BY id")
+    place = maildir(
+        fleet, of_row(rows[0], number=1).replace(b"Subject:", b"X: RAISES\nSubject:"), of_row(rows[1], number=2)
+    )
+    fleet.write_settings()
+    for left in ({1: "S"}, {1: "S"}, {0: "F", 1: "S"}):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", STUCK, "bounce", str(place), cwd=fleet.directory,
+            env={name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")},
+        )  # fmt: skip
+        assert await process.wait() == 1
+        assert flags(place) == left
+
+
+async def test_what_is_no_file_holds_up_no_bounce(fleet):
+    await fleet.put_emails(1)
+    (row,) = await fleet.connection.fetch(ROWS)
+    place = maildir(fleet)
+    os.mkfifo(place / "new/0.pipe")
+    (place / "new/1.directory").mkdir()
+    (place / "new/2.nobody").write_bytes(b"x")
+    (place / "new/3.bounce").write_bytes(of_row(row))
+    ended = await fleet.run("bounce", str(place))
+    assert ended.code == 1
+    assert "1 bounced for good" in ended.out
+    assert await listed(fleet) == [("p1@example.com", "", "bounced")]
+
+
+async def test_a_lock_that_cannot_be_taken_is_one_sentence(fleet):
+    place = maildir(fleet)
+    (place / "outbox-bounce.lock").symlink_to(fleet.directory / "elsewhere")
+    ended = await fleet.run("bounce", str(place))
+    assert ended.code == 2
+    assert ended.sentences[0].startswith(f"DIR: {place}/outbox-bounce.lock cannot be written (")
+    assert not (fleet.directory / "elsewhere").exists()
+
+
+async def test_hostile_messages_hold_up_no_bounce_behind_them(fleet):
+    await fleet.put_emails(1)
+    (row,) = await fleet.connection.fetch(ROWS)
+    place = maildir(fleet, *(HOSTILE[name]() for name in HOSTILE), of_row(row))
+    began = time.monotonic()
+    await fleet.run("bounce", str(place))
+    assert time.monotonic() - began < 15, "a start and a fraction of a second for each"
+    assert await listed(fleet) == [("p1@example.com", "", "bounced")]
+    assert not any((place / "new").iterdir())
+
+
+PREDICTABLE = "<invoice-4711@example.com>"
+
+
+async def test_a_message_id_that_can_be_guessed_proves_nothing_and_its_token_does(fleet):
+    ids = [PREDICTABLE, "<{id}.deadbeef@example.com>", "<{id}.0123456789abcdef@example.com>", "<7.0123456789abcdef@x>"]
+    for number, message_id in enumerate(ids):
+        await fleet.connection.execute(
+            "WITH m AS (INSERT INTO outbox.email (id, key, sender, recipient, message_id, message) SELECT n.id, $1,"
+            " 'a@example.com', $2, replace($3, '{id}', n.id::text), '' FROM nextval('outbox.email_id_seq') AS n (id)"
+            " RETURNING id) INSERT INTO outbox.delivery (email) SELECT id FROM m",
+            f"own/{number}", f"own{number}@example.com", message_id,
+        )  # fmt: skip
+    rows = await fleet.connection.fetch(f"{ROWS} ORDER BY id")
+    known = [
+        postfix(recipient=row["recipient"], returned=f"Message-ID: {row['message_id']}", number=row["id"])
+        for row in rows
+    ]
+    former = [
+        postfix(recipient=row["recipient"], token=former_token_of(row["id"], row["message_id"]), number=100 + row["id"])
+        for row in rows
+    ]
+    ended = await fleet.run("bounce", str(maildir(fleet, *known, *former)))
+    assert ended.code == 1
+    assert "6 not believed" in ended.out
+    assert await listed(fleet) == [("own2@example.com", "", "bounced")], "this one nobody can guess"
+    ended = await fleet.run("bounce", str(maildir(fleet, *(of_row(row, number=200 + row["id"]) for row in rows))))
+    assert ended.code == 0
+    assert [address for address, *_ in await listed(fleet)] == [row["recipient"] for row in rows]
+
+
+async def test_a_token_of_a_former_key_is_valid_for_30_days_and_a_relay_signs_with_the_new_one_at_once(fleet):
+    async with Sink(extensions=EXTENSIONS) as sink:
+        fleet.smtp, fleet.top = sink.url, 'return_path = "bounces+{token}@example.com"'
+        await fleet.put_emails(2)
+        relay = await fleet.relay()
+        await until(lambda: len(sink.accepted) == 2, "both are sent")
+        ended = await fleet.run("init", "--rotate-bounce-key")
+        assert ended.code == 0
+        assert "A new key signs the tokens of bounces; bounces with tokens of the former one are believed" in ended.out
+        await fleet.put_emails(2, first=3)
+        await until(lambda: len(sink.accepted) == 4, "all are sent")
+        relay.send(signal.SIGTERM)
+        assert (await relay.ended()).code == 0
+    sent_with = {one.recipients[0]: tokens_in(one.sender)[0] for one in sink.accepted}
+    assert [re.search("k([0-9]+)t", sent_with[f"p{n}@example.com"])[1] for n in (1, 2, 3, 4)] == ["1", "1", "2", "2"]
+
+    def of(number):
+        address = f"p{number}@example.com"
+        return postfix(token=sent_with[address], recipient=address, number=number)
+
+    assert (await fleet.run("bounce", str(maildir(fleet, of(1), of(3))))).code == 0
+    await fleet.connection.execute(
+        "UPDATE outbox.bounce_key SET retired_at = retired_at - interval '30 days' WHERE id = 1"
+    )
+    ended = await fleet.run("bounce", str(maildir(fleet, of(2), of(4))))
+    assert "1 bounced for good, 1 not believed" in ended.out
+    assert [address for address, *_ in await listed(fleet)] == ["p1@example.com", "p3@example.com", "p4@example.com"]
+    assert (await fleet.run("init", "--rotate-bounce-key")).code == 0
+    assert await fleet.connection.fetch("SELECT id FROM outbox.bounce_key ORDER BY 1") == [(2,), (3,)]
 
 
 async def test_an_email_has_a_link_and_a_button_that_end_the_emails_and_a_preview_has_nobodys(fleet):

@@ -7,8 +7,10 @@ import subprocess
 import dkim
 import pytest
 
+from outbox.maildir import file_name
 from outbox.sink import EXTENSIONS, Accept, Cut, Sink, Stage
-from outbox.verp import emails_in, token_of
+from outbox.verp import tokens_in
+from tests.bounces import ROWS
 from tests.faults.levers import in_state
 
 WAY = """
@@ -47,11 +49,11 @@ async def test_each_email_bears_the_signature_the_fields_and_the_token_that_a_bo
         line = (await examined(signed))["dkim"]
         assert line["grade"] == "ok"
         record = line["found"].partition('s1._domainkey.example.com TXT "')[2].partition('"')[0].encode()
-        for row in await signed.connection.fetch("SELECT id, key, recipient, message_id, message FROM outbox.email"):
+        for row in await signed.connection.fetch(ROWS):
             (got,) = [one for one in sink.accepted if one.recipients == (row["recipient"],)]
-            token = token_of(row["id"], row["message_id"])
+            token = row["token"]
             assert got.sender == f"bounces+{token}@example.com"
-            assert emails_in(got.sender) == [(row["id"], token)]
+            assert tokens_in(got.sender) == [token]
             assert got.mail_said == f"SIZE={len(got.message)} RET=HDRS ENVID={token}"
             assert got.rcpt_said == (f"NOTIFY=FAILURE ORCPT=rfc822;{row['recipient']}",)
             assert got.message.endswith(
@@ -156,7 +158,7 @@ async def test_a_maildir_stands_for_a_mail_server(fleet):
     rows = await fleet.connection.fetch("SELECT id, recipient, message_id, message FROM outbox.email")
     there = {path.name: path.read_bytes() for path in (place / "new").iterdir()}
     assert there == {
-        f"{token_of(row['id'], row['message_id'])}.1": (
+        f"{file_name(row['id'], row['message_id'])}.1": (
             f"Return-Path: <reports@example.com>\r\nDelivered-To: {row['recipient']}\r\n".encode() + row["message"]
         )
         for row in rows

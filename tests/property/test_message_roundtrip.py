@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from outbox.fields import one_line
 from outbox.message import Mailbox, build, check_address
+from outbox.stored_mail import read_message
 
 TRICKY = st.sampled_from([
     "=?utf-8?q?=C3=A9?=", "=?utf-8?b?w6k=?= =?utf-8?b?w6k=?=", 'a "b" \\c\\', "Smith, Ann (Ms) <x@y>",
@@ -130,6 +131,17 @@ def test_the_legacy_parser_finds_again_what_was_put_in(name, subject, text, html
     assert (decoded(found), address) == (name_of(name[::-1]), "reports@example.com")
     bodies = [part.get_payload(decode=True).decode().replace("\r\n", "\n") for part in message.get_payload()]
     assert bodies == [lines_of(text), lines_of(html)]
+
+
+@given(name=TEXT, subject=TEXT, text=TEXT, html=TEXT, extra=TEXT)
+@example(name="x" * 300, subject="y" * 300, text="", html="", extra="z" * 2000)
+def test_our_bounded_reader_finds_again_what_was_put_in(name, subject, text, html, extra):
+    message = read_message(made(name=name, subject=subject, text=text, html=html, extra=extra))
+    assert (message.notes, message.attachments) == ([], [])
+    assert [field for field, _ in message.headers] == [*OURS, "X-Extra", *MIME]
+    assert message.header("Subject") == one_line(subject)
+    assert message.header("X-Extra") == one_line(extra)
+    assert (message.text, message.html) == (lines_of(text), lines_of(html))
 
 
 def decoded(value: str) -> str:
