@@ -111,6 +111,12 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- bounce tokens
 
         -- board sessions
+        CREATE TABLE outbox.board_session (
+            id bytea PRIMARY KEY CHECK (octet_length(id) = 32),
+            name text NOT NULL CHECK (name <> '' AND octet_length(name) <= 500),
+            created_at timestamptz NOT NULL DEFAULT now(),
+            expires_at timestamptz NOT NULL CHECK (expires_at > created_at AND expires_at < 'infinity'));
+        CREATE INDEX board_session_expires ON outbox.board_session (expires_at);
     """,
 }
 
