@@ -1,20 +1,24 @@
-"""The way to Postgres: how a connection is made, what its loss is called, and which advisory locks are ours.
+"""Connections to Postgres: how they are opened and made safe, which errors mean that one is lost, our advisory locks.
 
 Knows nothing of reports or mail.
 """
 
+import asyncio
 import hashlib
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from outbox.address import DatabaseUrl
-from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
+from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
+from outbox.period import INFINITY, MINUS_INFINITY
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -35,15 +39,20 @@ INIT_LOCK: Final = lock_namespace("init")
 SELFTEST_LOCKS: Final = lock_namespace("selftest")
 PRUNE_LOCK: Final = lock_namespace("prune")
 
-# The relays that live, from the locks, not from memory: a row that nobody locks is a relay that is gone. $1 is
-# RELAY_LOCKS.
-ALIVE: Final = """
-  FROM outbox.relay r
-  JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = r.id
-                 AND l.objsubid = 2 AND l.mode = 'ExclusiveLock'
-                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
- WHERE r.ended_at IS NULL
+# The lock of relay `r`, granted to the very backend that registered it; $1 is RELAY_LOCKS. Any role that connects can
+# take any advisory lock, also one of ours, so the same lock held by another backend, or in share mode, says nothing of
+# the relay. A backend that got the process id of a dead relay's does not count either, unless its role could have
+# registered a relay.
+HOLDS_ITS_LOCK: Final = """
+SELECT FROM pg_locks l
+ WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock' AND l.pid = r.backend_pid
+   AND l.classid::bigint = $1 AND l.objid::bigint = r.id AND l.objsubid = 2
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND has_any_column_privilege((SELECT a.usesysid FROM pg_stat_get_activity(l.pid) AS a), r.tableoid, 'INSERT')
 """
+
+# The relays that live, from the locks, not from memory. $1 is RELAY_LOCKS.
+ALIVE: Final = f"FROM outbox.relay r WHERE r.ended_at IS NULL AND EXISTS ({HOLDS_ITS_LOCK})"
 
 CHANNEL: Final = "outbox"
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -103,33 +112,291 @@ def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
     }
 
 
+# With any other path, an object that somebody else created in one of its schemas can take the place of one that a
+# statement means, for example a function `unnest(integer[])` that fits better than `unnest(anyarray)`, and then runs
+# with the rights of this session (PostgreSQL docs, 5.10.6 and 10.3). `pg_temp` comes last: temporary objects are this
+# session's own, but without the entry they would be searched first.
+TRUSTED_PATH: Final = "pg_catalog, pg_temp"
+LOCK_TIMEOUT_S: Final = 10.0
+LOCK_LOOK_EVERY_S: Final = 2.0
+LOOK_MAX_S: Final = 3.0
+INIT_WAIT_MAX_S: Final = 600.0
+
+# `infinity` and `-infinity` are decoded to these bounds and encoded from them, other times out of range to one
+# microsecond inside. All of them survive a conversion to any time zone, since offsets are below 24 hours.
+_MICROSECOND: Final = timedelta(microseconds=1)
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts microseconds from here, as a signed 64-bit integer
+_LATEST: Final = INFINITY - _MICROSECOND
+_EARLIEST: Final = MINUS_INFINITY + _MICROSECOND
+_LATEST_US: Final = (_LATEST - _EPOCH) // _MICROSECOND
+_EARLIEST_US: Final = (_EARLIEST - _EPOCH) // _MICROSECOND
+_INFINITY_US: Final = 2**63 - 1
+_MINUS_INFINITY_US: Final = -(2**63)
+_TIMESTAMPTZ: Final = 1184  # its fixed OID (pg_type.dat)
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """Connection with a trusted search path and bounded waits for locks, also after a pool has reset it."""
+
+    user_search_path: str = '"$user", public'
+    clamps_timestamps: bool = True
+    settle: str = ""
+    """The statements that make the session ours."""
+
+    def get_reset_query(self) -> str:
+        """Return what a pool runs when the connection comes back: `RESET ALL` would bring the role's own path back."""
+        return f"{super().get_reset_query()}\n{self.settle}"
+
+    def install_timestamps(self) -> None:
+        """Decode timestamps that Python cannot represent (BC, after 9999, infinite) to the nearest one that it can.
+
+        Without this asyncpg raises OverflowError for the whole result, and returns naive datetimes for the infinities.
+        Registered by OID, since `set_type_codec` is for types that it looks up.
+        """
+        self._protocol.get_settings().add_python_codec(
+            _TIMESTAMPTZ,
+            "timestamptz",
+            "pg_catalog",
+            [],
+            "scalar",
+            _encode_timestamp,
+            self._decode_timestamp,
+            "tuple",
+        )
+
+    def _decode_timestamp(self, value: tuple[int]) -> datetime:
+        (microseconds,) = value
+        if _EARLIEST_US <= microseconds <= _LATEST_US:
+            return _EPOCH + timedelta(microseconds=microseconds)
+        if not self.clamps_timestamps:
+            return _decode_as_asyncpg(microseconds)
+        if microseconds > 0:
+            return INFINITY if microseconds == _INFINITY_US else _LATEST
+        return MINUS_INFINITY if microseconds == _MINUS_INFINITY_US else _EARLIEST
+
+
+def _decode_as_asyncpg(microseconds: int) -> datetime:
+    """Decode a timestamp near or out of Python's range as asyncpg does: naive infinities, OverflowError."""
+    if microseconds == _INFINITY_US:
+        return datetime.max  # noqa: DTZ901
+    if microseconds == _MINUS_INFINITY_US:
+        return datetime.min  # noqa: DTZ901
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _encode_timestamp(at: object) -> tuple[int]:
+    if not isinstance(at, datetime):
+        if not isinstance(at, date):
+            raise TypeError(f"expected a datetime.date or datetime.datetime instance, got {type(at).__name__!r}")
+        at = datetime(at.year, at.month, at.day).astimezone()
+    if at in (INFINITY, datetime.max):  # noqa: DTZ901 - asyncpg's own value of infinity
+        return (_INFINITY_US,)
+    if at in (MINUS_INFINITY, datetime.min):  # noqa: DTZ901
+        return (_MINUS_INFINITY_US,)
+    return ((at.astimezone(UTC) - _EPOCH) // _MICROSECOND,)
+
+
+def user_search_path(connection: Any) -> str:
+    """Return the search path that this role has by default, as `SET search_path = …` takes it.
+
+    The user's own queries run with it: `SET LOCAL` it in their transaction and nowhere else.
+    """
+    path: str = connection.user_search_path
+    return path
+
+
+@contextmanager
+def plain_timestamps(connection: Any) -> Iterator[None]:
+    """Decode timestamps as asyncpg itself does within the block, for the user's own queries."""
+    ours: Connection = getattr(connection, "_con", connection)  # a pool's connection is a proxy
+    before, ours.clamps_timestamps = ours.clamps_timestamps, False
+    try:
+        yield
+    finally:
+        ours.clamps_timestamps = before
+
+
 async def connect(
     url: DatabaseUrl,
     *,
     application: str,
     settings: dict[str, str] | None = None,
     timeout_s: float = CONNECT_TIMEOUT_S,
-) -> Any:
-    """A dedicated connection that belongs to no pool: asyncpg's releases advisory locks on return, others leak them.
+    clamp_timestamps: bool = True,
+) -> Connection:
+    """Open a connection of our own that belongs to no pool: asyncpg's pool releases advisory locks, others leak them.
+
+    Its search path is `TRUSTED_PATH`, and it waits for a lock for `LOCK_TIMEOUT_S` unless `settings` says otherwise.
+    `clamp_timestamps` decodes timestamps out of Python's range to its bounds instead of raising.
 
     Raises:
         DatabaseUnavailableError: one sentence that says whether it does not answer, or does not let us in.
         UnsafeDatabaseError: the session settings that were asked for are refused or not in force.
 
     """
+    settings = settings or {}
     try:
         connection = await asyncpg.connect(
             url.dsn,
             timeout=timeout_s,
             max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
-            server_settings={"application_name": application, **(settings or {})},
+            server_settings={"application_name": application, **settings},
+            connection_class=Connection,
         )
     except Exception as error:
         raise explain_refusal(url, error) from error
+    assert isinstance(connection, Connection)
     _watch_peer(connection)
-    if settings and "idle_session_timeout" in settings:
-        await _require_lease(url, connection, settings["idle_session_timeout"], timeout_s)
+    try:
+        if "idle_session_timeout" in settings:
+            await _require_lease(url, connection, settings["idle_session_timeout"], timeout_s)
+        connection.clamps_timestamps = clamp_timestamps
+        connection.install_timestamps()
+        # A pooler refuses settings in the startup message that it does not know: these are set afterwards. `SHOW` is no
+        # expression, so that nothing on the path takes part in it.
+        connection.user_search_path = await connection.fetchval("SHOW search_path", timeout=timeout_s)
+        lock_timeout = settings.get("lock_timeout", str(int(LOCK_TIMEOUT_S * 1000)))
+        connection.settle = f"SET search_path = {TRUSTED_PATH}; SET lock_timeout = '{lock_timeout}';"
+        await connection.execute(connection.settle, timeout=timeout_s)
+    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
+        connection.terminate()
+        raise UnsafeDatabaseError(say_pooler(url, f"it does not keep a session's statements: {error}")) from error
+    except LOST_SESSION as error:
+        connection.terminate()
+        raise explain_refusal(url, error) from error
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
+
+
+BLOCKERS: Final = """
+SELECT b.pid, a.usesysid::regrole::text AS role, a.application_name AS application
+  FROM (SELECT DISTINCT unnest(pg_blocking_pids($1)) AS pid) AS b
+  LEFT JOIN LATERAL pg_stat_get_activity(b.pid) AS a ON b.pid <> 0
+ ORDER BY b.pid
+"""
+
+
+async def describe_blockers(url: DatabaseUrl, pid: int) -> str:
+    """Return which sessions the backend `pid` waits for at this moment: `pid 4711 (role app, application psql)`.
+
+    Empty if it waits for none, or if that cannot be found out. Asked over a connection of its own, while the other one
+    waits: once its `lock_timeout` is over nobody knows any more.
+    """
+    try:
+        look = await connect(url, application="outbox looks", timeout_s=LOOK_MAX_S)
+    except (OutboxError, *LOST_SESSION, asyncpg.PostgresError):
+        return ""
+    try:
+        return await _describe_blockers(look, pid)
+    finally:
+        look.terminate()
+
+
+async def _describe_blockers(look: Any, pid: int) -> str:
+    try:
+        rows = await look.fetch(BLOCKERS, pid, timeout=LOOK_MAX_S)
+    except (*LOST_SESSION, asyncpg.PostgresError):
+        return ""
+    return ", ".join(describe_session(row) for row in rows)
+
+
+def describe_session(row: Any) -> str:
+    """Return pid, role and application of a session in words; pid 0 is a prepared transaction."""
+    if not row["pid"]:
+        return "a prepared transaction (see pg_prepared_xacts)"
+    application = f", application {row['application']}" if row["application"] else ""
+    return f"pid {row['pid']} (role {row['role']}{application})"
+
+
+def explain_lock(doing: str, blockers: str) -> DatabaseUnavailableError:
+    """Return the error for a lock that was not obtained in time (SQLSTATE 55P03)."""
+    holder = blockers or "a session that has ended meanwhile"
+    return DatabaseUnavailableError(
+        f"{doing} waited too long for a lock that another session holds: {holder}; "
+        "let it end, or end it with pg_terminate_backend(pid), and run this again."
+    )
+
+
+@asynccontextmanager
+async def lock_waits(url: DatabaseUrl, connection: Any, doing: str) -> AsyncIterator[None]:
+    """Tell which session holds the lock when a statement of the block gives up waiting for one.
+
+    Raises:
+        DatabaseUnavailableError: a statement met its `lock_timeout`; it names pid and role of who holds the lock.
+
+    """
+    waited_for = ""
+
+    async def watch(pid: int) -> None:
+        nonlocal waited_for
+        await asyncio.sleep(LOCK_LOOK_EVERY_S)  # most commands are over by then, and need no second connection
+        look = await connect(url, application="outbox looks", timeout_s=LOOK_MAX_S)
+        try:
+            while True:
+                waited_for = await _describe_blockers(look, pid) or waited_for
+                await asyncio.sleep(LOCK_LOOK_EVERY_S)
+        finally:
+            look.terminate()
+
+    watching = asyncio.create_task(watch(await connection.fetchval("SELECT pg_backend_pid()")))
+    try:
+        yield
+    except Exception as error:
+        if not is_lock_timeout(error):
+            raise
+        raise explain_lock(doing, waited_for) from error
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+def is_lock_timeout(error: BaseException | None) -> bool:
+    """Return True if an error, or what SQLAlchemy wrapped in it, is a `lock_timeout` that was over."""
+    while error is not None:
+        if isinstance(error, asyncpg.LockNotAvailableError):
+            return True
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
+
+
+# Who holds it, and whether its role may create or upgrade the schema, as whoever runs `outbox init` may.
+INIT_HOLDERS: Final = """
+SELECT l.pid, a.usesysid::regrole::text AS role, a.application_name AS application,
+       coalesce(has_database_privilege(a.usesysid, l.database, 'CREATE')
+                OR (SELECT pg_has_role(a.usesysid, nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'outbox'),
+                false) AS may_init
+  FROM pg_locks l CROSS JOIN LATERAL pg_stat_get_activity(l.pid) AS a
+ WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid = 0 AND l.objsubid = 2
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ ORDER BY may_init, l.pid
+"""
+
+
+async def take_init_lock(connection: Any) -> None:
+    """Take the lock under which one server at a time changes the schema, until the end of the transaction.
+
+    Servers that do so at once queue for it, each for as long as the others take, but for `INIT_WAIT_MAX_S` at most. A
+    role that may not change the schema can hold it, too, since the lock is an advisory one: it is waited for once.
+
+    Raises:
+        DatabaseUnavailableError: it is not free in time; it names pid and role of who holds it.
+
+    """
+    end = time.monotonic() + INIT_WAIT_MAX_S
+    while True:
+        try:
+            async with connection.transaction():  # a savepoint: a wait that ends in vain does not end the rest
+                await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
+        except asyncpg.LockNotAvailableError as error:
+            holders = await connection.fetch(INIT_HOLDERS, INIT_LOCK)
+            strangers = [row for row in holders if not row["may_init"]]
+            if strangers or time.monotonic() > end:
+                who = ", ".join(describe_session(row) for row in strangers or holders)
+                raise explain_lock("Changing the schema", who) from error
+        else:
+            return
 
 
 # What the server is asked to do about us (`lease_settings`), done about the server: a host that is gone, or a
@@ -153,23 +420,21 @@ def _watch_peer(connection: Any) -> None:
 
 
 async def _require_lease(url: DatabaseUrl, connection: Any, wanted_ms: str, timeout_s: float) -> None:
-    """Return if the session is the lease that was asked for. In one simple query, which passes any pooler."""
+    """Return if the session is the lease that was asked for. In one simple query, which passes any pooler.
+
+    It runs before the search path is set, so every name in it is qualified.
+    """
     try:
         await connection.execute(
-            "DO $$ DECLARE found text := (SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'); BEGIN"
-            f" IF found <> '{int(wanted_ms)}' THEN RAISE EXCEPTION '% ms', found; END IF; END $$",
+            "DO $$ DECLARE found pg_catalog.text := (SELECT s.setting FROM pg_catalog.pg_settings s"
+            " WHERE s.name OPERATOR(pg_catalog.=) 'idle_session_timeout'::pg_catalog.text);"
+            f" BEGIN IF found OPERATOR(pg_catalog.<>) '{int(wanted_ms)}'::pg_catalog.text"
+            " THEN RAISE EXCEPTION '% ms', found; END IF; END $$",
             timeout=timeout_s,
         )
     except asyncpg.RaiseError as error:
-        connection.terminate()
         fact = f"idle_session_timeout is {error} although {wanted_ms} ms were asked for"
         raise UnsafeDatabaseError(say_pooler(url, fact)) from error
-    except LOST_SESSION as error:
-        connection.terminate()
-        raise explain_refusal(url, error) from error
-    except BaseException:
-        connection.terminate()
-        raise
 
 
 def is_lost(error: BaseException | None) -> bool:

@@ -22,11 +22,14 @@ from outbox.database import (
     BY_INDEX,
     CONNECT_TIMEOUT_S,
     LOST_SESSION,
+    TRUSTED_PATH,
     connect,
     engine_on,
     is_ended,
     is_lost,
     lease_settings,
+    plain_timestamps,
+    user_search_path,
 )
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.schema import require_current
@@ -243,7 +246,12 @@ class GenerateSession:
             try:
                 query, values = _bound(statement, parameters)
                 async with self._transaction():
-                    result = await connection.execute(query, values)
+                    path = user_search_path(self._driver)
+                    await connection.exec_driver_sql(f"SET LOCAL search_path = {path}")
+                    with plain_timestamps(self._driver):
+                        result = await connection.execute(query, values)
+                    # In a snapshot this is a savepoint, and a local setting lasts until the end of the transaction.
+                    await connection.exec_driver_sql(f"SET LOCAL search_path = {TRUSTED_PATH}")
                     if not result.returns_rows:
                         return []
                     names = list(result.keys())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from outbox.database import RELAY_LOCKS, storable
+from outbox.database import HOLDS_ITS_LOCK, RELAY_LOCKS, storable
 from outbox.verdict import Outcome
 
 # A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
@@ -400,9 +400,24 @@ SELECT id, started_at >= pg_postmaster_start_time() AS died, route FROM outbox.r
  WHERE ended_at IS NULL AND id <> $1
 """
 
-# Locked from an unfiltered unnest of chosen ids: in a WHERE beside other conditions the planner may evaluate the
-# lock for rows that are then not wanted, or twice for one (PostgreSQL docs, 13.3.5).
-TAKE_LOCKS: Final = "SELECT id, pg_try_advisory_xact_lock($1, id) AS free FROM unnest($2::integer[]) AS id"
+# The dead among relays that the caller has seen in an earlier statement. This is safe since
+# - a relay commits its row with its lock held: whoever sees the row and then reads pg_locks finds the lock, unless the
+#   relay's session is over. pg_locks shows this moment, whatever the snapshot, so the order of the two matters;
+# - a session takes its lock once, keeps it to its end, and its last commit is decided before the lock goes. So a relay
+#   that is found dead stays dead, and what a later statement reads is all that it ever wrote.
+# The row's lock keeps two sweepers from judging one relay: the later one passes over it, or finds it ended. Nobody else
+# locks the row of a dead relay, and no role without rights on it can. The advisory lock cannot do this, since any role
+# may hold it. $1 is RELAY_LOCKS.
+DEAD: Final = f"""
+SELECT r.id FROM outbox.relay r
+ WHERE r.id = ANY ($2::integer[]) AND r.ended_at IS NULL AND NOT EXISTS ({HOLDS_ITS_LOCK})
+   FOR UPDATE OF r SKIP LOCKED
+"""
+
+# Programs of an earlier version exclude each other by the advisory lock alone. It is taken where it is free, so that
+# they pass over what is judged here. From an unfiltered unnest of chosen ids: in a WHERE beside other conditions the
+# planner may evaluate the lock for rows that are then not wanted, or twice for one (PostgreSQL docs, 13.3.5).
+TAKE_LOCKS: Final = "SELECT pg_try_advisory_xact_lock($1, id) FROM unnest($2::integer[]) AS id"
 
 # $3 is 1 where the relays died, 0 where they merely ended; what they died with is a suspect in the end. A suspect waits
 # before its next try, twice as long each time: the deaths of one bad minute, which have another cause, do not add up.
@@ -453,22 +468,21 @@ class Sweep:
 
 
 async def sweep(connection: Any, relay: int, *, doubt_s: float | None, route: str = "") -> Sweep:
-    """Judge every other relay whose lock is free, whatever route it served: its unmarked claims become free, its marked
+    """Judge every other relay that is dead, whatever route it served: its unmarked claims become free, its marked
     deliveries in doubt. `route` is the caller's.
 
-    All in the transaction that holds the dead one's lock, so two sweepers never judge the same relay, and a relay
-    that lives holds its lock and is passed over.
+    All in the transaction that holds the lock of the dead one's row, so two sweepers never judge the same relay.
     """
     rows = await connection.fetch(OTHERS, relay)
     others = {r["id"]: r["died"] for r in rows}
     if not others:
         return Sweep([])
     async with connection.transaction():
-        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, list(others))
-        dead = [r["id"] for r in locks if r["free"]]
+        dead = [r["id"] for r in await connection.fetch(DEAD, RELAY_LOCKS, list(others))]
         beside = sum(r["route"] == route and r["id"] not in dead for r in rows)
         if not dead:
             return Sweep([], alive=len(others), beside=beside)
+        await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, dead)
         freed = doubted = 0
         for died in (True, False):
             some = [one for one in dead if others[one] is died]
@@ -478,25 +492,25 @@ async def sweep(connection: Any, relay: int, *, doubt_s: float | None, route: st
     return Sweep(dead, freed, doubted, len(others) - len(dead), beside)
 
 
-FORMER: Final = """
-SELECT id FROM outbox.relay WHERE id = $1 AND timeline = $2 AND ended_at IS NULL FOR UPDATE SKIP LOCKED
-"""
+FORMER: Final = "SELECT r.id FROM outbox.relay r WHERE r.id = $1 AND r.timeline = $2 AND r.ended_at IS NULL"
 
 
 async def judge_former(connection: Any, relay: int, timeline: int, *, doubt_s: float | None) -> tuple[int, int]:
-    """End this process's own last session, which did not die with its claims; gives what `judge` gives.
+    """End this process's own last session, which did not die with its claims; return what `judge` returns.
 
-    On a new timeline its id may be another relay's: that one holds its lock.
+    On a new timeline its id may be another relay's, which lives and holds its lock.
     """
     async with connection.transaction():
         rows = await connection.fetch(FORMER, relay, timeline)
-        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, [r["id"] for r in rows])
-        mine = [r["id"] for r in locks if r["free"]]
-        return await judge(connection, mine, doubt_s=doubt_s, died=False) if mine else (0, 0)
+        dead = [r["id"] for r in await connection.fetch(DEAD, RELAY_LOCKS, [r["id"] for r in rows])]
+        if not dead:
+            return 0, 0
+        await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, dead)
+        return await judge(connection, dead, doubt_s=doubt_s, died=False)
 
 
 async def judge(connection: Any, relays: Sequence[int], *, doubt_s: float | None, died: bool) -> tuple[int, int]:
-    """End relays whose locks the caller holds; gives how many claims were let go of and how many are in doubt."""
+    """End relays whose rows `DEAD` has locked; return how many claims were let go of and how many are in doubt."""
     row = await connection.fetchrow(JUDGE, relays, doubt_s, int(died), QUARANTINE_AFTER)
     return row["freed"], row["doubted"]
 
@@ -562,4 +576,4 @@ async def write_note(connection: Any, relay: int, note: Note) -> None:
     await connection.execute(NOTE, relay, trouble, note.stale, note.sent, heard)
 
 
-STATEMENTS: Final = (TICK, EXPIRE, RELEASE, OTHERS, TAKE_LOCKS, JUDGE, FORMER, EMPTY, STANDING, NOTE)
+STATEMENTS: Final = (TICK, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, FORMER, EMPTY, STANDING, NOTE)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from outbox.database import INIT_LOCK
+from outbox.database import take_init_lock
 from outbox.errors import OutboxError
 from outbox.schema import require_current
 
@@ -238,7 +238,7 @@ async def grant_roles(connection: Any) -> None:
 
     """
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
+        await take_init_lock(connection)
         await require_current(connection)
         await _refuse_what_is_taken(connection)
         me = await connection.fetchval("SELECT current_user")

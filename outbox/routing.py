@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from outbox.database import ALIVE, CHANNEL, INIT_LOCK, LOST_SESSION, RELAY_LOCKS, connect
+from outbox.database import ALIVE, CHANNEL, LOST_SESSION, RELAY_LOCKS, connect, take_init_lock
 from outbox.errors import OutboxError
 from outbox.ledger import LANES
 from outbox.log import Events
@@ -131,7 +131,7 @@ async def write_rules(connection: Any, settings: Settings) -> Written:
     """
     rules, written = rules_of(settings), Written()
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
+        await take_init_lock(connection)
         await require_current(connection)
         before = await read_rules(connection)
         if before != rules:

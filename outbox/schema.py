@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from outbox.database import INIT_LOCK
+from outbox.database import take_init_lock
 from outbox.errors import SchemaError
 
 # To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
@@ -171,7 +171,7 @@ async def initialise(
 
     """
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
+        await take_init_lock(connection)
         encoding = await connection.fetchval("SHOW server_encoding")
         if encoding != "UTF8":
             # A name or an SMTP reply that the encoding lacks would fail a whole batch, and again with every try.

@@ -22,6 +22,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import (
     CHANNEL,
     CONNECT_TIMEOUT_S,
+    HOLDS_ITS_LOCK,
     NOT_BY_INDEX,
     RELAY_LOCKS,
     SELFTEST_LOCKS,
@@ -30,7 +31,7 @@ from outbox.database import (
     lease_settings,
     say_pooler,
 )
-from outbox.errors import UnsafeDatabaseError
+from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
 from outbox.failover import timeline_of
 from outbox.schema import require_current
 
@@ -87,7 +88,7 @@ class Session:
             await require_current(connection)
             timeline = await timeline_of(connection)
             if former is not None and former.timeline == timeline:  # on another one its id may be somebody else's
-                await _end(connection, former)
+                await _end(connection, former, within_s=lease_s / 2)
             started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
             for statement in statements:
                 await connection._get_statement(statement, None)  # noqa: SLF001 - prepare() keeps it to itself
@@ -149,26 +150,71 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
     return await connect(url, application="outbox relay", settings=settings, timeout_s=min(lease_s, CONNECT_TIMEOUT_S))
 
 
+REGISTER_TRIES: Final = 8
+
+# Ids are given by the identity column alone. To pass over some, rows are made with them and rolled back.
+REGISTER: Final = """
+INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, route)
+SELECT $1, $2, pg_backend_pid(), $3, $4, $5 FROM generate_series(1, $6::integer) RETURNING id
+"""
+TAKE_LOCK: Final = "SELECT pg_try_advisory_lock($1, $2)"
+HELD: Final = """
+SELECT objid::bigint AS id, l.pid, (SELECT a.usesysid::regrole::text FROM pg_stat_get_activity(l.pid) AS a) AS role
+  FROM pg_locks l
+ WHERE locktype = 'advisory' AND granted AND classid::bigint = $1 AND objsubid = 2
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
 async def _register(connection: Any, timeline: int, route: str = "") -> int:
-    """The new relay's id. Its row is seen by others only with its lock held: both come with one commit."""
-    async with connection.transaction():
-        relay = await connection.fetchval(
-            "INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, route)"
-            " VALUES ($1, $2, pg_backend_pid(), $3, $4, $5) RETURNING id",
-            socket.gethostname(),
-            os.getpid(),
-            __version__,
-            timeline,
-            route,
-        )
-        await connection.execute("SELECT pg_advisory_lock($1, $2)", RELAY_LOCKS, relay)
-    return int(relay)
+    """Return the new relay's id. Its row is seen by others only with its lock held: both come with one commit.
+
+    Any role may hold the lock of an id that is still to come. Such ids are passed over, however many there are.
+
+    Raises:
+        DatabaseUnavailableError: the locks of all ids that were tried are held; it names a session that holds one.
+
+    """
+    row = (socket.gethostname(), os.getpid(), __version__, timeline, route)
+    held: dict[int, Any] = {}
+    relay = 0
+    for _ in range(REGISTER_TRIES):
+        transaction = connection.transaction()
+        await transaction.start()
+        relay = int(await connection.fetchval(REGISTER, *row, 1))
+        if await connection.fetchval(TAKE_LOCK, RELAY_LOCKS, relay):
+            await transaction.commit()
+            return relay
+        await transaction.rollback()
+        held = {one["id"]: one for one in await connection.fetch(HELD, RELAY_LOCKS)}
+        after = relay + 1
+        while after in held:
+            after += 1
+        if passed := after - relay - 1:
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute(REGISTER, *row, passed)
+            await transaction.rollback()
+    holder = f"pid {held[relay]['pid']}, role {held[relay]['role']}" if relay in held else "a session that is gone"
+    raise DatabaseUnavailableError(
+        f"Advisory locks of relays that are still to come are held ({len(held)} of them; {relay} by {holder}); "
+        "end those sessions with pg_terminate_backend, and REVOKE CONNECT on the database from who does not need it."
+    )
 
 
-async def _end(connection: Any, former: Session) -> None:
+HOLDS_STILL: Final = f"SELECT EXISTS (SELECT FROM outbox.relay r WHERE r.id = $2 AND EXISTS ({HOLDS_ITS_LOCK}))"
+ENDED_LOOK_S: Final = 0.02
+
+
+async def _end(connection: Any, former: Session, *, within_s: float) -> None:
     """Make sure that this process's last session is over in the server too, so that its last commit is decided.
 
-    A session lost by the network may still run its statement: it is evicted, and its lock waited for.
+    A session lost by the network may still run its statement: it is evicted, and waited for until its backend holds its
+    lock no more. To wait for the lock itself would be to wait for anybody who holds it.
+
+    Raises:
+        DatabaseUnavailableError: it is not over `within_s`.
+
     """
     await connection.execute(
         """
@@ -178,7 +224,14 @@ async def _end(connection: Any, former: Session) -> None:
         """,
         former.relay,
     )
-    await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", RELAY_LOCKS, former.relay)
+    try:
+        async with asyncio.timeout(within_s):
+            while await connection.fetchval(HOLDS_STILL, RELAY_LOCKS, former.relay):
+                await asyncio.sleep(ENDED_LOOK_S)
+    except TimeoutError as error:
+        raise DatabaseUnavailableError(
+            f"The last session of this relay, {former.relay}, has not ended within {within_s:g} s; it is tried again."
+        ) from error
 
 
 async def prove_locks(url: DatabaseUrl, *, lease_s: float) -> None:
@@ -191,21 +244,22 @@ async def prove_locks(url: DatabaseUrl, *, lease_s: float) -> None:
         UnsafeDatabaseError: one sentence with what was found and the mend.
 
     """
-    key = int.from_bytes(os.urandom(3), "big")
+    key = int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF  # nobody can hold a lock of it beforehand
     one = await _connect(url, lease_s)
     try:
         other = await _connect(url, lease_s)
         try:
-            await _prove_exclusion(url, one, other, key)
+            backend = await _prove_exclusion(url, one, other, key)
             await one.close(timeout=CLOSE_TIMEOUT_S)
-            await _prove_release(url, other, key)
+            await _prove_release(url, other, key, backend)
         finally:
             await _close_quietly(other)
     finally:
         await _close_quietly(one)
 
 
-async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> None:
+async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> int:
+    """Return the backend that got the lock."""
     try_lock = "SELECT pg_try_advisory_lock($1, $2), pg_backend_pid()"
     if await one.fetchval("SELECT pg_is_in_recovery()"):
         raise UnsafeDatabaseError(
@@ -221,14 +275,25 @@ async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> 
             f"The database at {url.redacted} gives one advisory lock to two sessions at once (as CockroachDB does); "
             "outbox needs PostgreSQL itself."
         )
+    return int(pid)
 
 
-async def _prove_release(url: DatabaseUrl, other: Any, key: int) -> None:
+# True if all that hold it are others. Any role can see the key in pg_locks once it is taken, and ask for its lock.
+SELFTEST_TAKEN: Final = """
+SELECT coalesce(bool_and(pid <> $3), false) FROM pg_locks
+ WHERE locktype = 'advisory' AND granted AND classid::bigint = $1 AND objid::bigint = $2 AND objsubid = 2
+"""
+
+
+async def _prove_release(url: DatabaseUrl, other: Any, key: int, backend: int) -> None:
+    """Return once `other` gets the lock, or another role got it first, which shows as well that `backend` lost it."""
     async with asyncio.timeout(CLOSE_TIMEOUT_S + 1):
         for _ in range(20):
             if await other.fetchval("SELECT pg_try_advisory_lock($1, $2)", SELFTEST_LOCKS, key):
                 return
             await asyncio.sleep(0.05)
+        if await other.fetchval(SELFTEST_TAKEN, SELFTEST_LOCKS, key, backend):
+            return
     raise UnsafeDatabaseError(say_pooler(url, "a lock outlived the connection that took it"))
 
 

@@ -85,14 +85,15 @@ def awaited(main: Coroutine[Any, Any, _T]) -> _T:
 @asynccontextmanager
 async def connected(settings: "Settings", application: str) -> AsyncIterator[Any]:
     """A connection to a database whose schema is this code's."""
-    from outbox.database import connect
+    from outbox.database import connect, lock_waits
     from outbox.schema import require_current
 
     assert settings.database_url is not None
     connection = await connect(settings.database_url, application=application)
     try:
-        await require_current(connection)
-        yield connection
+        async with lock_waits(settings.database_url, connection, f"`{application}`"):
+            await require_current(connection)
+            yield connection
     finally:
         await connection.close()
 

@@ -68,7 +68,7 @@ async def _initialise(
     """The versions before and after, whether an upgrade has left roles without the rights on what is new, and what was
     changed of the rules for routes.
     """
-    from outbox.database import connect, engine
+    from outbox.database import connect, engine, lock_waits
     from outbox.roles import are_used, grant_roles
     from outbox.routing import told, write_rules
     from outbox.schema import VERSION, initialise
@@ -76,19 +76,22 @@ async def _initialise(
     assert settings.database_url is not None
     connection = await connect(settings.database_url, application="outbox init")
     try:
-        versions = await initialise(connection)
-        unrenewed = versions[0] not in (None, versions[1]) and await are_used(connection)
-        if roles:
-            await grant_roles(connection)
-        changes = list(told(await write_rules(connection, settings))) if versions[1] == VERSION else []
+        async with lock_waits(settings.database_url, connection, "`outbox init`"):
+            versions = await initialise(connection)
+            unrenewed = versions[0] not in (None, versions[1]) and await are_used(connection)
+            if roles:
+                await grant_roles(connection)
+            changes = list(told(await write_rules(connection, settings))) if versions[1] == VERSION else []
     finally:
         await connection.close()
     if redefine:
         from outbox import edition
 
         async with engine(settings.database_url, application="outbox init").connect() as session:
-            for name in redefine:
-                await edition.redefine(session, name, settings.report(name))
+            driver = (await session.get_raw_connection()).driver_connection
+            async with lock_waits(settings.database_url, driver, "`outbox init --redefine`"):
+                for name in redefine:
+                    await edition.redefine(session, name, settings.report(name))
     return versions, unrenewed, changes
 
 

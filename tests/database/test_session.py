@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from outbox import ledger
+from outbox import session as session_module
 from outbox.address import DatabaseUrl
 from outbox.database import CHANNEL, LOST_SESSION, RELAY_LOCKS
 from outbox.embedded import Server
@@ -106,7 +107,7 @@ async def test_all_that_a_relay_runs_is_prepared_before_it_holds_its_lock(connec
         query = "SELECT statement, prepare_time FROM pg_prepared_statements"
         listed = await session.connection.fetch(query)
         prepared = {row["statement"]: row["prepare_time"] for row in listed}
-        lock = "SELECT pg_advisory_lock($1, $2)"
+        lock = "SELECT pg_try_advisory_lock($1, $2)"
         later = {statement for statement, at in prepared.items() if at > prepared[lock]}
         assert later == {query}
         assert set(STATEMENTS) <= set(prepared)
@@ -121,7 +122,7 @@ async def test_a_connection_that_is_ended_between_two_steps_of_a_statement_is_a_
 
     async def prepare_and_end(self, query, *arguments, **options):
         statement = await prepare(self, query, *arguments, **options)
-        if "pg_advisory_lock" in query:
+        if query == session_module.REGISTER:
             self.terminate()
         return statement
 
@@ -137,17 +138,20 @@ async def test_each_session_is_a_new_identity(connection, opened):
         assert await holds_lock(connection, relay)
 
 
-async def test_nobody_sees_a_relay_whose_lock_is_not_held(connection, opened):
+async def test_a_relay_whose_lock_is_not_held_is_never_visible(connection, opened, monkeypatch):
     """Else a sweeper that looks in between would judge a relay that is just beginning to live."""
     first, _ = await opened()
-    following = first.relay + 1
-    await connection.execute("SELECT pg_advisory_lock($1, $2)", RELAY_LOCKS, following)
-    opening = asyncio.create_task(opened())
-    await until(lambda: waits_for_a_lock(connection), "the next relay is registered but for its lock")
-    assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 1
-    await connection.execute("SELECT pg_advisory_unlock($1, $2)", RELAY_LOCKS, following)
-    second, _ = await opening
-    assert second.relay == following
+    prepare, seen = asyncpg.Connection._get_statement, []
+
+    async def look_and_prepare(self, query, *arguments, **options):
+        if query == session_module.TAKE_LOCK:
+            seen.append(await connection.fetch("SELECT id FROM outbox.relay"))
+        return await prepare(self, query, *arguments, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "_get_statement", look_and_prepare)
+    second, _ = await opened()
+    assert [[row["id"] for row in rows] for rows in seen if rows][-1] == [first.relay]
+    assert second.relay == first.relay + 1
     assert await ledger.sweep(connection, 0, doubt_s=None) == ledger.Sweep([], alive=2, beside=2)
 
 
@@ -296,18 +300,24 @@ async def test_a_former_session_is_ended_in_the_middle_of_its_statement(connecti
         await stuck
 
 
-async def test_nobody_succeeds_a_former_session_while_its_lock_is_held(connection, opened):
-    """It may still be committing; here somebody whom the relay may not end holds the lock in its place."""
+async def test_nobody_succeeds_a_former_session_while_its_backend_holds_its_lock(connection, opened):
+    """It may still be committing; here it is one that its successor may not end."""
     first, _ = await opened()
-    await first.close()
-    await until(lambda: _not(holds_lock(connection, first.relay)), "its lock is free", SOON_S)
-    await connection.execute("SELECT pg_advisory_lock($1, $2)", RELAY_LOCKS, first.relay)
+    await first.connection.execute("SET application_name = 'not to be ended'")
     opening = asyncio.create_task(opened(former=first))
-    await until(lambda: waits_for_a_lock(connection), "the successor waits", SOON_S)
+    asks = "SELECT count(*) FROM pg_stat_activity WHERE query = $1"
+    await until(lambda: connection.fetchval(asks, session_module.HOLDS_STILL), "the successor waits", SOON_S)
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 1
-    await connection.execute("SELECT pg_advisory_unlock($1, $2)", RELAY_LOCKS, first.relay)
+    first.connection.terminate()
     second, _ = await opening
     assert await holds_lock(connection, second.relay)
+
+
+async def test_a_former_session_that_does_not_end_is_no_reason_to_hang(opened):
+    first, _ = await opened()
+    await first.connection.execute("SET application_name = 'not to be ended'")
+    with pytest.raises(DatabaseUnavailableError, match=f"The last session of this relay, {first.relay}, has not ended"):
+        await opened(lease_s=1, former=first)
 
 
 async def test_a_former_session_that_is_gone_hinders_nothing(connection, opened):
@@ -358,11 +368,6 @@ FAKES = {
         "CREATE FUNCTION fake.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT 7'",
         "process behind a connection changes",
     ),
-    "the settings are not in force": (
-        """CREATE VIEW fake.pg_settings AS SELECT name, CASE name WHEN 'idle_session_timeout' THEN '0' ELSE setting END
-        AS setting FROM pg_catalog.pg_settings""",
-        "idle_session_timeout is 0 ms although 10000 ms",
-    ),
     "it is in recovery": (
         "CREATE FUNCTION fake.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'",
         "standby",
@@ -371,12 +376,11 @@ FAKES = {
 
 
 @pytest.mark.parametrize("fake", FAKES)
-async def test_a_database_whose_locks_do_not_hold_is_refused_with_its_reason(connection, opened, fake):
-    """Functions of a schema before pg_catalog take the place of Postgres' own."""
+async def test_a_database_whose_locks_do_not_hold_is_refused_with_its_reason(connection, opened, fake, monkeypatch):
+    """Functions of a schema before pg_catalog take the place of Postgres' own; no database can put one there itself."""
     make, reason = FAKES[fake]
-    name = await connection.fetchval("SELECT current_database()")
     await connection.execute(f"CREATE SCHEMA fake; {make}")
-    await connection.execute(f"ALTER DATABASE {name} SET search_path = fake, pg_catalog, public")
+    monkeypatch.setattr("outbox.database.TRUSTED_PATH", "fake, pg_catalog, pg_temp")
     with pytest.raises(UnsafeDatabaseError, match=reason):
         await opened()
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 0
