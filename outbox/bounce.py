@@ -5,17 +5,16 @@ What comes in is hostile: anybody may write to the address that bounces go to.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesParser
-from email.policy import compat32
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Final
+
+from outbox import mime
 
 READ_MAX: Final = 2_000_000  # bytes of a message: what a bounce says stands before what it returns
-PARTS_MAX: Final = 100
+REPORT_MAX: Final = 256 * 1024  # bytes of a part with fields
+TEXT_MAX: Final = 256 * 1024  # bytes of a part with text
 NOTICES_MAX: Final = 1000
 SAID_MAX: Final = 400
 IDS_MAX: Final = 20
@@ -30,6 +29,7 @@ _ID: Final = re.compile(r"<[^<>\s]{1,900}>")
 # Anybody may send such a text: each expression begins where a word or a line does, and looks a bounded way ahead.
 _ADDRESS: Final = re.compile(r"(?<![^\s<>,;\"])[^\s<>,;\"@]{1,64}@[^\s<>,;\"]{1,255}")
 _ADDRESS_ALONE: Final = re.compile(r"(?m)^[ \t]{0,80}<?[^\s<>@]{1,64}@[^\s<>]{1,255}>?:?[ \t\r]{0,80}$")
+_BLANK_LINES: Final = re.compile(rb"\n(?:[ \t\r]*+\n)++")
 _QMAIL: Final = re.compile(r"\s*Hi\. This is the ")  # QSBMF, https://cr.yp.to/proto/qsbmf.txt
 _COPY: Final = re.compile(r"(?im)^(?:-+ ?(?:below this line|this is a copy)|return-path:|received:).*$")
 _ADDRESSED: Final = ("To", "Delivered-To", "X-Original-To", "Envelope-To", "X-Envelope-To", "X-Delivered-To")
@@ -73,96 +73,80 @@ class Bounce:
 
 
 def take_apart(raw: bytes) -> Bounce | None:
-    """What a message says, if it is a bounce or a complaint; else None. At most `READ_MAX` bytes of it are looked at.
+    """Return what a message says if it is a bounce or a complaint, else None. Reads at most `READ_MAX` bytes of it.
 
     Raises:
-        ValueError: it cannot be read at all.
+        ValueError: it is no bounce as far as it was read, and that was not all of it: it is beyond a limit of `mime`.
 
     """
     raw = raw[:READ_MAX]
-    try:
-        return _taken_apart(raw, BytesParser(policy=compat32).parsebytes(raw))
-    except Exception as error:  # the parser lets through whatever broken input makes of it
-        raise ValueError(f"it is no message that can be read ({type(error).__name__})") from error
+    message = mime.parse(raw)
+    found = _taken_apart(raw, message)
+    if found is None and message.notes:
+        raise ValueError(f"it cannot be read whole: {'; '.join(message.notes)}")
+    return found
 
 
-def _taken_apart(raw: bytes, message: Message) -> Bounce | None:
+def _taken_apart(raw: bytes, message: mime.Message) -> Bounce | None:
     notices: list[Notice] = []
-    evidence = [value for name in _ADDRESSED for value in _values(message, name)]
-    ids = [*_ID.findall(" ".join(_values(message, "In-Reply-To") + _values(message, "References")))]
+    head = message.head
+    evidence = [value for name in _ADDRESSED for value in _values(head, name)]
+    ids = [*_ID.findall(" ".join(_values(head, "In-Reply-To") + _values(head, "References")))]
     texts: list[str] = []
-    for part in _parts(message):
-        match part.get_content_type():
-            case "message/delivery-status":
+    for part in message.parts:
+        match part.type:
+            case "message/delivery-status" | "message/global-delivery-status":
                 blocks = _blocks(part)
                 evidence += [value for block in blocks for name in _SENT_WITH for value in _values(block, name)]
-                notices += [found for block in blocks[:NOTICES_MAX] if (found := _notice(block)) is not None]
+                notices += [found for block in blocks if (found := _notice(block)) is not None]
             case "message/feedback-report":
                 for block in _blocks(part):
                     evidence += [value for name in _SENT_WITH for value in _values(block, name)]
                     notices += _complaint(block)
-            case "message/rfc822" | "message/global" | "text/rfc822-headers" | "message/rfc822-headers":
-                returned = _returned(part)
+            case (
+                "message/rfc822"
+                | "message/global"
+                | "text/rfc822-headers"
+                | "message/rfc822-headers"
+                | "message/global-headers"
+            ):
+                returned = mime.read_head(part.content(mime.HEAD_MAX).lstrip())
                 evidence += _values(returned, "Return-Path")
                 ids += [found for value in _values(returned, "Message-ID") for found in _ID.findall(value)]
             case kind if kind.startswith("text/"):
-                texts.append(_text(part))
+                texts.append(part.text(TEXT_MAX))
     if not notices:
-        notices = _plain(message, texts)
+        notices = _plain(head, texts)
         ids += [found for text in texts for found in _MESSAGE_ID.findall(text)] if notices else []
     if not notices:
         return None
-    said = " ".join(_values(message, "Message-ID")).strip()
+    said = " ".join(_values(head, "Message-ID")).strip()
     identity = blake2b(said.encode("utf-8", "replace") or raw, digest_size=16).hexdigest()
-    return Bounce(identity, tuple(notices), " ".join(evidence), tuple(dict.fromkeys(ids))[:IDS_MAX])
+    return Bounce(identity, tuple(notices[:NOTICES_MAX]), " ".join(evidence), tuple(dict.fromkeys(ids))[:IDS_MAX])
 
 
-def _parts(message: Message) -> Iterator[Message]:
-    """The parts of a message, not those of a message in it."""
-    waiting: list[Message] = [message]
-    for _ in range(PARTS_MAX):
-        if not waiting:
-            return
-        part = waiting.pop()
-        payload: Any = part.get_payload()
-        if part.get_content_maintype() == "multipart" and isinstance(payload, list):
-            waiting += reversed(payload[:PARTS_MAX])
-        else:
-            yield part
-
-
-def _values(message: Message, name: str) -> list[str]:
-    return [_line(str(value)) for value in (message.get_all(name) or [])[:IDS_MAX]]
+def _values(head: mime.Head, name: str) -> list[str]:
+    return [_line(value) for value in head.values(name, at_most=IDS_MAX)]
 
 
 def _line(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
-def _blocks(part: Message) -> list[Message]:
-    """The groups of fields of a report: a list for the parser where it knows the type, text where it does not."""
-    payload: Any = part.get_payload()
-    if isinstance(payload, list) and not part.get("Content-Transfer-Encoding", "").lower().startswith(
-        ("base64", "quo")
-    ):
-        found = [block for block in payload if isinstance(block, Message)]
-        if any(block.keys() for block in found):
-            return found
-        payload = [str(block.get_payload()) for block in found]
-    text = "\n\n".join(payload) if isinstance(payload, list) and all(isinstance(one, str) for one in payload) else ""
-    raw = part.get_payload(decode=True) if not isinstance(payload, list) else text.encode("utf-8", "replace")
-    groups = re.split(rb"\r?\n[ \t]*\r?\n", (raw if isinstance(raw, bytes) else b"").strip())[:NOTICES_MAX]
-    return [BytesParser(policy=compat32).parsebytes(group, headersonly=True) for group in groups]
+def _blocks(part: mime.Part) -> list[mime.Head]:
+    """Return the groups of fields of a report, which blank lines divide (RFC 3464 §2.1), the first `NOTICES_MAX`."""
+    groups = (group.lstrip() for group in _BLANK_LINES.split(part.content(REPORT_MAX).strip(), NOTICES_MAX))
+    return [mime.read_head(group) for group in groups][:NOTICES_MAX]
 
 
-def _field(block: Message, name: str) -> str:
+def _field(block: mime.Head, name: str) -> str:
     """A field without its type: `rfc822; ann@example.com` is the address (RFC 3464 §2.1.2)."""
     value = next(iter(_values(block, name)), "")
     kind, typed, rest = value.partition(";")
     return rest.strip() if typed and re.fullmatch(r"[\w -]+", kind) else value
 
 
-def _notice(block: Message) -> Notice | None:
+def _notice(block: mime.Head) -> Notice | None:
     """What a group of fields says about its recipient; None where the email came in, or it is no such group."""
     action = _field(block, "Action").partition(" ")[0].lower()
     if action not in _UNDELIVERED:
@@ -188,7 +172,7 @@ def _judged(addresses: frozenset[str], status: str | None, said: str, *, failed:
     return Notice(addresses, kind, status, _line(said)[:SAID_MAX])
 
 
-def _complaint(block: Message) -> list[Notice]:
+def _complaint(block: mime.Head) -> list[Notice]:
     about = _field(block, "Feedback-Type").lower()
     if about not in _UNWANTED:
         return []
@@ -197,23 +181,9 @@ def _complaint(block: Message) -> list[Notice]:
     return [Notice(addresses, Kind.COMPLAINED, None, _line(f"{about} {f'({by})' if by else ''}")[:SAID_MAX])]
 
 
-def _returned(part: Message) -> Message:
-    """The header of what was sent."""
-    payload: Any = part.get_payload()
-    if isinstance(payload, list):
-        return payload[0] if payload and isinstance(payload[0], Message) else Message()
-    raw = part.get_payload(decode=True)
-    return BytesParser(policy=compat32).parsebytes(raw.lstrip() if isinstance(raw, bytes) else b"", headersonly=True)
-
-
-def _text(part: Message) -> str:
-    raw = part.get_payload(decode=True)
-    return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else ""
-
-
-def _plain(message: Message, texts: list[str]) -> list[Notice]:
+def _plain(head: mime.Head, texts: list[str]) -> list[Notice]:
     """What Exim and qmail write without a report in it: one notice, since they do not say what is about whom."""
-    failed = ", ".join(_values(message, "X-Failed-Recipients"))
+    failed = ", ".join(_values(head, "X-Failed-Recipients"))
     text = next((one for one in texts if failed or _QMAIL.match(one)), None)
     if text is None:
         return []

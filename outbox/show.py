@@ -1,14 +1,12 @@
-"""The whole story of one email: what it is, how it stands, each try and each decision. The message is taken apart here.
+"""Everything that is known of one email: what it is, its state, each try and each decision.
 
-The token of its report, the only key to the page, is in the message alone.
+The token of its report, the only key to the page, is in the message alone. No message can make this fail or hang: it is
+read by `stored_mail`, whose limits hold for any bytes.
 """
 
 import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from email import message_from_bytes
-from email.message import EmailMessage
-from email.policy import default
 from typing import Any, Final
 
 from outbox import suppression
@@ -17,6 +15,7 @@ from outbox.errors import OutboxError
 from outbox.failover import REMAINS
 from outbox.pause import Pause, read_pauses
 from outbox.prune import PRUNED
+from outbox.stored_mail import StoredMessage, read_header, read_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,26 +105,29 @@ class Story:
             raise OutboxError(f"{self.key} cannot be shown: {self.gone}.")
         return self.message
 
+    def content(self) -> StoredMessage:
+        """Return what can be read of the message; its `notes` say what was left out.
+
+        Raises:
+            OutboxError: it is gone.
+
+        """
+        return read_message(self.whole())
+
     def part(self, kind: str) -> str:
-        """The text (`plain`) or the page (`html`) of the message, decoded.
+        """Return the text (`plain`) or the page (`html`) of the message, decoded.
 
         Raises:
             OutboxError: it has none, or is gone.
 
         """
-        found = _parsed(self.whole()).get_body(preferencelist=(kind,))
-        try:
-            return str(found.get_content()) if found is not None else _none(self.key, kind)
-        except (LookupError, UnicodeError) as error:
-            raise OutboxError(f"{self.key}: its {kind} part cannot be decoded ({error}); say --eml.") from error
+        content = self.content()
+        found = content.text if kind == "plain" else content.html
+        return found if found is not None else _none(self.key, kind)
 
 
 def _none(key: str, kind: str) -> str:
     raise OutboxError(f"{key} has no {kind} part; `outbox show {shlex.quote(key)} --eml -` shows all that it has.")
-
-
-def _parsed(message: bytes) -> EmailMessage:
-    return message_from_bytes(message, _class=EmailMessage, policy=default)
 
 
 STORY: Final = """
@@ -182,7 +184,7 @@ async def read_story(connection: Any, key: str) -> Story:
 
 
 def _subject(message: bytes) -> str | None:
-    return None if message in GONE else str(_parsed(message)["Subject"] or "")
+    return None if message in GONE else read_header(message, "Subject") or ""
 
 
 def _nearest(key: str) -> str:

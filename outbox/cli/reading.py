@@ -140,6 +140,8 @@ def show(
     elif text:
         for line in story.part("plain").splitlines():
             typer.echo(printable(line))
+        for note in story.content().notes:
+            typer.echo(f"outbox: {printable(story.key)}: not all of it is shown: {note}; say --eml.", err=True)
     elif eml is not None:
         _write(eml, story.whole())
     elif open_:
@@ -167,6 +169,13 @@ def _write(path: Path, message: bytes) -> None:
     typer.echo(f"{printable(str(path))}: {len(message):,} bytes")
 
 
+# Before a page that others wrote: nothing of it runs, and nothing is loaded, which would tell its sender who looks.
+_HARMLESS = (
+    "<!doctype html><meta charset=utf-8><meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
+    "img-src data:; style-src 'unsafe-inline'; form-action 'none'\">\n"
+)
+
+
 def _open(story: "Story") -> None:
     """Show the page of the message, or its text, in the browser that is there; only this user may read the file."""
     import html
@@ -178,7 +187,7 @@ def _open(story: "Story") -> None:
     except OutboxError:
         page = f"<meta charset=utf-8><pre>{html.escape(story.part('plain'))}</pre>"
     with tempfile.NamedTemporaryFile("w", prefix="outbox-", suffix=".html", encoding="utf-8", delete=False) as file:
-        file.write(page)
+        file.write(_HARMLESS + page)
     opened = False
     with suppress(webbrowser.Error):
         opened = webbrowser.open(Path(file.name).as_uri())

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import sys
+import time
 from email import message_from_bytes, policy
 from pathlib import Path
 
@@ -149,7 +150,9 @@ async def _shows_its_message(muddled, key):
     assert ended.code == 0, ended
     path = (muddled.directory / "seen").read_text().removeprefix("file://")
     assert ended.out == f"{path}\n"
-    assert _taken(Path(path)).split() == parsed.get_body(("html",)).get_content().split()
+    policy_line, _, page = _taken(Path(path)).partition("\n")
+    assert "default-src 'none'; img-src data:;" in policy_line, "nothing of it runs or is loaded"
+    assert page.split() == parsed.get_body(("html",)).get_content().split()
 
 
 def _taken(path):
@@ -177,3 +180,50 @@ async def _cannot_be_shown(muddled, key):
     with pytest.raises(OutboxError, match="is no email's key; `outbox list --report progress`, or --to with"):
         await read_story(muddled.connection, f"progress/{WEEK}/9")
     assert "gone: `outbox prune` removed its message by its age" in (await muddled.run("show", key)).out
+
+
+HOSTILE_MESSAGES = {
+    "semicolons": b"Subject: s\nContent-Type: text/plain" + b";" * 40_000 + b"\n\nhello\n",
+    "parentheses": b"Subject: s\nContent-Type: text/plain " + b"(" * 2000 + b"\n\nhello\n",
+    "words": b"Subject: " + b"=?utf-8?b?w6kg?= " * 150_000 + b"\n\nhello\n",
+    "multiparts": b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(400)),
+    "nothing": b"",
+    "controls": b"Subject: =?utf-8?q?=1B]0;x=07=C2=9B2J=E2=80=AEtxt?=\n\n\x1b[2J\xc2\x9bhello\n",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_MESSAGES)
+async def test_whatever_message_is_stored_it_is_shown_at_once_and_a_terminal_obeys_nothing(fleet, name):
+    await fleet.put_emails(1)
+    await fleet.connection.execute("UPDATE outbox.email SET message = $1", HOSTILE_MESSAGES[name])
+    for words in ((), ("--json",), ("--text",)):
+        began = time.monotonic()
+        ended = await fleet.run("show", "mail1", *words)
+        assert time.monotonic() - began < 10, "a start and a fraction of a second"
+        assert ended.code == 0 or "has no plain part" in ended.err, ended
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", ended.out + ended.err)
+        assert "hello" in ended.out or words != ("--text",) or name in ("multiparts", "nothing")
+
+
+@pytest.mark.parametrize("at", ["-infinity", "infinity", "1970-01-01", "9999-12-31 23:59:59+00", "0001-01-01 00:00+00"])
+async def test_whatever_time_is_stored_it_is_shown(fleet, at):
+    await fleet.put_emails(1)
+    await fleet.connection.execute("UPDATE outbox.email SET created_at = $1::text::timestamptz", at)
+    await fleet.connection.execute(
+        "INSERT INTO outbox.attempt (email, attempt, verdict, reply, marked_at, settled_at)"
+        " SELECT id, 1, 'deferred', 'x', $1::text::timestamptz, $1::text::timestamptz FROM outbox.email",
+        at,
+    )
+    for words in ((), ("--json",)):
+        ended = await fleet.run("show", "mail1", *words)
+        assert (ended.code, ended.err) == (0, ""), ended
+
+
+async def test_an_email_with_the_largest_id_is_shown(fleet):
+    await fleet.put_emails(1)
+    await fleet.connection.execute(
+        "WITH m AS (INSERT INTO outbox.email (id, key, sender, recipient, message_id, message)"
+        " SELECT 9223372036854775807, 'last', sender, recipient, '<x@y>', message FROM outbox.email RETURNING id)"
+        " INSERT INTO outbox.delivery (email) SELECT id FROM m"
+    )
+    assert "last is pending." in (await fleet.run("show", "last")).out

@@ -36,6 +36,7 @@ def in_parts(pieces):
 HOSTILE = {
     "semicolons": lambda: b"Content-Type: text/plain" + b";" * 40_000 + b"\n\nx",
     "semicolons in every part": lambda: in_parts(b"--b\nContent-Type: a/b%s\n\nx\n" % (b"; " * 4000) * 600),
+    "semicolons in quotes": lambda: b'Content-Type: text/plain; a="' + b";" * 40_000 + b"\n\nx",
     "parentheses": lambda: b"Content-Type: text/plain " + b"(" * 2000 + b"\n\nx",
     "parentheses that close": lambda: b"Content-Type: text/plain " + b"(" * 4000 + b")" * 4000 + b"\n\nx",
     "megabytes of parentheses": lambda: b"Content-Type: text/plain " + filled(b"(") + b"\n\nx",
