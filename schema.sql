@@ -599,4 +599,14 @@ begin
         made_by => coalesce(nullif(current_setting('application_name'), ''), 'SQL') || ', ' || session_user);
 end $$;
 
+-- Sign-ins to the board. The browser's cookie holds a random value, and `id` is its SHA-256, so that nothing in this
+-- table signs in. A row ends with its time, or by sign-out.
+create table outbox.board_session (
+    id          bytea primary key check (octet_length(id) = 32),
+    name        text not null check (name <> '' and octet_length(name) <= 500),
+    created_at  timestamptz not null default now(),
+    expires_at  timestamptz not null check (expires_at > created_at and expires_at < 'infinity')
+);
+create index board_session_expires on outbox.board_session (expires_at);
+
 insert into outbox.schema_version (version, compatible) values (6, 2);

@@ -160,7 +160,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("suppression", "INSERT", "address reason who why email"),
         ("bounce_email", "EXECUTE"),
     ),
-    # Opens a page for who has its token, and finds the earlier editions of its recipient.
+    # Opens a page for who has its token, and finds the earlier editions of its recipient. Keeps sign-ins to the board.
     "outbox_web": _role(
         "shows report pages: web",
         ("schema_version", "SELECT"),
@@ -168,6 +168,9 @@ ROLES: Final[Mapping[str, Role]] = {
         ("edition", "SELECT", "id report starts_at"),
         ("email", "SELECT", "report recipient"),  # whose page it is, for a proxy that says who somebody is
         ("digest_item", "SELECT", "report address"),
+        ("board_session", "SELECT", "id name expires_at"),
+        ("board_session", "INSERT", "id name expires_at"),
+        ("board_session", "DELETE"),
     ),
     "outbox_prune": _role(
         "removes bodies by age: prune",

@@ -118,6 +118,12 @@ UPGRADES: Final[Mapping[int, str]] = {
         VALUES (1, sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), 'UTF8')));
 
         -- board sessions
+        CREATE TABLE outbox.board_session (
+            id bytea PRIMARY KEY CHECK (octet_length(id) = 32),
+            name text NOT NULL CHECK (name <> '' AND octet_length(name) <= 500),
+            created_at timestamptz NOT NULL DEFAULT now(),
+            expires_at timestamptz NOT NULL CHECK (expires_at > created_at AND expires_at < 'infinity'));
+        CREATE INDEX board_session_expires ON outbox.board_session (expires_at);
     """,
 }
 

@@ -65,5 +65,11 @@ async def opened(fleet, *arguments, **how):
     return process, browser
 
 
+def link_of(process):
+    """The path of the link with which the operator signs in, as `outbox web` prints it."""
+    (path,) = set(re.findall(r"http://[^/\s]+(/\?token=[\w-]+)", "".join(process.log)))
+    return path
+
+
 def settled_web(**values):
     return "\n[web]\n" + "\n".join(f"{key} = {value}" for key, value in values.items())

@@ -1,16 +1,17 @@
-"""What people see in a browser: the report behind the link of an email, and the operators' board. Sends nothing.
+"""Pages for browsers: the report behind the link of an email, and the operators' board. Sends nothing.
 
-    application  the ASGI app: its routes, its pool, what it says when something is wrong
+    application  the ASGI app: its routes, its pool, its answers to errors
     serve        a process of its own around it: `outbox web`
+    connections  bounds on that process's connections, in all and per client
     pages        /r/{token}: the report as it was generated; /u/{token}: no more emails
     history      the earlier editions of a report for its recipient, and a line through their figures
     board        /: the operators' pages, for those who sign in
     looks        templates and answers, each with a policy that lets nothing else run
-    store        what is asked of Postgres: short, bounded, and absent for a while if need be
-    guard        who asks, how often in vain, how much; headers that every answer bears
+    store        connections to Postgres: few, short, and possibly away for a while
+    guard        clients, their failed attempts and parallel lookups, sizes of requests; headers of every answer
 
 `outbox.web:app` is an ASGI application for a server of your own, with the settings that the commands read;
-`create(settings)` gives one with settings that you have.
+`create(settings)` makes one with settings that you have. Its board needs a sign-in in the settings.
 """
 
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ __all__ = ["app", "create"]
 
 
 def __getattr__(name: str) -> object:
-    """`app` is made when a server asks for it, `create` read when it is wanted."""
+    """Make `app` when a server asks for it, import `create` when it is used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from outbox.web.application import create

@@ -1,4 +1,4 @@
-"""The ASGI application: the routes of pages and board over one store, and what is said when something is wrong."""
+"""The ASGI application: routes of the pages and the board over one store, and the answers to errors."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,9 +14,10 @@ from outbox.errors import DatabaseUnavailableError
 from outbox.log import Events
 from outbox.settings import Settings
 from outbox.web.board import Live, board_routes
-from outbox.web.board.signing import Door
-from outbox.web.guard import Callers, Guarded, Misses, TooLargeError
-from outbox.web.looks import notice
+from outbox.web.board.emails import TooLargeMessageError, too_large_message
+from outbox.web.board.signing import Authenticator
+from outbox.web.guard import Callers, Guarded, TooLargeError, TooManyLookupsError
+from outbox.web.looks import NO_PAGE, NOT_FOUND, notice
 from outbox.web.pages import Pages
 from outbox.web.store import Store
 
@@ -25,10 +26,11 @@ log = Events("outbox.web")
 RETRY_AFTER_S = "5"
 
 
-def create(settings: Settings, *, is_local: bool = False) -> Starlette:
-    """The application. Nothing is connected before its lifespan begins, and then only when it is asked for something.
+def create(settings: Settings, *, link_token: str | None = None) -> Starlette:
+    """Return the application. It connects to nothing before it is asked for something.
 
-    Without a sign-in there is a board only if the caller says `is_local`: that it listens on a loopback address.
+    There is a board only with a sign-in: the settings' own, or `link_token`, a random secret of the caller's, with
+    which `GET /?token=…` signs in. Without either there are the report pages alone, and a warning.
 
     Raises:
         ConfigurationError: the settings lack `database_url`, or name a file that cannot be used.
@@ -36,13 +38,18 @@ def create(settings: Settings, *, is_local: bool = False) -> Starlette:
     settings.require("database_url")
     assert settings.database_url is not None
     web = settings.web
-    store, callers, misses = Store(settings.database_url), Callers(web.proxies), Misses()
-    routes = Pages(web, store, callers, misses).routes()
+    store, callers = Store(settings.database_url), Callers(web.proxies)
+    routes = Pages(web, store, callers).routes()
     live = None
-    if web.board and (web.has_sign_in or is_local):
+    if web.board and not web.has_sign_in and not link_token:
+        log.warning(
+            "board_left_out",
+            "there is no board, only report pages: [web] has no sign-in; write board_token or board_header, "
+            "or board = false",
+        )
+    elif web.board:
         live = Live(settings, store)
-        door = Door(web, callers, misses, is_open=is_local and not web.has_sign_in)
-        routes += board_routes(settings, store, door, live)
+        routes += board_routes(settings, store, Authenticator(web, store, callers, link_token=link_token), live)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -59,25 +66,28 @@ def create(settings: Settings, *, is_local: bool = False) -> Starlette:
         exception_handlers={
             HTTPException: _refused,
             TooLargeError: _too_large,
+            TooLargeMessageError: too_large_message,
+            TooManyLookupsError: _busy,
             DatabaseUnavailableError: _away,
             asyncpg.InsufficientPrivilegeError: _forbidden,
+            asyncpg.ReadOnlySQLTransactionError: _read_only,
         },
     )
     app.state.store = store
-    app.state.live = live  # whoever stops the server ends it first, and with it what never ends by itself
+    app.state.live = live  # a server that stops ends it first, and with it the streams, which never end by themselves
     app.router.redirect_slashes = False
     return app
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "This link leads to no page: it is not whole, or its time is over."}
-    titles = {404: "Nothing here", 405: "Not like this"}
+    words = {404: NO_PAGE}
+    titles = {404: NOT_FOUND, 405: "Method not allowed"}
     return notice(
         request,
         error.status_code,
         titles.get(error.status_code, "Not done"),
-        words.get(error.status_code, "This address does not answer such a request."),
+        words.get(error.status_code, "This address does not take such a request."),
         **{name.replace("-", "_"): value for name, value in (error.headers or {}).items()},
     )
 
@@ -86,22 +96,39 @@ async def _too_large(request: Request, _: Exception) -> Response:
     return notice(request, 413, "Too large", "The request is too large.", Connection="close")
 
 
+async def _busy(request: Request, _: Exception) -> Response:
+    return notice(
+        request, 503, "Busy", "Your network sends too many requests. Try again soon.", Retry_After=RETRY_AFTER_S
+    )
+
+
 async def _away(request: Request, error: Exception) -> Response:
     log.warning("database_away", "a page could not be shown: {reason}", reason=str(error))
     return notice(
         request,
         503,
         "Not available right now",
-        "The database does not answer. This page comes back by itself; load it again in a moment.",
+        "The database does not answer. Load this page again in a moment.",
         Retry_After=RETRY_AFTER_S,
     )
 
 
 async def _forbidden(request: Request, error: Exception) -> Response:
-    log.warning("database_refuses", "the role of outbox web may not: {reason}", reason=str(error))
+    log.warning("database_refuses", "the database role of outbox web lacks a right: {reason}", reason=str(error))
     return notice(
         request,
         403,
         "Not allowed",
-        "The database does not let this server read or change that; docs/roles.md says what its role needs.",
+        "The database role of this server may not read or change that; docs/roles.md lists what it needs.",
+    )
+
+
+async def _read_only(request: Request, error: Exception) -> Response:
+    log.warning("database_refuses", "the database is read-only: {reason}", reason=str(error))
+    return notice(
+        request,
+        503,
+        "Not available right now",
+        "The database of this server is read-only, for example a standby. Signing in and deciding need the primary.",
+        Retry_After=RETRY_AFTER_S,
     )

@@ -1,22 +1,24 @@
 """The report behind a link, as it was generated, and the page on which one click ends the emails.
 
-The report is answered as a document of its own, sandboxed: an opaque origin that runs no script, sends no form and
-loads nothing but images. So a report's data, or a template of the user's, cannot act on this site or its visitors. A
-link that is unknown, expired, pruned or somebody else's is answered alike, whichever it is.
+The report is a sandboxed document with an opaque origin: it runs no script, sends no form and loads nothing but images.
+So neither a report's data nor the user's own template can act on this site or its visitors. A link that is unknown,
+expired, pruned or another recipient's gets the same answer.
 """
 
 import hmac
 import re
-from typing import Final
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from outbox.settings import WebSettings
-from outbox.web.guard import Callers, Misses, body_of, is_own
+from outbox.web.guard import Callers, FailedAttemptLimiter, Lookups, body_of, is_own
 from outbox.web.history import read_history, with_history
-from outbox.web.looks import notice, page
+from outbox.web.looks import NO_PAGE, NOT_FOUND, notice, page
 from outbox.web.store import Store
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")  # generate makes 22 characters, 128 bits
@@ -31,7 +33,7 @@ POLICY: Final = (
     "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-# One look for every way in which a page may not be shown, so that all take the same steps.
+# One statement for every way in which a page may not be shown, so that all take the same time.
 REPORT: Final = """
 SELECT r.id, r.token, r.html
   FROM outbox.report r
@@ -44,10 +46,10 @@ SELECT r.id, r.token, r.html
 
 
 def is_one_click(body: bytes) -> bool:
-    """Whether a form has the one field of RFC 8058 §3.1, in either of the two ways in which forms are sent.
+    """Return True if a form has the one field of RFC 8058 §3.1, in either of the two encodings of forms.
 
-    Anybody may send one, so each byte is looked at a few times at most: a part's head is what stands before its value,
-    down from the last empty line.
+    Anybody may send one, so each byte is read a few times at most: a part's head is what stands before its value, after
+    the last empty line.
     """
     if body == b"List-Unsubscribe=One-Click":
         return True
@@ -56,23 +58,21 @@ def is_one_click(body: bytes) -> bool:
 
 
 class Pages:
-    """What those see who hold a link."""
+    """Pages for those who hold a link. A valid link is never refused: only failed attempts are counted."""
 
-    def __init__(self, settings: WebSettings, store: Store, callers: Callers, misses: Misses) -> None:
+    def __init__(self, settings: WebSettings, store: Store, callers: Callers) -> None:
         self.settings = settings
         self.store = store
         self.callers = callers
-        self.misses = misses
+        self.lookups = Lookups()
+        self.failed_links = FailedAttemptLimiter()
+        self.failed_unsubscribes = FailedAttemptLimiter()
 
     async def report(self, request: Request) -> Response:
         """GET /r/{token}."""
-        address = self.callers.address(request)
-        if (wait_s := self.misses.wait_s(address)) > 0:
-            return self._busy(request, wait_s)
         html = await self._html(request, request.path_params["token"])
         if html is None:
-            self.misses.add(address)
-            return self._missing(request)
+            return self._missing(request, self.failed_links)
         return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
     async def _html(self, request: Request, token: str) -> str | None:
@@ -81,9 +81,9 @@ class Pages:
             user = (self.callers.user(request, self.settings.user_header) or "").lower()
         if not TOKEN.fullmatch(token):
             return None
-        async with self.store.connection() as connection:
+        async with self._connection(request) as connection:
             row = await connection.fetchrow(REPORT, token, self.settings.expires_s, user)
-            # An index compares byte by byte; that it found the very token is said in constant time.
+            # An index compares byte by byte; compare the token itself in constant time.
             if row is None or not hmac.compare_digest(row["token"], token):
                 return None
             html: str = row["html"]
@@ -92,42 +92,46 @@ class Pages:
         return html
 
     async def offer(self, request: Request) -> Response:
-        """GET /u/{token}: nothing changes by looking, since programs follow links in emails."""
+        """GET /u/{token}: nothing changes, since programs follow the links in emails."""
         return page(request, "unsubscribe.html.j2", title="Unsubscribe")
 
     async def unsubscribe(self, request: Request) -> Response:
-        """POST /u/{token}: by a mail program (RFC 8058), or by a button of ours, which may undo it, too."""
-        address = self.callers.address(request)
-        if (wait_s := self.misses.wait_s(address)) > 0:
-            return self._busy(request, wait_s)
+        """POST /u/{token}: from a mail program (RFC 8058), or from a button of ours, which may also undo it."""
         body = await body_of(request)
         undoes = body == UNDO and is_own(request)
         if not undoes and not is_one_click(body):
             return notice(request, 400, "Not done", "The request does not say List-Unsubscribe=One-Click.")
-        name = await self._decided(request.path_params["token"], RESUBSCRIBE if undoes else UNSUBSCRIBE)
+        name = await self._decided(request, RESUBSCRIBE if undoes else UNSUBSCRIBE)
         if name is None:
-            self.misses.add(address)
-            return self._missing(request)
+            return self._missing(request, self.failed_unsubscribes)
         if undoes:
-            return notice(request, 200, "Undone", f"Emails of “{name}” come to your address again.")
+            return notice(request, 200, "Undone", f"You get emails of “{name}” again.")
         return page(request, "unsubscribed.html.j2", title="Done", name=name)
 
-    async def _decided(self, token: str, statement: str) -> str | None:
-        """The report's name; None if no report has the token."""
+    async def _decided(self, request: Request, statement: str) -> str | None:
+        """Return the report's name; None if no report has the token."""
+        token = request.path_params["token"]
         if not TOKEN.fullmatch(token):
             return None
-        async with self.store.connection() as connection:
+        async with self._connection(request) as connection:
             name: str | None = await connection.fetchval(statement, token)
         return name
 
-    def _missing(self, request: Request) -> Response:
-        return notice(request, 404, "Nothing here", "This link leads to no page: it is not whole, or its time is over.")
+    @asynccontextmanager
+    async def _connection(self, request: Request) -> AsyncIterator[Any]:
+        """Wait for the client's turn, then for a connection."""
+        async with self.lookups.turn(request, self.callers.address(request)), self.store.connection() as connection:
+            yield connection
 
-    def _busy(self, request: Request, wait_s: float) -> Response:
-        return notice(request, 429, "Too many tries", "Wait a little, and try again.", Retry_After=str(int(wait_s) + 1))
+    def _missing(self, request: Request, failures: FailedAttemptLimiter) -> Response:
+        """Return the one answer for each way in which a link is not valid."""
+        if (wait_s := failures.take(self.callers.address(request))) > 0:
+            after = str(int(wait_s) + 1)
+            return notice(request, 429, "Too many attempts", "Wait a little and try again.", Retry_After=after)
+        return notice(request, 404, NOT_FOUND, NO_PAGE)
 
     def routes(self) -> list[Route]:
-        """All that they answer."""
+        """Return their routes."""
         return [
             Route("/r/{token}", self.report),
             Route("/u/{token}", self.offer),

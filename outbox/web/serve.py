@@ -1,22 +1,21 @@
-"""`outbox web` as a process: one server around the application, which a slow or silent client cannot hold up.
+"""`outbox web` as a process: one uvicorn server around the application.
 
-uvicorn bounds how many connections there are, how long an idle one is kept, and a head that comes in pieces
-(`h11_max_incomplete_event_size`). It bounds neither how long a client takes to say its request nor to read its answer,
-which is `_Impatient`'s, nor a head that comes whole, nor a body: those are the guard's.
+`connections` bounds the connections and their time, uvicorn a head that comes in pieces
+(`h11_max_incomplete_event_size`), `guard` a head that comes whole, and bodies.
 """
 
 import asyncio
-import ipaddress
+import logging
+import secrets
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import h11
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from outbox.address import parse_listen
 from outbox.database import DatabaseRefusedError
@@ -25,70 +24,21 @@ from outbox.log import Events
 from outbox.settings import Settings
 from outbox.web.application import create
 from outbox.web.board import Live
-from outbox.web.guard import HEAD_MAX
+from outbox.web.connections import Connections, protocol
+from outbox.web.guard import HEAD_MAX, Callers
 from outbox.web.store import Store
 
 log = Events("outbox.web")
 
-CONNECTIONS_MAX: Final = 500
-REQUEST_MAX_S: Final = 10.0  # from the first byte of a request, or the connection, to its last
-STALL_MAX_S: Final = 20.0  # in which nothing of an answer is taken
-IDLE_MAX_S: Final = 15
-
-
-class _Impatient(H11Protocol):
-    """Ends a connection whose client takes too long to say its request, or takes nothing of its answer."""
-
-    _waiting: asyncio.TimerHandle | None = None
-    _stalled: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client is here, and owes a request."""
-        super().connection_made(transport)
-        self._waiting = self.loop.call_later(REQUEST_MAX_S, transport.abort)
-
-    def data_received(self, data: bytes) -> None:
-        """Some of a request, or all of it."""
-        if self._waiting is None:
-            self._waiting = self.loop.call_later(REQUEST_MAX_S, self.transport.abort)
-        super().data_received(data)
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            _cancel(self._waiting)
-            self._waiting = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client went, or was ended."""
-        _cancel(self._waiting)
-        _cancel(self._stalled)
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client does not keep up with its answer."""
-        super().pause_writing()
-        self._stalled = self.loop.call_later(STALL_MAX_S, self._look, self.transport.get_write_buffer_size())
-
-    def resume_writing(self) -> None:
-        """It has taken most of it."""
-        _cancel(self._stalled)
-        super().resume_writing()
-
-    def _look(self, left_before: int) -> None:
-        left = self.transport.get_write_buffer_size()
-        if left >= left_before:
-            self.transport.abort()
-        else:
-            self._stalled = self.loop.call_later(STALL_MAX_S, self._look, left)
-
-
-def _cancel(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+IDLE_MAX_S: Final = 15  # between two requests
+LINK_TOKEN_SIZE: Final = 24  # random bytes
+WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not listened on
 
 
 class _Server(uvicorn.Server):
-    """A server that ends by SIGTERM with what is in hand finished, and the process with 0.
+    """Server that ends on SIGTERM when all requests are answered, and the process with 0.
 
-    Who looks on live is never finished, and let go of at once.
+    Live streams have no end of their own, and are ended at once.
     """
 
     def __init__(self, config: uvicorn.Config, live: Live | None = None) -> None:
@@ -97,70 +47,72 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Hear signals on the loop; uvicorn's own way ends the process by the signal itself."""
+        """Handle signals on the loop; uvicorn itself would end the process by the signal."""
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop)
         yield
 
     def _stop(self) -> None:
-        self.force_exit = self.should_exit  # told twice
+        self.force_exit = self.should_exit  # the second signal
         self.should_exit = True
         if self._live is not None:
             self._live.end()
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; an empty one is every address of it."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 async def serve(settings: Settings) -> None:
-    """Serve at `web.http` until SIGTERM or SIGINT, then finish what is in hand within `drain_s`.
+    """Serve at `web.http` until SIGTERM or SIGINT, then answer the requests in progress within `drain_s`.
+
+    A board for which the settings have no sign-in gets a random token of this run, in a link for the operator.
 
     Raises:
-        ConfigurationError: nobody can listen there, or more than this machine could reach a board without a sign-in.
-        SchemaError, DatabaseRefusedError: what a person must mend; a database that is away is waited for.
+        ConfigurationError: cannot listen there.
+        SchemaError, DatabaseRefusedError: a person must act; a database that is away is waited for.
     """
     web = settings.web
-    host, _ = parse_listen(web.http)
-    if web.board and not web.has_sign_in and not (is_loopback(host) and not web.trusted_proxies):
-        raise ConfigurationError(
-            f"web.http: {web.http} is reached from elsewhere, and the board has no sign-in; write board_token or "
-            "board_header in [web], or serve the report pages alone with board = false (--pages-only)."
-        )
     listening = _listen(web.http)
-    app = create(settings, is_local=is_loopback(host))
+    link_token = secrets.token_urlsafe(LINK_TOKEN_SIZE) if web.board and not web.has_sign_in else None
+    app = create(settings, link_token=link_token)
     await _require_schema(app.state.store)
-    place = _place(listening)
-    log.info("web_listening", "report pages{board} are at http://{place}/", board=_and_board(settings), place=place)
-    await _Server(_config(app, settings.drain_s), app.state.live).serve(sockets=[listening])
-    log.info("web_stopped", "what was in hand is answered")
+    _announce(settings, _place(listening), link_token)
+    await _Server(_config(app, settings), app.state.live).serve(sockets=[listening])
+    log.info("web_stopped", "all requests are answered")
 
 
-def _config(app: Starlette, drain_s: float) -> uvicorn.Config:
+def _announce(settings: Settings, place: str, link_token: str | None) -> None:
+    """Say where the pages are. The link is for the person at the terminal, also where the log is silent."""
+    if link_token is None:
+        board = " and the board" if settings.web.board else ""
+        log.info("web_listening", "report pages{board} are at http://{place}/", board=board, place=place)
+        return
+    host, _, port = place.rpartition(":")
+    reached = f"127.0.0.1:{port}" if host.strip("[]") in WILDCARDS else place
+    sentence = (
+        "report pages are at {place}, and the board is behind this link: http://{reached}/?token={token} "
+        "(it signs in until this process ends; set board_token or board_header in [web] for a sign-in of your own)"
+    )
+    fields = {"place": place, "reached": reached, "token": link_token}
+    if log.says(logging.INFO):
+        log.info("web_listening", sentence, **fields)
+    else:
+        print(f"outbox: {sentence.format_map(fields)}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_Impatient,
+        http=protocol(Connections(Callers(settings.web.proxies))),
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="error",  # its warnings name what clients did wrong, as often as they like
-        access_log=False,  # a path has the token in it
-        proxy_headers=False,  # it would believe all of this machine; `Callers` believes those whom the settings name
+        log_level="error",  # its warnings tell what clients did wrong, as often as they like
+        access_log=False,  # paths hold tokens
+        proxy_headers=False,  # it would believe every client of this machine; `Callers` believes whom the settings name
         server_header=False,
-        limit_concurrency=CONNECTIONS_MAX,
         h11_max_incomplete_event_size=HEAD_MAX,
         timeout_keep_alive=IDLE_MAX_S,
-        timeout_graceful_shutdown=max(1, int(drain_s)),
+        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
     )
-
-
-def _and_board(settings: Settings) -> str:
-    return " and the board" if settings.web.board else ""
 
 
 async def _require_schema(store: Store) -> None:
@@ -169,7 +121,7 @@ async def _require_schema(store: Store) -> None:
     except DatabaseRefusedError:
         raise
     except DatabaseUnavailableError as error:
-        log.warning("database_away", "{reason} Pages say so until it is back.", reason=str(error))
+        log.warning("database_away", "{reason} Pages say so until it answers.", reason=str(error))
     finally:
         await store.close()
 
@@ -181,14 +133,14 @@ def _listen(place: str) -> socket.socket:
             0
         ]
         listening = socket.create_server(address[:2], family=family, backlog=1024)
-    except (OSError, ValueError) as error:  # of a name that is none, getaddrinfo says UnicodeError
+    except (OSError, ValueError) as error:  # getaddrinfo raises UnicodeError for what cannot be a name
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(
-            f"web.http: nobody can listen at {place} ({reason}); write an address of this server and a free port, "
+            f"web.http: cannot listen on {place} ({reason}); write an address of this server and a free port, "
             'such as "127.0.0.1:8025".'
         ) from None
-    # Connections inherit it. asyncio sets it only where the protocol is named, and without it an answer's body waits
-    # for the client to acknowledge its head: 40 ms.
+    # Connections inherit it. asyncio sets it only on sockets whose protocol is named, and without it the body of an
+    # answer waits until the client has acknowledged its head: 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 

@@ -11,7 +11,7 @@ from outbox import relay
 from outbox.doctor_rights import look_at_rights
 from outbox.roles import ROLES, together
 from tests.bounces import ROWS, of_row
-from tests.web import opened, settled_web
+from tests.web import link_of, opened, settled_web
 
 PARTS = [name.removeprefix("outbox_") for name in ROLES]
 V1 = Path(__file__).parents[1] / "database/schema_1.sql"
@@ -152,6 +152,8 @@ FORBIDDEN = {
         "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'x', 'x', '', '')",
         "INSERT INTO outbox.pause (report, who, why) VALUES ('', '', '')",
         "DELETE FROM outbox.report",
+        "SELECT created_at FROM outbox.board_session",
+        "UPDATE outbox.board_session SET expires_at = 'tomorrow'",
     ),
     "prune": (
         "SELECT token FROM outbox.report",
@@ -302,13 +304,16 @@ async def test_the_board_shows_with_the_rights_to_look_and_decides_with_those_to
     await hire(fleet, "read", "operate")
     pages = ("/", "/editions", "/editions/1", "/emails?q=p", "/emails?where=reply&q=x", "/pauses", "/decisions")
     for part, reads_messages in (("read", False), ("operate", True)):
-        _, browser = await opened(fleet, environment={"OUTBOX_DATABASE_URL": of(fleet, part)})
+        process, browser = await opened(fleet, environment={"OUTBOX_DATABASE_URL": of(fleet, part)})
+        refused = await browser.ask(link_of(process))
+        assert (refused.status, "docs/roles.md" in refused.body) == (403, True)  # without the rights to sign people in
+        await fleet.connection.execute(f"GRANT outbox_web TO app_{part}")
+        cookie = (await browser.ask(link_of(process))).headers["Set-Cookie"].partition(";")[0]
         for path in pages:
-            assert (await browser.ask(path)).status == 200, path
-        assert "No relay is alive" in (await browser.ask("/")).body
-        story = await browser.ask("/emails/1")
+            assert (await browser.ask(path, Cookie=cookie)).status == 200, path
+        assert "No relay is alive" in (await browser.ask("/", Cookie=cookie)).body
+        story = await browser.ask("/emails/1", Cookie=cookie)
         assert (story.status, "docs/roles.md" in story.body) == ((200, False) if reads_messages else (403, True))
-    cookie = story.headers["Set-Cookie"].partition(";")[0]
     csrf = re.search(r'name="csrf" value="([^"]*)"', (await browser.ask("/pauses", Cookie=cookie)).body)[1]
     form = {"act": "cancel", "seen": "1:0:pending", "why": "enough", "csrf": csrf}
     assert (await browser.ask("/decide", form=form, Cookie=cookie)).status == 200

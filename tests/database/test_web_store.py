@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 import socket
+from contextlib import suppress
 
 import asyncpg
 import pytest
@@ -12,14 +14,16 @@ from starlette.routing import Mount
 from outbox.address import DatabaseUrl
 from outbox.errors import DatabaseUnavailableError
 from outbox.settings import Settings
-from outbox.web import serve
+from outbox.web import connections, serve
 from outbox.web.application import create
+from outbox.web.guard import LOOKUPS_MAX, Callers
 from outbox.web.history import EARLIER
 from outbox.web.pages import REPORT
 from outbox.web.store import CONNECTIONS_MAX, Store
 from tests.fleet import until
 
 REPORTS = 100_000
+TOKEN = "an-operators-token-of-32-letters"
 
 FILL = f"""
 INSERT INTO outbox.edition (report, period, starts_at, ends_at)
@@ -109,10 +113,10 @@ async def test_a_page_that_a_digest_tells_of_is_its_addressees_too(connection, u
 class Served:
     """The application behind the real server, in this process, so that its patience can be shortened."""
 
-    def __init__(self, app):
+    def __init__(self, app, settings):
         self.listening = serve._listen("127.0.0.1:0")
         self.port = self.listening.getsockname()[1]
-        self.server = serve._Server(serve._config(app, 5), None)
+        self.server = serve._Server(serve._config(app, settings), None)
 
     async def __aenter__(self):
         self.task = asyncio.create_task(self.server.serve(sockets=[self.listening]))
@@ -123,9 +127,13 @@ class Served:
         self.server.should_exit = True
         await self.task
 
-    async def ask(self, path, host="x"):
+    async def ask(self, path, form=None, **headers):
         reader, writer = await self.connect()
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        sent = {"Host": "x", "Connection": "close", **headers}
+        if form is not None:
+            sent |= {"Content-Type": "application/x-www-form-urlencoded", "Content-Length": len(form)}
+        head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+        writer.write(f"{'GET' if form is None else 'POST'} {path} HTTP/1.1\r\n{head}\r\n{form or ''}".encode())
         answer = await reader.read()
         writer.close()
         return answer
@@ -134,22 +142,22 @@ class Served:
         return await asyncio.open_connection("127.0.0.1", self.port, limit=2**10)
 
 
-def settings(database):
-    return Settings.model_validate({"database_url": database})
+def settings(database, **web):
+    return Settings.model_validate({"database_url": database, "drain_s": 5, "web": web})
 
 
 async def test_who_says_or_reads_nothing_is_not_waited_for(connection, database, monkeypatch):
-    monkeypatch.setattr(serve, "REQUEST_MAX_S", 0.3)
-    monkeypatch.setattr(serve, "STALL_MAX_S", 0.3)
+    monkeypatch.setattr(connections, "REQUEST_MAX_S", 0.3)
+    monkeypatch.setattr(connections, "STALL_MAX_S", 0.3)
     await connection.execute(FILL.replace(str(REPORTS), "1"))
     await connection.execute("UPDATE outbox.report SET html = repeat('x', 30000000)")
     token = await connection.fetchval("SELECT token FROM outbox.report")
-    async with Served(create(settings(database))) as served:
+    async with Served(create(settings(database, board_token=TOKEN)), settings(database)) as served:
         for said in (b"", b"GET / HTTP/1.1\r\nHos", b"POST /sign-in HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"):
             reader, writer = await served.connect()
             writer.write(said)
             async with asyncio.timeout(5):
-                assert len(await reader.read()) < 3000  # the end, after at most a word that it is not so
+                assert len(await reader.read()) < 5000  # the end, after at most a word that it is not so
             writer.close()
         _, writer = await served.connect()
         writer.write(f"GET /r/{token} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -162,18 +170,141 @@ async def test_who_says_or_reads_nothing_is_not_waited_for(connection, database,
 
 async def test_the_application_may_be_mounted_in_another_below_a_path(connection, database):
     await connection.execute(FILL.replace(str(REPORTS), "40"))
-    mounted = create(settings(database), is_local=True)
-    async with Served(Starlette(routes=[Mount("/mail", mounted)])) as served:
+    mounted = create(settings(database, board_token=TOKEN))
+    async with Served(Starlette(routes=[Mount("/mail", mounted)]), settings(database)) as served:
         # Else the body of an answer waits 40 ms for the client to acknowledge its head.
         assert served.listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         page = await served.ask("/mail/r/token-0000000000000021")
         assert page.startswith(b"HTTP/1.1 200")
         assert b"private, no-store" in page
-        board = await served.ask("/mail/")
-        assert b"HTTP/1.1 403" in board  # Host is x, which is no loopback address
         assert b"HTTP/1.1 404" in await served.ask("/r/token-0000000000000021")
-        board = await served.ask("/mail/", host="127.0.0.1")
-        assert b"All is well" in board  # whom nobody tells that it begins, looks on all the same
+        for host in ("x", "127.0.0.1", "localhost"):
+            assert b"HTTP/1.1 401" in await served.ask("/mail/", Host=host)
+        entered = await served.ask("/mail/sign-in", form=f"name=Anna&token={TOKEN}")
+        assert b"\r\nlocation: /mail/\r\n" in entered
+        cookie = re.search(rb"outbox_board=[^;]+(?=;.*Path=/mail;)", entered)[0].decode()
+        board = await served.ask("/mail/", Cookie=cookie)
+        assert b"All is well" in board  # live although nobody tells a mounted application that it begins
         assert b'href="/mail/editions"' in board
     await mounted.state.live.close()
     await mounted.state.store.close()
+
+
+async def test_an_application_without_a_sign_in_has_no_board_and_says_so(connection, database, caplog):
+    await connection.execute(FILL.replace(str(REPORTS), "40"))
+    app = create(settings(database))
+    assert "there is no board" in caplog.text
+    async with Served(app, settings(database)) as served:
+        assert b"HTTP/1.1 200" in await served.ask("/r/token-0000000000000021", Host="127.0.0.1")
+        for path in ("/", "/events", "/emails", "/editions", "/?token=", "/sign-in"):
+            assert b"HTTP/1.1 404" in await served.ask(path, Host="127.0.0.1")
+    caplog.clear()
+    create(settings(database, board=False))
+    assert caplog.text == ""
+    assert create(settings(database), link_token="").state.live is None
+
+
+HALF_SAID = {
+    "nothing": b"",
+    "half a head": b"GET / HTTP/1.1\r\nHos",
+    "half a body": b"POST /sign-in HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nname",
+    "between two requests": b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("said", HALF_SAID)
+async def test_a_client_that_keeps_many_connections_waiting_shuts_out_nobody(database, said):
+    async with Served(create(settings(database, board=False)), settings(database)) as served:
+        opened = []
+        for _ in range(connections.CONNECTIONS_MAX + 5):
+            opened.append(await served.connect())
+            opened[-1][1].write(HALF_SAID[said])
+        for _ in range(3):
+            assert b"HTTP/1.1 404" in await served.ask("/none")
+        held = served.server.config.http_protocol_class.open_connections
+        assert len(held) <= connections.CLIENT_MAX
+        for _, writer in opened:
+            writer.close()
+
+
+class Counted:
+    """A connection as `Connections` sees it."""
+
+    def __init__(self, peer, waiting_since):
+        self.peer, self.waiting_since, self.aborted = peer, waiting_since, False
+        self.transport = self
+
+    def abort(self):
+        self.aborted = True
+
+
+def test_the_connection_that_waited_longest_for_its_client_gives_way_and_a_busy_one_never_does():
+    held = connections.Connections(Callers([]), total_max=100, client_max=40)
+    busy = [Counted("a", None) for _ in range(40)]
+    assert all(held.admit(one) for one in busy)
+    assert not held.admit(Counted("a", None))
+    greedy = [Counted("b", n) for n in range(30)]
+    few = [Counted(f"c{n}", 0) for n in range(30)]
+    assert all(held.admit(one) for one in [*greedy, *few])
+    assert len(held) == 100
+    for n in range(5):  # of whom holds most of the waiting ones, the oldest
+        assert held.admit(Counted("d", None))
+        assert [one.aborted for one in greedy] == [True] * (n + 1) + [False] * (29 - n)
+    assert not any(one.aborted for one in [*busy, *few])
+    proxy = [Counted("", 10) for _ in range(50)]  # a trusted proxy has no bound of its own
+    assert all(held.admit(one) for one in proxy)
+    assert len(held) == 100
+    for one in [*busy, *greedy, *few, *proxy]:
+        held.discard(one)
+    assert set(held._counts) == {"d"}
+
+
+async def test_an_answer_that_is_not_read_to_its_end_is_not_kept_for_ever(connection, database, monkeypatch):
+    monkeypatch.setattr(connections, "STALL_MAX_S", 0.3)
+    await connection.execute(FILL.replace(str(REPORTS), "1"))
+    await connection.execute("UPDATE outbox.report SET html = repeat('x', 8000000)")
+    token = await connection.fetchval("SELECT token FROM outbox.report")
+    async with Served(create(settings(database, board=False)), settings(database)) as served:
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(raw, ("127.0.0.1", served.port))
+        await loop.sock_sendall(raw, f"GET /r/{token} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await until(lambda: served.server.server_state.tasks, "the page is on its way")
+        taken = 0
+
+        async def gives_up():
+            """Read a little now and then, fewer bytes than a client has to take."""
+            nonlocal taken
+            with suppress(BlockingIOError, ConnectionError):
+                taken += len(raw.recv(1))
+            return not served.server.server_state.connections
+
+        await until(gives_up, "the connection is ended")
+        assert taken
+        raw.close()
+
+
+async def test_lookups_of_a_flood_leave_connections_to_others(connection, database):
+    """Guesses that all wait for a lock on the table: another client's session is still to be had."""
+    proxied = settings(database, board=False, trusted_proxies=["127.0.0.1"])
+    app = create(proxied)
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    async with Served(app, proxied) as served:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE outbox.report IN ACCESS EXCLUSIVE MODE")
+            flood = [
+                asyncio.create_task(served.ask(f"/r/{n:022}", **{"X-Forwarded-For": "203.0.113.7"})) for n in range(60)
+            ]
+
+            async def all_turns_taken():
+                found = await connection.fetchval(waiting)
+                assert found <= LOOKUPS_MAX
+                return found == LOOKUPS_MAX
+
+            await until(all_turns_taken, "lookups wait for the lock")
+            async with asyncio.timeout(2), app.state.store.connection() as held:
+                assert await held.fetchval("SELECT 1") == 1
+        answers = await asyncio.gather(*flood)
+        assert {answer[:12] for answer in answers} <= {b"HTTP/1.1 404", b"HTTP/1.1 429", b"HTTP/1.1 503"}

@@ -12,8 +12,9 @@ from outbox.status import RouteStatus
 from outbox.watch import EditionSeen, Look, Open, PauseSeen, RelaySeen
 from outbox.web.board.hour import HEIGHT, WIDTH, Hour
 from outbox.web.board.live import Seen
-from outbox.web.board.mail import PICTURES_MAX, has_remote_pictures, parts_of
+from outbox.web.board.mail import PICTURES_MAX, has_remote_pictures, mail_of
 from outbox.web.board.overview import bar, verdict
+from outbox.web.looks import TEXT_MAX, bigint, printable
 
 NOW = datetime(2026, 11, 23, 11, 4, 12, tzinfo=UTC)
 QUIET = Look(NOW, open=Open())
@@ -82,11 +83,11 @@ def test_a_message_shows_the_pictures_that_came_with_it_and_names_those_that_did
     )
     message.get_payload()[1].add_related(b"PNG", "image", "png", cid="<logo@x>")
     message.get_payload()[1].add_related(b"<script>", "text", "html", cid="<none>")
-    parts = parts_of(message.as_bytes())
-    assert parts["plain"] == "the text\n"
-    assert f'src="data:image/png;base64,{b64encode(b"PNG").decode()}"' in parts["html"]
-    assert "src='cid:none'" in parts["html"]
-    assert has_remote_pictures(parts["html"])
+    mail = mail_of(message.as_bytes())
+    assert mail.text == "the text\n"
+    assert f'src="data:image/png;base64,{b64encode(b"PNG").decode()}"' in mail.html
+    assert "src='cid:none'" in mail.html
+    assert mail.is_remote
     assert not has_remote_pictures('<a href="https://example.com">x</a><img src="data:image/png;base64,AA==">')
 
 
@@ -103,7 +104,45 @@ def test_a_message_shows_the_pictures_that_came_with_it_and_names_those_that_did
     ],
 )
 def test_a_message_that_is_none_is_shown_as_far_as_it_goes(message):
-    assert set(parts_of(message)) <= {"plain", "html"}
+    assert mail_of(message).notes == []
+
+
+HOSTILE = {
+    "semicolons": b"Content-Type: text/html" + b";" * 40_000 + b"\r\n\r\n<p>x",
+    "parentheses": b"Content-Type: text/html " + b"(" * 2_000 + b"\r\n\r\n<p>x",
+    "encoded words": b"Subject: " + b" ".join([b"=?utf-8?q?=C3=A9_?="] * 20_000) + b"\r\n\r\nx",
+    "parts in parts": b"".join(
+        b"Content-Type: multipart/mixed; boundary=%d\r\n\r\n--%d\r\n" % (n, n) for n in range(400)
+    ),
+    "blanks": b"Content-Type: text/html\r\n\r\n" + b"\r\n" * 1_000_000,
+    "pictures": b"Content-Type: text/html\r\n\r\n" + b"<img src=cid:a>" * 200_000,
+    "cid": b"Content-Type: text/html\r\n\r\n" + b"cid:" * 500_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_message_is_read_in_a_moment(name):
+    began_at = time.perf_counter()
+    mail_of(HOSTILE[name])
+    assert time.perf_counter() - began_at < 3
+
+
+def test_a_page_shows_no_control_characters_and_cuts_what_would_fill_it():
+    assert printable("a\x1b[2Jb\x00\x9b\tc\n") == "a\ufffd[2Jb\ufffd\ufffd\tc\n"
+    assert len(printable("x" * 3_000_000)) == TEXT_MAX + 1
+    assert printable(5) == 5
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("0", 0), ("-1", -1), (str(2**63 - 1), 2**63 - 1), (str(-(2**63)), -(2**63)), (str(2**63), None), ("", None),
+        (str(-(2**63) - 1), None), ("1" * 5000, None), ("²", None), ("+1", None), ("1_0", None), (" 1", None),
+        ("\uff11", None),
+    ],
+)  # fmt: skip
+def test_a_number_is_read_as_far_as_postgres_can_hold_it(text, number):
+    assert bigint(text) == number
 
 
 def test_blanks_without_end_in_a_page_are_read_in_a_moment():
@@ -117,7 +156,7 @@ def test_a_picture_that_is_named_many_times_does_not_make_a_page_without_end():
     message = EmailMessage()
     message.set_content("<img src=cid:icon>" * 300, subtype="html")
     message.add_related(b"x" * 200_000, "image", "png", cid="<icon>")
-    html = parts_of(message.as_bytes())["html"]
+    html = mail_of(message.as_bytes()).html
     assert html.startswith("<img src=data:image/png;base64,")
     assert html.endswith("<img src=cid:icon>\n")
     assert len(html) < PICTURES_MAX * 1.5

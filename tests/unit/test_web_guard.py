@@ -1,20 +1,31 @@
-"""Who asks, how often in vain, from where; and who may come in by the board's door."""
+"""Clients and their failed attempts, framing of requests, and who may use the board."""
 
+import asyncio
 import re
 import time
+from collections import Counter
 
 import pytest
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 import outbox.web
 from outbox.settings import Settings, WebSettings
 from outbox.web.board.live import VIEWERS_MAX, Live
-from outbox.web.board.signing import COOKIE, Door, fields_of
-from outbox.web.guard import BODY_MAX, Callers, Guarded, Misses, is_own
+from outbox.web.board.signing import Authenticator, fields_of
+from outbox.web.guard import (
+    BODY_MAX,
+    LOOKUPS_MAX,
+    LOOKUPS_WAITING_MAX,
+    Callers,
+    FailedAttemptLimiter,
+    Guarded,
+    Lookups,
+    TooManyLookupsError,
+    is_own,
+)
 from outbox.web.history import Earlier, read_history, with_history
 from outbox.web.looks import notice
 from outbox.web.pages import is_one_click
-from outbox.web.serve import is_loopback
 
 TOKEN = "an-operators-token-of-32-letters"
 PROXY = {"trusted_proxies": ["10.0.0.0/8", "::1"]}
@@ -37,9 +48,9 @@ def callers(**settings):
     return Callers(WebSettings(**{**PROXY, **settings}).proxies)
 
 
-def door(is_open=False, **settings):
+def authenticator(**settings):
     web = WebSettings(**{**PROXY, **settings})
-    return Door(web, Callers(web.proxies), Misses(), is_open=is_open)
+    return Authenticator(web, None, Callers(web.proxies))
 
 
 @pytest.mark.parametrize(
@@ -74,25 +85,47 @@ def test_a_user_and_https_are_believed_of_a_trusted_proxy_only():
     assert callers().user(Request(twice.scope), "X-User") is None
 
 
-def test_misses_come_back_one_by_one_for_each_address_and_memory_is_bounded():
+def test_failed_attempts_are_bounded_per_client_and_so_is_the_wait_and_the_memory():
     now = [0.0]
-    misses = Misses(most=3, every_s=10, addresses_max=100, clock=lambda: now[0])
-    for _ in range(3):
-        assert misses.wait_s("203.0.113.9") == 0
-        misses.add("203.0.113.9")
-    assert misses.wait_s("203.0.113.9") == 10
-    assert misses.wait_s("203.0.113.8") == 0
+    failures = FailedAttemptLimiter(most=3, every_s=10, clients_max=100, clock=lambda: now[0])
+    assert [failures.take("203.0.113.9") for _ in range(3)] == [0, 0, 0]
+    assert [failures.take("203.0.113.9") for _ in range(500)] == [10] * 500  # a burst makes the wait no longer
+    assert failures.take("203.0.113.8") == 0
     now[0] = 10.0
-    assert misses.wait_s("203.0.113.9") == 0
-    misses.add("203.0.113.9")
-    assert misses.wait_s("203.0.113.9") == 10
+    assert failures.take("203.0.113.9") == 0
+    assert failures.take("203.0.113.9") == 10
     for _ in range(3):
-        misses.add("2001:db8::1")
-    assert misses.wait_s("2001:db8::2") > 0  # a client has the whole network of 64 bits
-    assert misses.wait_s("2001:db8:0:1::1") == 0
+        failures.take("2001:db8::1")
+    assert failures.take("2001:db8::2") > 0  # a client has the whole network of 64 bits
+    assert failures.take("2001:db8:0:1::1") == 0
     for n in range(1000):
-        misses.add(f"198.51.{n // 250}.{n % 250}")
-    assert len(misses) == 100
+        failures.take(f"198.51.{n // 250}.{n % 250}")
+    assert len(failures) == 100
+
+
+async def test_lookups_of_one_client_are_bounded_and_what_it_gave_up_is_not_looked_up():
+    lookups, running, most, done = Lookups(), 0, 0, []
+
+    async def look_up(n, gone=False):
+        nonlocal running, most
+        asked = request(f"203.0.113.{n % 2}")
+        if gone:
+            asked._is_disconnected = True
+        async with lookups.turn(asked, asked.client.host):
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+            done.append(n)
+
+    await asyncio.gather(*(look_up(n) for n in range(100)))
+    assert (len(done), most) == (100, 2 * LOOKUPS_MAX)
+    with pytest.raises(ClientDisconnect):
+        await look_up(1, gone=True)
+    crowd = [asyncio.create_task(look_up(2 * n)) for n in range(LOOKUPS_WAITING_MAX + 1)]
+    ended = await asyncio.gather(*crowd, return_exceptions=True)
+    assert [type(error) for error in ended if error is not None] == [TooManyLookupsError]
+    assert lookups._clients == {}
 
 
 @pytest.mark.parametrize(
@@ -112,46 +145,12 @@ def test_a_form_counts_only_from_a_page_of_this_origin(headers, own):
     assert is_own(request(method="POST", **headers)) is own
 
 
-def signed_in(at, name="Anna"):
-    visitor = at.sign_in(name, TOKEN)
-    return visitor, {"cookie": f"{COOKIE}={visitor.cookie}"}
-
-
-def test_a_cookie_is_good_only_whole_here_and_for_half_a_day(monkeypatch):
-    here = door(board_token=TOKEN)
-    visitor, cookie = signed_in(here)
-    assert here.visitor(request(**cookie)).name == "Anna"
-    assert door(board_token=TOKEN).visitor(request(**cookie)).name == "Anna"  # another server with the same token
-    assert door(board_token=TOKEN[::-1]).visitor(request(**cookie)) is None
-    for at in range(0, len(visitor.cookie), 7):
-        other = "A" if visitor.cookie[at] != "A" else "B"
-        broken = visitor.cookie[:at] + other + visitor.cookie[at + 1 :]
-        assert here.visitor(request(cookie=f"{COOKIE}={broken}")) is None
-    for broken in ("", "x", "====", "A" * 200):
-        assert here.visitor(request(cookie=f"{COOKIE}={broken}")) is None
-    later = time.time() + 12 * 3600 + 1
-    monkeypatch.setattr(time, "time", lambda: later)
-    assert here.visitor(request(**cookie)) is None
-
-
-def test_the_cookie_is_kept_from_scripts_other_sites_and_plain_http():
-    here = door(board_token=TOKEN)
-    visitor, _ = signed_in(here)
-    for scheme, is_secure in (("http", False), ("https", True)):
-        response = notice(request(), 200, "t", "w")
-        here.remember(request(scheme=scheme), response, visitor)
-        said = response.headers["set-cookie"].lower()
-        assert "httponly" in said
-        assert "samesite=strict" in said
-        assert ("; secure" in said) is is_secure
-
-
-def test_a_proxy_lets_in_whom_the_settings_name_and_nobody_else():
-    here = door(board_header="X-User", board_users=["Ann@example.com"])
-    assert here.visitor(request("10.0.0.1", x_user="ann@Example.com")).name == "ann@Example.com"
-    assert here.visitor(request("10.0.0.1", x_user="bob@example.com")) is None
-    assert here.visitor(request("198.51.100.1", x_user="ann@example.com")) is None
-    assert here.visitor(request("10.0.0.1")) is None
+async def test_a_proxy_lets_in_whom_the_settings_name_and_nobody_else():
+    here = authenticator(board_header="X-User", board_users=["Ann@example.com"])
+    assert (await here.user(request("10.0.0.1", x_user="ann@Example.com"))).name == "ann@Example.com"
+    assert await here.user(request("10.0.0.1", x_user="bob@example.com")) is None
+    assert await here.user(request("198.51.100.1", x_user="ann@example.com")) is None
+    assert await here.user(request("10.0.0.1")) is None
     assert here.ask(request()).status_code == 403
 
 
@@ -163,26 +162,31 @@ def test_a_proxy_lets_in_whom_the_settings_name_and_nobody_else():
         ({}, {}, "key=a", 403),
         ({}, {"sec_fetch_site": "cross-site"}, "csrf={csrf}&key=a", 403),
         ({}, {"content_type": "text/plain"}, "csrf={csrf}&key=a", 403),
+        ({}, {"cookie": ""}, "csrf={csrf}&key=a", 403),  # a form is tied to the browser that got it
+        ({}, {"cookie": "outbox_board_form=of-another"}, "csrf={csrf}&key=a", 403),
         ({"read_only": True}, {}, "csrf={csrf}&key=a", 403),
-        ({}, {"cookie": ""}, "csrf={csrf}&key=a", 401),
+        ({}, {"x_user": "bob@example.com"}, "csrf={csrf}&key=a", 403),  # and to the user
+        ({}, {"x_user": "eve@example.com"}, "csrf={csrf}&key=a", 403),
     ],
 )
-async def test_a_decision_needs_a_visitor_a_form_of_theirs_and_a_board_that_decides(settings, headers, fields, status):
-    here = door(board_token=TOKEN, **settings)
-    visitor, cookie = signed_in(here)
+async def test_a_decision_needs_a_user_a_form_of_theirs_and_a_board_that_decides(settings, headers, fields, status):
+    users = {"board_header": "X-User", "board_users": ["ann@example.com", "bob@example.com"]}
+    here = authenticator(**users, **settings)
+    ann = {"x_user": "ann@example.com"}
+    user = await here.user(request(**ann))
+    cookie = {"cookie": f"outbox_board_form={user.form_cookie}"}
+    assert (await here.user(request(**ann, **cookie))).csrf == user.csrf
     decided = []
 
     async def decide(asked, who, said):
         decided.append((who.name, said["key"]))
         return notice(asked, 200, "Done", "")
 
-    body = fields.format(csrf=visitor.csrf).encode()
-    asked = request(
-        method="POST", body=body, **{"content_type": "application/x-www-form-urlencoded", **cookie, **headers}
-    )
-    answer = await here.decided(decide)(asked)
+    body = fields.format(csrf=user.csrf).encode()
+    form = {"content_type": "application/x-www-form-urlencoded"}
+    answer = await here.decided(decide)(request(method="POST", body=body, **{**form, **ann, **cookie, **headers}))
     assert answer.status_code == status
-    assert decided == ([("Anna", "a")] if status == 200 else [])
+    assert decided == ([("ann@example.com", "a")] if status == 200 else [])
 
 
 async def test_a_form_of_too_many_fields_or_another_kind_has_none():
@@ -220,14 +224,6 @@ def test_the_application_for_other_servers_is_made_from_the_settings_that_comman
     monkeypatch.delitem(vars(outbox.web), "app")
 
 
-@pytest.mark.parametrize(
-    ("host", "is_it"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("", False), ("0.0.0.0", False), ("mail", False)],
-)
-def test_a_loopback_address_is_one_that_only_this_machine_reaches(host, is_it):
-    assert is_loopback(host) is is_it
-
-
 def test_a_history_stands_before_the_pages_end_and_draws_what_several_editions_say():
     editions = [
         Earlier("New", "n" * 22, {"Done": 3.0, "Left": 1.0}),
@@ -251,24 +247,29 @@ def test_a_long_form_that_says_it_almost_is_read_in_a_moment():
     assert time.perf_counter() - began_at < 0.25
 
 
-def test_whom_the_proxy_let_in_once_has_not_shown_the_token():
-    both = {"board_token": TOKEN, "board_header": "X-User"}
-    visitor = door(**both, board_users=["ann@example.com"]).visitor(request(x_user="ann@example.com"))
-    cookie = {"cookie": f"{COOKIE}={visitor.cookie}"}
-    assert door(**both, board_users=["bob@example.com"]).visitor(request("203.0.113.9", **cookie)) is None
-    known = door(**both, board_users=["ann@example.com"]).visitor(request(**cookie, x_user="ann@example.com"))
-    assert (known.csrf, known.can_leave) == (visitor.csrf, False)
+@pytest.mark.parametrize(
+    ("headers", "version", "status"),
+    [
+        ({"content_length": "3", "transfer_encoding": "chunked"}, "1.1", 400),
+        ({"transfer_encoding": "chunked"}, "1.0", 400),
+        ({"transfer_encoding": "chunked"}, "1.1", 200),
+        ({"content_length": "3"}, "1.1", 200),
+    ],
+)
+async def test_a_request_with_two_lengths_is_refused_and_its_connection_closed(headers, version, status):
+    answers = []
 
+    async def send(message):
+        answers.append(message)
 
-def test_a_proxy_that_says_nothing_of_itself_is_no_browser_of_this_machine():
-    here = door(is_open=True, trusted_proxies=[])
-    assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025")) is not None
-    by_nginx = request("127.0.0.1", host="127.0.0.1:8025", connection="close")  # what `proxy_pass` alone sends
-    by_nginx.scope["http_version"] = "1.0"
-    assert here.visitor(by_nginx) is None
-    for told in ({"origin": "https://board.example"}, {"referer": "https://board.example/emails"}):
-        assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025", **told)) is None
-    assert here.visitor(request("127.0.0.1", host="127.0.0.1:8025", origin="http://127.0.0.1:8025")) is not None
+    async def app(scope, receive, send):
+        await notice(Request(scope), 200, "t", "w")(scope, receive, send)
+
+    asked = request(method="POST", **headers)
+    asked.scope.update(raw_path=b"/", http_version=version)
+    await Guarded(app)(asked.scope, asked.receive, send)
+    assert answers[0]["status"] == status
+    assert ((b"connection", b"close") in answers[0]["headers"]) is (status == 400)
 
 
 async def test_a_length_of_thousands_of_digits_is_too_large_whatever_server_lets_it_in():
@@ -293,13 +294,52 @@ async def test_figures_that_are_none_leave_a_page_without_a_line(figures):
     assert edition.figures == {}
 
 
-async def test_however_many_look_on_in_one_moment_no_more_are_told_than_may_be():
+@pytest.fixture
+def live():
     live = Live(Settings(database_url="postgresql://nobody@127.0.0.1:1/none"), None)
-    live.end()
-    live._streams = VIEWERS_MAX - 1
-    both = [live.events(""), live.events("")]
-    assert [await anext(one) for one in both] == [b"retry: 2000\n\n", b"retry: 30000\n\n"]
-    assert [one async for one in both[1]] == []
-    assert live._streams == VIEWERS_MAX
-    await both[0].aclose()
-    assert live._streams == VIEWERS_MAX - 1
+    live._begin = lambda: None
+    return live
+
+
+async def signed_in():
+    return True
+
+
+async def begun(live, viewer, is_signed_in=signed_in):
+    stream = live.events("", viewer, is_signed_in)
+    return stream, await anext(stream)
+
+
+async def test_no_more_streams_than_the_bound_are_open_however_many_come_in_one_moment(live):
+    streams = [await begun(live, "ann") for _ in range(VIEWERS_MAX)]
+    assert {said for _, said in streams} == {b"retry: 2000\n\n"}
+    assert not live.has_room("ann")
+    stream, said = await begun(live, "ann")
+    assert said == b"retry: 30000\n\n"
+    assert [one async for one in stream] == []
+    await streams[0][0].aclose()
+    assert live.has_room("ann")
+
+
+async def test_one_viewer_with_many_streams_leaves_room_for_others(live):
+    anns = [await begun(live, "ann") for _ in range(VIEWERS_MAX)]
+    assert live.has_room("bob")
+    bobs = [await begun(live, "bob") for _ in range(5)]
+    assert {said for _, said in bobs} == {b"retry: 2000\n\n"}
+    assert Counter(stream.viewer for stream in live._streams) == {"ann": VIEWERS_MAX - 5, "bob": 5}
+    assert [one async for one in anns[0][0]] == []  # the oldest ended
+    assert await anext(anns[-1][0])
+
+
+async def test_a_stream_ends_with_the_sign_in(live, monkeypatch):
+    monkeypatch.setattr("outbox.web.board.live.SIGNED_IN_S", 0)
+    answers = iter([True, False])
+
+    async def is_signed_in():
+        return next(answers)
+
+    stream, _ = await begun(live, "ann", is_signed_in)
+    assert (await anext(stream)).startswith(b"data: ")
+    live._wake()
+    assert [one async for one in stream] == []
+    assert live._streams == []

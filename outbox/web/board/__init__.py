@@ -1,6 +1,7 @@
-"""The operators' board: who may come in, and its pages. It decides nothing of its own: the commands' rooms do.
+"""The operators' board: sign-in and pages. What is decided there is done by the modules of the commands.
 
-    signing      who somebody is: a cookie that we signed, or a proxy that is trusted; and the token of each form
+    signing      who uses it: somebody who showed the token, or whom a trusted proxy names; and the tokens of forms
+    sessions     sign-ins, as rows in Postgres
     routes       all that it answers
     desk         what every page stands on: the frame, the words, who decides
 
@@ -10,7 +11,7 @@
     emails       /emails: the list, and the story of one; browsing: page by page; mail: a message for a browser
     deciding     /confirm and /decide; meant: what was shown, and is the same still
 
-A page is `async def page(request, visitor) -> Response` behind `Door.shown`, a decision one behind `Door.decided`.
+A page is `async def page(request, user) -> Response` behind `Authenticator.shown`, a decision one behind `decided`.
 """
 
 from outbox.web.board.live import Live

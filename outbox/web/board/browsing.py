@@ -14,6 +14,7 @@ import asyncpg
 
 from outbox.database import BY_INDEX, storable
 from outbox.selection import OPEN, STATES
+from outbox.web.looks import bigint
 
 PAGE: Final = 50
 NARROW_MAX: Final = 10_000
@@ -52,7 +53,7 @@ class Wanted:
             _text(said.get("period", "")),
             _day(said.get("since", "")),
             _day(said.get("until", "")),
-            int(before) if before.isascii() and before.isdigit() and len(before) < 19 else None,  # noqa: PLR2004
+            bigint(before),
         )
 
     @property
@@ -137,10 +138,10 @@ class Found:
 
 
 ROWS: Final = """
-SELECT m.id, m.key, m.recipient, e.report, e.period, d.state, d.attempt, d.paused, m.created_at,
+SELECT m.id, left(m.key, 500), left(m.recipient, 500), e.report, e.period, d.state, d.attempt, d.paused, m.created_at,
        CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
        coalesce(d.settled_at, d.doubted_at, CASE WHEN d.state = 'sending' THEN d.marked_at END, m.created_at) AS since,
-       coalesce((SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email
+       coalesce((SELECT left(a.reply, 300) FROM outbox.attempt a WHERE a.email = d.email
                   ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1), '') AS said
   FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
   LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition
@@ -161,7 +162,7 @@ SELECT coalesce(array_agg(id), '{}') FROM outbox.edition
  WHERE ($1::text = '' OR report = $1) AND ($2::text = '' OR period = $2)
 """
 BOUND: Final = """
-SELECT email FROM outbox.delivery WHERE email < $1 ORDER BY email DESC OFFSET $2 LIMIT 1
+SELECT email FROM outbox.delivery WHERE email <= $1 ORDER BY email DESC OFFSET $2 LIMIT 1
 """
 MADE_AT: Final = "SELECT id, created_at FROM outbox.email WHERE id >= $1 ORDER BY id LIMIT 1"
 ENDS: Final = "SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM outbox.email"
@@ -190,17 +191,20 @@ async def _browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
     else:
         editions = []
     low, high = await _ids_of_days(connection, wanted, zone)
-    before = high if wanted.before is None else min(high, wanted.before)
+    # The ends are inclusive, since one beyond the largest id that there may be is no bigint.
+    last = high if wanted.before is None else min(high, wanted.before - 1)
+    if last < low:
+        return Found([])
     ids = await _narrow(connection, wanted, editions)
     if ids is not None:
         filters.add(f"d.email = ANY ({filters.bind(ids)}::bigint[])")
         floor, looked = low, 0
     else:
         walk = wanted.walk_max
-        bound = await connection.fetchval(BOUND, before, walk - 1)
+        bound = await connection.fetchval(BOUND, last, walk - 1)
         floor, looked = (low, 0) if bound is None or bound <= low else (bound, walk)
     filters.days(wanted, zone)
-    found = [row["email"] for row in await connection.fetch(filters.text(floor, before), *filters.values)]
+    found = [row["email"] for row in await connection.fetch(filters.text(floor, last), *filters.values)]
     rows = [Row(*row) for row in await connection.fetch(ROWS, found[:PAGE])]
     if len(found) > PAGE:
         return Found(rows, found[PAGE - 1])
@@ -242,9 +246,9 @@ class _Filters:
         if wanted.until is not None:
             self.add(f"m.created_at < {self.bind(_dawn(wanted.until + timedelta(1), zone))}")
 
-    def text(self, floor: int, before: int) -> str:
-        """The ids of one page and one more, from the newest on: at least `floor` and below `before`."""
-        conditions = [f"d.email >= {self.bind(floor)}", f"d.email < {self.bind(before)}", *self.conditions]
+    def text(self, floor: int, last: int) -> str:
+        """Return the query for the ids of one page and one more, from the newest on, from `last` down to `floor`."""
+        conditions = [f"d.email >= {self.bind(floor)}", f"d.email <= {self.bind(last)}", *self.conditions]
         return (
             f"SELECT d.email FROM {self.source} WHERE {' AND '.join(conditions)} ORDER BY d.email DESC LIMIT {PAGE + 1}"
         )
@@ -274,14 +278,14 @@ async def _few(connection: Any, statement: str, *arguments: Any) -> list[int] | 
 
 
 async def _ids_of_days(connection: Any, wanted: Wanted, zone: tzinfo) -> tuple[int, int]:
-    """Between which ids the emails of these days are: found by halves, since there is no index on times."""
+    """Return the first and the last id that emails of these days may have, by bisection: times have no index."""
     lowest, highest = await connection.fetchrow(ENDS)
-    low, high = lowest, highest + 1
+    low, high = lowest, highest
     if wanted.since is not None:
         low = max(await _first_made(connection, _dawn(wanted.since, zone), lowest, highest) - MARGIN, lowest)
     if wanted.until is not None:
         dusk = _dawn(wanted.until + timedelta(1), zone)
-        high = min(await _first_made(connection, dusk, lowest, highest) + MARGIN, highest + 1)
+        high = min(await _first_made(connection, dusk, lowest, highest) + MARGIN, highest)
     return low, high
 
 

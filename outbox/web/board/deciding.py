@@ -30,7 +30,7 @@ from outbox.web.board.meant import (
     selection_of,
     target_of,
 )
-from outbox.web.board.signing import Visitor
+from outbox.web.board.signing import User
 
 WHY_MAX: Final = 500
 NOT_WHOLE: Final = "The form is not whole; look again and decide again."
@@ -57,11 +57,11 @@ class Deciding:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
 
-    async def confirm(self, request: Request, visitor: Visitor, fields: dict[str, str]) -> Response:
+    async def confirm(self, request: Request, user: User, fields: dict[str, str]) -> Response:
         """What would be done to what; nothing is."""
-        return await self._confirm(request, visitor, fields)
+        return await self._confirm(request, user, fields)
 
-    async def _confirm(self, request: Request, visitor: Visitor, fields: dict[str, str], fault: str = "") -> Response:
+    async def _confirm(self, request: Request, user: User, fields: dict[str, str], fault: str = "") -> Response:
         act = fields.get("act", "")
         try:
             async with self.desk.store.connection() as connection:
@@ -69,9 +69,9 @@ class Deciding:
         except DatabaseUnavailableError:
             raise
         except OutboxError as error:
-            return self._said(request, visitor, act, Outcome(others=[str(error)]), status=400)
+            return self._said(request, user, act, Outcome(others=[str(error)]), status=400)
         return self.desk.page(
-            request, "board/confirm.html.j2", visitor, section="", title="Sure?", act=act, fault=fault,
+            request, "board/confirm.html.j2", user, section="", title="Sure?", act=act, fault=fault,
             why=fields.get("why", ""), why_max=WHY_MAX, **shown,
         )  # fmt: skip
 
@@ -107,12 +107,12 @@ class Deciding:
         if report and report not in self.desk.settings.editions and not await is_known(connection, report):
             raise OutboxError(f"{report} is no report that the fleet knows.")
 
-    async def decide(self, request: Request, visitor: Visitor, fields: dict[str, str]) -> Response:
+    async def decide(self, request: Request, user: User, fields: dict[str, str]) -> Response:
         """Do it, to what is as it was shown, and say what was left."""
         act, why = fields.get("act", ""), " ".join(fields.get("why", "").split())[:WHY_MAX]
         if not why:
-            return await self._confirm(request, visitor, fields, fault="Say why; it is kept with the decision.")
-        who = self.desk.who(request, visitor)
+            return await self._confirm(request, user, fields, fault="Say why; it is kept with the decision.")
+        who = self.desk.who(request, user)
         try:
             async with self.desk.store.connection() as connection:
                 outcome = await self._do(connection, act, fields, who, why)
@@ -120,11 +120,11 @@ class Deciding:
             raise
         except OutboxError as error:
             outcome = Outcome(others=[str(error)])
-        return self._said(request, visitor, act, outcome)
+        return self._said(request, user, act, outcome)
 
-    def _said(self, request: Request, visitor: Visitor, act: str, outcome: Outcome, status: int = 200) -> Response:
+    def _said(self, request: Request, user: User, act: str, outcome: Outcome, status: int = 200) -> Response:
         response = self.desk.page(
-            request, "board/decided.html.j2", visitor, section="", title="Done" if outcome.done else "Nothing done",
+            request, "board/decided.html.j2", user, section="", title="Done" if outcome.done else "Nothing done",
             act=act, outcome=outcome, past=DONE.get(act, ""), named_max=NAMED_MAX,
         )  # fmt: skip
         response.status_code = status

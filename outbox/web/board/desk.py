@@ -1,4 +1,4 @@
-"""What every page of the board stands on: the settings, the store, the door, the frame around it, and who decides."""
+"""What every page of the board uses: the settings, the store, the sign-in, the frame of a page, and who decides."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
@@ -12,7 +12,7 @@ from outbox.period import spoken_time
 from outbox.screen import Frame, spoken_s
 from outbox.settings import Settings
 from outbox.web.board.live import Live
-from outbox.web.board.signing import Door, Visitor
+from outbox.web.board.signing import Authenticator, User
 from outbox.web.looks import page
 from outbox.web.store import Store
 
@@ -32,12 +32,12 @@ class Desk:
 
     settings: Settings
     store: Store
-    door: Door
+    authenticator: Authenticator
     live: Live
 
-    def page(self, request: Request, template: str, visitor: Visitor, *, section: str, **context: Any) -> Response:
+    def page(self, request: Request, template: str, user: User, *, section: str, **context: Any) -> Response:
         """A page of the board in its frame."""
-        return page(request, template, visitor=visitor, section=section, **self.words, **context)
+        return page(request, template, user=user, section=section, **self.words, **context)
 
     @property
     def words(self) -> dict[str, Any]:
@@ -53,11 +53,11 @@ class Desk:
             "spoken_s": spoken_s,
         }
 
-    def who(self, request: Request, visitor: Visitor) -> str:
-        """Who decides, as it is kept: whom the proxy names, or the name given with the token, and from where."""
-        if self.settings.web.board_header is not None and not visitor.can_leave:
-            return visitor.name
-        return f"{visitor.name} ({self.door.callers.address(request)})"
+    def who(self, request: Request, user: User) -> str:
+        """Return who decides, as it is recorded: the proxy's user, or the name given with the token and the address."""
+        if user.session is None:
+            return user.name
+        return f"{user.name} ({self.authenticator.callers.address(request)})"
 
 
 def when(at: datetime | None, zone: tzinfo | None) -> Markup:

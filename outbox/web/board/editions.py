@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, Final
 
 import asyncpg
@@ -14,7 +13,8 @@ from starlette.responses import Response
 from outbox.pause import read_pauses
 from outbox.watch import COUNTED, REST, EditionSeen
 from outbox.web.board.desk import Desk
-from outbox.web.board.signing import Visitor
+from outbox.web.board.signing import User
+from outbox.web.looks import bigint
 
 PAGE: Final = 20
 COUNTING_MAX_S: Final = 0.1  # for all editions of a page together; what is not counted by then is not
@@ -22,10 +22,12 @@ COUNT_MAX_S: Final = 2.0
 REMEMBERED_MAX: Final = 500
 ID_MAX: Final = 2**31 - 1
 
-# In the order of their beginnings; the table is small, some rows for each report and week.
+# In the order of their beginnings; the table is small, some rows for each report and week. A page begins after an
+# edition, whose time Postgres looks up itself: it may be one that Python cannot represent.
 EDITIONS: Final = """
-SELECT id, report, period, expected, completed_at, starts_at, ends_at FROM outbox.edition
- WHERE ($1::timestamptz IS NULL OR (starts_at, id) < ($1, $2::int)) ORDER BY starts_at DESC, id DESC LIMIT $3
+SELECT id, report, period, expected, completed_at FROM outbox.edition
+ WHERE ($1::int IS NULL OR (starts_at, id) < (SELECT a.starts_at, a.id FROM outbox.edition a WHERE a.id = $1))
+ ORDER BY starts_at DESC, id DESC LIMIT $2
 """
 EDITION: Final = "SELECT id, report, period, expected, completed_at FROM outbox.edition WHERE id = $1"
 
@@ -48,7 +50,9 @@ SELECT 'bounced', count(DISTINCT b.email)
 """
 
 OPERATIONS: Final = """
-SELECT id, at, who, what, target, why, emails FROM outbox.operation
+SELECT id, at, left(who, 300) AS who, left(what, 300) AS what, left(target, 1000) AS target, left(why, 1000) AS why,
+       emails
+  FROM outbox.operation
  WHERE ($1::bigint IS NULL OR id < $1) ORDER BY id DESC LIMIT $2
 """
 DECISIONS_MAX: Final = 50
@@ -61,17 +65,16 @@ class Editions:
         self.desk = desk
         self._counted: dict[int, tuple[float, Mapping[str, Any]]] = {}
 
-    async def index(self, request: Request, visitor: Visitor) -> Response:
+    async def index(self, request: Request, user: User) -> Response:
         """The newest first, page by page."""
-        after, edition = _cursor(request.query_params.get("before", ""))
+        after = _edition_id(request.query_params.get("before", ""))
         async with self.desk.store.connection() as connection:
-            rows = await connection.fetch(EDITIONS, after, edition, PAGE + 1)
+            rows = await connection.fetch(EDITIONS, after, PAGE + 1)
             ends_at = time.monotonic() + COUNTING_MAX_S
             seen = [await self._counts(connection, _edition(row), ends_at) for row in rows[:PAGE]]
-        last = rows[PAGE - 1] if len(rows) > PAGE else None
-        before = None if last is None else f"{last['starts_at'].isoformat()}~{last['id']}"
+        before = rows[PAGE - 1]["id"] if len(rows) > PAGE else None
         return self.desk.page(
-            request, "board/editions.html.j2", visitor, section="/editions", title="Editions", editions=seen,
+            request, "board/editions.html.j2", user, section="/editions", title="Editions", editions=seen,
             before=before,
         )  # fmt: skip
 
@@ -92,9 +95,9 @@ class Editions:
             self._counted[edition.id] = (began_at + max(REST * took_s, 1.0), counts)
         return replace(edition, **counts) if counts else edition
 
-    async def one(self, request: Request, visitor: Visitor) -> Response:
+    async def one(self, request: Request, user: User) -> Response:
         """An edition by what became of its emails."""
-        if (number := request.path_params["edition"]) > ID_MAX:
+        if (number := _edition_id(request.path_params["edition"])) is None:
             raise HTTPException(404)
         async with self.desk.store.connection() as connection:
             row = await connection.fetchrow(EDITION, number)
@@ -107,30 +110,29 @@ class Editions:
         if counted:
             edition = replace(edition, **counted[0])
         return self.desk.page(
-            request, "board/edition.html.j2", visitor, section="/editions",
+            request, "board/edition.html.j2", user, section="/editions",
             title=f"{edition.report} {edition.period}", edition=edition,
             counts=None if states is None else {one["state"]: one["n"] for one in states},
             came_back=None if came_back is None else {one["what"]: one["n"] for one in came_back},
         )  # fmt: skip
 
-    async def pauses(self, request: Request, visitor: Visitor) -> Response:
+    async def pauses(self, request: Request, user: User) -> Response:
         """What is held back, and what might be."""
         async with self.desk.store.connection() as connection:
             pauses = await read_pauses(connection)
         held = {one.report for one in pauses}
         return self.desk.page(
-            request, "board/pauses.html.j2", visitor, section="/pauses", title="Pauses", pauses=pauses,
+            request, "board/pauses.html.j2", user, section="/pauses", title="Pauses", pauses=pauses,
             free=[report for report in ("", *self.desk.settings.editions) if report not in held],
         )  # fmt: skip
 
-    async def decisions(self, request: Request, visitor: Visitor) -> Response:
+    async def decisions(self, request: Request, user: User) -> Response:
         """Who decided what, when and why: here, or with the commands."""
-        said = request.query_params.get("before", "")
-        before = int(said) if said.isascii() and said.isdigit() and len(said) < 19 else None  # noqa: PLR2004
+        before = bigint(request.query_params.get("before", ""))
         async with self.desk.store.connection() as connection:
             rows = await connection.fetch(OPERATIONS, before, DECISIONS_MAX + 1)
         return self.desk.page(
-            request, "board/decisions.html.j2", visitor, section="/decisions", title="Decisions",
+            request, "board/decisions.html.j2", user, section="/decisions", title="Decisions",
             operations=rows[:DECISIONS_MAX], more=rows[DECISIONS_MAX - 1]["id"] if len(rows) > DECISIONS_MAX else None,
         )  # fmt: skip
 
@@ -139,14 +141,9 @@ def _edition(row: Any) -> EditionSeen:
     return EditionSeen(row["id"], row["report"], row["period"], row["expected"], row["completed_at"])
 
 
-def _cursor(said: str) -> tuple[datetime | None, int]:
-    at, _, edition = said.partition("~")
-    try:
-        found = datetime.fromisoformat(at), int(edition)
-    except ValueError:
-        return None, 0
-    is_ours = found[0].tzinfo is not None and 1 < found[0].year < 9999  # noqa: PLR2004 - a moment in UTC, too
-    return found if is_ours and 0 <= found[1] <= ID_MAX else (None, 0)
+def _edition_id(text: str) -> int | None:
+    number = bigint(text)
+    return number if number is not None and -ID_MAX - 1 <= number <= ID_MAX else None
 
 
 async def _bounded(connection: Any, statement: str, *arguments: Any, time_max_s: float = COUNT_MAX_S) -> Any:

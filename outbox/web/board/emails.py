@@ -1,24 +1,26 @@
-"""The list of emails, and the story of one with what it looked like."""
+"""The list of emails, and the story of one with its message."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import asyncpg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from outbox.screen import Frame
 from outbox.show import Story, Try, read_story
+from outbox.stored_mail import MESSAGE_MAX
 from outbox.web.board.browsing import PAGE, WHERE, Wanted, browse
 from outbox.web.board.desk import Desk
-from outbox.web.board.mail import POLICY, has_remote_pictures, parts_of
-from outbox.web.board.signing import Visitor
+from outbox.web.board.mail import POLICY, Mail, read_mail
+from outbox.web.board.signing import User
+from outbox.web.looks import bigint, notice
 
 SHOWN_MAX: Final = 200_000  # characters of a text or a source that are put into a page
-KEY: Final = "SELECT key FROM outbox.email WHERE id = $1"
+STEPS_MAX: Final = 200  # of a timeline, the latest
+KEY: Final = "SELECT key, octet_length(message) AS size FROM outbox.email WHERE id = $1"
 REPORTS: Final = "SELECT report FROM outbox.definition ORDER BY report LIMIT 200"
 
 GOOD: Final = frozenset({"accepted"})
@@ -44,13 +46,23 @@ class Step:
     words: str = ""
 
 
+class TooLargeMessageError(Exception):
+    """The message of an email has more bytes than the board reads."""
+
+
+async def too_large_message(request: Request, error: Exception) -> Response:
+    """Return the answer to a TooLargeMessageError."""
+    words = f"Its message has {error} bytes, more than the board shows; `outbox show` shows it."
+    return notice(request, 413, "Too large to show", words)
+
+
 class Emails:
     """GET /emails and below."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
 
-    async def index(self, request: Request, visitor: Visitor) -> Response:
+    async def index(self, request: Request, user: User) -> Response:
         """Page by page, by address, key, reply, state, report and day."""
         wanted = Wanted.of(request.query_params)
         zone = Frame.of(self.desk.settings).zone("") or UTC
@@ -58,45 +70,48 @@ class Emails:
             found = await browse(connection, wanted, zone)
             reports = [row["report"] for row in await connection.fetch(REPORTS)]
         return self.desk.page(
-            request, "board/emails.html.j2", visitor, section="/emails", title="Emails",
+            request, "board/emails.html.j2", user, section="/emails", title="Emails",
             wanted=wanted, found=found, reports=reports, where=WHERE, page_max=PAGE, acts=_acts(wanted),
         )  # fmt: skip
 
-    async def story(self, request: Request, visitor: Visitor) -> Response:
-        """All that is known of one."""
-        email = request.path_params["email"]
+    async def story(self, request: Request, user: User) -> Response:
+        """GET /emails/N: all that is known of one."""
+        email = _id_of(request)
         story = await self._story(email)
-        parts = {} if story.gone else parts_of(story.message)
+        mail = Mail() if story.gone else await read_mail(story.message)
+        timeline = list(steps(story))
         response = self.desk.page(
             request,
             "board/email.html.j2",
-            visitor,
+            user,
             section="/emails",
             title=story.subject or story.key,
             email=email,
             story=story,
-            steps=list(steps(story)),
+            steps=timeline[-STEPS_MAX:],
+            steps_left_out=max(len(timeline) - STEPS_MAX, 0),
             acts=POSSIBLE.get(story.state, ()),
-            text=parts.get("plain", "")[:SHOWN_MAX],
-            has_html="html" in parts,
-            is_remote=has_remote_pictures(parts.get("html", "")),
+            text=(mail.text or "")[:SHOWN_MAX],
+            has_html=mail.html is not None,
+            is_remote=mail.is_remote,
+            notes=mail.notes,
             source="" if story.gone else story.message[:SHOWN_MAX].decode("utf-8", "replace"),
         )
         policy = response.headers["Content-Security-Policy"]
         response.headers["Content-Security-Policy"] = f"{policy}; frame-src 'self'"
         return response
 
-    async def html(self, request: Request, _: Visitor) -> Response:
-        """The page of its message, for the frame in its story."""
-        story = await self._story(request.path_params["email"])
-        html = None if story.gone else parts_of(story.message).get("html")
-        if html is None:
+    async def html(self, request: Request, _: User) -> Response:
+        """GET /emails/N/html: the page of its message, for the frame in its story."""
+        story = await self._story(_id_of(request))
+        mail = Mail() if story.gone else await read_mail(story.message)
+        if mail.html is None:
             raise HTTPException(404)
-        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY, "X-Frame-Options": "SAMEORIGIN"})
+        return HTMLResponse(mail.html, headers={"Content-Security-Policy": POLICY, "X-Frame-Options": "SAMEORIGIN"})
 
-    async def source(self, request: Request, _: Visitor) -> Response:
-        """Its bytes, to be kept."""
-        email = request.path_params["email"]
+    async def source(self, request: Request, _: User) -> Response:
+        """GET /emails/N/source: its bytes, as a file."""
+        email = _id_of(request)
         story = await self._story(email)
         if story.gone:
             raise HTTPException(404)
@@ -105,13 +120,19 @@ class Emails:
 
     async def _story(self, email: int) -> Story:
         async with self.desk.store.connection() as connection:
-            try:
-                key = await connection.fetchval(KEY, email)
-            except asyncpg.DataError:  # a number that is no bigint
-                key = None
-            if key is None:
+            row = await connection.fetchrow(KEY, email)
+            if row is None:
                 raise HTTPException(404)
-            return await read_story(connection, key)
+            if row["size"] > MESSAGE_MAX:  # of a row from before there was a limit: it would fill this process's memory
+                raise TooLargeMessageError(row["size"])
+            return await read_story(connection, row["key"])
+
+
+def _id_of(request: Request) -> int:
+    email = bigint(request.path_params["email"])
+    if email is None:
+        raise HTTPException(404)
+    return email
 
 
 def _acts(wanted: Wanted) -> dict[str, Any]:

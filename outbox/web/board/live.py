@@ -1,13 +1,14 @@
-"""How it stands at this moment, looked at once for all who look on, and told to them as it changes.
+"""Live state of the fleet, read once for all viewers of a process and sent to them as it changes.
 
-It is `outbox watch`'s reading, with its rests. While nobody looks, only the relays' own counts are read, every few
-seconds, for the plot of the last hour.
+It reads what `outbox watch` reads, with its pauses, and hears no NOTIFY: a flood of those costs nothing here. While the
+board has no viewer it reads only the relays' own counts, every few seconds, for the plot of the last hour.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,6 +33,7 @@ NEWEST: Final = 100_000  # emails among which what is settled is counted: never 
 WAIT_MAX_S: Final = 1.5  # a page waits so long for a look of this moment, and then shows an older one
 VIEWERS_MAX: Final = 50
 HEARTBEAT_S: Final = 10.0
+SIGNED_IN_S: Final = 10.0  # between two checks that a viewer's session has not ended
 STREAM_MAX_S: Final = 900.0  # then the browser comes again, and has to be signed in still
 RELAYS_MAX: Final = 30
 GONE_MAX: Final = 5
@@ -49,7 +51,7 @@ SELECT id, host, pid, version, route, started_at, ended_at, sent, last_reply, tr
 BEFORE: Final = """
 SELECT (extract(epoch FROM settled_at) / 60)::bigint AS minute, count(*) AS n
   FROM (SELECT state, settled_at FROM outbox.delivery ORDER BY email DESC LIMIT $1) d
- WHERE state = 'sent' AND settled_at > now() - interval '1 hour' AND settled_at < 'infinity' GROUP BY 1
+ WHERE state = 'sent' AND settled_at > now() - interval '1 hour' AND settled_at <= now() GROUP BY 1
 """
 BEFORE_MAX: Final = 50_000
 
@@ -81,8 +83,16 @@ class Seen:
     """Those that live, then the latest that do not."""
 
 
+@dataclass(slots=True, eq=False)
+class Stream:
+    """Live updates of one page."""
+
+    viewer: str
+    is_ended: bool = False
+
+
 class Live:
-    """One poller for the whole process, and those who look on."""
+    """One poller for the whole process, and the streams of its viewers."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.watcher = Watcher(settings, newest=NEWEST)
@@ -91,7 +101,7 @@ class Live:
         self.draw: Callable[[str], dict[str, Any]] = lambda _: {}
         """What an event says, for an application that is mounted below a path."""
         self._waiting: set[asyncio.Event] = set()
-        self._streams = 0
+        self._streams: list[Stream] = []  # the oldest first
         self._relays: dict[int, RelayKnown] = {}
         self._wanted_until = 0.0
         self._wanted = asyncio.Event()
@@ -162,32 +172,56 @@ class Live:
         is_counted = look.open is not None or self._looks > 1
         return (is_counted and now - watcher.looked_at < FRESH_S) or watcher.waited_s(now) > WAIT_MAX_S
 
-    async def events(self, root: str) -> AsyncIterator[bytes]:
-        """An event whenever something is new; ends with the process, or after `STREAM_MAX_S`.
+    async def events(self, root: str, viewer: str, is_signed_in: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+        """Yield an event whenever something is new; ends with the process, the sign-in, or after `STREAM_MAX_S`.
 
-        `root` is the path below which the application is mounted.
+        `root` is the path below which the application is mounted, `viewer` whoever has the stream.
         """
         ends_at = time.monotonic() + STREAM_MAX_S
         said = b""
-        if self.is_full:  # of many who came in one moment, each before the others were counted
+        if (stream := self._enter(viewer)) is None:  # many came in one moment, each before the others were counted
             yield b"retry: 30000\n\n"
             return
-        self._streams += 1
         try:
             yield b"retry: 2000\n\n"
-            while not self._ending and time.monotonic() < ends_at:
+            checked_at = time.monotonic()
+            while not self._ending and not stream.is_ended and time.monotonic() < ends_at:
+                if time.monotonic() - checked_at >= SIGNED_IN_S:
+                    if not await is_signed_in():
+                        return
+                    checked_at = time.monotonic()
                 self._want()
                 event = self._event(root)
                 yield event if event != said else b": still here\n\n"
                 said = event
                 await self._woken(HEARTBEAT_S)
         finally:
-            self._streams -= 1
+            if stream in self._streams:
+                self._streams.remove(stream)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether nobody more may look on."""
-        return self._streams >= VIEWERS_MAX
+    def has_room(self, viewer: str) -> bool:
+        """Return True if that viewer may have one more stream."""
+        return len(self._streams) < VIEWERS_MAX or self._greediest(viewer) is not None
+
+    def _enter(self, viewer: str) -> Stream | None:
+        """Return a stream for a viewer, instead of one of somebody with more if need be; None if there is no room."""
+        if len(self._streams) >= VIEWERS_MAX:
+            victim = self._greediest(viewer)
+            if victim is None:
+                return None
+            victim.is_ended = True
+            self._streams.remove(victim)
+        stream = Stream(viewer)
+        self._streams.append(stream)
+        return stream
+
+    def _greediest(self, viewer: str) -> Stream | None:
+        """Return the oldest stream of the viewer who has most, and at least two more than this one."""
+        counts = Counter(stream.viewer for stream in self._streams)
+        greediest, most = counts.most_common(1)[0]
+        if most < counts[viewer] + 2:
+            return None
+        return next(stream for stream in self._streams if stream.viewer == greediest)
 
     async def _woken(self, at_most_s: float) -> None:
         news = asyncio.Event()
@@ -252,7 +286,7 @@ class Live:
                 if not self.hour.is_begun and rows:
                     self.hour.begin(await connection.fetch(BEFORE, BEFORE_MAX), rows[0]["at"])
         except (DatabaseUnavailableError, asyncpg.PostgresError):
-            return  # the look says what is wrong
+            return  # the watcher reports what is wrong
         self._relays = {row["id"]: RelayKnown(*list(row)[:-1]) for row in rows}
         if rows:
             self.hour.note(rows[0]["at"], {row["id"]: row["sent"] for row in rows})
@@ -260,4 +294,4 @@ class Live:
 
 def _say_fault(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("board_fault", "the board looks on no more: {error}", error=repr(error), exc_info=error)
+        log.error("board_fault", "live updates of the board stopped: {error}", error=repr(error), exc_info=error)

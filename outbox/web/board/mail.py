@@ -1,56 +1,82 @@
-"""A message taken apart for a browser: its text, and its page with the pictures that came with it alone."""
+"""Stored messages for a browser: the text, and the page with the pictures that came with it and no others.
 
+Anybody who may enqueue wrote them, so they are read by the bounded reader of `stored_mail`, in a thread of its own:
+while one is read the board goes on.
+"""
+
+import asyncio
 import base64
 import re
-from email import message_from_bytes
-from email.message import EmailMessage
-from email.policy import default
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
-PICTURES_MAX: Final = 5_000_000  # bytes, of all that is put into a page
-_CID: Final = re.compile(r"cid:([^\s\"'<>)]+)", re.IGNORECASE)
+from outbox.stored_mail import Attachment, read_message
 
-# A page of a stranger's making: nothing of it runs, nothing is loaded, and it is shown in a frame of ours only.
+PICTURES_MAX: Final = 5_000_000  # bytes, of all that is put into a page
+PICTURE_PARTS_MAX: Final = 100
+READERS: Final = 2  # messages that are read at once: bounds their memory
+_CID: Final = re.compile(r"cid:([^\s\"'<>)]{1,300})", re.IGNORECASE)
+
+# A page that somebody else wrote: nothing of it runs, nothing is loaded, and only our own page may frame it.
 POLICY: Final = (
     "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'self'"
 )
 
 
-def parts_of(message: bytes) -> dict[str, str]:
-    """What there is of `plain` and `html`; what cannot be decoded says so."""
-    parsed = message_from_bytes(message, _class=EmailMessage, policy=default)
-    found: dict[str, str] = {}
-    for kind in ("plain", "html"):
-        part = parsed.get_body(preferencelist=(kind,))
-        if part is None:
-            continue
-        try:
-            found[kind] = str(part.get_content())
-        except (LookupError, ValueError, AttributeError) as error:
-            found[kind] = f"This part cannot be decoded ({error}); look at the source."
-    if "html" in found:
-        found["html"] = _with_pictures(found["html"], parsed)
-    return found
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """What a browser may see of a message."""
+
+    text: str | None = None
+    html: str | None = None
+    is_remote: bool = False
+    """The page names pictures elsewhere, which are not loaded here."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out of a message that is too large or too complex, as clauses."""
 
 
-def _with_pictures(html: str, message: EmailMessage) -> str:
-    """The page with what it names by `cid:` put in its place, as far as that is a picture and not too much."""
+async def read_mail(message: bytes) -> Mail:
+    """Read a message off the event loop; at most `READERS` at once, others wait."""
+    return await asyncio.get_running_loop().run_in_executor(_readers(), mail_of, message)
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(READERS, thread_name_prefix="board-mail")
+
+
+def mail_of(message: bytes) -> Mail:
+    """Read a message. Never raises for what it holds."""
+    found = read_message(message)
+    html = found.html
+    if html is None:
+        return Mail(found.text, notes=found.notes)
+    return Mail(found.text, _with_pictures(html, found.attachments), has_remote_pictures(html), found.notes)
+
+
+def _with_pictures(html: str, attachments: Sequence[Attachment]) -> str:
+    """Return the page with each picture that it names by `cid:` put in its place, as far as they are not too much."""
+    named = {one.cid: one for one in attachments if one.cid and one.type.startswith("image/")}
     pictures: dict[str, str] = {}
-    for part in message.walk():
-        name = str(part.get("Content-ID", "")).strip().strip("<>")
-        if not name or part.get_content_maintype() != "image":
-            continue
-        content = part.get_payload(decode=True)
-        if isinstance(content, bytes) and len(content) <= PICTURES_MAX:
-            pictures[name] = f"data:{part.get_content_type()};base64,{base64.b64encode(content).decode()}"
     left = PICTURES_MAX * 4 // 3
 
     def in_its_place(found: re.Match[str]) -> str:
-        """The picture each time that it is named, until all of them are too much."""
+        """Return the picture each time that it is named, until all of them are too much."""
         nonlocal left
-        picture = pictures.get(found[1], "")
-        if not picture or len(picture) > left:
+        part = named.get(found[1])
+        if part is None or part.size > PICTURES_MAX:
+            return found[0]
+        if found[1] not in pictures:
+            if len(pictures) >= PICTURE_PARTS_MAX:
+                return found[0]
+            kind = part.type if re.fullmatch(r"image/[a-z0-9.+-]{1,60}", part.type) else "image/unknown"
+            pictures[found[1]] = f"data:{kind};base64,{base64.b64encode(part.content()).decode()}"
+        picture = pictures[found[1]]
+        if len(picture) > left:
             return found[0]
         left -= len(picture)
         return picture
@@ -59,5 +85,5 @@ def _with_pictures(html: str, message: EmailMessage) -> str:
 
 
 def has_remote_pictures(html: str) -> bool:
-    """Whether the page would load something from elsewhere, which is not shown here."""
+    """Return True if the page would load something from elsewhere, which is not shown here."""
     return re.search(r"(?:src\s*=|url\()[\s\"']*(?:https?:)?//", html, re.IGNORECASE) is not None

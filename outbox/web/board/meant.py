@@ -15,6 +15,7 @@ from outbox.operate import RETRIED_BY_DEFAULT, SWEEPING, Act
 from outbox.resolve import DECIDABLE, UNDECIDED, Decision
 from outbox.selection import STATES, Chosen, Selection, find
 from outbox.selection import name as name_all
+from outbox.web.looks import bigint
 
 PICKED_MAX: Final = 60
 MANY_MAX: Final = 100_000
@@ -66,20 +67,16 @@ async def named(connection: Any, ids: Sequence[int]) -> list[Email]:
     return [Email(*row) for row in await connection.fetch(STANDING, list(ids)[:PICKED_MAX])]
 
 
-def _is_id(said: str) -> bool:
-    return said.isascii() and said.isdigit() and len(said) < 19  # noqa: PLR2004 - a bigint
-
-
 def picked(fields: Mapping[str, str]) -> list[int]:
-    """The ids that were picked on a page."""
-    said = [name.removeprefix("pick.") for name in fields if name.startswith("pick.")]
-    return [int(one) for one in said if _is_id(one)]
+    """Return the ids that were picked on a page."""
+    said = [bigint(name.removeprefix("pick.")) for name in fields if name.startswith("pick.")]
+    return [one for one in said if one is not None]
 
 
 def seen_of(fields: Mapping[str, str]) -> dict[int, str]:
-    """What a confirmation showed of each email by name."""
-    seen = [one for one in fields.get("seen", "").split(",") if _is_id(one.partition(":")[0])]
-    return {int(one.partition(":")[0]): one for one in seen[:PICKED_MAX]}
+    """Return what a confirmation showed of each email by name."""
+    said = [(bigint(one.partition(":")[0]), one) for one in fields.get("seen", "").split(",")]
+    return dict([(number, one) for number, one in said if number is not None][:PICKED_MAX])
 
 
 def selection_of(act: str, fields: Mapping[str, str]) -> Selection:

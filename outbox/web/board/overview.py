@@ -11,7 +11,7 @@ from outbox.screen import Frame, reasons, spoken_s
 from outbox.watch import EditionSeen, Look
 from outbox.web.board.desk import Desk
 from outbox.web.board.live import NEWEST, Seen
-from outbox.web.board.signing import Visitor
+from outbox.web.board.signing import User
 from outbox.web.looks import notice, rendered
 
 BAR: Final = 100.0
@@ -37,18 +37,26 @@ class Overview:
         self.desk = desk
         desk.live.draw = self.event
 
-    async def show(self, request: Request, visitor: Visitor) -> Response:
+    async def show(self, request: Request, user: User) -> Response:
         """The page; without Postgres it says so, and shows what was seen last."""
         parts = self._parts(await self.desk.live.fresh())
-        return self.desk.page(request, "board/overview.html.j2", visitor, section="/", title="Overview", **parts)
+        return self.desk.page(request, "board/overview.html.j2", user, section="/", title="Overview", **parts)
 
-    async def events(self, request: Request, _: Visitor) -> Response:
-        """The same as it changes, as server-sent events of HTML."""
+    async def events(self, request: Request, user: User) -> Response:
+        """GET /events: the live part of the page as it changes, as server-sent events of HTML."""
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        if self.desk.live.is_full:
-            return notice(request, 503, "Too many", "Too many look on already; load the page again.", Retry_After="30")
-        stream = self.desk.live.events(request.scope.get("root_path", ""))
+        if not self.desk.live.has_room(user.key):
+            return notice(
+                request,
+                503,
+                "Too many viewers",
+                "Live updates are used up; load the page again to see news.",
+                Retry_After="30",
+            )
+        stream = self.desk.live.events(
+            request.scope.get("root_path", ""), user.key, lambda: self.desk.authenticator.is_still(user)
+        )
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     def event(self, root: str) -> dict[str, Any]:

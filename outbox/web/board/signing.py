@@ -1,15 +1,17 @@
-"""Who looks at the board: somebody whom a trusted proxy names, or who showed the token; and the token of each form."""
+"""Who uses the board: somebody who signed in with the token, or whom a trusted proxy names; and the tokens of forms.
+
+There is no board without a sign-in. Where a request comes from proves nothing: a reverse proxy, a TCP forwarder,
+another user of this machine and a program here that fetches any address (SSRF) all come from a loopback address.
+"""
 
 import base64
 import hashlib
 import hmac
-import json
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -17,172 +19,225 @@ from starlette.responses import RedirectResponse, Response
 
 from outbox.database import storable
 from outbox.errors import ConfigurationError
+from outbox.log import Events
 from outbox.settings import SECRET_MIN, WebSettings
-from outbox.web.guard import Callers, Misses, body_of, is_own
+from outbox.web.board.sessions import SESSION_S, Session, Sessions
+from outbox.web.guard import Callers, FailedAttemptLimiter, body_of, is_own
 from outbox.web.looks import notice, page
+from outbox.web.store import Store
+
+log = Events("outbox.web")
 
 COOKIE: Final = "outbox_board"
-SESSION_S: Final = 12 * 3600
+FORM_COOKIE: Final = "outbox_board_form"  # of a user whom the proxy names: it proves no identity
+NAME_MAX: Final = 80
+LINK_NAME: Final = "link"  # under this name decides who signed in by the link that `outbox web` printed
 FIELDS_MAX: Final = 100
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+FORM_COOKIE_MAX: Final = 64
 
-Page = Callable[[Request, "Visitor"], Awaitable[Response]]
-Decision = Callable[[Request, "Visitor", dict[str, str]], Awaitable[Response]]
+Page = Callable[[Request, "User"], Awaitable[Response]]
+Decision = Callable[[Request, "User", dict[str, str]], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
-    """Who looks. `csrf` stands in each of their forms; `can_leave` if they signed in here."""
+class User:
+    """Somebody who may see the board. `csrf` stands in each of their forms."""
 
     name: str
     csrf: str
-    can_leave: bool = False
-    cookie: str | None = None  # to be set with the answer: the visitor is new here
+    session: Session | None = None
+    """Their sign-in; None if a proxy names them."""
+    form_cookie: str | None = None
+    """To be set with the answer, for a user whom a proxy names."""
+
+    @property
+    def can_leave(self) -> bool:
+        """Return True if they signed in here, and so can sign out here."""
+        return self.session is not None
+
+    @property
+    def key(self) -> str:
+        """One key for all requests of one sign-in, or of one user of the proxy."""
+        return self.name if self.session is None else self.session.csrf
 
 
-class Door:
-    """Lets in who may see the board. `is_open` lets in who comes to a loopback address by its own name."""
+class Authenticator:
+    """Lets those use the board who may. `link_token` is the token of this run, where the settings have no sign-in."""
 
-    def __init__(self, settings: WebSettings, callers: Callers, misses: Misses, *, is_open: bool = False) -> None:
+    def __init__(self, settings: WebSettings, store: Store, callers: Callers, *, link_token: str | None = None) -> None:
         self.settings = settings
         self.callers = callers
-        self.misses = misses
-        self.is_open = is_open
-        self.token = _token_of(settings)
-        # Without a token there is no secret that servers share: a form is then good where it was made.
-        self._key = hmac.digest((self.token or secrets.token_urlsafe(32)).encode(), b"outbox board cookie", "sha256")
+        self.link_token = None if settings.has_sign_in else link_token
+        self.token = _token_of(settings) or self.link_token
+        self.sessions = None if self.token is None else Sessions(store, self.token)
+        self.failures = FailedAttemptLimiter()
 
-    def visitor(self, request: Request) -> Visitor | None:
-        """Who looks, None if they have to sign in."""
-        known = self._read(request.cookies.get(COOKIE, ""))
+    async def user(self, request: Request) -> User | None:
+        """Return who asks; None if they have to sign in.
+
+        Raises:
+            DatabaseUnavailableError: Postgres is away, so nobody knows.
+        """
         if self.settings.board_header is not None:
             name = self.callers.user(request, self.settings.board_header)
             if name is not None and name.lower() in self.settings.board_users:
-                is_theirs = known is not None and (known.name, known.can_leave) == (name, False)
-                return known if is_theirs else self._new(name)
-        if self.token is not None:
-            return known if known is not None and known.can_leave else None
-        if self.is_open and self._is_local(request):
-            return known if known is not None and known.name == "loopback" else self._new("loopback")
-        return None
+                return self._proxied(request, name)
+        cookie = request.cookies.get(self._cookie_name(request, COOKIE))
+        if self.sessions is None or cookie is None:
+            return None
+        session = await self.sessions.find(cookie)
+        return None if session is None else User(session.name, session.csrf, session)
 
-    def _is_local(self, request: Request) -> bool:
-        """Whether a browser here means this very address: not a name that points here, not a proxy before it.
+    def _proxied(self, request: Request, name: str) -> User:
+        """Return a user whom the proxy names. Their forms are tied to a random cookie, which any server can check."""
+        cookie = request.cookies.get(self._cookie_name(request, FORM_COOKIE), "")
+        known = bool(cookie) and len(cookie) <= FORM_COOKIE_MAX
+        cookie = cookie if known else secrets.token_urlsafe(24)
+        csrf = hmac.digest(cookie.encode("utf-8", "replace"), f"outbox board form of {name}".encode(), "sha256")
+        return User(name, base64.urlsafe_b64encode(csrf[:18]).decode(), form_cookie=None if known else cookie)
 
-        nginx by itself names no client and asks for the address that it was given, but by HTTP/1.0, which no browser
-        speaks; and what a browser says of where it comes from passes through.
+    def _is_token(self, token: str) -> bool:
+        return self.token is not None and hmac.compare_digest(_digest(token), _digest(self.token))
+
+    def _cookie_name(self, request: Request, name: str) -> str:
+        """Return the name under which browsers keep a cookie from other hosts, and from http where this is https.
+
+        RFC 6265bis, 4.1.3: a `__Host-` cookie was set by this host, over https and for all its paths.
         """
-        forwarded = {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"} & set(request.headers)
-        if forwarded or request.scope.get("http_version") == "1.0":
-            return False
-        told = (request.headers.get("origin", ""), request.headers.get("referer", ""))
-        hosts = [request.headers.get("host", ""), *(one.split("/")[2] for one in told if one.count("/") > 1)]
-        return all(_named(host) in LOOPBACK for host in hosts)
+        if not self.callers.is_https(request):
+            return name
+        return f"__Host-{name}" if _path(request) == "/" else f"__Secure-{name}"
 
-    def sign_in(self, name: str, token: str) -> Visitor | None:
-        """The visitor who shows the token; None if it is not the one."""
-        name = " ".join(name.split())[:80]
-        if self.token is None or not name or not hmac.compare_digest(_digest(token), _digest(self.token)):
-            return None
-        return self._new(name, can_leave=True)
-
-    def _new(self, name: str, *, can_leave: bool = False) -> Visitor:
-        """The cookie says whether the token was shown: whom a proxy names has it for the forms' sake only."""
-        csrf = secrets.token_urlsafe(16)
-        until = int(time.time()) + SESSION_S
-        said = json.dumps({"name": name, "csrf": csrf, "until": until, "can_leave": can_leave}).encode()
-        signed = base64.urlsafe_b64encode(hmac.digest(self._key, said, "sha256") + said).decode()
-        return Visitor(name, csrf, can_leave, signed)
-
-    def _read(self, cookie: str) -> Visitor | None:
-        """The visitor whom a cookie of ours names, while it is valid."""
-        try:
-            raw = base64.b64decode(cookie, altchars=b"-_", validate=True)
-        except ValueError:
-            return None
-        signature, said = raw[:32], raw[32:]
-        if not hmac.compare_digest(signature, hmac.digest(self._key, said, "sha256")):
-            return None
-        known: dict[str, Any] = json.loads(said)
-        if known["until"] <= time.time():
-            return None
-        return Visitor(known["name"], known["csrf"], can_leave=known.get("can_leave", False))
-
-    def remember(self, request: Request, response: Response, visitor: Visitor) -> None:
-        """Set the visitor's cookie: no script reads it, no other site sends it."""
-        if visitor.cookie is not None:
-            response.set_cookie(
-                COOKIE,
-                visitor.cookie,
-                max_age=SESSION_S,
-                path=request.scope.get("root_path", "") or "/",
-                secure=self.callers.is_https(request),
-                httponly=True,
-                samesite="strict",
-            )
+    def _set(self, request: Request, response: Response, name: str, value: str, age_s: int) -> None:
+        """Set a cookie that no script reads and no other site sends."""
+        response.set_cookie(
+            self._cookie_name(request, name),
+            value,
+            max_age=age_s,
+            path=_path(request),
+            secure=self.callers.is_https(request),
+            httponly=True,
+            samesite="strict",
+        )
 
     def shown(self, page_of: Page) -> Callable[[Request], Awaitable[Response]]:
-        """A page for visitors; others are asked to sign in."""
+        """Return the endpoint of a page for users; others are asked to sign in."""
 
         async def answer(request: Request) -> Response:
-            visitor = self.visitor(request)
-            if visitor is None:
+            user = await self.user(request)
+            if user is None:
                 return self.ask(request)
-            response = await page_of(request, visitor)
-            self.remember(request, response, visitor)
+            response = await page_of(request, user)
+            if user.form_cookie is not None:
+                self._set(request, response, FORM_COOKIE, user.form_cookie, SESSION_S)
             return response
 
         return answer
 
     def decided(self, decision: Decision) -> Callable[[Request], Awaitable[Response]]:
-        """What a visitor decides by a form of ours: its fields, each once. Refused if read only."""
+        """Return the endpoint of a form of ours: it gets the fields, each once. Refused if the board is read-only."""
 
         async def answer(request: Request) -> Response:
-            visitor = self.visitor(request)
-            if visitor is None:
+            user = await self.user(request)
+            if user is None:
                 return self.ask(request)
             if self.settings.read_only:
-                return notice(request, 403, "Read only", "This board shows, and decides nothing ([web] read_only).")
+                return notice(request, 403, "Read-only", "This board only shows ([web] read_only = true).")
             fields = await fields_of(request)
-            if not is_own(request) or not hmac.compare_digest(_digest(fields.get("csrf", "")), _digest(visitor.csrf)):
-                return notice(request, 403, "Not done", "This form is too old or not from here; load its page again.")
-            return await decision(request, visitor, fields)
+            if not is_own(request) or not hmac.compare_digest(_digest(fields.get("csrf", "")), _digest(user.csrf)):
+                return notice(
+                    request, 403, "Not done", "This form has expired, or is from another site. Load its page again."
+                )
+            return await decision(request, user, fields)
 
         return answer
 
-    def ask(self, request: Request, fault: str = "", status: int = 401) -> Response:
-        """The form to sign in, or the word that there is no way in."""
+    def ask(self, request: Request, error: str = "", status: int = 401, **headers: str) -> Response:
+        """Return the sign-in form; where only a proxy signs people in, a refusal."""
         if self.token is None:
-            return notice(request, 403, "Not for you", "The board is for those whom the operator has named.")
-        return page(request, "board/sign_in.html.j2", status=status, title="Sign in", fault=fault)
+            return notice(request, 403, "No access", "The operator has not given you access to this board.")
+        response = page(
+            request, "board/sign_in.html.j2", status=status, title="Sign in", error=error,
+            by_link=self.link_token is not None,
+        )  # fmt: skip
+        for name, value in headers.items():
+            response.headers[name.replace("_", "-")] = value
+        return response
+
+    def linked(self, shown: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """Return the endpoint of a page at which the link of this run, `GET /?token=…`, signs in.
+
+        The answer leads to the same page without the token, which so stands in no history and in no Referer. Where the
+        link was opened from a terminal or an address bar, the browser sends a strict cookie along a redirect. Where it
+        was followed from a page of another site, it does not: then a page of ours leads on. A forged request cannot
+        sign anybody in, since it would have to know the token.
+        """
+
+        async def answer(request: Request) -> Response:
+            token = request.query_params.get("token")
+            if token is None or self.link_token is None or self.sessions is None or request.method != "GET":
+                return await shown(request)
+            if not self._is_token(token):
+                return self._failed(
+                    request, "This link is not valid; it ends with the run of `outbox web` that printed it."
+                )
+            home = _home(request)
+            if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+                response = page(request, "board/signed_in.html.j2", title="Signed in", home=home)
+            else:
+                response = RedirectResponse(home, 303)
+            response.headers["Referrer-Policy"] = "no-referrer"
+            if await self.user(request) is None:
+                session = await self.sessions.begin(LINK_NAME)
+                self._set(request, response, COOKIE, self.sessions.cookie(session), SESSION_S)
+            return response
+
+        return answer
 
     async def enter(self, request: Request) -> Response:
         """POST /sign-in."""
-        address = self.callers.address(request)
-        if (wait_s := self.misses.wait_s(address)) > 0:
-            busy = notice(request, 429, "Too many tries", "Wait a little, and try again.")
-            busy.headers["Retry-After"] = str(int(wait_s) + 1)
-            return busy
         fields = await fields_of(request)
-        visitor = self.sign_in(fields.get("name", ""), fields.get("token", "")) if is_own(request) else None
-        if visitor is None:
-            self.misses.add(address)
-            return self.ask(request, "This is not the token.", 403)
-        response = RedirectResponse(request.scope.get("root_path", "") + "/", 303)
-        self.remember(request, response, visitor)
+        if self.sessions is None or not is_own(request):
+            return self.ask(request, "Sign in from this page.", 403)
+        if not self._is_token(fields.get("token", "")):
+            return self._failed(request, "This is not the token.")
+        name = " ".join(fields.get("name", "").split())[:NAME_MAX]
+        if not name:
+            return self.ask(request, "Give your name.", 400)
+        # Always a new session, so that nobody can know it beforehand; the former one of this browser ends.
+        former = await self.sessions.find(request.cookies.get(self._cookie_name(request, COOKIE), ""))
+        session = await self.sessions.begin(name)
+        if former is not None:
+            await self.sessions.end(former)
+        response = RedirectResponse(_home(request), 303)
+        self._set(request, response, COOKIE, self.sessions.cookie(session), SESSION_S)
         return response
 
+    def _failed(self, request: Request, error: str) -> Response:
+        address = self.callers.address(request)
+        if (wait_s := self.failures.take(address)) > 0:
+            return self.ask(request, "Too many failed sign-ins. Wait a little.", 429, Retry_After=str(int(wait_s) + 1))
+        log.warning("sign_in_failed", "a sign-in to the board from {address} failed", address=address[:NAME_MAX])
+        return self.ask(request, error, 403)
+
     async def leave(self, request: Request) -> Response:
-        """POST /sign-out."""
-        visitor, fields = self.visitor(request), await fields_of(request)
-        response = RedirectResponse(request.scope.get("root_path", "") + "/", 303)
-        if visitor is not None and is_own(request) and fields.get("csrf") == visitor.csrf:
-            response.delete_cookie(COOKIE, path=request.scope.get("root_path", "") or "/")
+        """POST /sign-out: it ends the session on every server, so that a copied cookie is worth nothing either."""
+        user, fields = await self.user(request), await fields_of(request)
+        response = RedirectResponse(_home(request), 303)
+        if user is None or user.session is None or self.sessions is None or not is_own(request):
+            return response
+        if hmac.compare_digest(_digest(fields.get("csrf", "")), _digest(user.csrf)):
+            await self.sessions.end(user.session)
+            self._set(request, response, COOKIE, "", 0)
         return response
+
+    async def is_still(self, user: User) -> bool:
+        """Return True if a user may go on seeing what they see: their session has not ended."""
+        return user.session is None or self.sessions is None or await self.sessions.is_valid(user.session)
 
 
 async def fields_of(request: Request) -> dict[str, str]:
-    """The fields of a form, the last of each name, as Postgres can hold them; none if it is no form."""
+    """Return the fields of a form, the last of each name, as Postgres can hold them; none if it is not a form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         return {}
@@ -193,10 +248,14 @@ async def fields_of(request: Request) -> dict[str, str]:
         return {}
 
 
-def _named(host: str) -> str:
-    """The name in `name:port`."""
-    host = host.rpartition("@")[2]
-    return host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+def _path(request: Request) -> str:
+    """Return the path below which the application is mounted."""
+    return request.scope.get("root_path", "") or "/"
+
+
+def _home(request: Request) -> str:
+    """Return the address of the overview, always below this host."""
+    return "/" + f"{request.scope.get('root_path', '')}/".lstrip("/")
 
 
 def _digest(text: str) -> bytes:

@@ -1,0 +1,144 @@
+"""Sign-ins to the board: rows of `outbox.board_session`, so that a sign-out ends one on every server.
+
+The cookie is a random value with a MAC whose key is made of the board's token. So a guess or a forgery costs no query,
+a new token ends every session of the former one, and whoever may write to the table cannot sign in. The table holds the
+random value's SHA-256 only.
+"""
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+
+from outbox.errors import DatabaseUnavailableError
+from outbox.web.store import Store
+
+SESSION_S: Final = 12 * 3600
+RANDOM_SIZE: Final = 32
+MAC_SIZE: Final = 16
+CLEAN_S: Final = 600.0  # between two removals of expired rows by one process
+# How long a session that was valid is believed while Postgres is away: the board then shows why it shows nothing new.
+BELIEVED_S: Final = 600.0
+KNOWN_MAX: Final = 1000
+
+BEGIN: Final = """
+INSERT INTO outbox.board_session (id, name, expires_at) VALUES ($1, $2, now() + $3 * interval '1 second')
+"""
+FIND: Final = "SELECT name FROM outbox.board_session WHERE id = $1 AND expires_at > now()"
+END: Final = "DELETE FROM outbox.board_session WHERE id = $1"
+CLEAN: Final = "DELETE FROM outbox.board_session WHERE expires_at <= now()"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A sign-in. `value` is the cookie's random part, which proves it."""
+
+    value: bytes
+    name: str
+
+    @property
+    def id(self) -> bytes:
+        """Key of its row."""
+        return hashlib.sha256(self.value).digest()
+
+    @property
+    def csrf(self) -> str:
+        """Token of the session's forms. It does not tell the cookie."""
+        return base64.urlsafe_b64encode(hmac.digest(self.value, b"outbox board form", "sha256")[:18]).decode()
+
+
+class Sessions:
+    """The sessions that were made with one token."""
+
+    def __init__(self, store: Store, token: str) -> None:
+        self.store = store
+        self._key = hmac.digest(token.encode("utf-8", "surrogatepass"), b"outbox board session", "sha256")
+        self._known: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # name, and when it was last valid
+        self._clean_at = 0.0
+
+    async def begin(self, name: str) -> Session:
+        """Make a session for somebody who has shown the token."""
+        session = Session(secrets.token_bytes(RANDOM_SIZE), name)
+        async with self.store.connection() as connection:
+            await self._clean(connection)
+            await connection.execute(BEGIN, session.id, name, float(SESSION_S))
+        self._remember(session)
+        return session
+
+    async def find(self, cookie: str) -> Session | None:
+        """Return the session of a cookie; None if there is none, or it has ended.
+
+        Raises:
+            DatabaseUnavailableError: Postgres is away, and this process has not seen the session within BELIEVED_S.
+        """
+        value = self._value(cookie)
+        return None if value is None else await self._find(value)
+
+    async def is_valid(self, session: Session) -> bool:
+        """Return True if a session that was found has not ended since."""
+        try:
+            return await self._find(session.value) is not None
+        except DatabaseUnavailableError:
+            return False
+
+    async def _find(self, value: bytes) -> Session | None:
+        row_id = hashlib.sha256(value).digest()
+        try:
+            async with self.store.connection() as connection:
+                await self._clean(connection)
+                name = await connection.fetchval(FIND, row_id)
+        except DatabaseUnavailableError:
+            known, valid_at = self._known.get(row_id, ("", 0.0))
+            if not known or time.monotonic() - valid_at > BELIEVED_S:
+                raise
+            return Session(value, known)
+        if name is None:
+            self._known.pop(row_id, None)
+            return None
+        session = Session(value, name)
+        self._remember(session)
+        return session
+
+    async def end(self, session: Session) -> None:
+        """Remove a session. Until this has returned it is not ended: Postgres may be away."""
+        async with self.store.connection() as connection:
+            await connection.execute(END, session.id)
+        self._known.pop(session.id, None)
+
+    def cookie(self, session: Session) -> str:
+        """Return the cookie of a session."""
+        return base64.urlsafe_b64encode(session.value + self._mac(session.value)).decode()
+
+    def _value(self, cookie: str) -> bytes | None:
+        """Return the random part of a cookie that was made with this token."""
+        try:
+            raw = base64.b64decode(cookie, altchars=b"-_", validate=True)
+        except ValueError:
+            return None
+        if len(raw) != RANDOM_SIZE + MAC_SIZE:
+            return None
+        value, mac = raw[:RANDOM_SIZE], raw[RANDOM_SIZE:]
+        return value if hmac.compare_digest(mac, self._mac(value)) else None
+
+    def _mac(self, value: bytes) -> bytes:
+        return hmac.digest(self._key, value, "sha256")[:MAC_SIZE]
+
+    def _remember(self, session: Session) -> None:
+        self._known[session.id] = session.name, time.monotonic()
+        self._known.move_to_end(session.id)
+        while len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+
+    async def _clean(self, connection: Any) -> None:
+        """Remove expired rows now and then."""
+        if time.monotonic() >= self._clean_at:
+            self._clean_at = time.monotonic() + CLEAN_S
+            with suppress(asyncpg.PostgresError):  # a standby cannot; the rows count for nothing anyway
+                await connection.execute(CLEAN)

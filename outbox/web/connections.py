@@ -1,0 +1,146 @@
+"""Bounds on the connections of `outbox web`: how many in all and per client, and how long a client may keep it waiting.
+
+uvicorn bounds only their number, by refusing every newcomer, how long an idle one is kept, and a head that comes in
+pieces. So one client with 500 silent connections would shut out everybody else.
+"""
+
+import asyncio
+from collections import Counter
+from typing import Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from outbox.web.guard import Callers, client_of
+
+CONNECTIONS_MAX: Final = 500
+CLIENT_MAX: Final = 100  # connections of one client; a trusted proxy, which has many clients, may have all
+GREEDY: Final = 25  # a client with more loses its oldest waiting connection before others do
+REQUEST_MAX_S: Final = 10.0  # from the first byte of a request, or the connection, to its last
+STALL_MAX_S: Final = 20.0  # ... in which a client must take
+STALL_TAKEN_MIN: Final = 20_000  # ... so many bytes of an answer, or all that is left
+REFUSAL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 22\r\nRetry-After: 5\r\n"
+    b"Connection: close\r\n\r\nToo many connections.\n"
+)
+
+
+class Connections:
+    """The open connections of one server.
+
+    A newcomer beyond a bound takes the place of the connection whose client has kept the server waiting longest: which
+    has asked nothing yet, or not all, or is idle between requests, or does not read its answer. It is refused only if
+    there is none.
+    """
+
+    def __init__(self, callers: Callers, *, total_max: int = CONNECTIONS_MAX, client_max: int = CLIENT_MAX) -> None:
+        self.callers = callers
+        self.total_max = total_max
+        self.client_max = client_max
+        self._open: dict[BoundedProtocol, None] = {}
+        self._counts: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def admit(self, connection: "BoundedProtocol") -> bool:
+        """Take in a connection, and evict another one if need be; False if it is to be refused."""
+        client = connection.peer
+        if client and self._counts[client] >= self.client_max and not self._evict(client):
+            return False
+        if len(self._open) >= self.total_max and not self._evict():
+            return False
+        self._open[connection] = None
+        if client:
+            self._counts[client] += 1
+        return True
+
+    def discard(self, connection: "BoundedProtocol") -> None:
+        """Forget a connection that has ended; nothing if it is not known."""
+        if connection not in self._open:
+            return
+        del self._open[connection]
+        self._counts[connection.peer] -= 1
+        if self._counts[connection.peer] <= 0:
+            del self._counts[connection.peer]
+
+    def _evict(self, client: str | None = None) -> bool:
+        """End the connection, of that client if one is given, that has waited for its client longest."""
+        waiting = [one for one in self._open if one.waiting_since is not None and client in (None, one.peer)]
+        greedy = [one for one in waiting if self._counts[one.peer] > GREEDY]
+        victim = min(greedy or waiting, key=lambda one: one.waiting_since or 0.0, default=None)
+        if victim is None:
+            return False
+        self.discard(victim)
+        victim.transport.abort()
+        return True
+
+
+class BoundedProtocol(H11Protocol):
+    """HTTP/1.1 connection with deadlines for the request and for reading the answer."""
+
+    open_connections: Connections
+    peer = ""
+    """The client it counts for; "" is a trusted proxy, which has no bound of its own."""
+    _since = 0.0  # when the client's turn began
+    _request_deadline: asyncio.TimerHandle | None = None
+    _reading_check: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the server began to wait for the client; None while the client waits for the server."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or self.transport.get_write_buffer_size():
+            return self._since
+        return None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a request, if there is room."""
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        address = self.client[0] if self.client else ""
+        self.peer = "" if self.open_connections.callers.is_proxy(address) else client_of(address)
+        if not self.open_connections.admit(self):
+            transport.write(REFUSAL)
+            transport.close()
+        self._request_deadline = self.loop.call_later(REQUEST_MAX_S, transport.abort)
+        self._reading_check = self.loop.call_later(STALL_MAX_S, self._check_reading, 0)
+
+    def data_received(self, data: bytes) -> None:
+        """Take some of a request, or all of it."""
+        if self._request_deadline is None:
+            self._request_deadline = self.loop.call_later(REQUEST_MAX_S, self.transport.abort)
+        super().data_received(data)
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            _cancel(self._request_deadline)
+            self._request_deadline = None
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.open_connections.discard(self)
+        _cancel(self._request_deadline)
+        _cancel(self._reading_check)
+        super().connection_lost(exc)
+
+    def _check_reading(self, left_before: int) -> None:
+        """End a connection whose client does not read what is written, also one that is being closed."""
+        left = self.transport.get_write_buffer_size()
+        if left_before and left_before - left < min(left_before, STALL_TAKEN_MIN):
+            self.transport.abort()
+        else:
+            self._reading_check = self.loop.call_later(STALL_MAX_S, self._check_reading, left)
+
+
+def protocol(connections: Connections) -> type[BoundedProtocol]:
+    """Return the protocol class of a server with these connections."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"open_connections": connections})
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
