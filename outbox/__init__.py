@@ -69,6 +69,7 @@ newcomer who follows it meets them in this order:
     log               facts with names, fields and a sentence; observer: what a relay tells who looks on
     metrics, fleet    what this relay measures; what the database says of the fleet
     health            whether it lives, and is ready; notify: systemd is told; endpoints: who asks over HTTP
+    http_server       a small server for them, which slow clients cannot hold up
     completion        when an edition is complete, and the dead man's switch
     tracing, spans    OpenTelemetry, from generate to the send
 
