@@ -58,6 +58,7 @@ newcomer who follows it meets them in this order:
     resolve           what a person decides about what is in doubt, or dead
     exported          lists of addresses that providers export, read for the suppression list
     show              the whole story of one
+    suggested         the commands that people are shown, as a shell takes them
     bounce            what a bounce or a complaint says, taken apart; returned: believed or not, and written once
 
     schedule          the ticks of a cron expression in civil time
