@@ -12,6 +12,7 @@ newcomer who follows it meets them in this order:
     settings          what the user decides, checked whole
     errors            the ways in which outbox cannot go on, each with its exit code
     plugin            the user's own code: found by its name, run where it may block
+    redaction         a login, taken out of what a mail server says
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
@@ -59,6 +60,7 @@ newcomer who follows it meets them in this order:
     exported          lists of addresses that providers export, read for the suppression list
     show              the whole story of one
     mime              bounded reader of MIME messages; stored_mail: a stored email's headers, text, page and files
+    suggested         the commands that people are shown, as a shell takes them
     bounce            what a bounce or a complaint says, taken apart; returned: believed or not, and written once
 
     schedule          the ticks of a cron expression in civil time
@@ -70,6 +72,7 @@ newcomer who follows it meets them in this order:
     log               facts with names, fields and a sentence; observer: what a relay tells who looks on
     metrics, fleet    what this relay measures; what the database says of the fleet
     health            whether it lives, and is ready; notify: systemd is told; endpoints: who asks over HTTP
+    http_server       a small server for them, which slow clients cannot hold up
     completion        when an edition is complete, and the dead man's switch
     tracing, spans    OpenTelemetry, from generate to the send
 

@@ -1,9 +1,13 @@
 """Where Postgres and the mail server are. An address shows itself without its secrets, so that no log can spill one."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+
+from outbox.redaction import Redactor
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
@@ -118,11 +122,14 @@ class SmtpAddress:
         """What the fleet calls the way to this server: host and port, or what stands for them."""
         return f"{self.host}:{self.port}" if self.scheme == "smtp" else self.redacted
 
+    @property
+    def redact(self) -> Callable[[str], str] | None:
+        """Redactor of what this server says; None if there is no login."""
+        return _redactor(self.username or "", self.password or "") if self.username or self.password else None
+
     def without_login(self, text: str) -> str:
-        """What a server said, without what it should not have repeated."""
-        for secret in (self.password, self.username):
-            text = text.replace(secret, "***") if secret else text
-        return text
+        """Return what a server said without what it repeats of the login."""
+        return text if self.redact is None else self.redact(text)
 
     @property
     def redacted(self) -> str:
@@ -138,6 +145,11 @@ class SmtpAddress:
 
     def __repr__(self) -> str:
         return f"SmtpAddress({self.redacted!r})"
+
+
+@lru_cache(64)
+def _redactor(username: str, password: str) -> Redactor:
+    return Redactor(username, password)
 
 
 def parse_listen(text: str) -> tuple[str, int]:

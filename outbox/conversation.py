@@ -96,6 +96,7 @@ class Conversation(asyncio.Protocol):
         redirect_to: str | None = None,
         letterhead: Letterhead | None = None,
         dsn: bool = False,
+        redact: Callable[[str], str] | None = None,
     ) -> None:
         self.desk = desk
         self.offers = offers
@@ -120,7 +121,7 @@ class Conversation(asyncio.Protocol):
         self._refusal: Verdict | None = None
         self._reset_needed = False
         self._expected: deque[Expected] = deque()
-        self._replies = ReplyReader()
+        self._replies = ReplyReader(redact)
         self._writable = True
         self._content: memoryview | None = None  # what of the content of `ahead` is still to be written
         self._deadline_s: float | None = None

@@ -1,159 +1,193 @@
-"""Where a relay answers over HTTP: /metrics, /livez and /readyz, from threads of their own, so that it answers hung.
+"""HTTP endpoints of a relay: /metrics, /livez and /readyz.
 
-It is for the machines that watch, on an address that only they reach: there is no login, and nothing can be changed.
+They are for the machines that watch, on an address that only they reach: there is no login, and nothing can be changed.
+/livez is answered on the server's own thread from what is in memory, also when the relay's event loop hangs. What may
+wait for the database, /metrics and the schema of /readyz, is computed in other threads and has a deadline.
 """
 
+import asyncio
 import json
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
-from typing import Any, Final, Self
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, Final, Generic, Self, TypeVar
 
 from outbox.address import parse_listen
 from outbox.errors import ConfigurationError
 from outbox.fleet import FleetReader
 from outbox.health import Health
+from outbox.http_server import BACKLOG, Answer, HttpServer, Request
 from outbox.log import Events
 
 log = Events("outbox.relay")
 
-REQUESTS_MAX: Final = 16  # at once; who comes then is turned away
-CLIENT_SILENT_MAX_S: Final = 10.0
+METRICS_MAX_S: Final = 8.0  # below the 10 s that Prometheus waits
+READY_MAX_S: Final = 2.0
+# A result is kept for this many times the CPU time that it took: a flood of scrapes costs a tenth of a core at most.
+CPU_COST: Final = 10
 
-Respond = Callable[..., Any]
-App = Callable[[dict[str, Any], Respond], Iterable[bytes]]
+OPENMETRICS: Final = "application/openmetrics-text"
 
-
-class _Handler(WSGIRequestHandler):
-    timeout = CLIENT_SILENT_MAX_S
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing: probes come all the time."""
-
-    def address_string(self) -> str:
-        """The client's address; its name would have to be looked up."""
-        return str(self.client_address[0])
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
-
-    def __init__(self, family: socket.AddressFamily, place: tuple[str, int]) -> None:
-        self.address_family = family
-        self._places = threading.BoundedSemaphore(REQUESTS_MAX)
-        super().__init__(place, _Handler)
-
-    def server_bind(self) -> None:
-        """Bind, without asking a name server for this host's name as the standard library does."""
-        if self.allow_reuse_address:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-        self.setup_environ()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread, if there are not too many already."""
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """In the thread."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client went away or was too slow."""
-        del request
-        log.debug("http_failed", "no answer to {client}: {reason}", client=client_address[0], reason=sys.exception())
+T = TypeVar("T")
+Metrics = Callable[[str], tuple[str, bytes]]
+"""Gives content type and text of all metrics for an Accept header. It may block."""
 
 
 class Endpoints:
-    """A place to listen at. Open it before the relay: a place that is taken is a fault of the settings."""
+    """Address to listen on.
 
-    def __init__(self, place: str) -> None:
-        """Listen at `host:port`.
+    It is opened before the relay: an address that is taken is an error in the settings.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Listen on `host:port`.
 
         Raises:
-            ConfigurationError: nobody can listen there.
+            ConfigurationError: the address is malformed, taken or not of this machine.
 
         """
         try:
-            host, port = parse_listen(place)
+            host, port = parse_listen(address)
         except ValueError as error:
             raise ConfigurationError(f"--http: {error}.") from None
         try:
-            family, *_, address = socket.getaddrinfo(
-                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            self._server = _Server(family, (str(address[0]), int(address[1])))
-        except (OSError, ValueError) as error:  # of a name that is none, getaddrinfo says UnicodeError
+            listener = _listen(host, port)
+        except (OSError, ValueError) as error:  # getaddrinfo raises UnicodeError for what is no host name
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigurationError(
-                f"http: nobody can listen at {place} ({reason}); write an address of this server and a free port, "
+                f"http: cannot listen on {address} ({reason}); write an address of this server and a free port, "
                 'such as "127.0.0.1:9464".'
             ) from None
+        bound_host, bound_port = listener.getsockname()[:2]
+        self.address = f"[{bound_host}]:{bound_port}" if ":" in bound_host else f"{bound_host}:{bound_port}"
+        self._server = HttpServer(listener)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.server_close()
+        self._server.close()
 
-    def serve(self, metrics: App, health: Health, reader: FleetReader) -> None:
-        """Answer from now on, until the process ends."""
-        self._server.set_app(_app(metrics, health, reader))
-        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
-        host, port = self._server.server_address[:2]
-        place = f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
-        log.info("http_listening", "metrics and health are at http://{place}/metrics, /livez, /readyz", place=place)
-
-
-def _app(metrics: App, health: Health, reader: FleetReader) -> App:
-    def live() -> list[str]:
-        return health.faults()
-
-    def ready() -> list[str]:
-        hindrances = health.hindrances()
-        return hindrances or [fault for fault in (reader.schema_fault(),) if fault]
-
-    checks = {"/livez": ("live", live), "/readyz": ("ready", ready)}
-
-    def answer(environ: dict[str, Any], respond: Respond) -> Iterable[bytes]:
-        path, is_head = environ.get("PATH_INFO", ""), environ["REQUEST_METHOD"] == "HEAD"
-        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-            return _say(respond, "405 Method Not Allowed", {"error": "use GET"}, allow="GET, HEAD")
-        if path == "/metrics":
-            try:
-                found = metrics({**environ, "REQUEST_METHOD": "GET"}, respond)
-            except Exception:
-                log.exception("http_fault", "a fault of outbox itself while it measured")
-                return _say(respond, "500 Internal Server Error", {"error": "see the log"}, is_head=is_head)
-            return [] if is_head else found
-        if path in checks:
-            name, check = checks[path]
-            reasons = check()
-            status = "503 Service Unavailable" if reasons else "200 OK"
-            return _say(respond, status, {name: not reasons, "reasons": reasons}, is_head=is_head)
-        said = {"error": "there are /metrics, /livez and /readyz"}
-        return _say(respond, "404 Not Found", said, is_head=is_head)
-
-    return answer
+    def serve(self, metrics: Metrics, health: Health, reader: FleetReader) -> None:
+        """Answer from now on, until the `with` block ends."""
+        self._server.serve(_Paths(metrics, health, reader).answer)
+        log.info(
+            "http_listening", "metrics and health are at http://{place}/metrics, /livez, /readyz", place=self.address
+        )
 
 
-def _say(
-    respond: Respond, status: str, said: dict[str, Any], *, is_head: bool = False, allow: str | None = None
-) -> Iterable[bytes]:
-    body = json.dumps(said).encode() + b"\n"
-    headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store"), ("Content-Length", str(len(body)))]
-    respond(status, [*headers, *([("Allow", allow)] if allow else [])])
-    return [] if is_head else [body]
+def _listen(host: str, port: int) -> socket.socket:
+    family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":  # there it would let another process take the port over
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class _Paths:
+    """Handler of the requests; runs on the server's loop."""
+
+    def __init__(self, metrics: Metrics, health: Health, reader: FleetReader) -> None:
+        self.health = health
+        self.reader = reader
+        self._plain = _Shared(lambda: metrics(""))
+        self._openmetrics = _Shared(lambda: metrics(OPENMETRICS))
+        self._schema = _Shared(reader.schema_fault)
+
+    def answer(self, request: Request) -> Answer | Coroutine[Any, Any, Answer]:
+        """Return the answer, or what gives it in a while."""
+        if request.method not in {"GET", "HEAD"}:
+            return _json(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use GET"}, allow="GET, HEAD")
+        match request.path:
+            case "/livez":
+                return _check("live", self.health.faults())
+            case "/readyz":
+                reasons = self.health.hindrances()
+                return _check("ready", reasons) if reasons else self._ready()
+            case "/metrics":
+                return self._measure(self._openmetrics if OPENMETRICS in request.accept.lower() else self._plain)
+            case _:
+                return _json(HTTPStatus.NOT_FOUND, {"error": "there are /metrics, /livez and /readyz"})
+
+    async def _ready(self) -> Answer:
+        try:
+            found = await self._schema.result(READY_MAX_S)
+        except TimeoutError:  # a database that hangs says nothing about the schema; the relay's own session tells
+            found = self.reader.last_schema_fault()
+        return _check("ready", [] if found is None else [found])
+
+    async def _measure(self, measured: "_Shared[tuple[str, bytes]]") -> Answer:
+        try:
+            content_type, body = await measured.result(METRICS_MAX_S)
+        except TimeoutError:
+            return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": f"no metrics within {METRICS_MAX_S:g} s"})
+        return Answer(HTTPStatus.OK, content_type, body)
+
+
+class _Shared(Generic[T]):
+    """Computation that may block. It runs once at a time, in a thread of its own, and who asks meanwhile shares it.
+
+    One that hangs holds one daemon thread, however many ask, and does not keep the process from ending.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._running: asyncio.Future[T] | None = None
+        self._last: asyncio.Future[T] | None = None
+        self._fresh_until = 0.0
+
+    async def result(self, within_s: float) -> T:
+        """Return the result, or raise what the computation raised.
+
+        Raises:
+            TimeoutError: it takes longer than `within_s`; it goes on, for those who ask later.
+
+        """
+        if self._running is None and self._last is not None and time.monotonic() < self._fresh_until:
+            return self._last.result()
+        if self._running is None:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[T] = loop.create_future()
+            threading.Thread(target=self._run, args=(loop, future), name="http work", daemon=True).start()
+            self._running = future
+        return await asyncio.wait_for(asyncio.shield(self._running), within_s)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[T]") -> None:
+        began_s = time.thread_time()
+        ended: Callable[[], None]
+        try:
+            found = self._work()
+        except BaseException as error:  # noqa: BLE001 - who waits for it gets it
+            raised = error
+            ended = lambda: future.set_exception(raised)  # noqa: E731
+        else:
+            ended = lambda: future.set_result(found)  # noqa: E731
+        cost_s = time.thread_time() - began_s
+        with suppress(RuntimeError):  # the server was closed meanwhile
+            loop.call_soon_threadsafe(self._end, future, ended, cost_s)
+
+    def _end(self, future: "asyncio.Future[T]", ended: Callable[[], None], cost_s: float) -> None:
+        ended()
+        future.exception()  # it counts as seen, also where nobody waits any more
+        self._running, self._last = None, future
+        self._fresh_until = time.monotonic() + CPU_COST * cost_s
+
+
+def _check(name: str, reasons: Iterable[str]) -> Answer:
+    found = list(reasons)
+    status = HTTPStatus.SERVICE_UNAVAILABLE if found else HTTPStatus.OK
+    return _json(status, {name: not found, "reasons": found})
+
+
+def _json(status: HTTPStatus, said: dict[str, Any], *, allow: str | None = None) -> Answer:
+    return Answer(status, "application/json", json.dumps(said).encode() + b"\n", allow)

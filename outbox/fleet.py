@@ -156,9 +156,14 @@ class FleetReader:
         seen = self.look() if is_old else self._seen
         return None if seen.schema_fits else seen.trouble
 
+    def last_schema_fault(self) -> str | None:
+        """Return what `schema_fault` would, as of the last look, and never block."""
+        seen = self._seen
+        return None if seen.schema_fits else seen.trouble
+
     async def _look(self) -> Fleet:
         try:
-            async with asyncio.timeout(2 * LOOK_MAX_S):
+            async with asyncio.timeout(LOOK_MAX_S):
                 return await read_fleet(self.url)
         except SchemaError as error:
             return Fleet(str(error), schema_fits=False)

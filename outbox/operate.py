@@ -5,17 +5,17 @@ waits for its row. What is in doubt, or dead and to be let be, is `resolve`'s.
 """
 
 import asyncio
-import shlex
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
 import asyncpg
 
-from outbox import suppression
+from outbox import suggested, suppression
 from outbox.database import CHANNEL, storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.failover import REMAINS
+from outbox.pause import resumption
 from outbox.prune import BARE, PRUNED
 
 BATCH_MAX: Final = 1000
@@ -186,21 +186,29 @@ async def explain(connection: Any, act: Act, keys: Sequence[str]) -> list[str]:
 def _why_not(act: Act, key: str, row: Any) -> str:
     if row is None:
         return f"{key} is no email's key; `outbox list --to ADDRESS` finds it."
-    said = (_why_not_retried if act is Act.RETRY else _why_not_cancelled)(row, shlex.quote(key))
-    return f"{key} {said or 'changed at this moment; look at it with `outbox show` and decide again'}."
+    said = (_why_not_retried if act is Act.RETRY else _why_not_cancelled)(row, key)
+    return f"{key} {said or 'changed at this moment; look at it with `{_show(key)}` and decide again'}."
+
+
+def _show(key: str) -> str:
+    return suggested.command("show", keys=[key])
+
+
+def _resolve(key: str, decision: str) -> str:
+    return suggested.command("resolve", keys=[key], after=[decision])
 
 
 def _why_not_retried(row: Any, key: str) -> str | None:
     pending = "is due already; the next free relay sends it (`outbox status` says whether one is alive)"
     if row["paused"]:
-        pending = f"waits since {row['paused']} is paused; `outbox resume {row['paused']}` lets it go"
+        pending = f"waits since {row['paused']} is paused; `{resumption(row['paused'])}` lets it go"
     elif row["relay"]:
         pending = f"is with relay {row['relay']} already; nothing was changed"
     why_not = {
         "sent": "is sent; nothing was changed, since what arrived is not sent again",
-        "sending": f"is being sent at this moment; `outbox show {key}` says what comes of it",
+        "sending": f"is being sent at this moment; `{_show(key)}` says what comes of it",
         "in_doubt": "is in doubt: the server may have it already; "
-        f"`outbox resolve {key} --resend` sends it at the risk of a second copy",
+        f"`{_resolve(key, '--resend')}` sends it at the risk of a second copy",
     }
     if row["paused"] or row["relay"] or row["due"]:
         why_not["pending"] = pending
@@ -216,10 +224,10 @@ def _why_not_retried(row: Any, key: str) -> str | None:
 
 
 def _why_not_cancelled(row: Any, key: str) -> str | None:
-    let_be = f"`outbox resolve {key} --discard` lets it be"
+    let_be = f"`{_resolve(key, '--discard')}` lets it be"
     why_not = {
         "sent": "is sent, and cannot be called back",
-        "sending": f"is being sent at this moment, and cannot be cancelled; `outbox show {key}` says what comes of it",
+        "sending": f"is being sent at this moment, and cannot be cancelled; `{_show(key)}` says what comes of it",
         "in_doubt": f"is in doubt: the server may have it already; {let_be}",
         "dead": f"is dead, so it is not sent anyway; {let_be}",
         "expired": "has expired, so it is not sent anyway",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from outbox import suggested
 from outbox.database import CHANNEL, storable
 from outbox.ledger import LANES
 
@@ -103,7 +104,12 @@ class Pause:
     @property
     def remedy(self) -> str:
         """The command that ends it."""
-        return f"outbox resume {self.report}".rstrip()
+        return resumption(self.report)
+
+
+def resumption(report: str) -> str:
+    """Return the command that ends the pause of a report, or ('') of the fleet."""
+    return suggested.command("resume", keys=[report] if report else [])
 
 
 def spoken(report: str) -> str:

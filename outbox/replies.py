@@ -1,7 +1,7 @@
 """SMTP replies out of a stream of bytes (RFC 5321 §4.2), with bounds on all that a server may send."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,8 +26,9 @@ class Reply:
 
 @dataclass(slots=True)
 class ReplyReader:
-    """Takes bytes as they come, gives whole replies in order."""
+    """Takes bytes as they come, gives whole replies in order. `redact` is what makes each of them fit to be kept."""
 
+    redact: Callable[[str], str] | None = None
     _buffer: bytes = b""
     _lines: list[str] = field(default_factory=list)
     _size: int = 0
@@ -50,7 +51,7 @@ class ReplyReader:
     def _take(self, line: bytes) -> Reply | None:
         code = CODES.get(line[:3])
         if code is None or len(line) > LINE_BYTES_MAX:
-            raise GarbageError(f"no SMTP reply: {line[:80]!r}")
+            raise GarbageError(f"no SMTP reply: {self._quoted(line)}")
         mark = line[3:4]
         text = line[4:].rstrip(b"\r").decode("utf-8", "replace")
         if not text.isprintable():
@@ -62,9 +63,17 @@ class ReplyReader:
             self._lines.append(text)
             return None
         if mark not in (b" ", b"\r", b""):
-            raise GarbageError(f"no SMTP reply: {line[:80]!r}")
+            raise GarbageError(f"no SMTP reply: {self._quoted(line)}")
         if self._lines:
             text = " ".join([*self._lines, text])
             self._lines.clear()
             self._size = 0
-        return Reply(code, text)
+        return Reply(code, text if self.redact is None else self.redact(text))
+
+    def _quoted(self, line: bytes) -> str:
+        """The beginning of a line that is no reply, for an error."""
+        if self.redact is not None:
+            text = line.decode("utf-8", "replace")
+            if (redacted := self.redact(text)) != text:
+                return repr(redacted[:80])
+        return repr(line[:80])

@@ -75,6 +75,7 @@ class Route:
             redirect_to=self.settings.redirect_to,
             letterhead=self.letterhead,
             dsn=self.settings.dsn,
+            redact=self.address.redact,
         )
         return conversation, transport
 
@@ -125,9 +126,8 @@ class Route:
         if isinstance(error, TimeoutError) or not str(error):
             return f"{place}: no answer within {self.settings.connect_timeout_s:g} s"
         said = f"{error.code} {error.message}" if isinstance(error, aiosmtplib.SMTPResponseException) else str(error)
-        reason = f"{place}: {said}".replace("\n", " ")
-        if self.address.username and "STARTTLS extension not supported" in reason:
+        if self.address.username and "STARTTLS extension not supported" in said:
             return f"{place}: it offers no STARTTLS, and a login is never sent in the clear; use smtps://, or no login"
-        reason = self.address.without_login(reason)
         # A server may say what neither Postgres can hold nor a terminal should obey.
-        return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", reason.encode("utf-8", "replace").decode())[:300]
+        shown = re.sub(r"[\ud800-\udfff\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", said).replace("\n", " ")
+        return f"{place}: {self.address.without_login(shown)}"[:300]

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from outbox.period import spoken_time
 from outbox.settings import Settings
+from outbox.suggested import word
 from outbox.watch import EditionSeen, Look, PauseSeen, Rates, RelaySeen
 
 BAR: Final = 30
@@ -154,7 +155,7 @@ def _waits(look: Look, rates: Rates, frame: Frame) -> list[RenderableType]:
     """What waits and why."""
     lines = [Text(_printable(line), style) for line, style in reasons(look, rates, frame)]
     if look.in_doubt:
-        lines.append(Text(_printable(f"In doubt, for `outbox resolve`: {', '.join(look.in_doubt)}"), "red"))
+        lines.append(Text(_printable(f"In doubt, for `outbox resolve`: {', '.join(map(word, look.in_doubt))}"), "red"))
     return [_heading("what waits, and why" if lines else "nothing waits"), *lines]
 
 

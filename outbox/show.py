@@ -4,12 +4,11 @@ The token of its report, the only key to the page, is in the message alone. No m
 read by `stored_mail`, whose limits hold for any bytes.
 """
 
-import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from outbox import suppression
+from outbox import suggested, suppression
 from outbox.database import storable
 from outbox.errors import OutboxError
 from outbox.failover import REMAINS
@@ -78,21 +77,23 @@ class Story:
     @property
     def remedies(self) -> list[str]:
         """What a person may type about it as it stands."""
-        key = shlex.quote(self.key)
         if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
             return [suppression.remedy(self.to, self.suppressed, self.report)]
-        can = [] if self.gone else [f"outbox retry {key}"]
+        can = [] if self.gone else [suggested.command("retry", keys=[self.key])]
         match self.state:
             case "in_doubt":
-                return [f"outbox resolve {key} {said}" for said in ("--sent", "--resend", "--discard")]
+                return [self._resolve(decision) for decision in ("--sent", "--resend", "--discard")]
             case "dead":
-                return [*can, f"outbox resolve {key} --discard"]
+                return [*can, self._resolve("--discard")]
             case "cancelled" | "expired":
                 return can
             case "pending":
-                return [one.remedy for one in self.pauses] + [f"outbox cancel {key}"]
+                return [one.remedy for one in self.pauses] + [suggested.command("cancel", keys=[self.key])]
             case _:
                 return []
+
+    def _resolve(self, decision: str) -> str:
+        return suggested.command("resolve", keys=[self.key], after=[decision])
 
     def whole(self) -> bytes:
         """The message as it is sent.
@@ -127,7 +128,8 @@ class Story:
 
 
 def _none(key: str, kind: str) -> str:
-    raise OutboxError(f"{key} has no {kind} part; `outbox show {shlex.quote(key)} --eml -` shows all that it has.")
+    shown = suggested.command("show", keys=[key], after=["--eml -"])
+    raise OutboxError(f"{key} has no {kind} part; `{shown}` shows all that it has.")
 
 
 STORY: Final = """
@@ -190,8 +192,8 @@ def _subject(message: bytes) -> str | None:
 def _nearest(key: str) -> str:
     """The command that most likely finds what was meant: an address, or an edition's key with a slip in it."""
     if "@" in key and "/" not in key:
-        return f"`outbox list --to {shlex.quote(key)}`"
+        return f"`{suggested.command('list', suggested.option('--to', key))}`"
     report, _, rest = key.partition("/")
     if rest:
-        return f"`outbox list --report {shlex.quote(report)}`, or --to with the address,"
+        return f"`{suggested.command('list', suggested.option('--report', report))}`, or --to with the address,"
     return "`outbox list --to ADDRESS`"

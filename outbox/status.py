@@ -1,10 +1,10 @@
 """What is going on, read from the database: counts, the living relays, recent editions, and what needs a person."""
 
-import shlex
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from outbox import suggested
 from outbox.database import ALIVE, RELAY_LOCKS
 from outbox.pause import Pause, read_pauses
 from outbox.prune import BARE
@@ -190,4 +190,4 @@ async def read_status(connection: Any) -> Status:
 
 def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:
     choices = (["--sent"] if state == "in_doubt" else []) + ([] if bare else ["--resend"]) + ["--discard"]
-    return Trouble(key, state, said, f"outbox resolve {shlex.quote(key)} {choices[0]}", choices)
+    return Trouble(key, state, said, suggested.command("resolve", keys=[key], after=choices[:1]), choices)

@@ -5,13 +5,13 @@ is pending is caught, reports and an application's own emails alike. `generate` 
 claimed before an address came onto the list may still go out: seconds, and never more than it holds.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from outbox import suggested
 from outbox.database import storable
 
 ALL: Final = ""  # the report of a suppression that holds for every email
@@ -137,8 +137,13 @@ _OF_A_REPORT: Final = "its address is on the suppression list for "
 
 def remedy(address: str, said: str, report: str | None) -> str:
     """What takes an address off the list; `said` is what `outbox.suppressed` says of its email of that report."""
-    of = f" --report {report}" if said.startswith(_OF_A_REPORT) else ""
-    return f"outbox suppress --remove {shlex.quote(address)}{of}"
+    return removal(address, report if report and said.startswith(_OF_A_REPORT) else "")
+
+
+def removal(address: str, report: str) -> str:
+    """Return the command that takes an address off the list, for that report or ('') for all."""
+    after = [suggested.option("--report", report)] if report else []
+    return suggested.command("suppress", "--remove", keys=[address], after=after)
 
 
 OTHERS: Final = "SELECT report FROM outbox.suppression WHERE address = $1 ORDER BY report"

@@ -93,13 +93,19 @@ def _measuring(settings: "Settings", stack: AsyncExitStack) -> "tuple[dict[str, 
 
 
 def _serve(endpoints: "Endpoints", relays: "Relays", meters: "dict[str, Meter]", health: "Health") -> None:
-    from prometheus_client import make_wsgi_app
+    from prometheus_client.exposition import choose_encoder
 
     from outbox.fleet import FleetReader
     from outbox.metrics import registry_of
 
     reader = FleetReader(relays.database_url)
-    endpoints.serve(make_wsgi_app(registry_of(relays, meters, health, reader)), health, reader)
+    registry = registry_of(relays, meters, health, reader)
+
+    def measure(accept: str) -> tuple[str, bytes]:
+        encode, content_type = choose_encoder(accept)
+        return content_type, encode(registry)
+
+    endpoints.serve(measure, health, reader)
 
 
 def _beside(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":

@@ -104,7 +104,7 @@ def _print_status(found: "Status") -> None:
             editions.add_row(*row, *(str(numbers[at]) for numbers in further.values()))
         console.print(editions)
     for line in _needs(found):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)  # a command in several lines would be several commands
 
 
 def _hindrances(found: "Status") -> Iterator[str]:

@@ -153,7 +153,7 @@ async def _add(settings: "Settings", entries: "list[Entry]", why: str) -> list[s
 
 async def _remove(settings: "Settings", entries: "list[Entry]", why: str) -> int:
     from outbox.resolve import whoami
-    from outbox.suppression import remove, reports_of
+    from outbox.suppression import removal, remove, reports_of
 
     code = 0
     async with connected(settings, "outbox suppress") as connection:
@@ -167,8 +167,8 @@ async def _remove(settings: "Settings", entries: "list[Entry]", why: str) -> int
                 code = 1
                 typer.echo(f"outbox: {one.address} is not on the suppression list{of}.", err=True)
             for other in left:
-                mend = f"outbox suppress --remove {one.address}" + (f" --report {other}" if other else "")
-                typer.echo(printable(f"It is still on it{f' for {other}' if other else ' for all email'}; `{mend}`."))
+                of_other = f" for {other}" if other else " for all email"
+                typer.echo(printable(f"It is still on it{of_other}; `{removal(one.address, other)}`."))
     return code
 
 

@@ -1,6 +1,7 @@
 """`outbox relay --http`: what is measured, and who lives and is ready. Alerts and dashboard name what there is."""
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -152,11 +153,32 @@ async def test_ready_is_who_holds_a_session_on_a_fitting_schema_and_reaches_the_
     assert (await measured(place))["outbox_sessions_lost_total",] == 1
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\n\r\n"])
+async def test_clients_that_hold_connections_keep_out_no_probe_and_the_relay_sends_on(fleet, sent):
+    relay = await fleet.relay("--http", "127.0.0.1:0")
+    place = await place_of(relay)
+    host, port = place.removeprefix("http://").split(":")
+    crowd = [await asyncio.to_thread(socket.create_connection, (host, int(port)), 10) for _ in range(200)]
+    try:
+        for client in crowd:
+            with contextlib.suppress(OSError):  # it was cut already
+                client.sendall(sent)
+        await fleet.put_emails(50)
+        began_at = time.monotonic()
+        for _ in range(5):
+            assert (await asked(f"{place}/livez"))[0] == 200
+        assert time.monotonic() - began_at < 5
+        assert await fleet.settled() == {"sent": 50}
+    finally:
+        for client in crowd:
+            client.close()
+
+
 async def test_a_place_where_nobody_can_listen_is_one_sentence_and_exit_2(fleet):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for arguments, environment, words in (
-            (["--http", f"127.0.0.1:{port}"], {}, f"http: nobody can listen at 127.0.0.1:{port} (Address already"),
+            (["--http", f"127.0.0.1:{port}"], {}, f"http: cannot listen on 127.0.0.1:{port} (Address already"),
             (["--http", "localhost"], {}, '--http: is no host and port; write them like "127.0.0.1:9464"'),
             ([], {"OUTBOX_HTTP": "9464"}, "OUTBOX_HTTP: is no host and port; write them like"),
         ):
@@ -175,8 +197,8 @@ def test_a_relay_whose_loop_or_corridor_hangs_is_not_alive_and_says_so_itself(mo
     (relay,) = relays.each
     watched = Health(relays, Notifier({}))
     with Endpoints("[::1]:0") as endpoints:
-        endpoints.serve(lambda *_: [], watched, FleetReader(relay.database_url))
-        place = f"http://[::1]:{endpoints._server.server_address[1]}"
+        endpoints.serve(lambda _: ("text/plain", b""), watched, FleetReader(relay.database_url))
+        place = f"http://{endpoints.address}"
         assert get(f"{place}/livez")[0] == 200
         time.sleep(0.35)  # no loop runs here at all
         assert get(f"{place}/livez")[0] == 503
@@ -185,7 +207,6 @@ def test_a_relay_whose_loop_or_corridor_hangs_is_not_alive_and_says_so_itself(mo
         assert watched.faults() == []
         relay.turned_at -= 41  # the corridor's last turn: more than four leases ago
         assert watched.faults() == ["the relay has made no progress for 41 s"]
-        endpoints._server.shutdown()
 
 
 @pytest.mark.parametrize("text", ["nonsense", "127.0.0.1", "127.0.0.1:99999", "::1:9464", "http://127.0.0.1:1"])

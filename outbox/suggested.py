@@ -1,0 +1,52 @@
+"""Commands that are suggested to people, spelled so that a shell takes them as they are meant.
+
+Keys and addresses come from outside. One may look like an option, or hold blanks, quotes, `$(…)` or control characters,
+which a terminal would obey. Every command with such a word in it is made here.
+"""
+
+import shlex
+from collections.abc import Sequence
+
+_PRINTF = "$(printf %b {})"  # POSIX; $'…' is not known to every sh
+_LAST_LF = "${lf%.}"  # $(…) drops line feeds at the end
+_SET_LF = "lf=$(printf %b '\\0012.') && "
+
+
+def command(name: str, *options: str, keys: Sequence[str] = (), after: Sequence[str] = ()) -> str:
+    """Return `outbox NAME OPTIONS KEYS AFTER`, where `after` are options that read better behind the keys.
+
+    Options are given as they are typed (see `option`). With a key that begins with a hyphen all options come first,
+    then `--`.
+    """
+    words = [word(key) for key in keys]
+    if any(key.startswith("-") for key in keys):
+        parts = ["outbox", name, *options, *after, "--", *words]
+    else:
+        parts = ["outbox", name, *options, *words, *after]
+    line = " ".join(parts)
+    return f"{_SET_LF}{line}" if _LAST_LF in line and any(key.endswith("\n") for key in keys) else line
+
+
+def option(name: str, value: str) -> str:
+    """Return an option with its value."""
+    return f"{name}={word(value)}" if value.startswith("-") else f"{name} {word(value)}"
+
+
+def word(text: str) -> str:
+    """Return the text as one word of a POSIX shell, on one line and without what a terminal would obey.
+
+    A word that ends in a line feed needs the variable that `command` sets before it.
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    body = text.rstrip("\n")
+    lines_at_the_end = len(text) - len(body)
+    escaped = "".join(_escaped(character) for character in body)
+    return '"' + _PRINTF.format(shlex.quote(escaped)) + _LAST_LF * lines_at_the_end + '"'
+
+
+def _escaped(character: str) -> str:
+    """The character as `printf %b` takes it."""
+    if character == "\\":
+        return "\\\\"
+    return character if character.isprintable() else "".join(f"\\0{byte:03o}" for byte in character.encode())
