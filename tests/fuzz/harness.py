@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 CORPUS = Path(__file__).parent / "corpus"
 CPU_MAX_S = 2.0  # for one input; what is slower can be used to stop a process
 ROUND = 50  # examples of one run of hypothesis, after which the clock is looked at
-SHOWN_MAX = 2_000
+SHOWN_MAX = 1_000
 
 Check = Callable[[Any], None]
 

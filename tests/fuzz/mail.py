@@ -71,6 +71,7 @@ def _readers():
         ("outbox.mime", "parse"),
         ("outbox.stored_mail", "read_message"),
         ("outbox.web.board.mail", "parts_of"),
+        ("outbox.web.board.mail", "mail_of"),
     ):
         if find_spec(module) is not None and (reader := getattr(import_module(module), name, None)) is not None:
             yield reader
