@@ -1,5 +1,9 @@
-"""The peers' venv, .venv-peers, made from requirements.txt at the first run; whoever cannot be had is told of."""
+"""The peers' venv, .venv-peers, made from requirements.txt at the first run; a peer that cannot be installed is named.
 
+scripts/lock makes requirements.txt from requirements.in: exact versions, and the hash of every file.
+"""
+
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +15,15 @@ from bench.peers.field import Peer
 from bench.world import HOUSE
 
 REQUIREMENTS: Final = Path(__file__).parent / "requirements.txt"
+BUILD: Final = HOUSE / "scripts" / "constraints-build.txt"
 VENV: Final = HOUSE / ".venv-peers"
 PYTHON: Final = VENV / "bin" / "python"
 _STAMP: Final = VENV / ".made-for"
 
 
 def versions() -> dict[str, str]:
-    """What is pinned."""
-    lines = (line for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#"))
-    return {name: version for name, _, version in (line.partition("==") for line in lines)}
+    """Return the locked version of each distribution, by its normalised name (PEP 503)."""
+    return dict(re.findall(r"(?m)^([a-z0-9-]+)==([^ ;]+)", REQUIREMENTS.read_text()))
 
 
 def install(peers: list[Peer], console: Console) -> list[Peer]:
@@ -37,8 +41,12 @@ def install(peers: list[Peer], console: Console) -> list[Peer]:
 
 
 def _make(peers: list[Peer]) -> None:
-    """All that is pinned at once; if that cannot be, each peer by itself, and all are tried again at the next run."""
+    """Install all at once; if that fails, each peer by itself, and all again at the next run.
+
+    The locked pip comes first: older ones take no hashes from a file of constraints.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
+    _pip("-r", str(BUILD))
     if _pip("-r", str(REQUIREMENTS)):
         _STAMP.write_text(REQUIREMENTS.read_text())
         return
@@ -48,7 +56,7 @@ def _make(peers: list[Peer]) -> None:
 
 
 def _pip(*arguments: str) -> bool:
-    quiet = ["--disable-pip-version-check", "--quiet"]
+    quiet = ["--disable-pip-version-check", "--quiet", "--require-hashes", "--no-build-isolation"]
     return subprocess.run([PYTHON, "-m", "pip", "install", *quiet, *arguments], check=False).returncode == 0
 
 

@@ -34,5 +34,5 @@ def test_every_entrant_has_a_module_and_every_requirement_is_pinned():
     pinned = {name.lower() for name in versions()}
     for peer in PEERS:
         assert (HOUSE / "bench" / "peers" / f"{peer.module}.py").is_file()
-        assert {requirement.partition("[")[0].lower() for requirement in peer.requirements} <= pinned
+        assert {requirement.partition("[")[0].lower().replace("_", "-") for requirement in peer.requirements} <= pinned
     assert len({entrant.title for entrant in entrants(list(PEERS))}) == 2 * len(PEERS) - 4

@@ -106,17 +106,17 @@ HARDENING = {
     "ProtectClock": "yes", "ProtectHostname": "yes", "ProtectControlGroups": "yes", "ProtectKernelLogs": "yes",
     "ProtectKernelModules": "yes", "ProtectKernelTunables": "yes", "RestrictNamespaces": "yes",
     "RestrictRealtime": "yes", "RestrictSUIDSGID": "yes", "LockPersonality": "yes", "MemoryDenyWriteExecute": "yes",
-    "SystemCallArchitectures": "native", "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6", "DynamicUser": "yes",
-    "UMask": "0077",
+    "SystemCallArchitectures": "native", "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6", "UMask": "0077",
 }  # fmt: skip
 KNOWN = {
-    "Unit": {"Description", "Wants", "After", "StartLimitIntervalSec", "StartLimitBurst"},
+    "Unit": {"Description", "Wants", "After", "StartLimitIntervalSec", "StartLimitBurst", "ConditionDirectoryNotEmpty"},
     "Service": {
         "Type", "NotifyAccess", "ExecStart", "TimeoutStartSec", "TimeoutStopSec", "Restart", "RestartSec",
         "RestartPreventExitStatus", "WatchdogSec", "WatchdogSignal", "KillMode", "SystemCallErrorNumber",
+        "SuccessExitStatus", "MemoryMax", "TasksMax", "Nice", "User", "DynamicUser", "ReadWritePaths",
         *MANY, *HARDENING,
     },
-    "Timer": {"OnCalendar", "AccuracySec", "Persistent"},
+    "Timer": {"OnCalendar", "AccuracySec", "RandomizedDelaySec", "Persistent"},
     "Install": {"WantedBy"},
 }  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_the_units_are_units_of_systemd_and_run_our_commands(tmp_path):
         if started.startswith("/opt/outbox/bin/outbox "):
             assert takes(*started.split()[1:])
         # Where there are neither our programs nor a manager, `verify` still judges every key and value.
-        runnable = path.read_text().replace(started or "\0", "/bin/true")
+        runnable = path.read_text().replace(started or "\0", "/bin/true").replace("User=reports", "User=root")
         (tmp_path / path.name).write_text(runnable)
     if shutil.which("systemd-analyze"):
         for path in UNITS:
@@ -164,27 +164,62 @@ def test_the_units_are_units_of_systemd_and_run_our_commands(tmp_path):
     assert (days, ZoneInfo(zone)) == ("Mon", load(DEPLOY / "outbox.toml", {}).reports["progress"].zone)
 
 
+def services():
+    """The units that run a command of ours, by its name."""
+    paths = (DEPLOY / "systemd").glob("*.service")
+    return {path.stem.removeprefix("outbox-"): unit(path)["Service"] for path in paths}
+
+
 def test_the_services_are_hardened_and_the_relay_has_the_time_to_finish():
-    relay = unit(DEPLOY / "systemd/outbox-relay.service")["Service"]
-    generate = unit(DEPLOY / "systemd/outbox-generate.service")["Service"]
-    for service in (relay, generate):
-        assert HARDENING.items() <= service.items()
+    assert set(services()) == {"relay", "generate", "web", "bounce"}
+    for name, service in services().items():
+        assert HARDENING.items() <= service.items(), name
         assert service["SystemCallFilter"] == ["@system-service", "~@privileged"]
         loaded = {one.partition(":")[0] for one in service["LoadCredential"]}
         given = {one.partition("=%d/")[2] for one in service["Environment"] if "=%d/" in one}
         assert loaded == given
+    relay, generate, web, bounce = (services()[name] for name in ("relay", "generate", "web", "bounce"))
+    for service in (relay, generate, web):
+        assert service["DynamicUser"] == "yes"
         assert service["RestartPreventExitStatus"] == "2"
     assert (relay["Type"], relay["NotifyAccess"], relay["Restart"]) == ("notify", "main", "always")
     assert seconds(relay["WatchdogSec"]) > 3 * Settings().lease_s
     assert seconds(relay["TimeoutStopSec"]) > DRAIN_S + 5
     assert seconds(relay["TimeoutStartSec"]) > 2 * Settings().lease_s
     assert (generate["Type"], generate["Restart"]) == ("oneshot", "on-failure")
+    assert (web["Type"], web["Restart"]) == ("exec", "always")
+    assert seconds(web["TimeoutStopSec"]) > DRAIN_S + 5
+    # Maildir messages are moved, so the mailbox's owner runs this; and nothing else of the disk can be written.
+    assert bounce["User"] not in ("root", "")
+    assert bounce["ExecStart"].endswith(f" {bounce['ReadWritePaths']}")
+    condition = unit(DEPLOY / "systemd/outbox-bounce.service")["Unit"]["ConditionDirectoryNotEmpty"]
+    assert condition == f"{bounce['ReadWritePaths']}/new"
+    assert (bounce["Type"], bounce["SuccessExitStatus"]) == ("oneshot", "1")
+
+
+def test_every_service_has_a_bound_on_its_memory_which_is_that_of_its_pod():
+    for path in UNITS:
+        if path.suffix == ".service":
+            service = unit(path)["Service"]
+            assert re.fullmatch(r"[1-9]\d+M", service["MemoryMax"]), path
+            assert int(service["TasksMax"]) > 0
+    memory = {pod["containers"][0]["name"]: pod["containers"][0]["resources"]["limits"]["memory"] for pod in pods()}
+    assert (memory["relay"], memory["web"]) == ("256Mi", "256Mi")
+    for name, service in services().items():
+        assert service["MemoryMax"] + "i" == memory.get(name, "256Mi"), name
+
+
+def test_the_exposed_services_open_no_board_and_no_role_but_their_own():
+    web, bounce = services()["web"], services()["bounce"]
+    assert web["ExecStart"].split()[1:] == ["web", "--pages-only"]
+    for name, service in (("web", web), ("bounce", bounce)):
+        assert service["LoadCredential"] == [f"database_url:/etc/outbox/{name}_database_url"]
 
 
 # ── Docker ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 INSTRUCTIONS = {
-    "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD",
+    "ARG", "FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD",
 }  # fmt: skip
 
 
@@ -199,14 +234,11 @@ def dockerfile():
 
 def test_the_image_is_small_runs_as_nobody_and_copies_what_is_there():
     build, final = dockerfile()
-    assert build[0] == ["FROM", "python:3.13-slim AS build"]
     for name, said in build:
         if name == "COPY":
             *sources, _ = said.split()
             assert all((ROOT / source).exists() for source in sources), said
-    assert any("pip wheel" in said and "--only-binary :all:" in said for _, said in build)  # no compiler
     last = dict(final)
-    assert last["FROM"] == "python:3.13-slim"
     assert last["USER"] == "10001:10001"
     assert last["COPY"] == "--from=build /opt/outbox /opt/outbox"
     assert last["STOPSIGNAL"] == "SIGTERM"
@@ -222,6 +254,56 @@ def test_the_image_is_small_runs_as_nobody_and_copies_what_is_there():
     assert (DEPLOY / compose["x-outbox"]["build"]["context"]).resolve() == ROOT
 
 
+def test_the_image_installs_nothing_from_the_index_without_a_hash():
+    installs = [
+        call
+        for name, said in dockerfile()[0]
+        if name == "RUN"
+        for call in re.split(r"\s*&&\s*", said)
+        if re.search(r"/pip (--python \S+ )?(install|wheel)", call)
+    ]
+    assert len(installs) == 4
+    for call in installs:
+        if "--require-hashes" in call:
+            assert "--only-binary :all:" in call  # no compiler, and no code of a package that runs before it is needed
+            (listed,) = re.findall(r" -r (\S+)", call)
+            assert any(name == "COPY" and listed in said for name, said in dockerfile()[0])
+        else:
+            # Our own source, and the wheels that were made before.
+            assert "--no-deps" in call
+            assert "--no-build-isolation" in call or "--no-index" in call
+
+
+def test_every_image_is_named_by_a_digest_or_the_build_stops(tmp_path):
+    build, final = dockerfile()
+    assert build[:3] == [["ARG", "PYTHON_IMAGE"], ["FROM", "${PYTHON_IMAGE} AS build"], ["ARG", "PYTHON_IMAGE"]]
+    assert final[0] == ["FROM", "${PYTHON_IMAGE}"]
+    assert build[3][0] == "RUN"  # before anything is installed
+    for image, code in ((f"python:3.13-slim@sha256:{'a' * 64}", 0), ("python:3.13-slim", 1), ("", 1)):
+        done = subprocess.run(["sh", "-c", build[3][1]], env={"PYTHON_IMAGE": image}, capture_output=True, check=False)
+        assert done.returncode == code, image
+    compose = (DEPLOY / "compose.yaml").read_text()
+    wanted = set(re.findall(r"\$\{([A-Z_]+):\?run docs/deploy/pin-images\}", compose))
+    assert [line for line in re.findall(r"(?m)^ +image: (.*)$", compose) if not line.startswith("${")] == ["outbox"]
+    assert "/.env" not in (ROOT / ".gitignore").read_text()  # it belongs to the repository of those who deploy
+    # With a docker that knows every image, pin-images writes what Compose asks for; without a digest, nothing.
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\necho sha256:{'b' * 64}\n")
+    docker.chmod(0o755)
+    script = tmp_path / "deploy/pin-images"
+    script.parent.mkdir()
+    shutil.copy(DEPLOY / "pin-images", script)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run([script], env=environment, check=True, capture_output=True)
+    lines = (script.parent / ".env").read_text().splitlines()
+    assert {line.partition("=")[0] for line in lines} == wanted
+    assert all(line.endswith(f"@sha256:{'b' * 64}") for line in lines)
+    docker.write_text("#!/bin/sh\nexit 1\n")
+    failed = subprocess.run([script], env=environment, capture_output=True, check=False)
+    assert failed.returncode != 0
+    assert (script.parent / ".env").read_text().splitlines() == lines
+
+
 def test_the_composition_is_one_and_the_relays_have_the_time_to_finish():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     schema = json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
@@ -234,6 +316,7 @@ def test_the_composition_is_one_and_the_relays_have_the_time_to_finish():
         if name not in ("postgres", "mail"):
             assert takes(*service["command"])
             assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+            assert re.fullmatch(r"\d+m", service["mem_limit"])
             settings = load(DEPLOY / compose["configs"]["settings"]["file"], service["environment"])
             assert settings.smtp_url is not None
             assert settings.smtp_url.name == "mail:1025"
@@ -245,16 +328,33 @@ def test_the_composition_is_one_and_the_relays_have_the_time_to_finish():
 # ── Kubernetes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def of_kind(name):
+    return [one for one in MANIFESTS if one["kind"] == name]
+
+
 def kind(name):
-    (found,) = [one for one in MANIFESTS if one["kind"] == name]
+    (found,) = of_kind(name)
     return found
 
 
+def workloads():
+    """What runs pods."""
+    return [*of_kind("Job"), *of_kind("Deployment"), *of_kind("CronJob")]
+
+
+def template(workload):
+    spec = workload["spec"]
+    return spec["jobTemplate"]["spec"]["template"] if workload["kind"] == "CronJob" else spec["template"]
+
+
 def pods():
-    """The pod of each workload, by its kind."""
-    workloads = {name: kind(name)["spec"] for name in ("Job", "Deployment")}
-    workloads["CronJob"] = kind("CronJob")["spec"]["jobTemplate"]["spec"]
-    return {name: spec["template"]["spec"] for name, spec in workloads.items()}
+    """The pod of each workload."""
+    return [template(one)["spec"] for one in workloads()]
+
+
+def deployment(name):
+    (found,) = [one["spec"] for one in of_kind("Deployment") if one["metadata"]["name"] == name]
+    return found
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -263,7 +363,7 @@ def test_the_manifests_are_valid_and_name_what_is_there():
         kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
     assert kind("ConfigMap")["data"]["outbox.toml"] == (DEPLOY / "outbox.toml").read_text()
     secret = kind("Secret")["stringData"]
-    for pod in pods().values():
+    for pod in pods():
         (container,) = pod["containers"]
         assert takes(*container["args"])
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -274,13 +374,21 @@ def test_the_manifests_are_valid_and_name_what_is_there():
         assert {f"{places['secrets']}/{path}" for path in items} == set(given.values())
         urls = {name.removesuffix("_FILE"): secret[items[Path(at).name]] for name, at in given.items()}
         load(DEPLOY / "outbox.toml", urls).require("database_url")
-    deployment = kind("Deployment")["spec"]
-    assert kind("PodDisruptionBudget")["spec"]["selector"] == deployment["selector"]
-    assert deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"]
+        variables = {one["name"]: one["value"] for one in container["env"] if not one["name"].endswith("_FILE")}
+        load(DEPLOY / "outbox.toml", {name: value for name, value in variables.items() if name != "OUTBOX_HTTP"})
+    for one in of_kind("Deployment"):
+        spec = one["spec"]
+        assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    assert kind("PodDisruptionBudget")["spec"]["selector"] == deployment("outbox-relay")["selector"]
+    assert kind("Service")["spec"]["selector"] == deployment("outbox-web")["selector"]["matchLabels"]
+    (port,) = kind("Service")["spec"]["ports"]
+    assert port["targetPort"] in [
+        one["name"] for one in deployment("outbox-web")["template"]["spec"]["containers"][0]["ports"]
+    ]
 
 
 def test_the_pods_are_hardened_and_the_relay_has_the_time_to_finish():
-    for pod in pods().values():
+    for pod in pods():
         (container,) = pod["containers"]
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 10001
@@ -293,7 +401,10 @@ def test_the_pods_are_hardened_and_the_relay_has_the_time_to_finish():
             "capabilities": {"drop": ["ALL"]},
         }
         assert "memory" in container["resources"]["limits"]
-    relay = pods()["Deployment"]
+        for volume in pod["volumes"]:
+            assert set(volume) <= {"name", "configMap", "secret"}
+    relay = deployment("outbox-relay")["template"]["spec"]
+    assert deployment("outbox-web")["template"]["spec"]["terminationGracePeriodSeconds"] > DRAIN_S + 5
     (container,) = relay["containers"]
     assert relay["terminationGracePeriodSeconds"] > DRAIN_S + 5
     assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
@@ -303,6 +414,71 @@ def test_the_pods_are_hardened_and_the_relay_has_the_time_to_finish():
     cron = kind("CronJob")["spec"]
     assert ZoneInfo(cron["timeZone"]) == load(DEPLOY / "outbox.toml", {}).reports["progress"].zone
     CronSim(cron["schedule"], NOW)
+
+
+def test_no_two_parts_share_a_secret_and_the_pages_have_no_board():
+    read = {}
+    for workload in workloads():
+        pod = template(workload)["spec"]
+        (secrets,) = [volume["secret"]["items"] for volume in pod["volumes"] if "secret" in volume]
+        for item in secrets:
+            assert item["key"] not in read, item
+            read[item["key"]] = workload["metadata"]["name"]
+    assert read["web"] == "outbox-web"
+    (web,) = deployment("outbox-web")["template"]["spec"]["containers"]
+    assert web["args"] == ["web", "--pages-only"]
+
+
+def test_every_image_of_a_pod_is_named_by_a_digest_that_is_yours_to_fill_in():
+    for pod in pods():
+        (container,) = pod["containers"]
+        assert re.fullmatch(r"registry\.example\.com/outbox@sha256:0{64}", container["image"])
+
+
+def chosen(policy, labels):
+    """Whether a policy, or one of its peers' selectors, is about pods of these labels."""
+    return policy["matchLabels"].items() <= labels.items()
+
+
+def test_the_network_policies_let_in_and_out_what_each_part_needs_and_no_more():
+    policies = of_kind("NetworkPolicy")
+    allowed = {}
+    for workload in workloads():
+        labels = template(workload)["metadata"]["labels"]
+        mine = [one["spec"] for one in policies if chosen(one["spec"]["podSelector"], labels)]
+        # Both directions are closed by some policy, so only what is listed passes.
+        assert {kind for one in mine for kind in one["policyTypes"]} == {"Ingress", "Egress"}
+        allowed[workload["metadata"]["name"]] = {
+            way: sorted(
+                f"{port['protocol']}/{port['port']}"
+                for one in mine
+                for rule in one.get(way, [])
+                for port in rule["ports"]  # a rule without ports is one for all of them
+            )
+            for way in ("ingress", "egress")
+        }
+        for one in mine:
+            for rule in [*one.get("ingress", []), *one.get("egress", [])]:
+                assert rule.get("from") or rule.get("to"), "a rule without peers is one for everybody"
+    base = ["TCP/53", "TCP/5432", "UDP/53"]
+    assert allowed == {
+        "outbox-init": {"ingress": [], "egress": base},
+        "outbox-generate": {"ingress": [], "egress": base},
+        "outbox-relay": {"ingress": ["TCP/9464"], "egress": sorted([*base, "TCP/587"])},
+        "outbox-web": {"ingress": ["TCP/8025"], "egress": base},
+    }
+    (smtp,) = [
+        peer["ipBlock"] for one in policies for rule in one["spec"].get("egress", []) for peer in rule["to"]
+        if rule["ports"] == [{"protocol": "TCP", "port": 587}]
+    ]  # fmt: skip
+    for private in ("10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8"):
+        assert private in smtp["except"]
+    assert ":587" in kind("Secret")["stringData"]["smtp"]
+    listening = {
+        template(one)["metadata"]["labels"]["app.kubernetes.io/component"]: port["containerPort"]
+        for one in workloads() for port in template(one)["spec"]["containers"][0].get("ports", [])
+    }  # fmt: skip
+    assert listening == {"relay": 9464, "web": 8025}
 
 
 # ── AWS ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
