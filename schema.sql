@@ -403,6 +403,20 @@ begin
     return case when found_address is not null then found_report end;
 end $$;
 
+-- Gives a report the email that is there under its key without a report: a failover may lose a report whose email a relay
+-- puts back. True if it was; false, and nothing is changed, where the email has a report, or another envelope, or where
+-- the key is not the report's. It runs as the schema's owner, so that generate needs no right to change an email.
+create function outbox.adopt_email(key text, report bigint, sender text, recipient text) returns boolean
+    language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    update outbox.email m set report = r.id
+      from outbox.report r join outbox.edition e on e.id = r.edition
+     where m.key = adopt_email.key and m.report is null
+       and m.sender = adopt_email.sender and m.recipient = adopt_email.recipient
+       and r.id = adopt_email.report and m.key = e.report || '/' || e.period || '/' || r.recipient_key;
+    return found;
+end $$;
+
 -- Puts an email into the outbox, in the caller's transaction: true if it is new, false if its key is there already, and
 -- then nothing is changed, for ever. The message is `head`, a Message-ID without its brackets, which ends in `domain`, and
 -- `tail`. Each recipient has a delivery of its own, so that a refusal of one never mails another again: the first under

@@ -1,7 +1,7 @@
-"""What became of one edition, by name: the Monday-morning check, which changes nothing.
+"""Audit of one edition: what became of each recipient's email, by name. It changes nothing.
 
-Who is expected is asked of the report's source, by the rooms that generate asks it with; what became of them is read
-from the same snapshot.
+The report's source says who is expected, asked as generate asks it; what became of them is read from the same snapshot.
+An email counts for a recipient if its key, its envelope and its report are as expected, not by its key alone.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
+from outbox import message
 from outbox.database import storable
 from outbox.edition import find_edition
 from outbox.generate_session import GenerateSession
@@ -19,6 +20,7 @@ from outbox.source import WINDOW_MAX, Recipient, checked, source_of, windows
 
 IN_DOUBT, DEAD, NOT_SENT, MISSING, SUPPRESSED = KINDS = ("in_doubt", "dead", "not_sent", "missing", "suppressed")
 BOUNCED = "bounced"
+MISADDRESSED, DETACHED = "misaddressed", "without its report"  # states of emails that are not the report's
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,19 +148,57 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
             (reports,) = (await session.fetch(REPORTS, {"edition": edition}))[0]
             found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
             found.bounced.names_max = names_max
+            expected = Expected(_sender(settings), has_reports=reports > 0)
             async for window in windows(source.recipients(period), WINDOW_MAX):
-                await _look(session, edition, found, window)
+                await _look(session, edition, found, window, expected)
     found.left = max(found.left, 0)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How an edition's emails have to be, to be its own. Without a `sender` in the settings any will do.
+
+    Where the edition has no reports at all, retention has taken them away, and emails may be without theirs.
+    """
+
+    sender: str | None
+    has_reports: bool
+
+    def objection(self, recipient: Recipient, row: Any) -> tuple[str, str] | None:
+        """The state and the reason of an email that is not the one that this recipient is owed; None if it is."""
+        if row.email is None:
+            return None
+        try:
+            address = checked(recipient).email
+        except ValueError as error:
+            return MISADDRESSED, f"{_email(row)} stands for a recipient whose address cannot be used: {error}"
+        if row.recipient != address:
+            return MISADDRESSED, f"{_email(row)} goes to {row.recipient} and not to {address}"
+        if self.sender is not None and row.sender != self.sender:
+            return MISADDRESSED, f"{_email(row)} is from {row.sender} and not from {self.sender}"
+        if not row.belongs and (row.of_report or self.has_reports):
+            return DETACHED, f"{_email(row)} belongs to {'another' if row.of_report else 'no'} report"
+        return None
+
+
+def _email(row: Any) -> str:
+    """Which email is meant, and how far it is."""
+    return f"the email {row.email_key} ({spoken(row.state)})"
+
+
+def _sender(settings: Settings) -> str | None:
+    return None if settings.sender is None else message.parse_sender(settings.sender).address
 
 
 REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:edition AS integer)")
 
 # Through the email's key, which stays when somebody has deleted the report. A delivery that is not there although
 # its report or email is has no state that could be trusted, so it is not sent. A report that is collected has the
-# email of the digest that took it up.
+# email of the digest that took it up. `belongs`: the email is the report's; `of_report`: it is some report's.
 LOOK: Final = text("""
-SELECT n.key, r.id IS NOT NULL AS reported, m.recipient,
+SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m.recipient, m.sender,
+       m.report IS NOT NULL AS of_report, coalesce(m.report = coalesce(i.digest, r.id), false) AS belongs,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'collected'
             WHEN r.id IS NOT NULL OR m.id IS NOT NULL THEN coalesce(d.state, 'without a delivery') END AS state,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'it waits for the next digest'
@@ -182,15 +222,18 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.recipient,
   LEFT JOIN outbox.edition e ON e.id = r.edition
   LEFT JOIN outbox.digest_item i ON i.report = r.id
   LEFT JOIN LATERAL (
-    SELECT own.id, own.recipient FROM outbox.email own WHERE own.key = :prefix || n.key
+    SELECT own.id, own.key, own.report, own.sender, own.recipient FROM outbox.email own
+     WHERE own.key = :prefix || n.key AND i.digest IS NULL
      UNION ALL
-    SELECT its.id, its.recipient FROM outbox.email its WHERE its.report = i.digest
+    SELECT its.id, its.key, its.report, its.sender, its.recipient FROM outbox.email its WHERE its.report = i.digest
   ) m ON true
   LEFT JOIN outbox.delivery d ON d.email = m.id
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
 
-async def _look(session: GenerateSession, edition: int | None, found: Audit, window: Iterable[Recipient]) -> None:
+async def _look(
+    session: GenerateSession, edition: int | None, found: Audit, window: Iterable[Recipient], expected: Expected
+) -> None:
     """Count a window of recipients, each by what became of it."""
     wanted: dict[str, Recipient] = {}
     for recipient in window:
@@ -206,7 +249,10 @@ async def _look(session: GenerateSession, edition: int | None, found: Audit, win
     for key, recipient in wanted.items():  # in the order of the source
         row = rows_by_key[key]
         found.left -= row.reported
-        if row.state == "sent":
+        objection = expected.objection(recipient, row)
+        if objection is not None:
+            found.unsent[NOT_SENT].add(Unsent(key, storable(recipient.email), *objection))
+        elif row.state == "sent":
             found.sent += 1
             if row.said is not None:
                 found.bounced.add(Unsent(key, row.recipient, BOUNCED, row.said))

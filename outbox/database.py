@@ -140,12 +140,27 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
 
     user_search_path: str = '"$user", public'
     clamps_timestamps: bool = True
+    local_path: str | None = None
+    """The path that is set for the transaction which is open, if it is not the trusted one."""
     settle: str = ""
     """The statements that make the session ours."""
 
     def get_reset_query(self) -> str:
         """Return what a pool runs when the connection comes back: `RESET ALL` would bring the role's own path back."""
         return f"{super().get_reset_query()}\n{self.settle}"
+
+    async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - asyncpg's
+        """Look up types with the trusted path, also while a query of the user's is prepared under another one.
+
+        asyncpg's own query names functions and operators without their schema.
+        """
+        if self.local_path is None:
+            return await super()._introspect_types(typeoids, timeout)
+        await self.execute(f"SET LOCAL search_path = {TRUSTED_PATH}", timeout=timeout)
+        found = await super()._introspect_types(typeoids, timeout)
+        path = self.local_path.replace("'", "''")
+        await self.execute(f"SELECT pg_catalog.set_config('search_path', '{path}', true)", timeout=timeout)
+        return found
 
     def install_timestamps(self) -> None:
         """Decode timestamps that Python cannot represent (BC, after 9999, infinite) to the nearest one that it can.
@@ -346,6 +361,9 @@ async def lock_waits(url: DatabaseUrl, connection: Any, doing: str) -> AsyncIter
     except Exception as error:
         if not is_lock_timeout(error):
             raise
+        if isinstance(error, OutboxError):  # it says already what was done and what to do
+            held = f" The lock is held by {waited_for}." if waited_for else ""
+            raise DatabaseUnavailableError(f"{error}{held}") from error
         raise explain_lock(doing, waited_for) from error
     finally:
         watching.cancel()

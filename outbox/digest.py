@@ -9,7 +9,7 @@ next period's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, BigInteger, Text, bindparam, text
 
@@ -70,13 +70,14 @@ class Collected:
     title: str
     html: str
     key: str
+    sender: str
     address: str
     name: str
     link: str
 
 
-# As `enqueue.ENQUEUE`, with an item for the email. A recipient who has an email under this key, from a time before the
-# report was collected, was told, or will be.
+# As `record.ENQUEUE`, with an item for the email. A recipient who has an email under this key, from a time before the
+# report was collected, was told, or will be: the email becomes the report's.
 COLLECT: Final = text("""
 WITH made AS (
     SELECT * FROM unnest(:recipient_keys, :tokens, :titles, :htmls, :keys, :addresses, :names, :links)
@@ -90,8 +91,9 @@ WITH made AS (
     INSERT INTO outbox.digest_item (report, address, name, link)
     SELECT r.id, m.address, nullif(m.name, ''), m.link FROM report r JOIN made m USING (recipient_key)
      WHERE (SELECT e.id FROM outbox.email e WHERE e.key = m.key) IS NULL
+    RETURNING report
 )
-SELECT count(*) FROM report
+SELECT r.id, r.recipient_key, i.report IS NOT NULL AS has_item FROM report r LEFT JOIN item i ON i.report = r.id
 """).bindparams(
     *(
         bindparam(name, type_=ARRAY(Text))
@@ -100,9 +102,9 @@ SELECT count(*) FROM report
 )
 
 
-async def collect(connection: "AsyncConnection", edition: int, reports: Sequence[Collected]) -> int:
-    """Write the reports with their items, in the caller's transaction; gives how many were new."""
-    made = await connection.scalar(
+async def collect(connection: "AsyncConnection", edition: int, reports: Sequence[Collected]) -> Sequence[Any]:
+    """Write the reports with their items, in the caller's transaction; gives the new ones, and which have an item."""
+    made = await connection.execute(
         COLLECT,
         {
             "edition": edition,
@@ -116,7 +118,7 @@ async def collect(connection: "AsyncConnection", edition: int, reports: Sequence
             "links": [r.link for r in reports],
         },
     )
-    return int(made or 0)
+    return made.all()
 
 
 # In the order of ids, so that two digests with common items wait for each other instead of deadlocking. Who waited

@@ -37,7 +37,6 @@ QUERIES: Final = ("period", "recipients", "addresses", "data", "templates")
 OURS: Final = ("period", "templates")  # of the digest: its queries are ours, and mostly there is nobody to ask them for
 
 BOUNDED: Final = {"statement_timeout": str(STATEMENT_MAX_S * 1000)}
-READ_ONLY: Final = text("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
 
 
 @dataclass(slots=True)
@@ -69,7 +68,7 @@ async def examine_reports(settings: Settings, database: Database) -> Reports:
 async def _reading(settings: Settings) -> AsyncIterator[GenerateSession]:
     """A session that can only read, for one report as in generate: cursors and prepared statements go with it."""
     async with GenerateSession.open(settings, application="outbox doctor", fits=False, bounds=BOUNDED) as session:
-        await session.fetch(READ_ONLY)
+        await session.keep("default_transaction_read_only", "on")
         yield session
 
 

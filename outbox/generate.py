@@ -1,8 +1,9 @@
-"""The corridor of making: one process, one session, one edition at a time; any number of servers do it at once.
+"""`outbox generate`: one process, one session, one edition at a time; any number of servers do it at once.
 
-Recipients are hashed into buckets, and a bucket is worked on under its advisory lock, so the fleet shares the work
-and computes no report twice. What is missing is asked after the lock is held; the unique key has the last word.
-What a dead server leaves is free at once, and whoever still runs takes it over.
+Recipients are hashed into buckets, and a bucket is worked on under its advisory lock (`buckets`), so the fleet shares
+the work and computes no report twice. What is missing is asked after the lock is held; the unique key has the last word
+(`batch_writer`). What a dead server leaves is free at once, and the servers that still run take it over. A server that
+holds a bucket and makes nothing of it is not waited for longer than `generate_wait_s`.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ import random
 import secrets
 import sys
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,24 +18,26 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ARRAY, Integer, Text, bindparam, text
+from sqlalchemy import ARRAY, Text, bindparam, text
 
-from outbox import message, tracing
-from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, DatabaseRefusedError, storable
+from outbox import message
+from outbox.batch_writer import BatchWriter
+from outbox.buckets import BUCKETS, BucketLocks, bucket_of
+from outbox.database import DatabaseRefusedError, storable
 from outbox.digest import WAITING, Collected
 from outbox.edition import EXPECT, Edition, open_edition
 from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.generate_session import GenerateSession
 from outbox.language import ENGLISH, Language, find
+from outbox.lock_wait import UNKNOWN, LockWaitError
 from outbox.log import Events
-from outbox.record import BATCH_MAX, NewReport, collect_reports, enqueue_reports
+from outbox.record import BATCH_MAX, NewReport
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
 
 log = Events("outbox.generate")
 
-BUCKETS: Final = 64
 BUCKETS_AT_ONCE: Final = 4
 WAIT_FIRST_S: Final = 0.02
 WAIT_MAX_S: Final = 0.5
@@ -102,6 +104,26 @@ class Portion:
     last_of: Collection[int]
 
 
+class Patience:
+    """Time that is left since something last changed."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._seen: set[object] = set()
+        self._since = time.monotonic()
+
+    def note(self, fact: object) -> None:
+        """Begin again if this was not seen before."""
+        if fact not in self._seen:
+            self._seen.add(fact)
+            self._since = time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        """Return True if nothing new was seen for the limit."""
+        return time.monotonic() - self._since > self._limit_s
+
+
 async def generate(
     settings: Settings, name: str, *, period_key: str | None = None, progress: Progress = lambda _: None
 ) -> Result:
@@ -132,6 +154,8 @@ async def generate(
                     made = run.result.made
         except DatabaseRefusedError:
             raise
+        except LockWaitError as error:
+            raise LockWaitError(f"{name}: {error}.") from error
         except DatabaseUnavailableError as error:
             if time.monotonic() > patience_until:
                 raise
@@ -177,14 +201,8 @@ SELECT n.key, nextval(pg_get_serial_sequence('outbox.email', 'id')) AS email FRO
  WHERE (SELECT r.id FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key) IS NULL
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
-# From an unfiltered unnest of chosen numbers: in a filtered or limited scan the planner may take locks that nobody
-# wants (PostgreSQL docs, 13.3.5).
-TAKE: Final = text("SELECT n, pg_try_advisory_lock(:ns, n) AS taken FROM unnest(:numbers) AS n").bindparams(
-    bindparam("numbers", type_=ARRAY(Integer))
-)
-GIVE: Final = text("SELECT pg_advisory_unlock(:ns, n) FROM unnest(:numbers) AS n").bindparams(
-    bindparam("numbers", type_=ARRAY(Integer))
-)
+# Whether reports of an edition are made at all, by whichever server.
+COUNT: Final = text("SELECT count(*) FROM outbox.report WHERE edition = :edition")
 
 
 def sender_of(settings: Settings) -> message.Mailbox:
@@ -214,6 +232,12 @@ class Run:
     period_in: Callable[[Language], CivilPeriod]
     now: datetime
     progress: Progress
+    locks: BucketLocks
+    writer: BatchWriter
+    wait_s: float
+    """How long it waits for the buckets of others while none of their reports is made."""
+    given_up: set[str] = field(default_factory=set)
+    """Sessions that were waited for in vain."""
     unknown_locale: str | None = None
     """The first of a recipient that names no language: only that is told of."""
 
@@ -262,6 +286,9 @@ class Run:
             ),
             now=now.astimezone(report.zone),
             progress=progress,
+            locks=BucketLocks(session, edition.id),
+            writer=BatchWriter(session, edition, report),
+            wait_s=settings.generate_wait_s,
         )
 
     async def finish(self) -> Result:
@@ -310,7 +337,8 @@ class Run:
 
     async def _complete(self, wanted: dict[str, Recipient]) -> None:
         """Return when every one of `wanted` has a report or has failed here."""
-        present_before, pause_s = self.result.present, WAIT_FIRST_S
+        present_before, pause_s, is_idle = self.result.present, WAIT_FIRST_S, False
+        patience = Patience(self.wait_s)
         order = random.sample(range(BUCKETS), BUCKETS)  # another order on each server, so that they seldom meet
         while True:
             missing = await self._missing([key for key in wanted if key not in self.result.failed])
@@ -319,22 +347,46 @@ class Run:
             self.progress(self.result)
             if not missing:
                 return
-            if await self._work(order, missing, wanted):
-                pause_s = WAIT_FIRST_S
-            else:  # all that is missing is under way on other servers: wait, and look whether one of them has died
-                await asyncio.sleep(pause_s * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
-                pause_s = min(2 * pause_s, WAIT_MAX_S)
+            patience.note((len(missing), failed))
+            if await self._work(order, missing, wanted, past_strangers=is_idle):
+                pause_s, is_idle = WAIT_FIRST_S, False
+                continue
+            # All that is missing is under way on other servers: wait, and look whether one of them has died.
+            if patience.is_over or not is_idle:  # do they make any reports?
+                patience.note((await self.session.fetch(COUNT, {"edition": self.result.edition.id}))[0][0])
+            if patience.is_over or self._is_given_up(missing):
+                self._give_up(missing)
+                continue
+            is_idle = True
+            await asyncio.sleep(pause_s * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
+            pause_s = min(2 * pause_s, WAIT_MAX_S)
+
+    def _is_given_up(self, missing: Sequence[str]) -> bool:
+        """Return True if the sessions that hold all that is missing were waited for in vain before."""
+        return all(self.locks.holders.get(bucket_of(key)) in self.given_up for key in missing)
+
+    def _give_up(self, missing: Sequence[str]) -> None:
+        """Name those who have no report since a session that holds their bucket makes none."""
+        for key in missing:
+            holder = self.locks.holders.get(bucket_of(key)) or UNKNOWN
+            self.given_up.add(holder)
+            self.result.failed[key] = (
+                f"its report is reserved by {holder}, and no report was made for {self.wait_s:g} s (generate_wait_s); "
+                "let that session end, or end it with pg_terminate_backend, and run this again."
+            )
 
     async def _missing(self, keys: Sequence[str]) -> list[str]:
         rows = await self.session.fetch(MISSING, {"edition": self.result.edition.id, "keys": keys}, by_index=True)
         return [row.key for row in rows]
 
-    async def _work(self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient]) -> bool:
-        """Make what is missing in all buckets that nobody holds; False if all are held.
+    async def _work(
+        self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient], *, past_strangers: bool
+    ) -> bool:
+        """Make what is missing in all buckets that no other server holds; False if all are held.
 
         While one portion is rendered, the one before it is written and the one after it is read.
         """
-        portions = self._read_all(order, missing, wanted)
+        portions = self._read_all(order, missing, wanted, past_strangers=past_strangers)
         portion = await anext(portions, None)
         worked = portion is not None
         reports: list[NewReport | Collected] = []
@@ -353,14 +405,14 @@ class Run:
         return worked
 
     async def _read_all(
-        self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient]
+        self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient], *, past_strangers: bool
     ) -> AsyncIterator[Portion]:
         """Take a few buckets at a time, and read those of them who are still missing now that their locks are held."""
         places: dict[int, list[int]] = {}
         for place, key in enumerate(missing):
             places.setdefault(bucket_of(key), []).append(place)
         for few in _portions([bucket for bucket in order if bucket in places], BUCKETS_AT_ONCE):
-            taken = await self._take(few)
+            taken = await self.locks.take(few, past_strangers=past_strangers)
             left = sorted(place for bucket in taken for place in places[bucket])
             while left:
                 some, left = left[:BATCH_MAX], left[BATCH_MAX:]
@@ -380,18 +432,6 @@ class Run:
             del wanted[key]
             self.result.expected -= 1
         return left
-
-    def _lock_number(self, bucket: int) -> int:
-        return (self.result.edition.id * BUCKETS + bucket) & NAMESPACE_MASK
-
-    async def _take(self, buckets: Sequence[int]) -> set[int]:
-        numbers = {self._lock_number(bucket): bucket for bucket in buckets}
-        rows = await self.session.fetch(TAKE, {"ns": BUCKET_LOCKS, "numbers": list(numbers)})
-        return {numbers[row.n] for row in rows if row.taken}
-
-    async def _give(self, buckets: Iterable[int]) -> None:
-        """Unlock. When something raised before this the session ends, and its locks with it."""
-        await self.session.fetch(GIVE, {"ns": BUCKET_LOCKS, "numbers": [self._lock_number(b) for b in buckets]})
 
     async def _read(self, recipients: Sequence[Recipient]) -> list[Draft]:
         """What the source says of those who are still missing, each with the id of its email to be."""
@@ -414,25 +454,12 @@ class Run:
     async def _write(self, reports: Sequence[NewReport | Collected], done: Collection[int]) -> None:
         """Write them, at most `BATCH_MAX`, all of one kind, and let go of the buckets that are done with them."""
         if reports:
-            edition = self.result.edition
-            emails = [report for report in reports if isinstance(report, NewReport)]
-            collected = [report for report in reports if isinstance(report, Collected)]
-            async with self.session.ours() as connection:
-                with tracing.span("outbox enqueue", edition=edition.name, reports=len(reports)) as context:
-                    if emails:
-                        self.result.made += await enqueue_reports(
-                            connection,
-                            edition.id,
-                            emails,
-                            send_before_s=self.report.send_before_s,
-                            is_urgent=self.report.is_urgent,
-                            traceparent=context,
-                        )
-                    if collected:
-                        self.result.made += await collect_reports(connection, edition.id, collected)
+            written = await self.writer.write(reports)
+            self.result.made += written.made
+            self.result.failed |= written.failed
             self.progress(self.result)
         if done:
-            await self._give(done)
+            await self.locks.give(done)
 
     def _report(self, recipient: Recipient, content: Content | Exception, email: int) -> NewReport | Collected | None:
         """The report, with its mail if it has one; None, with the recipient named, if they cannot be made."""
@@ -488,6 +515,7 @@ class Run:
             title=self._title(language),
             html=storable(self.templates().page(self._context(recipient, content, token), language)),
             key=self._key(recipient),
+            sender=self.sender.address,
             address=recipient.email,
             name=storable(recipient.name),
             link=self.report.link.replace("{token}", token),
@@ -547,11 +575,6 @@ class Run:
 def one_click(link: str) -> dict[str, str]:
     """The header fields with which a mail reader shows a button that ends the emails (RFC 2369 §3.2, RFC 8058 §3.1)."""
     return {"List-Unsubscribe": f"<{link}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
-
-
-def bucket_of(key: str) -> int:
-    """The bucket of a recipient, 0 ≤ n < `BUCKETS`; the same on every server and in every version."""
-    return zlib.crc32(key.encode()) % BUCKETS
 
 
 def _portions(values: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:

@@ -4,13 +4,18 @@ An audit reads through the same session, inside one snapshot that nothing can be
 
 A pulse keeps it alive while reports are computed. A process that is stopped loses it after `lease_s`, and its buckets
 with it. A network that goes silent ends it on this side, too: no statement is waited for without limit, and no run
-hangs for ever.
+hangs for ever. Every wait for a lock is bounded, and its error names the session that holds the lock.
+
+Two kinds of statements run in it. Ours have the trusted search path of `database.connect`. The user's queries have the
+path that the role itself has, within their transaction; whatever they change of the session's settings is undone before
+the next statement of ours.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -22,25 +27,28 @@ from outbox.database import (
     BY_INDEX,
     CONNECT_TIMEOUT_S,
     LOST_SESSION,
-    TRUSTED_PATH,
+    Connection,
     connect,
     engine_on,
     is_ended,
+    is_lock_timeout,
     is_lost,
     lease_settings,
     plain_timestamps,
     user_search_path,
 )
 from outbox.errors import DatabaseUnavailableError, OutboxError
+from outbox.lock_wait import BlockerWatch, LockWaitError, holders
 from outbox.schema import require_current
 from outbox.settings import Settings
 from outbox.source import QueryError, RowError, Rows
 
 if TYPE_CHECKING:
-    from sqlalchemy import Executable
+    from sqlalchemy import CursorResult, Executable
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
-SILENT_LEASES_MAX: Final = 3  # others may hold a row or a key that a statement of ours waits for, for a lease at most
+SILENT_LEASES_MAX: Final = 3
+LOCK_LEASES_MAX: Final = 1.5  # a stopped server loses its session, and the locks with it, after one lease
 LOOKS_MAX: Final = 2
 
 # A backend that waits for its client between two messages of one query counts as active.
@@ -54,11 +62,15 @@ SELECT EXISTS (SELECT FROM pg_stat_activity
 # LZ4 where the server has it: pages and mails are compressed as they are stored, and with pglz that is half of what a
 # report costs Postgres (PostgreSQL docs, 20.11.1, default_toast_compression).
 SET_UP: Final = """
-SELECT pg_backend_pid()
-  FROM (SELECT set_config(name, 'lz4', false) FROM pg_settings
-         WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) AS compression
- RIGHT JOIN (SELECT) AS session ON true
+SELECT pg_backend_pid() AS backend,
+       EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) AS has_lz4
 """
+
+# Every name is qualified and nothing is cast or compared, so that no path can put another function in its place.
+AS_USER: Final = """
+SELECT pg_catalog.set_config('search_path', $1, true), pg_catalog.set_config('lock_timeout', $2, true)
+"""
+KEEP: Final = "SELECT pg_catalog.set_config('{name}', '{value}', false)"
 
 
 class GenerateSession:
@@ -66,13 +78,20 @@ class GenerateSession:
 
     connection: "AsyncConnection"
 
-    def __init__(self, driver: Any, url: DatabaseUrl, lease_s: float) -> None:
+    def __init__(self, driver: Connection, settings: Settings) -> None:
+        assert settings.database_url is not None
         self.lock = asyncio.Lock()
         self.lost: str | None = None
         self._driver = driver
-        self._url = url
-        self._lease_s = lease_s
+        self._url: DatabaseUrl = settings.database_url
+        self._lease_s = settings.lease_s
+        self._lock_s = LOCK_LEASES_MAX * settings.lease_s
+        self._query_lock_s = settings.generate_wait_s
         self._backend = 0
+        self._kept: dict[str, str] = {}
+        """The statements that set the session's own settings, by the settings' names."""
+        self._may_be_changed = False
+        self._blockers: BlockerWatch | None = None
 
     @classmethod
     @asynccontextmanager
@@ -101,14 +120,17 @@ class GenerateSession:
         database = engine_on(url, opened.pop)  # first, since it imports SQLAlchemy: a session would idle meanwhile
         driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s)
         opened.append(driver)
-        session = cls(driver, url, lease_s)
+        session = cls(driver, settings)
         try:
             async with AsyncExitStack() as stack:
                 async with session.limit():  # SQLAlchemy has questions of its own
                     session.connection = await stack.enter_async_context(database.connect())
                     if fits:
                         await require_current(driver)
-                    session._backend = await driver.fetchval(SET_UP)
+                    session._backend, has_lz4 = await driver.fetchrow(SET_UP)
+                    if has_lz4:
+                        await session._keep("default_toast_compression", "lz4")
+                    await session._keep("lock_timeout", _in_ms(session._lock_s))
                 if fits:
                     await session._after_failover(settings.failover_grace_s)
                 pulse = asyncio.get_running_loop().create_task(session._beat(lease_s / 3))
@@ -169,36 +191,103 @@ class GenerateSession:
     def _transaction(self) -> "AsyncTransaction":
         return self.connection.begin_nested() if self.connection.in_transaction() else self.connection.begin()
 
+    async def _keep(self, name: str, value: str) -> None:
+        self._kept[name] = KEEP.format(name=name, value=value.replace("'", "''"))
+        await self._driver.execute(self._kept[name])
+
+    async def keep(self, name: str, value: str) -> None:
+        """Set a setting for the rest of the session; the user's queries see it, and cannot change it for later ones."""
+        async with self.ours():
+            await self._keep(name, value)
+
     async def use_timezone(self, name: str) -> None:
         """From now on days begin and end in this civil time in the user's queries too."""
-        await self.fetch(text("SELECT set_config('TimeZone', :zone, false)"), {"zone": name})
+        await self.keep("TimeZone", name)
+
+    @asynccontextmanager
+    async def waiting_at_most(self, lock_s: float) -> AsyncIterator[None]:
+        """Let statements of ours within the block wait for a lock no longer than this."""
+        usual_s = self._lock_s
+        await self._wait_at_most(lock_s)
+        try:
+            yield
+        finally:
+            await self._wait_at_most(usual_s)
+
+    async def _wait_at_most(self, lock_s: float) -> None:
+        await self.keep("lock_timeout", _in_ms(lock_s))
+        self._lock_s = lock_s
+
+    async def holders(self, namespace: int, numbers: Sequence[int], may: str) -> dict[int, str]:
+        """As `lock_wait.holders`."""
+        async with self.ours():
+            return await holders(self._driver, namespace, numbers, may)
+
+    async def _restore(self) -> None:
+        """Undo what a query of the user's may have set for the session: path, role, or any other setting.
+
+        One simple query. RESET ALL gives the settings that the session began with.
+        """
+        settings = ["RESET ALL", "RESET ROLE", self._driver.settle.rstrip("; "), *self._kept.values()]
+        await self._driver.execute("; ".join(settings))
+        self._may_be_changed = False
 
     @asynccontextmanager
     async def limit(self) -> AsyncIterator[None]:
         """Lose the session after a few leases: what is short and has no answer by then met a cut network."""
         limit_s = SILENT_LEASES_MAX * self._lease_s
-        reason = f"Postgres did not answer within {limit_s:g} s"
-        silence = asyncio.get_running_loop().call_later(limit_s, self.lose, reason)
+        silence = asyncio.get_running_loop().call_later(limit_s, self._lose_silent, limit_s)
         try:
             yield
         finally:
             silence.cancel()
 
-    @asynccontextmanager
-    async def ours(self) -> AsyncIterator["AsyncConnection"]:
-        """The connection, for statements of ours, all of which are short."""
-        async with self.lock, self.limit():
-            yield self.connection
+    def _lose_silent(self, limit_s: float) -> None:
+        holder = self._blockers.seen if self._blockers is not None else ""
+        locked = f"; {holder} held a lock that it waited for" if holder else ""
+        self.lose(f"Postgres did not answer within {limit_s:g} s{locked}")
 
     @asynccontextmanager
-    async def theirs(self) -> AsyncIterator["AsyncConnection"]:
+    async def ours(self) -> AsyncIterator["AsyncConnection"]:
+        """The connection, for statements of ours, all of which are short.
+
+        Raises:
+            LockWaitError: one waited for a lock for too long.
+
+        """
+        async with self.lock, self.limit():
+            if self._may_be_changed:
+                await self._restore()
+            async with self._naming_blockers("waited", self._lock_s):
+                yield self.connection
+
+    @asynccontextmanager
+    async def theirs(self, lock_s: float) -> AsyncIterator["AsyncConnection"]:
         """The connection, for a query of the user's: it may take any time while its backend is at work."""
         async with self.lock:
             watch = asyncio.get_running_loop().create_task(self._watch())
             try:
-                yield self.connection
+                async with self._naming_blockers("a query waited", lock_s):
+                    yield self.connection
             finally:
                 watch.cancel()
+
+    @asynccontextmanager
+    async def _naming_blockers(self, what: str, lock_s: float) -> AsyncIterator[None]:
+        look_s = lock_s / 4
+        async with BlockerWatch(self._url, self._backend, first_s=look_s, every_s=look_s) as blockers:
+            self._blockers = blockers
+            try:
+                yield
+            except (SQLAlchemyError, asyncpg.LockNotAvailableError) as error:
+                if is_lock_timeout(error):
+                    raise LockWaitError(
+                        f"{what} {lock_s:g} s for a lock that {blockers.holder} holds; let that end, or end it with "
+                        "pg_terminate_backend, and run this again"
+                    ) from error
+                raise
+            finally:
+                self._blockers = None
 
     async def _watch(self) -> None:
         """Lose the session if its backend does nothing, although we wait for it: answer or question went astray.
@@ -235,34 +324,46 @@ class GenerateSession:
             return result.all() if result.returns_rows else []
 
     async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
-        """All rows of a user's query, in a transaction of its own (`source.Reader`).
+        """All rows of a user's query, in a transaction of its own, with the role's own search path (`source.Reader`).
 
         Raises:
             QueryError: the query is wrong as such.
             RowError: it failed on these values.
+            LockWaitError: it waited for a lock for too long.
 
         """
-        async with self.theirs() as connection:
+        return await self._rows(statement, parameters, user_search_path(self._driver))
+
+    async def _rows(self, statement: str, parameters: Mapping[str, Any], path: str | None) -> Rows:
+        """All rows; with that search path, or for None with ours."""
+        async with self.theirs(self._lock_s if path is None else self._query_lock_s) as connection:
+            if path is None and self._may_be_changed:
+                await self._restore()
             try:
                 query, values = _bound(statement, parameters)
-                nested = connection.in_transaction()
                 async with self._transaction():
-                    path = user_search_path(self._driver)
-                    await connection.exec_driver_sql(f"SET LOCAL search_path = {path}")
-                    with plain_timestamps(self._driver):
-                        result = await connection.execute(query, values)
-                    # In a snapshot this is a savepoint, and a local setting lasts until the end of the transaction.
-                    # Elsewhere it ends with this one, whose commit is what runs the query of a cursor WITH HOLD.
-                    if nested:
-                        await connection.exec_driver_sql(f"SET LOCAL search_path = {TRUSTED_PATH}")
-                    if not result.returns_rows:
-                        return []
-                    names = list(result.keys())
-                    return [dict(zip(names, row, strict=True)) for row in result]
+                    if path is None:
+                        return _as_dicts(await connection.execute(query, values))
+                    self._may_be_changed = True
+                    await connection.exec_driver_sql(AS_USER, (path, _in_ms(self._query_lock_s)))
+                    with self._as_user(path):
+                        return _as_dicts(await connection.execute(query, values))
             except SQLAlchemyError as error:
-                if is_lost(error):
+                if is_lost(error) or is_lock_timeout(error):
                     raise
                 raise _fault(error) from error
+            except OverflowError as error:  # asyncpg's decoder: a date BC, or one after 9999
+                raise RowError(f"it gives a time that Python cannot represent ({error})") from error
+
+    @contextmanager
+    def _as_user(self, path: str) -> Iterator[None]:
+        """Tell the driver, too, that a query is the user's."""
+        self._driver.local_path = path
+        try:
+            with plain_timestamps(self._driver):
+                yield
+        finally:
+            self._driver.local_path = None
 
     async def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
         """The rows of a user's query, at most `portion` at a time (`source.Reader`).
@@ -270,13 +371,55 @@ class GenerateSession:
         A cursor WITH HOLD keeps the result in the server: no transaction is open while reports are computed, and
         memory holds a portion (PostgreSQL docs, DECLARE).
         """
+        async for rows in self._stream(statement, parameters, portion, user_search_path(self._driver)):
+            yield rows
+
+    async def _stream(
+        self, statement: str, parameters: Mapping[str, Any], portion: int, path: str | None
+    ) -> AsyncIterator[Rows]:
         query = statement.strip().rstrip(";")
-        await self.rows(f"DECLARE outbox_rows NO SCROLL CURSOR WITH HOLD FOR {query}", parameters)
-        while rows := await self.rows(f"FETCH FORWARD {portion} FROM outbox_rows", {}):
+        await self._rows(f"DECLARE outbox_rows NO SCROLL CURSOR WITH HOLD FOR {query}", parameters, path)
+        while rows := await self._rows(f"FETCH FORWARD {portion} FROM outbox_rows", {}, path):
             yield rows
             if len(rows) < portion:
                 break
-        await self.rows("CLOSE outbox_rows", {})
+        await self._rows("CLOSE outbox_rows", {}, path)
+
+    @property
+    def trusted(self) -> "TrustedReader":
+        """The same as a reader of queries that are ours, such as the digest's: they keep the trusted path."""
+        return TrustedReader(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedReader:
+    """Reads queries of our own like a user's, without a limit of time (`source.Reader`)."""
+
+    session: GenerateSession
+
+    @property
+    def trusted(self) -> "TrustedReader":
+        """This reader."""
+        return self
+
+    async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
+        """As `GenerateSession.rows`."""
+        return await self.session._rows(statement, parameters, None)  # noqa: SLF001
+
+    def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
+        """As `GenerateSession.stream`."""
+        return self.session._stream(statement, parameters, portion, None)  # noqa: SLF001
+
+
+def _as_dicts(result: "CursorResult[Any]") -> Rows:
+    if not result.returns_rows:
+        return []
+    names = list(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]
+
+
+def _in_ms(seconds: float) -> str:
+    return str(int(seconds * 1000))
 
 
 def _bound(statement: str, parameters: Mapping[str, Any]) -> "tuple[Executable, dict[str, Any]]":

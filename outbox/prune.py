@@ -22,6 +22,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import LOST_SESSION, PRUNE_LOCK, connect, is_ended, lease_settings
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.failover import REMAINS
+from outbox.lock_wait import MAY_PRUNE, BlockerWatch, holders
 from outbox.schema import require_current
 from outbox.session import PLANS
 from outbox.settings import duration_s
@@ -203,7 +204,7 @@ async def prune(
     """
     async with _session(url, alone=not dry_run) as connection:
         pruned = Pruned(await connection.fetchval("SELECT now() - $1::interval", keep))
-        walk = _Walk(connection, pruned, batch_max, stop or asyncio.Event(), progress)
+        walk = _Walk(url, connection, pruned, batch_max, stop or asyncio.Event(), progress)
         if dry_run:
             await walk.over("email", LOOK_AT_EMAILS)
             await walk.over("report", LOOK_AT_REPORTS)
@@ -217,6 +218,7 @@ async def prune(
 class _Walk:
     """Walks over a table from its watermark on, in batches."""
 
+    url: DatabaseUrl
     connection: Any
     pruned: Pruned
     batch_max: int
@@ -230,13 +232,26 @@ class _Walk:
         while not self.stop.is_set():
             began_at = time.monotonic()
             more = () if remains is None else (whole, remains)
-            with _silence_ends(self.connection):
-                row = await self.connection.fetchrow(statement, last, self.batch_max, self.pruned.before, BARE, *more)
+            row = await self._batch(statement, last, self.batch_max, self.pruned.before, BARE, *more)
             if not row["old"]:
                 return
             last, whole, first_at = row["last"], whole and row["whole"], first_at or row["first_at"]
             self._count(table, row, first_at)
             await self._rest(time.monotonic() - began_at)
+
+    async def _batch(self, statement: str, *values: Any) -> Any:
+        """Run a batch; one that waited for a lock in vain once more, to see who holds it."""
+        try:
+            with _silence_ends(self.connection):
+                return await self.connection.fetchrow(statement, *values)
+        except asyncpg.LockNotAvailableError:
+            look_s = LOCK_TIMEOUT_S / 5
+        async with BlockerWatch(self.url, self.connection.get_server_pid(), first_s=look_s, every_s=look_s) as watch:
+            try:
+                with _silence_ends(self.connection):
+                    return await self.connection.fetchrow(statement, *values)
+            except asyncpg.LockNotAvailableError as error:
+                raise DatabaseUnavailableError(_unfinished(f"{watch.holder} holds a lock: {error}")) from error
 
     def _count(self, table: str, row: Any, first_at: datetime) -> None:
         self.pruned.walking = table
@@ -255,6 +270,10 @@ class _Walk:
                 await self.stop.wait()
 
 
+def _unfinished(reason: object) -> str:
+    return f"Postgres did not finish a batch ({reason}); run `outbox prune` again, it goes on from there."
+
+
 @contextmanager
 def _silence_ends(connection: Any) -> Iterator[None]:
     """End the connection when a statement is not answered: a cancelled one would wait for the server's word."""
@@ -265,6 +284,18 @@ def _silence_ends(connection: Any) -> Iterator[None]:
         silence.cancel()
 
 
+async def _exclude_others(connection: Any) -> None:
+    """Take the lock of pruning, or go past one that is held by roles that may not prune.
+
+    Two prunes at once would do some work twice, and nothing wrong.
+    """
+    for _ in range(2):  # it may be released between the two questions
+        if await connection.fetchval("SELECT pg_try_advisory_lock($1, 0)", PRUNE_LOCK):
+            return
+        if await holders(connection, PRUNE_LOCK, [0], MAY_PRUNE):
+            raise OutboxError("Another `outbox prune` runs in this database; let it finish, one at a time is enough.")
+
+
 @asynccontextmanager
 async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Any]:
     """A session whose statements are short; `alone` holds the lock that only one prune of a database has."""
@@ -272,15 +303,13 @@ async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Any]:
     try:
         with _silence_ends(connection):
             await require_current(connection)
-        if alone and not await connection.fetchval("SELECT pg_try_advisory_lock($1, 0)", PRUNE_LOCK):
-            raise OutboxError("Another `outbox prune` runs in this database; let it finish, one at a time is enough.")
+        if alone:
+            await _exclude_others(connection)
         yield connection
         # Said, since the server may see a closed connection only after the next prune asks for the lock.
         await connection.execute("SELECT pg_advisory_unlock_all()")
     except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-        raise DatabaseUnavailableError(
-            f"Postgres did not finish a batch ({error}); run `outbox prune` again, it goes on from there."
-        ) from error
+        raise DatabaseUnavailableError(_unfinished(error)) from error
     except (AttributeError, *LOST_SESSION) as error:
         if isinstance(error, AttributeError) and not is_ended(error, connection):
             raise

@@ -1,6 +1,6 @@
-"""The one transaction: report, email and delivery are committed together or not at all, under the unique keys."""
+"""Transaction that writes reports: report, email and delivery are committed together or not at all, by unique keys."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -8,6 +8,7 @@ from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
 from outbox import digest
 from outbox.database import BY_INDEX, CHANNEL, storable
+from outbox.errors import OutboxError
 from outbox.tracing import made_by
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ class NewReport:
     items: Sequence[int] = ()
 
 
-# A row that is there already comes back from no RETURNING, so its email is not inserted either. An email may be there
-# without its report, when a failover lost both and a relay remembered that it was sent: it becomes the new report's,
-# and comes back under the id that it has, not under the one that was reserved for it.
-# Who is on the suppression list has a report like everybody, and an email that is cancelled from the start.
+# A row that is there already comes back from no RETURNING, so its email is not inserted either.
+# A recipient on the suppression list has a report like every other, and an email that is cancelled from the start.
 # Keys are inserted in their order, so that two batches with common keys wait for each other instead of deadlocking.
 ENQUEUE: Final = text("""
 WITH made AS (
@@ -56,7 +55,7 @@ WITH made AS (
     SELECT m.email, m.key, r.id, m.sender, m.recipient, m.message_id, m.message, CAST(:traceparent AS text),
            CAST(:made_by AS text)
       FROM report r JOIN made m USING (recipient_key) ORDER BY m.email
-    ON CONFLICT (key) DO UPDATE SET report = excluded.report WHERE outbox.email.report IS NULL
+    ON CONFLICT (key) DO NOTHING
     RETURNING id
 ), fresh AS MATERIALIZED (
     SELECT e.id, outbox.suppressed(m.recipient, n.report) AS suppressed,
@@ -74,7 +73,8 @@ WITH made AS (
     INSERT INTO outbox.attempt (email, attempt, verdict, reply)
     SELECT id, 0, 'suppressed', suppressed FROM fresh WHERE suppressed IS NOT NULL
 )
-SELECT id, recipient_key FROM report
+SELECT r.id, r.recipient_key, e.id IS NOT NULL AS has_email
+  FROM report r JOIN made m USING (recipient_key) LEFT JOIN email e ON e.id = m.email
 """).bindparams(
     *(
         bindparam(name, type_=ARRAY(Text))
@@ -92,6 +92,48 @@ SELECT id, recipient_key FROM report
     bindparam("emails", type_=ARRAY(BigInteger)),
     bindparam("messages", type_=ARRAY(LargeBinary)),
 )
+
+# An email may be there without its report, when a failover lost both and a relay remembered that it was sent: it
+# becomes the new report's. One with another envelope is not that email: this recipient has got none.
+ADOPT: Final = text("""
+SELECT n.key, outbox.adopt_email(n.key, n.report, n.sender, n.recipient) AS is_adopted
+  FROM unnest(:keys, :reports, :senders, :recipients) AS n (key, report, sender, recipient) ORDER BY n.key
+""").bindparams(
+    bindparam("reports", type_=ARRAY(BigInteger)),
+    *(bindparam(name, type_=ARRAY(Text)) for name in ("keys", "senders", "recipients")),
+)
+
+
+class KeysTakenError(OutboxError):
+    """Emails are there under keys of these reports and are not theirs; nothing of the transaction was written."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = frozenset(keys)
+        super().__init__(f"{', '.join(sorted(keys))}: {len(keys)} keys belong to other emails")
+
+
+async def _adopt(
+    connection: "AsyncConnection", made: Mapping[str, int], reports: Sequence[NewReport | digest.Collected]
+) -> None:
+    """Give the new reports `made`, by recipient key, the emails that are there under their keys.
+
+    Raises:
+        KeysTakenError: an email has another sender or recipient, or belongs to another report.
+
+    """
+    theirs = [report for report in reports if report.recipient_key in made]
+    rows = await connection.execute(
+        ADOPT,
+        {
+            "keys": [r.key for r in theirs],
+            "reports": [made[r.recipient_key] for r in theirs],
+            "senders": [r.sender for r in theirs],
+            "recipients": [r.recipient if isinstance(r, NewReport) else r.address for r in theirs],
+        },
+    )
+    if taken := [row.key for row in rows if not row.is_adopted]:
+        raise KeysTakenError(taken)
+
 
 # One notification per transaction, never per row: a NOTIFY holds a cluster-wide lock over the commit.
 NOTIFY: Final = text(f"SELECT pg_notify('{CHANNEL}', '')")
@@ -143,6 +185,8 @@ async def enqueue_reports(
             },
         )
         made = result.all()
+        if without := {row.recipient_key: row.id for row in made if not row.has_email}:
+            await _adopt(connection, without, reports)
         if made and items:
             await digest.take_up(connection, [(item, row.id) for row in made for item in items[row.recipient_key]])
         if made:
@@ -153,9 +197,12 @@ async def enqueue_reports(
 async def collect_reports(connection: "AsyncConnection", edition: int, reports: Sequence[digest.Collected]) -> int:
     """Write the reports and their items, at most `BATCH_MAX`, in one transaction; gives how many were new.
 
-    In a race for one recipient as `enqueue_reports`.
+    In a race for one recipient as `enqueue_reports`, and it raises the same.
     """
     assert len(reports) <= BATCH_MAX
     async with connection.begin():
         await connection.execute(text(BY_INDEX))
-        return await digest.collect(connection, edition, reports)
+        made = await digest.collect(connection, edition, reports)
+        if without := {row.recipient_key: row.id for row in made if not row.has_item}:
+            await _adopt(connection, without, reports)
+        return len(made)

@@ -77,7 +77,6 @@ ROLES: Final[Mapping[str, Role]] = {
         ("report", "INSERT", "edition recipient_key token title html"),
         ("email", "SELECT", "id key report"),
         ("email", "INSERT", "id key report sender recipient message_id message traceparent made_by"),
-        ("email", "UPDATE", "report"),
         ("email_id_seq", "USAGE"),
         ("delivery", "INSERT", "email due_at send_before priority route state settled_at"),
         ("attempt", "INSERT", "email attempt verdict reply"),  # why an email is cancelled from the start

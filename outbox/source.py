@@ -118,6 +118,10 @@ class Reader(Protocol):
     def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
         """The rows, at most `portion` at a time."""
 
+    @property
+    def trusted(self) -> "Reader":
+        """A reader for queries of our own, which no schema of the user's search path can change."""
+
 
 @dataclass(slots=True)
 class SqlSource:
@@ -266,7 +270,7 @@ async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
     """
     report = settings.report(name)
     if not isinstance(report, ReportSettings):
-        return SqlSource(name, RECIPIENTS, ITEMS, batched=True, reader=reader, zone=report.zone)
+        return SqlSource(name, RECIPIENTS, ITEMS, batched=True, reader=reader.trusted, zone=report.zone)
     if report.source is not None:
         loaded: PythonSource = await Aside().call(load_source, name, report.source, settings.directory)  # it may block
         return loaded

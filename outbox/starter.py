@@ -20,7 +20,7 @@ from typing import Any, Final
 import asyncpg
 
 from outbox.agenda import AHEAD_MAX, Latest, Row, Standing, latest, making, passed_over, read, scheduled, upcoming
-from outbox.database import LOST_SESSION, connect, storable
+from outbox.database import LOST_SESSION, connect, lock_waits, storable
 from outbox.errors import OutboxError
 from outbox.log import Events
 from outbox.settings import DIGEST, EditionSettings, Settings
@@ -30,6 +30,7 @@ log = Events("outbox.starter")
 LOOK_MAX_S: Final = 30.0  # the database's clock may jump, and a machine may sleep
 LOOK_MIN_S: Final = 0.05
 TROUBLE_FIRST_S: Final = 1.0
+LOCK_MAX_S: Final = 5.0
 SILENCE_MAX_S: Final = 10.0  # a Postgres that does not answer for so long is asked over a new connection
 AGAIN_FIRST_S: Final = 60.0  # after a generate that failed; doubles up to
 AGAIN_MAX_S: Final = 3600.0
@@ -254,13 +255,20 @@ class Starter:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Any]:
-        """A short connection of our own; one that falls silent is ended, since a cancel would wait for its answer."""
-        assert self.settings.database_url is not None
-        limits = {"statement_timeout": str(int(SILENCE_MAX_S * 1000))}
-        connection = await connect(self.settings.database_url, application="outbox schedule", settings=limits)
+        """A short connection of our own; one that falls silent is ended, since a cancel would wait for its answer.
+
+        Raises:
+            DatabaseUnavailableError: no connection, or others hold a row for longer than `LOCK_MAX_S`.
+
+        """
+        url = self.settings.database_url
+        assert url is not None
+        limits = {"statement_timeout": str(int(SILENCE_MAX_S * 1000)), "lock_timeout": str(int(LOCK_MAX_S * 1000))}
+        connection = await connect(url, application="outbox schedule", settings=limits)
         silence = asyncio.get_running_loop().call_later(SILENCE_MAX_S, connection.terminate)
         try:
-            yield connection
+            async with lock_waits(url, connection, "The schedule"):
+                yield connection
             await connection.close(timeout=SILENCE_MAX_S)
         finally:
             silence.cancel()

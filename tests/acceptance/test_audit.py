@@ -229,6 +229,75 @@ async def test_an_email_whose_report_retention_took_away_counts_by_its_delivery(
     assert counts(await look(fleet, code=0)) == {"expected": 2, "generated": 2, "sent": 2}
 
 
+WRONG = {
+    "recipient = 'mallory@example.com'": ("misaddressed", "goes to mallory@example.com and not to p2@example.com"),
+    "recipient = 'P2@example.com'": ("misaddressed", "goes to P2@example.com and not to p2@example.com"),
+    "sender = 'mallory@example.com'": ("misaddressed", "is from mallory@example.com and not from reports@example.com"),
+    "report = NULL": ("without its report", "belongs to no report"),
+    "report = (SELECT id FROM outbox.report WHERE recipient_key = '1')": ("without its report", "to another report"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_an_email_under_a_reports_key_that_is_not_the_reports_is_not_well_and_is_named(fleet, wrong):
+    await fleet.hire(3)
+    await generated(fleet)
+    await fleet.connection.execute(f"UPDATE outbox.email SET {wrong} WHERE key = 'progress/{WEEK}/2'")
+    assert (await fleet.run("relay", "--until-empty")).code == 0
+    assert await fleet.states() == {"sent": 3}
+    found = await look(fleet, code=1)
+    assert counts(found) == {"expected": 3, "generated": 3, "sent": 2, "not_sent": 1}
+    state, reason = WRONG[wrong]
+    assert named(found, "not_sent").keys() == {"2"}
+    address, *said = named(found, "not_sent")["2"]
+    assert (address, said[0]) == ("p2@example.com", state)
+    assert f"the email progress/{WEEK}/2 (sent) " in said[1]
+    assert reason in said[1]
+    people = await fleet.run("audit", "progress", WEEK)
+    assert (people.code, f"  2 <p2@example.com>: {state}, the email progress/{WEEK}/2 (sent) " in people.out) == (
+        1,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    "envelope", [("reports@example.com", "mallory@example.com"), ("a@b.example", "p2@example.com")]
+)
+async def test_an_email_that_was_there_before_generate_does_not_make_all_well(fleet, envelope):
+    """The attack: somebody takes a report's key before its report is made."""
+    await fleet.hire(2)
+    await fleet.connection.execute(
+        "WITH mail AS (INSERT INTO outbox.email (key, sender, recipient, message_id, message)"
+        " VALUES ($1, $2, $3, '<1@example.com>', 'Subject: x') RETURNING id)"
+        " INSERT INTO outbox.delivery (email) SELECT id FROM mail",
+        f"progress/{WEEK}/2",
+        *envelope,
+    )
+    ended = await fleet.run("generate", "--period", WEEK)
+    assert (ended.code, ended.out) == (
+        1, f"progress {WEEK}: 1 made here, 0 elsewhere, 1 failed, of 2 recipients.\n",
+    )  # fmt: skip
+    assert f"recipient 2: its email's key progress/{WEEK}/2 belongs to an email" in ended.sentences[0]
+    assert (await fleet.run("relay", "--until-empty")).code == 0
+    found = await look(fleet, code=1)
+    assert counts(found) == {"expected": 2, "generated": 2, "sent": 1, "not_sent": 1}
+    assert list(named(found, "not_sent")) == ["2"]
+
+
+async def test_a_report_that_waits_for_a_digest_or_is_in_one_is_judged_by_the_digests_email(fleet):
+    fleet.report = 'deliver = "digest"\n[digest]\nlink = "https://reports.example.com/d/{token}"'
+    await fleet.hire(2)
+    await generated(fleet)
+    assert (await fleet.run("digest", "--period", WEEK)).code == 0
+    assert (await fleet.run("relay", "--until-empty")).code == 0
+    assert counts(await look(fleet, code=0)) == {"expected": 2, "generated": 2, "sent": 2}
+    await fleet.connection.execute(
+        "UPDATE outbox.email SET recipient = 'mallory@example.com' WHERE recipient = 'p2@example.com'"
+    )
+    found = await look(fleet, code=1)
+    assert named(found, "not_sent")["2"][1] == "misaddressed"
+
+
 async def test_a_report_without_a_delivery_is_not_taken_for_sent(fleet):
     await fleet.hire(1)
     await generated(fleet)

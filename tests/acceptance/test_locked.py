@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
@@ -71,11 +72,79 @@ async def test_a_command_that_meets_a_locked_table_names_who_locked_it(fleet, co
     assert "Traceback" not in ended.err
 
 
-async def test_prune_says_at_once_that_its_lock_is_held(fleet, stranger):
-    await stranger.execute(f"SELECT pg_advisory_lock({PRUNE_LOCK}, 0)")
+@pytest.mark.parametrize("mode", ["", "_shared"])
+async def test_prune_does_not_stop_at_its_lock_in_the_hands_of_a_stranger(fleet, stranger, mode):
+    await stranger.execute(f"SELECT pg_advisory_lock{mode}({PRUNE_LOCK}, 0)")
+    ended = await fleet.run("prune", "--keep", "30d", deadline_s=30)
+    assert (ended.code, ended.err) == (0, "")
+
+
+async def test_prune_says_at_once_that_another_prune_holds_its_lock(fleet, connection):
+    await connection.execute(f"SELECT pg_advisory_lock({PRUNE_LOCK}, 0)")
     ended = await fleet.run("prune", "--keep", "30d", deadline_s=30)
     assert ended.code == 1
     assert "Another `outbox prune`" in ended.sentences[0]
+
+
+DECIDES = (
+    ("cancel", "mail1", "--why", "x"),
+    ("resolve", "mail2", "--discard", "--why", "x"),
+    ("retry", "mail2", "--why", "x"),
+    ("suppress", "a@example.com", "--why", "x"),
+    ("resume", "--why", "x"),
+)
+
+
+@pytest.mark.parametrize("words", DECIDES, ids=lambda words: words[0])
+async def test_a_command_whose_row_another_session_holds_names_it_and_changes_nothing(fleet, connection, words):
+    await fleet.put_emails(2)
+    await connection.execute(
+        "UPDATE outbox.delivery SET state = 'dead', attempt = 1, settled_at = now() WHERE email = 2;"
+        " INSERT INTO outbox.pause (report, who, why) VALUES ('', 'me', 'x')"
+    )
+    before = await connection.fetch("SELECT * FROM outbox.delivery ORDER BY email")
+    async with connection.transaction():
+        await connection.execute(
+            "SELECT FROM outbox.delivery FOR UPDATE; SELECT FROM outbox.pause FOR UPDATE;"
+            " INSERT INTO outbox.suppression (address, reason, who, why) VALUES ('a@example.com', 'decided', '', '')"
+        )
+        ended = await fleet.run(*words, deadline_s=40)
+        assert ended.code == 1
+        assert f"pid {connection.get_server_pid()} (role postgres" in ended.sentences[-1], ended
+        await connection.execute("DELETE FROM outbox.suppression")
+    assert await connection.fetch("SELECT * FROM outbox.delivery ORDER BY email") == before
+    assert not await connection.fetchval("SELECT count(*) FROM outbox.operation WHERE emails > 0")
+
+
+async def test_generate_names_who_holds_a_key_and_exits_with_1(fleet, connection):
+    await fleet.hire(3)
+    async with connection.transaction():
+        await connection.execute(
+            "INSERT INTO outbox.email (key, sender, recipient, message_id, message)"
+            " VALUES ('progress/2026-W47/2', 'a@example.com', 'p2@example.com', '<1@x>', 'x')"
+        )
+        ended = await fleet.run("generate", "--period", "2026-W47", deadline_s=40)
+    assert ended.code == 1
+    assert ended.out == "progress 2026-W47: 2 made here, 0 elsewhere, 1 failed, of 3 recipients.\n"
+    (sentence,) = ended.sentences
+    assert sentence.startswith("progress 2026-W47, recipient 2: its email's key progress/2026-W47/2 is blocked: ")
+    assert f"pid {connection.get_server_pid()} (role postgres" in sentence
+
+
+async def test_a_schedule_whose_row_another_session_holds_says_who_and_is_started_when_it_is_free(fleet, connection):
+    at = datetime.now(UTC) - timedelta(minutes=10)
+    fleet.timezone = "UTC"
+    fleet.report = f'cadence = "daily"\nschedule = "{at.minute} {at.hour} * * *"\n'
+    await fleet.hire(1)
+    await connection.execute(
+        "INSERT INTO outbox.schedule (report, tick_at, done_at) SELECT 'progress', at, at"
+        " FROM (SELECT now() - interval '3 days') AS long_ago (at)"
+    )
+    async with connection.transaction():
+        await connection.execute("SELECT FROM outbox.schedule FOR UPDATE")
+        relay = await fleet.relay()
+        await relay.says(f"pid {connection.get_server_pid()} (role postgres", 40)
+    await until(lambda: fleet.sink.messages == 1, "its email is sent", 40)
 
 
 async def test_blockers_are_described_by_pid_and_role(database, connection):

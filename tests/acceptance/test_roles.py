@@ -75,6 +75,7 @@ FORBIDDEN = {
         "UPDATE outbox.report SET html = ''",
         "UPDATE outbox.email SET message = ''",
         "UPDATE outbox.email SET recipient = 'x'",
+        "UPDATE outbox.email SET report = NULL",
         "UPDATE outbox.delivery SET due_at = now()",
         "UPDATE outbox.definition SET timezone = 'UTC'",
         "INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply) VALUES (1, 1, 1, 'accepted', '')",

@@ -264,6 +264,14 @@ async def test_the_next_may_begin_before_the_server_has_seen_that_this_one_is_go
         end(connection)
 
 
+@pytest.mark.parametrize("odd", ["-infinity", "4713-01-01 BC", "0001-01-01 UTC"])
+async def test_rows_of_times_that_python_cannot_represent_are_pruned(connection, database, odd):
+    await put(connection, "odd", "old")
+    await connection.execute(f"UPDATE outbox.email SET created_at = '{odd}' WHERE id = 1")
+    await connection.execute(f"UPDATE outbox.report SET created_at = '{odd}' WHERE id = 1")
+    assert counts(await run(database)) == (2, 4, 2, 0)
+
+
 async def test_a_row_that_somebody_holds_is_passed_over(connection, database):
     await put(connection, "held", state="dead")
     await put(connection, "old")
@@ -281,9 +289,8 @@ async def test_what_waits_for_too_long_says_so_and_goes_on_from_there(connection
     other = await asyncpg.connect(database)
     await other.execute("BEGIN")
     await other.execute("SELECT FROM outbox.email WHERE id = 3 FOR UPDATE")
-    with pytest.raises(
-        DatabaseUnavailableError, match=r"did not finish a batch \(.*lock timeout\); run `outbox prune`"
-    ):
+    said = rf"did not finish a batch \(pid {other.get_server_pid()} \(role .*lock timeout\); run `outbox prune`"
+    with pytest.raises(DatabaseUnavailableError, match=said):
         await run(database, batch_max=2)
     await other.close()
     assert await up_to(connection) == 2
