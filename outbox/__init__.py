@@ -40,7 +40,9 @@ newcomer who follows it meets them in this order:
     ledger            what a relay writes for every email, as SQL; what is rare is in failover, doubt and breaker
     failover          what outlives a database that forgot: verdicts told again, and the wait for them
     doubt             what happens by itself to what is in doubt: sent again, or asked about
-    letterhead        what a route adds to every email at the last gate; signature: DKIM
+    letterhead        the last gate: checks, and what a route adds to every email; content: mail data; signature: DKIM
+    quarantine        rows that cannot be read or written, put out of the way; isolate: a tick in parts, to find them
+    budget            the memory for large messages; notified: rests after notifications that lead to nothing
     conversation      one SMTP connection: content, mark, guard, dot
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
     pause             what people hold back: a report, or the fleet

@@ -13,18 +13,18 @@ It knows the desk that it works for (`Desk`, the relay), and nothing of Postgres
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Protocol, cast
 
+from outbox.content import PIECE_BYTES, dot_stuffed, header_of, pieces
 from outbox.esmtp import TOO_LARGE, Offers, body_parameters, original_recipient
 from outbox.ledger import Claim
-from outbox.letterhead import Letterhead, with_crlf
+from outbox.letterhead import Letterhead, check
 from outbox.replies import GarbageError, Reply, ReplyReader
 from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence, takes_nothing
 
-PIECE_BYTES: Final = 64 * 1024
 # Between a dot and the envelope behind it. Postfix writes no reply while commands that it has read wait: with both in
 # one read, the 250 waits for all that it asks (policies, milters) before the next 354, and a kill then means doubt.
 CHAIN_AFTER_S: Final = 0.001
@@ -77,7 +77,8 @@ class Conversation(asyncio.Protocol):
     `ahead` is the claim whose envelope or content is under way and whose dot is not written; `handed_over` the one
     whose dot is written and not answered. Both may be there at once, when chained.
 
-    An email that the server cannot take, by what it offers, is refused here and not sent; the connection goes on.
+    An email that the server cannot take, by what it offers, or that no server should get (`content`), is refused here
+    and not sent; the connection goes on.
     What the route's `letterhead` says goes before each message. With `redirect_to` that address gets every email
     instead of its recipient, whom one header line more names; each verdict says so. Here, at the last gate, nothing
     that was made or claimed before slips by.
@@ -123,7 +124,7 @@ class Conversation(asyncio.Protocol):
         self._expected: deque[Expected] = deque()
         self._replies = ReplyReader(redact)
         self._writable = True
-        self._content: memoryview | None = None  # what of the content of `ahead` is still to be written
+        self._content: Iterator[bytes] | None = None  # what of the content of `ahead` is still to be written
         self._deadline_s: float | None = None
         self._heard_at = clock()
 
@@ -273,25 +274,30 @@ class Conversation(asyncio.Protocol):
         return f"RCPT TO:<{recipient}> NOTIFY=FAILURE ORCPT={original_recipient(recipient)}\r\n".encode()
 
     def _size_of(self, claim: Claim) -> int:
-        """How many bytes go over the wire between 354 and the dot, dots undoubled (RFC 1870 §5)."""
-        size = len(claim.message) + (len(claim.head) if claim.head is not None else 0)
+        """Return how many bytes go over the wire between 354 and the dot, dots undoubled (RFC 1870 §5)."""
+        assert claim.wire_bytes is not None
+        size = claim.wire_bytes + (len(claim.head) if claim.head is not None else 0)
         return size + len(_redirected_from(claim)) if self.redirect_to else size
 
     def _may_send(self, claim: Claim) -> bool:
-        """Whether this server can take the email; if not, the desk is told why."""
+        """Return True if the email may be sent to this server; if not, the desk is told why."""
         if self.letterhead is not None:
             self.letterhead.prepare(claim)  # most was prepared before; here, at the last gate, nothing slips by
+        else:
+            check(claim)
         self._parameters = ""
         fault = claim.fault
-        if (size := self._size_of(claim)) > self.size_max:
-            fault = fault or TOO_LARGE.format(bytes=size, bytes_max=self.size_max)
+        if fault is not None:
+            pass
+        elif (size := self._size_of(claim)) > self.size_max:
+            fault = TOO_LARGE.format(bytes=size, bytes_max=self.size_max)
         elif not (claim.message.isascii() and claim.recipient.isascii() and claim.sender.isascii()) or (
             self.redirect_to and not self.redirect_to.isascii()
         ):
             try:
                 self._parameters = self._body_parameters(claim)
             except ValueError as error:
-                fault = fault or str(error)
+                fault = str(error)
         if fault is None:
             return True
         self._bring(claim, Refused(fault))
@@ -300,8 +306,10 @@ class Conversation(asyncio.Protocol):
     def _body_parameters(self, claim: Claim) -> str:
         sender = claim.sender if self.letterhead is None else self.letterhead.sender_of(claim)
         addresses = sender + (self.redirect_to or claim.recipient)
-        message = _redirected_from(claim) + claim.message if self.redirect_to else claim.message
-        return body_parameters(self.offers, message, addresses=addresses)
+        header = header_of(claim.message)
+        if self.redirect_to:
+            header = _redirected_from(claim) + header
+        return body_parameters(self.offers, header, is_ascii=claim.message.isascii(), addresses=addresses)
 
     def _answer(self, reply: Reply) -> None:
         if not self._expected:
@@ -435,18 +443,23 @@ class Conversation(asyncio.Protocol):
 
     def _write_content(self, claim: Claim) -> None:
         """Begin the message: its dots doubled (RFC 5321 §4.5.2), its last line ended, without the final dot."""
-        message = with_crlf(claim.message)  # a bare line feed could end the message early
-        if claim.head is not None:
-            message = claim.head + message
-        if self.redirect_to:
-            message = _redirected_from(claim) + message
-        if b"\n." in message or message.startswith(b"."):
-            message = (b"\r\n" + message).replace(b"\r\n.", b"\r\n..")[2:]
-        if not message.endswith(b"\r\n"):
-            message += b"\r\n"
         self._deadline_s = self.clock() + self.command_timeout_s
-        self._content = memoryview(message)
+        self._content = dot_stuffed(self._parts(claim))
         self._write_on()
+
+    def _parts(self, claim: Claim) -> Iterable[bytes]:
+        """Give all that goes between 354 and the dot; what is short in one piece, since each piece is a write."""
+        head = claim.head or b""
+        if self.redirect_to:
+            head = _redirected_from(claim) + head
+        clean = claim.wire_bytes == len(claim.message)
+        if len(claim.message) > PIECE_BYTES:
+            yield head
+            yield from pieces(claim.message, clean=clean)
+        elif clean:
+            yield head + claim.message
+        else:
+            yield head + b"".join(pieces(claim.message, clean=False))
 
     def _write_on(self) -> None:
         """Write what the kernel takes of the content; when it has all, ask for the mark.
@@ -455,8 +468,8 @@ class Conversation(asyncio.Protocol):
         next one only: with the content still here, a connection that breaks would leave doubt about a dot behind it.
         """
         while self._content is not None and self.ahead is not None and self._writable and not self.is_closed:
-            if self._content:
-                piece, self._content = self._content[:PIECE_BYTES], self._content[PIECE_BYTES:]
+            piece = next(self._content, None)
+            if piece is not None:
                 self._write(piece)
             else:
                 self._content = None
@@ -486,7 +499,7 @@ class Conversation(asyncio.Protocol):
             self.idle_since = self.clock()
             self.desk.idle(self)
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _write(self, data: bytes) -> None:
         assert self.transport is not None
         self.transport.write(data)
 
@@ -512,6 +525,7 @@ class Conversation(asyncio.Protocol):
             return
         self.is_closed = True
         self._deadline_s = None
+        self._content = None
         handed_over, self.handed_over = self.handed_over, None
         if handed_over is not None:
             self._bring(handed_over, judge_silence(reason, handed_over=True))

@@ -20,6 +20,7 @@ from outbox.database import storable
 from outbox.errors import ConfigurationError
 from outbox.log import Events
 from outbox.plugin import awaited, called, load, said
+from outbox.quarantine import Quarantine, is_of_a_row
 
 log = Events("outbox.relay")
 
@@ -30,11 +31,8 @@ ASK_AGAIN_MAX_S: Final = 3600.0
 HUNG_MAX: Final = 3
 
 # The grace is longer than the guard, so no process can still be about to write the first dot.
-RESEND: Final = """
-WITH chosen AS (
-    SELECT email FROM outbox.delivery
-     WHERE settled_at IS NULL AND doubted_at IS NOT NULL AND due_at <= now()
-     ORDER BY due_at, email LIMIT $1 FOR UPDATE SKIP LOCKED
+_RESEND: Final = """
+WITH chosen AS ({chosen}
 ), held AS (
     UPDATE outbox.delivery d SET due_at = 'infinity' FROM chosen c WHERE d.email = c.email AND d.send_before <= now()
 ), resent AS (
@@ -45,14 +43,32 @@ WITH chosen AS (
 INSERT INTO outbox.attempt (email, attempt, verdict, reply, marked_at)
 SELECT email, attempt, 'resolved', 'in_doubt = "resend": sent again', marked_at FROM resent
 """
+_IN_DOUBT: Final = """
+    SELECT email FROM outbox.delivery
+     WHERE settled_at IS NULL AND doubted_at IS NOT NULL AND due_at <= now()"""
+_ONE: Final = f"{_IN_DOUBT} AND email = $1 FOR UPDATE SKIP LOCKED"
+# $1 how many, or the email where it is one; $2 emails that are left out.
+IN_DOUBT: Final = f"{_IN_DOUBT} AND email <> ALL ($2::bigint[]) ORDER BY due_at, email LIMIT $1"
+RESEND: Final = _RESEND.format(chosen=f"{IN_DOUBT} FOR UPDATE SKIP LOCKED")
+RESEND_ONE: Final = _RESEND.format(chosen=_ONE)
 
 
-async def resend_doubtful(connection: Any) -> int:
-    """Make deliveries pending whose doubt has lasted for its grace; gives how many. The bytes are the same ones.
+async def resend_doubtful(connection: Any, quarantine: Quarantine | None = None) -> int:
+    """Make deliveries pending whose doubt has lasted for its grace; return how many. The bytes are the same ones.
 
     What is too late to send stays in doubt, for a person: pending, it would expire as if it had never been sent.
     """
-    return int((await connection.execute(RESEND, RESENT_AT_ONCE)).rpartition(" ")[2])
+    quarantine = quarantine or Quarantine()
+    try:
+        done = [await connection.execute(RESEND, RESENT_AT_ONCE, quarantine.left_out)]
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+        rows = await connection.fetch(IN_DOUBT, RESENT_AT_ONCE, quarantine.left_out)
+        done = await quarantine.sift(
+            connection, [row["email"] for row in rows], lambda email: connection.execute(RESEND_ONE, email)
+        )
+    return sum(int(tag.rpartition(" ")[2]) for tag in done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +90,8 @@ class Doubt:
 Resolver = Callable[[Doubt], bool | None]
 
 # Moving `due_at` on is what keeps two relays from asking about one email; who dies while it asks delays it that long.
-TAKE_DOUBTS: Final = """
-WITH chosen AS (
-    SELECT email FROM outbox.delivery
-     WHERE settled_at IS NULL AND doubted_at IS NOT NULL AND due_at <= now()
-     ORDER BY due_at, email LIMIT $1 FOR UPDATE SKIP LOCKED
+_TAKE_DOUBTS: Final = """
+WITH chosen AS ({chosen}
 ), taken AS (
     UPDATE outbox.delivery d SET due_at = now() + $2 * interval '1 second' FROM chosen c WHERE d.email = c.email
     RETURNING d.email, d.attempt, d.marked_at
@@ -88,11 +101,25 @@ SELECT e.key, e.message_id, e.sender, e.recipient, t.attempt, t.marked_at, t.ema
          WHERE a.email = t.email AND a.attempt = t.attempt AND a.verdict = 'asked')::int
   FROM taken t JOIN outbox.email e ON e.id = t.email
 """
+TAKE_DOUBTS: Final = _TAKE_DOUBTS.format(
+    chosen=f"{_IN_DOUBT} AND email <> ALL ($3::bigint[]) ORDER BY due_at, email LIMIT $1 FOR UPDATE SKIP LOCKED"
+)
+TAKE_DOUBT: Final = _TAKE_DOUBTS.format(chosen=_ONE)
 
 
-async def take_doubts(connection: Any, *, lease_s: float) -> list[Doubt]:
-    """The next few emails to ask about, due longest first; nobody else asks about them for `lease_s`."""
-    return [Doubt(*row) for row in await connection.fetch(TAKE_DOUBTS, ASKED_AT_ONCE, lease_s)]
+async def take_doubts(connection: Any, *, lease_s: float, quarantine: Quarantine | None = None) -> list[Doubt]:
+    """Return the next few emails to ask about, due longest first; no other relay asks about them for `lease_s`."""
+    quarantine = quarantine or Quarantine()
+    try:
+        async with connection.transaction():  # so that what cannot be decoded is not taken, either
+            rows = await connection.fetch(TAKE_DOUBTS, ASKED_AT_ONCE, lease_s, quarantine.left_out)
+            return [Doubt(*row) for row in rows]
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+    emails = [row["email"] for row in await connection.fetch(IN_DOUBT, ASKED_AT_ONCE, quarantine.left_out)]
+    found = await quarantine.sift(connection, emails, lambda email: connection.fetch(TAKE_DOUBT, email, lease_s))
+    return [Doubt(*row) for rows in found for row in rows]
 
 
 # A late 250 or a person may have decided meanwhile: then nothing is in doubt any more, and the answer is dropped.
@@ -119,7 +146,7 @@ SELECT email, attempt, relay, CASE WHEN state = 'in_doubt' THEN 'asked' ELSE 're
 """
 
 
-STATEMENTS: Final = (RESEND, TAKE_DOUBTS, ANSWER)
+STATEMENTS: Final = (RESEND, RESEND_ONE, IN_DOUBT, TAKE_DOUBTS, TAKE_DOUBT, ANSWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +158,14 @@ class Answer:
     said: str
 
 
-async def write_answers(connection: Any, answers: Sequence[Answer], *, grace_s: float, asks_max: int) -> int:
+async def write_answers(
+    connection: Any,
+    answers: Sequence[Answer],
+    *,
+    grace_s: float,
+    asks_max: int,
+    quarantine: Quarantine | None = None,
+) -> int:
     """Settle what was answered; ask again what was not, twice as late each time, and at last hold it."""
 
     def delay_s(answer: Answer) -> float | None:
@@ -141,15 +175,26 @@ async def write_answers(connection: Any, answers: Sequence[Answer], *, grace_s: 
         return None if asked >= asks_max else min(grace_s * 2.0**asked, max(ASK_AGAIN_MAX_S, grace_s))
 
     states = {True: "sent", False: "pending", None: "in_doubt"}
-    done = await connection.execute(
-        ANSWER,
-        [a.doubt.key for a in answers],
-        [a.doubt.attempt for a in answers],
-        [states[a.accepted] for a in answers],
-        [delay_s(a) for a in answers],
-        [storable(a.said)[:500] for a in answers],
-    )
-    return int(done.rpartition(" ")[2])
+
+    async def write(some: Sequence[Answer]) -> int:
+        done = await connection.execute(
+            ANSWER,
+            [a.doubt.key for a in some],
+            [a.doubt.attempt for a in some],
+            [states[a.accepted] for a in some],
+            [delay_s(a) for a in some],
+            [storable(a.said)[:500] for a in some],
+        )
+        return int(done.rpartition(" ")[2])
+
+    try:
+        return await write(answers)
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+    quarantine = quarantine or Quarantine()
+    of = {a.doubt.email: a for a in answers}
+    return sum(await quarantine.sift(connection, of, lambda email: write([of[email]])))
 
 
 def load_resolver(reference: str, directory: Path) -> Resolver:
@@ -202,7 +247,7 @@ class Inquirer:
             return None
         return f"the resolver hangs: {self._hung} calls have not returned, so nothing more is asked; restart this relay"
 
-    async def ask(self, connection: Any, now: float) -> None:
+    async def ask(self, connection: Any, now: float, quarantine: Quarantine | None = None) -> None:
         """Ask about the next few doubts that are due, unless earlier questions are still open."""
         if self._lot is not None and now - self._lot.heard_at > ASK_LEASE_S:
             self._lot = None
@@ -210,7 +255,7 @@ class Inquirer:
             log.error("resolver_silent", "the resolver has given no answer for {silent_s:g} s", silent_s=ASK_LEASE_S)
         if self._lot is not None or self._hung >= HUNG_MAX:
             return
-        doubts = await take_doubts(connection, lease_s=ASK_LEASE_S)
+        doubts = await take_doubts(connection, lease_s=ASK_LEASE_S, quarantine=quarantine)
         if doubts:
             self._lot = _Lot(doubts, len(doubts), now)
             loop = asyncio.get_running_loop()
@@ -247,10 +292,12 @@ class Inquirer:
             )
             self.wake()
 
-    async def write(self, connection: Any) -> int:
+    async def write(self, connection: Any, quarantine: Quarantine | None = None) -> int:
         """Write down what was answered; gives how many doubts that decided or put off."""
         answers = list(self.answers)
-        decided = await write_answers(connection, answers, grace_s=self.grace_s, asks_max=self.asks_max)
+        decided = await write_answers(
+            connection, answers, grace_s=self.grace_s, asks_max=self.asks_max, quarantine=quarantine
+        )
         del self.answers[: len(answers)]
         return decided
 

@@ -59,16 +59,15 @@ def size_limit(parameter: str) -> int:
     return int(parameter) if re.fullmatch(_SIZE, parameter.strip()) else 0
 
 
-def body_parameters(offers: Offers, message: bytes, *, addresses: str) -> str:
-    """What MAIL says of an email that is not ASCII in its addresses or its message.
+def body_parameters(offers: Offers, header: bytes, *, is_ascii: bool, addresses: str) -> str:
+    """Return the parameters of MAIL for an email; `is_ascii` says whether its message is, header and body.
 
     Raises:
-        ValueError: the server does not offer what it needs; one sentence for the trail, with the mend.
+        ValueError: the server does not offer what the email needs; one sentence for the trail, with the fix.
 
     """
-    if message.isascii() and addresses.isascii():
+    if is_ascii and header.isascii() and addresses.isascii():
         return ""
-    header = message.partition(b"\r\n\r\n")[0]
     if addresses.isascii() and header.isascii():
         if not offers.eight_bit:
             raise ValueError(NO_8BITMIME)

@@ -8,11 +8,13 @@ deliveries it moves: commits are what costs.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from outbox.database import HOLDS_ITS_LOCK, RELAY_LOCKS, storable
+from outbox.quarantine import STATEMENTS as QUARANTINE_STATEMENTS
+from outbox.quarantine import Quarantine, is_of_a_row
 from outbox.verdict import Outcome
 from outbox.verp import email_of
 
@@ -21,6 +23,12 @@ from outbox.verp import email_of
 # dead, until a person sends it again. The 3 stands in TICK, JUDGE and the index `delivery_suspect` too.
 SUSPECT_AFTER: Final = 3
 QUARANTINE_AFTER: Final = 6
+
+# A message of more bytes is claimed without them and fetched by itself (`fetch_messages`): a relay that dies of it has
+# its claim committed by then, so that the death counts. Only such messages count for the budget. The number stands in
+# TICK, too.
+SMALL_BYTES: Final = 65536
+MESSAGE_BYTES_MAX: Final = 20 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +59,12 @@ class Claim:
     """What its route writes before the message; None where nothing is, or not yet."""
     fault: str | None = None
     """Why its route cannot send it."""
+    wire_bytes: int | None = None
+    """Size of the message with CRLF line ends; None until it is checked (`letterhead.check`)."""
+    size: int = 0
+    """Bytes of message and envelope, for the budget of what a process holds at a time."""
+    fetched: bool = True
+    """False until `fetch_messages` has brought a large message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +114,12 @@ class Tick:
     urgent_reached: datetime | None = None
     listed: frozenset[int] = frozenset()
     """Which claims are of an address that is on the suppression list, for their report or for another."""
+    unfit: dict[int, str] = field(default_factory=dict)
+    """Which emails were claimed and cannot be sent, and why: they have to be quarantined."""
+    bytes_wanted: int = 0
+    """Size of the first email that was due and did not fit into the budget; 0 if all did."""
+    quarantined: frozenset[int] = frozenset()
+    """Of which emails the mark could not be written."""
 
 
 LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long, at most
@@ -165,7 +185,8 @@ lane AS (
 
 
 # The parts see one snapshot and touch different rows: a settled row is sending (or in doubt), a marked one is
-# pending and ours, a claimed one pending and nobody's.
+# pending and ours, a claimed one pending and nobody's. Where a row is two of these, the first in the order of the
+# SELECT at the end wins.
 #
 # settle: the fence is (relay, attempt). A 250 also settles a row that was put back to pending in the meantime
 #   (doubt resolved as "send again" while the reply was under way), as long as nobody has marked it again.
@@ -188,9 +209,46 @@ lane AS (
 #   the planner cannot turn into reading the whole list. `suppression` finds out for which.
 # 't' has the tokens of all that is claimed, each of which begins with its email's id: one call for all of them costs a
 #   few microseconds an email, one call for each five times as much.
+#   What is claimed is chosen by its size before any byte of it is read: octet_length of what Postgres stores out of
+#   line reads only its header. Large messages are taken while their sum is at most $18; small ones pass them by. One of
+#   more than $19 bytes is claimed without its text, to be quarantined. $20 are emails that are left out.
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
 #   relay has lost its lock are ever taken from it.
-TICK: Final = """
+#
+# _CLAIM claims what of `chosen` fits into the budget. The sum runs over the rows as they come: another order would take
+# other emails first, and lose none.
+_CLAIM: Final = """sized AS (
+    SELECT c.email, c.due_at, e.key, e.sender, e.recipient, e.message_id, e.message, e.traceparent, s.bytes,
+           coalesce(sum(s.bytes) FILTER (WHERE s.bytes > 65536 AND s.bytes <= {limit})
+                        OVER (ROWS UNBOUNDED PRECEDING), 0) AS so_far
+      FROM chosen c LEFT JOIN outbox.email e ON e.id = c.email
+     CROSS JOIN LATERAL (SELECT octet_length(e.message)::bigint + octet_length(e.sender) + octet_length(e.recipient)
+                                + octet_length(e.message_id) + octet_length(e.key)
+                                + coalesce(octet_length(e.traceparent), 0) AS bytes) s
+), weighed AS (
+    SELECT *, bytes IS NULL OR bytes <= 65536 OR bytes > {limit} OR so_far <= {budget} AS fits FROM sized
+), claimed AS (
+    UPDATE outbox.delivery d SET relay = {relay} FROM weighed c WHERE d.email = c.email AND c.fits
+    RETURNING d.email, d.attempt, d.withdrawn, d.orphaned, d.priority, c.key, c.sender, c.recipient, c.message_id,
+              c.message, c.traceparent, c.bytes
+)"""
+_CLAIMS: Final = """
+SELECT CASE WHEN bytes > {limit} THEN 'c'
+            WHEN (SELECT 1 FROM outbox.suppression s WHERE s.address = lower(c.recipient COLLATE "C") LIMIT 1) = 1
+            THEN 'x' ELSE 'c' END AS part,
+       email, attempt, withdrawn, orphaned, CASE WHEN bytes > {limit} THEN left(key, 200) ELSE key END AS key,
+       CASE WHEN bytes <= {limit} THEN sender END AS sender, CASE WHEN bytes <= {limit} THEN recipient END AS recipient,
+       CASE WHEN bytes <= {limit} THEN message_id END AS message_id,
+       CASE WHEN bytes <= 65536 THEN message END AS message, NULL::float8 AS wait_s, NULL::timestamptz AS reached,
+       CASE WHEN bytes <= {limit} THEN traceparent END AS traceparent, priority, bytes
+  FROM claimed c"""
+_TOKENS: Final = """\
+SELECT 't', NULL, NULL, NULL, NULL, string_agg(t.token, ' '), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM outbox.bounce_tokens(ARRAY(SELECT email FROM claimed)) t WHERE EXISTS (SELECT FROM claimed) HAVING count(*) > 0
+"""
+_TICK_NUMBERS: Final = {"relay": "$9", "budget": "$18::bigint", "limit": "$19::bigint"}
+
+TICK: Final = f"""
 WITH news AS (
     SELECT * FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::boolean[],
                          $5::text[], $6::float8[], $7::text[], $8::text[])
@@ -234,7 +292,7 @@ WITH news AS (
 ), urgent AS (
     SELECT email, due_at FROM outbox.delivery
      WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND orphaned < 3
-       AND route = $15 AND priority = 1
+       AND email <> ALL ($20::bigint[]) AND route = $15 AND priority = 1
        AND due_at >= coalesce($16::timestamptz, '-infinity') AND due_at <= now()
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
@@ -243,54 +301,54 @@ WITH news AS (
 ), due AS (
     SELECT email, due_at FROM outbox.delivery
      WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND orphaned < 3
-       AND route = $15 AND priority = 0
+       AND email <> ALL ($20::bigint[]) AND route = $15 AND priority = 0
        AND due_at >= coalesce($14::timestamptz, '-infinity') AND due_at <= now()
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
      LIMIT $11 - (SELECT count(*) FROM urgent)
        FOR UPDATE SKIP LOCKED
 ), suspect AS (
-    SELECT email FROM outbox.delivery
+    SELECT email, due_at FROM outbox.delivery
      WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned >= 3
-       AND route = $15
+       AND email <> ALL ($20::bigint[]) AND route = $15
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
      LIMIT $12
        FOR UPDATE SKIP LOCKED
 ), chosen AS (
-    SELECT email FROM urgent UNION ALL SELECT email FROM due UNION ALL SELECT email FROM suspect
-), claimed AS (
-    UPDATE outbox.delivery d SET relay = $9 FROM chosen c WHERE d.email = c.email
-    RETURNING d.email, d.attempt, d.withdrawn, d.orphaned, d.priority
+    SELECT email, due_at FROM suspect UNION ALL SELECT email, due_at FROM urgent UNION ALL SELECT email, due_at FROM due
+), {_CLAIM.format_map(_TICK_NUMBERS)}, left_over AS (
+    SELECT due_at, bytes FROM weighed WHERE NOT fits
 )
 SELECT 's' AS part, email, attempt, NULL::integer AS withdrawn, NULL::integer AS orphaned, NULL AS key, NULL AS sender,
        NULL AS recipient, NULL AS message_id, NULL::bytea AS message, NULL::float8 AS wait_s,
-       NULL::timestamptz AS reached, NULL AS traceparent, NULL::smallint AS priority FROM settled
+       NULL::timestamptz AS reached, NULL AS traceparent, NULL::smallint AS priority, NULL::bigint AS bytes FROM settled
 UNION ALL
 SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       NULL FROM marked
+       NULL, NULL FROM marked
 UNION ALL
-SELECT CASE (SELECT 1 FROM outbox.suppression s WHERE s.address = lower(e.recipient COLLATE "C") LIMIT 1)
-            WHEN 1 THEN 'x' ELSE 'c' END,
-       c.email, c.attempt, c.withdrawn, c.orphaned, e.key, e.sender, e.recipient, e.message_id, e.message,
-       NULL, NULL, e.traceparent, c.priority
-  FROM claimed c JOIN outbox.email e ON e.id = c.email
+{_CLAIMS.format_map(_TICK_NUMBERS)}
 UNION ALL
 SELECT 'r', NULL, NULL, NULL, NULL, reason, NULL, NULL, NULL, NULL,
-       greatest(extract(epoch FROM retry_at - now()), 0)::float8, NULL, NULL, NULL FROM outbox.route WHERE name = $13
+       greatest(extract(epoch FROM greatest(least(retry_at, now() + interval '1 hour'), now()) - now()), 0)::float8,
+       NULL, NULL, NULL, NULL FROM outbox.route WHERE name = $13
 UNION ALL
-SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, coalesce(max(due_at), $14), NULL, NULL
+SELECT 'd', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       greatest(coalesce(least(max(due_at), (SELECT min(due_at) FROM left_over)), $14), '1970-01-01 UTC'), NULL, NULL,
+       NULL
   FROM due HAVING count(*) = $11 - (SELECT count(*) FROM urgent)
 UNION ALL
 SELECT 'u', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-       CASE WHEN count(*) < $17 THEN now() - interval '1 second' ELSE coalesce(max(due_at), $16) END, NULL, NULL
+       greatest(least(CASE WHEN count(*) < $17 THEN now() - interval '1 second' ELSE coalesce(max(due_at), $16) END,
+                      (SELECT min(due_at) FROM left_over)), '1970-01-01 UTC'), NULL, NULL, NULL
   FROM urgent
 UNION ALL
-SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
+SELECT 'b', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, min(bytes)
+  FROM left_over HAVING count(*) > 0
 UNION ALL
-SELECT 't', NULL, NULL, NULL, NULL, string_agg(t.token, ' '), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-  FROM outbox.bounce_tokens(ARRAY(SELECT email FROM claimed)) t WHERE EXISTS (SELECT FROM claimed) HAVING count(*) > 0
-"""
+SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
+UNION ALL
+{_TOKENS}"""
 
 
 async def tick(
@@ -306,13 +364,17 @@ async def tick(
     since: datetime | None = None,
     urgent_since: datetime | None = None,
     urgent_max: int | None = None,
+    budget: int | None = None,
+    bytes_max: int = MESSAGE_BYTES_MAX,
+    left_out: Sequence[int] = (),
 ) -> Tick:
-    """Settle, mark and claim in one commit; gives what came true, and the fleet's pause of `server`, by that name.
+    """Settle, mark and claim in one commit; return what came true, and the fleet's pause of `server`, by that name.
 
     A settlement or mark that is not in the answer changed nothing: its fence no longer matched. At most `room`
     deliveries of the route, and `suspects` more, are claimed: urgent ones first, of those due since `urgent_since` at
     most `urgent_max` (as many as there is room for), then others due since `since`; within each those due longest
-    first. If this raises, nothing is known of the commit.
+    first. Large messages are claimed while they fit into `budget` bytes (None: `bytes_max`) and are not fetched yet.
+    If this raises an error of Postgres, nothing was committed; after any other error nothing is known of the commit.
     """
     rows = await connection.fetch(
         TICK,
@@ -333,46 +395,125 @@ async def tick(
         route,
         urgent_since,
         room if urgent_max is None else urgent_max,
+        bytes_max if budget is None else budget,
+        bytes_max,
+        left_out,
     )
-    tokens = {email_of(token): token for r in rows if r["part"] == "t" for token in r["key"].split()}
     pauses = [RoutePause(r["key"], r["wait_s"]) for r in rows if r["part"] == "r"]
+    claims, unfit = claims_of(rows, relay, bytes_max)
     return Tick(
         settled=frozenset((r["email"], r["attempt"]) for r in rows if r["part"] == "s"),
         marked={r["email"]: r["attempt"] for r in rows if r["part"] == "m"},
         expired=frozenset(r["email"] for r in rows if r["part"] == "e"),
-        claims=[
-            Claim(
-                relay,
-                r["email"],
-                r["key"],
-                r["attempt"],
-                r["withdrawn"],
-                r["sender"],
-                r["recipient"],
-                r["message_id"],
-                r["message"],
-                suspect=r["orphaned"] >= SUSPECT_AFTER,
-                urgent=r["priority"] > 0,
-                traceparent=r["traceparent"],
-                token=tokens.get(r["email"], ""),
-            )
-            for r in rows
-            if r["part"] in ("c", "x")
-        ],
+        claims=claims,
         pause=pauses[0] if pauses else None,
         reached=next((r["reached"] for r in rows if r["part"] == "d"), None),
         held=frozenset(r["key"] for r in rows if r["part"] == "p"),
         urgent_reached=next((r["reached"] for r in rows if r["part"] == "u"), None),
-        listed=frozenset(r["email"] for r in rows if r["part"] == "x"),
+        listed=frozenset(r["email"] for r in rows if r["part"] == "x" and r["email"] not in unfit),
+        unfit=unfit,
+        bytes_wanted=next((r["bytes"] for r in rows if r["part"] == "b"), 0),
     )
 
 
+TOO_MANY_BYTES: Final = "it has {bytes} bytes, and a relay takes at most {bytes_max} (message_bytes_max)"
+INCOMPLETE: Final = "its row in outbox.email is missing, or has a null where none is expected"
+
+
+def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[Claim], dict[int, str]]:
+    """Return the claims among the rows, and which emails were claimed and cannot be sent, with the reason."""
+    tokens = {email_of(token): token for r in rows if r["part"] == "t" for token in r["key"].split()}
+    claims: list[Claim] = []
+    unfit: dict[int, str] = {}
+    for r in rows:
+        if r["part"] not in ("c", "x"):
+            continue
+        size = r["bytes"]
+        if size is None:  # a null in any of its columns makes the sum null
+            unfit[r["email"]] = INCOMPLETE
+        elif size > bytes_max:
+            unfit[r["email"]] = TOO_MANY_BYTES.format(bytes=size, bytes_max=bytes_max)
+        else:
+            claims.append(
+                Claim(
+                    relay,
+                    r["email"],
+                    r["key"],
+                    r["attempt"],
+                    r["withdrawn"],
+                    r["sender"],
+                    r["recipient"],
+                    r["message_id"],
+                    r["message"] or b"",
+                    suspect=r["orphaned"] >= SUSPECT_AFTER,
+                    urgent=r["priority"] > 0,
+                    traceparent=r["traceparent"],
+                    size=size,
+                    fetched=size <= SMALL_BYTES,
+                    token=tokens.get(r["email"], ""),
+                )
+            )
+    return claims, unfit
+
+
+FETCH_MESSAGES: Final = "SELECT id, message FROM outbox.email WHERE id = ANY ($1::bigint[])"
+
+
+async def fetch_messages(connection: Any, claims: Sequence[Claim]) -> None:
+    """Bring the bytes of large messages that are claimed."""
+    of = {claim.email: claim for claim in claims}
+    for row in await connection.fetch(FETCH_MESSAGES, list(of)):
+        of[row["id"]].message = row["message"]
+        of[row["id"]].fetched = True
+
+
+# What a tick would claim now, as ids only, which can always be read. $1 route, $2 room, $3 suspects, $4 left out.
+CANDIDATES: Final = """
+(SELECT email FROM outbox.delivery
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned >= 3
+    AND route = $1 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
+  ORDER BY due_at, email LIMIT $3)
+UNION ALL
+(SELECT email FROM outbox.delivery
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
+    AND route = $1 AND priority = 1 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
+  ORDER BY due_at, email LIMIT $2)
+UNION ALL
+(SELECT email FROM outbox.delivery
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
+    AND route = $1 AND priority = 0 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
+  ORDER BY due_at, email LIMIT $2)
+"""
+# $1 email, $2 relay, $3 budget, $4 limit.
+CLAIM_ONE: Final = f"""
+WITH chosen AS (
+    SELECT email, due_at FROM outbox.delivery
+     WHERE email = $1 AND state = 'pending' AND settled_at IS NULL AND relay IS NULL FOR UPDATE SKIP LOCKED
+), {_CLAIM.format(relay="$2", budget="$3::bigint", limit="$4::bigint")}
+{_CLAIMS.format(limit="$4::bigint")}
+UNION ALL
+{_TOKENS}"""
+
+
+async def candidates(connection: Any, route: str, *, room: int, suspects: int, left_out: Sequence[int]) -> list[int]:
+    """Return which emails a tick would claim: suspects, then urgent ones, then others, each due longest first."""
+    return [row["email"] for row in await connection.fetch(CANDIDATES, route, room, suspects, left_out)][:room]
+
+
+async def claim_one(
+    connection: Any, relay: int, email: int, *, budget: int, bytes_max: int
+) -> tuple[list[Claim], dict[int, str], bool]:
+    """Claim one email, if it is free; return what `claims_of` returns, and whether its address may be suppressed."""
+    rows = await connection.fetch(CLAIM_ONE, email, relay, budget, bytes_max)
+    return *claims_of(rows, relay, bytes_max), any(row["part"] == "x" for row in rows)
+
+
 # By the narrow index of what has a last moment, in its order. What a relay holds expires at its mark instead.
-EXPIRE: Final = """
-WITH late AS (
+_LATE: Final = """
     SELECT email FROM outbox.delivery
-     WHERE settled_at IS NULL AND send_before <= now() AND state = 'pending' AND relay IS NULL
-     ORDER BY send_before LIMIT $1 FOR UPDATE SKIP LOCKED
+     WHERE settled_at IS NULL AND send_before <= now() AND state = 'pending' AND relay IS NULL"""
+_EXPIRE: Final = """
+WITH late AS ({late}
 ), expired AS (
     UPDATE outbox.delivery d
        SET state = 'expired', settled_at = now(), paused = NULL,
@@ -383,12 +524,31 @@ WITH late AS (
 INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply)
 SELECT email, attempt, $2, 'expired', 'send_before was over before it was sent' FROM expired
 """
+# $1 how many, $2 relay, $3 left out; $1 is the email where it is one.
+LATE: Final = f"{_LATE} AND email <> ALL ($2::bigint[]) ORDER BY send_before LIMIT $1"
+EXPIRE: Final = _EXPIRE.format(
+    late=f"{_LATE} AND email <> ALL ($3::bigint[]) ORDER BY send_before LIMIT $1 FOR UPDATE SKIP LOCKED"
+)
+EXPIRE_ONE: Final = _EXPIRE.format(late=f"{_LATE} AND email = $1 FOR UPDATE SKIP LOCKED")
 EXPIRED_AT_ONCE: Final = 1000
 
 
-async def expire(connection: Any, relay: int) -> int:
-    """End what is pending, nobody's, and too late to send; gives how many, at most `EXPIRED_AT_ONCE`."""
-    return int((await connection.execute(EXPIRE, EXPIRED_AT_ONCE, relay)).rpartition(" ")[2])
+async def expire(connection: Any, relay: int, quarantine: Quarantine | None = None) -> int:
+    """End what is pending, nobody's, and too late to send; return how many, at most `EXPIRED_AT_ONCE`."""
+    quarantine = quarantine or Quarantine((relay,))
+    try:
+        return _count(await connection.execute(EXPIRE, EXPIRED_AT_ONCE, relay, quarantine.left_out))
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+    late = [row["email"] for row in await connection.fetch(LATE, EXPIRED_AT_ONCE, quarantine.left_out)]
+    done = await quarantine.sift(connection, late, lambda email: connection.execute(EXPIRE_ONE, email, relay))
+    return sum(map(_count, done))
+
+
+def _count(tag: str) -> int:
+    """Return how many rows a statement wrote, from its command tag."""
+    return int(tag.rpartition(" ")[2])
 
 
 RELEASE: Final = """
@@ -398,10 +558,19 @@ UPDATE outbox.delivery
 """
 
 
-async def release(connection: Any, relay: int, emails: Sequence[int], *, after_s: float = 0.0) -> None:
+async def release(
+    connection: Any, relay: int, emails: Sequence[int], *, after_s: float = 0.0, quarantine: Quarantine | None = None
+) -> None:
     """Give unmarked claims back, so that any relay may take them: at once, or a little later than what is due now."""
-    if emails:
+    if not emails:
+        return
+    quarantine = quarantine or Quarantine((relay,))
+    try:
         await connection.execute(RELEASE, emails, relay, after_s)
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+        await quarantine.sift(connection, emails, lambda email: connection.execute(RELEASE, [email], relay, after_s))
 
 
 # A session that began before Postgres did was lost with it, and no fault of what it held.
@@ -431,7 +600,7 @@ TAKE_LOCKS: Final = "SELECT pg_try_advisory_xact_lock($1, id) FROM unnest($2::in
 
 # $3 is 1 where the relays died, 0 where they merely ended; what they died with is a suspect in the end. A suspect waits
 # before its next try, twice as long each time: the deaths of one bad minute, which have another cause, do not add up.
-JUDGE: Final = """
+_JUDGE: Final = """
 WITH freed AS (
     UPDATE outbox.delivery
        SET relay = NULL, orphaned = orphaned + $3,
@@ -440,14 +609,14 @@ WITH freed AS (
            state = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN 'dead' ELSE 'pending' END,
            attempt = attempt + ($3 = 1 AND orphaned + $3 >= $4)::int,
            settled_at = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN now() END
-     WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'pending'
+     WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'pending' AND {which}
     RETURNING email, attempt, state, orphaned
 ), doubted AS (
     UPDATE outbox.delivery
        SET state = 'in_doubt', doubted_at = now(), orphaned = orphaned + $3,
            due_at = CASE WHEN orphaned + $3 >= $4 THEN 'infinity'
                          ELSE coalesce(now() + $2 * interval '1 second', 'infinity') END
-     WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'sending'
+     WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'sending' AND {which}
     RETURNING email, attempt, relay, marked_at
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
@@ -456,11 +625,17 @@ WITH freed AS (
     UNION ALL
     SELECT email, attempt, NULL, 'quarantined', orphaned || ' relays died while they held it', NULL
       FROM freed WHERE state = 'dead'
-), ended AS (
-    UPDATE outbox.relay SET ended_at = now() WHERE id = ANY ($1::integer[])
 )
 SELECT (SELECT count(*) FROM freed) AS freed, (SELECT count(*) FROM doubted) AS doubted
 """
+# $5 are emails that are left out; the email where it is one.
+JUDGE: Final = _JUDGE.format(which="email <> ALL ($5::bigint[])")
+JUDGE_ONE: Final = _JUDGE.format(which="email = $5::bigint")
+HELD_BY: Final = """
+SELECT email FROM outbox.delivery
+ WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state IN ('pending', 'sending')
+"""
+END_RELAYS: Final = "UPDATE outbox.relay SET ended_at = now() WHERE id = ANY ($1::integer[])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,7 +652,14 @@ class Sweep:
     beside: int = 0
 
 
-async def sweep(connection: Any, relay: int, *, doubt_s: float | None, route: str = "") -> Sweep:
+async def sweep(
+    connection: Any,
+    relay: int,
+    *,
+    doubt_s: float | None,
+    route: str = "",
+    quarantine: Quarantine | None = None,
+) -> Sweep:
     """Judge every other relay that is dead, whatever route it served: its unmarked claims become free, its marked
     deliveries in doubt. `route` is the caller's.
 
@@ -497,7 +679,9 @@ async def sweep(connection: Any, relay: int, *, doubt_s: float | None, route: st
         for died in (True, False):
             some = [one for one in dead if others[one] is died]
             if some:
-                more_freed, more_doubted = await judge(connection, some, doubt_s=doubt_s, died=died)
+                more_freed, more_doubted = await judge(
+                    connection, some, doubt_s=doubt_s, died=died, quarantine=quarantine
+                )
                 freed, doubted = freed + more_freed, doubted + more_doubted
     return Sweep(dead, freed, doubted, len(others) - len(dead), beside)
 
@@ -505,7 +689,9 @@ async def sweep(connection: Any, relay: int, *, doubt_s: float | None, route: st
 FORMER: Final = "SELECT r.id FROM outbox.relay r WHERE r.id = $1 AND r.timeline = $2 AND r.ended_at IS NULL"
 
 
-async def judge_former(connection: Any, relay: int, timeline: int, *, doubt_s: float | None) -> tuple[int, int]:
+async def judge_former(
+    connection: Any, relay: int, timeline: int, *, doubt_s: float | None, quarantine: Quarantine | None = None
+) -> tuple[int, int]:
     """End this process's own last session, which did not die with its claims; return what `judge` returns.
 
     On a new timeline its id may be another relay's, which lives and holds its lock.
@@ -516,28 +702,99 @@ async def judge_former(connection: Any, relay: int, timeline: int, *, doubt_s: f
         if not dead:
             return 0, 0
         await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, dead)
-        return await judge(connection, dead, doubt_s=doubt_s, died=False)
+        return await judge(connection, dead, doubt_s=doubt_s, died=False, quarantine=quarantine)
 
 
-async def judge(connection: Any, relays: Sequence[int], *, doubt_s: float | None, died: bool) -> tuple[int, int]:
-    """End relays whose rows `DEAD` has locked; return how many claims were let go of and how many are in doubt."""
-    row = await connection.fetchrow(JUDGE, relays, doubt_s, int(died), QUARANTINE_AFTER)
-    return row["freed"], row["doubted"]
+async def judge(
+    connection: Any, relays: Sequence[int], *, doubt_s: float | None, died: bool, quarantine: Quarantine | None = None
+) -> tuple[int, int]:
+    """End relays whose rows `DEAD` has locked; return how many claims were let go of and how many are in doubt.
+
+    What cannot be judged is quarantined, or logged: it never keeps the rest from being sent.
+    """
+    quarantine = quarantine or Quarantine()
+    how = (relays, doubt_s, int(died), QUARANTINE_AFTER)
+    async with connection.transaction():
+        try:
+            async with connection.transaction():
+                rows = [await connection.fetchrow(JUDGE, *how, quarantine.left_out)]
+        except Exception as error:
+            if not is_of_a_row(error):
+                raise
+            held = [row["email"] for row in await connection.fetch(HELD_BY, relays)]
+            rows = await quarantine.sift(
+                connection, held, lambda email: connection.fetchrow(JUDGE_ONE, *how, email), relays=relays
+            )
+        await connection.execute(END_RELAYS, relays)
+    return sum(row["freed"] for row in rows), sum(row["doubted"] for row in rows)
 
 
-# By the index of open rows alone: what is settled is not looked at.
+# By the index of open rows alone: what is settled is not looked at. Only a pause sets a pending row's date to infinity;
+# one without a pause was written by hand and is never due.
 EMPTY: Final = """
 SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending')
                       AND route = $2 AND priority IN (0, 1)
-                      AND due_at <= coalesce(now() + $1::float8 * interval '1 second', 'infinity'))
+                      AND due_at <= coalesce(now() + $1::float8 * interval '1 second', 'infinity')
+                      AND (state = 'sending' OR due_at < 'infinity' OR paused IS NOT NULL)
+                      AND email <> ALL ($3::bigint[]))
 """
 
 
-async def is_empty(connection: Any, *, route: str = "", within_s: float | None = None) -> bool:
-    """Whether nothing of the route is pending or being sent, by anybody, nor will be due within that time. What is in
-    doubt or dead waits for a person.
+async def is_empty(
+    connection: Any, *, route: str = "", within_s: float | None = None, left_out: Sequence[int] = ()
+) -> bool:
+    """Return True if nothing of the route is pending or being sent by any relay, nor will be due within that time.
+
+    What is in doubt or dead waits for a person, and so does what is pending without a date, or left out.
     """
-    return bool(await connection.fetchval(EMPTY, within_s, route))
+    return bool(await connection.fetchval(EMPTY, within_s, route, left_out))
+
+
+# Held by relays that never were, or have ended: written by hand, since a relay is ended with all that it holds.
+STRANDED: Final = """
+SELECT relay FROM outbox.delivery d
+ WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND relay <> $2
+   AND route = $1 AND priority IN (0, 1) AND due_at <= 'infinity' AND email <> ALL ($3::bigint[])
+   AND NOT EXISTS (SELECT FROM outbox.relay r WHERE r.id = d.relay AND r.ended_at IS NULL)
+ LIMIT 1000
+"""
+# What no relay ever takes: $2 emails of each kind at most.
+NEVER_TAKEN: Final = """
+SELECT email, 'its due_at is infinity, and no pause holds it back' AS why FROM (
+    SELECT email FROM outbox.delivery
+     WHERE settled_at IS NULL AND route = $1 AND priority IN (0, 1) AND due_at = 'infinity'
+       AND state = 'pending' AND paused IS NULL LIMIT $2) AS undated
+UNION ALL
+SELECT email, 'its priority is neither 0 nor 1' FROM (
+    SELECT email FROM outbox.delivery
+     WHERE settled_at IS NULL AND route = $1 AND (priority < 0 OR priority > 1) AND due_at <= 'infinity'
+       AND state = 'pending' LIMIT $2) AS misplaced
+"""
+NEVER_TAKEN_SHOWN: Final = 10
+
+
+async def judge_stranded(
+    connection: Any, relay: int, *, doubt_s: float | None, route: str = "", quarantine: Quarantine | None = None
+) -> tuple[int, int]:
+    """Judge what relays hold that are not in the table of relays, or have ended; return what `judge` returns.
+
+    A relay that holds its lock is passed over, whatever the table says.
+    """
+    quarantine = quarantine or Quarantine((relay,))
+    rows = await connection.fetch(STRANDED, route, relay, quarantine.left_out)
+    if not rows:
+        return 0, 0
+    async with connection.transaction():
+        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, list({row["relay"] for row in rows}))
+        free = [row["id"] for row in locks if row["free"]]
+        if not free:
+            return 0, 0
+        return await judge(connection, free, doubt_s=doubt_s, died=False, quarantine=quarantine)
+
+
+async def never_taken(connection: Any, *, route: str = "") -> dict[int, str]:
+    """Return which emails wait on a route although no relay ever takes them, some of each kind, and why."""
+    return {row["email"]: row["why"] for row in await connection.fetch(NEVER_TAKEN, route, NEVER_TAKEN_SHOWN)}
 
 
 STANDING: Final = """
@@ -586,4 +843,8 @@ async def write_note(connection: Any, relay: int, note: Note) -> None:
     await connection.execute(NOTE, relay, trouble, note.stale, note.sent, heard)
 
 
-STATEMENTS: Final = (TICK, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, FORMER, EMPTY, STANDING, NOTE)
+STATEMENTS: Final = (
+    *(TICK, FETCH_MESSAGES, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, END_RELAYS, FORMER, EMPTY, STANDING),
+    *(NOTE, STRANDED, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE, HELD_BY),
+    *QUARANTINE_STATEMENTS,
+)

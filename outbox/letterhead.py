@@ -1,7 +1,8 @@
-"""What a route adds to every email at the last gate: fields before the stored message, its signature, the return path.
+"""The last gate before the wire: each email is checked, and gets what its route adds to it.
 
-The same email gets the same fields with every try. Nothing of it is stored: an email that takes another route bears
-that one's.
+`check` refuses what no server should get. A route may add header fields before the stored message, its signature and a
+return path. The same email gets the same fields with every try. None of this is stored: an email that takes another
+route gets that one's.
 """
 
 import re
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from outbox import content
 from outbox.fields import extra_field
 from outbox.signature import Signer, UnsignableError, load_signer
 
@@ -16,12 +18,25 @@ if TYPE_CHECKING:
     from outbox.ledger import Claim
     from outbox.settings import Settings
 
-BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_PLACEHOLDER: Final = re.compile(r"\{email_id\}|\{key\}")
+
+
+def check(claim: "Claim") -> None:
+    """Note how many bytes the claim's message has on the wire, and in `fault` why it must not be sent, if so.
+
+    This comes before anything parses or signs the message. Idempotent, on any thread.
+    """
+    if claim.wire_bytes is not None:
+        return
+    lone = content.lone_line_ends(claim.message)
+    fault = content.address_refusal(claim.sender, claim.recipient) or content.refusal(claim.message, lone=lone)
+    claim.fault = claim.fault or fault
+    claim.wire_bytes = len(claim.message) + lone
 
 
 @dataclass(frozen=True, slots=True)
 class Letterhead:
-    """The fields with their placeholders, who signs, and the address to which emails bounce, if these are wanted."""
+    """Header fields with their placeholders, the DKIM signer and the bounce address of a route; each is optional."""
 
     fields: Mapping[str, str]
     signer: Signer | None = None
@@ -29,7 +44,7 @@ class Letterhead:
 
     @classmethod
     def of(cls, settings: "Settings") -> Self | None:
-        """What the settings of a route ask for; None where that is nothing.
+        """Return what the settings of a route ask for; None if they ask for nothing.
 
         Raises:
             ConfigurationError: the DKIM key cannot be used.
@@ -42,11 +57,11 @@ class Letterhead:
 
     @property
     def is_slow(self) -> bool:
-        """Whether `prepare` takes milliseconds, so that the loop should not wait for it."""
+        """Return True if `prepare` takes milliseconds, so that the event loop should not wait for it."""
         return self.signer is not None
 
     def sender_of(self, claim: "Claim") -> str:
-        """MAIL FROM."""
+        """Return the address for MAIL FROM."""
         if self.return_path is None:
             return claim.sender
         return self.return_path.replace("{token}", claim.token)
@@ -54,35 +69,30 @@ class Letterhead:
     def prepare(self, claim: "Claim") -> None:
         """Write the claim's head: the signature, then the fields, all before its message. Idempotent, on any thread.
 
-        What cannot be signed has no head and a `fault`: it must not be sent.
+        A claim that must not be sent, or cannot be signed, has no head and a `fault`.
         """
+        check(claim)
         if claim.head is not None or claim.fault is not None:
             return
         head = self._fields_of(claim)
         if self.signer is not None:
             try:
-                head = self.signer.sign(head + claim.message) + head
+                head = self.signer.sign(claim.message, head=head) + head
             except UnsignableError as error:
                 claim.fault = str(error)
                 return
+        claim.fault = content.refusal(head)
         claim.head = head
 
     def _fields_of(self, claim: "Claim") -> bytes:
-        """The fields; one that the message has itself is left to it."""
+        """Return the fields, without those that the message has itself."""
         if not self.fields:
             return b""
-        there = b"\n" + claim.message.partition(b"\r\n\r\n")[0].lower()
+        there = b"\n" + content.header_of(claim.message).lower()
         values = {"{email_id}": str(claim.email), "{key}": claim.key}
         lines = [
-            extra_field(name, re.sub(r"\{email_id\}|\{key\}", lambda found: values[found[0]], value))
+            extra_field(name, _PLACEHOLDER.sub(lambda found: values[found[0]], value))
             for name, value in self.fields.items()
             if f"\n{name.lower()}:".encode() not in there
         ]
         return "".join(f"{line}\r\n" for line in lines).encode()
-
-
-def with_crlf(message: bytes) -> bytes:
-    """The message with CRLF for each bare line feed, as it goes over the wire (RFC 5321 §2.3.8)."""
-    if message.count(b"\n") != message.count(b"\r\n"):
-        return BARE_LF.sub(b"\r\n", message)
-    return message

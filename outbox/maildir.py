@@ -45,8 +45,8 @@ class DoubtError(Exception):
     """The file is there, and nobody knows whether it outlives a power cut."""
 
 
-def deliver(directory: Path, name: str, message: bytes) -> None:
-    """The message as a file in `new`, whole and on disk, or not at all; once for each name, wherever it was moved.
+def deliver(directory: Path, name: str, *parts: bytes | bytearray) -> None:
+    """Write the parts as a file in `new`, whole and on disk, or not at all; once for each name, wherever it was moved.
 
     Raises:
         OSError: it is not there.
@@ -58,7 +58,7 @@ def deliver(directory: Path, name: str, message: bytes) -> None:
         return
     handle = os.open(new, os.O_RDONLY)
     try:
-        _write(directory / "tmp" / name, message)
+        _write(directory / "tmp" / name, *parts)
         (directory / "tmp" / name).rename(new / name)
         try:
             os.fsync(handle)
@@ -68,10 +68,11 @@ def deliver(directory: Path, name: str, message: bytes) -> None:
         os.close(handle)
 
 
-def _write(path: Path, message: bytes) -> None:
+def _write(path: Path, *parts: bytes | bytearray) -> None:
     try:
         with path.open("wb") as file:
-            file.write(message)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -87,6 +88,8 @@ class MaildirTransport(asyncio.Transport):
         self._directory = directory
         self._conversation: Conversation | None = None
         self._buffer = bytearray()
+        self._searched = 0
+        """Up to here a content has been searched for its dot."""
         self._in_content = False
         self._envelope = b""
         self._busy = False
@@ -138,11 +141,16 @@ class MaildirTransport(asyncio.Transport):
         return True
 
     def _take_content(self) -> bool:
-        end = self._buffer.find(_DOT)
+        end = self._buffer.find(_DOT, self._searched)
         if end < 0:
+            self._searched = max(len(self._buffer) - len(_DOT) + 1, 0)
             return False
-        content = bytes(self._buffer[: end + 2]).replace(b"\r\n.", b"\r\n")[2:]
-        del self._buffer[: end + len(_DOT)]
+        # A message may be large: what is behind it is copied instead of it, and it is copied once, for its dots.
+        content, self._buffer = self._buffer, self._buffer[end + len(_DOT) :]
+        del content[end + 2 :]
+        content = content.replace(b"\r\n.", b"\r\n")
+        del content[:2]
+        self._searched = 0
         self._in_content = False
         assert self._conversation is not None
         claim = self._conversation.handed_over
@@ -150,7 +158,7 @@ class MaildirTransport(asyncio.Transport):
         name = f"{file_name(claim.email, claim.message_id)}.{claim.attempt}"
         self._busy = True
         writing = asyncio.get_running_loop().run_in_executor(
-            None, deliver, self._directory, name, self._envelope + content
+            None, deliver, self._directory, name, self._envelope, content
         )
         writing.add_done_callback(lambda done: self._written(name, done))
         return False

@@ -14,6 +14,7 @@ from typing import Any, Final
 from outbox import suggested
 from outbox.database import CHANNEL, storable
 from outbox.ledger import LANES
+from outbox.quarantine import Quarantine, is_of_a_row
 
 FLEET: Final = ""
 TAKEN_UP_AT_ONCE: Final = 1000
@@ -31,11 +32,15 @@ RETURNING d.email
 """
 
 
-async def set_aside(connection: Any, relay: int, emails: Sequence[int]) -> frozenset[int]:
-    """Set aside which of a relay's unmarked claims belong to a paused report; gives those."""
+async def set_aside(
+    connection: Any, relay: int, emails: Sequence[int], quarantine: Quarantine | None = None
+) -> frozenset[int]:
+    """Set aside those of a relay's unmarked claims that belong to a paused report; return them."""
     if not emails:
         return frozenset()
-    return frozenset(row["email"] for row in await connection.fetch(SET_ASIDE, emails, relay))
+    quarantine = quarantine or Quarantine((relay,))
+    rows = await quarantine.all_or_each(connection, emails, lambda some: connection.fetch(SET_ASIDE, some, relay))
+    return frozenset(row["email"] for row in rows)
 
 
 # The names under which something is set aside, each found by one step in the index, however much lies under it.
@@ -51,21 +56,42 @@ names AS (
      WHERE paused IS NOT NULL AND NOT EXISTS (SELECT FROM outbox.pause p WHERE p.report = n.paused)
 )"""
 
-TAKE_UP: Final = f"""
-WITH RECURSIVE {_NAMES}, chosen AS (
+# $1 how many, $2 emails that are left out.
+_SET_ASIDE_BEFORE: Final = """
     SELECT d.email FROM ended n
      CROSS JOIN LATERAL (SELECT email FROM outbox.delivery
                           WHERE settled_at IS NULL AND paused = n.paused AND state = 'pending'
-                          LIMIT $1 FOR UPDATE SKIP LOCKED) d
-     LIMIT $1
+                            AND email <> ALL ($2::bigint[])
+                          LIMIT $1 {lock}) d
+     LIMIT $1"""
+TAKE_UP: Final = f"""
+WITH RECURSIVE {_NAMES}, chosen AS ({_SET_ASIDE_BEFORE.format(lock="FOR UPDATE SKIP LOCKED")}
 )
 UPDATE outbox.delivery d SET paused = NULL, due_at = now() FROM chosen c WHERE d.email = c.email
 """
+TO_TAKE_UP: Final = f"""
+WITH RECURSIVE {_NAMES}
+{_SET_ASIDE_BEFORE.format(lock="")}
+"""
+TAKE_UP_ONE: Final = """
+UPDATE outbox.delivery SET paused = NULL, due_at = now()
+ WHERE email = $1 AND state = 'pending' AND settled_at IS NULL AND paused IS NOT NULL
+"""
 
 
-async def take_up(connection: Any) -> int:
-    """Make due what is set aside under pauses that are over; gives how many, at most `TAKEN_UP_AT_ONCE`."""
-    return int((await connection.execute(TAKE_UP, TAKEN_UP_AT_ONCE)).rpartition(" ")[2])
+async def take_up(connection: Any, quarantine: Quarantine | None = None) -> int:
+    """Make due what is set aside under pauses that are over; return how many, at most `TAKEN_UP_AT_ONCE`."""
+    quarantine = quarantine or Quarantine()
+    try:
+        done = [await connection.execute(TAKE_UP, TAKEN_UP_AT_ONCE, quarantine.left_out)]
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+        rows = await connection.fetch(TO_TAKE_UP, TAKEN_UP_AT_ONCE, quarantine.left_out)
+        done = await quarantine.sift(
+            connection, [row["email"] for row in rows], lambda email: connection.execute(TAKE_UP_ONE, email)
+        )
+    return sum(int(tag.rpartition(" ")[2]) for tag in done)
 
 
 # What is not set aside is due some day; what is set aside is not by itself.
@@ -152,7 +178,7 @@ async def read_pauses(connection: Any) -> list[Pause]:
     return [Pause(*row) for row in await connection.fetch(PAUSES, WAITING_MAX, LOOKED_AT_MAX)]
 
 
-STATEMENTS: Final = (SET_ASIDE, TAKE_UP, HELD, PAUSES)
+STATEMENTS: Final = (SET_ASIDE, TAKE_UP, TO_TAKE_UP, TAKE_UP_ONE, HELD, PAUSES)
 
 KNOWN: Final = """
 SELECT EXISTS (SELECT FROM outbox.definition WHERE report = $1) OR EXISTS (SELECT FROM outbox.edition WHERE report = $1)

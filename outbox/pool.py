@@ -50,6 +50,8 @@ class Pool:
         self._signing: asyncio.Task[None] | None = None
         # Its own: in the loop's, names that nobody resolves and disks that hang take all threads, of all routes.
         self._signing_thread = ThreadPoolExecutor(1, "outbox signing") if self._signs is not None else None
+        self.checking_thread = ThreadPoolExecutor(1, "outbox checking")
+        """Where large messages are checked: it starts with the first of them."""
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
 
@@ -231,6 +233,7 @@ class Pool:
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
+        self.checking_thread.shutdown(wait=False, cancel_futures=True)
         if self._signing_thread is not None:
             self._signing_thread.shutdown(wait=False, cancel_futures=True)
         for conversation in list(self.conversations):

@@ -18,22 +18,37 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox import doubt, failover, ledger, pause, suppression
+from outbox import doubt, failover, ledger, letterhead, pause, suppression
 from outbox.backoff import full_jitter_s
 from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route, resume_route
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
+from outbox.budget import Budget
 from outbox.conversation import Conversation
 from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Barrier, Memory, tell_again
-from outbox.ledger import EXPIRED_AT_ONCE, Claim, Frontier, Note, RoutePause, Settlement, Tick, Turns, contradicts
+from outbox.isolate import tick_in_parts
+from outbox.ledger import (
+    EXPIRED_AT_ONCE,
+    MESSAGE_BYTES_MAX,
+    Claim,
+    Frontier,
+    Note,
+    RoutePause,
+    Settlement,
+    Tick,
+    Turns,
+    contradicts,
+)
 from outbox.log import Events
+from outbox.notified import Notifications
 from outbox.observer import Observer
 from outbox.pace import STATEMENTS as PACE_STATEMENTS
 from outbox.pace import reserve
 from outbox.pause import FLEET, Pause
 from outbox.pool import Pool
+from outbox.quarantine import UNDECODABLE, Quarantine, is_of_a_row
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
@@ -57,6 +72,10 @@ CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
 PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it holds rather than of something else
+STRANDED_FIRST_S: Final = 30.0  # all that is open has to be read for it, so it is rare
+STRANDED_EVERY_S: Final = 600.0
+STRANDED_SOON_S: Final = 1.0  # where an end waits for it
+FETCHED_AT_ONCE: Final = 1024 * 1024
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
 STATEMENTS: Final = (
     *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS),
@@ -107,14 +126,10 @@ class Relay:
         self._former: Session | None = None
         self._marks: dict[int, tuple[Conversation, Claim]] = {}
         self._settlements: list[Settlement] = []
-        self._poll_at = 0.0
-        self._poll_s = POLL_FIRST_S
+        self._poll_at, self._poll_s = 0.0, POLL_FIRST_S
         self._frontier, self._urgent_frontier, self._turns = Frontier(), Frontier(), Turns()
-        self._sweep_at = 0.0
-        self._expire_at = 0.0
-        self._pulse_at = 0.0
-        self._ticked_at = 0.0
-        self._tick_s = 0.0
+        self._sweep_at = self._expire_at = self._pulse_at = 0.0
+        self._ticked_at = self._tick_s = 0.0
         self._drain_until: float | None = None
         self._reopen_pause_s = REOPEN_FIRST_S
         self._opened_at = 0.0
@@ -128,8 +143,13 @@ class Relay:
         self._heard: str | None = None
         self._held: frozenset[str] = frozenset()
         self.beside: Sequence[Relay] = (self,)
-        """The relays of this process, itself too: they fall together."""
+        """The relays of this process, itself too: they fall together, and share the memory."""
         self._asks_suspect = False
+        # A row made a tick fail: the next ones are done in parts, until one of them finds nothing wrong.
+        self._quarantine, self._in_parts = Quarantine(), False
+        self._notifications, self._stranded_at = Notifications(), 0.0
+        # Its part of the memory for large messages: `Relays` has one budget for all relays of a process.
+        self.share = Budget.of(self._message_bytes_max).share(self._bytes_in_hand, self._wake.set)
 
     def stop(self) -> None:
         """Begin to drain: claim nothing more, finish what is in hand within `drain_s`, then `run` returns."""
@@ -187,7 +207,7 @@ class Relay:
                 session = await Session.open(
                     self.database_url,
                     lease_s=self.settings.lease_s,
-                    wake=self._notified,
+                    wake=self._hear_notification,
                     on_lost=self._session_lost,
                     former=self._former,
                     route=self.serves,
@@ -213,6 +233,8 @@ class Relay:
         self._sent_before = self.counts["accepted"]
         self._held = frozenset()
         self._opened_at = time.monotonic()
+        self._quarantine = Quarantine((session.relay,))
+        self._stranded_at = self._opened_at + STRANDED_FIRST_S
         return session
 
     async def _open_first(self) -> Session | None:
@@ -296,7 +318,11 @@ class Relay:
                     await self._tick(session)
                     await self._note(session)
                     _, doubted = await ledger.judge(
-                        session.connection, [session.relay], doubt_s=self._doubt_s(), died=False
+                        session.connection,
+                        [session.relay],
+                        doubt_s=self._doubt_s(),
+                        died=False,
+                        quarantine=self._quarantine,
                     )
                     self.left_in_doubt += doubted
             except (*LOST_SESSION, asyncpg.PostgresError) as error:
@@ -386,6 +412,7 @@ class Relay:
                 log.warning("email_in_doubt", "{key} is in doubt: {reply}", **_of(claim, attempt), reply=reply)
             case Withdrawn(reply):
                 log.info("email_withdrawn", "{key} was not sent: {reply}", **_of(claim, attempt), reply=reply)
+        self.share.wake_others()
         self._wake.set()
 
     def _outcome(self, claim: Claim, verdict: Verdict, tries: int, *, dropped: bool) -> Outcome:
@@ -443,7 +470,14 @@ class Relay:
         session = self._session
         return session is not None and session.lost is None and claim.relay == session.relay
 
-    def _notified(self) -> None:
+    def _hear_notification(self) -> None:
+        wait_s = self._notifications.hear(time.monotonic())
+        if wait_s == 0:
+            self._look_again()
+        elif wait_s is not None:
+            asyncio.get_running_loop().call_later(wait_s, self._look_again)
+
+    def _look_again(self) -> None:
         self._poll_at = 0.0
         if self.pool.breaker.is_open or self._held:
             self._pulse_at = 0.0  # the news may be that the route works again, or that a pause is over
@@ -456,6 +490,8 @@ class Relay:
             observer.session_lost()
         self._marks.clear()
         self.pool.drop_claims()
+        self.share.note_wanted(0, 0.0)
+        self.share.wake_others()
         self._wake.set()
 
     async def _work(self, session: Session) -> None:
@@ -464,6 +500,8 @@ class Relay:
         if self.pool.fault is not None:
             raise self.pool.fault
         now = time.monotonic()
+        if self.share.has_enough_now:
+            self._poll_at = 0.0
         if self._told != session.server or self._former is not None:
             await self._tell_again(session)
         with self._patience(session):
@@ -472,8 +510,10 @@ class Relay:
             if self._marks or self._settlements or room or now >= self._pulse_at:
                 await self._gather(now)
                 await self._tick(session, room)
-            elif self.pool.ready and session.lost is None and not self.stopping:
-                self.pool.staff(now)  # claims that came back from cut connections
+            else:
+                self._notifications.note_tick(now, found=False)
+                if self.pool.ready and session.lost is None and not self.stopping:
+                    self.pool.staff(now)  # claims that came back from cut connections
         with self._patience(session):
             if now >= self._sweep_at and not self.stopping and not self._barrier.up:
                 await self._sweep(session)
@@ -482,7 +522,13 @@ class Relay:
 
     async def _stop_if_empty(self, session: Session) -> None:
         """Stop when nothing is left, or only what people hold back: that may be so for days."""
-        if await ledger.is_empty(session.connection, route=self.serves):
+        now = time.monotonic()
+        left_out = self._quarantine.left_out
+        if await ledger.is_empty(session.connection, route=self.serves, left_out=left_out):
+            for email, why in (await ledger.never_taken(session.connection, route=self.serves)).items():
+                log.warning(
+                    "email_never_taken", "email {email} is never sent: {why}; set its row right", email=email, why=why
+                )
             log.info("outbox_empty", "the outbox is empty: {summary}", summary=self.summary(), counts=dict(self.counts))
             self.stop()
         elif self._held and await pause.is_held(session.connection, route=self.serves):
@@ -494,6 +540,9 @@ class Relay:
                 counts=dict(self.counts),
             )
             self.stop()
+        elif now >= min(self._stranded_at, self._opened_at + STRANDED_SOON_S):
+            self._stranded_at = now + STRANDED_SOON_S
+            await self._judge_stranded(session)
 
     @contextmanager
     def _patience(self, session: Session, at_most_s: float | None = None) -> Iterator[None]:
@@ -570,22 +619,13 @@ class Relay:
             observer.ticking()
         since, urgent_since = self._frontier.since(began_at), self._urgent_frontier.since(began_at)
         urgent_max = self._turns.urgent_of(room)
+        work = {"settlements": settlements, "marks": marks, "room": room, "suspects": suspects}
+        order = {"since": since, "urgent_since": urgent_since, "urgent_max": urgent_max}
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
-            done = await ledger.tick(
-                session.connection,
-                session.relay,
-                settlements=settlements,
-                marks=marks,
-                room=room,
-                suspects=suspects,
-                route=self.serves,
-                server=self.pool.route.name,
-                since=since,
-                urgent_since=urgent_since,
-                urgent_max=urgent_max,
-            )
+            done = await self._tick_or_parts(session, work, order)
         except BaseException as error:
+            self.share.asked = 0
             session.lose(session.lost or str(error) or type(error).__name__)
             self._tick_failed(marks, settlements)
             raise
@@ -598,21 +638,104 @@ class Relay:
                 claim.claimed_at = now
         self._adopt(done.pause, now)
         news = self._adopt_holds(done.held)
+        self._notifications.note_tick(now, found=bool(done.claims or done.unfit))
+        self.share.asked = sum(claim.size for claim in done.claims if not claim.fetched)
         if room:
-            self._frontier.note(done.reached, since, now)
-            self._urgent_frontier.note(done.urgent_reached, urgent_since, now)
-            in_part = self._turns.note(done.claims, room, urgent_max) or since is not None
-            all_urgent_at = now if urgent_since is None else self._urgent_frontier.all_at
-            await self._plan_next_claim(session, done.claims, room, now, in_part=in_part, all_urgent_at=all_urgent_at)
-        if not (done.held or done.listed):
-            self._take_claims(session, done.claims, now)
+            await self._note_claims(session, done, room, order, now)
+        small, large = _by_size(done)
+        is_free = not (small.held or small.listed)
+        if is_free:
+            self._take_claims(session, small.claims, now)
         lost = self._act_on_marks(session, marks, done, started_s)
-        if done.held or done.listed:  # after the dots, which must not wait
-            self._take_claims(session, await self._wanted(session, done, look_at_all=news), now)
-        if lost:
-            await self._explain_lost(lost, session)
+        if not is_free:  # after the dots, which must not wait
+            self._take_claims(session, await self._wanted(session, small, look_at_all=news), now)
+        if large.claims or large.unfit:
+            await self._take_rest(session, large, now)
+        await self._explain_lost(lost, session)
         if len(done.settled) < len(settlements):
             await self._explain([s for s in settlements if s.identity not in done.settled], session)
+
+    async def _note_claims(self, session: Session, done: Tick, room: int, order: dict[str, Any], now: float) -> None:
+        """After a tick that had room: note how far it has come, and plan the next one."""
+        since, urgent_since, urgent_max = order["since"], order["urgent_since"], order["urgent_max"]
+        self.share.note_wanted(done.bytes_wanted, now)
+        self._frontier.note(done.reached, since, now)
+        self._urgent_frontier.note(done.urgent_reached, urgent_since, now)
+        in_part = self._turns.note(done.claims, room, urgent_max) or since is not None or self._in_parts
+        in_part = in_part or bool(done.unfit) or (done.bytes_wanted > 0 and bool(done.claims))
+        all_urgent_at = now if urgent_since is None else self._urgent_frontier.all_at
+        await self._plan_next_claim(session, done.claims, room, now, in_part=in_part, all_urgent_at=all_urgent_at)
+
+    async def _tick_or_parts(self, session: Session, work: dict[str, Any], order: dict[str, Any]) -> Tick:
+        """Tick. If a row makes that fail, find it and do the rest, now and until nothing wrong is found any more."""
+        work |= {
+            "route": self.serves,
+            "server": self.pool.route.name,
+            "budget": self.share.ask() if work["room"] else 0,
+            "bytes_max": self._message_bytes_max,
+        }
+        quarantine = self._quarantine
+        if not self._in_parts:
+            try:
+                return await ledger.tick(
+                    session.connection, session.relay, **work, **order, left_out=quarantine.left_out
+                )
+            except asyncpg.PostgresError as error:  # nothing was committed
+                if not is_of_a_row(error) or session.lost is not None:
+                    raise
+                reason: Exception = error
+            except UNDECODABLE as error:  # it was committed: the next session finds out what has become of it
+                self._in_parts = True
+                raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
+            self._in_parts = True
+            log.error("tick_failed", "a row makes the tick fail, and is looked for: {reason}", reason=reason)
+        found = quarantine.count
+        done = await tick_in_parts(session.connection, session.relay, quarantine, **work)
+        if work["room"] > 0 and quarantine.count == found:
+            self._in_parts = False
+        return done
+
+    @property
+    def _message_bytes_max(self) -> int:
+        return int(getattr(self.settings, "message_bytes_max", MESSAGE_BYTES_MAX))
+
+    def _bytes_in_hand(self) -> int:
+        """Return how many bytes its large messages have."""
+        pool = self.pool
+        marking = (claim for _, claim in self._marks.values())
+        held = {claim.email: claim.size for claim in (*pool.in_hand(), *pool.releases, *pool.put_off, *marking)}
+        return sum(size for size in held.values() if size > ledger.SMALL_BYTES)
+
+    async def _take_rest(self, session: Session, done: Tick, now: float) -> None:
+        """Quarantine what cannot be sent; fetch and check large messages, then let them wait for connections."""
+        try:
+            for email, why in done.unfit.items():
+                await self._quarantine.put(session.connection, email, why)
+            claims = list(await self._wanted(session, done, look_at_all=False))
+            while claims and session.lost is None and not self.stopping:
+                some = [claims.pop(0)]
+                while claims and sum(claim.size for claim in some) + claims[0].size <= FETCHED_AT_ONCE:
+                    some.append(claims.pop(0))
+                await self._fetch(session, some)
+                some = [claim for claim in some if claim.fetched]
+                await asyncio.get_running_loop().run_in_executor(self.pool.checking_thread, _check_all, some)
+                self._take_claims(session, some, now)
+                self.share.asked = sum(claim.size for claim in claims)
+            self._take_claims(session, claims, now)  # the relay stops: they are given back
+        finally:
+            self.share.asked = 0
+
+    async def _fetch(self, session: Session, claims: list[Claim]) -> None:
+        try:
+            await ledger.fetch_messages(session.connection, claims)
+        except asyncpg.PostgresError as error:
+            if not is_of_a_row(error):
+                raise
+            for claim in claims:
+                if len(claims) > 1:
+                    await self._fetch(session, [claim])
+                else:
+                    await self._quarantine.put(session.connection, claim.email, error)
 
     def _tick_failed(self, marks: dict[int, tuple[Conversation, Claim]], settlements: list[Settlement]) -> None:
         """Nothing is known of the commit. Settling twice changes nothing; a mark is taken back by the next session."""
@@ -668,7 +791,7 @@ class Relay:
         return await self._spared(session, claims, look_at_all=look_at_all) if done.held else claims
 
     async def _unsuppressed(self, session: Session, done: Tick) -> list[Claim]:
-        ended = await suppression.cancel_listed(session.connection, session.relay, list(done.listed))
+        ended = await suppression.cancel_listed(session.connection, session.relay, list(done.listed), self._quarantine)
         if ended:
             self.counts["suppressed"] += len(ended)
             log.info(
@@ -690,7 +813,9 @@ class Relay:
             self.pool.releases.extend(claims)
             self._wake.set()
             return []
-        aside = await pause.set_aside(session.connection, session.relay, [claim.email for claim in claims])
+        aside = await pause.set_aside(
+            session.connection, session.relay, [claim.email for claim in claims], self._quarantine
+        )
         return [claim for claim in claims if claim.email not in aside]
 
     async def _probe_without_mail(self, session: Session) -> None:
@@ -713,9 +838,9 @@ class Relay:
             self._expired(len(done.expired))
         for email, (conversation, claim) in marks.items():
             still_there = not conversation.is_closed and conversation.ahead is claim
-            if email in done.expired:
+            if email in done.expired or email in done.quarantined:
                 if still_there:
-                    conversation.abandon("it is too late to send it")
+                    conversation.abandon("it is too late to send it, or its mark cannot be written")
                 continue
             if email not in done.marked:
                 lost.append(claim)
@@ -735,6 +860,8 @@ class Relay:
 
     async def _explain_lost(self, lost: list[Claim], session: Session) -> None:
         """Say why what was about to be sent was not: a person cancelled it, or else something is wrong."""
+        if not lost:
+            return
         standing = await ledger.standing(session.connection, [claim.email for claim in lost])
         for claim in lost:
             of = _of(claim, claim.attempt)
@@ -769,11 +896,18 @@ class Relay:
         pool = self.pool
         releases, pool.releases = [claim.email for claim in pool.releases], []
         put_off, pool.put_off = [claim.email for claim in pool.put_off], []
-        await ledger.release(session.connection, session.relay, releases)
-        await ledger.release(session.connection, session.relay, put_off, after_s=PAUSE_MAX_S)
+        quarantine = self._quarantine
+        await ledger.release(session.connection, session.relay, releases, quarantine=quarantine)
+        await ledger.release(session.connection, session.relay, put_off, after_s=PAUSE_MAX_S, quarantine=quarantine)
 
     async def _sweep(self, session: Session) -> None:
-        found = await ledger.sweep(session.connection, session.relay, doubt_s=self._doubt_s(), route=self.serves)
+        found = await ledger.sweep(
+            session.connection,
+            session.relay,
+            doubt_s=self._doubt_s(),
+            route=self.serves,
+            quarantine=self._quarantine,
+        )
         pause_s = min(max(SWEEP_SHARE_S * (found.alive + 1), SWEEP_MIN_S), SWEEP_MAX_S)
         self.pool.pace.alive = found.beside + 1
         self.alive = found.alive + 1
@@ -788,35 +922,51 @@ class Relay:
                 in_doubt=found.doubted,
             )
         if found.freed:
-            self._notified()
+            self._look_again()
         if time.monotonic() >= self._expire_at:
             await self._expire(session, found.alive + 1)
         if self.settings.in_doubt is WhenInDoubt.RESEND:
-            resent = await resend_doubtful(session.connection)
+            resent = await resend_doubtful(session.connection, self._quarantine)
             if resent:
                 log.warning(
                     "emails_resent",
                     '{emails} emails in doubt are sent again, as in_doubt = "resend" says',
                     emails=resent,
                 )
-                self._notified()
+                self._look_again()
         elif self.settings.in_doubt is WhenInDoubt.ASK and self.inquirer is not None:
-            await self.inquirer.ask(session.connection, time.monotonic())
+            await self.inquirer.ask(session.connection, time.monotonic(), self._quarantine)
+        if time.monotonic() >= self._stranded_at:
+            self._stranded_at = time.monotonic() + STRANDED_EVERY_S * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
+            await self._judge_stranded(session)
         await self._note(session)
+
+    async def _judge_stranded(self, session: Session) -> None:
+        freed, doubted = await ledger.judge_stranded(
+            session.connection, session.relay, doubt_s=self._doubt_s(), route=self.serves, quarantine=self._quarantine
+        )
+        if freed or doubted:
+            log.warning(
+                "emails_stranded",
+                "emails were held by relays that do not exist: {freed} let go of, {in_doubt} in doubt",
+                freed=freed,
+                in_doubt=doubted,
+            )
+            self._look_again()
 
     async def _expire(self, session: Session, relays: int) -> None:
         """End what is too late to send, and take up what was set aside under a pause that is over."""
         pause_s = min(EXPIRE_MIN_S * relays, EXPIRE_MAX_S) * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         self._expire_at = time.monotonic() + pause_s
-        expired = await ledger.expire(session.connection, session.relay)
+        expired = await ledger.expire(session.connection, session.relay, self._quarantine)
         if expired:
             self._expired(expired)
         began_at = time.monotonic()
-        taken_up = await pause.take_up(session.connection)
+        taken_up = await pause.take_up(session.connection, self._quarantine)
         took_s = time.monotonic() - began_at
         if taken_up:
             log.info("emails_taken_up", "{emails} emails that were set aside are due again", emails=taken_up)
-            self._notified()
+            self._look_again()
         if expired == EXPIRED_AT_ONCE:  # there are more; until they are gone every claim has to pass them by
             self._expire_at = self._sweep_at = 0.0
             self._wake.set()
@@ -870,8 +1020,9 @@ class Relay:
             await self._give_back(session)
         if not self.stopping:
             await self._reserve(session, now)
-        if self.inquirer is not None and self.inquirer.answers and await self.inquirer.write(session.connection):
-            self._notified()
+        inquirer = self.inquirer
+        if inquirer is not None and inquirer.answers and await inquirer.write(session.connection, self._quarantine):
+            self._look_again()
 
     async def _reserve(self, session: Session, now: float) -> None:
         """Ask for moments in the fleet's rate, for what waits here."""
@@ -921,7 +1072,11 @@ class Relay:
         if self._former is not None:
             with self._patience(session):
                 await ledger.judge_former(
-                    session.connection, self._former.relay, self._former.timeline, doubt_s=doubt_s
+                    session.connection,
+                    self._former.relay,
+                    self._former.timeline,
+                    doubt_s=doubt_s,
+                    quarantine=self._quarantine,
                 )
             self._former = None
             self._memory.lost_at = None
@@ -953,6 +1108,20 @@ class Relay:
             log.info("route_resumed", "the fleet's route to {route} works again", route=route)
             self._poll_at = 0.0
             self._wake.set()
+
+
+def _by_size(done: Tick) -> tuple[Tick, Tick]:
+    """Return a tick's claims in two parts: small messages, then what is still to be fetched or quarantined."""
+    if all(claim.fetched for claim in done.claims):
+        return done, replace(done, claims=[], listed=frozenset())
+    small, large = ([claim for claim in done.claims if claim.fetched is fetched] for fetched in (True, False))
+    listed = done.listed & {claim.email for claim in large}
+    return replace(done, claims=small, listed=done.listed - listed), replace(done, claims=large, listed=listed)
+
+
+def _check_all(claims: Sequence[Claim]) -> None:
+    for claim in claims:
+        letterhead.check(claim)
 
 
 def _of(claim: Claim, attempt: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from outbox.budget import Budget
 from outbox.observer import Observer
 from outbox.pause import Pause
 from outbox.relay import Relay
@@ -34,8 +35,10 @@ class Relays:
             Relay(settings, route, until_empty=until_empty, observers=observers(settings.on_route(route), route))
             for route in ("", *settings.routes)
         ]
+        budget = Budget.of(max(relay.share.budget.bytes_max for relay in self.each))
         for relay in self.each:
             relay.beside = self.each
+            relay.share = budget.share(relay.share.in_hand, relay.share.wake)
         self._going = list(self.each)
 
     async def run(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from outbox import suggested
 from outbox.database import storable
+from outbox.quarantine import Quarantine
 
 ALL: Final = ""  # the report of a suppression that holds for every email
 
@@ -47,9 +48,13 @@ SELECT email FROM cancelled
 STATEMENTS: Final = (CANCEL_LISTED,)
 
 
-async def cancel_listed(connection: Any, relay: int, emails: Sequence[int]) -> frozenset[int]:
-    """Cancel which of a relay's unmarked claims are suppressed, with the reason in their trails; gives those."""
-    return frozenset(row["email"] for row in await connection.fetch(CANCEL_LISTED, emails, relay))
+async def cancel_listed(
+    connection: Any, relay: int, emails: Sequence[int], quarantine: Quarantine | None = None
+) -> frozenset[int]:
+    """Cancel those of a relay's unmarked claims that are suppressed, with the reason in their trails; return them."""
+    quarantine = quarantine or Quarantine((relay,))
+    rows = await quarantine.all_or_each(connection, emails, lambda some: connection.fetch(CANCEL_LISTED, some, relay))
+    return frozenset(row["email"] for row in rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ async def sent(place, *claims):
 
 
 async def test_what_a_full_disk_cannot_take_is_deferred_and_leaves_nothing(tmp_path, small_disk):
-    large, small = mail(b"Subject: x\r\n\r\n" + b"x" * 8000 + b"\r\n"), mail()
+    large, small = mail(b"Subject: x\r\n\r\n" + (b"x" * 78 + b"\r\n") * 100), mail()
     first, second = await sent(tmp_path, large, small)
     assert isinstance(first, Deferred)
     assert first.reply.startswith("452 ")

@@ -1,0 +1,122 @@
+"""A tick in parts, for when one row makes it fail: finds that row, and does the rest.
+
+`ledger.tick` moves everything at once. If it fails because of a row, nothing of it was committed, or nothing is known:
+
+- an empty tick comes first. If that fails too, no row is to blame, and its error is raised;
+- settlements and marks are written together, and if that fails one by one;
+- the emails to claim are read as ids only, then claimed one by one.
+
+What fails by itself is quarantined. A relay stays with ticks in parts until one of them finds nothing wrong.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from outbox import ledger
+from outbox.ledger import SMALL_BYTES, Claim, Settlement, Tick
+from outbox.quarantine import Quarantine, is_of_a_row
+
+
+async def tick_in_parts(
+    connection: Any,
+    relay: int,
+    quarantine: Quarantine,
+    *,
+    settlements: Sequence[Settlement],
+    marks: Iterable[int],
+    room: int,
+    suspects: int,
+    route: str,
+    server: str,
+    budget: int,
+    bytes_max: int,
+) -> Tick:
+    """Do what `ledger.tick` does, so that a row which cannot be read or written does not stop the others.
+
+    Raises:
+        Exception: the database, not a row, is in trouble. What was committed by then is not known.
+
+    """
+    done = await ledger.tick(connection, relay, route=route, server=server)
+    settled = await _settle(connection, relay, quarantine, settlements)
+    done = await _mark(connection, relay, quarantine, list(marks), replace(done, settled=settled))
+    if room <= 0:
+        return done
+    emails = await ledger.candidates(connection, route, room=room, suspects=suspects, left_out=quarantine.left_out)
+    return await _claim(connection, relay, quarantine, emails, done, budget=budget, bytes_max=bytes_max)
+
+
+async def _settle(
+    connection: Any, relay: int, quarantine: Quarantine, settlements: Sequence[Settlement]
+) -> frozenset[tuple[int, int]]:
+    try:
+        return (await ledger.tick(connection, relay, settlements=settlements)).settled
+    except Exception as error:
+        if not is_of_a_row(error):
+            raise
+    settled: set[tuple[int, int]] = set()
+    for one in settlements:
+        try:
+            settled |= (await ledger.tick(connection, relay, settlements=[one])).settled
+        except Exception as error:
+            if not is_of_a_row(error):
+                raise
+            outcome = one.outcome
+            marked = outcome.state if outcome.state in ("sent", "in_doubt") else "dead"
+            reason = f"{error}; the verdict on attempt {one.attempt} was {outcome.verdict}: {outcome.reply}"
+            await quarantine.put(connection, one.email, reason, marked=marked, relays=[one.relay])
+            settled.add(one.identity)
+    return frozenset(settled)
+
+
+async def _mark(connection: Any, relay: int, quarantine: Quarantine, marks: list[int], done: Tick) -> Tick:
+    parts = [marks]
+    marked, expired, quarantined = dict(done.marked), set(done.expired), set()
+    for part in parts:
+        try:
+            found = await ledger.tick(connection, relay, marks=part)
+        except Exception as error:
+            if not is_of_a_row(error):
+                raise
+            if len(part) > 1:
+                parts += [[email] for email in part]
+            else:
+                await quarantine.put(connection, part[0], error)
+                quarantined.add(part[0])
+        else:
+            marked |= found.marked
+            expired |= found.expired
+    return replace(done, marked=marked, expired=frozenset(expired), quarantined=frozenset(quarantined))
+
+
+async def _claim(
+    connection: Any,
+    relay: int,
+    quarantine: Quarantine,
+    emails: Sequence[int],
+    done: Tick,
+    *,
+    budget: int,
+    bytes_max: int,
+) -> Tick:
+    claims: list[Claim] = []
+    unfit: dict[int, str] = {}
+    listed: set[int] = set()
+    is_over = False
+
+    async def one(email: int) -> tuple[list[Claim], dict[int, str], bool]:
+        nonlocal budget, is_over
+        found = await ledger.claim_one(connection, relay, email, budget=max(budget, 0), bytes_max=bytes_max)
+        budget -= sum(claim.size for claim in found[0] if not claim.fetched)
+        is_over = is_over or not (found[0] or found[1])  # or another relay was faster: then it is looked at in vain
+        return found
+
+    for found, wrong, is_listed in await quarantine.sift(connection, emails, one):
+        claims += found
+        unfit |= wrong
+        if is_listed:
+            listed |= {claim.email for claim in found}
+    return replace(
+        done, claims=claims, unfit=unfit, listed=frozenset(listed), bytes_wanted=SMALL_BYTES if is_over else 0
+    )
