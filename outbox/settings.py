@@ -71,6 +71,17 @@ class WhenInDoubt(StrEnum):
     ASK = "ask"
 
 
+class StartTls(StrEnum):
+    """Use of STARTTLS (RFC 3207) on a connection that begins in clear text.
+
+    With a login it is always required, with a verified certificate.
+    """
+
+    AUTO = "auto"  # where the server offers it; the certificate is not verified (RFC 7435)
+    ALWAYS = "always"  # or nothing is sent; the certificate is verified
+    NEVER = "never"
+
+
 class LogFormat(StrEnum):
     """How a relay's log looks: sentences for people, or JSON for programs."""
 
@@ -459,6 +470,7 @@ class WaySettings(_Table):
     return_path: str | None = None  # MAIL FROM, as "bounces+{token}@example.com" (VERP); the sender's address if None
     dkim: DkimSettings | None = None
     dsn: Annotated[bool, Field(strict=True)] = True  # where the server offers it, bounces name the email (RFC 3461)
+    starttls: StartTls = StartTls.AUTO
 
     @property
     def rate_per_s(self) -> float | None:
@@ -566,6 +578,14 @@ class Settings(WaySettings):
     http: str | None = None  # "127.0.0.1:9464": where a relay answers /metrics, /livez and /readyz
     dead_man_url: str | None = None  # called when an edition is complete: each report is made and sent
 
+    @property
+    def wants_verified_tls(self) -> bool:
+        """Return True if nothing but EHLO may be said to the mail server before TLS with a verified certificate."""
+        address = self.smtp_url
+        if address is None or address.scheme != "smtp":
+            return False
+        return address.implicit_tls or address.username is not None or self.starttls is StartTls.ALWAYS
+
     def on_route(self, name: str) -> "Settings":
         """These settings as they are for one route: what it says of its own is in the place of what the top level says.
 
@@ -626,6 +646,13 @@ class Settings(WaySettings):
                 " with a domain in ASCII, and with quotes around a name that has punctuation"
             )
         return sender
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _fits_starttls(cls, address: SmtpAddress | None, info: ValidationInfo) -> SmtpAddress | None:
+        if address is not None and (fault := _tls_fault(address, info.data.get("starttls"))) is not None:
+            raise ValueError(fault)
+        return address
 
     @field_validator("redirect_to")
     @classmethod
@@ -712,6 +739,15 @@ class Settings(WaySettings):
                 taken[rule] = name
         return routes
 
+    @field_validator("routes")
+    @classmethod
+    def _fit_starttls(cls, routes: dict[str, RouteSettings], info: ValidationInfo) -> dict[str, RouteSettings]:
+        for name, route in routes.items():
+            starttls = route.starttls if "starttls" in route.model_fields_set else info.data.get("starttls")
+            if (fault := _tls_fault(route.smtp_url, starttls)) is not None:
+                raise ValueError(f"{name}.smtp_url {fault}")
+        return routes
+
     @field_validator("guard_s")
     @classmethod
     def _is_over_before_the_lease(cls, guard_s: float, info: ValidationInfo) -> float:
@@ -720,11 +756,27 @@ class Settings(WaySettings):
         return guard_s
 
 
+def _tls_fault(address: SmtpAddress, starttls: StartTls | None) -> str | None:
+    """Why a server cannot be used with this `starttls` (None: that has an error of its own); None if it can."""
+    if starttls is StartTls.NEVER and address.username is not None and not address.implicit_tls:
+        return (
+            'has a login, and starttls = "never" would send it in clear text; take starttls out, write smtps://, '
+            "or take the login out"
+        )
+    if starttls is StartTls.ALWAYS and address.scheme == "lmtp" and address.path is None:
+        return (
+            'is LMTP, which is not encrypted, and starttls is "always"; write starttls = "never" for this server '
+            "if nobody else is on its network, or use smtp:// or a socket"
+        )
+    return None
+
+
 _RULES = frozenset({"reports", "domains"})  # of a route: which emails take it
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
         *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate", "return_path"),
+        *("starttls",),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )
