@@ -35,6 +35,7 @@ from outbox.fields import CARRIERS, FIELD_NAME, OURS
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
+from outbox.trust import distrust_of
 from outbox.verp import TOKEN_MAX
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
@@ -796,11 +797,15 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
     as in TOML (`OUTBOX_RETRY={base_s = 5}`). An empty variable counts as not set, an unknown one is not ours. Without
     it, OUTBOX_<KEY>_FILE names a file that holds the value, as secrets are handed out.
 
+    A file that is only found in the working directory must be this user's: see `trust`.
+
     Raises:
         ConfigurationError: all the faults that there are.
     """
     faults: list[str] = []
     asker, path = _place(config, environ)
+    if not asker:
+        _refuse_what_others_may_write(path)
     values = _read(path, asker, faults)
     given = _read_variables(environ, faults)
     if "directory" in values:  # a field of the model, but the path alone says it: see below
@@ -822,6 +827,24 @@ def _place(config: Path | None, environ: Mapping[str, str]) -> tuple[str, Path]:
     if named := environ.get("OUTBOX_CONFIG", "").strip():
         return "OUTBOX_CONFIG", Path(named)
     return "", Path("outbox.toml")
+
+
+def _refuse_what_others_may_write(path: Path) -> None:
+    """Return if the file that was only found in the working directory is this user's; settings can run code.
+
+    Raises:
+        ConfigurationError: others may write it, or put another one in its place.
+
+    """
+    try:
+        distrust = distrust_of(path)
+    except OSError:
+        return  # it is not there, or `_read` says why it cannot be read
+    if distrust is not None:
+        raise ConfigurationError(
+            f"{path}: was found in the working directory and is not used, since settings can run code and "
+            f"{distrust}, or name the file with --config or OUTBOX_CONFIG if you trust it."
+        )
 
 
 def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
