@@ -11,6 +11,7 @@ newcomer who follows it meets them in this order:
 
     settings          what the user decides, checked whole
     errors            the ways in which outbox cannot go on, each with its exit code
+    trust             files that others may write are not run
     plugin            the user's own code: found by its name, run where it may block
     redaction         a login, taken out of what a mail server says
     address           where Postgres and the mail server are, shown without their secrets

@@ -16,8 +16,8 @@ import aiosmtplib
 from outbox.address import SmtpAddress
 from outbox.esmtp import size_limit
 from outbox.finding import Finding, Grade, fault, not_checked, note, ok
-from outbox.route import LOCAL_HOSTNAME
-from outbox.settings import Settings
+from outbox.route import LOCAL_HOSTNAME, why_tls
+from outbox.settings import Settings, StartTls
 
 EXPIRES_SOON_D: Final = 14
 SIZE_USUAL: Final = 100_000  # bytes of a mail, if none is known
@@ -84,7 +84,7 @@ async def _examine(visit: Visit) -> list[Finding]:
             return await _converse(visit, smtp)
     if not _is_distrust(trouble):
         visit.findings.append(_no_tls(visit, trouble))
-    elif visit.address.username:
+    elif visit.settings.wants_verified_tls:
         visit.findings.append(_distrusted(visit, trouble))
     else:
         return await _examine_distrusted(visit, trouble)
@@ -192,9 +192,13 @@ def _distrusted(visit: Visit, error: BaseException) -> Finding:
 
 async def _encrypt(visit: Visit, smtp: aiosmtplib.SMTP) -> BaseException | None:
     """Make the connection TLS as the relay would, with its finding; gives the error if that fails."""
+    if visit.settings.starttls is StartTls.NEVER and not visit.address.implicit_tls:
+        found = 'starttls is "never": emails go in the clear'
+        visit.findings.append(note("smtp.tls", found, 'write starttls = "always" if that matters'))
+        return None
     if not visit.address.implicit_tls:
         if not smtp.supports_extension("starttls"):
-            if not visit.address.username:
+            if not visit.settings.wants_verified_tls:
                 found = "no TLS is offered: emails go in the clear"
                 visit.findings.append(note("smtp.tls", found, "turn STARTTLS on in the mail server if that matters"))
             return None
@@ -226,15 +230,16 @@ def judge_certificate(certificate: dict[str, Any], cipher: str, now_s: float) ->
 
 
 async def _converse(visit: Visit, smtp: aiosmtplib.SMTP) -> list[Finding]:
-    if visit.address.username and not (visit.address.implicit_tls or smtp.get_transport_info("sslcontext")):
+    why, _, mend = why_tls(visit.address).partition("; ")
+    if visit.settings.wants_verified_tls and not (visit.address.implicit_tls or smtp.get_transport_info("sslcontext")):
         visit.findings.append(
             fault(
                 "smtp.tls",
-                "it offers no STARTTLS, and a login is never sent in the clear",
-                "use smtps://, or no login",
+                f"it offers no STARTTLS, and {why}",
+                mend,
             )
         )
-        return visit.leave("a login is never sent in the clear")
+        return visit.leave("nothing is sent without TLS")
     login = await _log_in(visit, smtp)
     visit.findings += [
         login,
@@ -252,7 +257,7 @@ async def _converse(visit: Visit, smtp: aiosmtplib.SMTP) -> list[Finding]:
 
 
 async def _log_in(visit: Visit, smtp: aiosmtplib.SMTP) -> Finding:
-    offered = ", ".join(smtp.server_auth_methods).upper() or "none"
+    offered = visit.without_login(", ".join(smtp.server_auth_methods).upper()) or "none"
     if visit.address.username is None or visit.address.password is None:
         return ok("smtp.login", f"smtp_url has no login (offered: {offered})")
     try:

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 from outbox.database import storable
 from outbox.errors import ConfigurationError
 from outbox.log import Events
-from outbox.plugin import awaited, called, load, said
+from outbox.plugin import UntrustedCodeError, awaited, called, load, said
 from outbox.quarantine import Quarantine, is_of_a_row
 
 log = Events("outbox.relay")
@@ -206,6 +206,8 @@ def load_resolver(reference: str, directory: Path) -> Resolver:
     """
     try:
         found = load(reference, directory)
+    except UntrustedCodeError as error:
+        raise ConfigurationError(f"resolver: {error}") from error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the user's code
         raise ConfigurationError(
             f"resolver: {reference} cannot be used ({said(error)}); mend the name or the module."

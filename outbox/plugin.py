@@ -2,24 +2,86 @@
 
 import asyncio
 import importlib
+import os
 import queue
 import sys
+import sysconfig
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from outbox.errors import ConfigurationError
+from outbox.trust import distrust_of
+
+
+class UntrustedCodeError(ConfigurationError):
+    """A module beside the settings may be changed by others than this user and root, so it was not run."""
 
 
 def load(reference: str, directory: Path) -> Any:
-    """What the reference names; modules beside the settings are found too.
+    """Return what the reference names; modules beside the settings are found too.
 
     Raises whatever the import raises: the caller knows which setting it was.
+
+    Raises:
+        UntrustedCodeError: others may write the module, or one that it imports from beside the settings.
+
     """
     module_name, _, attribute = reference.partition(":")
     if str(directory) not in sys.path:
         sys.path.append(str(directory))
+    _check_imports_from(directory)
     return getattr(importlib.import_module(module_name), attribute)
+
+
+def _check_imports_from(directory: Path) -> None:
+    """Have each module that is imported from this directory from now on checked first."""
+    if any(isinstance(finder, _Checked) and finder.directory == str(directory) for finder in sys.meta_path):
+        return
+    before = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+    sys.meta_path.insert(before, _Checked(directory))
+
+
+class _Checked:
+    """Finder that finds nothing, and refuses what the finder behind it would find in a directory and others may write.
+
+    A cached .pyc file runs in the place of its source, so it is looked at, too.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = str(directory)
+        self._inside = tuple({f"{one}{os.sep}" for one in (self.directory, os.path.realpath(directory))})
+        paths = sysconfig.get_paths()
+        self._installed = tuple(f"{paths[name]}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        """Return None: the module is for another finder (importlib.abc.MetaPathFinder).
+
+        Raises:
+            UntrustedCodeError: others may write it.
+
+        """
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None:
+            return
+        places = [spec.origin] if spec.has_location and spec.origin else []
+        places += spec.submodule_search_locations or []
+        if spec.cached:
+            places += [os.path.dirname(spec.cached), spec.cached]  # noqa: PTH120
+        for place in places:
+            if self._is_inside(place) and os.path.lexists(place) and (distrust := distrust_of(Path(place))) is not None:
+                raise UntrustedCodeError(f"{place}: is not run, since it is code and {distrust}.")
+
+    def _is_inside(self, place: str) -> bool:
+        """Return True if it belongs to the user's own code and not to what is installed, as in a .venv beside it."""
+        whole = os.path.abspath(place)  # noqa: PTH100 - without following links
+        return (f"{whole}{os.sep}".startswith(self._inside) or os.path.realpath(whole).startswith(self._inside)) and (
+            not whole.startswith(self._installed)
+        )
 
 
 def said(error: BaseException) -> str:

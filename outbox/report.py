@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from outbox.errors import SourceError
 from outbox.language import ENGLISH, Language
 from outbox.table import TEXT_WIDTH_MAX, Table, cell, excerpt_of, humanise, number_of, percent_of, table_of
+from outbox.trust import distrust_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -152,8 +153,18 @@ def _environment(directory: Path | None) -> "Environment":
         FileSystemLoader,
         PrefixLoader,
         StrictUndefined,
+        TemplateError,
         pass_context,
     )
+
+    class TrustedLoader(FileSystemLoader):
+        """Loader of the user's templates, which can run code: others must not be able to write them."""
+
+        def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
+            source, path, is_up_to_date = super().get_source(environment, template)
+            if (distrust := distrust_of(Path(path))) is not None:
+                raise TemplateError(f"{path} is not used, since a template can run code and {distrust}")
+            return source, path, is_up_to_date
 
     def cell_here(context: "Context", value: object) -> str:
         starts_at = context["period"].starts_at
@@ -169,7 +180,7 @@ def _environment(directory: Path | None) -> "Environment":
     # No report's name has a colon, so the packaged names cannot be shadowed, nor extend themselves.
     loaders = [
         PrefixLoader({"outbox": packaged}, delimiter=":"),
-        *([FileSystemLoader(directory)] if directory else []),
+        *([TrustedLoader(directory)] if directory else []),
     ]
     environment = Environment(
         loader=ChoiceLoader(loaders),

@@ -20,10 +20,17 @@ from outbox.conversation import Conversation, Desk, transport_of
 from outbox.esmtp import Offers
 from outbox.letterhead import Letterhead
 from outbox.lmtp import LmtpError, open_lmtp
-from outbox.settings import Settings
+from outbox.settings import Settings, StartTls
 
 # What EHLO says. Not getfqdn(): it asks the resolver, which may take long or not answer.
 LOCAL_HOSTNAME: Final = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()).strip("-.") or "localhost"
+
+
+def why_tls(address: SmtpAddress) -> str:
+    """Why TLS is required of a server that does not offer it, and the way out."""
+    if address.username:
+        return "a login is never sent in the clear; use smtps://, or no login"
+    return 'starttls is "always", so nothing is sent; turn STARTTLS on in the mail server, or use smtps://'
 
 
 class RouteTroubleError(Exception):
@@ -63,6 +70,8 @@ class Route:
         try:
             async with asyncio.timeout(self.settings.connect_timeout_s):
                 offers, transport = await opening()
+        except RouteTroubleError:
+            raise
         except (aiosmtplib.SMTPException, LmtpError, OSError, TimeoutError, ValueError) as error:
             raise RouteTroubleError(self._explain(error)) from error
         conversation = (self.talk or Conversation)(
@@ -86,8 +95,7 @@ class Route:
             username=self.address.username,
             password=self.address.password,
             use_tls=self.address.implicit_tls,
-            # With credentials they must not cross the wire in the clear; without, TLS when offered.
-            start_tls=None if self.address.username is None or self.address.implicit_tls else True,
+            start_tls=self._start_tls(),
             tls_context=self._tls_context(),
             local_hostname=LOCAL_HOSTNAME,
             timeout=self.settings.connect_timeout_s,
@@ -96,10 +104,22 @@ class Route:
             await smtp.connect()
             if smtp.is_ehlo_or_helo_needed:  # after STARTTLS, and with implicit TLS and no AUTH
                 await smtp.ehlo()
+            self._require_tls(smtp)
         except BaseException:
             smtp.close()
             raise
         return Offers.of(smtp.esmtp_extensions), transport_of(smtp.transport)
+
+    def _require_tls(self, smtp: aiosmtplib.SMTP) -> None:
+        """Look once more before the connection is used, whatever the library and the server made of STARTTLS."""
+        if self.settings.wants_verified_tls and smtp.get_transport_info("ssl_object") is None:
+            raise RouteTroubleError(f"{self.address.name}: the connection is not encrypted, so nothing is sent")
+
+    def _start_tls(self) -> bool | None:
+        """Whether STARTTLS is used; None is where it is offered."""
+        if self.address.implicit_tls or self.settings.starttls is StartTls.NEVER:
+            return False
+        return True if self.settings.wants_verified_tls else None
 
     async def _open_lmtp(self) -> tuple[Offers, asyncio.Transport]:
         return await open_lmtp(self.address, LOCAL_HOSTNAME)
@@ -113,7 +133,7 @@ class Route:
     def _tls_context(self) -> ssl.SSLContext:
         """Verified where a secret is sent or TLS was demanded; else opportunistic (RFC 7435)."""
         if self._tls is None:
-            if self.address.implicit_tls or self.address.username is not None:
+            if self.settings.wants_verified_tls:
                 self._tls = ssl.create_default_context()
             else:  # without the authorities, whose certificates take 50 ms to read
                 self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -126,8 +146,8 @@ class Route:
         if isinstance(error, TimeoutError) or not str(error):
             return f"{place}: no answer within {self.settings.connect_timeout_s:g} s"
         said = f"{error.code} {error.message}" if isinstance(error, aiosmtplib.SMTPResponseException) else str(error)
-        if self.address.username and "STARTTLS extension not supported" in said:
-            return f"{place}: it offers no STARTTLS, and a login is never sent in the clear; use smtps://, or no login"
+        if self.settings.wants_verified_tls and "STARTTLS extension not supported" in said:
+            return f"{place}: it offers no STARTTLS, and {why_tls(self.address)}"
         # A server may say what neither Postgres can hold nor a terminal should obey.
         shown = re.sub(r"[\ud800-\udfff\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", said).replace("\n", " ")
         return f"{place}: {self.address.without_login(shown)}"[:300]

@@ -35,6 +35,7 @@ from outbox.fields import CARRIERS, FIELD_NAME, OURS
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
+from outbox.trust import distrust_of
 from outbox.verp import TOKEN_MAX
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
@@ -69,6 +70,17 @@ class WhenInDoubt(StrEnum):
     HOLD = "hold"
     RESEND = "resend"
     ASK = "ask"
+
+
+class StartTls(StrEnum):
+    """Use of STARTTLS (RFC 3207) on a connection that begins in clear text.
+
+    With a login it is always required, with a verified certificate.
+    """
+
+    AUTO = "auto"  # where the server offers it; the certificate is not verified (RFC 7435)
+    ALWAYS = "always"  # or nothing is sent; the certificate is verified
+    NEVER = "never"
 
 
 class LogFormat(StrEnum):
@@ -459,6 +471,7 @@ class WaySettings(_Table):
     return_path: str | None = None  # MAIL FROM, as "bounces+{token}@example.com" (VERP); the sender's address if None
     dkim: DkimSettings | None = None
     dsn: Annotated[bool, Field(strict=True)] = True  # where the server offers it, bounces name the email (RFC 3461)
+    starttls: StartTls = StartTls.AUTO
 
     @property
     def rate_per_s(self) -> float | None:
@@ -568,6 +581,14 @@ class Settings(WaySettings):
     http: str | None = None  # "127.0.0.1:9464": where a relay answers /metrics, /livez and /readyz
     dead_man_url: str | None = None  # called when an edition is complete: each report is made and sent
 
+    @property
+    def wants_verified_tls(self) -> bool:
+        """Return True if nothing but EHLO may be said to the mail server before TLS with a verified certificate."""
+        address = self.smtp_url
+        if address is None or address.scheme != "smtp":
+            return False
+        return address.implicit_tls or address.username is not None or self.starttls is StartTls.ALWAYS
+
     def on_route(self, name: str) -> "Settings":
         """These settings as they are for one route: what it says of its own is in the place of what the top level says.
 
@@ -628,6 +649,13 @@ class Settings(WaySettings):
                 " with a domain in ASCII, and with quotes around a name that has punctuation"
             )
         return sender
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _fits_starttls(cls, address: SmtpAddress | None, info: ValidationInfo) -> SmtpAddress | None:
+        if address is not None and (fault := _tls_fault(address, info.data.get("starttls"))) is not None:
+            raise ValueError(fault)
+        return address
 
     @field_validator("redirect_to")
     @classmethod
@@ -714,6 +742,15 @@ class Settings(WaySettings):
                 taken[rule] = name
         return routes
 
+    @field_validator("routes")
+    @classmethod
+    def _fit_starttls(cls, routes: dict[str, RouteSettings], info: ValidationInfo) -> dict[str, RouteSettings]:
+        for name, route in routes.items():
+            starttls = route.starttls if "starttls" in route.model_fields_set else info.data.get("starttls")
+            if (fault := _tls_fault(route.smtp_url, starttls)) is not None:
+                raise ValueError(f"{name}.smtp_url {fault}")
+        return routes
+
     @field_validator("guard_s")
     @classmethod
     def _is_over_before_the_lease(cls, guard_s: float, info: ValidationInfo) -> float:
@@ -722,11 +759,27 @@ class Settings(WaySettings):
         return guard_s
 
 
+def _tls_fault(address: SmtpAddress, starttls: StartTls | None) -> str | None:
+    """Why a server cannot be used with this `starttls` (None: that has an error of its own); None if it can."""
+    if starttls is StartTls.NEVER and address.username is not None and not address.implicit_tls:
+        return (
+            'has a login, and starttls = "never" would send it in clear text; take starttls out, write smtps://, '
+            "or take the login out"
+        )
+    if starttls is StartTls.ALWAYS and address.scheme == "lmtp" and address.path is None:
+        return (
+            'is LMTP, which is not encrypted, and starttls is "always"; write starttls = "never" for this server '
+            "if nobody else is on its network, or use smtp:// or a socket"
+        )
+    return None
+
+
 _RULES = frozenset({"reports", "domains"})  # of a route: which emails take it
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
         *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate", "return_path"),
+        *("starttls",),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )
@@ -746,11 +799,15 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
     as in TOML (`OUTBOX_RETRY={base_s = 5}`). An empty variable counts as not set, an unknown one is not ours. Without
     it, OUTBOX_<KEY>_FILE names a file that holds the value, as secrets are handed out.
 
+    A file that is only found in the working directory must be this user's: see `trust`.
+
     Raises:
         ConfigurationError: all the faults that there are.
     """
     faults: list[str] = []
     asker, path = _place(config, environ)
+    if not asker:
+        _refuse_what_others_may_write(path)
     values = _read(path, asker, faults)
     given = _read_variables(environ, faults)
     if "directory" in values:  # a field of the model, but the path alone says it: see below
@@ -772,6 +829,24 @@ def _place(config: Path | None, environ: Mapping[str, str]) -> tuple[str, Path]:
     if named := environ.get("OUTBOX_CONFIG", "").strip():
         return "OUTBOX_CONFIG", Path(named)
     return "", Path("outbox.toml")
+
+
+def _refuse_what_others_may_write(path: Path) -> None:
+    """Return if the file that was only found in the working directory is this user's; settings can run code.
+
+    Raises:
+        ConfigurationError: others may write it, or put another one in its place.
+
+    """
+    try:
+        distrust = distrust_of(path)
+    except OSError:
+        return  # it is not there, or `_read` says why it cannot be read
+    if distrust is not None:
+        raise ConfigurationError(
+            f"{path}: was found in the working directory and is not used, since settings can run code and "
+            f"{distrust}, or name the file with --config or OUTBOX_CONFIG if you trust it."
+        )
 
 
 def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 from outbox import message
 from outbox.database import storable
 from outbox.digest import ITEMS, RECIPIENTS
-from outbox.errors import SourceError
+from outbox.errors import ConfigurationError, SourceError
 from outbox.period import Period
-from outbox.plugin import Aside, load, said
+from outbox.plugin import Aside, UntrustedCodeError, load, said
 from outbox.settings import ReportSettings, Settings
 
 FETCH_ROWS: Final = 1000
@@ -289,6 +289,8 @@ def load_source(name: str, reference: str, directory: Path) -> PythonSource:
     where = f"reports.{name}.source"
     try:
         source = load(reference, directory)()
+    except UntrustedCodeError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
     except (Exception, SystemExit) as error:
         raise SourceError(
             f"{where}: {reference} cannot be used ({said(error)}); mend the name or the class."

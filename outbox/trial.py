@@ -125,7 +125,7 @@ async def send(settings: Settings, *, sender: str, recipient: str, message_id: s
         raise OutboxError(f"It was not sent: {str(trouble).rstrip('.')}; see `outbox doctor`.") from trouble
     trial.tls = _encryption(
         transport,
-        is_verified=settings.smtp_url.username is not None or settings.smtp_url.implicit_tls,
+        is_verified=settings.wants_verified_tls,
         is_local=settings.smtp_url.path is not None,
     )
     desk.claim = Claim(0, 0, "test", 0, 0, sender, recipient, message_id, content, token="test")  # noqa: S106
