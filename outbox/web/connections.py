@@ -32,9 +32,9 @@ REFUSAL: Final = (
 class Connections:
     """The open connections of one server.
 
-    When there is no room, a newcomer takes the place of the connection whose client has kept the server waiting longest:
-    which has asked nothing yet, or not all, or is idle between requests, or does not read its answer. If there is none, a
-    client with far more connections than the newcomer's loses its latest one. Else the newcomer is refused.
+    When there is no room, a newcomer takes the place of the connection whose client has kept the server waiting
+    longest: which has asked nothing yet, or not all, or is idle between requests, or does not read its answer. If there
+    is none, a client with far more connections than the newcomer's loses its latest one. Else the newcomer is refused.
     """
 
     def __init__(
