@@ -34,6 +34,8 @@ class Client:
     """Connections to one server, used again when they are free."""
 
     port: int
+    cookie: bytes = b""
+    """The line of a request that says who is signed in."""
     free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
     opened: int = 0
 
@@ -52,8 +54,10 @@ class Client:
         return await self._get(path, *await asyncio.open_connection("127.0.0.1", self.port))
 
     async def _get(self, path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode() + self.cookie + b"\r\n")
         head = await reader.readuntil(b"\r\n\r\n")
+        if given := re.search(rb"(?i)^set-cookie: ([^;\r]+)", head, re.MULTILINE):
+            self.cookie = b"Cookie: " + given[1] + b"\r\n"
         length = re.search(rb"content-length: (\d+)", head.lower())
         await reader.readexactly(int(length[1]) if length else 0)
         self.free.append((reader, writer))
@@ -100,7 +104,7 @@ async def _generate(place: World) -> None:
 
 @asynccontextmanager
 async def serving(place: World, *arguments: str) -> AsyncIterator[Client]:
-    """`outbox web` in a process of its own, and a client of it."""
+    """`outbox web` in a process of its own, and a client of it that is signed in to the board, if there is one."""
     log = place.directory / "log"
     said_before = log.stat().st_size
     process = await place.start("outbox", "web", "--http", "127.0.0.1:0", *arguments)
@@ -110,8 +114,11 @@ async def serving(place: World, *arguments: str) -> AsyncIterator[Client]:
             if process.returncode is not None:
                 raise SystemExit(f"bench: outbox web ended: {place.said()}")
             await asyncio.sleep(0.05)
-            found = re.search(rb"http://127\.0\.0\.1:(\d+)/", log.read_bytes()[said_before:])
-        yield Client(int(found[1]))
+            found = re.search(rb"http://127\.0\.0\.1:(\d+)(/(?:\?token=[\w-]+)?)", log.read_bytes()[said_before:])
+        client = Client(int(found[1]))
+        if b"token" in found[2]:
+            await client.get(found[2].decode())
+        yield client
     finally:
         process.send_signal(signal.SIGTERM)
         await process.communicate()

@@ -364,37 +364,37 @@ class DkimSettings(_Table):
         return f"{self.selector}._domainkey.{self.domain}"
 
 
-SECRET_MIN = 16  # characters of a secret that nobody guesses
+SECRET_MIN = 16  # characters of a secret that cannot be guessed
 
 
 class WebSettings(_Table):
-    """What `outbox web` shows to whom: report pages to those who hold their links, the board to those who sign in."""
+    """The table `[web]`: report pages for those who hold their links, and the board for those who sign in."""
 
     http: str = "127.0.0.1:8025"
     board: Annotated[bool, Field(strict=True)] = True  # else the report pages alone
-    read_only: Annotated[bool, Field(strict=True)] = False  # the board shows, and decides nothing
-    board_token: SecretStr | None = None  # who knows it may sign in
+    read_only: Annotated[bool, Field(strict=True)] = False  # the board only shows
+    board_token: SecretStr | None = None  # those who know it may sign in
     board_token_file: str | None = None  # ... or a file that holds it
-    board_header: str | None = None  # where a proxy that signs people in says who they are
-    board_users: list[str] = []  # of whom these may see the board
+    board_header: str | None = None  # header in which a proxy that signs people in names them
+    board_users: list[str] = []  # those of them who may see the board
     history: Annotated[bool, Field(strict=True)] = False  # a page names the recipient's earlier editions
     expires: str | None = None  # how long after it was made a page is shown, as "400d"
-    user_header: str | None = None  # where a proxy says whose page may be shown: an address
+    user_header: str | None = None  # header in which a proxy names the recipient's address
     trusted_proxies: list[str] = []  # addresses or networks whose headers are believed
 
     @property
     def expires_s(self) -> float | None:
-        """How many seconds after it was made a page is gone; None is never."""
+        """Return how many seconds after it was made a page expires; None is never."""
         return None if self.expires is None else duration_s(self.expires)
 
     @property
     def proxies(self) -> "list[ipaddress.IPv4Network | ipaddress.IPv6Network]":
-        """The networks of the proxies that are trusted."""
+        """Return the networks of the trusted proxies."""
         return [ipaddress.ip_network(proxy, strict=False) for proxy in self.trusted_proxies]
 
     @property
     def has_sign_in(self) -> bool:
-        """Whether the board asks who somebody is."""
+        """Return True if these settings have a sign-in for the board; else `outbox web` prints a link with a token."""
         return self.board_token is not None or self.board_token_file is not None or self.board_header is not None
 
     @field_validator("http")

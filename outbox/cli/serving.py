@@ -1,4 +1,4 @@
-"""The command under which people see reports, and operators the board, in a browser."""
+"""`outbox web`: report pages and the operators' board."""
 
 from typing import Annotated
 
@@ -15,11 +15,18 @@ def web(
     *,
     http: Annotated[
         str | None,
-        typer.Option(help="Listen there; else [web] http, 127.0.0.1:8025.", metavar="HOST:PORT", show_default=False),
+        typer.Option(
+            help="Address to listen on; else [web] http, 127.0.0.1:8025.", metavar="HOST:PORT", show_default=False
+        ),
     ] = None,
-    pages_only: Annotated[bool, typer.Option("--pages-only", help="The report pages, without the board.")] = False,
+    pages_only: Annotated[
+        bool, typer.Option("--pages-only", help="Serve the report pages, without the board.")
+    ] = False,
 ) -> None:
-    """Serve the report pages, and the board for operators. SIGTERM finishes what is in hand."""
+    """Serve the report pages, and the board for operators who sign in. SIGTERM ends it after requests in progress.
+
+    Without a sign-in in [web] it prints a link with a random token, which signs in to the board until it ends.
+    """
     settings = settings_of(context, config)
     settings.require("database_url")
     given = {**({"http": http} if http is not None else {}), **({"board": False} if pages_only else {})}

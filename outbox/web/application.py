@@ -97,38 +97,26 @@ async def _too_large(request: Request, _: Exception) -> Response:
 
 
 async def _busy(request: Request, _: Exception) -> Response:
-    return notice(
-        request, 503, "Busy", "Your network sends too many requests. Try again soon.", Retry_After=RETRY_AFTER_S
-    )
+    return _unavailable(request, "Your network sends too many requests. Load this page again in a moment.")
 
 
 async def _away(request: Request, error: Exception) -> Response:
     log.warning("database_away", "a page could not be shown: {reason}", reason=str(error))
-    return notice(
-        request,
-        503,
-        "Not available right now",
-        "The database does not answer. Load this page again in a moment.",
-        Retry_After=RETRY_AFTER_S,
+    return _unavailable(request, "The database does not answer. Load this page again in a moment.")
+
+
+async def _read_only(request: Request, error: Exception) -> Response:
+    log.warning("database_refuses", "the database is read-only: {reason}", reason=str(error))
+    return _unavailable(
+        request, "The database here is read-only, as a standby is. Signing in and deciding need the primary."
     )
 
 
 async def _forbidden(request: Request, error: Exception) -> Response:
     log.warning("database_refuses", "the database role of outbox web lacks a right: {reason}", reason=str(error))
-    return notice(
-        request,
-        403,
-        "Not allowed",
-        "The database role of this server may not read or change that; docs/roles.md lists what it needs.",
-    )
+    words = "The database role of this server may not read or change that; docs/roles.md lists what it needs."
+    return notice(request, 403, "Not allowed", words)
 
 
-async def _read_only(request: Request, error: Exception) -> Response:
-    log.warning("database_refuses", "the database is read-only: {reason}", reason=str(error))
-    return notice(
-        request,
-        503,
-        "Not available right now",
-        "The database of this server is read-only, for example a standby. Signing in and deciding need the primary.",
-        Retry_After=RETRY_AFTER_S,
-    )
+def _unavailable(request: Request, words: str) -> Response:
+    return notice(request, 503, "Not available right now", words, Retry_After=RETRY_AFTER_S)

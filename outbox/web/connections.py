@@ -5,7 +5,10 @@ pieces. So one client with 500 silent connections would shut out everybody else.
 """
 
 import asyncio
+import math
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import h11
@@ -14,8 +17,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from outbox.web.guard import Callers, client_of
 
 CONNECTIONS_MAX: Final = 500
-CLIENT_MAX: Final = 100  # connections of one client; a trusted proxy, which has many clients, may have all
-GREEDY: Final = 25  # a client with more loses its oldest waiting connection before others do
+CLIENT_MAX: Final = 100  # connections of one client; beyond, a new one ends one that has waited for it for WAITED_S
+WAITED_S: Final = 1.0  # a request that is under way over a slow network is not cut off
+GREEDY: Final = 25  # a client with more loses connections before others do
 REQUEST_MAX_S: Final = 10.0  # from the first byte of a request, or the connection, to its last
 STALL_MAX_S: Final = 20.0  # ... in which a client must take
 STALL_TAKEN_MIN: Final = 20_000  # ... so many bytes of an answer, or all that is left
@@ -28,16 +32,24 @@ REFUSAL: Final = (
 class Connections:
     """The open connections of one server.
 
-    A newcomer beyond a bound takes the place of the connection whose client has kept the server waiting longest: which
-    has asked nothing yet, or not all, or is idle between requests, or does not read its answer. It is refused only if
-    there is none.
+    When there is no room, a newcomer takes the place of the connection whose client has kept the server waiting
+    longest: which has asked nothing yet, or not all, or is idle between requests, or does not read its answer. If there
+    is none, a client with far more connections than the newcomer's loses its latest one. Else the newcomer is refused.
     """
 
-    def __init__(self, callers: Callers, *, total_max: int = CONNECTIONS_MAX, client_max: int = CLIENT_MAX) -> None:
+    def __init__(
+        self,
+        callers: Callers,
+        *,
+        total_max: int = CONNECTIONS_MAX,
+        client_max: int = CLIENT_MAX,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.callers = callers
         self.total_max = total_max
         self.client_max = client_max
-        self._open: dict[BoundedProtocol, None] = {}
+        self.clock = clock
+        self._open: dict[BoundedProtocol, None] = {}  # in the order in which they came
         self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -46,10 +58,14 @@ class Connections:
     def admit(self, connection: "BoundedProtocol") -> bool:
         """Take in a connection, and evict another one if need be; False if it is to be refused."""
         client = connection.peer
-        if client and self._counts[client] >= self.client_max and not self._evict(client):
-            return False
-        if len(self._open) >= self.total_max and not self._evict():
-            return False
+        if client and self._counts[client] >= self.client_max:
+            since = self.clock() - WAITED_S
+            _evict(self, [one for one in self._waiting() if one.peer == client and _since(one) <= since])
+        if len(self._open) >= self.total_max:
+            waiting = self._waiting()
+            greedy = [one for one in waiting if self._counts[one.peer] > GREEDY]
+            if not (_evict(self, greedy) or _evict(self, waiting) or _evict(self, self._latest_of_greediest(client))):
+                return False
         self._open[connection] = None
         if client:
             self._counts[client] += 1
@@ -64,16 +80,29 @@ class Connections:
         if self._counts[connection.peer] <= 0:
             del self._counts[connection.peer]
 
-    def _evict(self, client: str | None = None) -> bool:
-        """End the connection, of that client if one is given, that has waited for its client longest."""
-        waiting = [one for one in self._open if one.waiting_since is not None and client in (None, one.peer)]
-        greedy = [one for one in waiting if self._counts[one.peer] > GREEDY]
-        victim = min(greedy or waiting, key=lambda one: one.waiting_since or 0.0, default=None)
-        if victim is None:
-            return False
-        self.discard(victim)
-        victim.transport.abort()
-        return True
+    def _waiting(self) -> "list[BoundedProtocol]":
+        return [one for one in self._open if one.waiting_since is not None]
+
+    def _latest_of_greediest(self, client: str) -> "list[BoundedProtocol]":
+        greediest, most = self._counts.most_common(1)[0] if self._counts else ("", 0)
+        if most <= max(GREEDY, 2 * self._counts[client]):
+            return []
+        return [next(one for one in reversed(self._open) if one.peer == greediest)]
+
+
+def _since(connection: "BoundedProtocol") -> float:
+    since = connection.waiting_since
+    return math.inf if since is None else since
+
+
+def _evict(connections: Connections, candidates: "list[BoundedProtocol]") -> bool:
+    """End the one that has waited for its client longest; False if there is none."""
+    if not candidates:
+        return False
+    victim = min(candidates, key=_since)
+    connections.discard(victim)
+    victim.transport.abort()
+    return True
 
 
 class BoundedProtocol(H11Protocol):
@@ -97,7 +126,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request, if there is room."""
         super().connection_made(transport)
-        self._since = self.loop.time()
+        self._since = self.open_connections.clock()
         address = self.client[0] if self.client else ""
         self.peer = "" if self.open_connections.callers.is_proxy(address) else client_of(address)
         if not self.open_connections.admit(self):
@@ -117,7 +146,7 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
-        self._since = self.loop.time()
+        self._since = self.open_connections.clock()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

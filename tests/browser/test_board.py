@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from playwright.async_api import expect
 
 from outbox.sink import Cut, Stage
-from tests.web import opened, settled_web
+from tests.web import link_of, opened, settled_web
 
 TOKEN = "an-operators-token-of-32-letters"
 LOOKS = {
@@ -108,3 +108,31 @@ async def test_every_page_can_be_used_by_everybody(fleet, chromium, axe):
         await page.get_by_role("button", name="Let it be").click()
         await look_at("decided")
     assert {name: said for name, said in found.items() if said} == {}
+
+
+async def test_the_link_of_this_run_leads_to_the_board_and_leaves_no_token_behind(fleet, chromium):
+    process, server = await opened(fleet)
+    link = f"http://127.0.0.1:{server.port}{link_of(process)}"
+    elsewhere = f'<a href="{link}">the link, in a chat</a>'
+    for follows in (False, True):
+        context = await chromium.new_context()
+        page, asked = await context.new_page(), []
+        page.on("request", lambda request, asked=asked: asked.append(request))
+        if follows:  # a page of another site: along its redirect a strict cookie would not be sent
+            await page.route(
+                "http://chat.example/", lambda route: route.fulfill(body=elsewhere, content_type="text/html")
+            )
+            await page.goto("http://chat.example/")
+            await page.get_by_role("link").click()
+        else:
+            await page.goto(link)
+        await expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+        assert page.url == f"http://127.0.0.1:{server.port}/"
+        for request in asked:
+            assert "token=" not in (await request.all_headers()).get("referer", "")
+        await page.go_back()
+        assert "token=" not in page.url
+        await page.goto(f"http://127.0.0.1:{server.port}/emails")
+        await page.get_by_role("button", name="Sign out").click()
+        await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        await context.close()

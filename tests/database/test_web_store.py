@@ -221,10 +221,14 @@ async def test_a_client_that_keeps_many_connections_waiting_shuts_out_nobody(dat
             opened[-1][1].write(HALF_SAID[said])
         for _ in range(3):
             assert b"HTTP/1.1 404" in await served.ask("/none")
-        held = served.server.config.http_protocol_class.open_connections
-        assert len(held) <= connections.CLIENT_MAX
         for _, writer in opened:
             writer.close()
+
+
+async def test_hundreds_of_requests_of_one_client_in_one_moment_are_all_answered(database):
+    async with Served(create(settings(database, board=False)), settings(database)) as served:
+        answers = await asyncio.gather(*(served.ask("/none") for _ in range(480)))
+        assert {answer[:12] for answer in answers} == {b"HTTP/1.1 404"}
 
 
 class Counted:
@@ -238,25 +242,51 @@ class Counted:
         self.aborted = True
 
 
-def test_the_connection_that_waited_longest_for_its_client_gives_way_and_a_busy_one_never_does():
-    held = connections.Connections(Callers([]), total_max=100, client_max=40)
+def ended(every):
+    return [one.aborted for one in every].count(True)
+
+
+def test_the_connection_that_waited_longest_for_its_client_gives_way():
+    held = connections.Connections(Callers([]), total_max=100, client_max=100, clock=lambda: 100)
     busy = [Counted("a", None) for _ in range(40)]
-    assert all(held.admit(one) for one in busy)
-    assert not held.admit(Counted("a", None))
     greedy = [Counted("b", n) for n in range(30)]
     few = [Counted(f"c{n}", 0) for n in range(30)]
-    assert all(held.admit(one) for one in [*greedy, *few])
-    assert len(held) == 100
+    assert all(held.admit(one) for one in [*busy, *greedy, *few])
     for n in range(5):  # of whom holds most of the waiting ones, the oldest
         assert held.admit(Counted("d", None))
         assert [one.aborted for one in greedy] == [True] * (n + 1) + [False] * (29 - n)
-    assert not any(one.aborted for one in [*busy, *few])
     proxy = [Counted("", 10) for _ in range(50)]  # a trusted proxy has no bound of its own
     assert all(held.admit(one) for one in proxy)
     assert len(held) == 100
+    assert ended(busy) == 0
     for one in [*busy, *greedy, *few, *proxy]:
         held.discard(one)
     assert set(held._counts) == {"d"}
+
+
+def test_a_client_beyond_its_bound_loses_what_waited_a_while_and_nothing_that_is_under_way():
+    now = [0.0]
+    held = connections.Connections(Callers([]), total_max=100, client_max=10, clock=lambda: now[0])
+    first = [Counted("a", 0.0) for _ in range(30)]
+    assert all(held.admit(one) for one in first)  # all in one moment
+    assert ended(first) == 0
+    now[0] = 5.0
+    later = [Counted("a", 5.0) for _ in range(20)]
+    assert all(held.admit(one) for one in later)
+    assert (ended(first), ended(later)) == (20, 0)
+
+
+def test_one_client_that_keeps_the_whole_server_busy_gives_up_some_to_others_but_not_to_itself():
+    held = connections.Connections(Callers([]), total_max=100, client_max=100, clock=lambda: 0)
+    busy = [Counted("a", None) for _ in range(100)]
+    assert all(held.admit(one) for one in busy)
+    assert not held.admit(Counted("a", None))
+    for n in range(30):
+        assert held.admit(Counted("b", None))
+        assert ended(busy) == n + 1
+    while held.admit(Counted("b", None)):
+        pass
+    assert held._counts["a"] >= held._counts["b"]
 
 
 async def test_an_answer_that_is_not_read_to_its_end_is_not_kept_for_ever(connection, database, monkeypatch):
