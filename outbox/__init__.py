@@ -81,8 +81,8 @@ newcomer who follows it meets them in this order:
 
     finding           what a look gave: ok, note, fault or unknown, and the mend
     doctor            the looks at what users get wrong, in the order in which a report travels: doctor_database
-                      (doctor_rights), doctor_reports, doctor_smtp (doctor_local where it is none), and who
-                      relays
+                      (doctor_rights, doctor_access), doctor_reports, doctor_smtp (doctor_local where it is none), and
+                      who relays
 
     embedded, sink, demo   a real Postgres and a real SMTP server for trying it out and for the tests
     testing                both as pytest fixtures, for the tests of who uses outbox

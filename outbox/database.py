@@ -18,6 +18,7 @@ import asyncpg
 
 from outbox.address import DatabaseUrl
 from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
+from outbox.period import INFINITY, MINUS_INFINITY
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -121,11 +122,8 @@ LOCK_LOOK_EVERY_S: Final = 2.0
 LOOK_MAX_S: Final = 3.0
 INIT_WAIT_MAX_S: Final = 600.0
 
-# An aware datetime at these bounds survives a conversion to any time zone (offsets are below 24 hours). `infinity` and
-# `-infinity` are decoded to the bounds and encoded from them; other times out of range are one microsecond inside.
-INFINITY: Final = datetime.max.replace(tzinfo=UTC) - timedelta(days=1)
-MINUS_INFINITY: Final = datetime.min.replace(tzinfo=UTC) + timedelta(days=1)
-
+# `infinity` and `-infinity` are decoded to these bounds and encoded from them, other times out of range to one
+# microsecond inside. All of them survive a conversion to any time zone, since offsets are below 24 hours.
 _MICROSECOND: Final = timedelta(microseconds=1)
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL counts microseconds from here, as a signed 64-bit integer
 _LATEST: Final = INFINITY - _MICROSECOND
@@ -137,6 +135,10 @@ _MINUS_INFINITY_US: Final = -(2**63)
 _TIMESTAMPTZ: Final = 1184  # its fixed OID (pg_type.dat)
 
 
+# Qualified throughout, since it runs with the path that it asks for.
+OWN_PATH: Final = "SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_backend_pid()"
+
+
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """Connection with a trusted search path and bounded waits for locks, also after a pool has reset it."""
 
@@ -146,6 +148,15 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
     """The path that is set for the transaction which is open, if it is not the trusted one."""
     settle: str = ""
     """The statements that make the session ours."""
+    is_pooled: bool = False
+    """True behind a pooler: the backend is not the one that the connection was opened with."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncpg has it
+        """Close in order. A pooler in transaction mode gives the backend to others as it is: ours is undone before."""
+        if self.is_pooled and not self.is_closed():
+            with suppress(asyncpg.PostgresError, *LOST_SESSION):
+                await self.execute("RESET search_path; RESET lock_timeout", timeout=timeout)
+        await super().close(timeout=timeout)
 
     def get_reset_query(self) -> str:
         """Return what a pool runs when the connection comes back: `RESET ALL` would bring the role's own path back."""
@@ -269,9 +280,9 @@ async def connect(
             await _require_lease(url, connection, settings["idle_session_timeout"], timeout_s)
         connection.clamps_timestamps = clamp_timestamps
         connection.install_timestamps()
-        # A pooler refuses settings in the startup message that it does not know: these are set afterwards. `SHOW` is no
-        # expression, so that nothing on the path takes part in it.
-        connection.user_search_path = await connection.fetchval("SHOW search_path", timeout=timeout_s)
+        # A pooler refuses settings in the startup message that it does not know: these are set afterwards.
+        path, backend = await connection.fetchrow(OWN_PATH, timeout=timeout_s)
+        connection.user_search_path, connection.is_pooled = path, backend != connection.get_server_pid()
         lock_timeout = settings.get("lock_timeout", str(int(LOCK_TIMEOUT_S * 1000)))
         connection.settle = f"SET search_path = {TRUSTED_PATH}; SET lock_timeout = '{lock_timeout}';"
         await connection.execute(connection.settle, timeout=timeout_s)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import asyncpg
 
 from outbox.database import LOST_SESSION, connect, explain_refusal, lease_settings
+from outbox.doctor_access import look_at_connect, look_at_locks, look_at_path
 from outbox.doctor_rights import look_at_rights
 from outbox.errors import OutboxError, SchemaError
 from outbox.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
@@ -29,7 +30,8 @@ WAITING_MAX: Final = 10_000  # waiting messages that are looked at for the large
 
 CHECKS: Final = (
     "database.version", "database.encoding", "database.session", "database.lease", "database.schema",
-    "database.rights", "database.clock", "database.connections", "database.durability", "database.replication",
+    "database.rights", "database.path", "database.connect", "database.locks", "database.clock",
+    "database.connections", "database.durability", "database.replication",
 )  # fmt: skip
 
 
@@ -104,6 +106,9 @@ async def _examine_session(found: Database, connection: Any, settings: Settings)
     looks: Mapping[str, Callable[[], Awaitable[Finding]]] = {
         "database.lease": lambda: _look_at_lease(connection, settings),
         "database.rights": lambda: look_at_rights(connection),
+        "database.path": lambda: look_at_path(connection),
+        "database.connect": lambda: look_at_connect(connection),
+        "database.locks": lambda: look_at_locks(connection),
         "database.clock": lambda: _look_at_clock(connection),
         "database.connections": lambda: _look_at_connections(connection),
         "database.durability": lambda: _look_at_durability(connection),

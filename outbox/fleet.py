@@ -77,7 +77,8 @@ SELECT 'paused', count(*) FROM (
 
 OLDEST_DUE: Final = f"""
 WITH RECURSIVE {LANES}
-SELECT coalesce(extract(epoch FROM now() - min(d.due_at)), 0)::float8 FROM lane l CROSS JOIN LATERAL (
+SELECT coalesce(extract(epoch FROM now() - min(greatest(d.due_at, timestamptz 'epoch'))), 0)::float8
+  FROM lane l CROSS JOIN LATERAL (
     SELECT due_at FROM outbox.delivery
      WHERE settled_at IS NULL AND route = l.route AND priority = l.priority AND due_at <= now()
        AND state IN ('pending', 'sending')

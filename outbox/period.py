@@ -7,6 +7,7 @@ periods tile time whatever the clocks do: a week with a change of clocks has 167
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from enum import StrEnum
+from typing import Final
 from zoneinfo import ZoneInfo
 
 
@@ -37,11 +38,20 @@ class Period:
     ends_at: datetime
 
 
+# What `infinity` and `-infinity` are read as from the database: far enough from Python's own bounds for any timezone.
+INFINITY: Final = datetime.max.replace(tzinfo=UTC) - timedelta(days=1)
+MINUS_INFINITY: Final = datetime.min.replace(tzinfo=UTC) + timedelta(days=1)
+
+
 def spoken_time(at: datetime, zone: tzinfo | None = None) -> str:
     """A moment on the clocks of a timezone, and in UTC if they differ: `2026-11-24 18:10:02 EST (23:10 UTC)`.
 
-    In UTC alone without a zone. The date is repeated where it is another one.
+    In UTC alone without a zone. The date is repeated where it is another one. Infinity is `never`.
     """
+    if at == INFINITY:
+        return "never"
+    if at == MINUS_INFINITY:
+        return "before all time"
     universal = at.astimezone(UTC)
     there = at.astimezone(zone or UTC)
     if there.utcoffset() == universal.utcoffset():

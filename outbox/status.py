@@ -111,7 +111,7 @@ class Status:
 COUNTS: Final = "SELECT state, count(*) AS n FROM outbox.delivery GROUP BY state"
 
 OLDEST_DUE: Final = """
-SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
+SELECT coalesce(extract(epoch FROM now() - min(greatest(due_at, timestamptz 'epoch'))), 0)::float8
   FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND due_at <= now()
 """
 

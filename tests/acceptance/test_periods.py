@@ -2,6 +2,9 @@
 
 import pytest
 
+from outbox.generate import generate
+from outbox.settings import load
+
 CIVIL = """
 WITH t AS (SELECT date_trunc($1, now() AT TIME ZONE $2) AS this)
 SELECT to_char(CASE WHEN $3 THEN this ELSE this - ('1 ' || $1)::interval END, $4) AS key,
@@ -34,23 +37,20 @@ async def test_the_period_is_the_civil_one_of_the_reports_timezone_by_the_databa
     assert ended.out.startswith(f"progress {found[0]}: ")
 
 
-async def test_the_database_clock_decides_and_the_servers_clock_does_not(fleet):
+async def test_the_database_clock_decides_and_the_servers_clock_does_not(fleet, monkeypatch):
     """A `now()` of the test's own, before pg_catalog's on the search path, is a database whose clock is elsewhere."""
-    name = await fleet.connection.fetchval("SELECT current_database()")
-    await fleet.connection.execute(
-        "CREATE SCHEMA clock;"
-        "CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS"
-        " $$ SELECT timestamptz '2027-01-04 04:59:59 UTC' $$;"
-        f'ALTER DATABASE "{name}" SET search_path = clock, pg_catalog, public'
-    )
-    await fleet.run("generate")
-    assert [period for period, *_ in await editions(fleet)] == ["2026-W52"]
-    await fleet.connection.execute(
-        "CREATE OR REPLACE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS"
-        " $$ SELECT timestamptz '2027-01-04 05:00:00 UTC' $$"
-    )
-    await fleet.run("generate")
-    assert [period for period, *_ in await editions(fleet)] == ["2026-W52", "2026-W53"]
+    monkeypatch.setattr("outbox.database.TRUSTED_PATH", "clock, pg_catalog, pg_temp")
+    settings = load(fleet.write_settings())
+    found = []
+    for now in ("2027-01-04 04:59:59 UTC", "2027-01-04 05:00:00 UTC"):
+        await fleet.connection.execute(
+            "CREATE SCHEMA IF NOT EXISTS clock;"
+            "CREATE OR REPLACE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS"
+            f" $$ SELECT timestamptz '{now}' $$"
+        )
+        await generate(settings, "progress")
+        found.append([period for period, *_ in await editions(fleet)])
+    assert found == [["2026-W52"], ["2026-W52", "2026-W53"]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 
+import asyncpg
 import pytest
 
 from bench.pooler import PGBOUNCER, pooler
@@ -126,3 +127,12 @@ async def test_status_behind_a_pooler_works_or_says_why_not(pooled):
     ended = await fleet.run("status")
     assert "Traceback" not in ended.err
     assert ended.code == 0 or "pooler" in ended.sentences[0]
+
+
+async def test_other_clients_of_a_pooler_in_transaction_mode_find_its_sessions_as_they_were(pooled):
+    fleet = await pooled("transaction", ignore=True, sessions=1)
+    client = await asyncpg.connect(fleet.database, statement_cache_size=0)
+    before = [await client.fetchval(f"SHOW {name}") for name in ("search_path", "lock_timeout")]
+    assert (await fleet.run("status")).code == 0
+    assert [await client.fetchval(f"SHOW {name}") for name in ("search_path", "lock_timeout")] == before
+    await client.close()

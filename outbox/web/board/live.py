@@ -49,7 +49,7 @@ SELECT id, host, pid, version, route, started_at, ended_at, sent, last_reply, tr
 BEFORE: Final = """
 SELECT (extract(epoch FROM settled_at) / 60)::bigint AS minute, count(*) AS n
   FROM (SELECT state, settled_at FROM outbox.delivery ORDER BY email DESC LIMIT $1) d
- WHERE state = 'sent' AND settled_at > now() - interval '1 hour' GROUP BY 1
+ WHERE state = 'sent' AND settled_at > now() - interval '1 hour' AND settled_at < 'infinity' GROUP BY 1
 """
 BEFORE_MAX: Final = 50_000
 
