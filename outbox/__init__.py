@@ -26,7 +26,10 @@ newcomer who follows it meets them in this order:
     report            rows become a subject, a mail and a page (templates/)
     message           the RFC 5322 bytes; fields: any text as a header field can hold it
     record            the one transaction: report, email and delivery
-    generate_session  generate's connection: bucket locks, the user's queries, the pulse
+    generate_session  generate's connection: our statements, the user's queries, the pulse
+    lock_wait         bounded waits for locks of other sessions, and who holds them
+    buckets           advisory locks by which the servers share an edition's recipients
+    batch_writer      commits batches of reports; one that is blocked does not stop the others
     generate          the corridor: buckets, what is missing, made here or elsewhere
     email             an application's own email, whole and checked; enqueuing: put in, in the application's transaction
     digest            a report over reports: what waits for an address, told of in one email

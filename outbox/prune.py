@@ -245,8 +245,8 @@ class _Walk:
             with _silence_ends(self.connection):
                 return await self.connection.fetchrow(statement, *values)
         except asyncpg.LockNotAvailableError:
-            look_s = LOCK_TIMEOUT_S / 5
-        async with BlockerWatch(self.url, self.connection.get_server_pid(), first_s=look_s, every_s=look_s) as watch:
+            look_s, pid = LOCK_TIMEOUT_S / 5, await self.connection.fetchval("SELECT pg_backend_pid()")
+        async with BlockerWatch(self.url, pid, first_s=look_s, every_s=look_s) as watch:
             try:
                 with _silence_ends(self.connection):
                     return await self.connection.fetchrow(statement, *values)
