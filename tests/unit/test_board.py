@@ -116,6 +116,7 @@ HOSTILE = {
     ),
     "blanks": b"Content-Type: text/html\r\n\r\n" + b"\r\n" * 1_000_000,
     "pictures": b"Content-Type: text/html\r\n\r\n" + b"<img src=cid:a>" * 200_000,
+    "src": b"Content-Type: text/html\r\n\r\n" + b"src= " * 800_000,
     "cid": b"Content-Type: text/html\r\n\r\n" + b"cid:" * 500_000,
 }
 

@@ -17,7 +17,10 @@ from outbox.stored_mail import Attachment, read_message
 
 PICTURES_MAX: Final = 5_000_000  # bytes, of all that is put into a page
 PICTURE_PARTS_MAX: Final = 100
-READERS: Final = 2  # messages that are read at once: bounds their memory
+NAMES_MAX: Final = 2_000  # places at which a page names a picture
+REMOTE_MAX: Final = 500_000  # characters in which something from elsewhere is looked for
+READERS: Final = 1  # messages that are read at once: each takes time from the event loop, and memory
+_REMOTE: Final = re.compile(r"(?:src\s*=|url\()[\s\"']*(?:https?:)?//", re.IGNORECASE)
 _CID: Final = re.compile(r"cid:([^\s\"'<>)]{1,300})", re.IGNORECASE)
 
 # A page that somebody else wrote: nothing of it runs, nothing is loaded, and only our own page may frame it.
@@ -40,7 +43,7 @@ class Mail:
 
 
 async def read_mail(message: bytes) -> Mail:
-    """Read a message off the event loop; at most `READERS` at once, others wait."""
+    """Read a message off the event loop, after those that came before it."""
     return await asyncio.get_running_loop().run_in_executor(_readers(), mail_of, message)
 
 
@@ -61,6 +64,8 @@ def mail_of(message: bytes) -> Mail:
 def _with_pictures(html: str, attachments: Sequence[Attachment]) -> str:
     """Return the page with each picture that it names by `cid:` put in its place, as far as they are not too much."""
     named = {one.cid: one for one in attachments if one.cid and one.type.startswith("image/")}
+    if not named:
+        return html
     pictures: dict[str, str] = {}
     left = PICTURES_MAX * 4 // 3
 
@@ -81,9 +86,12 @@ def _with_pictures(html: str, attachments: Sequence[Attachment]) -> str:
         left -= len(picture)
         return picture
 
-    return _CID.sub(in_its_place, html)
+    return _CID.sub(in_its_place, html, count=NAMES_MAX)
 
 
 def has_remote_pictures(html: str) -> bool:
-    """Return True if the page would load something from elsewhere, which is not shown here."""
-    return re.search(r"(?:src\s*=|url\()[\s\"']*(?:https?:)?//", html, re.IGNORECASE) is not None
+    """Return True if the page would load something from elsewhere, which is not shown here.
+
+    It is looked for at the page's beginning only: an expression holds the interpreter until it has ended.
+    """
+    return _REMOTE.search(html, 0, REMOTE_MAX) is not None
