@@ -1145,7 +1145,7 @@ def test_an_address_that_could_be_taken_for_another_command_is_never_written(pip
 
 def test_a_line_over_998_octets_is_a_dead_letter_before_it_is_signed():
     class Signer:
-        def sign(self, message, *, head):
+        def sign(self, *_, **__):
             raise AssertionError("it was parsed")
 
     talk = Talk(mail(b"Subject: x\r\n\r\n" + b" " * 3_000_000), letterhead=Letterhead({}, Signer()))
