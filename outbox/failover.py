@@ -13,21 +13,28 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import asyncpg
 
 from outbox.database import storable
 from outbox.ledger import Claim, Settlement
+from outbox.log import Events
+from outbox.quarantine import is_of_a_row
 from outbox.verdict import Outcome
 
 REMEMBERED_S: Final = 60.0
 REMEMBERED_MAX: Final = 100_000
+REMEMBERED_BYTES_MAX: Final = 48 * 1024 * 1024  # of all that is remembered; then the oldest is forgotten
+MESSAGES_BYTES_MAX: Final = 16 * 1024 * 1024  # of messages in doubt; of more only the envelopes are remembered
+NEWS_BYTES: Final = 700  # that a verdict takes besides its text
 GRACE_MIN_S: Final = 3.0  # for a relay whose very registration was lost
 ASSERTED_AT_ONCE: Final = 1000
 BARRIER_LOOK_S: Final = 0.2
 REMAINS: Final = b"The database lost this message in a failover after it was settled; only its envelope is known.\r\n"
+
+log = Events("outbox.relay")
 
 # Not pg_control_checkpoint(): it shows the old timeline until the first checkpoint after the promotion.
 TIMELINE: Final = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint"
@@ -100,21 +107,47 @@ class News:
     attempt: int
     outcome: Outcome
 
+    @property
+    def message_bytes(self) -> int:
+        """Size of the message that is kept for it."""
+        return 0 if self.message is REMAINS else len(self.message)
+
+    @property
+    def bytes(self) -> int:
+        """About what it takes in memory, without its message."""
+        text = len(self.key) + len(self.sender) + len(self.recipient) + len(self.message_id) + len(self.outcome.reply)
+        return NEWS_BYTES + text
+
 
 @dataclass(slots=True)
 class Memory:
-    """A relay's verdicts of the last `REMEMBERED_S` before its session was lost; `REMEMBERED_MAX` are some 50 MB."""
+    """Verdicts of a relay in the last `REMEMBERED_S` before its session was lost, within `REMEMBERED_BYTES_MAX`."""
 
     lost_at: float | None = None
     """Since when there is no session that knows them: until it is back nothing grows old, however long that takes."""
-    _news: deque[tuple[float, News]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_MAX))
+    _news: deque[tuple[float, News]] = field(default_factory=deque)
+    _bytes: int = 0
+    _message_bytes: int = 0
 
     def note(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
         """Remember a verdict that must not be forgotten: sent, dead or in doubt. Others only lead to a next try."""
         while self.lost_at is None and self._news and now - self._news[0][0] > REMEMBERED_S:
-            self._news.popleft()
-        if outcome.state != "pending":
-            self._news.append((now, news_of(claim, attempt, outcome)))
+            self._forget_oldest()
+        if outcome.state == "pending":
+            return
+        news = news_of(claim, attempt, outcome)
+        if self._message_bytes + news.message_bytes > MESSAGES_BYTES_MAX:  # a person decides, should it be lost
+            news = replace(news, message=REMAINS, outcome=replace(outcome, delay_s=None))
+        self._news.append((now, news))
+        self._bytes += news.bytes
+        self._message_bytes += news.message_bytes
+        while self._bytes > REMEMBERED_BYTES_MAX or len(self._news) > REMEMBERED_MAX:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, news = self._news.popleft()
+        self._bytes -= news.bytes
+        self._message_bytes -= news.message_bytes
 
     def recall(
         self, unsettled: Iterable[Settlement], handed_over: Iterable[Claim], *, doubt_s: float | None
@@ -235,14 +268,34 @@ async def reassert(connection: Any, news: Sequence[News], *, route: str = "") ->
 async def tell_again(
     connection: Any, news: Sequence[News], patience: Callable[[], AbstractContextManager[None]], *, route: str = ""
 ) -> tuple[dict[str, int], int]:
-    """`reassert` for any number of news, in portions, each within a `patience()` of its own."""
+    """Run `reassert` for any number of news, in portions, each within a `patience()` of its own.
+
+    Where a row of a portion cannot be written, each is told by itself, and what fails again is logged.
+    """
     emails: dict[str, int] = {}
     changed = 0
-    for begin in range(0, len(news), ASSERTED_AT_ONCE):
-        with patience():
-            there, new = await reassert(connection, news[begin : begin + ASSERTED_AT_ONCE], route=route)
-        emails.update(there)
-        changed += new
+    portions = [news[begin : begin + ASSERTED_AT_ONCE] for begin in range(0, len(news), ASSERTED_AT_ONCE)]
+    for portion in portions:  # which grow while it runs
+        try:
+            with patience():
+                there, new = await reassert(connection, portion, route=route)
+        except Exception as error:
+            if not is_of_a_row(error):
+                raise
+            if len(portion) > 1:
+                portions += [[one] for one in portion]
+            else:
+                log.error(  # noqa: TRY400 - it names a row; a traceback says no more
+                    "verdict_untold",
+                    "{key}, attempt {attempt}: the verdict {verdict!r} cannot be told again: {reason}",
+                    key=portion[0].key,
+                    attempt=portion[0].attempt,
+                    verdict=portion[0].outcome.verdict,
+                    reason=error,
+                )
+        else:
+            emails.update(there)
+            changed += new
     return emails, changed
 
 

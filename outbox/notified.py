@@ -19,26 +19,29 @@ class Notifications:
     rest_until: float = 0.0
     _rest_s: float = 0.0
     _is_pending: bool = False
+    """One came since the last look began."""
+    _is_tried: bool = False
+    """The look that is under way is for one."""
 
     def hear(self, now: float) -> float | None:
         """Return in how many seconds to act on a notification; None if that is planned already."""
-        if now < self.rest_until:
-            if self._is_pending:
-                return None
-            self._is_pending = True
-            return self.rest_until - now
+        if now < self.rest_until and self._is_pending:
+            return None
         if now >= self.rest_until + self._rest_s:
             self._rest_s = 0.0  # the last flood is over
         self._is_pending = True
-        return 0.0
+        return max(self.rest_until - now, 0.0)
 
-    def note_tick(self, now: float, *, found: bool) -> None:
-        """Note that a tick looked at what is due, and whether it found anything."""
+    def begin_look(self) -> None:
+        """Note that what is due is about to be looked at: what comes from now on may be too late for it."""
+        self._is_tried, self._is_pending = self._is_pending, False
+
+    def end_look(self, now: float, *, found: bool) -> float | None:
+        """Note whether the look found anything; return in how many seconds to look again for what came meanwhile."""
         if found:
             self._rest_s = self.rest_until = 0.0
-        elif self._is_pending and now >= self.rest_until:
+        elif self._is_tried and now >= self.rest_until:
             self._rest_s = min(max(2 * self._rest_s, REST_FIRST_S), REST_MAX_S)
             self.rest_until = now + self._rest_s
-        else:
-            return
-        self._is_pending = False
+        self._is_tried = False
+        return max(self.rest_until - now, 0.0) if self._is_pending else None

@@ -471,7 +471,9 @@ class Relay:
         return session is not None and session.lost is None and claim.relay == session.relay
 
     def _hear_notification(self) -> None:
-        wait_s = self._notifications.hear(time.monotonic())
+        self._look_again_in(self._notifications.hear(time.monotonic()))
+
+    def _look_again_in(self, wait_s: float | None) -> None:
         if wait_s == 0:
             self._look_again()
         elif wait_s is not None:
@@ -511,7 +513,8 @@ class Relay:
                 await self._gather(now)
                 await self._tick(session, room)
             else:
-                self._notifications.note_tick(now, found=False)
+                self._notifications.begin_look()
+                self._notifications.end_look(now, found=False)
                 if self.pool.ready and session.lost is None and not self.stopping:
                     self.pool.staff(now)  # claims that came back from cut connections
         with self._patience(session):
@@ -615,6 +618,7 @@ class Relay:
         marks, self._marks = self._marks, {}
         settlements, self._settlements = self._settlements, []
         began_at = time.monotonic()
+        self._notifications.begin_look()
         for observer in self.observers:
             observer.ticking()
         since, urgent_since = self._frontier.since(began_at), self._urgent_frontier.since(began_at)
@@ -638,10 +642,10 @@ class Relay:
                 claim.claimed_at = now
         self._adopt(done.pause, now)
         news = self._adopt_holds(done.held)
-        self._notifications.note_tick(now, found=bool(done.claims or done.unfit))
         self.share.asked = sum(claim.size for claim in done.claims if not claim.fetched)
         if room:
             await self._note_claims(session, done, room, order, now)
+        self._look_again_in(self._notifications.end_look(now, found=bool(done.claims or done.unfit)))
         small, large = _by_size(done)
         is_free = not (small.held or small.listed)
         if is_free:

@@ -97,6 +97,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("delivery", "SELECT"),
         ("delivery", "INSERT", "email due_at marked_at settled_at doubted_at relay attempt state route"),
         ("delivery", "UPDATE", "due_at marked_at settled_at doubted_at relay attempt withdrawn orphaned state paused"),
+        ("delivery", "UPDATE", "send_before"),  # puts it back into its bounds, where a row is quarantined
         ("attempt", "SELECT"),
         ("attempt", "INSERT"),
         ("relay", "SELECT"),

@@ -1,10 +1,24 @@
 """What a relay tells a Postgres that may have forgotten: its own tries, whatever their age, and nobody else's."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import asyncpg
 import pytest
 
 from outbox import ledger
-from outbox.failover import REMEMBERED_S, Barrier, Memory, News, reassert
+from outbox.failover import (
+    MESSAGES_BYTES_MAX,
+    REMAINS,
+    REMEMBERED_BYTES_MAX,
+    REMEMBERED_S,
+    Barrier,
+    Memory,
+    News,
+    news_of,
+    reassert,
+    tell_again,
+)
 from outbox.ledger import Claim, Settlement
 from outbox.verdict import Outcome
 
@@ -101,6 +115,37 @@ def test_verdicts_grow_old_while_there_is_one():
     memory.note(claim(), 1, SENT, 1000.0)
     memory.note(claim(), 2, SENT, 1001.0 + REMEMBERED_S)
     assert len(memory._news) == 1
+
+
+def test_what_is_remembered_takes_a_bounded_memory():
+    memory = Memory()
+    for number in range(40):
+        memory.note(replace(claim(), key=f"k{number}", message=b"x" * 2**20), 1, DOUBT, 1000.0)
+    memory.lost_at = 1000.0
+    told = memory.recall([], [], doubt_s=None)
+    memory.lost_at = None
+    assert len(told) == 40, "the verdicts are all there"
+    assert sum(len(n.message) for n in told if n.message is not REMAINS) <= MESSAGES_BYTES_MAX
+    assert all(n.outcome.delay_s is None for n in told if n.message is REMAINS), "it is not sent by itself without them"
+    long = "k" * 1000
+    for number in range(60_000):
+        memory.note(replace(claim(), key=f"{long}{number}"), 1, SENT, 1000.0)
+    assert memory._bytes <= REMEMBERED_BYTES_MAX
+    assert 20_000 < len(memory._news) < 60_000
+    memory.note(claim(), 2, SENT, 1001.0 + REMEMBERED_S)
+    assert memory._message_bytes == 0
+    assert memory._bytes == memory._news[0][1].bytes
+
+
+async def test_a_verdict_that_cannot_be_told_again_does_not_keep_back_the_others(fleet, caplog):
+    await fleet.put_emails(3)
+    await fleet.connection.execute(
+        "ALTER TABLE outbox.delivery ADD CONSTRAINT test CHECK (email <> 2 OR state <> 'sent')"
+    )
+    news = [news_of(replace(claim(), key=f"mail{n}"), 1, SENT) for n in (1, 2, 3)]
+    emails, changed = await tell_again(fleet.connection, news, nullcontext)
+    assert (set(emails), changed) == ({"mail1", "mail3"}, 2)
+    assert "mail2, attempt 1: the verdict 'accepted' cannot be told again: " in caplog.text
 
 
 def test_a_dot_without_an_answer_is_told_as_doubt_on_the_policys_clock():

@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+import re
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from outbox.conversation import PIECE_BYTES, QUIT_TIMEOUT_S, Conversation
 from outbox.esmtp import Offers
 from outbox.ledger import Claim
+from outbox.letterhead import Letterhead
 from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn
+from tests.smuggling import MESSAGES
 
 COMMAND_TIMEOUT_S = 30.0
 DATA_DONE_TIMEOUT_S = 600.0
@@ -1105,3 +1108,47 @@ def test_redirected_mail_goes_to_one_address_whole_and_every_verdict_says_so(pip
     assert isinstance(talk.desk.verdicts[-1][1], Refused)
     assert talk.desk.verdicts[-1][1].reply.startswith("redirected to staging@example.com: 550 no")
     assert claims[1].recipient.encode() not in written
+
+
+# ── the last gate ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=repr)
+@both_ways
+def test_no_message_ends_before_its_end_and_none_with_nul_is_begun(pipelining, message):
+    talk = Talk(mail(message), pipelining=pipelining)
+    if b"\0" in message:
+        ((_, verdict),) = talk.desk.verdicts
+        assert isinstance(verdict, Refused)
+        assert "NUL" in verdict.reply
+        assert talk.wire.taken() == []
+        return
+    (wire,) = talk.take_content()
+    assert b"\r\n.\r\n" not in b"\r\n" + wire
+    assert not re.search(rb"\r(?!\n)|(?<!\r)\n", wire)
+
+
+@pytest.mark.parametrize("field", ["sender", "recipient"])
+@pytest.mark.parametrize("bad", ["\r\nRCPT TO:<evil@example.com>", "\n", "\r", "\0", " SIZE=1", "> BODY=8BITMIME <"])
+@both_ways
+def test_an_address_that_could_be_taken_for_another_command_is_never_written(pipelining, field, bad):
+    claim, following = mail(), mail()
+    setattr(claim, field, f"a@example.com{bad}")
+    talk = Talk(claim, following, pipelining=pipelining)
+    ((refused, verdict),) = talk.desk.verdicts
+    assert refused is claim
+    assert isinstance(verdict, Refused)
+    assert f"the {field} has a control character" in verdict.reply
+    assert b"evil" not in b"".join(talk.wire.taken())
+    assert talk.conversation.ahead is following
+
+
+def test_a_line_over_998_octets_is_a_dead_letter_before_it_is_signed():
+    class Signer:
+        def sign(self, *_, **__):
+            raise AssertionError("it was parsed")
+
+    talk = Talk(mail(b"Subject: x\r\n\r\n" + b" " * 3_000_000), letterhead=Letterhead({}, Signer()))
+    ((_, verdict),) = talk.desk.verdicts
+    assert isinstance(verdict, Refused)
+    assert "a line of more than 998 octets" in verdict.reply

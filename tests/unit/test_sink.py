@@ -19,6 +19,7 @@ import uvloop
 
 from outbox import sink as sink_module
 from outbox.sink import Accept, Action, Cut, Flood, Hold, Reply, Reset, Script, Sink, Stage, Stall, Trickle, Visit
+from tests.smuggling import ENDS, SECOND
 
 DEADLINE_S = 5.0
 ENVELOPE = b"MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
@@ -250,6 +251,24 @@ async def test_a_line_without_end_is_refused_and_the_connection_closed(end: byte
         client.write(b"NOOP\r\n" + b"x" * 8193 + end)
         assert await client.codes(2) == [OK, b"500 "]
         assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("end", [end for end in ENDS if b"\r\n.\r\n" not in end], ids=repr)
+async def test_nothing_but_crlf_dot_crlf_ends_a_message(end: bytes):
+    async with Sink() as sink, session(sink) as client:
+        client.write(ENVELOPE + MESSAGE + end + SECOND.removesuffix(b"\r\n.\r\n") + b"\r\n.\r\nQUIT\r\n")
+        await client.rest()
+        assert len(sink.accepted) == 1
+        assert sink.addresses == {"b@example.com": 1}
+
+
+@pytest.mark.parametrize("break_", [b"\n", b"\r", b"\0"])
+async def test_a_command_line_ends_with_crlf_only(break_: bytes):
+    async with Sink() as sink, session(sink) as client:
+        client.write(b"MAIL FROM:<a@example.com>" + break_ + b"RCPT TO:<b@example.com>" + break_ + b"DATA\r\n")
+        assert (await client.line())[:1] == b"5"
+        assert await client.silent(), "it is one command, and has one reply"
+        assert sink.visits[0].recipients == []
 
 
 async def test_pipelining_is_not_offered_where_it_is_off():
