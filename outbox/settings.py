@@ -54,7 +54,7 @@ def _mailbox_of(atom: str) -> re.Pattern[str]:
 
 _RCPT = _mailbox_of(_ATOM)
 _RCPT_UTF8 = _mailbox_of(_ATOM.replace("A-Z", f"A-Z{_UTF8}"))
-_MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"|[^"<>,;:@()\[\]\\]*)\s*<{_ADDRESS}>""")
+_MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"\s*|[^"<>,;:@()\[\]\\]*)<{_ADDRESS}>""")
 
 _Address = TypeVar("_Address", DatabaseUrl, SmtpAddress)
 
@@ -788,6 +788,8 @@ def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
         what, _, place = str(error).removesuffix(")").partition(" (at ")
         where = place if place.startswith("line") else "last line"
         faults.append(f"{path}, {where}: is not TOML ({what}); mend it there or in the line before.")
+    except RecursionError:  # tomllib calls itself for each bracket
+        faults.append(f"{path}: is nested too deeply; take out the brackets that are too many.")
     return {}
 
 
@@ -803,7 +805,7 @@ def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, 
             continue
         try:
             (given[key],) = tomllib.loads(f"{key} = {text}").values()
-        except ValueError:  # not TOML, or more than one value
+        except (ValueError, RecursionError):  # not TOML, more than one value, or thousands of brackets
             faults.append(f"{_variable(key)}: is not TOML; write what would follow `{key} =` in one line.")
     return given
 
