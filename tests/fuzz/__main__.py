@@ -1,4 +1,4 @@
-"""`scripts/fuzz [MINUTES]`: all targets in turn for that long; each finding with its input, and exit 1 if there is one."""
+"""All targets in turn for so many minutes; a finding is printed with its input, and makes the exit code 1."""
 
 import argparse
 import asyncio
@@ -43,7 +43,9 @@ def main() -> int:
                     print(f"FOUND: {found}", flush=True)
                 print(f"{time.monotonic() - begun:6.0f} s  {run.target.name}: {run.examples:,} inputs", flush=True)
     found = sum(len(run.findings) for run in runs)
-    print(f"{sum(run.examples for run in runs):,} inputs, {found} findings in {(time.monotonic() - begun) / 60:.1f} min")
+    print(
+        f"{sum(run.examples for run in runs):,} inputs, {found} findings in {(time.monotonic() - begun) / 60:.1f} min"
+    )
     for run in runs:
         print(f"  {run.target.name:<12} {run.examples:>9,} inputs  {len(run.findings) or 'no'} finding(s)")
     return 1 if found else 0

@@ -49,7 +49,8 @@ async def _same_mailbox(connection, text):
 
 
 _TEXT = words(
-    "a\r\nBcc: spy@example.com\r\n\r\n", "\r", "\n", "\r\n.\r\n", "\n.\r\n", "é", "🙂", " ", "=?utf-8?q?x?=", "\x1b", "\x85",
+    "a\r\nBcc: spy@example.com\r\n\r\n", "\r", "\n", "\r\n.\r\n", "\n.\r\n", "é", "🙂", " ", "=?utf-8?q?x?=",
+    "\x1b", "\x85",
     "\u2028", '"', "\\", "<x@y>", "x" * 100, size_max=20_000,
 )  # fmt: skip
 _TIME = st.sampled_from([
@@ -65,15 +66,18 @@ _EMAIL = st.fixed_dictionaries({
     "subject": _TEXT, "body_text": st.one_of(_TEXT, st.none()), "body_html": st.one_of(_TEXT, st.none()),
     "headers": st.one_of(st.none(), st.dictionaries(st.one_of(_TEXT, st.just("X-Extra")), _TEXT, max_size=2)),
     "send_at": _TIME, "send_before": _TIME,
-    "priority": st.sampled_from(["normal", "urgent", "", "high"]), "route": st.sampled_from([None, "", "bulk", "Bulk", "x\n"]),
+    "priority": st.sampled_from(["normal", "urgent", "", "high"]), "route": st.sampled_from([None, "", "bulk",
+    "Bulk", "x\n"]),
 })  # fmt: skip
 
 _ENQUEUE = """
 SELECT outbox.enqueue(key => $1, sender => $2, recipient => $3, subject => $4, body_text => $5, body_html => $6,
-       headers => $7::jsonb, send_at => $8::text::timestamptz, send_before => $9::text::timestamptz, priority => $10, route => $11)
+       headers => $7::jsonb, send_at => $8::text::timestamptz, send_before => $9::text::timestamptz,
+       priority => $10, route => $11)
 """
 _STORED = """
-SELECT m.message, m.sender, m.recipient, d.due_at::text AS due_at FROM outbox.email m JOIN outbox.delivery d ON d.email = m.id
+SELECT m.message, m.sender, m.recipient, d.due_at::text AS due_at
+  FROM outbox.email m JOIN outbox.delivery d ON d.email = m.id
 """
 
 

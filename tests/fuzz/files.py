@@ -21,7 +21,8 @@ from tests.fuzz.harness import TARGETS, Target, fuzzed, words
 # ── lists that providers export ──────────────────────────────────────────────────────────────────────────────────────
 
 _LIST = words(
-    "ann@example.com", "\n", "\r\n", "\r", ",", ";", '"', '""', "#", "email", "EmailAddress", "reason", "report", "bounce",
+    "ann@example.com", "\n", "\r\n", "\r", ",", ";", '"', '""', "#", "email", "EmailAddress", "reason", "report",
+    "bounce",
     "hardbounce", "\ufeff", "\0", "\t", " ", "é@bücher.example", "@", "x" * 200, "\u2028", "\udcff",
     seeds=("email,reason\nann@example.com,bounce\n", "ann@example.com\nbo@example.com\n"),
 )  # fmt: skip
@@ -62,18 +63,22 @@ link = "https://reports.example.com/r/{token}"
 """
 _SETTINGS = st.fixed_dictionaries({
     "file": words(
-        "=", '"', "'", '"""', "[", "]", "[[", "{", "}", ".", ",", "\n", "#", "\\", "\\u0000", "\0", "é", "1e999", "-1", "nan",
-        "true", "0x", "2026-11-23", "[reports.x]\n", "[web]\n", "[routes.bulk]\n", "[digest]\n", "database_url = ", "a.",
+        "=", '"', "'", '"""', "[", "]", "[[", "{", "}", ".", ",", "\n", "#", "\\", "\\u0000", "\0", "é", "1e999",
+        "-1", "nan",
+        "true", "0x", "2026-11-23", "[reports.x]\n", "[web]\n", "[routes.bulk]\n", "[digest]\n",
+        "database_url = ", "a.",
         "smtp_url", "sender = ", "rate = ", "http = ", SECRET, "postgresql://", "smtp://", "@", ":", "/", "?", "%",
         seeds=(_TOML,) * 3, size_max=30_000,
     ),
     "variables": st.dictionaries(
         st.sampled_from([
-            "OUTBOX_DATABASE_URL", "OUTBOX_SMTP_URL", "OUTBOX_SENDER", "OUTBOX_RETRY", "OUTBOX_REPORTS", "OUTBOX_RATE",
+            "OUTBOX_DATABASE_URL", "OUTBOX_SMTP_URL", "OUTBOX_SENDER", "OUTBOX_RETRY", "OUTBOX_REPORTS",
+            "OUTBOX_RATE",
             "OUTBOX_WEB", "OUTBOX_HTTP", "OUTBOX_ROUTES", "OUTBOX_DKIM", "OUTBOX_LEASE_S", "OUTBOX_RESOLVER",
         ]),
         words(
-            "{", "}", "[", "]", "=", '"', ",", "board_token", SECRET, "smtp://u:", "@h", "1", "-", "nan", "s", "/", "\n", "a.b",
+            "{", "}", "[", "]", "=", '"', ",", "board_token", SECRET, "smtp://u:", "@h", "1", "-", "nan", "s",
+            "/", "\n", "a.b",
             seeds=(f"postgresql://app:{SECRET}@db/app", f'{{board_token = "{SECRET}"}}'), size_max=20_000,
         ),
         max_size=3,
@@ -107,10 +112,13 @@ def _settings(_):
 TARGETS["settings"] = Target("settings", _SETTINGS, dict, _settings)
 
 _URL = words(
-    "postgresql://", "postgres://", "postgresql+asyncpg://", "smtp://", "smtps://", "lmtp://", "lmtp:///", "file:///", "@",
-    ":", "/", "?", "#", "%", "%00", "%40", "%ff", "[", "]", "::1", "h", "25", "65536", ",", "&", "=", "host=", "password=",
+    "postgresql://", "postgres://", "postgresql+asyncpg://", "smtp://", "smtps://", "lmtp://", "lmtp:///",
+    "file:///", "@",
+    ":", "/", "?", "#", "%", "%00", "%40", "%ff", "[", "]", "::1", "h", "25", "65536", ",", "&", "=", "host=",
+    "password=",
     "sslmode=", SECRET, "user", " ", "\0", "\n", "é", "\u2028", "\udcff",
-    seeds=(f"postgresql://u:{SECRET}@h:5432/d?host=/s", f"smtp://u:{SECRET}@h:587", f"postgresql://h/d?password={SECRET}"),
+    seeds=(f"postgresql://u:{SECRET}@h:5432/d?host=/s", f"smtp://u:{SECRET}@h:587",
+    f"postgresql://h/d?password={SECRET}"),
     size_max=20_000,
 )  # fmt: skip
 
@@ -136,9 +144,11 @@ def a_url_shows_itself_without_its_password_or_is_refused_without_it(text):
 # ── schedules ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _CRON = words(
-    "*", "/", ",", "-", "?", "L", "#", " ", "0", "1", "5", "29", "30", "31", "59", "60", "mon", "feb", "W", "7", "9" * 5000,
+    "*", "/", ",", "-", "?", "L", "#", " ", "0", "1", "5", "29", "30", "31", "59", "60", "mon", "feb", "W", "7",
+    "9" * 5000,
     "\t", "\n", "é", "²", "٣", "1-5", "*/7", "0 6 * * ", "\udcff", "mon#5", "0,",
-    seeds=("0 6 * * mon", "*/5 0-23/2 1,15 feb mon-fri", "59 23 29 2 *", "0 0 L * *", "30 2 * * sun#5"), size_max=20_000,
+    seeds=("0 6 * * mon", "*/5 0-23/2 1,15 feb mon-fri", "59 23 29 2 *", "0 0 L * *", "30 2 * * sun#5"),
+    size_max=20_000,
 )  # fmt: skip
 _WHEN = st.fixed_dictionaries({
     "expression": _CRON,

@@ -21,7 +21,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # ── bounces ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _TOKENS = (
-    b"\r\n", b"\n", b"\r\n\r\n", b" ", b"\t", b";", b"(", b")", b'"', b"\\", b"=", b"*", b"<", b">", b"@", b",", b":", b"\0",
+    b"\r\n", b"\n", b"\r\n\r\n", b" ", b"\t", b";", b"(", b")", b'"', b"\\", b"=", b"*", b"<", b">", b"@", b",",
+    b":", b"\0",
     b"Content-Type: multipart/report; report-type=delivery-status; boundary=B\r\n",
     b"Content-Type: multipart/mixed; boundary=B\r\n\r\n", b"--B\r\n", b"--B--\r\n", b'boundary="', b"--",
     b"Content-Type: message/delivery-status\r\n\r\n", b"Content-Type: message/feedback-report\r\n\r\n",
@@ -78,9 +79,12 @@ def _readers():
 
 
 _STORED = build(
-    sender=Mailbox("Réports", "reports@example.com"), recipient=Mailbox("Ann", "ann@example.com"), subject="Ünwritten",
-    text="Hello é", html='<img src="cid:logo">', date=datetime(2026, 11, 23, tzinfo=UTC), message_id="1.a@example.com",
-    attachments=[Attachment("logo.png", b"\x89PNG", "image/png", cid="logo"), Attachment("r.csv", b"a,b", "text/csv")],
+    sender=Mailbox("Réports", "reports@example.com"), recipient=Mailbox("Ann", "ann@example.com"),
+    subject="Ünwritten",
+    text="Hello é", html='<img src="cid:logo">', date=datetime(2026, 11, 23, tzinfo=UTC),
+    message_id="1.a@example.com",
+    attachments=[Attachment("logo.png", b"\x89PNG", "image/png", cid="logo"), Attachment("r.csv", b"a,b",
+    "text/csv")],
 )  # fmt: skip
 
 
@@ -93,11 +97,12 @@ def any_stored_message_can_be_shown(raw):
 # ── messages that we build ───────────────────────────────────────────────────────────────────────────────────────────
 
 _TEXT = words(
-    "=?utf-8?q?=C3=A9?=", "a\r\nBcc: spy@example.com\r\n\r\n", "\r", "\n", "\r\n.\r\n", ".", "From ", "é", "🙂", " ", "\t",
+    "=?utf-8?q?=C3=A9?=", "a\r\nBcc: spy@example.com\r\n\r\n", "\r", "\n", "\r\n.\r\n", ".", "From ", "é", "🙂",
+    " ", "\t",
     '"', "\\", "(", "<x@y>", "\u2028", "\x85", "\0", "\x1b", "--=_", "=", "e\u0301", "\udcff", "\ufeff", "x" * 80,
     size_max=20_000,
 )  # fmt: skip
-_BUILT = st.fixed_dictionaries({name: _TEXT for name in ("name", "subject", "text", "html", "extra", "file")})
+_BUILT = st.fixed_dictionaries(dict.fromkeys(("name", "subject", "text", "html", "extra", "file"), _TEXT))
 _KEYS = [
     "From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "X-Auto-Response-Suppress", "X-Extra",
     "MIME-Version", "Content-Type",
@@ -140,8 +145,10 @@ def _lines(text):
 # ── addresses ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ADDRESSES = words(
-    "a", "@", ".", "-", "example.com", "bücher.example", "xn--", "xn--bcher-kva", "é", "e\u0301", "ß", "İ", "\u200d", " ",
-    "\t", "\r\n", "\0", "<", ">", '"', "\\", ",", ";", ":", "(", "[127.0.0.1]", "1.2.3.4", "+", "=", "_", "🙂", "\u202e",
+    "a", "@", ".", "-", "example.com", "bücher.example", "xn--", "xn--bcher-kva", "é", "e\u0301", "ß", "İ",
+    "\u200d", " ",
+    "\t", "\r\n", "\0", "<", ">", '"', "\\", ",", ";", ":", "(", "[127.0.0.1]", "1.2.3.4", "+", "=", "_", "🙂",
+    "\u202e",
     "\uff20", "\uff0e", "\u3002", "\udcff", "a" * 64, "b" * 63, "invalid", "onion",
     seeds=("ann@example.com", "Ann <ann@example.com>", '"A, B \\" c" <ann@xn--bcher-kva.example>', "é@example.com"),
     size_max=20_000,
@@ -180,7 +187,8 @@ def what_passes_as_an_address_is_safe_in_an_envelope_and_in_a_header(text):
 # ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _IN_TEXT = words(
-    "4711-0123456789ab", "4711k1t0123456789abcdef", "-", "k", "t", "9" * 19, "9" * 20, "0", "f", "F", "bounces+", "@", "=",
+    "4711-0123456789ab", "4711k1t0123456789abcdef", "-", "k", "t", "9" * 19, "9" * 20, "0", "f", "F", "bounces+",
+    "@", "=",
     " ", "\n", "é", "<", ">", seeds=("bounces+4711-0123456789ab@example.com", "4711k2t0123456789abcdef"),
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict
+from inspect import signature
 
 from hypothesis import strategies as st
 
@@ -10,7 +11,8 @@ from outbox.replies import LINE_BYTES_MAX, REPLY_BYTES_MAX, GarbageError, ReplyR
 from tests.fuzz.harness import fuzzed, pieces, words
 
 _REPLY = pieces(
-    b"250", b"250 ", b"250-", b"250-SIZE 10240000\r\n", b"421 4.7.0 later\r\n", b"\r\n", b"\n", b"\r", b"\0", b"\x1b[2J",
+    b"250", b"250 ", b"250-", b"250-SIZE 10240000\r\n", b"421 4.7.0 later\r\n", b"\r\n", b"\n", b"\r", b"\0",
+    b"\x1b[2J",
     b" ", b"5.1.1 ", "é\u2028".encode(), b"\xff", b"1", b"999 ", b"250\t", b"354 go\r\n", b"x" * 100,
 )  # fmt: skip
 
@@ -59,7 +61,7 @@ def what_is_said_because_of_an_offer_is_one_of_few_words(example):
     assert all(isinstance(value, bool) for name, value in asdict(offers).items() if name != "size_max")
     message = example["message"].encode("utf-8", "surrogateescape" if _is_escaped(example["message"]) else "replace")
     try:
-        said = body_parameters(offers, message, addresses=example["address"])
+        said = _parameters(offers, message, example["address"])
     except ValueError as error:
         assert "\n" not in str(error)
     else:
@@ -70,6 +72,13 @@ def what_is_said_because_of_an_offer_is_one_of_few_words(example):
     # RFC 3461 §4.2, RFC 6533 §3: nothing of it can end the command or begin another parameter.
     assert re.fullmatch(r"(rfc822|utf-8);[!-~]*", orcpt)
     assert "=" not in orcpt
+
+
+def _parameters(offers, message, address):
+    if "is_ascii" not in signature(body_parameters).parameters:
+        return body_parameters(offers, message, addresses=address)
+    header = message.partition(b"\r\n\r\n")[0]
+    return body_parameters(offers, header, is_ascii=message.isascii(), addresses=address)
 
 
 def _is_escaped(text):

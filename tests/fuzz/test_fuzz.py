@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.harness import CORPUS, Run
 from tests.fuzz.targets import TARGETS
 
-SECONDS = 2.0
+SECONDS = 1.5
 
 pytestmark = pytest.mark.fuzz
 
