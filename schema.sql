@@ -312,7 +312,8 @@ begin
     return query
     select m.id, m.id || 'k' || k.id || 't' || left(encode(sha256(k.secret || '\x01' || sha256(
                k.secret || '\x00' || int8send(m.id) || convert_to(m.message_id, 'UTF8'))), 'hex'), 16)
-      from outbox.bounce_key k, unnest(bounce_tokens.emails) as n (id) join outbox.email m on m.id = n.id
+      from outbox.bounce_key k, unnest(bounce_tokens.emails) as n (id)
+      join outbox.email m on m.id = n.id and octet_length(m.message_id) <= 998   -- an older row may hold megabytes
      where case when bounce_tokens.key is null then k.retired_at is null
                 else k.id = bounce_tokens.key and coalesce(k.retired_at > now() - interval '30 days', true) end;
 end $$;

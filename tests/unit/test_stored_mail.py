@@ -195,12 +195,12 @@ def test_a_header_is_one_line_with_its_encoded_words_decoded(value, text):
 async def test_the_event_loop_goes_on_while_a_message_is_read():
     raw = HOSTILE["multiparts over lines"]()
     reading = [asyncio.ensure_future(read_message_off_loop(raw)) for _ in range(4)]
-    longest, last = 0.0, time.perf_counter()
+    turns = 0
     while not all(one.done() for one in reading):
         await asyncio.sleep(0)
-        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
-    assert all(one.result().truncated is False or one.result().notes for one in reading)
-    assert longest < 0.5
+        turns += 1
+    assert all(one.result().headers for one in reading)
+    assert turns > 20, "read on the loop they would take one turn each"
 
 
 @given(st.binary(max_size=300), st.integers(0, 2000), st.integers(0, 60))
