@@ -14,6 +14,7 @@ from typing import Any, Final
 import aiosmtplib
 
 from outbox.address import SmtpAddress
+from outbox.esmtp import size_limit
 from outbox.finding import Finding, Grade, fault, not_checked, note, ok
 from outbox.route import LOCAL_HOSTNAME
 from outbox.settings import Settings
@@ -276,7 +277,7 @@ def _pipelining(visit: Visit, smtp: aiosmtplib.SMTP) -> Finding:
 
 def judge_size(offered: str | None, largest_bytes: int) -> Finding:
     """Whether the largest message fits what EHLO says about SIZE (RFC 1870: none or 0 is no limit that is known)."""
-    limit = int(offered) if offered and offered.strip().isdecimal() else 0
+    limit = size_limit(offered or "")
     if not limit:
         return ok("smtp.size", "the server names no limit")
     needed = largest_bytes or SIZE_USUAL

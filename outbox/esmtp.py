@@ -10,6 +10,7 @@ from typing import Final, Self
 
 _XTEXT: Final = re.compile(r"[^!-*,-<>-~]")  # RFC 3461 §4: what "+" and two digits stand for
 _QUCHAR: Final = re.compile(r"[^!-*,-<>-\[\]-~]")  # RFC 6533 §3: what \x{…} stands for
+_SIZE: Final = re.compile(r"[0-9]{1,20}")  # RFC 1870 §4; Python reads no number of thousands of digits
 
 NO_SMTPUTF8: Final = (
     "{whose} is not ASCII, and this server does not offer SMTPUTF8 (RFC 6531), so it was not sent: "
@@ -43,15 +44,19 @@ class Offers:
     @classmethod
     def of(cls, extensions: Mapping[str, str]) -> Self:
         """What the reply to EHLO or LHLO says: keywords in small letters, with their parameters."""
-        limit = extensions.get("size", "").strip()
         return cls(
             pipelining="pipelining" in extensions,
             size="size" in extensions,
-            size_max=int(limit) if limit.isascii() and limit.isdecimal() else 0,
+            size_max=size_limit(extensions.get("size", "")),
             eight_bit="8bitmime" in extensions,
             utf8="smtputf8" in extensions and "8bitmime" in extensions,  # RFC 6531 §3.1: it needs the other
             dsn="dsn" in extensions,
         )
+
+
+def size_limit(parameter: str) -> int:
+    """Return the limit in bytes that a server offers with SIZE; 0 for none, or no number as RFC 1870 has it."""
+    return int(parameter) if re.fullmatch(_SIZE, parameter.strip()) else 0
 
 
 def body_parameters(offers: Offers, message: bytes, *, addresses: str) -> str:

@@ -47,7 +47,8 @@ _ADDRESS_UTF8 = re.compile(rf"(?=.{{1,64}}@){_ATOM_UTF8}(?:\.{_ATOM_UTF8})*@{_LA
 # §2.3.1), domains that end in a number (an IP address), and names that can never receive mail (RFC 6761,
 # RFC 7686, RFC 3172).
 _DOUBTFUL_DOMAIN = re.compile(r"[@.]..--|[@.][0-9]+$|[@.](?:invalid|onion|arpa)$", re.IGNORECASE)
-_SENDER = re.compile(r"(?P<name>\"(?:[^\"\\]|\\.)*\"|[^\"<>]*?) *<(?P<address>[^<>]*)>")
+# Blanks before the < belong to the name, which is stripped: a second run for them would make many blanks quadratic.
+_SENDER = re.compile(r"(?P<name>\"(?:[^\"\\]|\\.)*\" *|[^\"<>]*)<(?P<address>[^<>]*)>")
 _PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
 _BRACKETED_ID = re.compile(r"<?([!-;=?-~]{1,900})>?")
 

@@ -54,7 +54,7 @@ def _mailbox_of(atom: str) -> re.Pattern[str]:
 
 _RCPT = _mailbox_of(_ATOM)
 _RCPT_UTF8 = _mailbox_of(_ATOM.replace("A-Z", f"A-Z{_UTF8}"))
-_MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"|[^"<>,;:@()\[\]\\]*)\s*<{_ADDRESS}>""")
+_MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"\s*|[^"<>,;:@()\[\]\\]*)<{_ADDRESS}>""")
 
 _Address = TypeVar("_Address", DatabaseUrl, SmtpAddress)
 
@@ -720,6 +720,7 @@ class Settings(WaySettings):
         return guard_s
 
 
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){50}""")  # more parts than any settings have
 _RULES = frozenset({"reports", "domains"})  # of a route: which emails take it
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
@@ -775,7 +776,7 @@ def _place(config: Path | None, environ: Mapping[str, str]) -> tuple[str, Path]:
 def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
     """What the file says; nothing if it is not there although nobody named it."""
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return _toml(path.read_bytes().decode())
     except FileNotFoundError:
         if asker:
             faults.append(f"{asker}: {path} does not exist; name a file that does.")
@@ -788,7 +789,26 @@ def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
         what, _, place = str(error).removesuffix(")").partition(" (at ")
         where = place if place.startswith("line") else "last line"
         faults.append(f"{path}, {where}: is not TOML ({what}); mend it there or in the line before.")
+    except ValueError as error:
+        faults.append(f"{path}: {error}.")
     return {}
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        ValueError: it is not TOML, or nested so deeply that tomllib would fail or take minutes: it calls itself for
+            each bracket, and walks from the top for each part of a key.
+
+    """
+    deep = "is nested too deeply; write fewer brackets, and keys of fewer parts"
+    if _LONG_KEY.search(text):
+        raise ValueError(deep)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(deep) from None
 
 
 def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
@@ -802,7 +822,7 @@ def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, 
             given[key] = text
             continue
         try:
-            (given[key],) = tomllib.loads(f"{key} = {text}").values()
+            (given[key],) = _toml(f"{key} = {text}").values()
         except ValueError:  # not TOML, or more than one value
             faults.append(f"{_variable(key)}: is not TOML; write what would follow `{key} =` in one line.")
     return given
