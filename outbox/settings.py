@@ -774,6 +774,7 @@ def _tls_fault(address: SmtpAddress, starttls: StartTls | None) -> str | None:
     return None
 
 
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){50}""")  # more parts than any settings have
 _RULES = frozenset({"reports", "domains"})  # of a route: which emails take it
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
@@ -852,7 +853,7 @@ def _refuse_what_others_may_write(path: Path) -> None:
 def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
     """What the file says; nothing if it is not there although nobody named it."""
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return _toml(path.read_bytes().decode())
     except FileNotFoundError:
         if asker:
             faults.append(f"{asker}: {path} does not exist; name a file that does.")
@@ -865,9 +866,26 @@ def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
         what, _, place = str(error).removesuffix(")").partition(" (at ")
         where = place if place.startswith("line") else "last line"
         faults.append(f"{path}, {where}: is not TOML ({what}); mend it there or in the line before.")
-    except RecursionError:  # tomllib calls itself for each bracket
-        faults.append(f"{path}: is nested too deeply; take out the brackets that are too many.")
+    except ValueError as error:
+        faults.append(f"{path}: {error}.")
     return {}
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        ValueError: it is not TOML, or nested so deeply that tomllib would fail or take minutes: it calls itself for
+            each bracket, and walks from the top for each part of a key.
+
+    """
+    deep = "is nested too deeply; write fewer brackets, and keys of fewer parts"
+    if _LONG_KEY.search(text):
+        raise ValueError(deep)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(deep) from None
 
 
 def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
@@ -881,8 +899,8 @@ def _read_variables(environ: Mapping[str, str], faults: list[str]) -> dict[str, 
             given[key] = text
             continue
         try:
-            (given[key],) = tomllib.loads(f"{key} = {text}").values()
-        except (ValueError, RecursionError):  # not TOML, more than one value, or thousands of brackets
+            (given[key],) = _toml(f"{key} = {text}").values()
+        except ValueError:  # not TOML, or more than one value
             faults.append(f"{_variable(key)}: is not TOML; write what would follow `{key} =` in one line.")
     return given
 

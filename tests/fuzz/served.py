@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -32,7 +31,8 @@ class Served:
         self.address = ("", 0)
         self._said = threading.Condition()
         self._judged = 0  # lines of the log that were looked at
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self.process.stderr is not None
@@ -40,6 +40,14 @@ class Served:
             with self._said:
                 self.log.append(line)
                 self._said.notify_all()
+
+    def end(self) -> None:
+        """Kill it; nothing of it stays."""
+        self.process.kill()
+        self.process.wait()
+        self._listener.join()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def wait_until_it_listens(self, event: str) -> None:
         """Wait for the line of its log that says where."""
@@ -111,13 +119,12 @@ def served(*arguments: str, settings: str, event: str, secrets: list[str]) -> It
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
         )
+        server = Served(process, secrets)
         try:
-            server = Served(process, secrets)
             server.wait_until_it_listens(event)
             yield server
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            server.end()
 
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d) [ -~]*")
