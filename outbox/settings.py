@@ -548,6 +548,8 @@ class Settings(WaySettings):
     web: WebSettings = WebSettings()
 
     batch_max: Annotated[int, _count(1000)] = 100
+    # Octets of one message, headers and attachments included; `outbox init` writes it into the database.
+    message_bytes_max: Annotated[int, Field(ge=65_536, le=104_857_600, strict=True)] = 20_971_520
 
     lease_s: Annotated[float, _seconds(2, 3600)] = 10.0
     failover_grace_s: Annotated[float, _seconds(0, 3600)] = 30.0  # after a failover: for relays to say what they sent
