@@ -58,7 +58,7 @@ def _print_roles() -> None:
 
     typer.echo("These roles may do their part now, and nothing else:")
     for name, role in ROLES.items():
-        typer.echo(f"  {name:<16} {role.does}")
+        typer.echo(f"  {name:<18} {role.does}")
     typer.echo("Let your own roles into them, and grant those that generate what your queries read:")
     typer.echo("  GRANT outbox_relay TO app_relay;")
     typer.echo("  GRANT outbox_generate TO app_generate; GRANT SELECT ON people, progress TO app_generate;")
