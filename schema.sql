@@ -22,6 +22,10 @@
 --     pending ──a person, or the suppression list──▶ cancelled; what is cancelled or expired becomes pending again when a person says so.
 --     A pending row with `paused` is held back: its report is paused, and it is due when that ends.
 
+-- Without this, a function or an operator of another schema on the search path could become part of an index or a
+-- constraint here, and run with the rights of everybody who writes a row (CVE-2018-1058).
+set local search_path = pg_catalog, pg_temp;
+
 create schema outbox;
 comment on schema outbox is 'Transactional outbox for report emails; made and upgraded by `outbox init`.';
 
@@ -82,11 +86,42 @@ create table outbox.email (
     message     bytea not null,
     traceparent text,                                   -- the W3C trace context in which it was made
     made_by     text,                                   -- the process that made it: `host, pid 4711`
-    created_at  timestamptz not null default now()
+    created_at  timestamptz not null default now(),
+    -- Bounds in octets, so that no row is more than a relay, a reader or an index can take. `outbox init` sets that of
+    -- the message to `message_bytes_max`; the name is known to outbox/schema.py and to `message_bytes_max()`.
+    constraint email_message_size check (octet_length(message) <= 20971520),
+    constraint email_sizes check (octet_length(key) <= 1000 and octet_length(sender) <= 320
+        and octet_length(recipient) <= 320 and octet_length(message_id) <= 998
+        and (traceparent is null or octet_length(traceparent) <= 200) and (made_by is null or octet_length(made_by) <= 500)
+        and (octet_length(message) <= 65536   -- of which the header may have so many
+             or position('\x0d0a0d0a'::bytea in substr(message, 1, 65540)) between 1 and 65537))
 );
 create index email_report on outbox.email (report);
 -- For who looks for an address, from its beginning on. Each new email pays for it once; no relay does.
 create index email_recipient on outbox.email (lower(recipient) text_pattern_ops);
+
+-- An email belongs to the report that its key names, `<report>/<period>/<recipient key>`, or to none, and that never
+-- changes: the role that makes reports could otherwise give a person's report to another address. The owner may.
+create function outbox.check_report() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    if pg_has_role((select c.relowner from pg_class c where c.oid = tg_relid), 'USAGE') then
+        return new;
+    end if;
+    if tg_op = 'UPDATE' and old.report is not null then
+        raise exception using errcode = '23514', message = format('the email %s belongs to a report already', old.key);
+    end if;
+    if not exists (select from outbox.report r join outbox.edition e on e.id = r.edition
+                    where r.id = new.report and new.key = e.report || '/' || e.period || '/' || r.recipient_key) then
+        raise exception using errcode = '23514',
+            message = format('the email %s is not of report %s: its key has to be REPORT/PERIOD/RECIPIENT KEY of it',
+                             new.key, new.report);
+    end if;
+    return new;
+end $$;
+create trigger email_report_insert before insert on outbox.email
+    for each row when (new.report is not null) execute function outbox.check_report();
+create trigger email_report_update before update of report on outbox.email
+    for each row when (old.report is distinct from new.report) execute function outbox.check_report();
 
 -- How it goes: one narrow row per email, the only rows that relays update.
 -- `attempt` grows with every mark and every refusal and is never reused, so (relay, attempt) is a fence:
@@ -117,7 +152,11 @@ create table outbox.delivery (
     check (state not in ('sending', 'in_doubt', 'sent', 'dead') or attempt > withdrawn),
     check (withdrawn between 0 and attempt),
     check ((doubted_at is null) = (state <> 'in_doubt')),
-    check (paused is null or state <> 'pending' or due_at = 'infinity')
+    check (paused is null or state <> 'pending' or due_at = 'infinity'),
+    -- What every client can read as a time. Postgres itself knows 4713 BC to 294276 AD.
+    constraint delivery_bounds check (due_at >= '1970-01-01 00:00:00+00'
+        and (due_at < '3000-01-01 00:00:00+00' or due_at = 'infinity')
+        and (send_before is null or send_before >= '1970-01-01 00:00:00+00' and send_before < '3000-01-01 00:00:00+00'))
 ) with (
     -- Room for claim and mark on the same page (at 70 every third moves on to another, with entries in two indexes and
     -- 110 bytes of WAL more for each message): none of the indexes below nor their predicates use a column that claim and
@@ -254,15 +293,17 @@ create table outbox.rule (
     check (report is not null or domain is not null)
 );
 
-create function outbox.route_of(report text, recipient text) returns text language sql stable as $$
-    select coalesce((
+create function outbox.route_of(report text, recipient text) returns text language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return coalesce((
         select r.route from outbox.rule r, lower(split_part(route_of.recipient, '@', -1)) as d (domain)
          where (r.report is null or r.report = route_of.report)
            and (r.domain is null or r.domain = d.domain
                 or (r.domain like '*.%' and right(d.domain, length(r.domain) - 1) = substr(r.domain, 2)))
          order by r.position limit 1
-    ), '')
-$$;
+    ), '');
+end $$;
 
 -- Who gets no more email: of one report, or none at all (''). An address is in lower case, its domain as A-labels.
 create table outbox.suppression (
@@ -341,7 +382,8 @@ end $$;
 revoke all on function outbox.bounce_tokens(bigint[], integer), outbox.bounce_token(bigint), outbox.bounce_email(text) from public;
 
 -- Why an email to that recipient is not sent, as one sentence; null: it is. `report` is null where it belongs to none.
-create function outbox.suppressed(recipient text, report text) returns text language sql stable as $$
+create function outbox.suppressed(recipient text, report text) returns text language sql stable
+    set search_path = pg_catalog, pg_temp as $$
     select format('its address is on the suppression list%s since %s UTC (%s%s)',
                   case when s.report <> '' then ' for ' || s.report end,
                   to_char(s.since at time zone 'UTC', 'YYYY-MM-DD HH24:MI'), s.reason, ': ' || nullif(s.why, ''))
@@ -351,8 +393,9 @@ create function outbox.suppressed(recipient text, report text) returns text lang
 $$;
 
 -- `select outbox.unsubscribe(token)`: who got the report of that token gets no more emails of its kind. Gives the report's
--- name, again and again; null: no report has that token. It runs as the schema's owner, so that a web application that
--- may call it needs no right on any table; who does not know a token can do nothing with it.
+-- name, again and again; null: no report has that token. It runs as the schema's owner, so that a web application in
+-- outbox_unsubscribe needs no right on any table; who does not know a token can do nothing with it. The record says
+-- which login called it. The address is that of the email whose key names the report, which nobody can change later.
 create function outbox.unsubscribe(token text) returns text language plpgsql security definer
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -365,18 +408,18 @@ begin
       from outbox.report r
       join outbox.edition e on e.id = r.edition
       left join outbox.digest_item i on i.report = r.id
-      left join outbox.email m on m.report = r.id
-     where r.token = unsubscribe.token limit 1;
+      left join outbox.email m on m.key = e.report || '/' || e.period || '/' || r.recipient_key
+     where r.token = unsubscribe.token;
     if found_address is null then
         return null;
     end if;
     with added as (
         insert into outbox.suppression (address, report, reason, who, why, email)
-        values (found_address, found_report, 'unsubscribed', found_address, 'by the link in an email', found_email)
+        values (found_address, found_report, 'unsubscribed', session_user, 'by the link in an email', found_email)
             on conflict (address, report) do nothing returning 1
     )
     insert into outbox.operation (who, what, target, why, emails)
-    select found_address, 'unsubscribe', found_address || ' --report ' || found_report, 'by the link in an email', 0
+    select session_user, 'unsubscribe', found_address || ' --report ' || found_report, 'by the link in an email', 0
       from added;
     return found_report;
 end $$;
@@ -392,14 +435,14 @@ begin
       from outbox.report r
       join outbox.edition e on e.id = r.edition
       left join outbox.digest_item i on i.report = r.id
-      left join outbox.email m on m.report = r.id
-     where r.token = resubscribe.token limit 1;
+      left join outbox.email m on m.key = e.report || '/' || e.period || '/' || r.recipient_key
+     where r.token = resubscribe.token;
     with gone as (
         delete from outbox.suppression s
          where s.address = found_address and s.report = found_report and s.reason = 'unsubscribed' returning 1
     )
     insert into outbox.operation (who, what, target, why, emails)
-    select found_address, 'resubscribe', found_address || ' --report ' || found_report, 'by the link in an email', 0
+    select session_user, 'resubscribe', found_address || ' --report ' || found_report, 'by the link in an email', 0
       from gone;
     return case when found_address is not null then found_report end;
 end $$;
@@ -418,38 +461,255 @@ begin
     return found;
 end $$;
 
+-- An address as it is stored: checked, its domain in lower case, what is not ASCII in NFC. An exception says what is
+-- wrong with it.
+create function outbox.address_of(said text, what text) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    address text := said;
+    dom     text;
+begin
+    -- Most addresses are like this; the rest of the function says the same of all of them.
+    if octet_length(said) < 64 and said ~ '^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@([a-z0-9]+[.-])+[a-z]+$' then
+        return said;
+    end if;
+    if said is null or said ~ '[\u0001-\u001f\u007f-\u009f]' then
+        raise exception using errcode = '22023', message = format('%s is missing or has a control character', what),
+            hint = 'Write an address such as user@example.com.';
+    end if;
+    if octet_length(said) > 1000 then
+        raise exception using errcode = '22023', message = format('%s is too long for an email address', what),
+            hint = 'Write one of at most 254 octets, such as user@example.com.';
+    end if;
+    dom := lower(split_part(said, '@', -1) collate "C");
+    if dom ~ '[^ -~]' then
+        raise exception using errcode = '22023', message = format('the domain of %s is not ASCII: %s', what, said),
+            hint = 'Write it as A-labels, as in xn--bcher-kva.example.';
+    end if;
+    if address ~ '[^ -~]' then   -- its server must offer SMTPUTF8 (RFC 6531)
+        address := normalize(address, nfc);
+    end if;
+    if address !~ '^[^[:space:][:cntrl:]@<>",;:()\[\]\\]+@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$'
+       or address ~ '^\.|\.@|\.\.|[\u0080-\u00a0\u2028\u2029]' or dom ~ '(^|\.)[0-9]+$' or dom ~ '[^.]{64}'
+       or octet_length(split_part(address, '@', 1)) > 64 or octet_length(address) > 254 then
+        raise exception using errcode = '22023', message = format('%s is no email address: %s', what, said),
+            hint = 'Write one such as user@example.com.';
+    end if;
+    return split_part(address, '@', 1) || '@' || dom;
+end $$;
+
+-- The key, if a caller may use it. Those of reports, `<report>/<period>/<recipient key>`, are written by generate alone:
+-- under one of them an application would put its own email in the place of a person's report.
+create function outbox.checked_key(key text) returns text language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    is_of_report boolean := key ~ '^[^/]*/[0-9]{4}-([Ww][0-9]{2}|[0-9]{2}|[0-9]{2}-[0-9]{2}|[Qq][1-4])/';
+begin
+    if key is null or btrim(key) = '' or length(key) > 500 or octet_length(key) > 990
+       or key ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' then
+        raise exception using errcode = '22023',
+            message = 'an email needs a key of 1 to 500 characters (990 octets) without control characters',
+            hint = 'The key makes it one email, for ever: order-4711/receipt.';
+    end if;
+    if key ~ '#[0-9]+$' then
+        raise exception using errcode = '22023', message = 'an email needs a key that does not end in # and digits',
+            hint = 'Further recipients are told apart so: order-4711/receipt#2.';
+    end if;
+    if key ~ '^[^/]*/[0-9]{4}/' then
+        is_of_report := exists (select from outbox.definition d where d.report = split_part(checked_key.key, '/', 1));
+    end if;
+    if is_of_report then
+        raise exception using errcode = '22023', message = format('the key %s is one of a report''s email', key),
+            hint = 'REPORT/PERIOD/… is kept for reports. Begin it otherwise: invoice/4711/2026-11.';
+    end if;
+    return key;
+end $$;
+
+-- The message with CRLF at the end of every line (RFC 5321 §2.3.8); a lone CR or LF means one to some servers and not
+-- to others, which is how one message is made to look like two (SMTP smuggling, CVE-2023-51764). An exception where it
+-- has a NUL or a line of more than 998 octets (RFC 5322 §2.1.1).
+create function outbox.wire_lines(message bytea) returns bytea language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    encoding text := 'UTF8';
+    whole    text;
+    place    integer := 1;
+begin
+    begin
+        whole := convert_from(message, 'UTF8');
+    exception when character_not_in_repertoire then
+        if position('\x00'::bytea in message) > 0 then
+            raise exception using errcode = '22023', message = 'the message has a NUL octet',
+                hint = 'Encode what is not text as base64 (RFC 2045).';
+        end if;
+        encoding := 'LATIN1';   -- of which any octet is a character
+        whole := convert_from(message, 'LATIN1');
+    end;
+    if replace(replace(whole, E'\r', ''), E'\n', E'\r\n') <> whole then
+        whole := replace(replace(replace(whole, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\r\n');
+        message := convert_to(whole, encoding);
+    end if;
+    -- Where each piece of 499 octets has a line end, no line has more than 998. Only where one has none is each measured.
+    while place + 498 <= octet_length(message) loop
+        if position('\x0a'::bytea in substr(message, place, 499)) = 0 then
+            if exists (select from string_to_table(whole, E'\r\n') as line
+                        where case when encoding = 'UTF8' then octet_length(line) else length(line) end > 998) then
+                raise exception using errcode = '22023', message = 'the message has a line of more than 998 octets',
+                    hint = 'Fold header fields at a space, and encode the body as quoted-printable or base64.';
+            end if;
+            exit;
+        end if;
+        place := place + 499;
+    end loop;
+    return message;
+end $$;
+
+-- How many octets a message may have: what the table's constraint says.
+create function outbox.message_bytes_max() returns bigint language sql stable
+    set search_path = pg_catalog, pg_temp as $$
+    select coalesce(max((regexp_match(pg_get_constraintdef(c.oid), '<= ([0-9]+)'))[1]::bigint), 104857600)
+      from pg_constraint c where c.conrelid = 'outbox.email'::regclass and c.conname = 'email_message_size'
+$$;
+
+-- Returns if a message of so many octets may be put in for so many recipients.
+create function outbox.check_size(octets bigint, recipients integer) returns void language plpgsql stable
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if octets > 65536 and octets > outbox.message_bytes_max() then
+        raise exception using errcode = '22023',
+            message = format('the message has %s octets; at most %s are accepted', octets, outbox.message_bytes_max()),
+            hint = 'Send a link to what is large, or raise message_bytes_max and run `outbox init`.';
+    end if;
+    if octets * recipients > 104857600 then
+        raise exception using errcode = '22023',
+            message = format('%s recipients of %s octets each are more than 104857600 octets', recipients, octets),
+            hint = 'Give several emails fewer recipients each.';
+    end if;
+end $$;
+
+-- Returns if the header of the message has at most 65536 octets, and its subject at most 998 characters: of four octets
+-- each, as encoded words, they take less than 16384.
+create function outbox.check_header(message bytea) returns void language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    header integer := position('\x0d0a0d0a'::bytea in substr(message, 1, 65540)) - 1;
+begin
+    if octet_length(message) > 65536 and header not between 0 and 65536 then
+        raise exception using errcode = '22023', message = 'the header of the message has more than 65536 octets',
+            hint = 'Make its fields shorter, or leave some out.';
+    end if;
+    if header > 16384 then
+        if exists (select from regexp_matches(
+                convert_from(substr(message, 1, header), 'LATIN1'),
+                '(?:^|\n)[Ss][Uu][Bb][Jj][Ee][Cc][Tt][ \t]*:((?:[^\r\n]|\r\n[ \t])*)', 'g') as s (part)
+             where length(s.part[1]) > 16384) then
+            raise exception using errcode = '22023', message = 'the subject has more than 998 characters',
+                hint = 'Shorten it.';
+        end if;
+    end if;
+end $$;
+
 -- Puts an email into the outbox, in the caller's transaction: true if it is new, false if its key is there already, and
 -- then nothing is changed, for ever. The message is `head`, a Message-ID without its brackets, which ends in `domain`, and
 -- `tail`. Each recipient has a delivery of its own, so that a refusal of one never mails another again: the first under
 -- the key itself, the others as `key#2`, `key#3` and so on. Without `route` the rules say it.
 -- In a race for one key the later transaction waits for the end of the earlier one.
+--
+-- It runs as the schema's owner, for callers who have no right on any table, so it takes nothing on trust: each argument
+-- is checked, ids and Message-IDs are made here, and `made_by` ends in the name of the login.
 create function outbox.put(
     key text, sender text, recipients text[], head bytea, domain text, tail bytea,
     send_at timestamptz default null, send_before timestamptz default null, priority integer default 0,
     route text default null, traceparent text default null, made_by text default null
-) returns boolean language plpgsql as $$
+) returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    id          bigint := nextval('outbox.email_id_seq');
-    message_id  text := id || '.' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16) || '@' || put.domain;
-    message     bytea := put.head || convert_to(message_id, 'UTF8') || put.tail;
+    id          bigint;
+    message_id  text;
+    message     bytea;
+    sent_from   text;
+    addresses   text[] := '{}';
+    address     text;
+    said        text;
     further     integer;
 begin
+    key := outbox.checked_key(put.key);
+    if put.recipients is null or cardinality(put.recipients) not between 1 and 100 or array_ndims(put.recipients) <> 1 then
+        raise exception using errcode = '22023', message = 'an email needs 1 to 100 recipients, in an array of one dimension',
+            hint = 'Write array[''user@example.com''].';
+    end if;
+    sent_from := outbox.address_of(put.sender, 'sender');
+    foreach said in array put.recipients loop
+        address := outbox.address_of(said, 'recipient');
+        if address = any (addresses) then
+            raise exception using errcode = '22023', message = format('the recipient %s comes twice', address),
+                hint = 'Name each recipient once.';
+        end if;
+        addresses := addresses || address;
+    end loop;
+    if put.domain is null or put.domain <> split_part(sent_from, '@', -1) then
+        perform outbox.address_of('id@' || put.domain, 'domain');
+    end if;
+    if put.head is null or put.tail is null then
+        raise exception using errcode = '22023', message = 'a message needs a head and a tail',
+            hint = 'The head ends in `Message-ID: <`, the tail begins with `>`.';
+    end if;
+    if octet_length(put.head)::bigint + octet_length(put.tail) > 65536 then
+        perform outbox.check_size(octet_length(put.head)::bigint + octet_length(put.tail), cardinality(addresses));
+    end if;
+    if put.send_at < '1970-01-01 00:00:00+00' or put.send_at >= '3000-01-01 00:00:00+00'
+       or put.send_before < '1970-01-01 00:00:00+00' or put.send_before >= '3000-01-01 00:00:00+00' then
+        raise exception using errcode = '22023',
+            message = format('send_at %s or send_before %s is outside of 1970 to 2999',
+                             coalesce(put.send_at::text, '(now)'), coalesce(put.send_before::text, '(never)')),
+            hint = 'Leave out send_at to send it now, and send_before if it never expires.';
+    end if;
+    if put.send_before <= put.send_at then
+        raise exception using errcode = '22023', message = 'send_before is not after send_at, so it could never be sent',
+            hint = 'Give a later send_before.';
+    end if;
+    if put.priority is null or put.priority not between 0 and 1 then
+        raise exception using errcode = '22023',
+            message = format('the priority %s is none', coalesce(put.priority::text, 'null')),
+            hint = 'Write 0 (normal) or 1 (urgent).';
+    end if;
+    if put.route <> '' and (octet_length(put.route) > 100 or put.route !~ '^[a-z][a-z0-9_-]*$') then
+        raise exception using errcode = '22023', message = format('the route %s is no name', left(put.route, 100)),
+            hint = 'Write one such as bulk, as in [routes.bulk].';
+    end if;
+    if put.traceparent is not null and (octet_length(put.traceparent) > 200
+       or put.traceparent !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?$') then
+        raise exception using errcode = '22023', message = 'traceparent is not one of W3C Trace Context',
+            hint = 'Leave it out, or write 00-<32 hex digits>-<16 hex digits>-01.';
+    end if;
+    if octet_length(put.made_by) > 300 or put.made_by ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' then
+        raise exception using errcode = '22023',
+            message = 'made_by has more than 300 octets or a control character', hint = 'Write host, pid 4711.';
+    end if;
+    id := nextval('outbox.email_id_seq');
+    message_id := id || '.' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 16) || '@' || put.domain;
+    message := outbox.wire_lines(put.head || convert_to(message_id, 'UTF8') || put.tail);
+    if octet_length(message) > 16384 then
+        perform outbox.check_size(octet_length(message), cardinality(addresses));
+        perform outbox.check_header(message);
+    end if;
+    made_by := coalesce(nullif(put.made_by, ''), nullif(current_setting('application_name'), ''), 'SQL')
+        || ', ' || session_user;
     insert into outbox.email (id, key, sender, recipient, message_id, message, traceparent, made_by)
-    values (id, put.key, put.sender, put.recipients[1], '<' || message_id || '>', message, put.traceparent, put.made_by)
+    values (id, put.key, sent_from, addresses[1], '<' || message_id || '>', message, put.traceparent, put.made_by)
         on conflict on constraint email_key_key do nothing;
     if not found then
         return false;
     end if;
     insert into outbox.delivery (email, due_at, send_before, priority, route)
     values (id, coalesce(put.send_at, now()), put.send_before, put.priority,
-            coalesce(put.route, outbox.route_of(null, put.recipients[1])));
-    if cardinality(put.recipients) > 1 then
+            coalesce(put.route, outbox.route_of(null, addresses[1])));
+    if cardinality(addresses) > 1 then
         with copy as (
             select nextval('outbox.email_id_seq') as id, r.address, r.number
-              from unnest(put.recipients) with ordinality as r (address, number) where r.number > 1
+              from unnest(addresses) with ordinality as r (address, number) where r.number > 1
         ), put_in as (
             insert into outbox.email (id, key, sender, recipient, message_id, message, traceparent, made_by)
-            select copy.id, put.key || '#' || copy.number, put.sender, copy.address, '<' || message_id || '>', message,
+            select copy.id, put.key || '#' || copy.number, sent_from, copy.address, '<' || message_id || '>', message,
                    put.traceparent, put.made_by
               from copy
                 on conflict on constraint email_key_key do nothing
@@ -460,9 +720,9 @@ begin
                coalesce(put.route, outbox.route_of(null, copy.address))
           from put_in join copy on copy.id = put_in.id;
         get diagnostics further = row_count;
-        if further <> cardinality(put.recipients) - 1 then
+        if further <> cardinality(addresses) - 1 then
             raise unique_violation using message = format('one of the keys %s#2 to %1$s#%s is taken by another email; '
-                'use a key that does not begin as that one does', put.key, cardinality(put.recipients));
+                'use a key that does not begin as that one does', put.key, cardinality(addresses));
         end if;
     end if;
     perform pg_notify('outbox', '');
@@ -472,60 +732,57 @@ end $$;
 -- What `enqueue` is made of. RFC 5322 in SQL, as `outbox/message.py` writes it in Python.
 
 -- The text as a header can hold it: runs of white space and control characters are one space.
-create function outbox.one_line(value text) returns text language sql immutable as $$
-    select btrim(regexp_replace(value, '[[:cntrl:][:space:]\u0080-\u009f\u2028\u2029]+', ' ', 'g'))
-$$;
+create function outbox.one_line(value text) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    return btrim(regexp_replace(value, '[[:cntrl:][:space:]\u0080-\u009f\u2028\u2029]+', ' ', 'g'));
+end $$;
 
 -- Free text in a header: as it is if it is ASCII and no longer than `plain_max`, else as encoded words (RFC 2047 §2: lines
 -- of 76 characters at most, no word cut within a character; nine characters take 36 bytes, so 48 of base64, at most).
-create function outbox.header_text(value text, plain_max integer default 60) returns text language sql immutable as $$
-    select case
-        when line = '' then ''
-        when line ~ '^[ -~]*$' and line !~ '=\?' and length(line) <= plain_max then line
-        else (select string_agg('=?utf-8?b?' || replace(encode(convert_to(p.part[1], 'UTF8'), 'base64'), E'\n', '')
-                                || '?=', E'\r\n ' order by p.number)
-                from regexp_matches(line, '.{1,9}', 'g') with ordinality as p (part, number))
-        end
-      from (select outbox.one_line(value)) as l (line)
-$$;
+create function outbox.header_text(value text, plain_max integer default 60) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    line text := outbox.one_line(value);
+begin
+    if line = '' or line ~ '^[ -~]*$' and line !~ '=\?' and length(line) <= plain_max then
+        return line;
+    end if;
+    return (select string_agg('=?utf-8?b?' || replace(encode(convert_to(p.part[1], 'UTF8'), 'base64'), E'\n', '')
+                              || '?=', E'\r\n ' order by p.number)
+              from regexp_matches(line, '.{1,9}', 'g') with ordinality as p (part, number));
+end $$;
 
 -- A body's bytes: base64 in lines of 76, every line end CRLF (RFC 2045 §6.8).
-create function outbox.body_base64(body text) returns text language sql immutable as $$
-    select replace(encode(convert_to(replace(regexp_replace(body, '\r\n?', E'\n', 'g'), E'\n', E'\r\n'), 'UTF8'),
-                          'base64'), E'\n', E'\r\n') || E'\r\n'
-$$;
-
--- `Name <user@example.com>` or the address alone, taken apart; an exception says what is wrong with it, and the mend.
-create function outbox.mailbox(said text, what text, out name text, out address text) language plpgsql immutable as $$
-declare
-    parts text[] := regexp_match(btrim(said), '^(?:"((?:[^"\\]|\\.)*)"|([^"<>]*?))\s*<([^<>]*)>$');
-    dom   text;
+create function outbox.body_base64(body text) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
 begin
-    if said is null or said ~ '[[:cntrl:]]' then
+    body := replace(replace(replace(body, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\r\n');
+    return replace(encode(convert_to(body, 'UTF8'), 'base64'), E'\n', E'\r\n') || E'\r\n';
+end $$;
+
+-- `Name <user@example.com>` or the address alone, taken apart; an exception says what is wrong with it.
+create function outbox.mailbox(said text, what text, out name text, out address text) language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    parts text[];
+begin
+    if said is null or said ~ '[\u0001-\u001f\u007f-\u009f]' then
         raise exception using errcode = '22023', message = format('%s is missing or has a control character', what),
             hint = 'Write an address such as user@example.com, or Name <user@example.com>.';
     end if;
+    if octet_length(said) > 2000 then
+        raise exception using errcode = '22023', message = format('%s has more than 2000 octets', what),
+            hint = 'Shorten the name before the address.';
+    end if;
+    parts := regexp_match(btrim(said), '^(?:"((?:[^"\\]|\\.)*)"|([^"<>]*?))\s*<([^<>]*)>$');
     name := coalesce(regexp_replace(parts[1], '\\(.)', '\1', 'g'), parts[2], '');
-    address := coalesce(parts[3], btrim(said));
-    dom := lower(split_part(address, '@', -1));
-    if split_part(address, '@', -1) ~ '[^ -~]' then
-        raise exception using errcode = '22023', message = format('the domain of %s is not ASCII: %s', what, address),
-            hint = 'Write it as A-labels, as in xn--bcher-kva.example.';
-    end if;
-    if address ~ '[^ -~]' then   -- its server must offer SMTPUTF8 (RFC 6531)
-        address := normalize(address, nfc);
-    end if;
-    if address !~ '^[^[:space:][:cntrl:]@<>",;:()\[\]\\]+@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$'
-       or address ~ '^\.|\.@|\.\.|[\u0080-\u00a0\u2028\u2029]' or dom ~ '(^|\.)[0-9]+$'
-       or octet_length(convert_to(split_part(address, '@', 1), 'UTF8')) > 64 or octet_length(convert_to(address, 'UTF8')) > 254 then
-        raise exception using errcode = '22023', message = format('%s is no email address: %s', what, address),
-            hint = 'Write one such as user@example.com, or Name <user@example.com>.';
-    end if;
-    address := split_part(address, '@', 1) || '@' || dom;
+    address := outbox.address_of(coalesce(parts[3], btrim(said)), what);
 end $$;
 
 -- A header field of mailboxes, one to a line, with its CRLF; nothing where there is none.
-create function outbox.mailboxes_header(field text, said text[]) returns text language sql immutable as $$
+create function outbox.mailboxes_header(field text, said text[]) returns text language sql immutable
+    set search_path = pg_catalog, pg_temp as $$
     select coalesce(field || ': ' || string_agg(
         case when m.name = '' then m.address else
             case when outbox.one_line(m.name) ~ '^[ -~]*$' and outbox.one_line(m.name) !~ '=\?' and length(m.name) <= 60
@@ -544,9 +801,9 @@ create function outbox.enqueue(
     body_html text default null, recipients text[] default null, cc text[] default null, bcc text[] default null,
     reply_to text[] default null, headers jsonb default null, send_at timestamptz default null,
     send_before timestamptz default null, priority text default 'normal', route text default null
-) returns boolean language plpgsql as $$
+) returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    visible   text[] := coalesce(enqueue.recipients, '{}') || case when enqueue.recipient is null then '{}' else array[enqueue.recipient] end;
+    visible   text[];
     addresses text[];
     from_name text;
     from_address text;
@@ -555,20 +812,37 @@ declare
     body      text;
     part      record;
 begin
-    if enqueue.key is null or outbox.one_line(enqueue.key) = '' or enqueue.key ~ '#[0-9]+$' or length(enqueue.key) > 500 then
-        raise exception using errcode = '22023', message = 'an email needs a key that does not end in # and digits',
-            hint = 'The key makes it one email, for ever: order-4711/receipt.';
-    end if;
     if coalesce(enqueue.body_text, enqueue.body_html) is null then
-        raise exception using errcode = '22023', message = 'an email needs body_text or body_html, or both';
+        raise exception using errcode = '22023', message = 'an email needs body_text or body_html, or both',
+            hint = 'An empty one is given as an empty text.';
+    end if;
+    if coalesce(octet_length(enqueue.body_text), 0)::bigint + coalesce(octet_length(enqueue.body_html), 0) > 104857600 then
+        raise exception using errcode = '22023', message = 'the bodies have more than 104857600 octets',
+            hint = 'Send a link to what is large.';
+    end if;
+    if length(enqueue.subject) > 998 then
+        raise exception using errcode = '22023', message = 'the subject has more than 998 characters',
+            hint = 'Shorten it.';
+    end if;
+    if jsonb_typeof(enqueue.headers) not in ('object', 'null') or octet_length(enqueue.headers::text) > 65536 then
+        raise exception using errcode = '22023', message = 'headers is no object, or has more than 65536 octets',
+            hint = 'Write {"X-Order": "4711"}.';
     end if;
     if enqueue.priority is null or enqueue.priority not in ('urgent', 'normal') then
-        raise exception using errcode = '22023', message = format('the priority %s is none', enqueue.priority),
+        raise exception using errcode = '22023',
+            message = format('the priority %s is none', coalesce(left(enqueue.priority, 100), 'null')),
             hint = 'Write urgent or normal.';
     end if;
-    if enqueue.route !~ '^([a-z][a-z0-9_-]*)?$' then
-        raise exception using errcode = '22023', message = format('the route %s is no name', enqueue.route),
-            hint = 'Write one such as bulk, as in [routes.bulk].';
+    if array_ndims(enqueue.recipients) > 1 or array_ndims(enqueue.cc) > 1 or array_ndims(enqueue.bcc) > 1
+       or array_ndims(enqueue.reply_to) > 1 then
+        raise exception using errcode = '22023', message = 'an array of addresses has more than one dimension',
+            hint = 'Write array[''ada@example.com'', ''bob@example.com''].';
+    end if;
+    visible := coalesce(enqueue.recipients, '{}') || case when enqueue.recipient is null then '{}' else array[enqueue.recipient] end;
+    if cardinality(visible) + coalesce(cardinality(enqueue.cc), 0) + coalesce(cardinality(enqueue.bcc), 0) > 100
+       or cardinality(enqueue.reply_to) > 100 then
+        raise exception using errcode = '22023', message = 'an email has at most 100 recipients, and as many reply_to',
+            hint = 'Give several emails fewer recipients each.';
     end if;
     select m.name, m.address into from_name, from_address from outbox.mailbox(enqueue.sender, 'sender') as m;
     select array_agg(address order by number) into addresses from (
@@ -577,16 +851,18 @@ begin
                lateral outbox.mailbox(s.said, 'recipient') as m
          order by m.address, s.number) as each;
     if addresses is null then
-        raise exception using errcode = '22023', message = 'an email needs a recipient, recipients, cc or bcc';
+        raise exception using errcode = '22023', message = 'an email needs a recipient, recipients, cc or bcc',
+            hint = 'Write recipient => ''user@example.com''.';
     end if;
-    for part in select name, value from jsonb_each_text(coalesce(enqueue.headers, '{}')) as h (name, value) loop
+    for part in select name, value from jsonb_each_text(coalesce(nullif(enqueue.headers, 'null'), '{}')) as h (name, value) loop
         continue when part.value is null;
         if part.name !~ '^[!-9;-~]{1,64}$' or lower(part.name) in (
             'from', 'to', 'cc', 'bcc', 'reply-to', 'subject', 'date', 'message-id', 'list-id', 'auto-submitted',
             'x-auto-response-suppress', 'mime-version', 'content-type', 'content-transfer-encoding',
             'dkim-signature', 'return-path', 'delivered-to', 'received', 'x-outbox-redirected-from') then
             raise exception using errcode = '22023',
-                message = format('the header %s cannot be given: it is no name, or written by outbox itself', part.name);
+                message = format('the header %s cannot be given: it is no name, or written by outbox itself', left(part.name, 100)),
+                hint = 'Use letters, digits and hyphens, as in X-Order.';
         end if;
         further := further || part.name || ': ' || outbox.header_text(part.value, 900) || E'\r\n';
     end loop;
@@ -610,8 +886,7 @@ begin
         split_part(from_address, '@', -1),
         convert_to(E'>\r\nAuto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: All\r\n' || further
             || E'MIME-Version: 1.0\r\n' || body, 'UTF8'),
-        enqueue.send_at, enqueue.send_before, (enqueue.priority = 'urgent')::integer, enqueue.route,
-        made_by => coalesce(nullif(current_setting('application_name'), ''), 'SQL') || ', ' || session_user);
+        enqueue.send_at, enqueue.send_before, (enqueue.priority = 'urgent')::integer, enqueue.route);
 end $$;
 
 -- Sign-ins to the board. The browser's cookie holds a random value, and `id` is its SHA-256, so that nothing in this
@@ -623,5 +898,8 @@ create table outbox.board_session (
     expires_at  timestamptz not null check (expires_at > created_at and expires_at < 'infinity')
 );
 create index board_session_expires on outbox.board_session (expires_at);
+
+-- Functions are everybody's by default; `outbox init --roles` gives each to the roles that need it.
+revoke all on all functions in schema outbox from public;
 
 insert into outbox.schema_version (version, compatible) values (6, 2);

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database import INIT_LOCK
+from outbox.database import take_init_lock
 from outbox.errors import OutboxError
 
 # As in `outbox.bounce_tokens`.
@@ -32,7 +32,7 @@ async def rotate(connection: Any) -> datetime | None:
     """
     try:
         async with connection.transaction(isolation="read_committed"):
-            await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
+            await take_init_lock(connection)
             await connection.execute(FORGET)
             former = await connection.fetchrow(RETIRE)
             await connection.execute(MAKE, former[0] if former is not None else 0)

@@ -25,15 +25,24 @@ if TYPE_CHECKING:
 
 Mailboxes = str | Sequence[str]
 
-KEY_MAX: Final = 500
+KEY_MAX: Final = 500  # characters
+KEY_OCTETS_MAX: Final = 990  # in UTF-8; with `#100` it fits the column, and its index
+RECIPIENTS_MAX: Final = 100
 _FURTHER: Final = re.compile(r".*#[0-9]+", re.DOTALL)
-_HELD: Final = re.compile(r"[\x00\ud800-\udfff]")  # what Postgres cannot hold
+# Control characters, and surrogates, which Postgres cannot hold.
+_NOT_IN_KEYS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# `<report>/<period>/<recipient key>`, as generate writes it; `outbox.check_key` in SQL is the same.
+_OF_REPORTS: Final = re.compile(
+    r"[^/]*/[0-9]{4}-(?:W[0-9]{2}|[0-9]{2}|[0-9]{2}-[0-9]{2}|Q[1-4])/.*", re.DOTALL | re.IGNORECASE | re.ASCII
+)
+# Times that every client of the database can read.
+_TIMES: Final = (datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC))
 _ROUTE: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _BODIES: Final = ("email.txt.j2", "email.html.j2")
 
 
 class Pieces(NamedTuple):
-    """What goes to the database: envelope, and the message around its Message-ID, which is made there."""
+    """Envelope, and the message around its Message-ID, which the database makes."""
 
     sender: str
     recipients: list[str]
@@ -44,12 +53,14 @@ class Pieces(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Email:
-    """One email to one or several people, whole and checked; ValueError says what cannot be sent, and the mend.
+    """One email to one or several people, whole and checked; ValueError says what cannot be sent, and the fix.
 
     - `key`: makes it one email, for ever: of two with one key the first is sent, whatever the second says. At most
-      `KEY_MAX` characters; it may not end in `#` and digits, since further recipients are told apart so.
+      `KEY_MAX` characters, none of them a control character. It may not end in `#` and digits, since further recipients
+      are told apart so, nor begin as those of reports do (`NAME/2026-W43/`).
     - `sender`, `to`, `cc`, `bcc`, `reply_to`: an address or `Name <user@example.com>`; several are a sequence.
-      Each recipient is sent to by itself, and is refused by itself; those of `bcc` stand in no header.
+      Each recipient is sent to by itself, and is refused by itself; those of `bcc` stand in no header. At most
+      `RECIPIENTS_MAX` together.
     - `subject`, `text`, `html`: either body may be missing. Or `template`, the name of a directory below `templates`
       with `subject.txt.j2`, `email.txt.j2` and `email.html.j2`, rendered with `context` (Jinja; only html is escaped; a
       name that is not there is an error). What is given beside it goes before its file.
@@ -92,12 +103,7 @@ class Email:
         object.__setattr__(self, "pieces", self._pieces(subject, text, html))
 
     def _check(self) -> None:
-        if not self.key.strip() or len(self.key) > KEY_MAX or _HELD.search(self.key):
-            raise ValueError(f"An email needs a key, of at most {KEY_MAX} characters, such as order-4711/receipt.")
-        if _FURTHER.fullmatch(self.key):
-            raise ValueError(
-                f"The key {self.key!r} ends in # and digits, as those of further recipients do; end it otherwise."
-            )
+        self._check_key()
         if self.priority not in ("normal", "urgent"):
             raise ValueError(f"The priority {self.priority!r} is none; write normal or urgent.")
         if self.route and not _ROUTE.fullmatch(self.route):
@@ -105,11 +111,34 @@ class Email:
         for name in ("sender", "to", "cc", "bcc", "reply_to"):
             if getattr(self, name) is None:  # as a row gives it where nobody wrote an address
                 raise ValueError(f"{name} is None; give an address, such as user@example.com, or leave it out.")
+        self._check_times()
+
+    def _check_times(self) -> None:
         for name, at in (("send_at", self.send_at), ("send_before", self.send_before)):
             if at is not None and at.utcoffset() is None:
                 raise ValueError(f"{name} has no timezone; give an aware time, such as datetime.now(UTC).")
+            if at is not None and not _TIMES[0] <= at < _TIMES[1]:
+                raise ValueError(f"{name} is {at.isoformat()}; give a time from 1970 to 2999, or leave it out.")
         if self.send_at is not None and self.send_before is not None and self.send_before <= self.send_at:
             raise ValueError("send_before is not after send_at, so it could never be sent.")
+
+    def _check_key(self) -> None:
+        if not self.key.strip() or len(self.key) > KEY_MAX or _NOT_IN_KEYS.search(self.key):
+            raise ValueError(
+                f"An email needs a key of at most {KEY_MAX} characters, without control characters, such as "
+                "order-4711/receipt."
+            )
+        if len(self.key.encode()) > KEY_OCTETS_MAX:
+            raise ValueError(f"The key has more than {KEY_OCTETS_MAX} octets in UTF-8; write a shorter one.")
+        if _OF_REPORTS.fullmatch(self.key):
+            raise ValueError(
+                f"The key {self.key!r} is one of a report's email: REPORT/PERIOD/… is kept for reports; begin it "
+                "otherwise, such as invoice/4711/2026-11."
+            )
+        if _FURTHER.fullmatch(self.key):
+            raise ValueError(
+                f"The key {self.key!r} ends in # and digits, as those of further recipients do; end it otherwise."
+            )
 
     def _rendered(self) -> dict[str, str]:
         """What the template's files say; those that are not there are left out."""
@@ -143,7 +172,11 @@ class Email:
         to, cc, bcc, reply_to = (_mailboxes(some) for some in (self.to, self.cc, self.bcc, self.reply_to))
         recipients = list(dict.fromkeys(one.address for one in (*to, *cc, *bcc)))
         if not recipients:
-            raise ValueError("An email needs somebody to go to: say to, cc or bcc.")
+            raise ValueError("An email needs a recipient: give to, cc or bcc.")
+        if len(recipients) > RECIPIENTS_MAX or len(reply_to) > RECIPIENTS_MAX:
+            raise ValueError(
+                f"An email has at most {RECIPIENTS_MAX} recipients, and as many reply_to; make several emails of it."
+            )
         domain = sender.address.rpartition("@")[2]
         stand_in = f"{secrets.token_hex(16)}@{domain}"
         message = build(

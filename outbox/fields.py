@@ -1,4 +1,4 @@
-"""Header fields: which names there may be, any text as a field can hold it, and lines folded.
+"""Header fields: names that may be given, text as a field can hold it, and folded lines.
 
 Knows no message: `message` writes its own fields with it, `letterhead` those that a route adds to every email.
 """
@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import AnyStr
 
 LINE_MAX = 76  # RFC 2047 §2 and RFC 2045 §6.7 for encoded text; RFC 5322 §2.1.1 would allow 78
-HARD_LINE_MAX = 998  # RFC 5322 §2.1.1, without the CRLF
+HARD_LINE_MAX = 998  # octets; RFC 5322 §2.1.1, without the CRLF
+HEADER_MAX = 65_536  # octets of a message's header; the database has the same bound
+SUBJECT_MAX = 998  # characters
 ENCODED_WORD_MAX = 66  # leaves room for "Subject: " on the first line
 
 # C0, DEL, C1, Unicode's line and paragraph separators: whatever a reader may take for the end of a header.
@@ -54,6 +56,19 @@ def text_field(field: str, text: str, *, word_max: int) -> str:
     if not text.isascii() or "=?" in text or max(map(len, words)) > word_max:
         words = encoded_words(text)
     return folded(field, words)
+
+
+def check_header(header: bytes) -> None:
+    """Raise ValueError if the header is larger, or has a longer line, than servers and parsers take."""
+    if len(header) > HEADER_MAX:
+        raise ValueError(f"The header has {len(header):,} octets, more than {HEADER_MAX:,}; shorten its fields.")
+    longest = max(header.split(b"\r\n"), key=len)
+    if len(longest) > HARD_LINE_MAX:
+        name = longest.partition(b":")[0][:76].decode("ascii", "replace")
+        raise ValueError(
+            f"A line of the header has more than {HARD_LINE_MAX} octets (it begins with {name!r}); put spaces into the "
+            "value, where it can be folded, or shorten it."
+        )
 
 
 def folded(field: str, words: Sequence[str]) -> str:

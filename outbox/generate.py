@@ -39,6 +39,7 @@ from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, sourc
 log = Events("outbox.generate")
 
 BUCKETS_AT_ONCE: Final = 4
+KEY_COLUMN_MAX: Final = 1000  # octets
 WAIT_FIRST_S: Final = 0.02
 WAIT_MAX_S: Final = 0.5
 PATIENCE_S: Final = 60.0  # how long a run outlives a database that went away
@@ -231,6 +232,7 @@ class Run:
     result: Result
     period_in: Callable[[Language], CivilPeriod]
     now: datetime
+    message_bytes_max: int
     progress: Progress
     locks: BucketLocks
     writer: BatchWriter
@@ -285,6 +287,7 @@ class Run:
                 )
             ),
             now=now.astimezone(report.zone),
+            message_bytes_max=settings.message_bytes_max,
             progress=progress,
             locks=BucketLocks(session, edition.id),
             writer=BatchWriter(session, edition, report),
@@ -470,10 +473,21 @@ class Run:
         try:
             if self.report.is_collected:
                 return self.collected(recipient, content, token)
-            return self.rendered(recipient, content, email, token)
+            return self._sized(self.rendered(recipient, content, email, token))
         except Exception as error:  # noqa: BLE001 - templates run the user's code on any data: one recipient's fault
             self.result.failed[recipient.key] = explain(error)
             return None
+
+    def _sized(self, made: NewReport) -> NewReport:
+        """Return the report, or raise ValueError where the database would refuse it, and with it the whole batch."""
+        if len(made.message) > self.message_bytes_max:
+            raise ValueError(
+                f"the email has {len(made.message):,} octets, more than message_bytes_max "
+                f"({self.message_bytes_max:,}); put less into it, and the rest onto the page"
+            )
+        if len(made.key.encode()) > KEY_COLUMN_MAX:
+            raise ValueError(f"the recipient's key makes an email key of more than {KEY_COLUMN_MAX} octets; shorten it")
+        return made
 
     def rendered(self, recipient: Recipient, content: Content, email: int, token: str) -> NewReport:
         """The report and its mail; what the templates raise comes through (`report.explain`)."""

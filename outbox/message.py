@@ -23,6 +23,8 @@ from outbox.fields import (
     BREAKS,
     ENCODED_WORD_MAX,
     LINE_MAX,
+    SUBJECT_MAX,
+    check_header,
     encoded_words,
     extra_field,
     folded,
@@ -62,6 +64,7 @@ class Mailbox:
 
 
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(; [!-~ ]+)?")
+_TYPE_MAX, _NAME_MAX = 200, 255  # characters
 _CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]{1,200}")
 
 
@@ -78,9 +81,13 @@ class Attachment:
     cid: str | None = None
 
     def __post_init__(self) -> None:
-        if not one_line(self.name):
-            raise ValueError("An attachment needs a name, such as report.pdf.")
-        if not _TYPE.fullmatch(self.type) or self.type.partition("/")[0].lower() in ("multipart", "message"):
+        if not one_line(self.name) or len(self.name) > _NAME_MAX:
+            raise ValueError(f"An attachment needs a name of at most {_NAME_MAX} characters, such as report.pdf.")
+        if (
+            len(self.type) > _TYPE_MAX
+            or not _TYPE.fullmatch(self.type)
+            or self.type.partition("/")[0].lower() in ("multipart", "message")
+        ):
             raise ValueError(f"{self.type!r} cannot be an attachment's type; write one such as application/pdf.")
         if self.cid is not None and not _CONTENT_ID.fullmatch(self.cid):
             raise ValueError(f"{self.cid!r} cannot be a cid; use letters, digits, dots and hyphens.")
@@ -185,9 +192,12 @@ def build(
     come back as they were given, nothing added at their end, only every line end (CRLF, a lone CR, LF) is
     CRLF. Lone surrogates become `?`. `message_id` and `list_id` may come with or without angle brackets. An
     extra value is free text: ASCII stays as it is, else it is encoded like a subject (RFC 2047). ValueError
-    for a naive date, for an address, an id or a header name that cannot be written, and for an extra header
-    that this function writes itself.
+    for a naive date, for an address, an id or a header name that cannot be written, for an extra header
+    that this function writes itself, for a subject of more than SUBJECT_MAX characters, and for a header that
+    `check_header` refuses.
     """
+    if len(subject) > SUBJECT_MAX:
+        raise ValueError(f"The subject has {len(subject):,} characters, more than {SUBJECT_MAX}; shorten it.")
     lines = [
         _mailbox_header("From", sender),
         *_mailboxes_header("To", (recipient,) if isinstance(recipient, Mailbox) else recipient),
@@ -203,7 +213,9 @@ def build(
         "MIME-Version: 1.0",
         "",
     ]
-    return "\r\n".join(lines).encode() + _body(text, html, attachments, message_id)
+    header = "\r\n".join(lines).encode()
+    check_header(header)
+    return header + _body(text, html, attachments, message_id)
 
 
 def _body(text: str | None, html: str | None, attachments: Sequence[Attachment], message_id: str) -> bytes:

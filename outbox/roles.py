@@ -1,7 +1,8 @@
 """Least privilege: which role may do what in the schema, and the grants that make it so.
 
-The one table of rights: `outbox init --roles` grants it, `outbox doctor` holds a role against it. What the user's own
-queries read is granted by the user.
+ROLES is the one table of rights: `outbox init --roles` grants it, and `outbox doctor` compares a role with it. EXECUTE
+on our functions is revoked from PUBLIC, so that only the roles that it names may call one. What the user's own queries
+read is granted by the user.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,11 +13,11 @@ import asyncpg
 
 from outbox.database import take_init_lock
 from outbox.errors import OutboxError
-from outbox.schema import require_current
+from outbox.schema import PIN_PATH, require_current
 
 
 class Right(NamedTuple):
-    """What may be done with a table or sequence of the schema: with all of it, or with these columns only."""
+    """Privilege on a table, on some of its columns, on a sequence, or (EXECUTE) on a function of the schema."""
 
     relation: str
     privilege: str
@@ -24,7 +25,7 @@ class Right(NamedTuple):
 
     @property
     def clause(self) -> str:
-        """What stands in a GRANT, between that word and TO."""
+        """The part of a GRANT between that word and TO."""
         kind = "SEQUENCE" if self.relation.endswith("_seq") else "TABLE"
         kind = "FUNCTION" if self.privilege == "EXECUTE" else kind
         columns = f" ({', '.join(self.columns.split())})" if self.columns else ""
@@ -33,7 +34,7 @@ class Right(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A group of rights: what it is for, in words, and all that this needs."""
+    """Group of rights: its purpose in words, and all that this needs."""
 
     does: str
     rights: tuple[Right, ...]
@@ -50,19 +51,22 @@ _LOOKS: Final = (
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
+    ("suppressed", "EXECUTE"),
 )  # fmt: skip
+
+_UNSUBSCRIBES: Final = (("unsubscribe", "EXECUTE"), ("resubscribe", "EXECUTE"))
 
 # To lock a row FOR UPDATE or FOR SHARE takes the right to update some column of it: those who only lock have a column
 # that decides nothing (`email.traceparent`, `delivery.doubted_at`).
 ROLES: Final[Mapping[str, Role]] = {
-    # An application that puts mail of its own under its own keys. RETURNING and ON CONFLICT read what they name.
+    # An application that puts in mail of its own. `put` runs as the owner and checks all that it is given; `enqueue`
+    # runs as its caller, who needs the functions that it is made of. They read and write no table.
     "outbox_enqueue": _role(
         "puts emails into the outbox",
-        ("email", "INSERT", "id key sender recipient message_id message traceparent made_by"),
-        ("email", "SELECT", "id key"),
-        ("email_id_seq", "USAGE"),
-        ("delivery", "INSERT", "email due_at send_before priority route"),
-        ("rule", "SELECT"),
+        *((function, "EXECUTE") for function in (
+            "put", "enqueue", "mailbox", "address_of", "mailboxes_header", "header_text", "one_line",
+            "body_base64",
+        )),
     ),
     # Writes reports and cannot read them again; finds by key what is made.
     "outbox_generate": _role(
@@ -87,6 +91,8 @@ ROLES: Final[Mapping[str, Role]] = {
         ("digest_item", "UPDATE", "digest"),
         ("pause", "SELECT"),  # what is held back is in no digest
         ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
+        ("route_of", "EXECUTE"),
+        ("suppressed", "EXECUTE"),
     ),
     # Carries messages, and cannot change one. It inserts emails only after a failover that lost them.
     "outbox_relay": _role(
@@ -125,6 +131,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("schedule", "INSERT"),
         ("schedule", "UPDATE"),
         ("bounce_tokens", "EXECUTE"),
+        ("suppressed", "EXECUTE"),
     ),
     # Sees who, when and how it went, never what was said: no pages, no messages, no tokens.
     "outbox_read": _role(
@@ -171,7 +178,10 @@ ROLES: Final[Mapping[str, Role]] = {
         ("board_session", "SELECT", "id name expires_at"),
         ("board_session", "INSERT", "id name expires_at"),
         ("board_session", "DELETE"),
+        *_UNSUBSCRIBES,
     ),
+    # A web application that serves the pages itself: it calls these with the token of a link, and reads nothing.
+    "outbox_unsubscribe": _role("answers unsubscribe links in an application of yours", *_UNSUBSCRIBES),
     "outbox_prune": _role(
         "removes bodies by age: prune",
         ("schema_version", "SELECT"),
@@ -192,7 +202,7 @@ ROLES: Final[Mapping[str, Role]] = {
 
 
 def together(roles: Iterable[str]) -> list[Right]:
-    """All that these roles may do, each right once."""
+    """Return all that these roles may do, each right once."""
     found: dict[tuple[str, str], list[str] | None] = {}
     for role in roles:
         for relation, privilege, columns in ROLES[role].rights:
@@ -216,7 +226,8 @@ SELECT rolname FROM pg_roles r
  WHERE rolname = ANY ($1::text[])
    AND (rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
         OR EXISTS (SELECT FROM pg_namespace WHERE nspname = 'outbox' AND nspowner = r.oid)
-        OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = to_regnamespace('outbox') AND c.relowner = r.oid))
+        OR EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = to_regnamespace('outbox') AND c.relowner = r.oid)
+        OR EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = to_regnamespace('outbox') AND p.proowner = r.oid))
  ORDER BY 1
 """
 
@@ -225,6 +236,7 @@ OWNER: Final = """
 SELECT pg_get_userbyid(owner) FROM (
     SELECT nspowner AS owner FROM pg_namespace WHERE nspname = 'outbox'
     UNION SELECT relowner FROM pg_class WHERE relnamespace = to_regnamespace('outbox') AND relkind IN ('r', 'S')
+    UNION SELECT proowner FROM pg_proc WHERE pronamespace = to_regnamespace('outbox')
 ) AS owners WHERE NOT pg_has_role(owner, 'USAGE') LIMIT 1
 """
 
@@ -232,21 +244,21 @@ SELECT pg_get_userbyid(owner) FROM (
 async def grant_roles(connection: Any) -> None:
     """Make the roles that are missing, and give each its rights and no others.
 
-    Idempotent, safe on all servers at once, and one commit: what relays hold is never gone for a moment. What a role
-    was given before, by an older version or by hand, is taken from it.
+    Idempotent, safe on all servers at once, and one commit: the rights of running relays never lapse. What a role was
+    given before, by an older version or by hand, is taken from it.
 
     Raises:
-        OutboxError: this role may not; or a role of such a name is somebody's. The sentence says the mend.
+        OutboxError: this role may not; or a role of such a name is used otherwise. The sentence says the fix.
         SchemaError: there is no schema, or it is another version's.
 
     """
     async with connection.transaction(isolation="read_committed"):
+        await connection.execute(PIN_PATH)
         await take_init_lock(connection)
         await require_current(connection)
         await _refuse_what_is_taken(connection)
         me = await connection.fetchval("SELECT current_user")
-        present = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
-        new = [name for name in ROLES if name not in present]
+        new = await missing_roles(connection)
         try:
             for name in new:
                 await connection.execute(CREATE.format(role=name))
@@ -256,6 +268,29 @@ async def grant_roles(connection: Any) -> None:
                 f"Role {me} may not create roles; let one that may say: {made}; then run `outbox init --roles` again."
             ) from error
         await connection.execute(";\n".join(statements()))
+
+
+async def renew_grants(connection: Any) -> None:
+    """Give the roles that are there their rights again, if they were given rights in this database before.
+
+    Called at the end of an upgrade, in its transaction, so that the rights of running relays never lapse. Where this
+    role may not grant, nothing changes; see `are_renewed`.
+    """
+    if not await are_used(connection):
+        return
+    try:
+        async with connection.transaction():
+            await _refuse_what_is_taken(connection)
+            missing = await missing_roles(connection)
+            await connection.execute(";\n".join(statements([name for name in ROLES if name not in missing])))
+    except (OutboxError, asyncpg.InsufficientPrivilegeError):
+        return
+
+
+async def missing_roles(connection: Any) -> list[str]:
+    """Return the names of ROLES that this server has no role of."""
+    present = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
+    return [name for name in ROLES if name not in present]
 
 
 async def _refuse_what_is_taken(connection: Any) -> None:
@@ -271,17 +306,17 @@ async def _refuse_what_is_taken(connection: Any) -> None:
         raise OutboxError(f"Role {me} does not own the outbox schema; run `outbox init --roles` as its owner, {owner}.")
 
 
-def statements() -> list[str]:
-    """The SQL that takes from each role what it has in the schema and gives it what it needs."""
-    found = []
-    for name, role in ROLES.items():
+def statements(names: Iterable[str] = ROLES) -> list[str]:
+    """Return the SQL that takes from each role what it has in the schema and gives it what it needs."""
+    found = ["REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC"]
+    for name in names:
         found += [
             f"REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM {name}",  # columns too (PostgreSQL docs, REVOKE)
             f"REVOKE ALL ON ALL SEQUENCES IN SCHEMA outbox FROM {name}",
             f"REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM {name}",
             f"REVOKE ALL ON SCHEMA outbox FROM {name}",
             f"GRANT USAGE ON SCHEMA outbox TO {name}",
-            *(f"GRANT {right.clause} TO {name}" for right in role.rights),
+            *(f"GRANT {right.clause} TO {name}" for right in ROLES[name].rights),
         ]
     return found
 
@@ -293,5 +328,43 @@ SELECT EXISTS (SELECT FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'outbox
 
 
 async def are_used(connection: Any) -> bool:
-    """Whether the roles were given rights in this database, so that an upgrade has to renew them."""
+    """Return whether the roles were given rights in this database, so that an upgrade has to renew them."""
     return bool(await connection.fetchval(USED, list(ROLES)))
+
+
+async def are_renewed(connection: Any) -> bool:
+    """Return whether each of the roles has the rights of this version."""
+    if await missing_roles(connection):
+        return False
+    for name, role in ROLES.items():
+        if await lacking(connection, name, role.rights):
+            return False
+    return True
+
+
+# Through the catalogs: by name, has_table_privilege itself fails where the schema's USAGE is missing.
+LACKING: Final = """
+SELECT c.relname, w.privilege, coalesce(string_agg(a.attname, ' ' ORDER BY place), '')
+  FROM unnest($1::text[], $2::text[], $3::text[]) AS w (relation, privilege, columns)
+  JOIN pg_namespace n ON n.nspname = 'outbox'
+  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.relation AND w.privilege <> 'EXECUTE'
+  LEFT JOIN LATERAL unnest(string_to_array(nullif(w.columns, ''), ' ')) WITH ORDINALITY AS u (name, place) ON true
+  LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = u.name
+ WHERE NOT CASE WHEN c.relkind = 'S' THEN has_sequence_privilege($4, c.oid, w.privilege)
+                WHEN w.columns = '' THEN has_table_privilege($4, c.oid, w.privilege)
+                ELSE coalesce(has_column_privilege($4, c.oid, a.attnum, w.privilege), true) END
+ GROUP BY c.relname, w.privilege, w.columns
+ UNION ALL
+SELECT p.proname, w.privilege, ''
+  FROM unnest($1::text[], $2::text[]) AS w (relation, privilege)
+  JOIN pg_namespace n ON n.nspname = 'outbox'
+  JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = w.relation
+ WHERE w.privilege = 'EXECUTE' AND NOT has_function_privilege($4, p.oid, 'EXECUTE')
+ ORDER BY 1, 2
+"""
+
+
+async def lacking(connection: Any, role: str, rights: Iterable[Right]) -> list[Right]:
+    """Return which of the rights that role lacks."""
+    columns = map(list, zip(*rights, strict=True))
+    return [Right(*row) for row in await connection.fetch(LACKING, *columns, role)]

@@ -1,18 +1,33 @@
-"""The database's shape: `schema.sql` applied, older versions upgraded step by step, and a stranger's told apart."""
+"""The database schema: `schema.sql` applied, older versions upgraded step by step, and one of others told apart."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
+
 from outbox.database import take_init_lock
-from outbox.errors import SchemaError
+from outbox.errors import OutboxError, SchemaError
 
 # To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
 # version COMPATIBLE and later may work on it, leave COMPATIBLE: a fleet is then upgraded server by server.
 VERSION: Final = 6
 COMPATIBLE: Final = 2
+
+# A row outside of the bounds of version 6 could never be updated again: not claimed, not expired, not cancelled. Said
+# once for all rows before the constraints are there, and once for those that came meanwhile and are open.
+_INTO_BOUNDS: Final = """
+UPDATE outbox.delivery
+   SET due_at = CASE WHEN due_at = 'infinity' THEN due_at
+                     ELSE greatest(least(due_at, '2999-12-31 00:00:00+00'), '1970-01-01 00:00:00+00') END,
+       send_before = CASE WHEN send_before < 'infinity'
+                          THEN greatest(least(send_before, '2999-12-31 00:00:00+00'), '1970-01-01 00:00:00+00') END
+ WHERE (due_at < '1970-01-01 00:00:00+00' OR (due_at >= '3000-01-01 00:00:00+00' AND due_at < 'infinity')
+        OR send_before < '1970-01-01 00:00:00+00' OR send_before >= '3000-01-01 00:00:00+00')
+"""
 
 # What turns version n - 1 into n, for databases that were made before; `schema.sql` is always the newest whole.
 # A step runs in one transaction with the others, so it must not say BEGIN, COMMIT or CONCURRENTLY.
@@ -104,9 +119,24 @@ UPGRADES: Final[Mapping[int, str]] = {
             kind text NOT NULL CHECK (kind IN ('hard', 'soft', 'complained')), status text,
             PRIMARY KEY (email, message));
     """,
-    6: """
+    6: f"""
         SET LOCAL search_path = pg_catalog, pg_temp;
         -- email and delivery: bounds
+        {_INTO_BOUNDS};
+        ALTER TABLE outbox.delivery
+            ADD CONSTRAINT delivery_bounds CHECK (due_at >= '1970-01-01 00:00:00+00'
+                AND (due_at < '3000-01-01 00:00:00+00' OR due_at = 'infinity')
+                AND (send_before IS NULL
+                     OR send_before >= '1970-01-01 00:00:00+00' AND send_before < '3000-01-01 00:00:00+00')) NOT VALID;
+        {_INTO_BOUNDS} AND settled_at IS NULL;
+        ALTER TABLE outbox.email
+            ADD CONSTRAINT email_message_size CHECK (octet_length(message) <= 20971520) NOT VALID,
+            ADD CONSTRAINT email_sizes CHECK (octet_length(key) <= 1000 AND octet_length(sender) <= 320
+                AND octet_length(recipient) <= 320 AND octet_length(message_id) <= 998
+                AND (traceparent IS NULL OR octet_length(traceparent) <= 200)
+                AND (made_by IS NULL OR octet_length(made_by) <= 500)
+                AND (octet_length(message) <= 65536
+                     OR position('\\x0d0a0d0a'::bytea IN substr(message, 1, 65540)) BETWEEN 1 AND 65537)) NOT VALID;
 
         -- bounce tokens
         CREATE TABLE outbox.bounce_key (
@@ -127,13 +157,13 @@ UPGRADES: Final[Mapping[int, str]] = {
     """,
 }
 
-# Functions have no version of their own: whoever upgrades puts the newest in place. One whose parameters change is
-# dropped by the step that changes them.
-_FUNCTION: Final = re.compile(r"^create function .*?\$\$;$", re.MULTILINE | re.DOTALL)
+# Functions and triggers have no version of their own: an upgrade replaces all of them by the newest. A function whose
+# parameters change is dropped by the step that changes them.
+_REPLACED: Final = re.compile(r"^create ((?:function .*?\$\$|trigger [^;]*);)$", re.MULTILINE | re.DOTALL)
 
 
 def schema_sql() -> str:
-    """The text of schema.sql: beside this module in an installed wheel, beside the package in a checkout."""
+    """Return the text of schema.sql: beside this module in an installed wheel, beside the package in a checkout."""
     packaged = files("outbox") / "schema.sql"
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
@@ -141,13 +171,13 @@ def schema_sql() -> str:
 
 
 def functions_sql() -> str:
-    """The functions of schema.sql, to be put in the place of older ones."""
-    found = _FUNCTION.findall(schema_sql())
-    return "\n".join(text.replace("create function", "create or replace function", 1) for text in found)
+    """Return the functions and triggers of schema.sql, to be put in the place of older ones, with their rights."""
+    found = [f"create or replace {text}" for text in _REPLACED.findall(schema_sql())]
+    return "\n".join([*found, "revoke all on all functions in schema outbox from public;"])
 
 
 async def installed_version(connection: Any) -> int | None:
-    """The version that the database has, or None if it has none.
+    """Return the version that the database has, or None if it has none.
 
     Raises:
         SchemaError: a schema called `outbox` is there that outbox did not make.
@@ -166,18 +196,30 @@ async def installed_version(connection: Any) -> int | None:
     return None
 
 
+# Expressions of constraints, indexes and defaults bind to what the path names when they are made, and stay so.
+PIN_PATH: Final = "SET LOCAL search_path = pg_catalog, pg_temp"
+
+
 async def initialise(
-    connection: Any, *, version: int = VERSION, compatible: int = COMPATIBLE, upgrades: Mapping[int, str] = UPGRADES
+    connection: Any,
+    *,
+    version: int = VERSION,
+    compatible: int = COMPATIBLE,
+    upgrades: Mapping[int, str] = UPGRADES,
+    then: Callable[[Any], Awaitable[None]] | None = None,
 ) -> tuple[int | None, int]:
-    """Create or upgrade the schema in one transaction; gives the version before and after.
+    """Create or upgrade the schema in one transaction; return the version before and after.
 
     Idempotent. Servers that do this at once queue on one advisory lock, and all but the first find nothing to do.
+    `then` is awaited at the end of the transaction of an upgrade. New constraints hold for new rows at once; rows from
+    before are looked at after the commit, so that relays need not wait, and stay as they are if they break one.
 
     Raises:
         SchemaError: the database is newer than this code or not UTF8, or the schema belongs to something else.
 
     """
     async with connection.transaction(isolation="read_committed"):
+        await connection.execute(PIN_PATH)
         await take_init_lock(connection)
         encoding = await connection.fetchval("SHOW server_encoding")
         if encoding != "UTF8":
@@ -200,14 +242,77 @@ async def initialise(
                 )
             if before < version:
                 await connection.execute(functions_sql())
+                if then is not None:
+                    await then(connection)
+    if before is not None and before < version:
+        await validate_constraints(connection)
     return before, version
+
+
+UNVALIDATED: Final = """
+SELECT conrelid::regclass::text AS relation, quote_ident(conname) AS name
+  FROM pg_constraint WHERE connamespace = to_regnamespace('outbox') AND contype = 'c' AND NOT convalidated ORDER BY 1, 2
+"""
+
+
+async def read_broken(connection: Any) -> list[str]:
+    """Return the names of the CHECKs that some older row breaks."""
+    return [row["name"] for row in await connection.fetch(UNVALIDATED)]
+
+
+async def validate_constraints(connection: Any) -> None:
+    """Look whether older rows keep the CHECKs that were added since; one that some row breaks holds for new rows only.
+
+    Relays go on meanwhile: it takes no lock that they wait for (PostgreSQL docs, ALTER TABLE, VALIDATE CONSTRAINT).
+    """
+    async with connection.transaction():
+        await connection.execute(PIN_PATH)
+        added = await connection.fetch(UNVALIDATED)
+    for relation, name in added:
+        with suppress(asyncpg.CheckViolationError):
+            async with connection.transaction():
+                await connection.execute(PIN_PATH)
+                await connection.execute(f"ALTER TABLE {relation} VALIDATE CONSTRAINT {name}")
+
+
+SIZE: Final = "email_message_size"
+READ_SIZE: Final = "SELECT outbox.message_bytes_max()"
+
+
+async def limit_messages(connection: Any, bytes_max: int) -> int | None:
+    """Let messages have at most so many octets; return the limit before, or None if it is the same.
+
+    Larger messages that are in the outbox already stay and are sent.
+
+    Raises:
+        OutboxError: the limit has to change, and this role does not own the schema.
+
+    """
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(PIN_PATH)
+        await take_init_lock(connection)
+        before = int(await connection.fetchval(READ_SIZE))
+        if before == bytes_max:
+            return None
+        try:
+            await connection.execute(
+                f"ALTER TABLE outbox.email DROP CONSTRAINT IF EXISTS {SIZE},"
+                f" ADD CONSTRAINT {SIZE} CHECK (octet_length(message) <= {int(bytes_max)}) NOT VALID"
+            )
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise OutboxError(
+                f"message_bytes_max is {bytes_max} here and {before} in the database, and this role may not change it; "
+                "run `outbox init` as the schema's owner, or correct the setting."
+            ) from error
+    await validate_constraints(connection)
+    return before
 
 
 async def require_current(connection: Any) -> None:
     """Return if the database has the schema that this code is for, or a newer one that it may still work on.
 
     Raises:
-        SchemaError: it is missing, older or newer; the sentence says which, and the mend.
+        SchemaError: it is missing, older or newer; the sentence says which, and the fix.
 
     """
     found = await installed_version(connection)

@@ -563,6 +563,8 @@ class Settings(WaySettings):
     batch_max: Annotated[int, _count(1000)] = 100
     # How long generate waits for reports that another session holds while none of them is made, and a query for a lock.
     generate_wait_s: Annotated[float, _seconds(1, 86_400)] = 600.0
+    # Octets of one message, headers and attachments included; `outbox init` writes it into the database.
+    message_bytes_max: Annotated[int, Field(ge=65_536, le=104_857_600, strict=True)] = 20_971_520
 
     lease_s: Annotated[float, _seconds(2, 3600)] = 10.0
     failover_grace_s: Annotated[float, _seconds(0, 3600)] = 30.0  # after a failover: for relays to say what they sent

@@ -37,7 +37,7 @@ def init(
     settings.require("database_url")
     for name in redefine or []:
         settings.report(name)
-    (before, after), unrenewed, changes = awaited(_initialise(settings, redefine or [], roles=roles))
+    (before, after), renewed, changes = awaited(_initialise(settings, redefine or [], roles=roles))
     if before is None:
         typer.echo(f"The outbox schema is there now, at version {after}.")
     elif before < after:
@@ -53,7 +53,9 @@ def init(
         typer.echo(awaited(_rotate_bounce_key(settings)))
     if roles:
         _print_roles()
-    elif unrenewed:
+    elif renewed:
+        typer.echo("The rights of its roles were renewed.")
+    elif renewed is False:
         typer.echo("Its roles have no rights on what is new yet; run `outbox init --roles`.")
 
 
@@ -62,7 +64,7 @@ def _print_roles() -> None:
 
     typer.echo("These roles may do their part now, and nothing else:")
     for name, role in ROLES.items():
-        typer.echo(f"  {name:<16} {role.does}")
+        typer.echo(f"  {name:<18} {role.does}")
     typer.echo("Let your own roles into them, and grant those that generate what your queries read:")
     typer.echo("  GRANT outbox_relay TO app_relay;")
     typer.echo("  GRANT outbox_generate TO app_generate; GRANT SELECT ON people, progress TO app_generate;")
@@ -79,24 +81,37 @@ async def _rotate_bounce_key(settings: "Settings") -> str:
 
 async def _initialise(
     settings: "Settings", redefine: list[str], *, roles: bool
-) -> tuple[tuple[int | None, int], bool, list[str]]:
-    """The versions before and after, whether an upgrade has left roles without the rights on what is new, and what was
-    changed of the rules for routes.
+) -> tuple[tuple[int | None, int], bool | None, list[str]]:
+    """Return the versions before and after, whether an upgrade renewed the rights of roles (None: it had not to), and
+    what else was changed, in a line each.
     """
     from outbox.database import connect, engine, lock_waits
-    from outbox.roles import are_used, grant_roles
+    from outbox.roles import are_renewed, are_used, grant_roles, renew_grants
     from outbox.routing import told, write_rules
-    from outbox.schema import VERSION, initialise
+    from outbox.schema import VERSION, initialise, limit_messages, read_broken
 
     assert settings.database_url is not None
     connection = await connect(settings.database_url, application="outbox init")
     try:
         async with lock_waits(settings.database_url, connection, "`outbox init`"):
-            versions = await initialise(connection)
-            unrenewed = versions[0] not in (None, versions[1]) and await are_used(connection)
+            versions = await initialise(connection, then=renew_grants)
+            upgraded = versions[0] not in (None, versions[1])
+            renewed = await are_renewed(connection) if upgraded and await are_used(connection) else None
             if roles:
                 await grant_roles(connection)
-            changes = list(told(await write_rules(connection, settings))) if versions[1] == VERSION else []
+            changes = []
+            if versions[1] == VERSION:
+                limit = await limit_messages(connection, settings.message_bytes_max)
+                if limit is not None:
+                    changes.append(
+                        f"Messages may have {settings.message_bytes_max:,} octets now, where it was {limit:,}."
+                    )
+                if upgraded or limit is not None:
+                    changes += [
+                        f"Older emails break {name}; they stay as they are, and new ones are refused."
+                        for name in await read_broken(connection)
+                    ]
+                changes += told(await write_rules(connection, settings))
     finally:
         await connection.close()
     if redefine:
@@ -107,7 +122,7 @@ async def _initialise(
             async with lock_waits(settings.database_url, driver, "`outbox init --redefine`"):
                 for name in redefine:
                     await edition.redefine(session, name, settings.report(name))
-    return versions, unrenewed, changes
+    return versions, renewed, changes
 
 
 @app.command()

@@ -254,7 +254,7 @@ async def test_times_are_kept(connection):
 @pytest.mark.parametrize(
     "fault, sentence",
     [
-        ({"to": ()}, "needs somebody to go to"),
+        ({"to": ()}, "needs a recipient"),
         ({"to": None}, "to is None; give an address"),
         ({"to": "nobody"}, "'nobody' is no email address"),
         ({"key": " "}, "needs a key"),

@@ -294,6 +294,26 @@ async def test_a_row_that_somebody_else_commits_meanwhile_has_the_last_word(flee
     assert await whole(fleet) == 20
 
 
+async def test_an_email_that_is_too_large_or_has_too_long_a_key_fails_alone(fleet):
+    await fleet.hire(3)
+    fleet.top += "\nmessage_bytes_max = 100000"
+    await fleet.run("init")
+    await fleet.connection.execute(
+        "ALTER TABLE people ADD COLUMN code text; UPDATE people SET code = id::text;"
+        " UPDATE people SET code = repeat('k', 990) WHERE id = 2"
+    )
+    fleet.recipients = "select code as key, email, name from people"
+    fleet.data = "select repeat('x ', case :key when '3' then 100000 else 1 end) as text"
+    template = fleet.directory / "templates/progress/email.txt.j2"
+    template.parent.mkdir(parents=True)
+    template.write_text("{{ rows[0].text }}")
+    ended = await fleet.run("generate")
+    assert ended.code == 1
+    assert "1 made here, 0 elsewhere, 2 failed, of 3 recipients." in ended.out
+    assert "more than message_bytes_max (100,000)" in ended.err
+    assert "more than 1000 octets" in ended.err
+
+
 async def test_the_other_reports_are_made_when_one_cannot_be(fleet):
     fleet.report = """
 [reports.broken]

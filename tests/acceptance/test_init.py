@@ -113,3 +113,28 @@ async def test_a_role_without_rights_is_told_so_in_one_sentence(fleet):
     ended = await fleet.run("init")
     assert ended.code == 1
     assert len(ended.sentences) == 1
+
+
+async def test_init_writes_the_size_of_messages_into_the_database_and_says_so(fleet):
+    limit = "SELECT outbox.message_bytes_max()"
+    assert await fleet.connection.fetchval(limit) == 20_971_520
+    await fleet.put_emails(1)
+    await fleet.connection.execute("UPDATE outbox.email SET message = '\r\n\r\n' || repeat('x', 200000)::bytea")
+    fleet.top += "\nmessage_bytes_max = 100000"
+    said = await fleet.run("init")
+    assert (said.code, said.err) == (0, "")
+    assert "Messages may have 100,000 octets now, where it was 20,971,520." in said.out
+    assert "Older emails break email_message_size; they stay as they are, and new ones are refused." in said.out
+    assert await fleet.connection.fetchval(limit) == 100_000
+    again = await fleet.run("init")
+    assert "octets" not in again.out
+    assert "break" not in again.out
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="at most 100000 are accepted"):
+        await fleet.connection.execute(
+            "SELECT outbox.enqueue(key => 'k', sender => 's@example.com', recipient => 'a@example.com',"
+            " body_text => repeat('x', 90000))"
+        )
+    fleet.top = fleet.top.replace("100000", "104857601")
+    assert (await fleet.run("init")).sentences == [
+        "message_bytes_max: 104857601 is too large; write 1.04858e+08 or less."
+    ]

@@ -55,17 +55,26 @@ async def as_role(fleet, part, *words, code=0):
 # What each must not do; besides DDL, which nobody may.
 FORBIDDEN = {
     "enqueue": (
+        "SELECT id FROM outbox.email",
+        "SELECT key FROM outbox.email",
         "SELECT recipient FROM outbox.email",
         "SELECT message FROM outbox.email",
         "SELECT state FROM outbox.delivery",
         "SELECT token FROM outbox.report",
+        "SELECT route FROM outbox.rule",
+        "INSERT INTO outbox.email (key, sender, recipient, message_id, message) VALUES ('x', 'a', 'b', '', '')",
+        "INSERT INTO outbox.email (id) VALUES (9223372036854775807)",
         "INSERT INTO outbox.email (report) VALUES (1)",
+        "INSERT INTO outbox.delivery (email) VALUES (1)",
         "INSERT INTO outbox.delivery (email, state, settled_at) VALUES (1, 'cancelled', now())",
+        "SELECT nextval('outbox.email_id_seq')",
         "UPDATE outbox.email SET key = 'x'",
         "UPDATE outbox.delivery SET due_at = 'infinity'",
         "DELETE FROM outbox.email",
         "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'x', 'x', '', '')",
         "SELECT outbox.bounce_token(1)",
+        "SELECT outbox.unsubscribe('x')",
+        "SELECT outbox.suppressed('x', '')",
     ),
     "generate": (
         "SELECT html FROM outbox.report",
@@ -84,8 +93,12 @@ FORBIDDEN = {
         "INSERT INTO outbox.operation (who, what, target, why, emails) VALUES ('', '', '', '', 0)",
         "DELETE FROM outbox.report",
         "DELETE FROM outbox.edition",
+        "SELECT outbox.unsubscribe('x')",
+        "SELECT outbox.resubscribe('x')",
     ),
     "relay": (
+        "SELECT outbox.put('x', 'a@b', array['a@b'], '', 'b', '')",
+        "SELECT outbox.resubscribe('x')",
         "SELECT html FROM outbox.report",
         "SELECT token FROM outbox.report",
         "SELECT name FROM people",
@@ -130,6 +143,7 @@ FORBIDDEN = {
         "DELETE FROM outbox.route",
     ),
     "operate": (
+        "SELECT outbox.resubscribe('x')",
         "SELECT html FROM outbox.report",
         "SELECT token FROM outbox.report",
         "UPDATE outbox.email SET message = ''",
@@ -155,6 +169,19 @@ FORBIDDEN = {
         "DELETE FROM outbox.report",
         "SELECT created_at FROM outbox.board_session",
         "UPDATE outbox.board_session SET expires_at = 'tomorrow'",
+        "SELECT outbox.put('x', 'a@b', array['a@b'], '', 'b', '')",
+        "INSERT INTO outbox.suppression (address, reason, who, why) VALUES ('x', 'decided', '', '')",
+        "DELETE FROM outbox.suppression",
+    ),
+    "unsubscribe": (
+        "SELECT id FROM outbox.report",
+        "SELECT token FROM outbox.report",
+        "SELECT recipient FROM outbox.email",
+        "SELECT address FROM outbox.suppression",
+        "INSERT INTO outbox.suppression (address, reason, who, why) VALUES ('x', 'decided', '', '')",
+        "DELETE FROM outbox.suppression",
+        "INSERT INTO outbox.operation (who, what, target, why, emails) VALUES ('', '', '', '', 0)",
+        "SELECT outbox.put('x', 'a@b', array['a@b'], '', 'b', '')",
     ),
     "prune": (
         "SELECT token FROM outbox.report",
@@ -177,17 +204,13 @@ NOBODY_MAY = (
     "SELECT secret FROM outbox.bounce_key",
     "UPDATE outbox.bounce_key SET retired_at = now()",
     "DELETE FROM outbox.bounce_key",
+    "CREATE FUNCTION outbox.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "ALTER FUNCTION outbox.suppressed(text, text) RESET ALL",
 )
 
 ENQUEUE = """
-WITH mail AS (
-    INSERT INTO outbox.email (key, sender, recipient, message_id, message)
-    VALUES ('invoice/1', 'app@example.com', 'p9@example.com', '<1@example.com>', 'Subject: hi')
-    ON CONFLICT (key) DO NOTHING RETURNING id
-), delivery AS (
-    INSERT INTO outbox.delivery (email) SELECT id FROM mail
-)
-SELECT pg_notify('outbox', '') FROM mail
+SELECT outbox.enqueue(key => 'invoice/1', sender => 'app@example.com', recipient => 'p9@example.com', subject => 'hi',
+                      body_text => 'Your invoice')
 """
 
 
@@ -212,7 +235,7 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
 
     await as_role(fleet, "generate", "generate")
     enqueue = await asyncpg.connect(of(fleet, "enqueue"))
-    assert [await enqueue.execute(ENQUEUE) for _ in range(2)] == ["SELECT 1", "SELECT 0"]
+    assert [await enqueue.fetchval(ENQUEUE) for _ in range(2)] == [True, False]
     sent = await as_role(fleet, "relay", "relay", "--until-empty")
     assert "completion_unknown" not in sent.err, "it may see whether an edition is complete"
     assert await fleet.states() == {"sent": 4}
@@ -276,6 +299,9 @@ async def test_the_web_pages_need_no_more_than_their_group_may(staffed):
 
 
 HELD = """
+SELECT p.proname, 'EXECUTE', '' FROM pg_proc p
+ WHERE p.pronamespace = 'outbox'::regnamespace AND has_function_privilege($1, p.oid, 'EXECUTE')
+UNION ALL
 SELECT c.relname, p.privilege, a.attname
   FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
   CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS p (privilege)
@@ -328,11 +354,15 @@ async def test_a_role_holds_exactly_what_the_table_of_rights_says_and_renewing_t
     await hire(fleet, "relay")
     await fleet.connection.execute(
         "GRANT DELETE, TRUNCATE, UPDATE (message) ON outbox.email TO outbox_relay;"
-        " GRANT ALL ON SEQUENCE outbox.email_id_seq TO outbox_read; REVOKE SELECT ON outbox.pause FROM outbox_relay"
+        " GRANT ALL ON SEQUENCE outbox.email_id_seq TO outbox_read;"
+        " GRANT EXECUTE ON FUNCTION outbox.put TO outbox_read, PUBLIC;"
+        " REVOKE EXECUTE ON FUNCTION outbox.suppressed FROM outbox_relay;"
+        " REVOKE SELECT ON outbox.pause FROM outbox_relay"
     )
     role = await asyncpg.connect(of(fleet, "relay"))
     found = await look_at_rights(role)
-    assert found.found == "role app_relay lacks SELECT ON TABLE outbox.pause"
+    lacks = ["SELECT ON TABLE outbox.pause", "EXECUTE ON FUNCTION outbox.suppressed"]
+    assert found.found == f"role app_relay lacks {', '.join(lacks)}"
     assert "`outbox init --roles`" in found.mend
     ends = await asyncio.gather(*(fleet.run("init", "--roles") for _ in range(3)))
     assert [(end.code, end.err) for end in ends] == [(0, "")] * 3
@@ -355,28 +385,57 @@ async def test_a_role_holds_exactly_what_the_table_of_rights_says_and_renewing_t
     await role.close()
 
 
-async def test_an_upgrade_says_that_the_roles_have_to_be_renewed_and_then_they_work(staffed):
-    fleet = staffed
+async def old_with_roles(fleet, *names):
+    """A database of the first version, with these roles and the rights of then."""
     await fleet.connection.execute("DROP SCHEMA outbox CASCADE")
     await fleet.connection.execute(V1.read_text())
-    await fleet.connection.execute(
-        "CREATE ROLE outbox_relay NOLOGIN; GRANT USAGE ON SCHEMA outbox TO outbox_relay;"
-        " GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA outbox TO outbox_relay"
-    )
+    for name in names:
+        await fleet.connection.execute(
+            f"CREATE ROLE {name} NOLOGIN; GRANT USAGE ON SCHEMA outbox TO {name};"
+            f" GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA outbox TO {name}"
+        )
     await hire(fleet, "relay")
+
+
+async def test_an_upgrade_renews_the_rights_of_the_roles_so_that_they_work_and_can_do_no_more(staffed):
+    fleet = staffed
+    await old_with_roles(fleet, *ROLES)
     said = await fleet.run("init")
     assert said.code == 0
-    assert "run `outbox init --roles`" in said.out
+    assert "The rights of its roles were renewed." in said.out
     await fleet.put_emails(2)
-    sender = await fleet.start("relay", "--until-empty", environment={"OUTBOX_DATABASE_URL": of(fleet, "relay")})
-    await sender.says("permission denied")
-    assert (await fleet.run("init", "--roles")).code == 0
-    assert (await sender.ended()).code == 0
-    assert "init --roles" not in (await fleet.run("init")).out
+    await as_role(fleet, "relay", "relay", "--until-empty")
     assert await fleet.states() == {"sent": 2}
     role = await asyncpg.connect(of(fleet, "relay"))
     assert await is_refused(role, "DELETE FROM outbox.email")
     await role.close()
+
+
+async def test_an_upgrade_renews_those_that_are_there_and_says_that_others_are_missing(staffed):
+    fleet = staffed
+    await old_with_roles(fleet, "outbox_relay")
+    assert "run `outbox init --roles`" in (await fleet.run("init")).out
+    role = await asyncpg.connect(of(fleet, "relay"))
+    assert (await look_at_rights(role)).found == "role app_relay may do what outbox_relay may"
+    await role.close()
+    assert (await fleet.run("init", "--roles")).code == 0
+    assert "init --roles" not in (await fleet.run("init")).out
+
+
+async def test_an_upgrade_by_a_role_that_may_not_grant_says_that_the_rights_have_to_be_renewed(staffed):
+    fleet = staffed
+    await old_with_roles(fleet, "outbox_relay")
+    await fleet.connection.execute("ALTER ROLE outbox_relay LOGIN")
+    said = await fleet.run("init")
+    assert said.code == 0
+    assert "Its roles have no rights on what is new yet; run `outbox init --roles`." in said.out
+    await fleet.put_emails(2)
+    sender = await fleet.start("relay", "--until-empty", environment={"OUTBOX_DATABASE_URL": of(fleet, "relay")})
+    await sender.says("permission denied")
+    await fleet.connection.execute("ALTER ROLE outbox_relay NOLOGIN")
+    assert (await fleet.run("init", "--roles")).code == 0
+    assert (await sender.ended()).code == 0
+    assert await fleet.states() == {"sent": 2}
 
 
 async def test_who_may_not_make_or_give_roles_is_told_the_mend_in_one_sentence(staffed):

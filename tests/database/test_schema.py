@@ -35,7 +35,7 @@ async def stranger(empty):
 
 
 async def shape(connection):
-    """All that a schema is: columns, constraints, indexes, and which versions it went through."""
+    """All that a schema is: columns, constraints, indexes, functions with their rights, triggers, and its versions."""
     return await connection.fetch("""
         SELECT 'column' AS kind, table_name || '.' || column_name AS name, data_type || ' ' || is_nullable AS what
           FROM information_schema.columns WHERE table_schema = 'outbox'
@@ -44,6 +44,12 @@ async def shape(connection):
           FROM pg_constraint c WHERE c.connamespace = 'outbox'::regnamespace
         UNION ALL
         SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'outbox'
+        UNION ALL
+        SELECT 'function', proname, pg_get_functiondef(oid) || proacl::text FROM pg_proc
+         WHERE pronamespace = 'outbox'::regnamespace
+        UNION ALL
+        SELECT 'trigger', tgname, pg_get_triggerdef(oid) FROM pg_trigger
+         WHERE tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'outbox'::regnamespace) AND NOT tgisinternal
         UNION ALL
         SELECT 'version', version::text, applied_at::text FROM outbox.schema_version
         ORDER BY 1, 2, 3
@@ -85,6 +91,120 @@ async def test_a_database_of_the_first_version_becomes_what_a_new_one_is(strange
 
     assert await parts(stranger) == await parts(connection)
     assert await stranger.fetchval("SELECT count(*) FROM outbox.delivery") == 1
+
+
+V1 = Path(__file__).parent / "schema_1.sql"
+
+
+async def of_version_5(connection):
+    await connection.execute(V1.read_text())
+    await initialise(connection, version=5)
+
+
+OUT_OF_BOUNDS = """
+WITH made AS (
+    INSERT INTO outbox.email (key, sender, recipient, message_id, message, made_by)
+    SELECT k, 'a@example.com', 'b@example.com', '<1@example.com>', m, b
+      FROM (VALUES ('large', repeat('x', 21000000)::bytea, ''), ('header', repeat('x', 70000)::bytea, ''),
+                   (repeat('k', 1500), 'x', ''), ('who', 'x', repeat('m', 501)), ('bc', 'x', ''), ('far', 'x', ''),
+                   ('never', 'x', ''), ('always', 'x', ''), ('paused', 'x', ''), ('settled', 'x', '')) AS v (k, m, b)
+    RETURNING id, key
+)
+INSERT INTO outbox.delivery (email, due_at, send_before, paused, state, settled_at)
+SELECT id, CASE key WHEN 'bc' THEN '4000-01-01 BC' WHEN 'far' THEN '20000-01-01' WHEN 'always' THEN '-infinity'
+                    WHEN 'settled' THEN '-infinity' WHEN 'paused' THEN 'infinity' ELSE '2026-01-01' END::timestamptz,
+       CASE key WHEN 'never' THEN 'infinity' WHEN 'far' THEN '20000-01-01' WHEN 'bc' THEN '-infinity' END::timestamptz,
+       CASE key WHEN 'paused' THEN 'sales' END, CASE key WHEN 'settled' THEN 'cancelled' ELSE 'pending' END,
+       CASE key WHEN 'settled' THEN now() END
+  FROM made
+"""
+
+
+async def test_an_upgrade_keeps_rows_that_break_the_new_bounds_and_refuses_new_ones(stranger):
+    await of_version_5(stranger)
+    await stranger.execute(OUT_OF_BOUNDS)
+    emails = await stranger.fetch("SELECT id, key, octet_length(message), made_by FROM outbox.email ORDER BY id")
+    assert await initialise(stranger) == (5, NOW)
+    assert (
+        await stranger.fetch("SELECT id, key, octet_length(message), made_by FROM outbox.email ORDER BY id") == emails
+    )
+    assert await schema.read_broken(stranger) == ["email_message_size", "email_sizes"]
+    for column, value in (("key", "'y' || repeat('k', 1500)"), ("message", "repeat('x', 21000000)::bytea")):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await stranger.execute(f"UPDATE outbox.email SET {column} = {value} WHERE key = 'bc'")
+    # A relay claims any of them, and each client can read when it is due.
+    assert await stranger.execute("UPDATE outbox.delivery SET relay = 1 WHERE state = 'pending'") == "UPDATE 9"
+    rows = await stranger.fetch("SELECT e.key, d.* FROM outbox.delivery d JOIN outbox.email e ON e.id = d.email")
+    found = {row["key"]: (row["due_at"].year, row["send_before"] and row["send_before"].year) for row in rows}
+    assert found["bc"] == (1970, 1970)
+    assert found["far"] == (2999, 2999)
+    assert found["always"] == found["settled"] == (1970, None)
+    assert found["never"] == found["large"] == (2026, None)
+    assert await stranger.fetchval("SELECT bool_and(due_at = 'infinity') FROM outbox.delivery WHERE paused = 'sales'")
+    with pytest.raises(asyncpg.CheckViolationError):
+        await stranger.execute("UPDATE outbox.delivery SET due_at = '4000-01-01 BC'")
+
+
+async def test_every_function_has_a_search_path_of_its_own_and_none_is_everybodys(connection, stranger):
+    await of_version_5(stranger)
+    await initialise(stranger)
+    for one in (connection, stranger):
+        functions = await one.fetch(
+            "SELECT proname, proconfig, has_function_privilege('public', oid, 'EXECUTE') AS is_everybodys FROM pg_proc"
+            " WHERE pronamespace = 'outbox'::regnamespace"
+        )
+        assert len(functions) > 10
+        for name, config, is_everybodys in functions:
+            assert "search_path=pg_catalog, pg_temp" in (config or []), name
+            assert not is_everybodys, name
+
+
+# What stands before pg_catalog in a path, or fits the argument better than what is in it, is taken (CVE-2018-1058).
+SHADOWS = """
+CREATE SCHEMA evil;
+CREATE FUNCTION evil.trap() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE 'trapped'; END $$;
+CREATE FUNCTION evil.lower(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT evil.trap()';
+CREATE FUNCTION evil.octet_length(text) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT evil.trap()::int';
+CREATE FUNCTION evil.octet_length(bytea) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT evil.trap()::int';
+CREATE FUNCTION evil.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT evil.trap()::timestamptz';
+CREATE FUNCTION evil.nothing(text, text) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT evil.trap()::boolean';
+CREATE OPERATOR evil.<> (FUNCTION = evil.nothing, LEFTARG = text, RIGHTARG = text);
+CREATE OPERATOR evil.= (FUNCTION = evil.nothing, LEFTARG = text, RIGHTARG = text);
+CREATE OPERATOR evil.!~ (FUNCTION = evil.nothing, LEFTARG = text, RIGHTARG = text);
+CREATE FUNCTION evil.to_regclass(text) RETURNS regclass LANGUAGE sql AS 'SELECT evil.trap()::regclass';
+CREATE FUNCTION evil.to_regnamespace(text) RETURNS regnamespace LANGUAGE sql AS 'SELECT evil.trap()::regnamespace';
+CREATE FUNCTION evil.pg_advisory_xact_lock(int, int) RETURNS void LANGUAGE sql AS 'SELECT evil.trap()';
+CREATE DOMAIN evil.text AS pg_catalog.text;
+CREATE DOMAIN evil.timestamptz AS pg_catalog.timestamptz;
+"""
+BOUND = """
+SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend
+ WHERE refobjid IN (SELECT oid FROM pg_proc WHERE pronamespace = 'evil'::regnamespace
+                    UNION SELECT oid FROM pg_operator WHERE oprnamespace = 'evil'::regnamespace
+                    UNION SELECT oid FROM pg_type WHERE typnamespace = 'evil'::regnamespace)
+   AND NOT EXISTS (SELECT FROM pg_operator o WHERE o.oid = objid AND o.oprnamespace = 'evil'::regnamespace)
+   AND NOT EXISTS (SELECT FROM pg_type t WHERE t.oid = objid AND t.typnamespace = 'evil'::regnamespace)
+"""
+
+
+@pytest.mark.parametrize("begins", ["with nothing", "at version 1", "by psql"])
+async def test_no_part_of_the_schema_is_bound_to_a_function_of_another_schema(stranger, begins):
+    if begins == "at version 1":
+        await stranger.execute(V1.read_text())
+    await stranger.execute(SHADOWS)
+    await stranger.execute("SET search_path = evil, pg_catalog, public")
+    if begins == "by psql":
+        await stranger.execute(schema.schema_sql())
+    else:
+        await initialise(stranger)
+        assert await schema.limit_messages(stranger, 1_000_000) == 20_971_520
+    assert await stranger.fetch(BOUND) == []
+    said = await stranger.fetchval(
+        "SELECT outbox.enqueue(key => 'k', sender => 's@example.com', recipient => 'a@example.com', body_text => 't')"
+    )
+    assert said is True
+    assert await stranger.fetchval("SELECT outbox.suppressed('A@example.com', '')") is None
+    assert await stranger.fetchval("SELECT outbox.unsubscribe('x')") is None
 
 
 async def init_eight_times_at_once(url, **arguments):

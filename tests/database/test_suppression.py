@@ -7,6 +7,7 @@ from outbox import ledger, suppression
 from outbox.errors import ConfigurationError
 from outbox.exported import entries_of
 from outbox.operate import Act, explain, operate
+from outbox.roles import grant_roles
 from outbox.suppression import Entry, Reason
 from tests.database.test_ledger import emptied, made_once, put, relay, relays  # noqa: F401 - fixtures
 from tests.database.test_pause import EDITIONS, put_of
@@ -94,6 +95,11 @@ async def test_a_retry_of_what_is_suppressed_changes_nothing_and_says_the_mend(c
     assert await operate(connection, Act.RETRY, emails, who="a", why="", target="t") == emails[:1]
 
 
+async def named_by_its_report(connection, email):
+    """The email has the key under which generate writes it."""
+    await connection.execute("UPDATE outbox.email SET key = 'sales/2026-W47/k' WHERE id = $1", email)
+
+
 async def by_link(connection, function, token):
     return await connection.fetchval(f"SELECT outbox.{function}($1)", token)
 
@@ -114,6 +120,7 @@ async def test_the_remedy_is_told_by_the_entry_and_not_by_what_a_person_wrote(co
 async def test_who_unsubscribes_by_a_token_is_listed_once_for_that_report_and_may_come_back(connection):
     (email,) = await put_of(connection, "sales", 1)
     await written_to(connection, "Bo@Example.com", [email])
+    await named_by_its_report(connection, email)
     token = await connection.fetchval("SELECT r.token FROM outbox.report r JOIN outbox.email m ON m.report = r.id")
     for _ in range(2):
         assert await by_link(connection, "unsubscribe", token) == "sales"
@@ -135,9 +142,11 @@ async def test_who_unsubscribes_by_a_token_is_listed_once_for_that_report_and_ma
 
 async def test_a_web_application_may_unsubscribe_with_no_right_on_any_table(connection, database):
     (email,) = await put_of(connection, "sales", 1)
+    await named_by_its_report(connection, email)
     token = await connection.fetchval("SELECT r.token FROM outbox.report r JOIN outbox.email m ON m.report = r.id")
+    await grant_roles(connection)
     await connection.execute(
-        "CREATE ROLE app_web_test LOGIN; GRANT USAGE ON SCHEMA outbox TO app_web_test;"
+        "CREATE ROLE app_web_test LOGIN; GRANT outbox_unsubscribe TO app_web_test;"
         " CREATE SCHEMA evil; GRANT USAGE ON SCHEMA evil TO app_web_test;"
         " CREATE FUNCTION evil.lower(text) RETURNS text LANGUAGE sql AS $$ SELECT 'x@example.com' $$"
     )
@@ -151,8 +160,64 @@ async def test_a_web_application_may_unsubscribe_with_no_right_on_any_table(conn
     finally:
         await web.close()
         await connection.execute("DROP SCHEMA evil CASCADE; DROP OWNED BY app_web_test; DROP ROLE app_web_test")
-    ((listed, address),) = await connection.fetch("SELECT email, address FROM outbox.suppression")
-    assert (listed, address != "x@example.com") == (email, True)
+    ((listed, address, who),) = await connection.fetch("SELECT email, address, who FROM outbox.suppression")
+    assert (listed, address != "x@example.com", who) == (email, True, "app_web_test")
+    assert await connection.fetchval("SELECT who FROM outbox.operation") == "app_web_test", "the login that called"
+
+
+@pytest.fixture
+async def generator(connection, database):
+    """A login that is in outbox_generate and in nothing else."""
+    await grant_roles(connection)
+    await connection.execute("CREATE ROLE app_generate_test LOGIN; GRANT outbox_generate TO app_generate_test")
+    connected = await asyncpg.connect(database, user="app_generate_test")
+    yield connected
+    await connected.close()
+    await connection.execute("DROP OWNED BY app_generate_test; DROP ROLE app_generate_test")
+
+
+async def test_the_role_that_makes_reports_gives_no_report_to_another_email(connection, generator):
+    victim, attacker = await put(connection, 2)
+    await named_by_its_report(connection, victim)
+    await connection.execute("UPDATE outbox.email SET key = 'stock/2026-W47/k' WHERE id = $1", attacker)
+    reports = dict(await connection.fetch(
+        "SELECT e.report, r.id FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition"))  # fmt: skip
+    point = "UPDATE outbox.email SET report = $1 WHERE id = $2"
+    add = (
+        "INSERT INTO outbox.email (key, report, sender, recipient, message_id, message)"
+        " VALUES ($1, $2, 'a@b', 'evil@example.com', '<1@b>', '')"
+    )
+    for statement, arguments in (
+        (point, (reports["sales"], attacker)),
+        (point, (99_999, attacker)),
+        (add, ("x", reports["sales"])),
+        (add, ("sales/2026-W47/k#2", reports["sales"])),
+        (f"{add} ON CONFLICT (key) DO UPDATE SET report = excluded.report", ("stock/2026-W47/k", reports["sales"])),
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match="is not of report"):
+            await generator.execute(statement, *arguments)
+    await generator.execute(point, reports["sales"], victim)
+    await generator.execute(point, reports["stock"], attacker)
+    for report in (None, reports["stock"]):
+        with pytest.raises(asyncpg.CheckViolationError, match="belongs to a report already"):
+            await generator.execute(point, report, victim)
+    for function in ("unsubscribe", "resubscribe"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await by_link(generator, function, "x")
+
+
+async def test_a_link_is_about_the_address_of_the_email_that_its_report_names(connection):
+    victim, attacker = await put_of(connection, "sales", 2)
+    await written_to(connection, "bo@example.com", [victim])
+    await written_to(connection, "evil@example.com", [attacker])
+    await named_by_its_report(connection, victim)
+    await connection.execute("UPDATE outbox.email SET report = NULL WHERE id = $1", victim)
+    token = await connection.fetchval("SELECT r.token FROM outbox.report r JOIN outbox.email m ON m.report = r.id")
+    assert await by_link(connection, "unsubscribe", token) == "sales"
+    (row,) = await connection.fetch("SELECT address, email FROM outbox.suppression")
+    assert tuple(row) == ("bo@example.com", victim)
+    assert await by_link(connection, "resubscribe", token) == "sales"
+    assert await connection.fetchval("SELECT count(*) FROM outbox.suppression") == 0
 
 
 @pytest.mark.parametrize(
