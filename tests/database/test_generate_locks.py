@@ -2,8 +2,6 @@
 
 import asyncio
 import re
-import sys
-from types import ModuleType
 
 import asyncpg
 import pytest
@@ -16,6 +14,7 @@ from outbox.errors import SourceError
 from outbox.generate import generate
 from outbox.lock_wait import LockWaitError
 from outbox.settings import load
+from tests.database.test_generate import company as forty  # noqa: F401 - a fixture
 from tests.fleet import until
 
 WEEK = "2026-W47"
@@ -28,7 +27,7 @@ generate_wait_s = 2
 [digest]
 link = "https://reports.example.com/d/{{token}}"
 [reports.progress]
-source = "company_of_the_locks:Source"
+source = "company_of_the_test:Source"
 link = "https://reports.example.com/r/{{token}}"
 [reports.sql]
 recipients = "select id::text as key, email, name from people"
@@ -36,7 +35,7 @@ data = "select 1 as done where :key <> ''"
 link = "https://reports.example.com/r/{{token}}"
 [reports.collected]
 deliver = "digest"
-source = "company_of_the_locks:Source"
+source = "company_of_the_test:Source"
 link = "https://reports.example.com/r/{{token}}"
 """
 EMAIL = """
@@ -45,26 +44,10 @@ INSERT INTO outbox.email (key, sender, recipient, message_id, message) VALUES ($
 OURS = "reports@example.com"
 
 
-class Company:
-    def __init__(self, count):
-        self.people = [f"k{n}" for n in range(count)]
-        self.built = []
-
-    def recipients(self, _period):
-        return [{"key": key, "email": f"{key}@example.com"} for key in self.people]
-
-    def build(self, recipient, _period):
-        self.built.append(recipient.key)
-        return [{"done": 1}]
-
-
 @pytest.fixture
-def company(monkeypatch):
-    made = Company(30)
-    module = ModuleType("company_of_the_locks")
-    module.Source = lambda: made
-    monkeypatch.setitem(sys.modules, "company_of_the_locks", module)
-    return made
+def company(forty):  # noqa: F811 - the fixture
+    forty.people = [f"k{n}" for n in range(30)]
+    return forty
 
 
 @pytest.fixture
