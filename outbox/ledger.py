@@ -7,7 +7,7 @@ means is `verdict`'s. One tick is one statement, so one snapshot, one commit and
 deliveries it moves: commits are what costs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -750,12 +750,13 @@ async def is_empty(
     return bool(await connection.fetchval(EMPTY, within_s, route, left_out))
 
 
-# Held by relays that never were, or have ended: written by hand, since a relay is ended with all that it holds.
+# Held by relays that never were, or have ended, or by this one, $2, which does not have them in hand. All that was
+# written by hand: a relay is ended with all that it holds.
 STRANDED: Final = """
-SELECT relay FROM outbox.delivery d
- WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND relay <> $2
+SELECT relay, email FROM outbox.delivery d
+ WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND relay IS NOT NULL
    AND route = $1 AND priority IN (0, 1) AND due_at <= 'infinity' AND email <> ALL ($3::bigint[])
-   AND NOT EXISTS (SELECT FROM outbox.relay r WHERE r.id = d.relay AND r.ended_at IS NULL)
+   AND (relay = $2 OR NOT EXISTS (SELECT FROM outbox.relay r WHERE r.id = d.relay AND r.ended_at IS NULL))
  LIMIT 1000
 """
 # What no relay ever takes: $2 emails of each kind at most.
@@ -768,28 +769,39 @@ UNION ALL
 SELECT email, 'its priority is neither 0 nor 1' FROM (
     SELECT email FROM outbox.delivery
      WHERE settled_at IS NULL AND route = $1 AND (priority < 0 OR priority > 1) AND due_at <= 'infinity'
-       AND state = 'pending' LIMIT $2) AS misplaced
+       AND state IN ('pending', 'sending') LIMIT $2) AS misplaced
 """
 NEVER_TAKEN_SHOWN: Final = 10
 
 
 async def judge_stranded(
-    connection: Any, relay: int, *, doubt_s: float | None, route: str = "", quarantine: Quarantine | None = None
+    connection: Any,
+    relay: int,
+    in_hand: Collection[int],
+    *,
+    doubt_s: float | None,
+    route: str = "",
+    quarantine: Quarantine | None = None,
 ) -> tuple[int, int]:
-    """Judge what relays hold that are not in the table of relays, or have ended; return what `judge` returns.
+    """Judge what is held by relays that are not in the table of relays, or have ended, or by the caller, which does not
+    have it `in_hand`; return what `judge` returns.
 
-    A relay that holds its lock is passed over, whatever the table says.
+    Another relay that holds its lock is passed over, whatever the table says.
     """
     quarantine = quarantine or Quarantine((relay,))
-    rows = await connection.fetch(STRANDED, route, relay, quarantine.left_out)
-    if not rows:
-        return 0, 0
+    rows = await connection.fetch(STRANDED, route, relay, [*quarantine.left_out, *in_hand])
+    mine = [row["email"] for row in rows if row["relay"] == relay]
+    others = list({row["relay"] for row in rows} - {relay})
+    how = ([relay], doubt_s, 0, QUARANTINE_AFTER)
     async with connection.transaction():
-        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, list({row["relay"] for row in rows}))
+        found = await quarantine.sift(connection, mine, lambda email: connection.fetchrow(JUDGE_ONE, *how, email))
+        freed, doubted = sum(row["freed"] for row in found), sum(row["doubted"] for row in found)
+        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, others)
         free = [row["id"] for row in locks if row["free"]]
-        if not free:
-            return 0, 0
-        return await judge(connection, free, doubt_s=doubt_s, died=False, quarantine=quarantine)
+        if free:
+            more = await judge(connection, free, doubt_s=doubt_s, died=False, quarantine=quarantine)
+            freed, doubted = freed + more[0], doubted + more[1]
+    return freed, doubted
 
 
 async def never_taken(connection: Any, *, route: str = "") -> dict[int, str]:

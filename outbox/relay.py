@@ -946,8 +946,16 @@ class Relay:
         await self._note(session)
 
     async def _judge_stranded(self, session: Session) -> None:
+        pool = self.pool
+        marking = (claim for _, claim in self._marks.values())
+        in_hand = {claim.email for claim in (*pool.in_hand(), *pool.releases, *pool.put_off, *marking)}
         freed, doubted = await ledger.judge_stranded(
-            session.connection, session.relay, doubt_s=self._doubt_s(), route=self.serves, quarantine=self._quarantine
+            session.connection,
+            session.relay,
+            in_hand | {one.email for one in self._settlements},
+            doubt_s=self._doubt_s(),
+            route=self.serves,
+            quarantine=self._quarantine,
         )
         if freed or doubted:
             log.warning(

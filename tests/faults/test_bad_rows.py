@@ -10,6 +10,7 @@ import pytest
 
 from outbox.ledger import MESSAGE_BYTES_MAX
 from outbox.relay import Relay
+from outbox.roles import grant_roles
 from outbox.settings import Settings
 
 HEALTHY = 5
@@ -234,8 +235,11 @@ async def test_a_verdict_that_cannot_be_written_quarantines_its_email_as_what_it
     assert [verdict for verdict, _ in await trail_of(connection, email)] == ["accepted"]
 
 
-async def test_what_is_held_by_relays_that_never_were_is_let_go_of(database, connection, sink, healthy):
-    for key, relay in (("free", 12345), ("nobody", 0)):
+async def test_what_is_held_by_relays_that_never_were_or_do_not_know_it_is_let_go_of(
+    database, connection, sink, healthy
+):
+    itself = 1 + await connection.fetchval("SELECT coalesce(max(id), 0) FROM outbox.relay")
+    for key, relay in (("free", 12345), ("nobody", 0), ("itself", itself)):
         email = await put(connection, key)
         await connection.execute("UPDATE outbox.delivery SET relay = $1 WHERE email = $2", relay, email)
     doubtful = await put(connection, "doubtful")
@@ -244,7 +248,7 @@ async def test_what_is_held_by_relays_that_never_were_is_let_go_of(database, con
         doubtful,
     )
     await relay_all(database, sink)
-    assert_healthy_are_sent(sink, [*healthy, "free", "nobody"])
+    assert_healthy_are_sent(sink, [*healthy, "free", "nobody", "itself"])
     assert await state_of(connection, doubtful) == "in_doubt"
 
 
@@ -273,6 +277,27 @@ async def test_a_message_over_the_limit_is_quarantined_and_its_bytes_are_never_f
     ((verdict, reply),) = await trail_of(connection, email)
     assert verdict == "quarantined"
     assert f"it has 288000044 bytes, and a relay takes at most {MESSAGE_BYTES_MAX}" in reply
+
+
+async def test_a_relay_with_no_more_rights_than_it_needs_may_quarantine(database, connection, sink, healthy):
+    checks = await all_checks(connection)
+    await drop_checks(connection)
+    bad = [await put(connection, f"bad{number}") for number in range(3)]
+    await connection.execute(
+        f"UPDATE outbox.delivery SET {WRONG['to be sent before a day BC']} WHERE email = $1", bad[0]
+    )
+    await connection.execute(f"UPDATE outbox.delivery SET {WRONG['as many withdrawn']} WHERE email = $1", bad[1])
+    await connection.execute("DELETE FROM outbox.email WHERE id = $1", bad[2])
+    await restore_checks(connection, checks)
+    await connection.execute(BOUNDS)
+    await grant_roles(connection)
+    await connection.execute("CREATE ROLE bad_rows_login LOGIN IN ROLE outbox_relay")
+    try:
+        await relay_all(database.replace("postgres@", "bad_rows_login@"), sink)
+    finally:
+        await connection.execute("DROP ROLE bad_rows_login")
+    assert_healthy_are_sent(sink, healthy)
+    assert [await state_of(connection, email) for email in bad] == ["dead"] * 3
 
 
 async def test_trouble_of_the_database_quarantines_nothing(database, connection, sink, healthy):
