@@ -91,6 +91,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("digest_item", "UPDATE", "digest"),
         ("pause", "SELECT"),  # what is held back is in no digest
         ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
+        ("adopt_email", "EXECUTE"),  # one that a failover left without its report
         ("route_of", "EXECUTE"),
         ("suppressed", "EXECUTE"),
     ),
