@@ -492,7 +492,7 @@ begin
     if address !~ '^[^[:space:][:cntrl:]@<>",;:()\[\]\\]+@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$'
        or address ~ '^\.|\.@|\.\.|[\u0080-\u00a0\u2028\u2029]' or dom ~ '(^|\.)[0-9]+$' or dom ~ '[^.]{64}'
        or octet_length(split_part(address, '@', 1)) > 64 or octet_length(address) > 254 then
-        raise exception using errcode = '22023', message = format('%s is no email address: %s', what, said),
+        raise exception using errcode = '22023', message = format('%s is not an email address: %s', what, said),
             hint = 'Write one such as user@example.com.';
     end if;
     return split_part(address, '@', 1) || '@' || dom;
@@ -669,11 +669,11 @@ begin
     end if;
     if put.priority is null or put.priority not between 0 and 1 then
         raise exception using errcode = '22023',
-            message = format('the priority %s is none', coalesce(put.priority::text, 'null')),
+            message = format('the priority %s is unknown', coalesce(put.priority::text, 'null')),
             hint = 'Write 0 (normal) or 1 (urgent).';
     end if;
     if put.route <> '' and (octet_length(put.route) > 100 or put.route !~ '^[a-z][a-z0-9_-]*$') then
-        raise exception using errcode = '22023', message = format('the route %s is no name', left(put.route, 100)),
+        raise exception using errcode = '22023', message = format('the route %s is not a valid name', left(put.route, 100)),
             hint = 'Write one such as bulk, as in [routes.bulk].';
     end if;
     if put.traceparent is not null and (octet_length(put.traceparent) > 200
@@ -825,12 +825,12 @@ begin
             hint = 'Shorten it.';
     end if;
     if jsonb_typeof(enqueue.headers) not in ('object', 'null') or octet_length(enqueue.headers::text) > 65536 then
-        raise exception using errcode = '22023', message = 'headers is no object, or has more than 65536 octets',
+        raise exception using errcode = '22023', message = 'headers is not an object, or has more than 65536 octets',
             hint = 'Write {"X-Order": "4711"}.';
     end if;
     if enqueue.priority is null or enqueue.priority not in ('urgent', 'normal') then
         raise exception using errcode = '22023',
-            message = format('the priority %s is none', coalesce(left(enqueue.priority, 100), 'null')),
+            message = format('the priority %s is unknown', coalesce(left(enqueue.priority, 100), 'null')),
             hint = 'Write urgent or normal.';
     end if;
     if array_ndims(enqueue.recipients) > 1 or array_ndims(enqueue.cc) > 1 or array_ndims(enqueue.bcc) > 1
@@ -861,7 +861,7 @@ begin
             'x-auto-response-suppress', 'mime-version', 'content-type', 'content-transfer-encoding',
             'dkim-signature', 'return-path', 'delivered-to', 'received', 'x-outbox-redirected-from') then
             raise exception using errcode = '22023',
-                message = format('the header %s cannot be given: it is no name, or written by outbox itself', left(part.name, 100)),
+                message = format('the header %s cannot be given: its name is not valid, or outbox writes it', left(part.name, 100)),
                 hint = 'Use letters, digits and hyphens, as in X-Order.';
         end if;
         further := further || part.name || ': ' || outbox.header_text(part.value, 900) || E'\r\n';

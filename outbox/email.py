@@ -105,9 +105,9 @@ class Email:
     def _check(self) -> None:
         self._check_key()
         if self.priority not in ("normal", "urgent"):
-            raise ValueError(f"The priority {self.priority!r} is none; write normal or urgent.")
+            raise ValueError(f"The priority {self.priority!r} is unknown; write normal or urgent.")
         if self.route and not _ROUTE.fullmatch(self.route):
-            raise ValueError(f"The route {self.route!r} is no name; write one such as bulk, as in [routes.bulk].")
+            raise ValueError(f"The route {self.route!r} is not a valid name; write one such as bulk.")
         for name in ("sender", "to", "cc", "bcc", "reply_to"):
             if getattr(self, name) is None:  # as a row gives it where nobody wrote an address
                 raise ValueError(f"{name} is None; give an address, such as user@example.com, or leave it out.")

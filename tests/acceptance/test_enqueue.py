@@ -264,8 +264,8 @@ async def test_times_are_kept(connection):
         ({"sender": "Shop"}, "'Shop' is no email address"),
         ({"headers": {"Bcc": "spy@example.com"}}, "Bcc is written by outbox itself"),
         ({"send_at": datetime(2030, 1, 1)}, "send_at has no timezone"),  # noqa: DTZ001 - that is the fault
-        ({"priority": "high"}, "'high' is none; write normal or urgent"),
-        ({"route": "mail:25"}, "'mail:25' is no name"),
+        ({"priority": "high"}, "'high' is unknown; write normal or urgent"),
+        ({"route": "mail:25"}, "'mail:25' is not a valid name"),
         ({"attachments": [Attachment("a", b"", "image/png", "x")]}, "no html to be shown in"),
     ],
 )

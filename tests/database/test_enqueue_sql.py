@@ -142,17 +142,17 @@ async def test_each_of_several_recipients_has_a_delivery_and_none_sees_the_hidde
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ("recipient => 'nobody'", "recipient is no email address: nobody"),
+        ("recipient => 'nobody'", "recipient is not an email address: nobody"),
         ("recipient => 'a@bücher.example'", "the domain of recipient is not ASCII: a@bücher.example"),
         ("recipient => E'a@b.example\\r\\nX: y'", "recipient is missing or has a control character"),
         ("recipient => 'a@b.example', key => 'k#2'", "does not end in # and digits"),
         ("recipient => 'a@b.example', body_text => null", "needs body_text or body_html"),
         ("recipient => 'a@b.example', headers => '{\"Bcc\": \"x@y\"}'", "the header Bcc cannot be given"),
         ("recipient => 'a@b.example', headers => '{\"A B\": \"x\"}'", "the header A B cannot be given"),
-        ("recipient => repeat('ü', 33) || '@b.example'", "recipient is no email address"),
+        ("recipient => repeat('ü', 33) || '@b.example'", "recipient is not an email address"),
         ("subject => 's'", "needs a recipient"),
-        ("recipient => 'a@b.example', priority => 'high'", "the priority high is none"),
-        ("recipient => 'a@b.example', route => 'Bulk'", "the route Bulk is no name"),
+        ("recipient => 'a@b.example', priority => 'high'", "the priority high is unknown"),
+        ("recipient => 'a@b.example', route => 'Bulk'", "the route Bulk is not a valid name"),
     ],
 )
 async def test_what_cannot_be_sent_is_an_exception_that_says_why(connection, arguments, said):
