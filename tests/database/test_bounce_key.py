@@ -89,7 +89,7 @@ async def test_each_claim_has_the_token_of_its_email_and_what_has_none_is_claime
     for claim in first.claims:
         assert claim.token == await token_of(connection, claim.email)
     await connection.execute(
-        "ALTER TABLE outbox.email DROP CONSTRAINT IF EXISTS email_message_id_size;"
+        "ALTER TABLE outbox.email DROP CONSTRAINT email_sizes;"
         "UPDATE outbox.email SET message_id = repeat('x', 1000000) WHERE id IN ("
         " SELECT email FROM outbox.delivery WHERE relay IS NULL)"
     )
