@@ -23,8 +23,10 @@
 --     A pending row with `paused` is held back: its report is paused, and it is due when that ends.
 
 -- Without this, a function or an operator of another schema on the search path could become part of an index or a
--- constraint here, and run with the rights of everybody who writes a row (CVE-2018-1058).
+-- constraint here, and run with the rights of everybody who writes a row (CVE-2018-1058). Functions have the same
+-- settings of their own; those with a backslash in a literal also that of how it is read, which their caller could change.
 set local search_path = pg_catalog, pg_temp;
+set local standard_conforming_strings = on;
 
 create schema outbox;
 comment on schema outbox is 'Transactional outbox for report emails; made and upgraded by `outbox init`.';
@@ -348,7 +350,7 @@ values (1, sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_ra
 -- tokens of what they claim, and cannot read the key.
 create function outbox.bounce_tokens(emails bigint[], key integer default null)
     returns table (email bigint, token text) language plpgsql stable security definer
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 begin
     return query
     select m.id, m.id || 'k' || k.id || 't' || left(encode(sha256(k.secret || '\x01' || sha256(
@@ -367,7 +369,7 @@ $$;
 -- The email that a token is of; null if it is not valid. Digests are compared, not the tokens: how long that takes tells
 -- nothing of how much of a guess was right.
 create function outbox.bounce_email(token text) returns bigint language plpgsql stable security definer
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     parts text[] := regexp_match(lower(left(bounce_email.token, 100)), '^([1-9][0-9]{0,18})k([1-9][0-9]{0,2})t[0-9a-f]{16}$');
     id    bigint;
@@ -379,7 +381,6 @@ begin
     return (select t.email from outbox.bounce_tokens(array[id], parts[2]::integer) as t
              where sha256(convert_to(t.token, 'UTF8')) = sha256(convert_to(lower(bounce_email.token), 'UTF8')));
 end $$;
-revoke all on function outbox.bounce_tokens(bigint[], integer), outbox.bounce_token(bigint), outbox.bounce_email(text) from public;
 
 -- Why an email to that recipient is not sent, as one sentence; null: it is. `report` is null where it belongs to none.
 create function outbox.suppressed(recipient text, report text) returns text language sql stable
@@ -464,7 +465,7 @@ end $$;
 -- An address as it is stored: checked, its domain in lower case, what is not ASCII in NFC. An exception says what is
 -- wrong with it.
 create function outbox.address_of(said text, what text) returns text language plpgsql immutable
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     address text := said;
     dom     text;
@@ -473,13 +474,13 @@ begin
     if octet_length(said) < 64 and said ~ '^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@([a-z0-9]+[.-])+[a-z]+$' then
         return said;
     end if;
-    if said is null or said ~ '[\u0001-\u001f\u007f-\u009f]' then
-        raise exception using errcode = '22023', message = format('%s is missing or has a control character', what),
-            hint = 'Write an address such as user@example.com.';
-    end if;
     if octet_length(said) > 1000 then
         raise exception using errcode = '22023', message = format('%s is too long for an email address', what),
             hint = 'Write one of at most 254 octets, such as user@example.com.';
+    end if;
+    if said is null or said ~ '[\u0001-\u001f\u007f-\u009f]' then
+        raise exception using errcode = '22023', message = format('%s is missing or has a control character', what),
+            hint = 'Write an address such as user@example.com.';
     end if;
     dom := lower(split_part(said, '@', -1) collate "C");
     if dom ~ '[^ -~]' then
@@ -501,11 +502,11 @@ end $$;
 -- The key, if a caller may use it. Those of reports, `<report>/<period>/<recipient key>`, are written by generate alone:
 -- under one of them an application would put its own email in the place of a person's report.
 create function outbox.checked_key(key text) returns text language plpgsql stable
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
-    is_of_report boolean := key ~ '^[^/]*/[0-9]{4}-([Ww][0-9]{2}|[0-9]{2}|[0-9]{2}-[0-9]{2}|[Qq][1-4])/';
+    is_of_report boolean;
 begin
-    if key is null or btrim(key) = '' or length(key) > 500 or octet_length(key) > 990
+    if key is null or octet_length(key) > 990 or length(key) > 500 or btrim(key) = ''
        or key ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' then
         raise exception using errcode = '22023',
             message = 'an email needs a key of 1 to 500 characters (990 octets) without control characters',
@@ -515,6 +516,7 @@ begin
         raise exception using errcode = '22023', message = 'an email needs a key that does not end in # and digits',
             hint = 'Further recipients are told apart so: order-4711/receipt#2.';
     end if;
+    is_of_report := key ~ '^[^/]*/[0-9]{4}-([Ww][0-9]{2}|[0-9]{2}|[0-9]{2}-[0-9]{2}|[Qq][1-4])/';
     if key ~ '^[^/]*/[0-9]{4}/' then
         is_of_report := exists (select from outbox.definition d where d.report = split_part(checked_key.key, '/', 1));
     end if;
@@ -529,7 +531,7 @@ end $$;
 -- to others, which is how one message is made to look like two (SMTP smuggling, CVE-2023-51764). An exception where it
 -- has a NUL or a line of more than 998 octets (RFC 5322 §2.1.1).
 create function outbox.wire_lines(message bytea) returns bytea language plpgsql immutable
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     encoding text := 'UTF8';
     whole    text;
@@ -590,7 +592,7 @@ end $$;
 -- Returns if the header of the message has at most 65536 octets, and its subject at most 998 characters: of four octets
 -- each, as encoded words, they take less than 16384.
 create function outbox.check_header(message bytea) returns void language plpgsql immutable
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     header integer := position('\x0d0a0d0a'::bytea in substr(message, 1, 65540)) - 1;
 begin
@@ -621,7 +623,8 @@ create function outbox.put(
     key text, sender text, recipients text[], head bytea, domain text, tail bytea,
     send_at timestamptz default null, send_before timestamptz default null, priority integer default 0,
     route text default null, traceparent text default null, made_by text default null
-) returns boolean language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+) returns boolean language plpgsql security definer
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     id          bigint;
     message_id  text;
@@ -733,7 +736,7 @@ end $$;
 
 -- The text as a header can hold it: runs of white space and control characters are one space.
 create function outbox.one_line(value text) returns text language plpgsql immutable
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 begin
     return btrim(regexp_replace(value, '[[:cntrl:][:space:]\u0080-\u009f\u2028\u2029]+', ' ', 'g'));
 end $$;
@@ -741,7 +744,7 @@ end $$;
 -- Free text in a header: as it is if it is ASCII and no longer than `plain_max`, else as encoded words (RFC 2047 §2: lines
 -- of 76 characters at most, no word cut within a character; nine characters take 36 bytes, so 48 of base64, at most).
 create function outbox.header_text(value text, plain_max integer default 60) returns text language plpgsql immutable
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     line text := outbox.one_line(value);
 begin
@@ -763,17 +766,17 @@ end $$;
 
 -- `Name <user@example.com>` or the address alone, taken apart; an exception says what is wrong with it.
 create function outbox.mailbox(said text, what text, out name text, out address text) language plpgsql immutable
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     parts text[];
 begin
-    if said is null or said ~ '[\u0001-\u001f\u007f-\u009f]' then
-        raise exception using errcode = '22023', message = format('%s is missing or has a control character', what),
-            hint = 'Write an address such as user@example.com, or Name <user@example.com>.';
-    end if;
     if octet_length(said) > 2000 then
         raise exception using errcode = '22023', message = format('%s has more than 2000 octets', what),
             hint = 'Shorten the name before the address.';
+    end if;
+    if said is null or said ~ '[\u0001-\u001f\u007f-\u009f]' then
+        raise exception using errcode = '22023', message = format('%s is missing or has a control character', what),
+            hint = 'Write an address such as user@example.com, or Name <user@example.com>.';
     end if;
     parts := regexp_match(btrim(said), '^(?:"((?:[^"\\]|\\.)*)"|([^"<>]*?))\s*<([^<>]*)>$');
     name := coalesce(regexp_replace(parts[1], '\\(.)', '\1', 'g'), parts[2], '');
@@ -782,7 +785,7 @@ end $$;
 
 -- A header field of mailboxes, one to a line, with its CRLF; nothing where there is none.
 create function outbox.mailboxes_header(field text, said text[]) returns text language sql immutable
-    set search_path = pg_catalog, pg_temp as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
     select coalesce(field || ': ' || string_agg(
         case when m.name = '' then m.address else
             case when outbox.one_line(m.name) ~ '^[ -~]*$' and outbox.one_line(m.name) !~ '=\?' and length(m.name) <= 60

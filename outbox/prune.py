@@ -23,9 +23,12 @@ from outbox.database import LOST_SESSION, PRUNE_LOCK, connect, is_ended, lease_s
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.failover import REMAINS
 from outbox.lock_wait import MAY_PRUNE, BlockerWatch, holders
+from outbox.log import Events
 from outbox.schema import require_current
 from outbox.session import PLANS
 from outbox.settings import duration_s
+
+log = Events("outbox.prune")
 
 PRUNED: Final = b"This message was pruned by age.\r\n"
 BARE: Final = (REMAINS, PRUNED)  # what stands in the place of a message that is gone: never to be sent
@@ -206,11 +209,11 @@ async def prune(
         pruned = Pruned(await connection.fetchval("SELECT now() - $1::interval", keep))
         walk = _Walk(url, connection, pruned, batch_max, stop or asyncio.Event(), progress)
         if dry_run:
-            await walk.over("email", LOOK_AT_EMAILS)
-            await walk.over("report", LOOK_AT_REPORTS)
+            await walk.over("email", LOOK_AT_EMAILS, LOOK_AT_EMAILS)
+            await walk.over("report", LOOK_AT_REPORTS, LOOK_AT_REPORTS)
         else:
-            await walk.over("email", PRUNE_EMAILS, PRUNED)
-            await walk.over("report", PRUNE_REPORTS, "")
+            await walk.over("email", PRUNE_EMAILS, LOOK_AT_EMAILS, PRUNED)
+            await walk.over("report", PRUNE_REPORTS, LOOK_AT_REPORTS, "")
     return pruned
 
 
@@ -225,14 +228,28 @@ class _Walk:
     stop: asyncio.Event
     progress: Progress
 
-    async def over(self, table: str, statement: str, remains: bytes | str | None = None) -> None:
-        """Prune the table, or without `remains` only look; returns when the rest is young, or on `stop`."""
+    async def over(self, table: str, statement: str, look: str, remains: bytes | str | None = None) -> None:
+        """Prune the table, or without `remains` only look; returns when the rest is young, or on `stop`.
+
+        A row that Postgres refuses to change, since it is from before a CHECK that it breaks, stays as it is: the rows of
+        its batch are pruned one by one, and `look` says where the next one begins.
+        """
         last, whole = max((await self.connection.fetchval(UP_TO, table) or 0) - OVERLAP, 0), True
         first_at: datetime | None = None
+        rows_max = self.batch_max
         while not self.stop.is_set():
             began_at = time.monotonic()
             more = () if remains is None else (whole, remains)
-            row = await self._batch(statement, last, self.batch_max, self.pruned.before, BARE, *more)
+            try:
+                row = await self._batch(statement, last, rows_max, self.pruned.before, BARE, *more)
+            except asyncpg.IntegrityConstraintViolationError as error:
+                if rows_max > 1:
+                    rows_max = 1
+                    continue
+                found = await self._batch(look, last, 1, self.pruned.before, BARE)
+                log.warning("row_kept", "{table} {id} stays as it is: {reason}", table=table, id=found["last"], reason=error)
+                row = {**found, "bared": 0, "attempts": 0, "stay": 1, "whole": True}
+                rows_max = self.batch_max
             if not row["old"]:
                 return
             last, whole, first_at = row["last"], whole and row["whole"], first_at or row["first_at"]

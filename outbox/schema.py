@@ -197,7 +197,7 @@ async def installed_version(connection: Any) -> int | None:
 
 
 # Expressions of constraints, indexes and defaults bind to what the path names when they are made, and stay so.
-PIN_PATH: Final = "SET LOCAL search_path = pg_catalog, pg_temp"
+PIN_PATH: Final = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL standard_conforming_strings = on"
 
 
 async def initialise(

@@ -117,7 +117,7 @@ async def test_where_all_is_well_every_line_is_ok_nothing_changes_and_nothing_is
     await secure.connection.execute("GRANT ALL ON SCHEMA outbox TO mailer; GRANT ALL ON people, progress TO mailer")
     await secure.connection.execute("GRANT ALL ON ALL TABLES IN SCHEMA outbox TO mailer")
     await secure.connection.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA outbox TO mailer")
-    await secure.connection.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox TO mailer")
+    await secure.connection.execute("GRANT ALL ON ALL FUNCTIONS IN SCHEMA outbox TO mailer")
     secure.database = over_tcp(secure)
     await secure.hire(5)
     relay = await secure.relay(environment=trusting(secure))

@@ -432,3 +432,35 @@ async def test_a_transaction_that_waits_for_a_key_waits_for_that_key_only(app, d
             assert await put(other, key="two") is True
     finally:
         await other.close()
+
+
+# With this off a backslash in a literal escapes what follows it, so that `\.` of a pattern is any character.
+@pytest.mark.parametrize(
+    "of_session", ["standard_conforming_strings = off", "search_path = pg_temp, public, pg_catalog"]
+)
+async def test_no_setting_of_the_callers_session_makes_a_check_weaker(app, connection, of_session):
+    await app.execute("SET escape_string_warning = off; CREATE TEMP TABLE email (key text)")
+    await app.execute(f"SET {of_session}")
+    for helper in ("address_of('a@example.com', 'x')", "mailbox('A <a@example.com>', 'x')", "one_line('x')"):
+        await app.fetchval(f"SELECT outbox.{helper}")
+    for more in (
+        {"recipients": ["a!b@example.com "]}, {"recipients": ["a\nb@example.com"]}, {"recipients": ["a b@example.com"]},
+        {"recipients": ["a@b!example.com"]}, {"sender": "a..b@example.com"}, {"key": "a\u0085b"}, {"key": "k#2"},
+        {"key": "progress/2026-W43/1"}, {"tail": TAIL + b"\0"}, {"tail": TAIL + b"x" * 999}, {"domain": "a>b.c"},
+        {"head": b"X-A: y\r\n" * 9000 + HEAD},
+    ):  # fmt: skip
+        await refused(app, **more)
+    assert await put(app, tail=TAIL + b"\n.\r") is True
+    ((message, recipient),) = await connection.fetch("SELECT message, recipient FROM outbox.email")
+    assert message.endswith(b"\r\n.\r\n")
+    assert recipient == "ada@example.com"
+    assert await app.fetchval(f"SELECT outbox.enqueue({ENQUEUE.replace(chr(39) + 'k', chr(39) + 'e')}, subject => 'x')")
+
+
+async def test_an_argument_of_hundreds_of_megabytes_is_no_internal_error(app):
+    texts = {"key": "k", "sender": "s@example.com", "recipients": "{a@example.com}", "domain": "example.com"}
+    given = {**texts, "head": "x", "tail": "x"}
+    for name in ("key", "sender", "domain", "route", "traceparent", "made_by"):
+        rest = ", ".join(f"{other} => '{value}'" for other, value in given.items() if other != name)
+        with pytest.raises(REFUSED):
+            await app.fetchval(f"SELECT outbox.put({rest}, {name} => repeat(repeat('k', 1000000), 300))")

@@ -272,6 +272,22 @@ async def test_rows_of_times_that_python_cannot_represent_are_pruned(connection,
     assert counts(await run(database)) == (2, 4, 2, 0)
 
 
+@pytest.mark.parametrize("batch_max", [1, 2, 100])
+async def test_a_row_from_before_a_check_that_it_breaks_stays_and_the_others_are_pruned(
+    connection, database, batch_max
+):
+    await connection.execute("ALTER TABLE outbox.email DROP CONSTRAINT email_sizes")
+    await put(connection, "mail1", "mail2", "mail3", "mail4")
+    await connection.execute("UPDATE outbox.email SET message_id = repeat('x', 2000) WHERE key IN ('mail2', 'mail3')")
+    await connection.execute(
+        "ALTER TABLE outbox.email ADD CONSTRAINT email_sizes CHECK (octet_length(message_id) <= 998) NOT VALID"
+    )
+    for emails in (2, 0):
+        found = await run(database, batch_max=batch_max)
+        assert found.emails == emails
+        assert await whole(connection) == ["mail2", "mail3"]
+
+
 async def test_a_row_that_somebody_holds_is_passed_over(connection, database):
     await put(connection, "held", state="dead")
     await put(connection, "old")

@@ -169,7 +169,10 @@ async def test_a_web_application_may_unsubscribe_with_no_right_on_any_table(conn
 async def generator(connection, database):
     """A login that is in outbox_generate and in nothing else."""
     await grant_roles(connection)
-    await connection.execute("CREATE ROLE app_generate_test LOGIN; GRANT outbox_generate TO app_generate_test")
+    await connection.execute(
+        "CREATE ROLE app_generate_test LOGIN; GRANT outbox_generate TO app_generate_test;"
+        " GRANT UPDATE (report) ON outbox.email TO app_generate_test"  # by hand, besides what the group has
+    )
     connected = await asyncpg.connect(database, user="app_generate_test")
     yield connected
     await connected.close()
