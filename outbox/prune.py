@@ -231,8 +231,8 @@ class _Walk:
     async def over(self, table: str, statement: str, look: str, remains: bytes | str | None = None) -> None:
         """Prune the table, or without `remains` only look; returns when the rest is young, or on `stop`.
 
-        A row that Postgres refuses to change, since it is from before a CHECK that it breaks, stays as it is: the rows of
-        its batch are pruned one by one, and `look` says where the next one begins.
+        A row from before a CHECK that it breaks cannot be changed, and stays as it is: the rows of its batch are pruned
+        one by one, and `look` says where the next one begins.
         """
         last, whole = max((await self.connection.fetchval(UP_TO, table) or 0) - OVERLAP, 0), True
         first_at: datetime | None = None
@@ -247,7 +247,9 @@ class _Walk:
                     rows_max = 1
                     continue
                 found = await self._batch(look, last, 1, self.pruned.before, BARE)
-                log.warning("row_kept", "{table} {id} stays as it is: {reason}", table=table, id=found["last"], reason=error)
+                log.warning(
+                    "row_kept", "{table} {id} stays as it is: {reason}", table=table, id=found["last"], reason=error
+                )
                 row = {**found, "bared": 0, "attempts": 0, "stay": 1, "whole": True}
                 rows_max = self.batch_max
             if not row["old"]:

@@ -13,6 +13,7 @@ from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK
 from outbox.errors import SourceError
 from outbox.generate import generate
 from outbox.lock_wait import LockWaitError
+from outbox.roles import grant_roles
 from outbox.settings import load
 from tests.database.test_generate import company as forty  # noqa: F401 - a fixture
 from tests.fleet import until
@@ -60,19 +61,18 @@ def settings(database, tmp_path):
 @pytest.fixture
 async def session_of(database, connection):
     """Opens sessions of a role that may connect and nothing else, or of one that may make reports."""
-    roles = {"n_generates": "", "g_generates": "outbox_generate"}
+    roles = ("n_generates", "g_generates")
     opened = []
 
     async def drop():
-        for name in (*roles, "outbox_generate"):
+        for name in roles:
             if await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", name):
                 await connection.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
 
     await drop()
+    await grant_roles(connection)
     await connection.execute(
-        "CREATE ROLE outbox_generate NOLOGIN; GRANT USAGE ON SCHEMA outbox TO outbox_generate;"
-        " GRANT INSERT (edition, recipient_key, token, title, html) ON outbox.report TO outbox_generate;"
-        " CREATE ROLE n_generates LOGIN; CREATE ROLE g_generates LOGIN; GRANT outbox_generate TO g_generates"
+        "CREATE ROLE n_generates LOGIN; CREATE ROLE g_generates LOGIN; GRANT outbox_generate TO g_generates"
     )
 
     async def open_one(role):
