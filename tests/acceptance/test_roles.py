@@ -89,7 +89,7 @@ FORBIDDEN = {
         "SELECT name FROM people",
         "UPDATE outbox.email SET message = ''",
         "UPDATE outbox.email SET recipient = 'x'",
-        "UPDATE outbox.delivery SET send_before = now()",
+        "UPDATE outbox.delivery SET priority = 1",
         "UPDATE outbox.delivery SET email = 1",
         "UPDATE outbox.attempt SET reply = ''",
         "INSERT INTO outbox.edition (report, period, starts_at, ends_at) VALUES ('x', 'x', now(), now())",
