@@ -38,7 +38,7 @@ async def tick_in_parts(
         Exception: the database, not a row, is in trouble. What was committed by then is not known.
 
     """
-    done = await ledger.tick(connection, relay, route=route, server=server)
+    done = replace(await ledger.tick(connection, relay, route=route, server=server), reached=None, urgent_reached=None)
     settled = await _settle(connection, relay, quarantine, settlements)
     done = await _mark(connection, relay, quarantine, list(marks), replace(done, settled=settled))
     if room <= 0:
@@ -50,6 +50,8 @@ async def tick_in_parts(
 async def _settle(
     connection: Any, relay: int, quarantine: Quarantine, settlements: Sequence[Settlement]
 ) -> frozenset[tuple[int, int]]:
+    if not settlements:
+        return frozenset()
     try:
         return (await ledger.tick(connection, relay, settlements=settlements)).settled
     except Exception as error:
@@ -71,7 +73,7 @@ async def _settle(
 
 
 async def _mark(connection: Any, relay: int, quarantine: Quarantine, marks: list[int], done: Tick) -> Tick:
-    parts = [marks]
+    parts = [marks] if marks else []
     marked, expired, quarantined = dict(done.marked), set(done.expired), set()
     for part in parts:
         try:

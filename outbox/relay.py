@@ -83,6 +83,10 @@ STATEMENTS: Final = (
 )
 
 
+class _RowError(Exception):
+    """A tick failed, and its error is one that comes from what a row holds."""
+
+
 class Relay:
     """One relay of the fleet, which serves one route; the desk (`conversation.Desk`) of its connections.
 
@@ -148,6 +152,7 @@ class Relay:
         # A row made a tick fail: the next ones are done in parts, until one of them finds nothing wrong.
         self._quarantine, self._in_parts = Quarantine(), False
         self._notifications, self._stranded_at = Notifications(), 0.0
+        self._rest: Tick | None = None  # what the last tick claimed, and is still to be fetched or quarantined
         # Its part of the memory for large messages: `Relays` has one budget for all relays of a process.
         self.share = Budget.of(self._message_bytes_max).share(self._bytes_in_hand, self._wake.set)
 
@@ -492,6 +497,7 @@ class Relay:
             observer.session_lost()
         self._marks.clear()
         self.pool.drop_claims()
+        self._rest, self.share.asked = None, 0
         self.share.note_wanted(0, 0.0)
         self.share.wake_others()
         self._wake.set()
@@ -517,6 +523,9 @@ class Relay:
                 self._notifications.end_look(now, found=False)
                 if self.pool.ready and session.lost is None and not self.stopping:
                     self.pool.staff(now)  # claims that came back from cut connections
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            await self._take_rest(session, rest)
         with self._patience(session):
             if now >= self._sweep_at and not self.stopping and not self._barrier.up:
                 await self._sweep(session)
@@ -653,8 +662,7 @@ class Relay:
         lost = self._act_on_marks(session, marks, done, started_s)
         if not is_free:  # after the dots, which must not wait
             self._take_claims(session, await self._wanted(session, small, look_at_all=news), now)
-        if large.claims or large.unfit:
-            await self._take_rest(session, large, now)
+        self._rest = large if large.claims or large.unfit else None
         await self._explain_lost(lost, session)
         if len(done.settled) < len(settlements):
             await self._explain([s for s in settlements if s.identity not in done.settled], session)
@@ -678,26 +686,33 @@ class Relay:
             "budget": self.share.ask() if work["room"] else 0,
             "bytes_max": self._message_bytes_max,
         }
+        try:
+            if not self._in_parts:
+                return await self._whole_tick(session, work, order)
+        except _RowError as error:
+            log.warning("tick_failed", "a row makes the tick fail, and is looked for: {reason}", reason=error)
         quarantine = self._quarantine
-        if not self._in_parts:
-            try:
-                return await ledger.tick(
-                    session.connection, session.relay, **work, **order, left_out=quarantine.left_out
-                )
-            except asyncpg.PostgresError as error:  # nothing was committed
-                if not is_of_a_row(error) or session.lost is not None:
-                    raise
-                reason: Exception = error
-            except UNDECODABLE as error:  # it was committed: the next session finds out what has become of it
-                self._in_parts = True
-                raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
-            self._in_parts = True
-            log.error("tick_failed", "a row makes the tick fail, and is looked for: {reason}", reason=reason)
         found = quarantine.count
-        done = await tick_in_parts(session.connection, session.relay, quarantine, **work)
-        if work["room"] > 0 and quarantine.count == found:
-            self._in_parts = False
+        try:
+            done = await tick_in_parts(session.connection, session.relay, quarantine, **work)
+        except UNDECODABLE as error:
+            raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
+        self._in_parts = quarantine.count > found or not work["room"]
         return done
+
+    async def _whole_tick(self, session: Session, work: dict[str, Any], order: dict[str, Any]) -> Tick:
+        try:
+            return await ledger.tick(
+                session.connection, session.relay, **work, **order, left_out=self._quarantine.left_out
+            )
+        except asyncpg.PostgresError as error:  # nothing was committed
+            if not is_of_a_row(error) or session.lost is not None:
+                raise
+            self._in_parts = True
+            raise _RowError(error) from error
+        except UNDECODABLE as error:  # it was committed: the next session finds out what has become of it
+            self._in_parts = True
+            raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
 
     @property
     def _message_bytes_max(self) -> int:
@@ -710,22 +725,24 @@ class Relay:
         held = {claim.email: claim.size for claim in (*pool.in_hand(), *pool.releases, *pool.put_off, *marking)}
         return sum(size for size in held.values() if size > ledger.SMALL_BYTES)
 
-    async def _take_rest(self, session: Session, done: Tick, now: float) -> None:
+    async def _take_rest(self, session: Session, done: Tick) -> None:
         """Quarantine what cannot be sent; fetch and check large messages, then let them wait for connections."""
         try:
-            for email, why in done.unfit.items():
-                await self._quarantine.put(session.connection, email, why)
-            claims = list(await self._wanted(session, done, look_at_all=False))
+            with self._patience(session):
+                for email, why in done.unfit.items():
+                    await self._quarantine.put(session.connection, email, why)
+                claims = list(await self._wanted(session, done, look_at_all=False))
             while claims and session.lost is None and not self.stopping:
                 some = [claims.pop(0)]
                 while claims and sum(claim.size for claim in some) + claims[0].size <= FETCHED_AT_ONCE:
                     some.append(claims.pop(0))
-                await self._fetch(session, some)
+                with self._patience(session):  # each has a lease of its own
+                    await self._fetch(session, some)
                 some = [claim for claim in some if claim.fetched]
                 await asyncio.get_running_loop().run_in_executor(self.pool.checking_thread, _check_all, some)
-                self._take_claims(session, some, now)
+                self._take_claims(session, some, time.monotonic())
                 self.share.asked = sum(claim.size for claim in claims)
-            self._take_claims(session, claims, now)  # the relay stops: they are given back
+            self._take_claims(session, claims, time.monotonic())  # the relay stops: they are given back
         finally:
             self.share.asked = 0
 

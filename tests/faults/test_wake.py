@@ -1,7 +1,12 @@
 """How soon a relay sees new mail: at once when it is told, and by its poll alone when it is not."""
 
+import asyncio
 import time
 
+import asyncpg
+
+from outbox.relay import Relay
+from outbox.settings import load
 from tests.faults.levers import all_sent, balance, post
 from tests.fleet import until
 
@@ -25,3 +30,46 @@ async def test_the_poll_alone_suffices(fleet):
         await until(lambda number=number: fleet.sink.messages == number, "it is accepted", 2)
     await all_sent(fleet, 3)
     await balance(fleet, 3)
+
+
+class Ticks:
+    """An observer that counts."""
+
+    def __init__(self):
+        self.count = 0
+
+    def judged(self, *_):
+        pass
+
+    def ticking(self):
+        self.count += 1
+
+    def ticked(self, *_):
+        pass
+
+    def session_lost(self):
+        pass
+
+
+async def test_a_flood_of_notifications_does_not_keep_a_relay_busy(fleet):
+    """Every role may NOTIFY. Mail that comes meanwhile waits for a second at most."""
+    ticks = Ticks()
+    relay = Relay(load(fleet.write_settings(), {}), observers=[ticks])
+    running = asyncio.create_task(relay.run())
+    await until(lambda: ticks.count, "it ticks")
+    before, begun_at, sent = ticks.count, time.monotonic(), 0
+    flooder = await asyncpg.connect(fleet.database)
+    while time.monotonic() - begun_at < 3:
+        await flooder.execute("NOTIFY outbox")
+        sent += 1
+    assert sent > 100
+    assert ticks.count - before < 40, "its own polls and pulse are some of them"
+    put_at = time.monotonic()
+    await post(fleet, 1)
+    while not fleet.sink.messages:
+        await flooder.execute("NOTIFY outbox")
+        await asyncio.sleep(0)
+        assert time.monotonic() - put_at < 2
+    await flooder.close()
+    relay.stop()
+    await running
