@@ -4,12 +4,11 @@ Two things can stand in the way of one recipient: another session's open transac
 email that is there under its key and is not its own. Either one is named, and the rest of the batch is written.
 """
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from outbox import tracing
+from outbox import suggested, tracing
 from outbox.digest import Collected
 from outbox.edition import Edition
 from outbox.generate_session import GenerateSession
@@ -113,9 +112,9 @@ class BatchWriter:
 
 def _taken(key: str) -> str:
     quoted = key.replace("'", "''")
+    show = suggested.command("show", keys=[key])
     return (
         f"its email's key {key} belongs to an email that has another recipient or sender, or another report, so no "
-        f"email was made; look at it with `outbox show {shlex.quote(key)}`. If it is not wanted, cancel it, let the "
-        f"schema's owner free the key (UPDATE outbox.email SET key = 'freed/{quoted}' WHERE key = '{quoted}'), and run "
-        "this again."
+        f"email was made; see `{show}`. If it is not wanted, cancel it, let the schema's owner free the key "
+        f"(UPDATE outbox.email SET key = 'freed/{quoted}' WHERE key = '{quoted}'), and run this again."
     )

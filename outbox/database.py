@@ -3,21 +3,20 @@
 Knows nothing of reports or mail.
 """
 
-import asyncio
 import hashlib
 import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from outbox.address import DatabaseUrl
-from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
+from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
 from outbox.period import INFINITY, MINUS_INFINITY
 
 if TYPE_CHECKING:
@@ -118,8 +117,6 @@ def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
 # session's own, but without the entry they would be searched first.
 TRUSTED_PATH: Final = "pg_catalog, pg_temp"
 LOCK_TIMEOUT_S: Final = 10.0
-LOCK_LOOK_EVERY_S: Final = 2.0
-LOOK_MAX_S: Final = 3.0
 INIT_WAIT_MAX_S: Final = 600.0
 
 # `infinity` and `-infinity` are decoded to these bounds and encoded from them, other times out of range to one
@@ -298,38 +295,6 @@ async def connect(
     return connection
 
 
-BLOCKERS: Final = """
-SELECT b.pid, a.usesysid::regrole::text AS role, a.application_name AS application
-  FROM (SELECT DISTINCT unnest(pg_blocking_pids($1)) AS pid) AS b
-  LEFT JOIN LATERAL pg_stat_get_activity(b.pid) AS a ON b.pid <> 0
- ORDER BY b.pid
-"""
-
-
-async def describe_blockers(url: DatabaseUrl, pid: int) -> str:
-    """Return which sessions the backend `pid` waits for at this moment: `pid 4711 (role app, application psql)`.
-
-    Empty if it waits for none, or if that cannot be found out. Asked over a connection of its own, while the other one
-    waits: once its `lock_timeout` is over nobody knows any more.
-    """
-    try:
-        look = await connect(url, application="outbox looks", timeout_s=LOOK_MAX_S)
-    except (OutboxError, *LOST_SESSION, asyncpg.PostgresError):
-        return ""
-    try:
-        return await _describe_blockers(look, pid)
-    finally:
-        look.terminate()
-
-
-async def _describe_blockers(look: Any, pid: int) -> str:
-    try:
-        rows = await look.fetch(BLOCKERS, pid, timeout=LOOK_MAX_S)
-    except (*LOST_SESSION, asyncpg.PostgresError):
-        return ""
-    return ", ".join(describe_session(row) for row in rows)
-
-
 def describe_session(row: Any) -> str:
     """Return pid, role and application of a session in words; pid 0 is a prepared transaction."""
     if not row["pid"]:
@@ -345,42 +310,6 @@ def explain_lock(doing: str, blockers: str) -> DatabaseUnavailableError:
         f"{doing} waited too long for a lock that another session holds: {holder}; "
         "let it end, or end it with pg_terminate_backend(pid), and run this again."
     )
-
-
-@asynccontextmanager
-async def lock_waits(url: DatabaseUrl, connection: Any, doing: str) -> AsyncIterator[None]:
-    """Tell which session holds the lock when a statement of the block gives up waiting for one.
-
-    Raises:
-        DatabaseUnavailableError: a statement met its `lock_timeout`; it names pid and role of who holds the lock.
-
-    """
-    waited_for = ""
-
-    async def watch(pid: int) -> None:
-        nonlocal waited_for
-        await asyncio.sleep(LOCK_LOOK_EVERY_S)  # most commands are over by then, and need no second connection
-        look = await connect(url, application="outbox looks", timeout_s=LOOK_MAX_S)
-        try:
-            while True:
-                waited_for = await _describe_blockers(look, pid) or waited_for
-                await asyncio.sleep(LOCK_LOOK_EVERY_S)
-        finally:
-            look.terminate()
-
-    watching = asyncio.create_task(watch(await connection.fetchval("SELECT pg_backend_pid()")))
-    try:
-        yield
-    except Exception as error:
-        if not is_lock_timeout(error):
-            raise
-        if isinstance(error, OutboxError):  # it says already what was done and what to do
-            held = f" The lock is held by {waited_for}." if waited_for else ""
-            raise DatabaseUnavailableError(f"{error}{held}") from error
-        raise explain_lock(doing, waited_for) from error
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
 
 
 def is_lock_timeout(error: BaseException | None) -> bool:

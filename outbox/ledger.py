@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.database import HOLDS_ITS_LOCK, RELAY_LOCKS, storable
 from outbox.quarantine import STATEMENTS as QUARANTINE_STATEMENTS
 from outbox.quarantine import Quarantine, is_of_a_row
@@ -28,7 +29,6 @@ QUARANTINE_AFTER: Final = 6
 # its claim committed by then, so that the death counts. Only such messages count for the budget. The number stands in
 # TICK, too.
 SMALL_BYTES: Final = 65536
-MESSAGE_BYTES_MAX: Final = 20 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)

@@ -1,22 +1,33 @@
-"""Waits of generate and prune for locks of other sessions, and which holders of an advisory lock count.
+"""Waits for locks of other sessions, and which holders of an advisory lock count.
 
 Each wait has a bound (`lock_timeout`). The error that ends it does not say who holds the lock, and afterwards Postgres
-cannot tell. So `BlockerWatch` asks over a second connection while the wait goes on. For the other commands
-`database.lock_waits` does so.
+cannot tell. So `BlockerWatch` asks over a second connection while the wait goes on. `lock_waits` does so for a command.
 
 Any role that may connect can take advisory locks, ours too. A lock that is held by a role which could not do the
 protected work itself excludes nobody: `holders` leaves it out.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Self
 
+import asyncpg
+
 from outbox.address import DatabaseUrl
-from outbox.database import describe_blockers, describe_session
-from outbox.errors import OutboxError
+from outbox.database import LOST_SESSION, connect, describe_session, explain_lock, is_lock_timeout
+from outbox.errors import DatabaseUnavailableError, OutboxError
 
 UNKNOWN: Final = "another session"
+LOOK_EVERY_S: Final = 2.0
+LOOK_MAX_S: Final = 3.0
+
+BLOCKERS: Final = """
+SELECT b.pid, a.usesysid::regrole::text AS role, a.application_name AS application
+  FROM (SELECT DISTINCT unnest(pg_blocking_pids($1)) AS pid) AS b
+  LEFT JOIN LATERAL pg_stat_get_activity(b.pid) AS a ON b.pid <> 0
+ ORDER BY b.pid
+"""
 
 
 class LockWaitError(OutboxError):
@@ -24,13 +35,14 @@ class LockWaitError(OutboxError):
 
 
 class BlockerWatch:
-    """Remembers who held the lock that a session waited for: within the block it looks again and again.
+    """Watch that finds out which sessions block the backend `pid`, for as long as the block runs.
 
-    A statement that is answered before `first_s` opens no second connection.
+    A statement that is answered before `first_s` opens no second connection. A connection that fails is replaced.
     """
 
     def __init__(self, url: DatabaseUrl, pid: int, *, first_s: float, every_s: float) -> None:
         self.seen = ""
+        """The sessions that were seen last, as `pid 4711 (role app, application psql)`; empty if there were none."""
         self._url = url
         self._pid = pid
         self._first_s = first_s
@@ -40,7 +52,7 @@ class BlockerWatch:
 
     @property
     def holder(self) -> str:
-        """Who was seen last, as `pid 4711 (role app)`."""
+        """Return the sessions that were seen last, or a word for one that is not known."""
         return self.seen or UNKNOWN
 
     async def __aenter__(self) -> Self:
@@ -55,12 +67,46 @@ class BlockerWatch:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._look())
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            with suppress(OutboxError, *LOST_SESSION, asyncpg.PostgresError):
+                await self._look()
+            await asyncio.sleep(self._every_s)
 
     async def _look(self) -> None:
-        while True:
-            self.seen = await describe_blockers(self._url, self._pid) or self.seen
-            await asyncio.sleep(self._every_s)
+        """Ask again and again over one connection, until it fails."""
+        look = await connect(self._url, application="outbox looks", timeout_s=LOOK_MAX_S)
+        try:
+            while True:
+                rows = await look.fetch(BLOCKERS, self._pid, timeout=LOOK_MAX_S)
+                self.seen = ", ".join(describe_session(row) for row in rows) or self.seen
+                await asyncio.sleep(self._every_s)
+        finally:
+            look.terminate()
+
+
+@asynccontextmanager
+async def lock_waits(url: DatabaseUrl, connection: Any, doing: str) -> AsyncIterator[None]:
+    """Name the session that holds the lock when a statement of the block reaches its `lock_timeout`.
+
+    Raises:
+        DatabaseUnavailableError: a statement reached its `lock_timeout`; the error names pid and role of the holder.
+
+    """
+    pid = await connection.fetchval("SELECT pg_backend_pid()")
+    # Most commands end before the first look, and need no second connection.
+    async with BlockerWatch(url, pid, first_s=LOOK_EVERY_S, every_s=LOOK_EVERY_S) as watch:
+        try:
+            yield
+        except Exception as error:
+            if not is_lock_timeout(error):
+                raise
+            if isinstance(error, OutboxError):  # it already says what was done and what to do
+                held = f" The lock is held by {watch.seen}." if watch.seen else ""
+                raise DatabaseUnavailableError(f"{error}{held}") from error
+            raise explain_lock(doing, watch.seen) from error
 
 
 # pg_has_role with MEMBER: who may SET ROLE to one that has the right may have it.

@@ -31,7 +31,6 @@ from outbox.failover import Barrier, Memory, tell_again
 from outbox.isolate import tick_in_parts
 from outbox.ledger import (
     EXPIRED_AT_ONCE,
-    MESSAGE_BYTES_MAX,
     Claim,
     Frontier,
     Note,
@@ -154,7 +153,7 @@ class Relay:
         self._notifications, self._stranded_at = Notifications(), 0.0
         self._rest: Tick | None = None  # what the last tick claimed, and is still to be fetched or quarantined
         # Its part of the memory for large messages: `Relays` has one budget for all relays of a process.
-        self.share = Budget.of(self._message_bytes_max).share(self._bytes_in_hand, self._wake.set)
+        self.share = Budget.of(settings.message_bytes_max).share(self._bytes_in_hand, self._wake.set)
 
     def stop(self) -> None:
         """Begin to drain: claim nothing more, finish what is in hand within `drain_s`, then `run` returns."""
@@ -684,7 +683,7 @@ class Relay:
             "route": self.serves,
             "server": self.pool.route.name,
             "budget": self.share.ask() if work["room"] else 0,
-            "bytes_max": self._message_bytes_max,
+            "bytes_max": self.settings.message_bytes_max,
         }
         try:
             if not self._in_parts:
@@ -713,10 +712,6 @@ class Relay:
         except UNDECODABLE as error:  # it was committed: the next session finds out what has become of it
             self._in_parts = True
             raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
-
-    @property
-    def _message_bytes_max(self) -> int:
-        return int(getattr(self.settings, "message_bytes_max", MESSAGE_BYTES_MAX))
 
     def _bytes_in_hand(self) -> int:
         """Return how many bytes its large messages have."""

@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
+from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.errors import ConfigurationError
 from outbox.fields import CARRIERS, FIELD_NAME, OURS
 from outbox.language import find
@@ -564,7 +565,7 @@ class Settings(WaySettings):
     # How long generate waits for reports that another session holds while none of them is made, and a query for a lock.
     generate_wait_s: Annotated[float, _seconds(1, 86_400)] = 600.0
     # Octets of one message, headers and attachments included; `outbox init` writes it into the database.
-    message_bytes_max: Annotated[int, Field(ge=65_536, le=104_857_600, strict=True)] = 20_971_520
+    message_bytes_max: Annotated[int, Field(ge=65_536, le=104_857_600, strict=True)] = MESSAGE_BYTES_MAX
 
     lease_s: Annotated[float, _seconds(2, 3600)] = 10.0
     failover_grace_s: Annotated[float, _seconds(0, 3600)] = 30.0  # after a failover: for relays to say what they sent

@@ -20,8 +20,9 @@ from typing import Any, Final
 import asyncpg
 
 from outbox.agenda import AHEAD_MAX, Latest, Row, Standing, latest, making, passed_over, read, scheduled, upcoming
-from outbox.database import LOST_SESSION, connect, lock_waits, storable
+from outbox.database import LOST_SESSION, connect, storable
 from outbox.errors import OutboxError
+from outbox.lock_wait import lock_waits
 from outbox.log import Events
 from outbox.settings import DIGEST, EditionSettings, Settings
 

@@ -4,18 +4,14 @@ Whatever lies in `email.message` is shown, or as much of it as the limits here a
 fraction of a second: rows written by hand or by an older version may hold anything.
 """
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
 from typing import Final
 
 from outbox import mime
 
 MESSAGE_MAX: Final = 32 * 1024 * 1024  # bytes that are looked at
 TEXT_MAX: Final = 4 * 1024 * 1024  # bytes of a text or a page, decoded
-READERS: Final = 2  # messages that are read at once off the loop: bounds their memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +40,6 @@ class StoredMessage:
     attachments: list[Attachment]
     notes: list[str]
     """What was left out, each a clause such as `it has more than 500 parts`."""
-
-    @property
-    def truncated(self) -> bool:
-        """Say whether anything was left out."""
-        return bool(self.notes)
 
     def header(self, name: str) -> str | None:
         """Return the value of the first header of that name, in any case; None if there is none."""
@@ -79,16 +70,6 @@ def read_header(raw: bytes, name: str) -> str | None:
     """Return one header's value, without reading the rest; None if there is none."""
     head = mime.read_head(raw[: mime.HEAD_MAX + 1])
     return next(iter(head.values(name, at_most=1)), None)
-
-
-async def read_message_off_loop(raw: bytes) -> StoredMessage:
-    """Read a message in a thread, so that the event loop goes on. At most `READERS` are read at once; others wait."""
-    return await asyncio.get_running_loop().run_in_executor(_readers(), partial(read_message, raw))
-
-
-@cache
-def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(READERS, thread_name_prefix="stored-mail")
 
 
 def _attachment(part: mime.Part, name: str) -> Attachment:

@@ -85,7 +85,8 @@ def awaited(main: Coroutine[Any, Any, _T]) -> _T:
 @asynccontextmanager
 async def connected(settings: "Settings", application: str) -> AsyncIterator[Any]:
     """A connection to a database whose schema is this code's."""
-    from outbox.database import connect, lock_waits
+    from outbox.database import connect
+    from outbox.lock_wait import lock_waits
     from outbox.schema import require_current
 
     assert settings.database_url is not None

@@ -85,7 +85,8 @@ async def _initialise(
     """Return the versions before and after, whether an upgrade renewed the rights of roles (None: it had not to), and
     what else was changed, in a line each.
     """
-    from outbox.database import connect, engine, lock_waits
+    from outbox.database import connect, engine
+    from outbox.lock_wait import lock_waits
     from outbox.roles import are_renewed, are_used, grant_roles, renew_grants
     from outbox.routing import told, write_rules
     from outbox.schema import VERSION, initialise, limit_messages, read_broken

@@ -8,7 +8,8 @@ import asyncpg
 import pytest
 
 from outbox.address import DatabaseUrl
-from outbox.database import INIT_LOCK, PRUNE_LOCK, connect, describe_blockers
+from outbox.database import INIT_LOCK, PRUNE_LOCK, connect
+from outbox.lock_wait import BlockerWatch
 from tests.fleet import until
 
 
@@ -150,16 +151,20 @@ async def test_a_schedule_whose_row_another_session_holds_says_who_and_is_starte
 async def test_blockers_are_described_by_pid_and_role(database, connection):
     url = DatabaseUrl.parse(database)
     waiting = await connect(url, application="outbox test")
-    assert await describe_blockers(url, waiting.get_server_pid()) == ""
-    await connection.execute("SELECT pg_advisory_lock(1, 2)")
-    task = asyncio.create_task(waiting.execute("SELECT pg_advisory_lock(1, 2)"))
-    pid = connection.get_server_pid()
-    await until(lambda: describe_blockers(url, waiting.get_server_pid()), "it waits")
-    assert await describe_blockers(url, waiting.get_server_pid()) == f"pid {pid} (role postgres)"
-    await connection.execute("SELECT pg_advisory_unlock(1, 2)")
-    await task
+    async with BlockerWatch(url, waiting.get_server_pid(), first_s=0, every_s=0.05) as watch:
+        await asyncio.sleep(0.3)
+        assert (watch.seen, watch.holder) == ("", "another session")
+        await connection.execute("SELECT pg_advisory_lock(1, 2)")
+        task = asyncio.create_task(waiting.execute("SELECT pg_advisory_lock(1, 2)"))
+        await until(lambda: watch.seen, "it waits")
+        assert watch.seen == watch.holder == f"pid {connection.get_server_pid()} (role postgres)"
+        await connection.execute("SELECT pg_advisory_unlock(1, 2)")
+        await task
     await waiting.close()
 
 
 async def test_a_database_that_is_away_has_no_blockers():
-    assert await describe_blockers(DatabaseUrl.parse("postgresql://postgres@/x?host=/tmp/nowhere"), 1) == ""
+    url = DatabaseUrl.parse("postgresql://postgres@/x?host=/tmp/nowhere")
+    async with BlockerWatch(url, 1, first_s=0, every_s=0.01) as watch:
+        await asyncio.sleep(0.1)
+    assert watch.seen == ""

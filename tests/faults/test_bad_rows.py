@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from outbox.ledger import MESSAGE_BYTES_MAX
+from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.relay import Relay
 from outbox.roles import grant_roles
 from outbox.settings import Settings

@@ -1,5 +1,6 @@
 """What the board says and draws, from what was seen; and a message as a browser may see it."""
 
+import asyncio
 import time
 from base64 import b64encode
 from dataclasses import replace
@@ -12,7 +13,7 @@ from outbox.status import RouteStatus
 from outbox.watch import EditionSeen, Look, Open, PauseSeen, RelaySeen
 from outbox.web.board.hour import HEIGHT, WIDTH, Hour
 from outbox.web.board.live import Seen
-from outbox.web.board.mail import PICTURES_MAX, has_remote_pictures, mail_of
+from outbox.web.board.mail import PICTURES_MAX, has_remote_pictures, mail_of, read_mail
 from outbox.web.board.overview import bar, verdict
 from outbox.web.looks import TEXT_MAX, bigint, printable
 
@@ -161,3 +162,14 @@ def test_a_picture_that_is_named_many_times_does_not_make_a_page_without_end():
     assert html.startswith("<img src=data:image/png;base64,")
     assert html.endswith("<img src=cid:icon>\n")
     assert len(html) < PICTURES_MAX * 1.5
+
+
+async def test_the_event_loop_goes_on_while_a_message_is_read():
+    raw = b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--b\n\nx\n" * 100_000
+    reading = [asyncio.ensure_future(read_mail(raw)) for _ in range(4)]
+    turns = 0
+    while not all(one.done() for one in reading):
+        await asyncio.sleep(0)
+        turns += 1
+    assert all(one.result().notes for one in reading)
+    assert turns > 20, "read on the loop they would take one turn each"

@@ -1,6 +1,5 @@
 """What is read of a stored message, and that nothing that lies there takes long, much memory, or raises."""
 
-import asyncio
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from outbox import mime
 from outbox.message import Attachment, Mailbox, build
-from outbox.stored_mail import TEXT_MAX, read_header, read_message, read_message_off_loop
+from outbox.stored_mail import TEXT_MAX, read_header, read_message
 from tests.bounces import postfix
 
 MEGABYTES = 20 * 1024 * 1024  # the largest message that may be enqueued
@@ -113,13 +112,13 @@ def test_no_stored_message_takes_more_memory_than_a_few_times_its_size(name, tmp
 )
 def test_what_is_left_out_is_named(name, note):
     found = read_message(HOSTILE[name]())
-    assert found.truncated
+    assert found.notes
     assert any(note in one for one in found.notes), found.notes
 
 
 def test_the_body_behind_a_header_that_is_too_long_is_still_read():
     found = read_message(b"To: ann@example.com\nX: " + b"a " * 200_000 + b"\n\nhello\n")
-    assert (found.text, found.header("to"), found.truncated) == ("hello\n", "ann@example.com", True)
+    assert (found.text, found.header("to"), bool(found.notes)) == ("hello\n", "ann@example.com", True)
 
 
 PICTURE = Attachment("ü.png", b"\x89PNG\x00", "image/png", cid="logo")
@@ -190,17 +189,6 @@ def test_a_file_has_the_name_that_mail_programs_show(value, name):
 )
 def test_a_header_is_one_line_with_its_encoded_words_decoded(value, text):
     assert read_message(f"Subject: {value}\n\n".encode()).header("Subject") == text
-
-
-async def test_the_event_loop_goes_on_while_a_message_is_read():
-    raw = HOSTILE["multiparts over lines"]()
-    reading = [asyncio.ensure_future(read_message_off_loop(raw)) for _ in range(4)]
-    turns = 0
-    while not all(one.done() for one in reading):
-        await asyncio.sleep(0)
-        turns += 1
-    assert all(one.result().headers for one in reading)
-    assert turns > 20, "read on the loop they would take one turn each"
 
 
 @given(st.binary(max_size=300), st.integers(0, 2000), st.integers(0, 60))
