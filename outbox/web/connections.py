@@ -23,6 +23,7 @@ GREEDY: Final = 25  # a client with more loses connections before others do
 REQUEST_MAX_S: Final = 10.0  # from the first byte of a request, or the connection, to its last
 STALL_MAX_S: Final = 20.0  # ... in which a client must take
 STALL_TAKEN_MIN: Final = 20_000  # ... so many bytes of an answer, or all that is left
+UNREAD_MAX: Final = 64 * 1024 * 1024  # bytes of answers that wait in this process for clients to read them
 REFUSAL: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 22\r\nRetry-After: 5\r\n"
     b"Connection: close\r\n\r\nToo many connections.\n"
@@ -35,6 +36,8 @@ class Connections:
     When there is no room, a newcomer takes the place of the connection whose client has kept the server waiting
     longest: which has asked nothing yet, or not all, or is idle between requests, or does not read its answer. If there
     is none, a client with far more connections than the newcomer's loses its latest one. Else the newcomer is refused.
+
+    Answers that clients do not read are bounded, too: a page may have megabytes, and its link any number of readers.
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class Connections:
         *,
         total_max: int = CONNECTIONS_MAX,
         client_max: int = CLIENT_MAX,
+        unread_max: int = UNREAD_MAX,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.callers = callers
         self.total_max = total_max
         self.client_max = client_max
+        self.unread_max = unread_max
         self.clock = clock
         self._open: dict[BoundedProtocol, None] = {}  # in the order in which they came
         self._counts: Counter[str] = Counter()
@@ -79,6 +84,23 @@ class Connections:
         self._counts[connection.peer] -= 1
         if self._counts[connection.peer] <= 0:
             del self._counts[connection.peer]
+
+    def bound_unread(self, answered: "BoundedProtocol") -> None:
+        """Evict connections until the answers that wait to be read have `unread_max` bytes, or are this one alone.
+
+        The client with most of these bytes loses the connection that has waited longest for it.
+        """
+        unread = {one: size for one in self._open if (size := one.transport.get_write_buffer_size())}
+        of_client: Counter[str] = Counter()
+        for one, size in unread.items():
+            of_client[one.peer] += size
+        left = sum(unread.values())
+        unread.pop(answered, None)
+        while left > self.unread_max and unread:
+            victim = min(unread, key=lambda one: (-of_client[one.peer], _since(one)))
+            _evict(self, [victim])
+            left -= unread[victim]
+            of_client[victim.peer] -= unread.pop(victim)
 
     def _waiting(self) -> "list[BoundedProtocol]":
         return [one for one in self._open if one.waiting_since is not None]
@@ -143,6 +165,11 @@ class BoundedProtocol(H11Protocol):
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             _cancel(self._request_deadline)
             self._request_deadline = None
+
+    def pause_writing(self) -> None:
+        """Keep what the client does not read yet, if there is room for it."""
+        super().pause_writing()
+        self.open_connections.bound_unread(self)
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 from contextlib import suppress
+from functools import partial
 
 import asyncpg
 import pytest
@@ -234,9 +235,12 @@ async def test_hundreds_of_requests_of_one_client_in_one_moment_are_all_answered
 class Counted:
     """A connection as `Connections` sees it."""
 
-    def __init__(self, peer, waiting_since):
-        self.peer, self.waiting_since, self.aborted = peer, waiting_since, False
+    def __init__(self, peer, waiting_since, unread=0):
+        self.peer, self.waiting_since, self.aborted, self.unread = peer, waiting_since, False, unread
         self.transport = self
+
+    def get_write_buffer_size(self):
+        return self.unread
 
     def abort(self):
         self.aborted = True
@@ -314,6 +318,48 @@ async def test_an_answer_that_is_not_read_to_its_end_is_not_kept_for_ever(connec
         await until(gives_up, "the connection is ended")
         assert taken
         raw.close()
+
+
+async def test_answers_that_are_not_read_take_a_bounded_part_of_the_memory(connection, database, monkeypatch):
+    size, most = 8_000_000, 30_000_000
+    monkeypatch.setattr(serve, "Connections", partial(connections.Connections, unread_max=most))
+    await connection.execute(FILL.replace(str(REPORTS), "1"))
+    await connection.execute("UPDATE outbox.report SET html = repeat('x', $1::integer)", size)
+    token = await connection.fetchval("SELECT token FROM outbox.report")
+    asked = f"GET /r/{token} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    proxied = settings(database, board=False)
+    async with Served(create(proxied), proxied) as served:
+        loop = asyncio.get_running_loop()
+        silent = []
+        for n in range(1, 21):
+            raw = socket.socket()
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.setblocking(False)
+            silent.append(raw)
+            await loop.sock_connect(raw, ("127.0.0.1", served.port))
+            await loop.sock_sendall(raw, asked)
+            await until(lambda n=n: served.server.server_state.total_requests >= n, "the page is on its way")
+            held = served.server.server_state.connections
+            assert sum(one.transport.get_write_buffer_size() for one in held) < most + size
+        assert len(held) < len(silent)
+        assert (await served.ask(f"/r/{token}")).endswith(b"x" * 1000)
+        for raw in silent:
+            raw.close()
+
+
+def test_the_client_with_most_unread_bytes_gives_way_and_not_the_answer_that_was_just_written():
+    held = connections.Connections(Callers([]), unread_max=100)
+    many = [Counted("a", n, unread=20) for n in range(4)]
+    one, answered = Counted("b", 0, unread=20), Counted("c", 9, unread=60)
+    assert all(held.admit(each) for each in [*many, one, answered])
+    held.bound_unread(answered)
+    assert [each.aborted for each in many] == [True, True, True, False]
+    assert ended([one, answered]) == 0
+    alone = Counted("c", 9, unread=500)
+    assert held.admit(alone)
+    held.bound_unread(alone)
+    assert not alone.aborted
+    assert len(held) == 1
 
 
 async def test_lookups_of_a_flood_leave_connections_to_others(connection, database):

@@ -86,6 +86,14 @@ def test_no_stored_message_takes_a_second_or_raises(name):
     assert sum(len(value) for _, value in found.headers) <= mime.HEAD_MAX
 
 
+@pytest.mark.parametrize("charset", [*sorted(mime._CHARSETS), *(f"iso-8859-{n}" for n in range(18))])
+def test_whatever_character_set_a_message_names_it_is_read(charset):
+    word = f"=?{charset}?q?=FF=81?="
+    found = read_message(f"Subject: {word}\nContent-Type: text/plain; charset={charset}\n\nhello\n\n".encode())
+    assert found.text
+    assert found.header("Subject") != word
+
+
 @pytest.mark.parametrize("name", ["encoded words", "10,000 parts", "base64", "multiparts over lines", "blank lines"])
 def test_no_stored_message_takes_more_memory_than_a_few_times_its_size(name, tmp_path):
     path = tmp_path / "message"
