@@ -20,6 +20,8 @@ class Share:
     budget: "Budget"
     in_hand: Callable[[], int]
     wake: Callable[[], None]
+    bytes_max: int = MESSAGE_BYTES_MAX
+    """How many bytes one email may have; the database says it when a session opens."""
     asked: int = 0
     """What a tick under way may claim, and what it has claimed until that is in hand."""
     wanted: int = 0

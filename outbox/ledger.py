@@ -416,6 +416,7 @@ async def tick(
     )
 
 
+MESSAGE_LIMIT: Final = "SELECT outbox.message_bytes_max()"
 TOO_MANY_BYTES: Final = "it has {bytes} bytes, and a relay takes at most {bytes_max} (message_bytes_max)"
 INCOMPLETE: Final = "its row in outbox.email is missing, or has a null where none is expected"
 
@@ -857,6 +858,6 @@ async def write_note(connection: Any, relay: int, note: Note) -> None:
 
 STATEMENTS: Final = (
     *(TICK, FETCH_MESSAGES, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, END_RELAYS, FORMER, EMPTY, STANDING),
-    *(NOTE, STRANDED, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE, HELD_BY),
+    *(NOTE, MESSAGE_LIMIT, STRANDED, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE, HELD_BY),
     *QUARANTINE_STATEMENTS,
 )

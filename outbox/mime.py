@@ -29,7 +29,8 @@ BOUNDARY_MAX: Final = 200  # bytes; RFC 2046 §5.1.1 allows 70
 # markup), or the codecs that are no character sets.
 _CHARSETS: Final = frozenset({
     "utf_8", "utf_8_sig", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "latin_1", "koi8_r", "koi8_u", "mac_roman",
-    *(f"iso8859_{n}" for n in range(1, 17) if n != 12), *(f"cp{n}" for n in (437, 850, 852, 866, 874, 932, 949, 950)),
+    *(f"iso8859_{n}" for n in (*range(1, 12), *range(13, 17))),
+    *(f"cp{n}" for n in (437, 850, 852, 866, 874, 932, 949, 950)),
     *(f"cp{n}" for n in range(1250, 1259)), "gb2312", "gbk", "gb18030", "big5", "big5hkscs", "shift_jis", "euc_jp",
     "euc_kr", "iso2022_jp", "iso2022_jp_2", "iso2022_kr", "tis_620",
 })  # fmt: skip

@@ -75,6 +75,7 @@ STRANDED_FIRST_S: Final = 30.0  # all that is open has to be read for it, so it 
 STRANDED_EVERY_S: Final = 600.0
 STRANDED_SOON_S: Final = 1.0  # where an end waits for it
 FETCHED_AT_ONCE: Final = 1024 * 1024
+ENVELOPE_BYTES_MAX: Final = 4096  # of the key, addresses, Message-ID and trace context: see `email_sizes` in schema.sql
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
 STATEMENTS: Final = (
     *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS),
@@ -217,6 +218,7 @@ class Relay:
                     route=self.serves,
                     statements=STATEMENTS,
                 )
+                await self._adopt_limit(session)
         except LOST_SESSION as error:
             raise DatabaseUnavailableError(
                 f"Postgres at {self.database_url.redacted} went away while a session was opened "
@@ -240,6 +242,17 @@ class Relay:
         self._quarantine = Quarantine((session.relay,))
         self._stranded_at = self._opened_at + STRANDED_FIRST_S
         return session
+
+    async def _adopt_limit(self, session: Session) -> None:
+        """Take what the database lets in: another server's `outbox init` may have set more than these settings have."""
+        try:
+            limit = int(await session.connection.fetchval(ledger.MESSAGE_LIMIT))
+        except BaseException as error:
+            session.lose(str(error) or type(error).__name__)
+            raise
+        bytes_max = max(self.settings.message_bytes_max, limit) + ENVELOPE_BYTES_MAX
+        self.share.bytes_max = bytes_max
+        self.share.budget.bytes_max = max(self.share.budget.bytes_max, bytes_max)
 
     async def _open_first(self) -> Session | None:
         """The first session. A server that does not answer is waited for as long as a lease: it may be restarting.
@@ -683,7 +696,7 @@ class Relay:
             "route": self.serves,
             "server": self.pool.route.name,
             "budget": self.share.ask() if work["room"] else 0,
-            "bytes_max": self.settings.message_bytes_max,
+            "bytes_max": self.share.bytes_max,
         }
         try:
             if not self._in_parts:

@@ -132,6 +132,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("schedule", "INSERT"),
         ("schedule", "UPDATE"),
         ("bounce_tokens", "EXECUTE"),
+        ("message_bytes_max", "EXECUTE"),
         ("suppressed", "EXECUTE"),
     ),
     # Sees who, when and how it went, never what was said: no pages, no messages, no tokens.

@@ -282,7 +282,7 @@ READ_SIZE: Final = "SELECT outbox.message_bytes_max()"
 async def limit_messages(connection: Any, bytes_max: int) -> int | None:
     """Let messages have at most so many octets; return the limit before, or None if it is the same.
 
-    Larger messages that are in the outbox already stay and are sent.
+    A relay quarantines larger messages that are in the outbox already, unless its own settings allow them.
 
     Raises:
         OutboxError: the limit has to change, and this role does not own the schema.
