@@ -569,7 +569,7 @@ end $$;
 -- How many octets a message may have: what the table's constraint says.
 create function outbox.message_bytes_max() returns bigint language sql stable
     set search_path = pg_catalog, pg_temp as $$
-    select coalesce(max((regexp_match(pg_get_constraintdef(c.oid), '<= ([0-9]+)'))[1]::bigint), 104857600)
+    select coalesce(max((regexp_match(pg_get_constraintdef(c.oid), '<= ([0-9]+)'))[1]::bigint), 20971520)
       from pg_constraint c where c.conrelid = 'outbox.email'::regclass and c.conname = 'email_message_size'
 $$;
 

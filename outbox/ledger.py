@@ -773,6 +773,8 @@ SELECT email, 'its priority is neither 0 nor 1' FROM (
        AND state IN ('pending', 'sending') LIMIT $2) AS misplaced
 """
 NEVER_TAKEN_SHOWN: Final = 10
+# Which of these relays live, ended or not as the table has it. $1 is RELAY_LOCKS.
+LIVING: Final = f"SELECT r.id FROM outbox.relay r WHERE r.id = ANY ($2::integer[]) AND EXISTS ({HOLDS_ITS_LOCK})"
 
 
 async def judge_stranded(
@@ -787,20 +789,20 @@ async def judge_stranded(
     """Judge what is held by relays that are not in the table of relays, or have ended, or by the caller, which does not
     have it `in_hand`; return what `judge` returns.
 
-    Another relay that holds its lock is passed over, whatever the table says.
+    Another relay whose backend holds its lock is passed over, though the table says that it has ended.
     """
     quarantine = quarantine or Quarantine((relay,))
     rows = await connection.fetch(STRANDED, route, relay, [*quarantine.left_out, *in_hand])
     mine = [row["email"] for row in rows if row["relay"] == relay]
-    others = list({row["relay"] for row in rows} - {relay})
+    others = {row["relay"] for row in rows} - {relay}
     how = ([relay], doubt_s, 0, QUARANTINE_AFTER)
     async with connection.transaction():
         found = await quarantine.sift(connection, mine, lambda email: connection.fetchrow(JUDGE_ONE, *how, email))
         freed, doubted = sum(row["freed"] for row in found), sum(row["doubted"] for row in found)
-        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, others)
-        free = [row["id"] for row in locks if row["free"]]
-        if free:
-            more = await judge(connection, free, doubt_s=doubt_s, died=False, quarantine=quarantine)
+        dead = list(others - {row["id"] for row in await connection.fetch(LIVING, RELAY_LOCKS, list(others))})
+        if dead:
+            await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, dead)
+            more = await judge(connection, dead, doubt_s=doubt_s, died=False, quarantine=quarantine)
             freed, doubted = freed + more[0], doubted + more[1]
     return freed, doubted
 
@@ -858,6 +860,6 @@ async def write_note(connection: Any, relay: int, note: Note) -> None:
 
 STATEMENTS: Final = (
     *(TICK, FETCH_MESSAGES, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, END_RELAYS, FORMER, EMPTY, STANDING),
-    *(NOTE, MESSAGE_LIMIT, STRANDED, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE, HELD_BY),
+    *(NOTE, MESSAGE_LIMIT, STRANDED, LIVING, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE, HELD_BY),
     *QUARANTINE_STATEMENTS,
 )

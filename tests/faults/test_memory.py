@@ -132,7 +132,7 @@ async def test_so_they_are_by_lmtp_and_into_a_maildir(company, connection, tmp_p
 
 async def test_what_is_over_the_limit_is_never_read(company, connection, deaf_sink):
     """Older than the limit: 288 MB, which Postgres packs into seven."""
-    await connection.execute("ALTER TABLE outbox.email DROP CONSTRAINT IF EXISTS email_message_size")
+    await connection.execute("ALTER TABLE outbox.email DROP CONSTRAINT email_message_size, DROP CONSTRAINT email_sizes")
     body = "convert_to(repeat(repeat('x', 70) || E'\\r\\n', 4000000), 'UTF8')"
     await connection.execute(PUT.format(message=body), 1, 1, timeout=120)
     await put(connection, "dots", 3, first=2, size=5000)
