@@ -759,6 +759,18 @@ SELECT relay, email FROM outbox.delivery d
    AND (relay = $2 OR NOT EXISTS (SELECT FROM outbox.relay r WHERE r.id = d.relay AND r.ended_at IS NULL))
  LIMIT 1000
 """
+# Of these ids those whose lock is held by nobody who could be a relay. The row of a relay that lives may be missing, so
+# its backend is not known. $1 is RELAY_LOCKS.
+NOT_LIVING: Final = """
+SELECT n.id FROM unnest($2::integer[]) AS n (id)
+ WHERE NOT EXISTS (
+    SELECT FROM pg_locks l
+     WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock'
+       AND l.classid::bigint = $1 AND l.objid::bigint = n.id AND l.objsubid = 2
+       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND has_any_column_privilege((SELECT a.usesysid FROM pg_stat_get_activity(l.pid) AS a), 'outbox.relay',
+                                    'INSERT'))
+"""
 # What no relay ever takes: $2 emails of each kind at most.
 NEVER_TAKEN: Final = """
 SELECT email, 'its due_at is infinity, and no pause holds it back' AS why FROM (
@@ -796,10 +808,10 @@ async def judge_stranded(
     async with connection.transaction():
         found = await quarantine.sift(connection, mine, lambda email: connection.fetchrow(JUDGE_ONE, *how, email))
         freed, doubted = sum(row["freed"] for row in found), sum(row["doubted"] for row in found)
-        locks = await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, others)
-        free = [row["id"] for row in locks if row["free"]]
-        if free:
-            more = await judge(connection, free, doubt_s=doubt_s, died=False, quarantine=quarantine)
+        dead = [row["id"] for row in await connection.fetch(NOT_LIVING, RELAY_LOCKS, others)]
+        if dead:
+            await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, dead)
+            more = await judge(connection, dead, doubt_s=doubt_s, died=False, quarantine=quarantine)
             freed, doubted = freed + more[0], doubted + more[1]
     return freed, doubted
 
@@ -857,6 +869,6 @@ async def write_note(connection: Any, relay: int, note: Note) -> None:
 
 STATEMENTS: Final = (
     *(TICK, FETCH_MESSAGES, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, END_RELAYS, FORMER, EMPTY, STANDING),
-    *(NOTE, STRANDED, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE, HELD_BY),
+    *(NOTE, STRANDED, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE, HELD_BY, NOT_LIVING),
     *QUARANTINE_STATEMENTS,
 )
