@@ -6,7 +6,9 @@
 - settlements and marks are written together, and if that fails one by one;
 - the emails to claim are read as ids only, then claimed one by one.
 
-What fails by itself is quarantined. A relay stays with ticks in parts until one of them finds nothing wrong.
+What fails by itself is quarantined. A row that another session has locked is neither waited for nor quarantined: its
+verdict stays with the relay until the lock is gone. A relay stays with ticks in parts until one of them finds nothing
+wrong.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,8 +41,11 @@ async def tick_in_parts(
 
     """
     done = replace(await ledger.tick(connection, relay, route=route, server=server), reached=None, urgent_reached=None)
-    settled = await _settle(connection, relay, quarantine, settlements)
-    done = await _mark(connection, relay, quarantine, list(marks), replace(done, settled=settled))
+    marks = list(marks)
+    locked = await ledger.locked(connection, [*marks, *(one.email for one in settlements)])
+    settled = await _settle(connection, relay, quarantine, [one for one in settlements if one.email not in locked])
+    done = replace(done, settled=settled, locked=locked)
+    done = await _mark(connection, relay, quarantine, [email for email in marks if email not in locked], done)
     if room <= 0:
         return done
     emails = await ledger.candidates(connection, route, room=room, suspects=suspects, left_out=quarantine.left_out)

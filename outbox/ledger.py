@@ -120,6 +120,8 @@ class Tick:
     """Size of the first email that was due and did not fit into the budget; 0 if all did."""
     quarantined: frozenset[int] = frozenset()
     """Of which emails the mark could not be written."""
+    locked: frozenset[int] = frozenset()
+    """Of which emails neither mark nor verdict was written, since another session has locked their rows."""
 
 
 LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long, at most
@@ -468,6 +470,18 @@ async def fetch_messages(connection: Any, claims: Sequence[Claim]) -> None:
         of[row["id"]].fetched = True
 
 
+# Which of these rows another session has locked at this moment. $1 emails.
+LOCKED: Final = """
+WITH free AS (SELECT email FROM outbox.delivery WHERE email = ANY ($1::bigint[]) FOR UPDATE SKIP LOCKED)
+SELECT email FROM outbox.delivery WHERE email = ANY ($1::bigint[]) AND email NOT IN (SELECT email FROM free)
+"""
+
+
+async def locked(connection: Any, emails: Sequence[int]) -> frozenset[int]:
+    """Return which emails' rows another session has locked; waits for none of them."""
+    return frozenset(row["email"] for row in await connection.fetch(LOCKED, emails)) if emails else frozenset()
+
+
 # What a tick would claim now, as ids only, which can always be read. $1 route, $2 room, $3 suspects, $4 left out.
 CANDIDATES: Final = """
 (SELECT email FROM outbox.delivery
@@ -552,10 +566,15 @@ def _count(tag: str) -> int:
     return int(tag.rpartition(" ")[2])
 
 
+# A row that another session has locked is passed over: `judge_stranded` finds it later.
 RELEASE: Final = """
-UPDATE outbox.delivery
+WITH free AS (
+    SELECT email FROM outbox.delivery
+     WHERE email = ANY ($1::bigint[]) AND relay = $2 AND state = 'pending' FOR UPDATE SKIP LOCKED
+)
+UPDATE outbox.delivery d
    SET relay = NULL, due_at = CASE WHEN $3::float8 > 0 THEN now() + $3 * interval '1 second' ELSE due_at END
- WHERE email = ANY ($1::bigint[]) AND relay = $2 AND state = 'pending'
+  FROM free f WHERE d.email = f.email
 """
 
 
@@ -601,24 +620,28 @@ TAKE_LOCKS: Final = "SELECT pg_try_advisory_xact_lock($1, id) FROM unnest($2::in
 
 # $3 is 1 where the relays died, 0 where they merely ended; what they died with is a suspect in the end. A suspect waits
 # before its next try, twice as long each time: the deaths of one bad minute, which have another cause, do not add up.
+# A row that another session has locked is passed over: who may lock one row could otherwise stop every relay that
+# judges it. Its relay is not ended before a later sweep has judged it.
 _JUDGE: Final = """
-WITH freed AS (
-    UPDATE outbox.delivery
+WITH held AS (
+    SELECT email FROM outbox.delivery WHERE {held} FOR UPDATE SKIP LOCKED
+), freed AS (
+    UPDATE outbox.delivery d
        SET relay = NULL, orphaned = orphaned + $3,
            due_at = CASE WHEN $3 = 1 AND orphaned + $3 >= 3
                          THEN now() + 2 ^ least(orphaned + $3 - 3, 10) * interval '1 second' ELSE due_at END,
            state = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN 'dead' ELSE 'pending' END,
            attempt = attempt + ($3 = 1 AND orphaned + $3 >= $4)::int,
            settled_at = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN now() END
-     WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'pending' AND {which}
-    RETURNING email, attempt, state, orphaned
+      FROM held h WHERE d.email = h.email AND d.state = 'pending'
+    RETURNING d.email, attempt, state, orphaned
 ), doubted AS (
-    UPDATE outbox.delivery
+    UPDATE outbox.delivery d
        SET state = 'in_doubt', doubted_at = now(), orphaned = orphaned + $3,
            due_at = CASE WHEN orphaned + $3 >= $4 THEN 'infinity'
                          ELSE coalesce(now() + $2 * interval '1 second', 'infinity') END
-     WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state = 'sending' AND {which}
-    RETURNING email, attempt, relay, marked_at
+      FROM held h WHERE d.email = h.email AND d.state = 'sending'
+    RETURNING d.email, attempt, relay, marked_at
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
     SELECT email, attempt, relay, 'in_doubt', 'relay ' || relay || ' ended between its mark and its settle', marked_at
@@ -627,15 +650,14 @@ WITH freed AS (
     SELECT email, attempt, NULL, 'quarantined', orphaned || ' relays died while they held it', NULL
       FROM freed WHERE state = 'dead'
 )
-SELECT (SELECT count(*) FROM freed) AS freed, (SELECT count(*) FROM doubted) AS doubted
+SELECT (SELECT count(*) FROM freed) AS freed, (SELECT count(*) FROM doubted) AS doubted,
+       (SELECT count(*) FROM outbox.delivery WHERE {held}) - (SELECT count(*) FROM held) AS locked
 """
+_HELD: Final = "relay = ANY ($1::integer[]) AND settled_at IS NULL AND state IN ('pending', 'sending')"
 # $5 are emails that are left out; the email where it is one.
-JUDGE: Final = _JUDGE.format(which="email <> ALL ($5::bigint[])")
-JUDGE_ONE: Final = _JUDGE.format(which="email = $5::bigint")
-HELD_BY: Final = """
-SELECT email FROM outbox.delivery
- WHERE relay = ANY ($1::integer[]) AND settled_at IS NULL AND state IN ('pending', 'sending')
-"""
+JUDGE: Final = _JUDGE.format(held=f"{_HELD} AND email <> ALL ($5::bigint[])")
+JUDGE_ONE: Final = _JUDGE.format(held=f"{_HELD} AND email = $5::bigint")
+HELD_BY: Final = f"SELECT email FROM outbox.delivery WHERE {_HELD}"
 END_RELAYS: Final = "UPDATE outbox.relay SET ended_at = now() WHERE id = ANY ($1::integer[])"
 
 
@@ -711,7 +733,8 @@ async def judge(
 ) -> tuple[int, int]:
     """End relays whose rows `DEAD` has locked; return how many claims were let go of and how many are in doubt.
 
-    What cannot be judged is quarantined, or logged: it never keeps the rest from being sent.
+    What cannot be judged is quarantined, or logged: it never keeps the rest from being sent. Relays of which another
+    session has locked an email are not ended yet.
     """
     quarantine = quarantine or Quarantine()
     how = (relays, doubt_s, int(died), QUARANTINE_AFTER)
@@ -726,7 +749,8 @@ async def judge(
             rows = await quarantine.sift(
                 connection, held, lambda email: connection.fetchrow(JUDGE_ONE, *how, email), relays=relays
             )
-        await connection.execute(END_RELAYS, relays)
+        if not any(row["locked"] for row in rows):
+            await connection.execute(END_RELAYS, relays)
     return sum(row["freed"] for row in rows), sum(row["doubted"] for row in rows)
 
 
@@ -760,6 +784,18 @@ SELECT relay, email FROM outbox.delivery d
    AND (relay = $2 OR NOT EXISTS (SELECT FROM outbox.relay r WHERE r.id = d.relay AND r.ended_at IS NULL))
  LIMIT 1000
 """
+# Of these ids those whose lock is held by nobody who could be a relay. The row of a relay that lives may be missing, so
+# its backend is not known. $1 is RELAY_LOCKS.
+NOT_LIVING: Final = """
+SELECT n.id FROM unnest($2::integer[]) AS n (id)
+ WHERE NOT EXISTS (
+    SELECT FROM pg_locks l
+     WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ExclusiveLock'
+       AND l.classid::bigint = $1 AND l.objid::bigint = n.id AND l.objsubid = 2
+       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND has_any_column_privilege((SELECT a.usesysid FROM pg_stat_get_activity(l.pid) AS a), 'outbox.relay',
+                                    'INSERT'))
+"""
 # What no relay ever takes: $2 emails of each kind at most.
 NEVER_TAKEN: Final = """
 SELECT email, 'its due_at is infinity, and no pause holds it back' AS why FROM (
@@ -773,8 +809,6 @@ SELECT email, 'its priority is neither 0 nor 1' FROM (
        AND state IN ('pending', 'sending') LIMIT $2) AS misplaced
 """
 NEVER_TAKEN_SHOWN: Final = 10
-# Which of these relays live, ended or not as the table has it. $1 is RELAY_LOCKS.
-LIVING: Final = f"SELECT r.id FROM outbox.relay r WHERE r.id = ANY ($2::integer[]) AND EXISTS ({HOLDS_ITS_LOCK})"
 
 
 async def judge_stranded(
@@ -794,12 +828,12 @@ async def judge_stranded(
     quarantine = quarantine or Quarantine((relay,))
     rows = await connection.fetch(STRANDED, route, relay, [*quarantine.left_out, *in_hand])
     mine = [row["email"] for row in rows if row["relay"] == relay]
-    others = {row["relay"] for row in rows} - {relay}
+    others = list({row["relay"] for row in rows} - {relay})
     how = ([relay], doubt_s, 0, QUARANTINE_AFTER)
     async with connection.transaction():
         found = await quarantine.sift(connection, mine, lambda email: connection.fetchrow(JUDGE_ONE, *how, email))
         freed, doubted = sum(row["freed"] for row in found), sum(row["doubted"] for row in found)
-        dead = list(others - {row["id"] for row in await connection.fetch(LIVING, RELAY_LOCKS, list(others))})
+        dead = [row["id"] for row in await connection.fetch(NOT_LIVING, RELAY_LOCKS, others)]
         if dead:
             await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, dead)
             more = await judge(connection, dead, doubt_s=doubt_s, died=False, quarantine=quarantine)
@@ -859,7 +893,8 @@ async def write_note(connection: Any, relay: int, note: Note) -> None:
 
 
 STATEMENTS: Final = (
-    *(TICK, FETCH_MESSAGES, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, END_RELAYS, FORMER, EMPTY, STANDING),
-    *(NOTE, MESSAGE_LIMIT, STRANDED, LIVING, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE, HELD_BY),
+    *(TICK, LOCKED, FETCH_MESSAGES, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, END_RELAYS, FORMER, EMPTY),
+    *(STANDING, NOTE, MESSAGE_LIMIT, STRANDED, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE),
+    *(HELD_BY, NOT_LIVING),
     *QUARANTINE_STATEMENTS,
 )

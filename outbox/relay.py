@@ -24,7 +24,7 @@ from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route,
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
 from outbox.budget import Budget
 from outbox.conversation import Conversation
-from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended
+from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended, is_lock_timeout
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Barrier, Memory, tell_again
@@ -40,6 +40,7 @@ from outbox.ledger import (
     Turns,
     contradicts,
 )
+from outbox.lock_wait import BlockerWatch
 from outbox.log import Events
 from outbox.notified import Notifications
 from outbox.observer import Observer
@@ -74,6 +75,8 @@ PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it hold
 STRANDED_FIRST_S: Final = 30.0  # all that is open has to be read for it, so it is rare
 STRANDED_EVERY_S: Final = 600.0
 STRANDED_SOON_S: Final = 1.0  # where an end waits for it
+BLOCKER_LOOK_S: Final = 0.5
+LOCKED: Final = "another session has locked its row"
 FETCHED_AT_ONCE: Final = 1024 * 1024
 ENVELOPE_BYTES_MAX: Final = 4096  # of the key, addresses, Message-ID and trace context: see `email_sizes` in schema.sql
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
@@ -149,7 +152,8 @@ class Relay:
         self.beside: Sequence[Relay] = (self,)
         """The relays of this process, itself too: they fall together, and share the memory."""
         self._asks_suspect = False
-        # A row made a tick fail: the next ones are done in parts, until one of them finds nothing wrong.
+        self._dead: list[int] = []
+        # A row made a tick fail, or wait: the next ones are done in parts, until one of them finds nothing wrong.
         self._quarantine, self._in_parts = Quarantine(), False
         self._notifications, self._stranded_at = Notifications(), 0.0
         self._rest: Tick | None = None  # what the last tick claimed, and is still to be fetched or quarantined
@@ -678,8 +682,10 @@ class Relay:
             self._take_claims(session, await self._wanted(session, small, look_at_all=news), now)
         self._rest = large if large.claims or large.unfit else None
         await self._explain_lost(lost, session)
-        if len(done.settled) < len(settlements):
-            await self._explain([s for s in settlements if s.identity not in done.settled], session)
+        self._settlements[:0] = [s for s in settlements if s.email in done.locked]
+        missed = [s for s in settlements if s.identity not in done.settled and s.email not in done.locked]
+        if missed:
+            await self._explain(missed, session)
 
     async def _note_claims(self, session: Session, done: Tick, room: int, order: dict[str, Any], now: float) -> None:
         """After a tick that had room: note how far it has come, and plan the next one."""
@@ -687,7 +693,8 @@ class Relay:
         self.share.note_wanted(done.bytes_wanted, now)
         self._frontier.note(done.reached, since, now)
         self._urgent_frontier.note(done.urgent_reached, urgent_since, now)
-        in_part = self._turns.note(done.claims, room, urgent_max) or since is not None or self._in_parts
+        in_part = self._turns.note(done.claims, room, urgent_max) or since is not None
+        in_part = in_part or (self._in_parts and not done.locked)  # a lock may last: it is not looked at all the time
         in_part = in_part or bool(done.unfit) or (done.bytes_wanted > 0 and bool(done.claims))
         all_urgent_at = now if urgent_since is None else self._urgent_frontier.all_at
         await self._plan_next_claim(session, done.claims, room, now, in_part=in_part, all_urgent_at=all_urgent_at)
@@ -711,19 +718,23 @@ class Relay:
             done = await tick_in_parts(session.connection, session.relay, quarantine, **work)
         except UNDECODABLE as error:
             raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
-        self._in_parts = quarantine.count > found or not work["room"]
+        self._in_parts = quarantine.count > found or bool(done.locked) or not work["room"]
         return done
 
     async def _whole_tick(self, session: Session, work: dict[str, Any], order: dict[str, Any]) -> Tick:
+        pid = session.connection.get_server_pid()
+        watch = BlockerWatch(self.database_url, pid, first_s=BLOCKER_LOOK_S, every_s=BLOCKER_LOOK_S)
         try:
-            return await ledger.tick(
-                session.connection, session.relay, **work, **order, left_out=self._quarantine.left_out
-            )
+            async with watch:
+                return await ledger.tick(
+                    session.connection, session.relay, **work, **order, left_out=self._quarantine.left_out
+                )
         except asyncpg.PostgresError as error:  # nothing was committed
-            if not is_of_a_row(error) or session.lost is not None:
+            is_locked = is_lock_timeout(error)
+            if not (is_locked or is_of_a_row(error)) or session.lost is not None:
                 raise
             self._in_parts = True
-            raise _RowError(error) from error
+            raise _RowError(f"{watch.holder} has locked it" if is_locked else error) from error
         except UNDECODABLE as error:  # it was committed: the next session finds out what has become of it
             self._in_parts = True
             raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
@@ -874,9 +885,13 @@ class Relay:
                     conversation.abandon("it is too late to send it, or its mark cannot be written")
                 continue
             if email not in done.marked:
-                lost.append(claim)
+                is_locked = email in done.locked
                 if still_there:
-                    conversation.abandon("it is no longer this relay's")
+                    conversation.abandon(LOCKED if is_locked else "it is no longer this relay's")
+                if is_locked:
+                    self.judged(claim, Withdrawn(LOCKED))
+                else:
+                    lost.append(claim)
                 continue
             claim.marked = True
             claim.attempt = done.marked[email]
@@ -943,7 +958,9 @@ class Relay:
         self.pool.pace.alive = found.beside + 1
         self.alive = found.alive + 1
         self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
-        if found.dead:
+        is_news = bool(found.freed or found.doubted or found.dead != self._dead)  # it stays dead while a row is locked
+        self._dead = found.dead
+        if found.dead and is_news:
             log.warning(
                 "relay_dead",
                 "relay {named} is dead: {freed} claims let go of, {in_doubt} in doubt",

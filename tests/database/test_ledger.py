@@ -642,18 +642,18 @@ async def test_two_sweepers_at_once_judge_a_dead_relay_once(connection, relays):
 
 
 async def test_a_sweeper_that_is_stopped_half_way_keeps_others_out_and_leaves_nothing_half_done(connection, relays):
-    """The row lock of a third session stops one sweep between its lock and its commit."""
+    """The lock of a third session on the trails stops one sweep between its lock and its commit."""
     await put(connection, 2)
     dead, stopped, other = await relays(), await relays(), await relays()
     sending = await dead.claim_and_mark()
     (claimed,) = await dead.claim()
     await dead.die(connection)
     async with connection.transaction():
-        await connection.execute("SELECT FROM outbox.delivery WHERE email = $1 FOR UPDATE", sending.email)
+        await connection.execute("LOCK TABLE outbox.attempt IN SHARE MODE")
         sweep = asyncio.create_task(stopped.sweep())
         watch = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1"
         pid = stopped.connection.get_server_pid()
-        await until(lambda: connection.fetchval(watch, pid), "the sweep waits for the row")
+        await until(lambda: connection.fetchval(watch, pid), "the sweep waits for the table")
         async with asyncio.timeout(10):
             assert await other.sweep() == ledger.Sweep([], alive=2, beside=2)
         stopped.connection.terminate()

@@ -109,6 +109,30 @@ async def test_two_sweepers_at_once_judge_a_squatted_relay_once(connection, open
     assert sorted(one.dead for one in found) == [[], [], [], [dead.relay]]
 
 
+@pytest.mark.parametrize("mode", [SHARED, EXCLUSIVE])
+@pytest.mark.parametrize("squatted", [True, False])
+async def test_what_a_relay_holds_that_never_was_is_let_go_of_whoever_holds_the_lock_of_its_id(
+    connection, opened, stranger, squatted, mode
+):
+    relay, living = await opened(), await opened()
+    await connection.execute(
+        "INSERT INTO outbox.email (key, sender, recipient, message_id, message)"
+        " SELECT k, 'a@example.com', 'b@example.com', '<1@example.com>', 'x' FROM unnest(ARRAY['no', 'living']) k"
+    )
+    await connection.execute(
+        "INSERT INTO outbox.delivery (email, relay)"
+        " SELECT id, CASE key WHEN 'no' THEN 99999 ELSE $1 END FROM outbox.email",
+        living.relay,
+    )
+    await connection.execute("DELETE FROM outbox.relay WHERE id = $1", living.relay)
+    if squatted:
+        await squat(stranger, [99_999], mode)
+    assert await ledger.judge_stranded(relay.connection, relay.relay, [], doubt_s=None) == (1, 0)
+    held = await connection.fetch("SELECT m.key FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email"
+                                  " WHERE d.relay IS NOT NULL")  # fmt: skip
+    assert [key for (key,) in held] == ["living"]
+
+
 async def test_a_relay_that_lives_is_passed_over_though_strangers_wait_for_its_lock(connection, opened, stranger):
     one, other = await opened(), await opened()
     waiting = asyncio.create_task(squat(stranger, [other.relay]))

@@ -133,6 +133,46 @@ async def test_a_row_that_somebody_locks_holds_up_no_other_mail(fleet):
     await balance(fleet, 10)
 
 
+@pytest.mark.parametrize("stage", [Stage.DATA, Stage.DOT], ids=["before its mark", "before its verdict"])
+async def test_a_row_that_is_locked_in_the_midst_of_its_try_holds_up_no_other_mail(fleet, stage: Stage):
+    """Roles that decide or prune may lock a row, and so may whoever forgets to end a transaction."""
+    fleet.top = SLOW
+    answer = asyncio.Event()
+    fleet.sink.script = script = At(stage, Hold(answer), times=1)
+    await fleet.put_emails(1)
+    relay = await fleet.relay()
+    await script.reached()
+    async with locked(fleet, "mail1"):
+        answer.set()
+        await post(fleet, 9, first=2)
+        await until(lambda: "p10@example.com" in fleet.sink.addresses, "the others are sent")
+        await in_state(fleet, "sent", "mail10")
+        await relay.says("has locked it")
+        assert any("(role postgres" in line for line in relay.log), "who has locked it is named"
+        assert sum("session_lost" in line for line in relay.log) == 0
+        assert (await delivery(fleet))["state"] == ("sending" if stage is Stage.DOT else "pending")
+    assert await fleet.settled() == {"sent": 10}
+    await balance(fleet, 10)
+
+
+async def test_a_locked_row_of_a_dead_relay_holds_up_no_other_relay(fleet):
+    fleet.top = SLOW
+    fleet.sink.script = script = At(Stage.DOT, Stall(), times=1)
+    await fleet.put_emails(1)
+    first = await fleet.relay()
+    await script.reached()
+    async with locked(fleet, "mail1"):
+        await first.kill()
+        await no_session(fleet)
+        second = await fleet.relay()
+        await second.says("is dead")
+        await post(fleet, 9, first=2)
+        await in_state(fleet, "sent", "mail10")
+        assert sum("session_lost" in line for line in second.log) == 0
+    await in_state(fleet, "in_doubt")
+    assert fleet.twice == {}
+
+
 async def test_a_storm_of_kills_sends_nothing_twice_and_loses_nothing(fleet):
     count, relays = 3000, 4
     seed = int(os.environ.get("STORM_SEED", random.randrange(10**6)))
