@@ -9,9 +9,11 @@ Knows nothing of emails of ours: `stored_mail` reads those with it, `bounce` wha
 
 import re
 from binascii import a2b_base64, a2b_qp
+from codecs import charmap_decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from encodings.aliases import aliases
+from functools import cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -26,14 +28,15 @@ LINES_MAX: Final = 20_000  # that begin as a boundary does, of one multipart
 BOUNDARY_MAX: Final = 200  # bytes; RFC 2046 §5.1.1 allows 70
 
 # Character sets of mail, all with decoders that take linear time. Not idna and punycode (quadratic), utf-7 (which hides
-# markup), or the codecs that are no character sets.
-_CHARSETS: Final = frozenset({
-    "utf_8", "utf_8_sig", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "latin_1", "koi8_r", "koi8_u", "mac_roman",
-    *(f"iso8859_{n}" for n in (*range(1, 12), *range(13, 17))),
-    *(f"cp{n}" for n in (437, 850, 852, 866, 874, 932, 949, 950)),
-    *(f"cp{n}" for n in range(1250, 1259)), "gb2312", "gbk", "gb18030", "big5", "big5hkscs", "shift_jis", "euc_jp",
-    "euc_kr", "iso2022_jp", "iso2022_jp_2", "iso2022_kr", "tis_620",
+# markup), or the codecs that are no character sets. There is no part 12 of ISO 8859.
+_EIGHT_BIT: Final = frozenset({
+    *(f"iso8859_{n}" for n in (*range(1, 12), *range(13, 17))), *(f"cp{n}" for n in (437, 850, 852, 866, 874)),
+    *(f"cp{n}" for n in range(1250, 1259)), "koi8_r", "koi8_u", "latin_1", "mac_roman", "tis_620",
 })  # fmt: skip
+_CHARSETS: Final = _EIGHT_BIT | {
+    "utf_8", "utf_8_sig", "utf_16", "utf_16_le", "utf_16_be", "utf_32", "gb2312", "gbk", "gb18030", "big5", "big5hkscs",
+    "shift_jis", "cp932", "cp949", "cp950", "euc_jp", "euc_kr", "iso2022_jp", "iso2022_jp_2", "iso2022_kr",
+}  # fmt: skip
 
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _FIELD: Final = re.compile(rb"([!-9;-~]{1,200})[ \t]*:")
@@ -264,8 +267,19 @@ def decoded(data: bytes, charset: str) -> str:
     """Return bytes as text. ASCII, no charset and an unknown one are read as UTF-8, its superset."""
     name = charset.strip().lower().replace("-", "_").replace(" ", "_")
     name = aliases.get(name, name)
+    if name in _EIGHT_BIT:
+        return charmap_decode(data, "strict", _characters(name))[0]
     # Not by `codecs.lookup`, which remembers each name that it is ever asked for.
     return data.decode(name if name in _CHARSETS else "utf_8", "replace")
+
+
+@cache
+def _characters(charset: str) -> str:
+    """Return the characters of the 256 bytes, U+FFFD for those that have none.
+
+    With this table they cost no more than others; as errors, which hold the interpreter, megabytes take a second.
+    """
+    return bytes(range(256)).decode(charset, "replace")
 
 
 def _base64(data: bytes) -> bytes:

@@ -1,9 +1,10 @@
 """Redaction of a login in what a mail server says. Servers echo what they were sent, in AUTH errors above all.
 
 A reply is kept in the database and shown in logs, so it is redacted where it enters. Recognised are user and password
-as they are, percent-encoded, as entities and escapes of HTML, JSON, quoted-printable and C, in hexadecimal, and in any
-base64 text that contains four bytes of them, at each of its three alignments and cut off anywhere. A gap of white
-space, also with the enhanced status code that each line of a reply may repeat, does not hide them.
+as they are, percent-encoded, as entities and escapes of HTML, JSON, quoted-printable, SMTP (xtext) and C, in
+hexadecimal, and in any base64 text that contains four bytes of them, at each of its three alignments and cut off
+anywhere; of a password eight characters are enough. A gap of white space, also with the enhanced status code that each
+line of a reply may repeat, does not hide them.
 """
 
 import html.entities
@@ -17,6 +18,7 @@ STARS: Final = "***"
 WINDOW: Final = 4  # base64 characters; fewer cannot be told from any other text
 WINDOW_ANY_CASE: Final = 6  # of base64 that was written in capitals or small letters
 PREFIX_MIN: Final = 6  # characters of a password that was cut off
+PART_MIN: Final = 8  # ... of one whose beginning is missing
 LOOKED_AT_MAX: Final = 5000  # characters; of a longer text KEPT_MAX are kept, so what is cut in two is not shown
 KEPT_MAX: Final = 4000
 CACHED_MAX: Final = 200  # characters of a reply that is remembered: most replies are one of a few
@@ -62,6 +64,8 @@ class Redactor:
         ]
         self._split_escaped = [re.compile(_escaped(text, is_squeezed=True), re.IGNORECASE) for text in split]
         self._password = password.translate(_TO_LOWER)
+        viewed = self._password.translate(_URLSAFE)
+        self._parts = frozenset(viewed[at : at + PART_MIN] for at in range(len(viewed) - PART_MIN + 1))
         self._cached = lru_cache(256)(self._redact)
 
     def __call__(self, text: str) -> str:
@@ -101,6 +105,7 @@ class Redactor:
             (len(self._password) > PREFIX_MIN and self._password[:PREFIX_MIN] in lower)
             or not self._windows.isdisjoint(base64[at : at + WINDOW] for at in range(len(base64)))
             or not self._windows_any_case.isdisjoint(lower[at : at + WINDOW_ANY_CASE] for at in range(len(lower)))
+            or not self._parts.isdisjoint(lower[at : at + PART_MIN] for at in range(len(lower)))
         )
 
     def _hide(
@@ -122,6 +127,10 @@ class Redactor:
                 if where[begin : begin + size] in windows:
                     hits.update(places[begin : begin + size])
         _hide_tokens(text, sorted(hits), hidden)
+        for begin in range(len(lower) - PART_MIN + 1):
+            if lower[begin : begin + PART_MIN] in self._parts:
+                for at in places[begin : begin + PART_MIN]:
+                    hidden[at] = 1
 
     def _hide_prefixes(self, text: str, hidden: bytearray) -> None:
         """Mark the beginning of a password that was cut off."""
@@ -185,6 +194,7 @@ def _spellings(character: str) -> Iterator[str]:
         yield r"\\{0,4}" + re.escape(character)
     yield "".join(f"%(?:25){{0,3}}{byte:02x}" for byte in data)
     yield "".join(f"={byte:02x}" for byte in data)
+    yield "".join(rf"\+{byte:02x}" for byte in data)
     yield "".join(rf"\\{{1,4}}x{byte:02x}" for byte in data)
     yield "".join(rf"\\{{1,4}}{byte:03o}" for byte in data)
     yield rf"\\{{1,4}}u{{?0{{0,4}}{code:x}}}?"

@@ -291,9 +291,12 @@ def _bytes_of(path: Path) -> bytes:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return file.read(READ_MAX)
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    return file.read(READ_MAX)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -361,7 +364,7 @@ def _locked(directory: Path) -> "Iterator[Failures | None]":
     """Hold the directory's lock and give its failures; None if another process has it. It ends with the process.
 
     Raises:
-        ConfigurationError: the lock's file cannot be written, or the file system has no locks.
+        ConfigurationError: the lock's file cannot be written or is no file, or the file system has no locks.
 
     """
     path = directory / LOCK_FILE
@@ -372,6 +375,8 @@ def _locked(directory: Path) -> "Iterator[Failures | None]":
             f"DIR: {path} cannot be written ({error.strerror}); let this user write to {directory}."
         ) from error
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigurationError(f"DIR: {path} is not a file; remove it.")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -810,9 +810,7 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
     """
     faults: list[str] = []
     asker, path = _place(config, environ)
-    if not asker:
-        _refuse_what_others_may_write(path)
-    values = _read(path, asker, faults)
+    values = _read(path, asker, faults) if asker or _is_found(path) else {}
     given = _read_variables(environ, faults)
     if "directory" in values:  # a field of the model, but the path alone says it: see below
         faults.append(_unknown(["directory"], "directory"))
@@ -835,8 +833,10 @@ def _place(config: Path | None, environ: Mapping[str, str]) -> tuple[str, Path]:
     return "", Path("outbox.toml")
 
 
-def _refuse_what_others_may_write(path: Path) -> None:
-    """Return if the file that was only found in the working directory is this user's; settings can run code.
+def _is_found(path: Path) -> bool:
+    """Return True if the file is in the working directory; settings can run code, so it must be this user's.
+
+    One that is not there now is not read either: in /tmp somebody else may put one there the next moment.
 
     Raises:
         ConfigurationError: others may write it, or put another one in its place.
@@ -844,13 +844,18 @@ def _refuse_what_others_may_write(path: Path) -> None:
     """
     try:
         distrust = distrust_of(path)
-    except OSError:
-        return  # it is not there, or `_read` says why it cannot be read
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be read ({error.strerror}); make it a file that this user can read."
+        ) from None
     if distrust is not None:
         raise ConfigurationError(
             f"{path}: was found in the working directory and is not used, since settings can run code and "
             f"{distrust}, or name the file with --config or OUTBOX_CONFIG if you trust it."
         )
+    return True
 
 
 def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:

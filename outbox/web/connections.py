@@ -166,6 +166,15 @@ class BoundedProtocol(H11Protocol):
             _cancel(self._request_deadline)
             self._request_deadline = None
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP. If it is the body of a request, that gets no other answer, and no second one."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
     def pause_writing(self) -> None:
         """Keep what the client does not read yet, if there is room for it."""
         super().pause_writing()

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from html import unescape
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,10 @@ async def shown(anna, paths):
         answer = await anna.get(path)
         assert answer.status == 200, (path, answer.body)
         yield answer
+
+
+def peak_kilobytes(pid):
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0])
 
 
 async def without_bounds(connection):
@@ -179,3 +184,16 @@ async def test_a_message_that_would_fill_the_memory_is_not_read(fleet):
     assert (await anna.get("/emails")).status == 200
     confirmed = await anna.confirmed(act="cancel", **{"pick.1": "1"})
     assert "1 cancelled" in (await anna.post("/decide", **hidden(confirmed), why="large")).body
+
+
+async def test_many_large_messages_at_once_take_no_more_memory_than_the_service_has(fleet):
+    await fleet.put_emails(12)
+    await fleet.connection.execute(
+        "UPDATE outbox.email SET message = convert_to("
+        r"E'Content-Type: text/plain\r\n\r\n' || repeat(repeat('abc ', 20) || E'\r\n', 250000), 'UTF8')"
+    )
+    process, anna = await signed_in(fleet)
+    paths = [f"/emails/{n}{part}" for part in ("", "/html") for n in range(1, 13)]
+    answers = await asyncio.gather(*(anna.get(path) for path in paths))
+    assert [answer.status for answer in answers] == [200] * 12 + [404] * 12  # they have a text and no page
+    assert peak_kilobytes(process.pid) < 256 * 1024

@@ -8,10 +8,12 @@ import signal
 import sys
 import time
 from email import message_from_bytes, policy
+from pathlib import Path
 
 import asyncpg
 import pytest
 
+from outbox.returned import Outcome, read_maildir
 from outbox.sink import EXTENSIONS, Sink
 from outbox.verp import former_token_of, tokens_in
 from tests.bounces import ARF, EXCHANGE, ROWS, header_of, of_row, postfix
@@ -320,6 +322,29 @@ async def test_what_is_no_file_holds_up_no_bounce(fleet):
     assert ended.code == 1
     assert "1 bounced for good" in ended.out
     assert await listed(fleet) == [("p1@example.com", "", "bounced")]
+
+
+def files_open():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_directories_among_the_messages_keep_no_file_open(tmp_path):
+    for part in ("new", "cur"):
+        (tmp_path / part).mkdir()
+    for n in range(20):
+        (tmp_path / f"new/{n}").mkdir()
+    before = files_open()
+    found = [one.outcome async for one in read_maildir(None, tmp_path)]
+    assert found == [Outcome.UNREADABLE] * 20
+    assert files_open() == before
+
+
+async def test_a_lock_that_is_no_file_is_one_sentence(fleet):
+    place = maildir(fleet)
+    os.mkfifo(place / "outbox-bounce.lock")
+    ended = await fleet.run("bounce", str(place))
+    assert ended.code == 2
+    assert ended.sentences == [f"DIR: {place}/outbox-bounce.lock is not a file; remove it."]
 
 
 async def test_a_lock_that_cannot_be_taken_is_one_sentence(fleet):

@@ -226,6 +226,23 @@ async def test_a_client_that_keeps_many_connections_waiting_shuts_out_nobody(dat
             writer.close()
 
 
+@pytest.mark.parametrize("asked", ["POST /sign-in", "POST /u/{token}", "GET /r/{token}", "GET /none"])
+@pytest.mark.parametrize("pause_s", [None, 0.05])
+async def test_a_body_that_is_no_http_gets_one_answer_and_is_no_fault_of_ours(database, caplog, asked, pause_s):
+    only_pages = settings(database, board_token=TOKEN)
+    async with Served(create(only_pages), only_pages) as served:
+        reader, writer = await served.connect()
+        line = asked.format(token="x" * 22)
+        writer.write(f"{line} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        if pause_s is not None:
+            await asyncio.sleep(pause_s)
+        writer.write(b"no size\r\n")
+        async with asyncio.timeout(5):
+            assert (await reader.read()).count(b"HTTP/1.1 ") == 1
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
 async def test_hundreds_of_requests_of_one_client_in_one_moment_are_all_answered(database):
     async with Served(create(settings(database, board=False)), settings(database)) as served:
         answers = await asyncio.gather(*(served.ask("/none") for _ in range(480)))

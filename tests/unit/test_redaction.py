@@ -3,6 +3,7 @@
 import html
 import json
 import quopri
+import re
 import time
 import urllib.parse
 from base64 import b64decode, b64encode, urlsafe_b64encode
@@ -51,6 +52,7 @@ def encodings(user, password):
         yield f"{name} html", html.escape(secret)
         yield f"{name} json", json.dumps(secret)[1:-1]
         yield f"{name} quoted-printable", quopri.encodestring(data, quotetabs=True).decode().replace("=\n", "")
+        yield f"{name} xtext", re.sub(rb"[^!-*,-<>-~]", lambda one: b"+%02X" % one[0][0], data).decode()
         yield f"{name} python", repr(data)[2:-1]
         yield f"{name} hex", data.hex()
         yield f"{name} base64", b64encode(data).decode()
@@ -109,6 +111,13 @@ def test_what_is_split_over_the_lines_of_a_reply_is_redacted(user, password):
 
 def test_the_beginning_of_a_password_that_was_cut_off_is_redacted():
     assert Redactor("relay", "hunter2-Secret")("5.7.8 bad password Hunter2-Se") == "5.7.8 bad password ***"
+
+
+@pytest.mark.parametrize("said", ["nter2-Secret", "unter2-Secre...", "UNTER2-SECRET", "er2-S\n5.7.8 ecret"])
+def test_a_part_of_a_password_that_was_cut_off_at_its_beginning_is_redacted(said):
+    redacted = Redactor("relay", "hunter2-Secret")(f"5.7.8 bad password {said}")
+    assert redacted.startswith("5.7.8 bad password ***")
+    assert not set("hunter2-secret") & set(redacted.lower().partition("***")[2])
 
 
 @pytest.mark.parametrize("user, password", [("a", "b"), ("ab", "cd"), ("me", "x"), ("bob", "pw1")])

@@ -5,6 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+import outbox.settings
 from outbox.address import DatabaseUrl, SmtpAddress
 from outbox.errors import ConfigurationError
 from outbox.period import Cadence, Covers
@@ -20,6 +21,7 @@ from outbox.settings import (
     duration_s,
     load,
 )
+from outbox.trust import distrust_of
 
 SECRET = "s3cr3t"
 QUERIES = """
@@ -470,6 +472,21 @@ def test_the_file_is_the_one_of_the_argument_else_of_the_variable_else_of_the_di
     assert load(environ={}).lease_s == 10
     assert load(environ=environ).directory == here / "variable"
     assert load(environ={}).directory == here
+
+
+def test_a_file_that_somebody_puts_there_after_it_was_looked_for_is_not_read(here, monkeypatch):
+    """As another user can in /tmp: between the look at who may write the file and its opening."""
+
+    def looked_at_just_before(path):
+        try:
+            return distrust_of(path)
+        finally:
+            (here / "outbox.toml").write_text("lease_s = 77")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox.settings, "distrust_of", looked_at_just_before)
+        assert load(environ={}).lease_s != 77
+    assert load(environ={}).lease_s == 77
 
 
 def test_without_any_file_the_variables_are_enough(here):

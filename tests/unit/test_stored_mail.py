@@ -67,6 +67,7 @@ HOSTILE = {
     "punycode": lambda: b"Content-Type: text/plain; charset=punycode\n\n" + filled(b"a-9999"),
     "idna": lambda: b"Content-Type: text/plain; charset=idna\n\n" + filled(b"xn--a"),
     "escapes of ISO 2022": lambda: b"Content-Type: text/plain; charset=iso-2022-jp\n\n" + filled(b"\x1b$B\x1b(B"),
+    "bytes that are no Thai": lambda: b"Content-Type: text/plain; charset=cp874\n\n" + filled(b"\xff"),
     "bytes that are no UTF-8": lambda: b"\n" + filled(b"\xff"),
     "NUL": lambda: filled(b"\x00"),
     "nothing": lambda: b"",

@@ -1,5 +1,6 @@
 """The list of emails, and the story of one with its message."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from outbox.web.board.signing import User
 from outbox.web.looks import bigint, notice
 
 SHOWN_MAX: Final = 200_000  # characters of a text or a source that are put into a page
+MESSAGES_AT_ONCE: Final = 2  # that are fetched and read: each takes a few times its size, up to MESSAGE_MAX
 STEPS_MAX: Final = 200  # of a timeline, the latest
 KEY: Final = "SELECT key, octet_length(message) AS size FROM outbox.email WHERE id = $1"
 REPORTS: Final = "SELECT report FROM outbox.definition ORDER BY report LIMIT 200"
@@ -61,6 +63,7 @@ class Emails:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
+        self._turns = asyncio.Semaphore(MESSAGES_AT_ONCE)
 
     async def index(self, request: Request, user: User) -> Response:
         """Page by page, by address, key, reply, state, report and day."""
@@ -76,6 +79,10 @@ class Emails:
 
     async def story(self, request: Request, user: User) -> Response:
         """GET /emails/N: all that is known of one."""
+        async with self._turns:
+            return await self._shown(request, user)
+
+    async def _shown(self, request: Request, user: User) -> Response:
         email = _id_of(request)
         story = await self._story(email)
         mail = Mail() if story.gone else await read_mail(story.message)
@@ -103,8 +110,9 @@ class Emails:
 
     async def html(self, request: Request, _: User) -> Response:
         """GET /emails/N/html: the page of its message, for the frame in its story."""
-        story = await self._story(_id_of(request))
-        mail = Mail() if story.gone else await read_mail(story.message)
+        async with self._turns:
+            story = await self._story(_id_of(request))
+            mail = Mail() if story.gone else await read_mail(story.message)
         if mail.html is None:
             raise HTTPException(404)
         return HTMLResponse(mail.html, headers={"Content-Security-Policy": POLICY, "X-Frame-Options": "SAMEORIGIN"})
@@ -112,7 +120,8 @@ class Emails:
     async def source(self, request: Request, _: User) -> Response:
         """GET /emails/N/source: its bytes, as a file."""
         email = _id_of(request)
-        story = await self._story(email)
+        async with self._turns:
+            story = await self._story(email)
         if story.gone:
             raise HTTPException(404)
         name = f'attachment; filename="{email}.eml"'
