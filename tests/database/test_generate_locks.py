@@ -59,7 +59,7 @@ def settings(database, tmp_path):
 
 @pytest.fixture
 async def session_of(database, connection):
-    """Opens sessions of a role that may connect and nothing else, or of one that may make reports."""
+    """Open sessions of a role that may only connect, or of one that may make reports."""
     roles = {"n_generates": "", "g_generates": "outbox_generate"}
     opened = []
 
@@ -72,6 +72,7 @@ async def session_of(database, connection):
     await connection.execute(
         "CREATE ROLE outbox_generate NOLOGIN; GRANT USAGE ON SCHEMA outbox TO outbox_generate;"
         " GRANT INSERT (edition, recipient_key, token, title, html) ON outbox.report TO outbox_generate;"
+        " GRANT EXECUTE ON FUNCTION outbox.adopt_email TO outbox_generate;"
         " CREATE ROLE n_generates LOGIN; CREATE ROLE g_generates LOGIN; GRANT outbox_generate TO g_generates"
     )
 
