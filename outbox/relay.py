@@ -71,9 +71,9 @@ CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
 PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it holds rather than of something else
-STRANDED_FIRST_S: Final = 30.0  # all that is open has to be read for it, so it is rare
+STRANDED_FIRST_S: Final = 30.0  # it has to read all open rows, so it is rare
 STRANDED_EVERY_S: Final = 600.0
-STRANDED_SOON_S: Final = 1.0  # where an end waits for it
+STRANDED_SOON_S: Final = 1.0  # if the end of the relay waits for it
 FETCHED_AT_ONCE: Final = 1024 * 1024
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
 STATEMENTS: Final = (
@@ -142,13 +142,13 @@ class Relay:
         self._heard: str | None = None
         self._held: frozenset[str] = frozenset()
         self.beside: Sequence[Relay] = (self,)
-        """The relays of this process, itself too: they fall together, and share the memory."""
+        """The relays of this process, including this one: they die together, and share the memory budget."""
         self._asks_suspect = False
-        # A row made a tick fail: the next ones are done in parts, until one of them finds nothing wrong.
+        # True after a row made a tick fail: the next ticks are done in parts, until one of them finds no such row.
         self._quarantine, self._in_parts = Quarantine(), False
         self._notifications, self._stranded_at = Notifications(), 0.0
-        # Its part of the memory for large messages: `Relays` has one budget for all relays of a process.
-        self.share = Budget.of(settings.message_bytes_max).share(self._bytes_in_hand, self._wake.set)
+        # Its share of the memory for large messages: `Relays` has one budget for all relays of a process.
+        self.share = Budget.of(settings.message_bytes_max).share(self._bytes_in_flight, self._wake.set)
 
     def stop(self) -> None:
         """Begin to drain: claim nothing more, finish what is in hand within `drain_s`, then `run` returns."""
@@ -650,7 +650,7 @@ class Relay:
         if is_free:
             self._take_claims(session, small.claims, now)
         lost = self._act_on_marks(session, marks, done, started_s)
-        if not is_free:  # after the dots, which must not wait
+        if not is_free:  # after the final dots, which must not wait
             self._take_claims(session, await self._wanted(session, small, look_at_all=news), now)
         if large.claims or large.unfit:
             await self._take_rest(session, large, now)
@@ -659,7 +659,7 @@ class Relay:
             await self._explain([s for s in settlements if s.identity not in done.settled], session)
 
     async def _note_claims(self, session: Session, done: Tick, room: int, order: dict[str, Any], now: float) -> None:
-        """After a tick that had room: note how far it has come, and plan the next one."""
+        """Record how far a tick with free capacity has come, and plan the next claim."""
         since, urgent_since, urgent_max = order["since"], order["urgent_since"], order["urgent_max"]
         self.share.note_wanted(done.bytes_wanted, now)
         self._frontier.note(done.reached, since, now)
@@ -670,7 +670,7 @@ class Relay:
         await self._plan_next_claim(session, done.claims, room, now, in_part=in_part, all_urgent_at=all_urgent_at)
 
     async def _tick_or_parts(self, session: Session, work: dict[str, Any], order: dict[str, Any]) -> Tick:
-        """Tick. If a row makes that fail, find it and do the rest, now and until nothing wrong is found any more."""
+        """Tick. If a row makes that fail, tick in parts, now and until no such row is found any more."""
         work |= {
             "route": self.serves,
             "server": self.pool.route.name,
@@ -687,19 +687,19 @@ class Relay:
                 if not is_of_a_row(error) or session.lost is not None:
                     raise
                 reason: Exception = error
-            except UNDECODABLE as error:  # it was committed: the next session finds out what has become of it
+            except UNDECODABLE as error:  # it was committed: the next session finds out the result
                 self._in_parts = True
                 raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
             self._in_parts = True
-            log.error("tick_failed", "a row makes the tick fail, and is looked for: {reason}", reason=reason)
+            log.error("tick_failed", "the tick failed because of a row; looking for it: {reason}", reason=reason)
         found = quarantine.count
         done = await tick_in_parts(session.connection, session.relay, quarantine, **work)
         if work["room"] > 0 and quarantine.count == found:
             self._in_parts = False
         return done
 
-    def _bytes_in_hand(self) -> int:
-        """Return how many bytes its large messages have."""
+    def _bytes_in_flight(self) -> int:
+        """Return how many bytes its large messages take."""
         pool = self.pool
         marking = (claim for _, claim in self._marks.values())
         held = {claim.email: claim.size for claim in (*pool.in_hand(), *pool.releases, *pool.put_off, *marking)}
@@ -720,7 +720,7 @@ class Relay:
                 await asyncio.get_running_loop().run_in_executor(self.pool.checking_thread, _check_all, some)
                 self._take_claims(session, some, now)
                 self.share.asked = sum(claim.size for claim in claims)
-            self._take_claims(session, claims, now)  # the relay stops: they are given back
+            self._take_claims(session, claims, now)  # the relay stops: they are released
         finally:
             self.share.asked = 0
 
@@ -955,7 +955,7 @@ class Relay:
         if freed or doubted:
             log.warning(
                 "emails_stranded",
-                "emails were held by relays that do not exist: {freed} let go of, {in_doubt} in doubt",
+                "emails were held by relays that do not exist: {freed} released, {in_doubt} in doubt",
                 freed=freed,
                 in_doubt=doubted,
             )
@@ -1118,7 +1118,7 @@ class Relay:
 
 
 def _by_size(done: Tick) -> tuple[Tick, Tick]:
-    """Return a tick's claims in two parts: small messages, then what is still to be fetched or quarantined."""
+    """Return a tick's claims in two parts: small messages, then those still to be fetched or quarantined."""
     if all(claim.fetched for claim in done.claims):
         return done, replace(done, claims=[], listed=frozenset())
     small, large = ([claim for claim in done.claims if claim.fetched is fetched] for fetched in (True, False))

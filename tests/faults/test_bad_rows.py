@@ -276,7 +276,7 @@ async def test_a_message_over_the_limit_is_quarantined_and_its_bytes_are_never_f
     assert_healthy_are_sent(sink, healthy)
     ((verdict, reply),) = await trail_of(connection, email)
     assert verdict == "quarantined"
-    assert f"it has 288000044 bytes, and a relay takes at most {MESSAGE_BYTES_MAX}" in reply
+    assert f"it has 288000044 bytes, and a relay sends at most {MESSAGE_BYTES_MAX}" in reply
 
 
 async def test_a_relay_with_no_more_rights_than_it_needs_may_quarantine(database, connection, sink, healthy):
