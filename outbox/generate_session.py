@@ -4,7 +4,7 @@ An audit reads through the same session, inside one snapshot that nothing can be
 
 A pulse keeps it alive while reports are computed. A process that is stopped loses it after `lease_s`, and its buckets
 with it. A network that goes silent ends it on this side, too: no statement is waited for without limit, and no run
-hangs for ever. Every wait for a lock is bounded, and its error names the session that holds the lock.
+hangs forever. Every wait for a lock is bounded, and its error names the session that holds the lock.
 
 Two kinds of statements run in it. Ours have the trusted search path of `database.connect`. The user's queries have the
 path that the role itself has, within their transaction; whatever they change of the session's settings is undone before

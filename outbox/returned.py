@@ -181,21 +181,21 @@ async def read(connection: Any, raw: bytes, *, name: str, suppressing: bool = Tr
 
 async def _believe(connection: Any, bounce: Bounce | None, *, name: str, suppressing: bool) -> Read:
     if bounce is None:
-        return Read(Outcome.OTHER, f"{name}: it is no bounce and no complaint; nothing was changed.")
+        return Read(Outcome.OTHER, f"{name}: it is neither a bounce nor a complaint; nothing was changed.")
     proof = await find(connection, bounce)
     notice = bounce.about(proof.email.recipient) if proof is not None else None
     if proof is None or notice is None:
         return Read(
             Outcome.UNBELIEVED,
-            f"{name}: it cannot be believed, since it has no valid token and no unpredictable Message-ID of an email "
-            "of ours that it would be about; nothing was changed.",
+            f"{name}: it cannot be verified, since it has neither a valid token nor the unpredictable Message-ID of an "
+            "email that outbox sent to its recipient; nothing was changed.",
         )
     return await _record(connection, proof, bounce, notice, suppressing=suppressing and not proof.shared)
 
 
 async def _record(connection: Any, proof: Proof, bounce: Bounce, notice: Notice, *, suppressing: bool) -> Read:
     sent = proof.email
-    said = storable(notice.said) or "it does not say why"
+    said = storable(notice.said) or "it gives no reason"
     reason = _REASONS.get(notice.kind) if suppressing else None
     is_new, is_listed = await connection.fetchrow(
         RECORD,

@@ -198,7 +198,7 @@ async def _register(connection: Any, timeline: int, route: str = "") -> int:
     holder = f"pid {held[relay]['pid']}, role {held[relay]['role']}" if relay in held else "a session that has ended"
     raise DatabaseUnavailableError(
         f"The advisory locks of the next relay ids are held ({len(held)} of them; {relay} by {holder}); "
-        "end those sessions with pg_terminate_backend, and REVOKE CONNECT on the database from who does not need it."
+        "end those sessions with pg_terminate_backend, and REVOKE CONNECT on the database from other roles."
     )
 
 

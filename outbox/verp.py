@@ -1,8 +1,8 @@
 """Tokens that are sent with emails and returned with bounces, so that a bounce proves which email it is about.
 
-A token stands in the return path where the settings want it (VERP), and in ENVID where the server offers DSN (RFC
-3461). Postgres makes and checks it (`outbox.bounce_tokens`, `outbox.bounce_email`) with a key that only the schema's
-owner reads: who has not seen a token cannot make one up.
+A token is in the return path if the settings ask for it (VERP), and in ENVID if the server offers DSN (RFC 3461).
+Postgres makes and checks it (`outbox.bounce_tokens`, `outbox.bounce_email`) with a key that only the schema's owner
+reads, so a token cannot be forged.
 """
 
 import re
