@@ -596,7 +596,7 @@ SELECT r.id FROM outbox.relay r
 # Programs of an earlier version exclude each other by the advisory lock alone. It is taken if it is free, so that they
 # skip the relays that are judged here. From an unfiltered unnest of chosen ids: in a WHERE beside other conditions the
 # planner may evaluate the lock for rows that are then not wanted, or twice for one (PostgreSQL docs, 13.3.5).
-TAKE_LOCKS: Final = "SELECT pg_try_advisory_xact_lock($1, id) FROM unnest($2::integer[]) AS id"
+TAKE_LOCKS: Final = "SELECT id, pg_try_advisory_xact_lock($1, id) AS free FROM unnest($2::integer[]) AS id"
 
 # $3 is 1 where the relays died, 0 where they merely ended; what they died with is a suspect in the end. A suspect waits
 # before its next try, twice as long each time: the deaths of one bad minute, which have another cause, do not add up.
