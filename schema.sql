@@ -89,13 +89,13 @@ create table outbox.email (
     traceparent text,                                   -- the W3C trace context in which it was made
     made_by     text,                                   -- the process that made it: `host, pid 4711`
     created_at  timestamptz not null default now(),
-    -- Bounds in octets, so that no row is more than a relay, a reader or an index can take. `outbox init` sets that of
-    -- the message to `message_bytes_max`; the name is known to outbox/schema.py and to `message_bytes_max()`.
+    -- Limits in octets, so that every row fits a relay, a reader and an index. `outbox init` sets the limit of the
+    -- message to `message_bytes_max`; outbox/schema.py and `message_bytes_max()` use the name of this constraint.
     constraint email_message_size check (octet_length(message) <= 20971520),
     constraint email_sizes check (octet_length(key) <= 1000 and octet_length(sender) <= 320
         and octet_length(recipient) <= 320 and octet_length(message_id) <= 998
         and (traceparent is null or octet_length(traceparent) <= 200) and (made_by is null or octet_length(made_by) <= 500)
-        and (octet_length(message) <= 65536   -- of which the header may have so many
+        and (octet_length(message) <= 65536   -- the limit of its header
              or position('\x0d0a0d0a'::bytea in substr(message, 1, 65540)) between 1 and 65537))
 );
 create index email_report on outbox.email (report);
@@ -155,7 +155,7 @@ create table outbox.delivery (
     check (withdrawn between 0 and attempt),
     check ((doubted_at is null) = (state <> 'in_doubt')),
     check (paused is null or state <> 'pending' or due_at = 'infinity'),
-    -- What every client can read as a time. Postgres itself knows 4713 BC to 294276 AD.
+    -- Times that every client can represent. Postgres itself allows 4713 BC to 294276 AD.
     constraint delivery_bounds check (due_at >= '1970-01-01 00:00:00+00'
         and (due_at < '3000-01-01 00:00:00+00' or due_at = 'infinity')
         and (send_before is null or send_before >= '1970-01-01 00:00:00+00' and send_before < '3000-01-01 00:00:00+00'))
@@ -330,10 +330,10 @@ create table outbox.bounce (
     primary key (email, message)
 );
 
--- Secrets that sign the tokens which go out with emails and come back with bounces; only the owner reads them. One key signs,
--- which is not retired; what a former one signed is valid for 30 days more. `outbox init --rotate-bounce-key` makes the next.
+-- Secrets that sign the bounce tokens of emails; only the owner reads them. The key that is not retired signs; tokens of a
+-- former key stay valid for 30 days. `outbox init --rotate-bounce-key` makes the next.
 create table outbox.bounce_key (
-    id          smallint primary key check (id between 1 and 999),   -- three digits at most: it stands in each token
+    id          smallint primary key check (id between 1 and 999),   -- at most three digits: it is part of each token
     secret      bytea not null check (octet_length(secret) = 32),
     created_at  timestamptz not null default now(),
     retired_at  timestamptz
@@ -344,10 +344,10 @@ insert into outbox.bounce_key (id, secret)
 values (1, sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), 'UTF8')));
 
 -- The tokens of these emails, as `4711k1t` and 16 hexadecimal digits: the email's id, the key's, and a keyed digest
--- (HMAC's nested construction, FIPS 198-1, with a key of constant length and a byte that tells the two passes apart) of the
--- email's id and its Message-ID, cut to 64 bits. After a failover that lost emails an id may be given out again; the token
--- of the lost one is not valid for it. Without `key` the one that signs. It runs as the schema's owner: relays ask for the
--- tokens of what they claim, and cannot read the key.
+-- (HMAC's nested construction, FIPS 198-1, with a key of constant length and a byte that distinguishes the two passes) of the
+-- email's id and its Message-ID, truncated to 64 bits. After a failover that lost emails an id may be given out again; the
+-- token of the lost email is not valid for it. Without `key`, the signing key is used. It runs as the schema's owner: relays
+-- request the tokens of their claims, and cannot read the key.
 create function outbox.bounce_tokens(emails bigint[], key integer default null)
     returns table (email bigint, token text) language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
@@ -366,8 +366,8 @@ create function outbox.bounce_token(email bigint) returns text language sql stab
     select t.token from outbox.bounce_tokens(array[bounce_token.email]) as t
 $$;
 
--- The email that a token is of; null if it is not valid. Digests are compared, not the tokens: how long that takes tells
--- nothing of how much of a guess was right.
+-- The email that a token belongs to; null if it is not valid. Digests are compared, not the tokens: the duration reveals
+-- nothing about a guess.
 create function outbox.bounce_email(token text) returns bigint language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
@@ -395,8 +395,8 @@ $$;
 
 -- `select outbox.unsubscribe(token)`: who got the report of that token gets no more emails of its kind. Gives the report's
 -- name, again and again; null: no report has that token. It runs as the schema's owner, so that a web application in
--- outbox_unsubscribe needs no right on any table; who does not know a token can do nothing with it. The record says
--- which login called it. The address is that of the email whose key names the report, which nobody can change later.
+-- outbox_unsubscribe needs no right on any table; without a token it can do nothing. The record names the login that
+-- called it. The address is that of the email whose key names the report, which only the owner can change later.
 create function outbox.unsubscribe(token text) returns text language plpgsql security definer
     set search_path = pg_catalog, pg_temp as $$
 declare
@@ -448,9 +448,9 @@ begin
     return case when found_address is not null then found_report end;
 end $$;
 
--- Gives a report the email that is there under its key without a report: a failover may lose a report whose email a relay
--- puts back. True if it was; false, and nothing is changed, where the email has a report, or another envelope, or where
--- the key is not the report's. It runs as the schema's owner, so that generate needs no right to change an email.
+-- Assigns to a report the email under its key that has no report: a failover may lose a report whose email a relay
+-- restores. True if it did; false, without a change, if the email has a report or another envelope, or if the key is not
+-- the report's. It runs as the schema's owner, so that generate needs no right to change an email.
 create function outbox.adopt_email(key text, report bigint, sender text, recipient text) returns boolean
     language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -462,15 +462,15 @@ begin
     return found;
 end $$;
 
--- An address as it is stored: checked, its domain in lower case, what is not ASCII in NFC. An exception says what is
--- wrong with it.
+-- An address as it is stored: checked, its domain in lower case, non-ASCII characters in NFC. Raises an exception if it is
+-- not valid.
 create function outbox.address_of(said text, what text) returns text language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     address text := said;
     dom     text;
 begin
-    -- Most addresses are like this; the rest of the function says the same of all of them.
+    -- Most addresses match this; the rest of the function gives the same result for them.
     if octet_length(said) < 64 and said ~ '^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@([a-z0-9]+[.-])+[a-z]+$' then
         return said;
     end if;
@@ -499,8 +499,8 @@ begin
     return split_part(address, '@', 1) || '@' || dom;
 end $$;
 
--- The key, if a caller may use it. Those of reports, `<report>/<period>/<recipient key>`, are written by generate alone:
--- under one of them an application would put its own email in the place of a person's report.
+-- The key, if a caller may use it. Keys of reports, `<report>/<period>/<recipient key>`, are written by generate alone:
+-- with one of them an application would replace a recipient's report by its own email.
 create function outbox.checked_key(key text) returns text language plpgsql stable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
@@ -528,8 +528,8 @@ begin
 end $$;
 
 -- The message with CRLF at the end of every line (RFC 5321 §2.3.8); a lone CR or LF means one to some servers and not
--- to others, which is how one message is made to look like two (SMTP smuggling, CVE-2023-51764). An exception where it
--- has a NUL or a line of more than 998 octets (RFC 5322 §2.1.1).
+-- to others, which makes one message look like two (SMTP smuggling, CVE-2023-51764). Raises an exception if it has
+-- a NUL or a line of more than 998 octets (RFC 5322 §2.1.1).
 create function outbox.wire_lines(message bytea) returns bytea language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
@@ -544,14 +544,14 @@ begin
             raise exception using errcode = '22023', message = 'the message has a NUL octet',
                 hint = 'Encode what is not text as base64 (RFC 2045).';
         end if;
-        encoding := 'LATIN1';   -- of which any octet is a character
+        encoding := 'LATIN1';   -- in which every octet is a character
         whole := convert_from(message, 'LATIN1');
     end;
     if replace(replace(whole, E'\r', ''), E'\n', E'\r\n') <> whole then
         whole := replace(replace(replace(whole, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\r\n');
         message := convert_to(whole, encoding);
     end if;
-    -- Where each piece of 499 octets has a line end, no line has more than 998. Only where one has none is each measured.
+    -- If each piece of 499 octets has a line end, no line has more than 998. Lines are measured only if a piece has none.
     while place + 498 <= octet_length(message) loop
         if position('\x0a'::bytea in substr(message, place, 499)) = 0 then
             if exists (select from string_to_table(whole, E'\r\n') as line
@@ -566,14 +566,14 @@ begin
     return message;
 end $$;
 
--- How many octets a message may have: what the table's constraint says.
+-- The largest number of octets of a message, from the table's constraint.
 create function outbox.message_bytes_max() returns bigint language sql stable
     set search_path = pg_catalog, pg_temp as $$
     select coalesce(max((regexp_match(pg_get_constraintdef(c.oid), '<= ([0-9]+)'))[1]::bigint), 20971520)
       from pg_constraint c where c.conrelid = 'outbox.email'::regclass and c.conname = 'email_message_size'
 $$;
 
--- Returns if a message of so many octets may be put in for so many recipients.
+-- Raises an exception unless a message of this size may be enqueued for this many recipients.
 create function outbox.check_size(octets bigint, recipients integer) returns void language plpgsql stable
     set search_path = pg_catalog, pg_temp as $$
 begin
@@ -589,8 +589,8 @@ begin
     end if;
 end $$;
 
--- Returns if the header of the message has at most 65536 octets, and its subject at most 998 characters: of four octets
--- each, as encoded words, they take less than 16384.
+-- Raises an exception unless the header has at most 65536 octets and the subject at most 998 characters: with four octets
+-- each, as encoded words, these take less than 16384.
 create function outbox.check_header(message bytea) returns void language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
@@ -617,8 +617,8 @@ end $$;
 -- the key itself, the others as `key#2`, `key#3` and so on. Without `route` the rules say it.
 -- In a race for one key the later transaction waits for the end of the earlier one.
 --
--- It runs as the schema's owner, for callers who have no right on any table, so it takes nothing on trust: each argument
--- is checked, ids and Message-IDs are made here, and `made_by` ends in the name of the login.
+-- It runs as the schema's owner, for callers without a right on any table, so it trusts nothing: each argument is checked,
+-- ids and Message-IDs are made here, and `made_by` ends with the name of the login.
 create function outbox.put(
     key text, sender text, recipients text[], head bytea, domain text, tail bytea,
     send_at timestamptz default null, send_before timestamptz default null, priority integer default 0,
@@ -764,7 +764,7 @@ begin
     return replace(encode(convert_to(body, 'UTF8'), 'base64'), E'\n', E'\r\n') || E'\r\n';
 end $$;
 
--- `Name <user@example.com>` or the address alone, taken apart; an exception says what is wrong with it.
+-- Parses `Name <user@example.com>` or an address alone; raises an exception if it is not valid.
 create function outbox.mailbox(said text, what text, out name text, out address text) language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
@@ -892,8 +892,8 @@ begin
         enqueue.send_at, enqueue.send_before, (enqueue.priority = 'urgent')::integer, enqueue.route);
 end $$;
 
--- Sign-ins to the board. The browser's cookie holds a random value, and `id` is its SHA-256, so that nothing in this
--- table signs in. A row ends with its time, or by sign-out.
+-- Sessions of the board. The browser's cookie holds a random value, and `id` is its SHA-256, so nothing in this table is
+-- enough to sign in. A session ends when it expires, or by sign-out.
 create table outbox.board_session (
     id          bytea primary key check (octet_length(id) = 32),
     name        text not null check (name <> '' and octet_length(name) <= 500),
@@ -902,7 +902,7 @@ create table outbox.board_session (
 );
 create index board_session_expires on outbox.board_session (expires_at);
 
--- Functions are everybody's by default; `outbox init --roles` gives each to the roles that need it.
+-- By default every role may call a function; `outbox init --roles` grants each to the roles that need it.
 revoke all on all functions in schema outbox from public;
 
 insert into outbox.schema_version (version, compatible) values (6, 2);

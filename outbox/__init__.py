@@ -11,9 +11,9 @@ newcomer who follows it meets them in this order:
 
     settings          what the user decides, checked whole
     errors            the ways in which outbox cannot go on, each with its exit code
-    trust             files that others may write are not run
+    trust             files that others can write are refused
     plugin            the user's own code: found by its name, run where it may block
-    redaction         a login, taken out of what a mail server says
+    redaction         removes a login from the replies of a mail server
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
@@ -29,7 +29,7 @@ newcomer who follows it meets them in this order:
     generate_session  generate's connection: our statements, the user's queries, the pulse
     lock_wait         bounded waits for locks of other sessions, and who holds them
     buckets           advisory locks by which the servers share an edition's recipients
-    batch_writer      commits batches of reports; one that is blocked does not stop the others
+    batch_writer      commits batches of reports; a blocked recipient does not stop the others
     generate          the corridor: buckets, what is missing, made here or elsewhere
     email             an application's own email, whole and checked; enqueuing: put in, in the application's transaction
     digest            a report over reports: what waits for an address, told of in one email
@@ -44,9 +44,9 @@ newcomer who follows it meets them in this order:
     ledger            what a relay writes for every email, as SQL; what is rare is in failover, doubt and breaker
     failover          what outlives a database that forgot: verdicts told again, and the wait for them
     doubt             what happens by itself to what is in doubt: sent again, or asked about
-    letterhead        the last gate: checks, and what a route adds to every email; content: mail data; signature: DKIM
-    quarantine        rows that cannot be read or written, put out of the way; isolate: a tick in parts, to find them
-    budget            the memory for large messages; notified: rests after notifications that lead to nothing
+    letterhead        last checks, and what a route adds to every email; content: mail data; signature: DKIM
+    quarantine        rows that cannot be read or written; isolate: a tick in parts, to find them
+    budget            memory for large messages; notified: rests after notifications that lead to nothing
     conversation      one SMTP connection: content, mark, guard, dot
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
     pause             what people hold back: a report, or the fleet
@@ -66,8 +66,8 @@ newcomer who follows it meets them in this order:
     exported          lists of addresses that providers export, read for the suppression list
     show              the whole story of one
     mime              bounded reader of MIME messages; stored_mail: a stored email's headers, text, page and files
-    suggested         the commands that people are shown, as a shell takes them
-    bounce            what a bounce or a complaint says, taken apart; returned: believed or not, and written once
+    suggested         commands that are suggested to people, quoted for a shell
+    bounce            parser of bounces and complaints; returned: their verification and recording
 
     schedule          the ticks of a cron expression in civil time
     agenda            how the schedules stand: the latest tick, its edition, what became of it
@@ -78,7 +78,7 @@ newcomer who follows it meets them in this order:
     log               facts with names, fields and a sentence; observer: what a relay tells who looks on
     metrics, fleet    what this relay measures; what the database says of the fleet
     health            whether it lives, and is ready; notify: systemd is told; endpoints: who asks over HTTP
-    http_server       a small server for them, which slow clients cannot hold up
+    http_server       small HTTP server for the endpoints, which slow clients cannot block
     completion        when an edition is complete, and the dead man's switch
     tracing, spans    OpenTelemetry, from generate to the send
 

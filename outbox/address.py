@@ -124,11 +124,11 @@ class SmtpAddress:
 
     @property
     def redact(self) -> Callable[[str], str] | None:
-        """Redactor of what this server says; None if there is no login."""
+        """Return the redactor for replies of this server; None if there is no login."""
         return _redactor(self.username or "", self.password or "") if self.username or self.password else None
 
     def without_login(self, text: str) -> str:
-        """Return what a server said without what it repeats of the login."""
+        """Return a reply of the server with the login redacted."""
         return text if self.redact is None else self.redact(text)
 
     @property

@@ -157,16 +157,16 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """How an edition's emails have to be, to be its own. Without a `sender` in the settings any will do.
+    """Conditions for an email to be one of the edition. Without a `sender` in the settings any sender is accepted.
 
-    Where the edition has no reports at all, retention has taken them away, and emails may be without theirs.
+    If the edition has no reports at all, retention has removed them, and emails may be without a report.
     """
 
     sender: str | None
     has_reports: bool
 
     def objection(self, recipient: Recipient, row: Any) -> tuple[str, str] | None:
-        """The state and the reason of an email that is not the one that this recipient is owed; None if it is."""
+        """Return the state and the reason if the email is not the one that this recipient is due; None if it is."""
         if row.email is None:
             return None
         try:
@@ -183,7 +183,7 @@ class Expected:
 
 
 def _email(row: Any) -> str:
-    """Which email is meant, and how far it is."""
+    """Return the key and the state of an email as text."""
     return f"the email {row.email_key} ({spoken(row.state)})"
 
 

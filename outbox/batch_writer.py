@@ -1,7 +1,7 @@
-"""Commits batches of reports on generate's session. A recipient whose rows cannot be written does not stop the others.
+"""Batches of reports, committed on generate's session. A recipient whose rows cannot be written does not stop the rest.
 
-Two things can stand in the way of one recipient: another session's open transaction that holds one of its keys, and an
-email that is there under its key and is not its own. Either one is named, and the rest of the batch is written.
+Two things can block one recipient: an open transaction of another session that holds one of its keys, and a foreign
+email under its key. The failure names the session or the key, and the rest of the batch is written.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from outbox.lock_wait import LockWaitError
 from outbox.record import KeysTakenError, NewReport, collect_reports, enqueue_reports
 from outbox.settings import EditionSettings
 
-# After a batch has waited for a lock once, its recipients are tried one by one. Each of them that is blocked costs a
-# wait of ALONE_S, or of HURRIED_S once such waits have cost PATIENCE_S: somebody may hold a key of each of 100,000.
+# After a batch has waited for a lock once, its recipients are tried one by one. Each blocked one costs a wait of
+# ALONE_S, or of HURRIED_S once such waits have cost PATIENCE_S: the keys of all of 100,000 recipients may be held.
 ALONE_S: Final = 0.25
 HURRIED_S: Final = 0.02
 PATIENCE_S: Final = 60.0
@@ -25,19 +25,19 @@ PATIENCE_S: Final = 60.0
 
 @dataclass(slots=True)
 class Written:
-    """How many reports are new, and why others could not be written, by recipient key."""
+    """Number of new reports, and the reasons why others could not be written, by recipient key."""
 
     made: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
     def add(self, other: "Written") -> None:
-        """Count another batch in."""
+        """Add the result of another batch."""
         self.made += other.made
         self.failed |= other.failed
 
 
 class BatchWriter:
-    """Writes the reports of one edition."""
+    """Writer of the reports of one edition."""
 
     def __init__(self, session: GenerateSession, edition: Edition, report: EditionSettings) -> None:
         self._session = session
@@ -48,7 +48,7 @@ class BatchWriter:
     async def write(self, reports: Sequence[NewReport | Collected]) -> Written:
         """Write at most `record.BATCH_MAX` reports, all of one kind."""
         with tracing.span("outbox enqueue", edition=self._edition.name, reports=len(reports)) as context:
-            if self._waited_s:  # the run has met a blocked key: it waits for the whole batch no more than for one
+            if self._waited_s:  # the run has met a blocked key: the whole batch waits no longer than one recipient
                 return await self._write_hurried(reports, context)
             try:
                 return await self._commit(reports, context)
@@ -65,7 +65,7 @@ class BatchWriter:
         return await self._write_apart(reports, context)
 
     async def _write_apart(self, reports: Sequence[NewReport | Collected], context: str | None) -> Written:
-        """Write one by one."""
+        """Write one report at a time, and record which are blocked."""
         written = Written()
         wait_s = ALONE_S if self._waited_s < PATIENCE_S else HURRIED_S
         async with self._session.waiting_at_most(wait_s):
@@ -78,7 +78,7 @@ class BatchWriter:
         return written
 
     async def _commit(self, reports: Sequence[NewReport | Collected], context: str | None) -> Written:
-        """Write them in one transaction, without those whose keys belong to other emails."""
+        """Write the reports in one transaction, without those whose keys belong to other emails."""
         written = Written()
         while reports:
             try:

@@ -73,10 +73,10 @@ class Bounce:
 
 
 def take_apart(raw: bytes) -> Bounce | None:
-    """Return what a message says if it is a bounce or a complaint, else None. Reads at most `READ_MAX` bytes of it.
+    """Return the content of a bounce or a complaint; None for other messages. Reads at most `READ_MAX` bytes.
 
     Raises:
-        ValueError: it is no bounce as far as it was read, and that was not all of it: it is beyond a limit of `mime`.
+        ValueError: no bounce was found in the part that was read, and the rest exceeds a limit of `mime`.
 
     """
     raw = raw[:READ_MAX]
@@ -134,7 +134,7 @@ def _line(text: str) -> str:
 
 
 def _blocks(part: mime.Part) -> list[mime.Head]:
-    """Return the groups of fields of a report, which blank lines divide (RFC 3464 §2.1), the first `NOTICES_MAX`."""
+    """Return the first `NOTICES_MAX` groups of fields of a report, which blank lines separate (RFC 3464 §2.1)."""
     groups = (group.lstrip() for group in _BLANK_LINES.split(part.content(REPORT_MAX).strip(), NOTICES_MAX))
     return [mime.read_head(group) for group in groups][:NOTICES_MAX]
 

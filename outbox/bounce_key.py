@@ -1,4 +1,4 @@
-"""Rotation of the key that signs the tokens of bounces. It never leaves Postgres; `schema.sql` says how it signs."""
+"""Rotation of the key that signs bounce tokens. It never leaves Postgres; `schema.sql` describes the signature."""
 
 from datetime import datetime
 from typing import Any, Final
@@ -13,7 +13,7 @@ FORGET: Final = "DELETE FROM outbox.bounce_key WHERE retired_at <= now() - inter
 RETIRE: Final = """
 UPDATE outbox.bounce_key SET retired_at = now() WHERE retired_at IS NULL RETURNING id, now() + interval '30 days'
 """
-# Numbers are used again after 999: a token of the former key of that number is not valid under the new one.
+# Numbers are reused after 999: a token of the former key with that number is not valid under the new one.
 MAKE: Final = """
 INSERT INTO outbox.bounce_key (id, secret)
 VALUES ($1 % 999 + 1, sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), 'UTF8')))
@@ -21,13 +21,13 @@ VALUES ($1 % 999 + 1, sha256(convert_to(concat(gen_random_uuid(), gen_random_uui
 
 
 async def rotate(connection: Any) -> datetime | None:
-    """Let a new key sign what is claimed from now on; return until when tokens of the former one are valid.
+    """Make a new key that signs from the next claim on; return until when tokens of the former one are valid.
 
-    None if there was no key. One commit: relays always find one that signs. Safe on all servers at once, though each
-    makes a key of its own then.
+    None if there was no key. It is one commit, so relays always find a signing key. Safe on all servers at once, but
+    each of them makes a key.
 
     Raises:
-        OutboxError: this role is not the schema's owner; or 999 keys were made within 30 days.
+        OutboxError: this role is not the schema's owner, or 999 keys were made within 30 days.
 
     """
     try:

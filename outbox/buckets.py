@@ -1,7 +1,7 @@
 """Bucket locks: recipients are hashed into buckets, and a server makes a bucket's reports while it holds its lock.
 
-The locks share the work; they do not keep reports from being made twice, which the unique keys do. So a lock that is
-held by a role which may not write reports is ignored: any role that may connect can take an advisory lock.
+The locks divide the work; the unique keys keep reports from being made twice. So a lock that is held by a role that may
+not write reports is ignored: any role that may connect can take an advisory lock.
 """
 
 import zlib
@@ -16,8 +16,8 @@ from outbox.lock_wait import MAY_GENERATE
 
 BUCKETS: Final = 64
 
-# From an unfiltered unnest of chosen numbers: in a filtered or limited scan the planner may take locks that nobody
-# wants (PostgreSQL docs, 13.3.5).
+# From an unfiltered unnest of chosen numbers: in a filtered or limited scan the planner may take unwanted
+# locks (PostgreSQL docs, 13.3.5).
 TAKE: Final = text("SELECT n, pg_try_advisory_lock(:ns, n) AS taken FROM unnest(:numbers) AS n").bindparams(
     bindparam("numbers", type_=ARRAY(Integer))
 )
@@ -27,24 +27,24 @@ GIVE: Final = text("SELECT pg_advisory_unlock(:ns, n) FROM unnest(:numbers) AS n
 
 
 def bucket_of(key: str) -> int:
-    """The bucket of a recipient, 0 ≤ n < `BUCKETS`; the same on every server and in every version."""
+    """Return the bucket of a recipient, 0 ≤ n < `BUCKETS`; the same on every server and in every version."""
     return zlib.crc32(key.encode()) % BUCKETS
 
 
 class BucketLocks:
-    """The locks of one edition's buckets, on one session."""
+    """Locks of one edition's buckets, on one session."""
 
     def __init__(self, session: GenerateSession, edition: int) -> None:
         self.holders: dict[int, str] = {}
-        """Which session was last seen to hold a bucket that this one wanted, as `pid 4711 (role app)`."""
+        """Session that was last seen to hold each wanted bucket, as `pid 4711 (role app)`."""
         self._session = session
         self._edition = edition
         self._held: set[int] = set()
 
-    async def take(self, buckets: Sequence[int], *, past_strangers: bool) -> set[int]:
-        """Lock those that are free; gives the buckets to work on.
+    async def take(self, buckets: Sequence[int], *, ignore_outsiders: bool) -> set[int]:
+        """Lock those that are free; return the buckets to work on.
 
-        With `past_strangers` these include buckets whose lock is held by roles that may not write reports: another
+        With `ignore_outsiders` these include buckets whose lock is held by roles that may not write reports: another
         server may work on them at the same time.
         """
         numbers = {self._number(bucket): bucket for bucket in buckets}
@@ -52,7 +52,7 @@ class BucketLocks:
         taken = {numbers[row.n] for row in rows if row.taken}
         self._held |= taken
         refused = [number for number, bucket in numbers.items() if bucket not in taken]
-        if not (refused and past_strangers):
+        if not (refused and ignore_outsiders):
             return taken
         found = await self._session.holders(BUCKET_LOCKS, refused, MAY_GENERATE)
         for number in refused:
@@ -60,7 +60,7 @@ class BucketLocks:
         return taken | {numbers[number] for number in refused if number not in found}
 
     async def give(self, buckets: Iterable[int]) -> None:
-        """Unlock. When something raised before this the session ends, and its locks with it."""
+        """Release the locks. After an exception the session ends instead, and its locks with it."""
         held = self._held.intersection(buckets)
         if held:
             await self._session.fetch(GIVE, {"ns": BUCKET_LOCKS, "numbers": [self._number(b) for b in held]})

@@ -1,12 +1,11 @@
-"""Mail data: a stored message as it goes over the wire, checked, with CRLF line ends, in pieces.
+"""Mail data: a stored message as it is sent, checked, with CRLF line ends, in pieces.
 
 A message comes from the database, where it may have been written by hand or by an older version. Before anything
-parses, signs or sends it, `refusal` says why no server should get it, and `pieces` gives it with each lone CR or LF as
-CRLF.
-Some servers take such a line end for the end of a line, and `<LF>.<CR><LF>` for the end of the message, so that what
-follows would be a second message (SMTP smuggling, CVE-2023-51764).
+parses, signs or sends it, `refusal` says why it must not be sent, and `pieces` turns each lone CR or LF into CRLF. Some
+servers accept a lone LF as a line end, and `<LF>.<CR><LF>` as the end of the message, so that the rest would become a
+second message (SMTP smuggling, CVE-2023-51764).
 
-Pure, and bounded: nothing here copies a message as a whole, and all is linear in its length.
+Pure and bounded: no function copies a whole message, and all are linear in its length.
 """
 
 import re
@@ -18,8 +17,8 @@ ADDRESS_MAX: Final = 320  # octets: RFC 5321 §4.5.3.1 has 64 for the local part
 PIECE_BYTES: Final = 64 * 1024
 
 NUL: Final = (
-    "the message has a NUL byte, which no mail server may take (RFC 5321 §2.3.7), so it was not sent: "
-    "take it out, and enqueue the email under another key"
+    "the message has a NUL byte, which SMTP does not allow (RFC 5321 §2.3.7), so it was not sent: "
+    "remove it, and enqueue the email under another key"
 )
 LONG_LINE: Final = (
     f"the message has a line of more than {LINE_MAX} octets (RFC 5321 §4.5.3.1.6), so it was not sent: "
@@ -35,7 +34,7 @@ LONG_ADDRESS: Final = (
 )
 NO_RECIPIENT: Final = "the recipient is empty, so it was not sent: enqueue the email under another key"
 
-# C0, the space, DEL, C1, Unicode's line and paragraph separators, and what ends a path.
+# C0, the space, DEL, C1, Unicode's line and paragraph separators, and the brackets around a path.
 _NOT_IN_ADDRESS: Final = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029<>]")
 _EMPTY_LINE: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _LINE_END: Final = (b"\r", b"\n")
@@ -44,7 +43,7 @@ _LINE_END: Final = (b"\r", b"\n")
 def refusal(message: bytes, *, lone: int | None = None) -> str | None:
     """Return why the message must not be sent, as one sentence with the fix; None if it may be.
 
-    `lone` is its number of `lone_line_ends`, where the caller knows it.
+    `lone` is the number of its `lone_line_ends`, if the caller knows it.
     """
     if b"\0" in message:
         return NUL
@@ -69,10 +68,10 @@ def lone_line_ends(message: bytes) -> int:
 
 
 def pieces(message: bytes, begin: int = 0, *, clean: bool | None = None) -> Iterator[bytes]:
-    """Give the message from `begin` on with CRLF line ends, in pieces of at most twice `PIECE_BYTES`.
+    """Yield the message from `begin` on with CRLF line ends, in pieces of at most twice `PIECE_BYTES`.
 
-    A piece ends at the end of a line, unless it is the last or the line is longer than a piece. `clean` says that
-    there are no `lone_line_ends`, where the caller knows it.
+    A piece ends at a line end, unless it is the last or the line is longer than a piece. `clean` is True if the caller
+    knows that there are no `lone_line_ends`.
     """
     if clean is None:
         clean = not lone_line_ends(message)
@@ -85,7 +84,7 @@ def pieces(message: bytes, begin: int = 0, *, clean: bool | None = None) -> Iter
 
 
 def _cut(message: bytes, begin: int, end: int) -> int:
-    """Return where a piece ends that begins at `begin`: never between a CR and its LF."""
+    """Return the end of the piece that begins at `begin`, never between a CR and its LF."""
     cut = begin + PIECE_BYTES
     if cut >= end:
         return end
@@ -94,12 +93,12 @@ def _cut(message: bytes, begin: int, end: int) -> int:
 
 
 def dot_stuffed(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Give the parts, whose line ends are CRLF, with each dot that begins a line doubled (RFC 5321 §4.5.2).
+    """Yield the parts, which have CRLF line ends, with each leading dot of a line doubled (RFC 5321 §4.5.2).
 
-    The last line is ended; the final dot is not written.
+    The last line is terminated; the final dot is not written.
     """
     begins_line = True
-    held: bytes | None = None  # until it is known whether it is the last
+    held: bytes | None = None  # until the next part shows that it is not the last
     for part in parts:
         if not part:
             continue
@@ -116,22 +115,22 @@ def dot_stuffed(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def header_end(message: bytes) -> int:
-    """Return where the body begins, behind the empty line; the message's length if there is no empty line."""
+    """Return the offset of the body, after the empty line; the length of the message if there is no empty line."""
     if message.startswith(_LINE_END):
         return 2 if message.startswith(b"\r\n") else 1
-    clean = message.find(b"\r\n\r\n")  # quickly found, and right unless a lone CR or LF comes before
+    clean = message.find(b"\r\n\r\n")  # fast, and correct unless a lone CR or LF comes before
     found = _EMPTY_LINE.search(message, 0, len(message) if clean < 0 else clean + 4)
     return len(message) if found is None else found.end()
 
 
 def header_of(message: bytes) -> bytes:
-    """Return the header with its CRLF line ends, and the empty line behind it if there is one."""
+    """Return the header with CRLF line ends, and the empty line after it if there is one."""
     end = header_end(message)
     return b"".join(pieces(message[:end]))
 
 
 def _has_long_line(text: bytes) -> bool:
-    """Look from one line end to the last one within reach, so that most lines are passed over unseen."""
+    """Return True if a line is too long. Jump to the last line end within reach, so that most lines are skipped."""
     at, end = 0, len(text)
     while end - at > LINE_MAX:
         found = text.rfind(b"\n", at, at + LINE_MAX + len(b"\r\n"))

@@ -124,7 +124,7 @@ class Conversation(asyncio.Protocol):
         self._expected: deque[Expected] = deque()
         self._replies = ReplyReader(redact)
         self._writable = True
-        self._content: Iterator[bytes] | None = None  # what of the content of `ahead` is still to be written
+        self._content: Iterator[bytes] | None = None  # the part of the content of `ahead` that is still to be written
         self._deadline_s: float | None = None
         self._heard_at = clock()
 
@@ -280,7 +280,7 @@ class Conversation(asyncio.Protocol):
         return size + len(_redirected_from(claim)) if self.redirect_to else size
 
     def _may_send(self, claim: Claim) -> bool:
-        """Return True if the email may be sent to this server; if not, the desk is told why."""
+        """Return True if the email may be sent to this server; if not, report the reason to the desk."""
         if self.letterhead is not None:
             self.letterhead.prepare(claim)  # most was prepared before; here, at the last gate, nothing slips by
         else:
@@ -448,7 +448,7 @@ class Conversation(asyncio.Protocol):
         self._write_on()
 
     def _parts(self, claim: Claim) -> Iterable[bytes]:
-        """Give all that goes between 354 and the dot; what is short in one piece, since each piece is a write."""
+        """Yield everything between 354 and the final dot; short content in one piece, since each piece is a write."""
         head = claim.head or b""
         if self.redirect_to:
             head = _redirected_from(claim) + head

@@ -111,10 +111,10 @@ def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
     }
 
 
-# With any other path, an object that somebody else created in one of its schemas can take the place of one that a
-# statement means, for example a function `unnest(integer[])` that fits better than `unnest(anyarray)`, and then runs
-# with the rights of this session (PostgreSQL docs, 5.10.6 and 10.3). `pg_temp` comes last: temporary objects are this
-# session's own, but without the entry they would be searched first.
+# With any other path, a foreign object in one of its schemas can be called instead of the intended one, for example a
+# function `unnest(integer[])` that matches better than `unnest(anyarray)`, and then runs with the rights of this
+# session (PostgreSQL docs, 5.10.6 and 10.3). `pg_temp` comes last: temporary objects are this session's own, but
+# without the entry they would be searched first.
 TRUSTED_PATH: Final = "pg_catalog, pg_temp"
 LOCK_TIMEOUT_S: Final = 10.0
 INIT_WAIT_MAX_S: Final = 600.0
@@ -142,25 +142,25 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
     user_search_path: str = '"$user", public'
     clamps_timestamps: bool = True
     local_path: str | None = None
-    """The path that is set for the transaction which is open, if it is not the trusted one."""
+    """Search path of the open transaction, if it is not the trusted one."""
     settle: str = ""
-    """The statements that make the session ours."""
+    """Statements that set up the session: the search path and `lock_timeout`."""
     is_pooled: bool = False
     """True behind a pooler: the backend is not the one that the connection was opened with."""
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncpg has it
-        """Close in order. A pooler in transaction mode gives the backend to others as it is: ours is undone before."""
+        """Close in order. A pooler in transaction mode reuses the backend as it is, so settings are reset first."""
         if self.is_pooled and not self.is_closed():
             with suppress(asyncpg.PostgresError, *LOST_SESSION):
                 await self.execute("RESET search_path; RESET lock_timeout", timeout=timeout)
         await super().close(timeout=timeout)
 
     def get_reset_query(self) -> str:
-        """Return what a pool runs when the connection comes back: `RESET ALL` would bring the role's own path back."""
+        """Return what a pool runs on a returned connection: `RESET ALL` alone would restore the role's own path."""
         return f"{super().get_reset_query()}\n{self.settle}"
 
     async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - asyncpg's
-        """Look up types with the trusted path, also while a query of the user's is prepared under another one.
+        """Look up types with the trusted path, even while a user's query is prepared under another one.
 
         asyncpg's own query names functions and operators without their schema.
         """
@@ -296,7 +296,7 @@ async def connect(
 
 
 def describe_session(row: Any) -> str:
-    """Return pid, role and application of a session in words; pid 0 is a prepared transaction."""
+    """Return pid, role and application of a session as text; pid 0 is a prepared transaction."""
     if not row["pid"]:
         return "a prepared transaction (see pg_prepared_xacts)"
     application = f", application {row['application']}" if row["application"] else ""
@@ -313,7 +313,7 @@ def explain_lock(doing: str, blockers: str) -> DatabaseUnavailableError:
 
 
 def is_lock_timeout(error: BaseException | None) -> bool:
-    """Return True if an error, or what SQLAlchemy wrapped in it, is a `lock_timeout` that was over."""
+    """Return True if an error, or one that SQLAlchemy wrapped in it, is a `lock_timeout`."""
     while error is not None:
         if isinstance(error, asyncpg.LockNotAvailableError):
             return True
@@ -321,7 +321,7 @@ def is_lock_timeout(error: BaseException | None) -> bool:
     return False
 
 
-# Who holds it, and whether its role may create or upgrade the schema, as whoever runs `outbox init` may.
+# The holders of the lock, and whether their roles may create or upgrade the schema, as the role of `outbox init` may.
 INIT_HOLDERS: Final = """
 SELECT l.pid, a.usesysid::regrole::text AS role, a.application_name AS application,
        coalesce(has_database_privilege(a.usesysid, l.database, 'CREATE')
@@ -337,24 +337,24 @@ SELECT l.pid, a.usesysid::regrole::text AS role, a.application_name AS applicati
 async def take_init_lock(connection: Any) -> None:
     """Take the lock under which one server at a time changes the schema, until the end of the transaction.
 
-    Servers that do so at once queue for it, each for as long as the others take, but for `INIT_WAIT_MAX_S` at most. A
-    role that may not change the schema can hold it, too, since the lock is an advisory one: it is waited for once.
+    Servers queue for it, each for as long as the others take, but at most for `INIT_WAIT_MAX_S`. A role that may not
+    change the schema can hold it, too, since it is an advisory lock: such a holder is waited for only once.
 
     Raises:
-        DatabaseUnavailableError: it is not free in time; it names pid and role of who holds it.
+        DatabaseUnavailableError: it is not free in time; the error names pid and role of the holder.
 
     """
     end = time.monotonic() + INIT_WAIT_MAX_S
     while True:
         try:
-            async with connection.transaction():  # a savepoint: a wait that ends in vain does not end the rest
+            async with connection.transaction():  # a savepoint: a wait that fails does not abort the transaction
                 await connection.execute("SELECT pg_advisory_xact_lock($1, 0)", INIT_LOCK)
         except asyncpg.LockNotAvailableError as error:
             holders = await connection.fetch(INIT_HOLDERS, INIT_LOCK)
-            strangers = [row for row in holders if not row["may_init"]]
-            if strangers or time.monotonic() > end:
-                who = ", ".join(describe_session(row) for row in strangers or holders)
-                raise explain_lock("Changing the schema", who) from error
+            outsiders = [row for row in holders if not row["may_init"]]
+            if outsiders or time.monotonic() > end:
+                found = ", ".join(describe_session(row) for row in outsiders or holders)
+                raise explain_lock("Changing the schema", found) from error
         else:
             return
 

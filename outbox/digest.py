@@ -76,8 +76,8 @@ class Collected:
     link: str
 
 
-# As `record.ENQUEUE`, with an item for the email. A recipient who has an email under this key, from a time before the
-# report was collected, was told, or will be: the email becomes the report's.
+# As `record.ENQUEUE`, with an item for the email. A recipient with an email under this key, from a time before the
+# report was collected, has been informed, or will be: the report adopts the email.
 COLLECT: Final = text("""
 WITH made AS (
     SELECT * FROM unnest(:recipient_keys, :tokens, :titles, :htmls, :keys, :addresses, :names, :links)
@@ -103,7 +103,7 @@ SELECT r.id, r.recipient_key, i.report IS NOT NULL AS has_item FROM report r LEF
 
 
 async def collect(connection: "AsyncConnection", edition: int, reports: Sequence[Collected]) -> Sequence[Any]:
-    """Write the reports with their items, in the caller's transaction; gives the new ones, and which have an item."""
+    """Write the reports with their items, in the caller's transaction; return the new ones, and which have an item."""
     made = await connection.execute(
         COLLECT,
         {

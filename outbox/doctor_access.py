@@ -1,7 +1,7 @@
-"""The doctor's look at other roles: who may put objects in the way of our queries, connect, or hold our locks.
+"""Checks of other roles: which may create objects on the search path, connect, or hold outbox's locks.
 
-None of it can change what outbox's own statements do. It can stop them for a while, or run with the rights of this role
-inside the user's own queries.
+None of them can change what outbox's own statements do. They can delay them, or make the user's queries run foreign
+code with the rights of this role.
 """
 
 import re
@@ -22,8 +22,8 @@ from outbox.roles import ROLES, are_used
 
 SHOWN_MAX: Final = 10
 
-# Who may create in a schema of the path, or create a schema that the path names and that is not there ($2). The owner
-# of a schema can do anything in it, and so is trusted by whoever has it on the path.
+# Roles that may create objects in a schema of the path, or create a schema that the path names and that does not exist
+# ($2). The owner of a schema can do anything in it, so a role that has the schema on its path trusts the owner.
 CREATORS: Final = """
 WITH given AS (
     SELECT 'SCHEMA ' || quote_ident(n.nspname) AS place, n.nspowner AS owner, a.grantee
@@ -54,7 +54,7 @@ def names_of(path: str, role: str) -> list[str]:
 
 
 async def look_at_path(connection: Any) -> Finding:
-    """Look for schemas of this role's own path in which others may create objects (CVE-2018-1058)."""
+    """Report schemas on this role's own path in which others may create objects (CVE-2018-1058)."""
     check = "database.path"
     role, path = await connection.fetchval("SELECT current_user::text"), user_search_path(connection)
     names = names_of(path, role)
@@ -67,8 +67,8 @@ async def look_at_path(connection: Any) -> Finding:
     said = "; ".join(f"{grantees} may create in {_lower(place)}" for place, grantees in found)
     return note(
         check,
-        f"on the search path of role {role} ({path}) {said}, and so put functions and operators in the way of the "
-        f"queries in the settings; statements of outbox's own trust {TRUSTED_PATH} only",
+        f"on the search path of role {role} ({path}) {said}, so the queries in the settings may call functions and "
+        f"operators of others; outbox's own statements use only {TRUSTED_PATH}",
         "; ".join(f"REVOKE CREATE ON {place} FROM {grantees}" for place, grantees in found),
     )
 
@@ -85,24 +85,24 @@ SELECT quote_ident(d.datname) FROM pg_database d, aclexplode(coalesce(d.datacl, 
 
 
 async def look_at_connect(connection: Any) -> Finding:
-    """Look whether every role of the server may connect although outbox has roles of its own."""
+    """Report if every role of the server may connect although outbox has roles of its own."""
     check = "database.connect"
     if not await are_used(connection):
         return ok(check, "outbox's roles are not in use here (`outbox init --roles` makes them)")
     database = await connection.fetchval(PUBLIC_CONNECTS)
     if database is None:
-        return ok(check, "only roles that were let in may connect")
+        return ok(check, "only roles that were granted CONNECT may connect")
     return note(
         check,
-        "every role of the server may connect to the database; a role that may do no more can take connections, "
-        "advisory locks and notifications, and hold the fleet up with them",
-        f"GRANT CONNECT ON DATABASE {database} TO {', '.join(ROLES)} and what else needs it, then "
+        "every role of the server may connect to the database; even a role without any other right can use up "
+        "connections, take advisory locks and send notifications, and so delay the fleet",
+        f"GRANT CONNECT ON DATABASE {database} TO {', '.join(ROLES)} and all other roles that need it, then "
         f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC",
     )
 
 
-# A lock belongs to roles that may do what it protects: register a relay, make a report, prune one, change the schema.
-# Every role that uses outbox may run the self-test.
+# A lock is legitimate for roles that may do what it protects: register a relay, make a report, prune one, change the
+# schema. Every role that uses outbox may run the self-test.
 SQUATTERS: Final = """
 WITH kind (name, number, relation, privilege) AS (
     VALUES ('relay', $1::bigint, 'relay', 'INSERT'), ('generate', $2, 'report', 'INSERT'),
@@ -126,16 +126,16 @@ SELECT k.name AS kind, l.pid, a.usesysid::regrole::text AS role, a.application_n
 
 
 async def look_at_locks(connection: Any) -> Finding:
-    """Look for sessions that hold advisory locks of outbox's without the right to do what these protect."""
+    """Report sessions that hold advisory locks of outbox without the right to do what these protect."""
     check = "database.locks"
     numbers = (RELAY_LOCKS, BUCKET_LOCKS, PRUNE_LOCK, INIT_LOCK, SELFTEST_LOCKS)
     rows = await connection.fetch(SQUATTERS, *numbers)
     if not rows:
-        return ok(check, "outbox's advisory locks are held by roles of its own only")
+        return ok(check, "only roles of outbox hold its advisory locks")
     said = ", ".join(f"{describe_session(row)} holds {row['locks']:,} of {row['kind']}" for row in rows[:SHOWN_MAX])
     more = f", and {len(rows) - SHOWN_MAX} more" if len(rows) > SHOWN_MAX else ""
     return fault(
         check,
-        f"sessions without rights in outbox hold its advisory locks: {said}{more}",
+        f"sessions of roles without rights in outbox hold its advisory locks: {said}{more}",
         "end them with pg_terminate_backend(pid), and REVOKE CONNECT on the database from their roles",
     )

@@ -47,7 +47,7 @@ _IN_DOUBT: Final = """
     SELECT email FROM outbox.delivery
      WHERE settled_at IS NULL AND doubted_at IS NOT NULL AND due_at <= now()"""
 _ONE: Final = f"{_IN_DOUBT} AND email = $1 FOR UPDATE SKIP LOCKED"
-# $1 how many, or the email where it is one; $2 emails that are left out.
+# $1 how many, or the email in the statements for one; $2 emails that are left out.
 IN_DOUBT: Final = f"{_IN_DOUBT} AND email <> ALL ($2::bigint[]) ORDER BY due_at, email LIMIT $1"
 RESEND: Final = _RESEND.format(chosen=f"{IN_DOUBT} FOR UPDATE SKIP LOCKED")
 RESEND_ONE: Final = _RESEND.format(chosen=_ONE)
@@ -111,7 +111,7 @@ async def take_doubts(connection: Any, *, lease_s: float, quarantine: Quarantine
     """Return the next few emails to ask about, due longest first; no other relay asks about them for `lease_s`."""
     quarantine = quarantine or Quarantine()
     try:
-        async with connection.transaction():  # so that what cannot be decoded is not taken, either
+        async with connection.transaction():  # rolls back if a row cannot be decoded
             rows = await connection.fetch(TAKE_DOUBTS, ASKED_AT_ONCE, lease_s, quarantine.left_out)
             return [Doubt(*row) for row in rows]
     except Exception as error:

@@ -47,7 +47,7 @@ INSERT INTO outbox.edition (report, period, starts_at, ends_at)
 VALUES (:report, :period, :starts_at, :ends_at) ON CONFLICT (report, period) DO NOTHING
 """)
 
-# A row that was written by hand may have bounds that Python cannot represent; within these any time zone can show them.
+# A row that was written by hand may have times that Python cannot represent; within these bounds any time zone works.
 FIND: Final = text("""
 SELECT id, least(greatest(starts_at, '0001-01-03 00:00+00'), '9999-12-29 00:00+00') AS starts_at,
        least(greatest(ends_at, '0001-01-03 00:00+00'), '9999-12-29 00:00+00') AS ends_at

@@ -1,8 +1,8 @@
 """HTTP endpoints of a relay: /metrics, /livez and /readyz.
 
-They are for the machines that watch, on an address that only they reach: there is no login, and nothing can be changed.
-/livez is answered on the server's own thread from what is in memory, also when the relay's event loop hangs. What may
-wait for the database, /metrics and the schema of /readyz, is computed in other threads and has a deadline.
+They are for monitoring, on an address that only it can reach: there is no login, and nothing can be changed. /livez is
+answered on the server's own thread from memory, even if the relay's event loop hangs. Answers that may wait for the
+database, /metrics and the schema check of /readyz, are computed in other threads and have a deadline.
 """
 
 import asyncio
@@ -27,27 +27,27 @@ log = Events("outbox.relay")
 
 METRICS_MAX_S: Final = 8.0  # below the 10 s that Prometheus waits
 READY_MAX_S: Final = 2.0
-# A result is kept for this many times the CPU time that it took: a flood of scrapes costs a tenth of a core at most.
+# A result is kept for this many times the CPU time that it took: a flood of scrapes costs at most a tenth of a core.
 CPU_COST: Final = 10
 
 OPENMETRICS: Final = "application/openmetrics-text"
 
 T = TypeVar("T")
 Metrics = Callable[[str], tuple[str, bytes]]
-"""Gives content type and text of all metrics for an Accept header. It may block."""
+"""Function that returns content type and text of all metrics for an Accept header. It may block."""
 
 
 class Endpoints:
-    """Address to listen on.
+    """Endpoints on one address.
 
-    It is opened before the relay: an address that is taken is an error in the settings.
+    The address is opened before the relay, since one that is in use is an error in the settings.
     """
 
     def __init__(self, address: str) -> None:
         """Listen on `host:port`.
 
         Raises:
-            ConfigurationError: the address is malformed, taken or not of this machine.
+            ConfigurationError: the address is malformed, in use, or not of this machine.
 
         """
         try:
@@ -56,7 +56,7 @@ class Endpoints:
             raise ConfigurationError(f"--http: {error}.") from None
         try:
             listener = _listen(host, port)
-        except (OSError, ValueError) as error:  # getaddrinfo raises UnicodeError for what is no host name
+        except (OSError, ValueError) as error:  # getaddrinfo raises UnicodeError for an invalid host name
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigurationError(
                 f"http: cannot listen on {address} ({reason}); write an address of this server and a free port, "
@@ -84,7 +84,7 @@ def _listen(host: str, port: int) -> socket.socket:
     family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if sys.platform != "win32":  # there it would let another process take the port over
+        if sys.platform != "win32":  # on Windows it would let another process take over the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
@@ -105,7 +105,7 @@ class _Paths:
         self._schema = _Shared(reader.schema_fault)
 
     def answer(self, request: Request) -> Answer | Coroutine[Any, Any, Answer]:
-        """Return the answer, or what gives it in a while."""
+        """Return the answer, or a coroutine that returns it later."""
         if request.method not in {"GET", "HEAD"}:
             return _json(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use GET"}, allow="GET, HEAD")
         match request.path:
@@ -117,12 +117,12 @@ class _Paths:
             case "/metrics":
                 return self._measure(self._openmetrics if OPENMETRICS in request.accept.lower() else self._plain)
             case _:
-                return _json(HTTPStatus.NOT_FOUND, {"error": "there are /metrics, /livez and /readyz"})
+                return _json(HTTPStatus.NOT_FOUND, {"error": "not found; use /metrics, /livez or /readyz"})
 
     async def _ready(self) -> Answer:
         try:
             found = await self._schema.result(READY_MAX_S)
-        except TimeoutError:  # a database that hangs says nothing about the schema; the relay's own session tells
+        except TimeoutError:  # a database that hangs says nothing about the schema; the relay's own session does
             found = self.reader.last_schema_fault()
         return _check("ready", [] if found is None else [found])
 
@@ -135,9 +135,9 @@ class _Paths:
 
 
 class _Shared(Generic[T]):
-    """Computation that may block. It runs once at a time, in a thread of its own, and who asks meanwhile shares it.
+    """Computation that may block. It runs in a thread of its own, and concurrent callers share one run.
 
-    One that hangs holds one daemon thread, however many ask, and does not keep the process from ending.
+    A run that hangs holds one daemon thread, however many callers there are, and does not keep the process alive.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
@@ -150,7 +150,7 @@ class _Shared(Generic[T]):
         """Return the result, or raise what the computation raised.
 
         Raises:
-            TimeoutError: it takes longer than `within_s`; it goes on, for those who ask later.
+            TimeoutError: it takes longer than `within_s`; it goes on for later callers.
 
         """
         if self._running is None and self._last is not None and time.monotonic() < self._fresh_until:
@@ -167,7 +167,7 @@ class _Shared(Generic[T]):
         ended: Callable[[], None]
         try:
             found = self._work()
-        except BaseException as error:  # noqa: BLE001 - who waits for it gets it
+        except BaseException as error:  # noqa: BLE001 - raised again in the callers
             raised = error
             ended = lambda: future.set_exception(raised)  # noqa: E731
         else:
@@ -178,7 +178,7 @@ class _Shared(Generic[T]):
 
     def _end(self, future: "asyncio.Future[T]", ended: Callable[[], None], cost_s: float) -> None:
         ended()
-        future.exception()  # it counts as seen, also where nobody waits any more
+        future.exception()  # marks it as retrieved, even if no caller waits any more
         self._running, self._last = None, future
         self._fresh_until = time.monotonic() + CPU_COST * cost_s
 
@@ -189,5 +189,5 @@ def _check(name: str, reasons: Iterable[str]) -> Answer:
     return _json(status, {name: not found, "reasons": found})
 
 
-def _json(status: HTTPStatus, said: dict[str, Any], *, allow: str | None = None) -> Answer:
-    return Answer(status, "application/json", json.dumps(said).encode() + b"\n", allow)
+def _json(status: HTTPStatus, fields: dict[str, Any], *, allow: str | None = None) -> Answer:
+    return Answer(status, "application/json", json.dumps(fields).encode() + b"\n", allow)

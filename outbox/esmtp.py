@@ -10,7 +10,7 @@ from typing import Final, Self
 
 _XTEXT: Final = re.compile(r"[^!-*,-<>-~]")  # RFC 3461 §4: what "+" and two digits stand for
 _QUCHAR: Final = re.compile(r"[^!-*,-<>-\[\]-~]")  # RFC 6533 §3: what \x{…} stands for
-_SIZE: Final = re.compile(r"[0-9]{1,20}")  # RFC 1870 §4; Python reads no number of thousands of digits
+_SIZE: Final = re.compile(r"[0-9]{1,20}")  # RFC 1870 §4; int() refuses thousands of digits
 
 NO_SMTPUTF8: Final = (
     "{whose} is not ASCII, and this server does not offer SMTPUTF8 (RFC 6531), so it was not sent: "
@@ -55,7 +55,7 @@ class Offers:
 
 
 def size_limit(parameter: str) -> int:
-    """Return the limit in bytes that a server offers with SIZE; 0 for none, or no number as RFC 1870 has it."""
+    """Return the limit in bytes that a server offers with SIZE; 0 for none or an invalid number (RFC 1870)."""
     return int(parameter) if re.fullmatch(_SIZE, parameter.strip()) else 0
 
 

@@ -26,9 +26,9 @@ from outbox.verdict import Outcome
 
 REMEMBERED_S: Final = 60.0
 REMEMBERED_MAX: Final = 100_000
-REMEMBERED_BYTES_MAX: Final = 48 * 1024 * 1024  # of all that is remembered; then the oldest is forgotten
-MESSAGES_BYTES_MAX: Final = 16 * 1024 * 1024  # of messages in doubt; of more only the envelopes are remembered
-NEWS_BYTES: Final = 700  # that a verdict takes besides its text
+REMEMBERED_BYTES_MAX: Final = 48 * 1024 * 1024  # of all remembered verdicts; above, the oldest are forgotten
+MESSAGES_BYTES_MAX: Final = 16 * 1024 * 1024  # of messages in doubt; above, only envelopes are remembered
+NEWS_BYTES: Final = 700  # of a verdict besides its text
 GRACE_MIN_S: Final = 3.0  # for a relay whose very registration was lost
 ASSERTED_AT_ONCE: Final = 1000
 BARRIER_LOOK_S: Final = 0.2
@@ -109,12 +109,12 @@ class News:
 
     @property
     def message_bytes(self) -> int:
-        """Size of the message that is kept for it."""
+        """Return the size of the message that is kept with it."""
         return 0 if self.message is REMAINS else len(self.message)
 
     @property
     def bytes(self) -> int:
-        """About what it takes in memory, without its message."""
+        """Return about how many bytes of memory it takes without its message."""
         text = len(self.key) + len(self.sender) + len(self.recipient) + len(self.message_id) + len(self.outcome.reply)
         return NEWS_BYTES + text
 
@@ -136,7 +136,7 @@ class Memory:
         if outcome.state == "pending":
             return
         news = news_of(claim, attempt, outcome)
-        if self._message_bytes + news.message_bytes > MESSAGES_BYTES_MAX:  # a person decides, should it be lost
+        if self._message_bytes + news.message_bytes > MESSAGES_BYTES_MAX:  # a person decides if it is lost
             news = replace(news, message=REMAINS, outcome=replace(outcome, delay_s=None))
         self._news.append((now, news))
         self._bytes += news.bytes
@@ -270,12 +270,12 @@ async def tell_again(
 ) -> tuple[dict[str, int], int]:
     """Run `reassert` for any number of news, in portions, each within a `patience()` of its own.
 
-    Where a row of a portion cannot be written, each is told by itself, and what fails again is logged.
+    If a row of a portion cannot be written, each verdict is written separately, and one that fails again is logged.
     """
     emails: dict[str, int] = {}
     changed = 0
     portions = [news[begin : begin + ASSERTED_AT_ONCE] for begin in range(0, len(news), ASSERTED_AT_ONCE)]
-    for portion in portions:  # which grow while it runs
+    for portion in portions:  # the list grows while it runs
         try:
             with patience():
                 there, new = await reassert(connection, portion, route=route)
@@ -287,7 +287,7 @@ async def tell_again(
             else:
                 log.error(  # noqa: TRY400 - it names a row; a traceback says no more
                     "verdict_untold",
-                    "{key}, attempt {attempt}: the verdict {verdict!r} cannot be told again: {reason}",
+                    "{key}, attempt {attempt}: the verdict {verdict!r} cannot be written again: {reason}",
                     key=portion[0].key,
                     attempt=portion[0].attempt,
                     verdict=portion[0].outcome.verdict,

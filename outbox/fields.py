@@ -1,4 +1,4 @@
-"""Header fields: names that may be given, text as a field can hold it, and folded lines.
+"""Header fields: permitted names, text encoded for a field, and folded lines.
 
 Knows no message: `message` writes its own fields with it, `letterhead` those that a route adds to every email.
 """
@@ -59,7 +59,7 @@ def text_field(field: str, text: str, *, word_max: int) -> str:
 
 
 def check_header(header: bytes) -> None:
-    """Raise ValueError if the header is larger, or has a longer line, than servers and parsers take."""
+    """Raise ValueError if the header is too large, or has a line that is too long, for servers and parsers."""
     if len(header) > HEADER_MAX:
         raise ValueError(f"The header has {len(header):,} octets, more than {HEADER_MAX:,}; shorten its fields.")
     longest = max(header.split(b"\r\n"), key=len)

@@ -2,8 +2,8 @@
 
 Recipients are hashed into buckets, and a bucket is worked on under its advisory lock (`buckets`), so the fleet shares
 the work and computes no report twice. What is missing is asked after the lock is held; the unique key has the last word
-(`batch_writer`). What a dead server leaves is free at once, and the servers that still run take it over. A server that
-holds a bucket and makes nothing of it is not waited for longer than `generate_wait_s`.
+(`batch_writer`). The buckets of a dead server are free at once, and the other servers take them over. A server that
+holds a bucket and makes no report is waited for no longer than `generate_wait_s`.
 """
 
 import asyncio
@@ -106,7 +106,7 @@ class Portion:
 
 
 class Patience:
-    """Time that is left since something last changed."""
+    """Time limit that restarts whenever something changes."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -114,14 +114,14 @@ class Patience:
         self._since = time.monotonic()
 
     def note(self, fact: object) -> None:
-        """Begin again if this was not seen before."""
+        """Restart the time if `seen` differs from the last value."""
         if fact not in self._seen:
             self._seen.add(fact)
             self._since = time.monotonic()
 
     @property
     def is_over(self) -> bool:
-        """Return True if nothing new was seen for the limit."""
+        """Return True if nothing changed within the limit."""
         return time.monotonic() - self._since > self._limit_s
 
 
@@ -202,7 +202,7 @@ SELECT n.key, nextval(pg_get_serial_sequence('outbox.email', 'id')) AS email FRO
  WHERE (SELECT r.id FROM outbox.report r WHERE r.edition = :edition AND r.recipient_key = n.key) IS NULL
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
-# Whether reports of an edition are made at all, by whichever server.
+# Shows if any server makes reports of an edition.
 COUNT: Final = text("SELECT count(*) FROM outbox.report WHERE edition = :edition")
 
 
@@ -237,9 +237,9 @@ class Run:
     locks: BucketLocks
     writer: BatchWriter
     wait_s: float
-    """How long it waits for the buckets of others while none of their reports is made."""
+    """Longest wait for buckets of other servers that make no report."""
     given_up: set[str] = field(default_factory=set)
-    """Sessions that were waited for in vain."""
+    """Sessions that held buckets until the wait ended."""
     unknown_locale: str | None = None
     """The first of a recipient that names no language: only that is told of."""
 
@@ -351,11 +351,11 @@ class Run:
             if not missing:
                 return
             patience.note((len(missing), failed))
-            if await self._work(order, missing, wanted, past_strangers=is_idle):
+            if await self._work(order, missing, wanted, ignore_outsiders=is_idle):
                 pause_s, is_idle = WAIT_FIRST_S, False
                 continue
-            # All that is missing is under way on other servers: wait, and look whether one of them has died.
-            if patience.is_over or not is_idle:  # do they make any reports?
+            # Other servers make all that is missing: wait, and check if one of them has died.
+            if patience.is_over or not is_idle:  # check if they make any reports
                 patience.note((await self.session.fetch(COUNT, {"edition": self.result.edition.id}))[0][0])
             if patience.is_over or self._is_given_up(missing):
                 self._give_up(missing)
@@ -365,11 +365,11 @@ class Run:
             pause_s = min(2 * pause_s, WAIT_MAX_S)
 
     def _is_given_up(self, missing: Sequence[str]) -> bool:
-        """Return True if the sessions that hold all that is missing were waited for in vain before."""
+        """Return True if the wait for all sessions that hold the missing reports has ended before."""
         return all(self.locks.holders.get(bucket_of(key)) in self.given_up for key in missing)
 
     def _give_up(self, missing: Sequence[str]) -> None:
-        """Name those who have no report since a session that holds their bucket makes none."""
+        """Record the recipients without a report because the session that holds their bucket makes none."""
         for key in missing:
             holder = self.locks.holders.get(bucket_of(key)) or UNKNOWN
             self.given_up.add(holder)
@@ -383,13 +383,13 @@ class Run:
         return [row.key for row in rows]
 
     async def _work(
-        self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient], *, past_strangers: bool
+        self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient], *, ignore_outsiders: bool
     ) -> bool:
         """Make what is missing in all buckets that no other server holds; False if all are held.
 
         While one portion is rendered, the one before it is written and the one after it is read.
         """
-        portions = self._read_all(order, missing, wanted, past_strangers=past_strangers)
+        portions = self._read_all(order, missing, wanted, ignore_outsiders=ignore_outsiders)
         portion = await anext(portions, None)
         worked = portion is not None
         reports: list[NewReport | Collected] = []
@@ -408,14 +408,14 @@ class Run:
         return worked
 
     async def _read_all(
-        self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient], *, past_strangers: bool
+        self, order: Sequence[int], missing: Sequence[str], wanted: dict[str, Recipient], *, ignore_outsiders: bool
     ) -> AsyncIterator[Portion]:
         """Take a few buckets at a time, and read those of them who are still missing now that their locks are held."""
         places: dict[int, list[int]] = {}
         for place, key in enumerate(missing):
             places.setdefault(bucket_of(key), []).append(place)
         for few in _portions([bucket for bucket in order if bucket in places], BUCKETS_AT_ONCE):
-            taken = await self.locks.take(few, past_strangers=past_strangers)
+            taken = await self.locks.take(few, ignore_outsiders=ignore_outsiders)
             left = sorted(place for bucket in taken for place in places[bucket])
             while left:
                 some, left = left[:BATCH_MAX], left[BATCH_MAX:]
@@ -479,11 +479,11 @@ class Run:
             return None
 
     def _sized(self, made: NewReport) -> NewReport:
-        """Return the report, or raise ValueError where the database would refuse it, and with it the whole batch."""
+        """Return the report; raise ValueError if the database would refuse it, and with it the whole batch."""
         if len(made.message) > self.message_bytes_max:
             raise ValueError(
                 f"the email has {len(made.message):,} octets, more than message_bytes_max "
-                f"({self.message_bytes_max:,}); put less into it, and the rest onto the page"
+                f"({self.message_bytes_max:,}); shorten it, and leave the rest to the page"
             )
         if len(made.key.encode()) > KEY_COLUMN_MAX:
             raise ValueError(f"the recipient's key makes an email key of more than {KEY_COLUMN_MAX} octets; shorten it")

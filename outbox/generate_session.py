@@ -4,7 +4,7 @@ An audit reads through the same session, inside one snapshot that nothing can be
 
 A pulse keeps it alive while reports are computed. A process that is stopped loses it after `lease_s`, and its buckets
 with it. A network that goes silent ends it on this side, too: no statement is waited for without limit, and no run
-hangs for ever. Every wait for a lock is bounded, and its error names the session that holds the lock.
+hangs forever. Every wait for a lock is bounded, and its error names the session that holds the lock.
 
 Two kinds of statements run in it. Ours have the trusted search path of `database.connect`. The user's queries have the
 path that the role itself has, within their transaction; whatever they change of the session's settings is undone before
@@ -66,7 +66,7 @@ SELECT pg_backend_pid() AS backend,
        EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) AS has_lz4
 """
 
-# Every name is qualified and nothing is cast or compared, so that no path can put another function in its place.
+# Every name is qualified and nothing is cast or compared, so that no path can substitute another function.
 AS_USER: Final = """
 SELECT pg_catalog.set_config('search_path', $1, true), pg_catalog.set_config('lock_timeout', $2, true)
 """
@@ -89,7 +89,7 @@ class GenerateSession:
         self._query_lock_s = settings.generate_wait_s
         self._backend = 0
         self._kept: dict[str, str] = {}
-        """The statements that set the session's own settings, by the settings' names."""
+        """Statements that set the session's own settings, by name."""
         self._may_be_changed = False
         self._blockers: BlockerWatch | None = None
 
@@ -196,7 +196,7 @@ class GenerateSession:
         await self._driver.execute(self._kept[name])
 
     async def keep(self, name: str, value: str) -> None:
-        """Set a setting for the rest of the session; the user's queries see it, and cannot change it for later ones."""
+        """Set a setting for the rest of the session; the user's queries see it, but cannot change it for later ones."""
         async with self.ours():
             await self._keep(name, value)
 
@@ -206,7 +206,7 @@ class GenerateSession:
 
     @asynccontextmanager
     async def waiting_at_most(self, lock_s: float) -> AsyncIterator[None]:
-        """Let statements of ours within the block wait for a lock no longer than this."""
+        """Limit how long outbox's own statements within the block wait for a lock."""
         usual_s = self._lock_s
         await self._wait_at_most(lock_s)
         try:
@@ -219,14 +219,14 @@ class GenerateSession:
         self._lock_s = lock_s
 
     async def holders(self, namespace: int, numbers: Sequence[int], may: str) -> dict[int, str]:
-        """As `lock_wait.holders`."""
+        """Return what `lock_wait.holders` does."""
         async with self.ours():
             return await holders(self._driver, namespace, numbers, may)
 
     async def _restore(self) -> None:
-        """Undo what a query of the user's may have set for the session: path, role, or any other setting.
+        """Undo what a user's query may have set for the session: path, role, or any other setting.
 
-        One simple query. RESET ALL gives the settings that the session began with.
+        It is one simple query. RESET ALL restores the settings with which the session began.
         """
         settings = ["RESET ALL", "RESET ROLE", self._driver.settle.rstrip("; "), *self._kept.values()]
         await self._driver.execute("; ".join(settings))
@@ -282,7 +282,7 @@ class GenerateSession:
             except (SQLAlchemyError, asyncpg.LockNotAvailableError) as error:
                 if is_lock_timeout(error):
                     raise LockWaitError(
-                        f"{what} {lock_s:g} s for a lock that {blockers.holder} holds; let that end, or end it with "
+                        f"{what} {lock_s:g} s for a lock that {blockers.holder} holds; let it end, or end it with "
                         "pg_terminate_backend, and run this again"
                     ) from error
                 raise
@@ -335,7 +335,7 @@ class GenerateSession:
         return await self._rows(statement, parameters, user_search_path(self._driver))
 
     async def _rows(self, statement: str, parameters: Mapping[str, Any], path: str | None) -> Rows:
-        """All rows; with that search path, or for None with ours."""
+        """Return all rows, with that search path, or the trusted one if it is None."""
         async with self.theirs(self._lock_s if path is None else self._query_lock_s) as connection:
             if path is None and self._may_be_changed:
                 await self._restore()
@@ -357,7 +357,7 @@ class GenerateSession:
 
     @contextmanager
     def _as_user(self, path: str) -> Iterator[None]:
-        """Tell the driver, too, that a query is the user's."""
+        """Mark the user's query for the driver."""
         self._driver.local_path = path
         try:
             with plain_timestamps(self._driver):
@@ -387,27 +387,27 @@ class GenerateSession:
 
     @property
     def trusted(self) -> "TrustedReader":
-        """The same as a reader of queries that are ours, such as the digest's: they keep the trusted path."""
+        """Return a reader for outbox's own queries, such as the digest's, which keep the trusted path."""
         return TrustedReader(self)
 
 
 @dataclass(frozen=True, slots=True)
 class TrustedReader:
-    """Reads queries of our own like a user's, without a limit of time (`source.Reader`)."""
+    """Reader of outbox's own queries, without a time limit (`source.Reader`)."""
 
     session: GenerateSession
 
     @property
     def trusted(self) -> "TrustedReader":
-        """This reader."""
+        """Return this reader."""
         return self
 
     async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
-        """As `GenerateSession.rows`."""
+        """Return rows as `GenerateSession.rows` does."""
         return await self.session._rows(statement, parameters, None)  # noqa: SLF001
 
     def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
-        """As `GenerateSession.stream`."""
+        """Yield rows as `GenerateSession.stream` does."""
         return self.session._stream(statement, parameters, portion, None)  # noqa: SLF001
 
 

@@ -1,14 +1,13 @@
-"""HTTP server of a few short answers, for probes and scrapers. It has a thread and an event loop of its own.
+"""HTTP server for probes and scrapers, with a thread and an event loop of its own.
 
-One request per connection, GET and HEAD. Every stage of a connection has a deadline for the whole of it and a bounded
-number of places:
+A connection carries one request, GET or HEAD. Every stage of a connection has a deadline and a limited number of slots:
 
     reading    the head of the request arrives            HEAD_MAX_S
     waiting    the answer is computed elsewhere           the handler's own deadline
     answered   the client reads the answer, then closes   ANSWER_MAX_S
 
-A new connection is always let in. Where a stage is full, the oldest connection of the address that has most of them
-is cut, so slow clients cost each other their places and nobody else's.
+A new connection is always accepted. If a stage is full, the server closes the oldest connection of the address that has
+the most connections, so slow clients compete with each other and not with the rest.
 """
 
 import asyncio
@@ -35,12 +34,12 @@ HEAD_MAX_S: Final = 3.0
 HEAD_BYTES_MAX: Final = 8 * 1024
 ANSWER_MAX_S: Final = 5.0
 CLOSE_MAX_S: Final = 1.0
-DISCARDED_BYTES_MAX: Final = 256 * 1024  # of what a client sends behind its head
+DISCARDED_BYTES_MAX: Final = 256 * 1024  # sent by a client after the head of its request
 CONNECTIONS_MAX: Final = 128
 CONNECTIONS_MIN: Final = 8
 BACKLOG: Final = 512
-# So many are let in at once, then the sockets that are there are read first: what arrives in a flood of connections
-# is answered before the flood can push it out. It bounds what a flood costs the interpreter, too.
+# After this many new connections the open ones are read first: a request that arrives in a flood of connections is
+# answered before the flood can evict it. The pause also bounds the CPU time that a flood costs.
 ACCEPTED_AT_ONCE: Final = 16
 ACCEPT_PAUSE_S: Final = 0.01
 
@@ -52,7 +51,7 @@ _ACCEPT: Final = re.compile(rb"\r?\naccept:[ \t]*([ -~]*)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request without its body, which is thrown away. `path` has no query."""
+    """Request without its body, which is discarded. `path` has no query."""
 
     method: str
     path: str
@@ -61,7 +60,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer; HEAD gets it without its body."""
+    """Complete answer; HEAD gets it without its body."""
 
     status: HTTPStatus
     content_type: str
@@ -69,7 +68,7 @@ class Answer:
     allow: str | None = None
 
     def encode(self, *, is_head: bool) -> bytes:
-        """Return the bytes of the answer. The connection ends behind them."""
+        """Return the bytes of the answer. The connection is closed after them."""
         lines = [
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",
             f"Content-Type: {self.content_type}",
@@ -81,14 +80,14 @@ class Answer:
         return "\r\n".join([*lines, "", ""]).encode() + (b"" if is_head else self.body)
 
 
-def text(status: HTTPStatus, said: str) -> Answer:
+def text(status: HTTPStatus, line: str) -> Answer:
     """Return an answer of one line."""
-    return Answer(status, "text/plain; charset=utf-8", f"{said}\n".encode())
+    return Answer(status, "text/plain; charset=utf-8", f"{line}\n".encode())
 
 
 _FAILED: Final = text(HTTPStatus.INTERNAL_SERVER_ERROR, "see the log")
 
-# Gives the answer, or a coroutine for one that takes a while. It runs on the server's loop, so it must not block.
+# Returns the answer, or a coroutine for one that takes longer. Runs on the server's loop, so it must not block.
 Handler = Callable[[Request], "Answer | Coroutine[Any, Any, Answer]"]
 
 
@@ -99,25 +98,25 @@ class _Stage(Enum):
 
 
 class HttpServer:
-    """Server on a socket that listens already. `serve` returns at once; `close` ends the thread."""
+    """Server on a listening socket. `serve` returns at once; `close` ends the thread."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
         self._listener.setblocking(False)
-        self._loop = asyncio.SelectorEventLoop()  # not uvloop: it lets nobody accept by hand
+        self._loop = asyncio.SelectorEventLoop()  # not uvloop, which has no way to accept by hand
         self._loop.set_exception_handler(_note)
         self._thread: threading.Thread | None = None
         self._handler: Handler | None = None
         self._is_closing = False
-        places = _places()
-        self._rooms: dict[_Stage, _Room] = {
-            _Stage.READING: _Room(places // 2),
-            _Stage.WAITING: _Room(places // 4),
-            _Stage.ANSWERED: _Room(places // 4),
+        slots = _slots()
+        self._slots: dict[_Stage, _Slots] = {
+            _Stage.READING: _Slots(slots // 2),
+            _Stage.WAITING: _Slots(slots // 4),
+            _Stage.ANSWERED: _Slots(slots // 4),
         }
-        # A file descriptor to give up when there is none left, so that one probe after the other is still answered.
+        # A file descriptor that is released when there is none left, so that probes are still answered one by one.
         self._spare: int | None = None
-        self._open: set[_Connection] = set()  # also those that were cut and are not closed yet
+        self._open: set[_Connection] = set()  # including those that were cut and are not closed yet
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def serve(self, handler: Handler) -> None:
@@ -127,7 +126,7 @@ class HttpServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering; connections that are open are cut."""
+        """Stop answering and cut the open connections."""
         if self._thread is not None:
             with suppress(RuntimeError):  # the loop has ended by itself
                 self._loop.call_soon_threadsafe(self._loop.stop)
@@ -162,7 +161,7 @@ class HttpServer:
             self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:
-        """Let in who waits, a few at a time."""
+        """Accept the connections that wait, a few at a time."""
         self._loop.remove_reader(self._listener)
         self._loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting)
         for _ in range(ACCEPTED_AT_ONCE):
@@ -172,9 +171,9 @@ class HttpServer:
                 return
             except OSError as error:
                 if error.errno not in _NO_FILES:
-                    continue  # the client is gone again
+                    continue  # the client has disconnected
                 if self._cut_any() or not self._release():
-                    return  # what was cut is closed by the next time
+                    return  # the connection that was cut is closed by the next call
                 continue
             self._begin(accepted, address)
 
@@ -192,39 +191,39 @@ class HttpServer:
             self.forget(connection)
 
     def beside(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Run the work as a task that is kept until its end."""
+        """Run the work as a task, with a reference until it ends."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def move(self, connection: "_Connection", stage: _Stage) -> None:
-        """Put a connection into a stage, where another one may have to go for it."""
-        self._rooms[connection.stage].connections.pop(connection, None)
+        """Put a connection into a stage, and evict another one if the stage is full."""
+        self._slots[connection.stage].connections.pop(connection, None)
         connection.stage = stage
-        self._rooms[stage].add(connection)
+        self._slots[stage].add(connection)
 
     def forget(self, connection: "_Connection") -> None:
-        """Let go of a connection that is over."""
+        """Forget a connection that has ended."""
         self._open.discard(connection)
-        self._rooms[connection.stage].connections.pop(connection, None)
+        self._slots[connection.stage].connections.pop(connection, None)
         if self._spare is None:
             self._loop.call_soon(self._reserve)  # after its socket was closed
 
     def answer(self, request: Request) -> "Answer | Coroutine[Any, Any, Answer]":
-        """Return what the handler gives, or a 500 for what it raises."""
+        """Return the answer of the handler, or a 500 if it raises."""
         assert self._handler is not None
         try:
             return self._handler(request)
-        except Exception:  # the outermost place of this thread: the next request is answered all the same
+        except Exception:  # the outermost handler of this thread: the next request must still be answered
             log.exception("http_fault", "an answer over HTTP could not be computed; this is a bug in outbox")
             return _FAILED
 
     def _cut_any(self) -> bool:
-        """Cut one connection of the stage that is the least use; False if there is none."""
+        """Cut one connection of the least useful stage; return False if there is none."""
         for stage in (_Stage.ANSWERED, _Stage.READING, _Stage.WAITING):
-            if self._rooms[stage].connections:
-                self._rooms[stage].evict()
+            if self._slots[stage].connections:
+                self._slots[stage].evict()
                 return True
         return False
 
@@ -234,7 +233,7 @@ class HttpServer:
                 self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def _release(self) -> bool:
-        """Give up the spare file descriptor; False if it is gone already."""
+        """Close the spare file descriptor; return False if it is closed already."""
         spare, self._spare = self._spare, None
         if spare is not None:
             os.close(spare)
@@ -242,22 +241,22 @@ class HttpServer:
 
 
 @dataclass(slots=True)
-class _Room:
-    """Connections in one stage, the oldest first."""
+class _Slots:
+    """Connections in one stage, at most `most`, the oldest first."""
 
-    places: int
+    most: int
     connections: dict["_Connection", None] = field(default_factory=dict)
 
     def add(self, connection: "_Connection") -> None:
-        while len(self.connections) >= self.places:
+        while len(self.connections) >= self.most:
             self.evict()
         self.connections[connection] = None
 
     def evict(self) -> None:
         """Cut the oldest connection of the address that has most of them."""
         held = Counter(one.group for one in self.connections)
-        most = max(held.values())
-        victim = next(one for one in self.connections if held[one.group] == most)
+        largest = max(held.values())
+        victim = next(one for one in self.connections if held[one.group] == largest)
         del self.connections[victim]
         victim.cut()
 
@@ -269,18 +268,18 @@ class _Connection(asyncio.Protocol):
         self.server = server
         self.group = group
         self.stage = _Stage.READING
-        self._loop = server._loop  # noqa: SLF001 - they are one thing in two classes
+        self._loop = server._loop  # noqa: SLF001 - server and connection share one loop
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._discarded = 0
         self._is_cut = False
-        self._said_all = False
+        self._is_at_eof = False
         self._is_head = False
         self._task: asyncio.Task[None] | None = None
         self._deadline = self._loop.call_later(HEAD_MAX_S, self.cut)
 
     def cut(self) -> None:
-        """End the connection at once, whatever the client may still expect."""
+        """Close the connection at once, even if an answer is pending."""
         self._is_cut = True
         self._deadline.cancel()
         if self._task is not None:
@@ -301,8 +300,8 @@ class _Connection(asyncio.Protocol):
         self.server.forget(self)
 
     def eof_received(self) -> bool:
-        """Keep the connection of a client that has said all and waits for the answer."""
-        self._said_all = True
+        """Keep the connection of a client that has sent everything and waits for the answer."""
+        self._is_at_eof = True
         return self.stage is _Stage.WAITING
 
     def data_received(self, data: bytes) -> None:
@@ -321,7 +320,9 @@ class _Connection(asyncio.Protocol):
         begin = len(self._buffer) - len(self._buffer.lstrip(b"\r\n"))
         end = _HEAD_END.search(self._buffer, max(begin, looked_at))
         if len(self._buffer if end is None else self._buffer[: end.start()]) > HEAD_BYTES_MAX:
-            self._say(text(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head has over {HEAD_BYTES_MAX} bytes"))
+            self._say(
+                text(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head has more than {HEAD_BYTES_MAX} bytes")
+            )
         elif end is not None:
             head = bytes(self._buffer[begin : end.start()])
             del self._buffer[:]
@@ -355,9 +356,9 @@ class _Connection(asyncio.Protocol):
         self._say(answer)
 
     def _say(self, answer: Answer) -> None:
-        """Write the answer; what the client sends from here on is thrown away until it closes.
+        """Write the answer, then discard further input until the client closes.
 
-        Closing at once would reset the connection while unread bytes are there, and the answer could be lost with it.
+        To close at once would reset the connection if there are unread bytes, and the answer could be lost.
         """
         if self._is_cut or self._transport is None or self._transport.is_closing():
             return
@@ -365,14 +366,14 @@ class _Connection(asyncio.Protocol):
         self._deadline = self._loop.call_later(ANSWER_MAX_S, self.cut)
         self.server.move(self, _Stage.ANSWERED)
         self._transport.write(answer.encode(is_head=self._is_head))
-        if self._said_all:
+        if self._is_at_eof:
             self._transport.close()
         elif self._transport.can_write_eof():
             self._transport.write_eof()
 
 
-def _places() -> int:
-    """How many connections are held at most: a small part of the file descriptors, since mail needs the others."""
+def _slots() -> int:
+    """Return the largest number of connections: a small part of the file descriptors, since mail needs the others."""
     if sys.platform == "win32":
         return CONNECTIONS_MAX
     import resource
@@ -384,7 +385,7 @@ def _places() -> int:
 
 
 def _group_of(address: Any) -> str:
-    """Whose connection it is: the IPv4 address, or the /64 of an IPv6 address, within which anybody has many."""
+    """Return the client of a connection: its IPv4 address, or the /64 of its IPv6 address, which one host may own."""
     host = str(address[0]).partition("%")[0]
     if ":" not in host:
         return host

@@ -1,9 +1,9 @@
-"""A tick in parts, for when one row makes it fail: finds that row, and does the rest.
+"""Tick in parts, after a row made a whole tick fail: finds that row and does the rest.
 
-`ledger.tick` moves everything at once. If it fails because of a row, nothing of it was committed, or nothing is known:
+`ledger.tick` is one statement. If it fails because of a row, nothing was committed, or the commit is unknown. So
 
 - an empty tick comes first. If that fails too, no row is to blame, and its error is raised;
-- settlements and marks are written together, and if that fails one by one;
+- settlements and marks are written together and, if that fails, one by one;
 - the emails to claim are read as ids only, then claimed one by one.
 
 What fails by itself is quarantined. A row that another session has locked is neither waited for nor quarantined: its
@@ -34,10 +34,10 @@ async def tick_in_parts(
     budget: int,
     bytes_max: int,
 ) -> Tick:
-    """Do what `ledger.tick` does, so that a row which cannot be read or written does not stop the others.
+    """Do what `ledger.tick` does; a row that cannot be read or written does not stop the others.
 
     Raises:
-        Exception: the database, not a row, is in trouble. What was committed by then is not known.
+        Exception: the error is of the database, not of a row. It is unknown what was committed.
 
     """
     done = replace(await ledger.tick(connection, relay, route=route, server=server), reached=None, urgent_reached=None)
@@ -116,7 +116,7 @@ async def _claim(
         nonlocal budget, is_over
         found = await ledger.claim_one(connection, relay, email, budget=max(budget, 0), bytes_max=bytes_max)
         budget -= sum(claim.size for claim in found[0] if not claim.fetched)
-        is_over = is_over or not (found[0] or found[1])  # or another relay was faster: then it is looked at in vain
+        is_over = is_over or not (found[0] or found[1])  # or another relay was faster: then the next look finds nothing
         return found
 
     for found, wrong, is_listed in await quarantine.sift(connection, emails, one):

@@ -25,9 +25,8 @@ from outbox.verp import email_of
 SUSPECT_AFTER: Final = 3
 QUARANTINE_AFTER: Final = 6
 
-# A message of more bytes is claimed without them and fetched by itself (`fetch_messages`): a relay that dies of it has
-# its claim committed by then, so that the death counts. Only such messages count for the budget. The number stands in
-# TICK, too.
+# A larger message is claimed without its bytes and fetched separately (`fetch_messages`): if a relay dies of it, the
+# claim is committed by then, so the death counts. Only such messages count for the budget. TICK repeats the number.
 SMALL_BYTES: Final = 65536
 
 
@@ -50,7 +49,7 @@ class Claim:
     cuts: int = 0
     traceparent: str | None = None
     token: str = ""
-    """Goes out with it and proves a bounce to be about it (`verp`)."""
+    """Token that is sent with the email and proves that a bounce is about it (`verp`)."""
     claimed_at: float = 0.0
     """When it was claimed; only where somebody looks on."""
     handed_over_at: float = 0.0
@@ -62,9 +61,9 @@ class Claim:
     wire_bytes: int | None = None
     """Size of the message with CRLF line ends; None until it is checked (`letterhead.check`)."""
     size: int = 0
-    """Bytes of message and envelope, for the budget of what a process holds at a time."""
+    """Bytes of message and envelope, for the memory budget of the process."""
     fetched: bool = True
-    """False until `fetch_messages` has brought a large message."""
+    """False until `fetch_messages` has fetched a large message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ class Tick:
     listed: frozenset[int] = frozenset()
     """Which claims are of an address that is on the suppression list, for their report or for another."""
     unfit: dict[int, str] = field(default_factory=dict)
-    """Which emails were claimed and cannot be sent, and why: they have to be quarantined."""
+    """Claimed emails that cannot be sent and must be quarantined, with the reasons."""
     bytes_wanted: int = 0
     """Size of the first email that was due and did not fit into the budget; 0 if all did."""
     quarantined: frozenset[int] = frozenset()
@@ -209,16 +208,16 @@ lane AS (
 #   most, and what they leave goes to the others.
 #   'x' is a claim whose address is on the suppression list, for whichever report: one look at its key, in a form that
 #   the planner cannot turn into reading the whole list. `suppression` finds out for which.
-# 't' has the tokens of all that is claimed, each of which begins with its email's id: one call for all of them costs a
-#   few microseconds an email, one call for each five times as much.
-#   What is claimed is chosen by its size before any byte of it is read: octet_length of what Postgres stores out of
-#   line reads only its header. Large messages are taken while their sum is at most $18; small ones pass them by. One of
-#   more than $19 bytes is claimed without its text, to be quarantined. $20 are emails that are left out.
+# 't' has the tokens of all claims, each of which begins with its email's id: one call for all of them costs a few
+#   microseconds an email, one call for each five times as much.
+#   Claims are chosen by size before any byte of a message is read: octet_length of a value that is stored out of line
+#   reads only its header. Large messages are taken while their sum is at most $18; small ones may overtake them. A
+#   message of more than $19 bytes is claimed without its text, to be quarantined. $20 are emails that are left out.
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
 #   relay has lost its lock are ever taken from it.
 #
-# _CLAIM claims what of `chosen` fits into the budget. The sum runs over the rows as they come: another order would take
-# other emails first, and lose none.
+# _CLAIM claims the part of `chosen` that fits the budget. The sum runs over the rows in the order in which they come;
+# another order would take other emails first, and lose none.
 _CLAIM: Final = """sized AS (
     SELECT c.email, c.due_at, e.key, e.sender, e.recipient, e.message_id, e.message, e.traceparent, s.bytes,
            coalesce(sum(s.bytes) FILTER (WHERE s.bytes > 65536 AND s.bytes <= {limit})
@@ -424,7 +423,7 @@ INCOMPLETE: Final = "its row in outbox.email is missing, or has a null where non
 
 
 def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[Claim], dict[int, str]]:
-    """Return the claims among the rows, and which emails were claimed and cannot be sent, with the reason."""
+    """Return the claims among the rows, and the claimed emails that cannot be sent, with the reasons."""
     tokens = {email_of(token): token for r in rows if r["part"] == "t" for token in r["key"].split()}
     claims: list[Claim] = []
     unfit: dict[int, str] = {}
@@ -432,7 +431,7 @@ def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[Cla
         if r["part"] not in ("c", "x"):
             continue
         size = r["bytes"]
-        if size is None:  # a null in any of its columns makes the sum null
+        if size is None:  # a null in any column makes the sum null
             unfit[r["email"]] = INCOMPLETE
         elif size > bytes_max:
             unfit[r["email"]] = TOO_MANY_BYTES.format(bytes=size, bytes_max=bytes_max)
@@ -463,7 +462,7 @@ FETCH_MESSAGES: Final = "SELECT id, message FROM outbox.email WHERE id = ANY ($1
 
 
 async def fetch_messages(connection: Any, claims: Sequence[Claim]) -> None:
-    """Bring the bytes of large messages that are claimed."""
+    """Fetch the bytes of large messages that are claimed."""
     of = {claim.email: claim for claim in claims}
     for row in await connection.fetch(FETCH_MESSAGES, list(of)):
         of[row["id"]].message = row["message"]
@@ -518,7 +517,7 @@ async def candidates(connection: Any, route: str, *, room: int, suspects: int, l
 async def claim_one(
     connection: Any, relay: int, email: int, *, budget: int, bytes_max: int
 ) -> tuple[list[Claim], dict[int, str], bool]:
-    """Claim one email, if it is free; return what `claims_of` returns, and whether its address may be suppressed."""
+    """Claim one email, if it is free; return the result of `claims_of`, and whether its address may be suppressed."""
     rows = await connection.fetch(CLAIM_ONE, email, relay, budget, bytes_max)
     return *claims_of(rows, relay, bytes_max), any(row["part"] == "x" for row in rows)
 
@@ -599,24 +598,25 @@ SELECT id, started_at >= pg_postmaster_start_time() AS died, route FROM outbox.r
  WHERE ended_at IS NULL AND id <> $1
 """
 
-# The dead among relays that the caller has seen in an earlier statement. This is safe since
-# - a relay commits its row with its lock held: whoever sees the row and then reads pg_locks finds the lock, unless the
-#   relay's session is over. pg_locks shows this moment, whatever the snapshot, so the order of the two matters;
-# - a session takes its lock once, keeps it to its end, and its last commit is decided before the lock goes. So a relay
-#   that is found dead stays dead, and what a later statement reads is all that it ever wrote.
-# The row's lock keeps two sweepers from judging one relay: the later one passes over it, or finds it ended. Nobody else
-# locks the row of a dead relay, and no role without rights on it can. The advisory lock cannot do this, since any role
-# may hold it. $1 is RELAY_LOCKS.
+# The dead among relays that the caller has seen in an earlier statement. This is safe because
+# - a relay commits its row with its lock held: a session that sees the row and then reads pg_locks finds the lock,
+#   unless the relay's session has ended. pg_locks shows the present, whatever the snapshot, so the order of the two
+#   matters;
+# - a session takes its lock once, keeps it to its end, and its last commit is decided before the lock is released. So a
+#   relay that is found dead stays dead, and a later statement reads everything that it ever wrote. The row lock keeps
+#   two sweepers from judging one relay: the later one skips it, or finds it ended. Only a sweeper locks
+# the row of a dead relay, and no role without rights on it can. The advisory lock cannot do this, since any role may
+# hold it. $1 is RELAY_LOCKS.
 DEAD: Final = f"""
 SELECT r.id FROM outbox.relay r
  WHERE r.id = ANY ($2::integer[]) AND r.ended_at IS NULL AND NOT EXISTS ({HOLDS_ITS_LOCK})
    FOR UPDATE OF r SKIP LOCKED
 """
 
-# Programs of an earlier version exclude each other by the advisory lock alone. It is taken where it is free, so that
-# they pass over what is judged here. From an unfiltered unnest of chosen ids: in a WHERE beside other conditions the
+# Programs of an earlier version exclude each other by the advisory lock alone. It is taken if it is free, so that they
+# skip the relays that are judged here. From an unfiltered unnest of chosen ids: in a WHERE beside other conditions the
 # planner may evaluate the lock for rows that are then not wanted, or twice for one (PostgreSQL docs, 13.3.5).
-TAKE_LOCKS: Final = "SELECT pg_try_advisory_xact_lock($1, id) FROM unnest($2::integer[]) AS id"
+TAKE_LOCKS: Final = "SELECT id, pg_try_advisory_xact_lock($1, id) AS free FROM unnest($2::integer[]) AS id"
 
 # $3 is 1 where the relays died, 0 where they merely ended; what they died with is a suspect in the end. A suspect waits
 # before its next try, twice as long each time: the deaths of one bad minute, which have another cause, do not add up.
@@ -731,7 +731,7 @@ async def judge_former(
 async def judge(
     connection: Any, relays: Sequence[int], *, doubt_s: float | None, died: bool, quarantine: Quarantine | None = None
 ) -> tuple[int, int]:
-    """End relays whose rows `DEAD` has locked; return how many claims were let go of and how many are in doubt.
+    """End relays whose rows `DEAD` has locked; return how many claims were released and how many are in doubt.
 
     What cannot be judged is quarantined, or logged: it never keeps the rest from being sent. Relays of which another
     session has locked an email are not ended yet.
@@ -754,7 +754,7 @@ async def judge(
     return sum(row["freed"] for row in rows), sum(row["doubted"] for row in rows)
 
 
-# By the index of open rows alone: what is settled is not looked at. Only a pause sets a pending row's date to infinity;
+# By the index of open rows alone, so settled rows are not read. Only a pause sets a pending row's date to infinity;
 # one without a pause was written by hand and is never due.
 EMPTY: Final = """
 SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending')
@@ -775,8 +775,8 @@ async def is_empty(
     return bool(await connection.fetchval(EMPTY, within_s, route, left_out))
 
 
-# Held by relays that never were, or have ended, or by this one, $2, which does not have them in hand. All that was
-# written by hand: a relay is ended with all that it holds.
+# Held by relays that never existed, or have ended, or by this one, $2, which does not have them in flight. Such rows
+# were written by hand: a relay is ended together with all that it holds.
 STRANDED: Final = """
 SELECT relay, email FROM outbox.delivery d
  WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND relay IS NOT NULL
@@ -842,7 +842,7 @@ async def judge_stranded(
 
 
 async def never_taken(connection: Any, *, route: str = "") -> dict[int, str]:
-    """Return which emails wait on a route although no relay ever takes them, some of each kind, and why."""
+    """Return some emails of each kind that wait on a route although no relay ever takes them, and why."""
     return {row["email"]: row["why"] for row in await connection.fetch(NEVER_TAKEN, route, NEVER_TAKEN_SHOWN)}
 
 

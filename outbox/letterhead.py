@@ -1,8 +1,8 @@
-"""The last gate before the wire: each email is checked, and gets what its route adds to it.
+"""Last step before an email is sent: it is checked, and gets the additions of its route.
 
-`check` refuses what no server should get. A route may add header fields before the stored message, its signature and a
-return path. The same email gets the same fields with every try. None of this is stored: an email that takes another
-route gets that one's.
+`check` refuses messages that must not be sent. A route may add header fields before the stored message, its signature
+and a return path. The same email gets the same fields with every try. None of this is stored: an email that takes
+another route gets the additions of that route.
 """
 
 import re
@@ -22,7 +22,7 @@ _PLACEHOLDER: Final = re.compile(r"\{email_id\}|\{key\}")
 
 
 def check(claim: "Claim") -> None:
-    """Note how many bytes the claim's message has on the wire, and in `fault` why it must not be sent, if so.
+    """Set the claim's `wire_bytes`, and its `fault` if the message must not be sent.
 
     This comes before anything parses or signs the message. Idempotent, on any thread.
     """

@@ -3,8 +3,8 @@
 Each wait has a bound (`lock_timeout`). The error that ends it does not say who holds the lock, and afterwards Postgres
 cannot tell. So `BlockerWatch` asks over a second connection while the wait goes on. `lock_waits` does so for a command.
 
-Any role that may connect can take advisory locks, ours too. A lock that is held by a role which could not do the
-protected work itself excludes nobody: `holders` leaves it out.
+Any role that may connect can take any advisory lock. A lock that is held by a role that could not do the protected work
+itself does not count: `holders` leaves it out.
 """
 
 import asyncio
@@ -109,7 +109,7 @@ async def lock_waits(url: DatabaseUrl, connection: Any, doing: str) -> AsyncIter
             raise explain_lock(doing, watch.seen) from error
 
 
-# pg_has_role with MEMBER: who may SET ROLE to one that has the right may have it.
+# pg_has_role with MEMBER: a role that may SET ROLE to one with the right counts as having it.
 _HOLDERS: Final = """
 SELECT l.objid::bigint AS number, l.pid, a.usename AS role, a.application_name AS application
   FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
@@ -123,9 +123,9 @@ MAY_PRUNE: Final = "has_any_column_privilege(r.oid, 'outbox.pruned', 'INSERT')"
 
 
 async def holders(connection: Any, namespace: int, numbers: Sequence[int], may: str) -> dict[int, str]:
-    """Return who holds these advisory locks, by number, as `pid 4711 (role app)`; only roles that satisfy `may`.
+    """Return the holders of these advisory locks, by number, as `pid 4711 (role app)`; only roles that satisfy `may`.
 
-    A prepared transaction can hold one, too, without a process: none of our sessions prepares any, so it is left out.
+    A prepared transaction can hold one without a process. No session of outbox prepares any, so it is left out.
     """
     rows = await connection.fetch(_HOLDERS.format(may=may), namespace, list(numbers))
     return {row["number"]: describe_session(row) for row in rows}

@@ -37,7 +37,7 @@ def prepare(directory: Path) -> None:
 
 
 def file_name(email: int, message_id: str) -> str:
-    """Return the name of an email's file without its attempt: for ever the same, and another in another database."""
+    """Return the file name of an email without its attempt: stable, and different in another database."""
     return f"{email}-{blake2b(message_id.encode(), digest_size=6).hexdigest()}"
 
 
@@ -89,7 +89,7 @@ class MaildirTransport(asyncio.Transport):
         self._conversation: Conversation | None = None
         self._buffer = bytearray()
         self._searched = 0
-        """Up to here a content has been searched for its dot."""
+        """Offset up to which the content has been searched for its final dot."""
         self._in_content = False
         self._envelope = b""
         self._busy = False
@@ -145,7 +145,7 @@ class MaildirTransport(asyncio.Transport):
         if end < 0:
             self._searched = max(len(self._buffer) - len(_DOT) + 1, 0)
             return False
-        # A message may be large: what is behind it is copied instead of it, and it is copied once, for its dots.
+        # A message may be large: the bytes after it are copied instead of it, and it is copied once, to undo its dots.
         content, self._buffer = self._buffer, self._buffer[end + len(_DOT) :]
         del content[end + 2 :]
         content = content.replace(b"\r\n.", b"\r\n")

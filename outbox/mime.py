@@ -1,10 +1,10 @@
-"""Bounded MIME reader (RFC 5322, RFC 2045 to 2047, RFC 2231) for messages that anybody may have written.
+"""Bounded MIME reader (RFC 5322, RFC 2045 to 2047, RFC 2231) for untrusted messages.
 
 The standard library's parser has quadratic and recursive steps: 40,000 semicolons in a Content-Type take it a minute,
-2,000 parentheses a RecursionError. This one reads each byte a bounded number of times, recurses nowhere, and stops at
-limits of its own. It never raises: what is beyond a limit is left out and named in `Message.notes`.
+and 2,000 parentheses raise RecursionError. This one reads each byte a bounded number of times, does not recurse, and
+stops at its own limits. It never raises: what exceeds a limit is left out and named in `Message.notes`.
 
-Knows nothing of emails of ours: `stored_mail` reads those with it, `bounce` what came back.
+`stored_mail` reads the emails of the outbox with it, `bounce` the messages that come back.
 """
 
 import re
@@ -18,13 +18,13 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 HEAD_MAX: Final = 256 * 1024  # bytes of one part's header
-HEADS_MAX: Final = 1024 * 1024  # bytes of all headers that are looked into
+HEADS_MAX: Final = 1024 * 1024  # bytes of all headers together
 FIELDS_MAX: Final = 1000  # of one part's header
 VALUE_MAX: Final = 64 * 1024  # bytes of one field
 PARAMETERS_MAX: Final = 8 * 1024  # characters of a field that has parameters
 DEPTH_MAX: Final = 16  # of multiparts within multiparts
 PARTS_MAX: Final = 500
-LINES_MAX: Final = 20_000  # that begin as a boundary does, of one multipart
+LINES_MAX: Final = 20_000  # of one multipart that begin like its boundary
 BOUNDARY_MAX: Final = 200  # bytes; RFC 2046 §5.1.1 allows 70
 
 # Character sets of mail, all with decoders that take linear time. Not idna and punycode (quadratic), utf-7 (which hides
@@ -61,7 +61,7 @@ class Field:
 
     @property
     def text(self) -> str:
-        """The value on one line, encoded words decoded (RFC 2047)."""
+        """Return the value on one line, encoded words decoded (RFC 2047)."""
         return one_line(decoded_words(_unfolded(self.raw)))
 
 
@@ -89,24 +89,24 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part that holds no further parts: its header, and where its content stands in the message."""
+    """Part without further parts: its header, and the range of its content in the message."""
 
     head: Head
     type: str
     """Media type in lower case, such as `text/plain`."""
     parameters: dict[str, str]
-    """Those of its Content-Type."""
+    """Parameters of its Content-Type."""
     message: bytes = field(repr=False)
     start: int
     end: int
 
     @property
     def encoding(self) -> str:
-        """Content-Transfer-Encoding, in lower case."""
+        """Return the Content-Transfer-Encoding in lower case."""
         return self.head.parameters("Content-Transfer-Encoding")[0]
 
     def content(self, size_max: int | None = None) -> bytes:
-        """Return the decoded bytes, at most `size_max`; what is broken in them is left out."""
+        """Return the decoded bytes, at most `size_max`; malformed input is skipped."""
         encoding = self.encoding
         end = self.end
         if size_max is not None:
@@ -119,13 +119,13 @@ class Part:
         return data if size_max is None else data[:size_max]
 
     def text(self, size_max: int) -> str:
-        """Return its first `size_max` bytes in characters; what they do not stand for is U+FFFD."""
+        """Return the first `size_max` bytes as text, with U+FFFD for bytes that cannot be decoded."""
         return decoded(self.content(size_max), self.parameters.get("charset", ""))
 
 
 @dataclass(slots=True)
 class Message:
-    """Header of a message and its parts in their order; `notes` says what was left out."""
+    """Header and parts of a message in their order; `notes` says what was left out."""
 
     head: Head = field(default_factory=Head)
     parts: list[Part] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Message:
 
 
 def parse(raw: bytes) -> Message:
-    """Take a message apart, in time linear in its size and the limits of this module. Never raises."""
+    """Parse a message, in time linear in its size and the limits of this module. Never raises."""
     message = Message()
     heads_left = HEADS_MAX
     waiting = [(0, len(raw), 0, "text/plain")]
@@ -163,13 +163,13 @@ def parse(raw: bytes) -> Message:
             waiting += [(first, last, depth + 1, inner) for first, last in reversed(ranges)]
             if ranges:
                 continue
-            message.note("its boundary stands nowhere in a multipart")
+            message.note("a multipart does not contain its boundary")
         message.parts.append(Part(head, kind, parameters, raw, body, end))
     return message
 
 
 def read_head(raw: bytes) -> Head:
-    """Return the header that some bytes begin with, as in a part that holds a returned message."""
+    """Return the header at the beginning of `raw`, as in a part that holds a returned message."""
     return _read_head(raw, 0, len(raw), HEAD_MAX, Message())[0]
 
 
@@ -180,7 +180,7 @@ def _read_head(raw: bytes, start: int, end: int, size_max: int, message: Message
     found = _HEAD_END.search(raw, start, end)
     head_end, body = (found.start(), found.end()) if found else (end, end)
     if head_end - start > size_max:
-        message.note(f"a header is longer than {HEAD_MAX} bytes, or all are longer than {HEADS_MAX}")
+        message.note(f"a header is longer than {HEAD_MAX} bytes, or all headers together are longer than {HEADS_MAX}")
         head_end = start + size_max
     fields: list[Field] = []
     name, value, room = "", bytearray(), 0
@@ -208,7 +208,7 @@ def _read_head(raw: bytes, start: int, end: int, size_max: int, message: Message
 
 
 def _split(raw: bytes, start: int, end: int, boundary: bytes, room: int, message: Message) -> Iterator[tuple[int, int]]:
-    """Yield where the parts of a multipart begin and end (RFC 2046 §5.1.1). The last may lack its closing boundary."""
+    """Yield the start and end of each part of a multipart (RFC 2046 §5.1.1). The closing boundary may be missing."""
     opening = b"--" + boundary
     part, at = -1, start
     for _ in range(LINES_MAX):
@@ -230,11 +230,11 @@ def _split(raw: bytes, start: int, end: int, boundary: bytes, room: int, message
         if found[1]:
             return
         part = at = found.end()
-    message.note(f"more than {LINES_MAX} lines begin as a boundary does")
+    message.note(f"more than {LINES_MAX} lines begin like a boundary")
 
 
 def one_line(text: str) -> str:
-    """Return the text with each run of control characters and line breaks as one space."""
+    """Return the text with a space for each run of control characters and line breaks."""
     return _BREAKS.sub(" ", text).strip()
 
 
@@ -243,7 +243,7 @@ def _unfolded(raw: bytes) -> str:
 
 
 def decoded_words(text: str) -> str:
-    """Return the text with its encoded words decoded; those that are none stay as they are."""
+    """Return the text with its encoded words decoded; malformed ones stay as they are."""
     if "=?" not in text:
         return text
     made: list[str] = []
@@ -283,28 +283,28 @@ def _characters(charset: str) -> str:
 
 
 def _base64(data: bytes) -> bytes:
-    """Decode leniently: what is not of the alphabet is skipped, and an end that is cut off is dropped."""
+    """Decode leniently: characters outside the alphabet are skipped, and a truncated end is dropped."""
     kept = data.translate(None, _NOT_BASE64).partition(b"=")[0]
     kept = kept[: len(kept) - (len(kept) % 4 == 1)]
     return a2b_base64(kept + b"=" * (-len(kept) % 4))
 
 
 def parsed_parameters(value: str) -> tuple[str, dict[str, str]]:
-    """Return what stands before the first semicolon, in lower case, and the parameters by lower-case name.
+    """Return the text before the first semicolon, in lower case, and the parameters by lower-case name.
 
-    Continuations and character sets of RFC 2231 are put together and decoded. The first of two of one name counts.
+    Continuations and character sets of RFC 2231 are joined and decoded. The first of two of the same name counts.
     """
     value = _without_comments(value[:PARAMETERS_MAX])
     found: dict[str, str] = {}
     sections: dict[str, dict[int, tuple[str, bool]]] = {}
     for one in _each_parameter(value):
         name = one[1].lower()
-        said = re.sub(r"\\(.)", r"\1", one[2], flags=re.DOTALL) if one[2] is not None else one[3]
+        text = re.sub(r"\\(.)", r"\1", one[2], flags=re.DOTALL) if one[2] is not None else one[3]
         if "*" not in name:
-            found.setdefault(name, decoded_words(said))
+            found.setdefault(name, decoded_words(text))
         elif (section := _SECTION.fullmatch(name)) is not None:
             is_encoded = section[2] is None or section[3] is not None
-            sections.setdefault(section[1], {}).setdefault(int(section[2] or 0), (said, is_encoded))
+            sections.setdefault(section[1], {}).setdefault(int(section[2] or 0), (text, is_encoded))
     for name, pieces in sections.items():
         found[name] = _continued(pieces)
     return value.partition(";")[0].strip().lower(), found
@@ -320,15 +320,15 @@ def _each_parameter(value: str) -> Iterator[re.Match[str]]:
 
 
 def _continued(pieces: dict[int, tuple[str, bool]]) -> str:
-    """Join the sections of a parameter that follow each other from 0 on (RFC 2231 §3 and §4)."""
+    """Join the sections of a parameter, numbered from 0 without a gap (RFC 2231 §3 and §4)."""
     made, charset = bytearray(), ""
     for number in range(len(pieces)):
         if number not in pieces:
             break
-        said, is_encoded = pieces[number]
-        if number == 0 and is_encoded and said.count("'") >= len("''"):
-            charset, _, said = said.split("'", 2)
-        made += unquote_to_bytes(said) if is_encoded else said.encode("utf-8", "replace")
+        text, is_encoded = pieces[number]
+        if number == 0 and is_encoded and text.count("'") >= len("''"):
+            charset, _, text = text.split("'", 2)
+        made += unquote_to_bytes(text) if is_encoded else text.encode("utf-8", "replace")
     return decoded(bytes(made), charset)
 
 

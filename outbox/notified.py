@@ -1,8 +1,8 @@
-"""When a relay acts on notifications: at once, unless the last ones led to nothing.
+"""Reaction of a relay to notifications: at once, unless the last ones led to nothing.
 
-Every role of a database may NOTIFY, so a flood of notifications must not keep a relay busy. After one that led to
-nothing the relay rests, from `REST_FIRST_S` on, twice as long each time, `REST_MAX_S` at most. What comes during a rest
-is acted upon at its end. The first that leads to an email ends all rests.
+Every role of a database may NOTIFY, so a flood of notifications must not keep a relay busy. After a notification that
+led to nothing the relay rests for `REST_FIRST_S`, then twice as long each time, at most `REST_MAX_S`. Notifications
+during a rest are handled at its end. The first one that leads to an email resets the rest.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ REST_MAX_S: Final = 1.0
 
 @dataclass(slots=True)
 class Notifications:
-    """Decides without a clock of its own: `now` is any steady clock, in seconds."""
+    """State of the rests. `now` is the time of any monotonic clock, in seconds."""
 
     rest_until: float = 0.0
     _rest_s: float = 0.0
     _is_pending: bool = False
-    """One came since the last look began."""
+    """True if a notification came since the last look began."""
     _is_tried: bool = False
-    """The look that is under way is for one."""
+    """True if the running look is the reaction to one."""
 
     def hear(self, now: float) -> float | None:
-        """Return in how many seconds to act on a notification; None if that is planned already."""
+        """Return in how many seconds to act on a notification; None if that is already planned."""
         if now < self.rest_until and self._is_pending:
             return None
         if now >= self.rest_until + self._rest_s:
@@ -33,11 +33,11 @@ class Notifications:
         return max(self.rest_until - now, 0.0)
 
     def begin_look(self) -> None:
-        """Note that what is due is about to be looked at: what comes from now on may be too late for it."""
+        """Record that a look begins; a notification after this may be too late for it."""
         self._is_tried, self._is_pending = self._is_pending, False
 
     def end_look(self, now: float, *, found: bool) -> float | None:
-        """Note whether the look found anything; return in how many seconds to look again for what came meanwhile."""
+        """Record if the look found anything; return in how many seconds to look again for later notifications."""
         if found:
             self._rest_s = self.rest_until = 0.0
         elif self._is_tried and now >= self.rest_until:

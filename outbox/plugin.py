@@ -19,7 +19,7 @@ from outbox.trust import distrust_of
 
 
 class UntrustedCodeError(ConfigurationError):
-    """A module beside the settings may be changed by others than this user and root, so it was not run."""
+    """A module beside the settings can be changed by others than this user and root, so it was not run."""
 
 
 def load(reference: str, directory: Path) -> Any:
@@ -28,7 +28,7 @@ def load(reference: str, directory: Path) -> Any:
     Raises whatever the import raises: the caller knows which setting it was.
 
     Raises:
-        UntrustedCodeError: others may write the module, or one that it imports from beside the settings.
+        UntrustedCodeError: others can write the module, or one that it imports from beside the settings.
 
     """
     module_name, _, attribute = reference.partition(":")
@@ -39,7 +39,7 @@ def load(reference: str, directory: Path) -> Any:
 
 
 def _check_imports_from(directory: Path) -> None:
-    """Have each module that is imported from this directory from now on checked first."""
+    """Check each module that is imported from this directory from now on before it runs."""
     if any(isinstance(finder, _Checked) and finder.directory == str(directory) for finder in sys.meta_path):
         return
     before = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
@@ -47,9 +47,9 @@ def _check_imports_from(directory: Path) -> None:
 
 
 class _Checked:
-    """Finder that finds nothing, and refuses what the finder behind it would find in a directory and others may write.
+    """Finder that finds nothing, and refuses modules in a directory that others can write.
 
-    A cached .pyc file runs in the place of its source, so it is looked at, too.
+    A cached .pyc file runs in place of its source, so it is checked, too.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -59,10 +59,10 @@ class _Checked:
         self._installed = tuple(f"{paths[name]}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
-        """Return None: the module is for another finder (importlib.abc.MetaPathFinder).
+        """Return None, so that the next finder loads the module (importlib.abc.MetaPathFinder).
 
         Raises:
-            UntrustedCodeError: others may write it.
+            UntrustedCodeError: others can write it.
 
         """
         spec = PathFinder.find_spec(name, path, target)
@@ -74,10 +74,10 @@ class _Checked:
             places += [os.path.dirname(spec.cached), spec.cached]  # noqa: PTH120
         for place in places:
             if self._is_inside(place) and os.path.lexists(place) and (distrust := distrust_of(Path(place))) is not None:
-                raise UntrustedCodeError(f"{place}: is not run, since it is code and {distrust}.")
+                raise UntrustedCodeError(f"{place}: not run, since {distrust}.")
 
     def _is_inside(self, place: str) -> bool:
-        """Return True if it belongs to the user's own code and not to what is installed, as in a .venv beside it."""
+        """Return True for the user's own code, and False for installed packages, as in a .venv beside it."""
         whole = os.path.abspath(place)  # noqa: PTH100 - without following links
         return (f"{whole}{os.sep}".startswith(self._inside) or os.path.realpath(whole).startswith(self._inside)) and (
             not whole.startswith(self._installed)

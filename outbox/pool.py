@@ -51,7 +51,7 @@ class Pool:
         # Its own: in the loop's, names that nobody resolves and disks that hang take all threads, of all routes.
         self._signing_thread = ThreadPoolExecutor(1, "outbox signing") if self._signs is not None else None
         self.checking_thread = ThreadPoolExecutor(1, "outbox checking")
-        """Where large messages are checked: it starts with the first of them."""
+        """Thread that checks large messages; it starts with the first one."""
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
 

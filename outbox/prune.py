@@ -259,7 +259,7 @@ class _Walk:
             await self._rest(time.monotonic() - began_at)
 
     async def _batch(self, statement: str, *values: Any) -> Any:
-        """Run a batch; one that waited for a lock in vain once more, to see who holds it."""
+        """Run a batch; after a lock timeout run it once more, to find out who holds the lock."""
         try:
             with _silence_ends(self.connection):
                 return await self.connection.fetchrow(statement, *values)
@@ -304,11 +304,11 @@ def _silence_ends(connection: Any) -> Iterator[None]:
 
 
 async def _exclude_others(connection: Any) -> None:
-    """Take the lock of pruning, or go past one that is held by roles that may not prune.
+    """Take the lock of pruning, or ignore it if it is held by roles that may not prune.
 
-    Two prunes at once would do some work twice, and nothing wrong.
+    Two prunes at once would do some work twice, but no harm.
     """
-    for _ in range(2):  # it may be released between the two questions
+    for _ in range(2):  # it may be released between the two queries
         if await connection.fetchval("SELECT pg_try_advisory_lock($1, 0)", PRUNE_LOCK):
             return
         if await holders(connection, PRUNE_LOCK, [0], MAY_PRUNE):

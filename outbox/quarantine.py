@@ -1,11 +1,11 @@
-"""Rows that cannot be read or written: each is taken out of the way by its id, so that it never stops the others.
+"""Quarantine of rows that cannot be read or written, by id, so that they never stop other rows.
 
-A relay's statements move many rows at once, and one row whose data is wrong makes the whole statement fail: an attempt
-that has reached the largest integer, a date outside of what a CHECK now allows, bytes that are no text. Then the
-statement is tried again row by row (`sift`), and what fails alone is quarantined: dead if it was surely not sent, in
-doubt without end if it may have been. Its trail says why.
+A relay's statements move many rows at once, and one row with invalid data makes the whole statement fail: an attempt
+that has reached the largest integer, a date outside a CHECK that is newer than the row, bytes that are not text. Then
+the statement is repeated row by row (`sift`), and a row that fails alone is quarantined: dead if its email was surely
+not sent, in doubt without a time limit if it may have been. Its trail gives the reason.
 
-A row that cannot even be quarantined is left out for `LEFT_OUT_S` by this relay, which logs it each time.
+A row that cannot even be quarantined is skipped by this relay for `LEFT_OUT_S`, and logged each time.
 """
 
 import time
@@ -25,8 +25,8 @@ LEFT_OUT_S: Final = 60.0
 LEFT_OUT_MAX: Final = 10_000
 
 # Classes of SQLSTATE whose errors come from what a row holds (PostgreSQL docs, appendix A): data exception, integrity
-# constraint violation, program limit exceeded, raised by a trigger of the user's, internal error (of which corrupted
-# data is one). All others say that the server, the session or the schema is in trouble: no row is to blame.
+# constraint violation, program limit exceeded, raised by a user's trigger, internal error (of which corrupted
+# data is one). All others mean a problem of the server, the session or the schema: no row is to blame.
 _OF_A_ROW: Final = ("22", "23", "54", "P0", "XX")
 _UNREADABLE_BLOCK: Final = "58030"
 # What asyncpg raises while it decodes a value. The statement has been committed by then.
@@ -43,8 +43,8 @@ def is_of_a_row(error: BaseException) -> bool:
     return state[:2] in _OF_A_ROW or state == _UNREADABLE_BLOCK
 
 
-# $1 email, $2 reason, $3 the state of what was marked already, $4 relays whose rows may be touched besides free ones.
-# Whatever the row holds, what is written fits into its columns and its CHECKs.
+# $1 email, $2 reason, $3 the state of what was marked already, $4 relays whose rows may be changed besides free ones.
+# Whatever the row holds, the new values fit its columns and CHECKs.
 QUARANTINE: Final = """
 WITH found AS (
     SELECT email,
@@ -86,16 +86,16 @@ STATEMENTS: Final = (QUARANTINE, KEY)
 
 @dataclass(slots=True)
 class Quarantine:
-    """Where a relay's session puts rows that it cannot read or write; `relays` are those whose rows it may touch."""
+    """Rows that a relay's session cannot read or write; `relays` are those whose rows it may change."""
 
     relays: tuple[int, ...] = ()
     count: int = 0
-    """How many rows were found that cannot be read or written."""
+    """Number of rows found that cannot be read or written."""
     _left_out: dict[int, float] = field(default_factory=dict)
 
     @property
     def left_out(self) -> list[int]:
-        """Emails that this relay does not touch for now, since they could not be quarantined either."""
+        """Return the emails that this relay skips for now, since they could not be quarantined either."""
         now = time.monotonic()
         if any(until < now for until in self._left_out.values()):
             self._left_out = {email: until for email, until in self._left_out.items() if until >= now}
@@ -110,9 +110,9 @@ class Quarantine:
         marked: str = "in_doubt",
         relays: Iterable[int] = (),
     ) -> None:
-        """Quarantine an email that is pending, or to be settled as `marked`; if that fails, leave it out.
+        """Quarantine an email that is pending, or is to be settled as `marked`; if that fails, skip it for a while.
 
-        `relays` are others whose rows may be touched: dead ones whose locks the caller holds.
+        `relays` are further ones whose rows may be changed: dead relays whose rows the caller has locked.
         """
         self.count += 1
         why = storable(f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason))

@@ -1,4 +1,4 @@
-"""Transaction that writes reports: report, email and delivery are committed together or not at all, by unique keys."""
+"""Transaction that writes reports: report, email and delivery are committed together or not at all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,8 +93,8 @@ SELECT r.id, r.recipient_key, e.id IS NOT NULL AS has_email
     bindparam("messages", type_=ARRAY(LargeBinary)),
 )
 
-# An email may be there without its report, when a failover lost both and a relay remembered that it was sent: it
-# becomes the new report's. One with another envelope is not that email: this recipient has got none.
+# An email may exist without its report, if a failover lost both and a relay restored the email that it had sent: the
+# new report adopts it. One with another envelope is a different email: this recipient has not received any.
 ADOPT: Final = text("""
 SELECT n.key, outbox.adopt_email(n.key, n.report, n.sender, n.recipient) AS is_adopted
   FROM unnest(:keys, :reports, :senders, :recipients) AS n (key, report, sender, recipient) ORDER BY n.key
@@ -105,7 +105,7 @@ SELECT n.key, outbox.adopt_email(n.key, n.report, n.sender, n.recipient) AS is_a
 
 
 class KeysTakenError(OutboxError):
-    """Emails are there under keys of these reports and are not theirs; nothing of the transaction was written."""
+    """Keys of these reports belong to other emails; nothing of the transaction was written."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = frozenset(keys)
@@ -115,7 +115,7 @@ class KeysTakenError(OutboxError):
 async def _adopt(
     connection: "AsyncConnection", made: Mapping[str, int], reports: Sequence[NewReport | digest.Collected]
 ) -> None:
-    """Give the new reports `made`, by recipient key, the emails that are there under their keys.
+    """Assign the existing emails under their keys to the new reports `made`, which are given by recipient key.
 
     Raises:
         KeysTakenError: an email has another sender or recipient, or belongs to another report.

@@ -1,4 +1,4 @@
-"""Redaction of a login in what a mail server says. Servers echo what they were sent, in AUTH errors above all.
+"""Redaction of a login in the replies of a mail server. Servers echo what they received, mostly in AUTH errors.
 
 A reply is kept in the database and shown in logs, so it is redacted where it enters. Recognised are user and password
 as they are, percent-encoded, as entities and escapes of HTML, JSON, quoted-printable, SMTP (xtext) and C, in
@@ -21,7 +21,7 @@ PREFIX_MIN: Final = 6  # characters of a password that was cut off
 PART_MIN: Final = 8  # ... of one whose beginning is missing
 LOOKED_AT_MAX: Final = 5000  # characters; of a longer text KEPT_MAX are kept, so what is cut in two is not shown
 KEPT_MAX: Final = 4000
-CACHED_MAX: Final = 200  # characters of a reply that is remembered: most replies are one of a few
+CACHED_MAX: Final = 200  # characters of a reply that is cached: most replies are one of a few
 
 Patterns = Sequence[re.Pattern[str]]
 
@@ -38,8 +38,8 @@ class Redactor:
 
     def __init__(self, username: str, password: str) -> None:
         user, secret = username.encode(), password.encode()
-        # What the mechanisms put into base64: LOGIN, PLAIN with and without an authorization identity (RFC 4616),
-        # CRAM-MD5, and what HTTP would (Basic).
+        # Texts that mechanisms encode in base64: LOGIN, PLAIN with and without an authorization identity (RFC 4616),
+        # CRAM-MD5, and HTTP Basic.
         composed = [
             user,
             secret,
@@ -69,17 +69,17 @@ class Redactor:
         self._cached = lru_cache(256)(self._redact)
 
     def __call__(self, text: str) -> str:
-        """Return the text with three stars in the place of each part that tells something of the login."""
+        """Return the text with three stars in place of each part that reveals something of the login."""
         if len(text) <= CACHED_MAX:
             return self._cached(text)
         return self._redact(text) if len(text) <= LOOKED_AT_MAX else self._redact(text[:LOOKED_AT_MAX])[:KEPT_MAX]
 
     def _redact(self, text: str) -> str:
         squeezed = _GAP.sub("", text)
-        is_told, is_split = self._tells(text, self._plain, self._escaped), False
+        is_plain, is_split = self._reveals(text, self._plain, self._escaped), False
         if len(squeezed) < len(text):
-            is_split = self._tells(squeezed, self._split, self._split_escaped)
-        if not (is_told or is_split):
+            is_split = self._reveals(squeezed, self._split, self._split_escaped)
+        if not (is_plain or is_split):
             return text
         hidden = bytearray(len(text))
         self._hide(text, range(len(text)), text, hidden, self._plain, self._escaped)
@@ -91,8 +91,8 @@ class Redactor:
             self._hide(squeezed, _places(text), text, hidden, self._split, self._split_escaped)
         return "".join(STARS if is_secret else part for part, is_secret in _parts(text, hidden))
 
-    def _tells(self, view: str, plain: Patterns, escaped: Patterns) -> bool:
-        """Return True if there is anything to hide."""
+    def _reveals(self, view: str, plain: Patterns, escaped: Patterns) -> bool:
+        """Return True if the view contains anything to hide."""
         if any(pattern.search(view) for pattern in plain):
             return True
         if not _ESCAPES.isdisjoint(view) and any(pattern.search(view) for pattern in escaped):
@@ -111,7 +111,7 @@ class Redactor:
     def _hide(
         self, view: str, places: Sequence[int], text: str, hidden: bytearray, plain: Patterns, escaped: Patterns
     ) -> None:
-        """Mark in `hidden` what is found in a view of the text, whose characters stand at these places of the text."""
+        """Mark in `hidden` what a view of the text reveals; `places` maps its characters to positions in the text."""
         for pattern in (*plain, *escaped):
             for found in pattern.finditer(view):
                 for at in range(found.start(), found.end()):
@@ -133,7 +133,7 @@ class Redactor:
                     hidden[at] = 1
 
     def _hide_prefixes(self, text: str, hidden: bytearray) -> None:
-        """Mark the beginning of a password that was cut off."""
+        """Mark the beginning of a truncated password."""
         prefix, lower = self._password[:PREFIX_MIN], text.translate(_TO_LOWER)
         if len(self._password) <= PREFIX_MIN:
             return
@@ -147,7 +147,7 @@ class Redactor:
 
 
 def _windows(data: bytes, size: int) -> Iterator[str]:
-    """The runs of base64 characters that `data` alone decides, at each alignment that it can have in a longer text."""
+    """Yield the runs of base64 characters that depend on `data` alone, at each alignment in a longer text."""
     for shift in range(3):
         encoded = b64encode(b"\0" * shift + data).decode()
         begin, end = -(-shift * 8 // 6), (shift + len(data)) * 8 // 6
@@ -156,18 +156,18 @@ def _windows(data: bytes, size: int) -> Iterator[str]:
 
 
 def _plain(text: str) -> Iterator[str]:
-    """Patterns that need no escape character: the text itself, and its bytes in hexadecimal."""
+    """Yield patterns without escape characters: the text itself, and its bytes in hexadecimal."""
     yield re.escape(text)
-    if len(data := text.encode()) > 2:  # noqa: PLR2004 - two bytes in hexadecimal are in many numbers
+    if len(data := text.encode()) > 2:  # noqa: PLR2004 - two bytes in hexadecimal occur in many numbers
         yield "[ :-]?".join(f"{byte:02x}" for byte in data)
 
 
-# No two repeats without a bound stand side by side: a server must not be able to make the search slow.
+# No two unbounded repeats are adjacent: a server must not be able to make the search slow.
 _RUNS: Final = re.compile(r"\\+|[^\x20-\x7e]+|[\x20-\x5b\x5d-\x7e]")
 
 
 def _escaped(text: str, *, is_squeezed: bool = False) -> str:
-    """A pattern for the text with any of its characters escaped in any of the usual ways.
+    """Return a pattern for the text with any of its characters escaped in any of the usual ways.
 
     In a squeezed view white space may be missing.
     """
@@ -185,7 +185,7 @@ def _escaped_run(run: str, *, is_squeezed: bool) -> str:
     )
     if run[0].isascii() and run[0].isprintable():
         return spelled
-    return rf"(?:{spelled}|\ufffd{{{count},{4 * count}}})"  # as a reader puts it in the place of what it cannot show
+    return rf"(?:{spelled}|\ufffd{{{count},{4 * count}}})"  # U+FFFD of a decoder
 
 
 def _spellings(character: str) -> Iterator[str]:
@@ -208,7 +208,7 @@ def _spellings(character: str) -> Iterator[str]:
 
 
 def _places(text: str) -> list[int]:
-    """Where each character of the text without its gaps stands in the text."""
+    """Return the position in the text of each character of the text without its gaps."""
     places: list[int] = []
     at = 0
     for gap in _GAP.finditer(text):
@@ -218,7 +218,7 @@ def _places(text: str) -> list[int]:
 
 
 def _hide_tokens(text: str, hits: Sequence[int], hidden: bytearray) -> None:
-    """Mark the whole run of base64 characters around each of these places, which are in order."""
+    """Mark the whole run of base64 characters around each of these sorted positions."""
     end = 0
     for place in hits:
         if place < end:
@@ -232,7 +232,7 @@ def _hide_tokens(text: str, hits: Sequence[int], hidden: bytearray) -> None:
 
 
 def _parts(text: str, hidden: bytearray) -> Iterator[tuple[str, bool]]:
-    """The text in parts that are hidden or not."""
+    """Yield the text in parts, each with whether it is hidden."""
     begin = 0
     for at in range(1, len(text) + 1):
         if at == len(text) or hidden[at] != hidden[begin]:

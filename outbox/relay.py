@@ -72,7 +72,7 @@ CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
 WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
 PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it holds rather than of something else
-STRANDED_FIRST_S: Final = 30.0  # all that is open has to be read for it, so it is rare
+STRANDED_FIRST_S: Final = 30.0  # it has to read all open rows, so it is rare
 STRANDED_EVERY_S: Final = 600.0
 STRANDED_SOON_S: Final = 1.0  # where an end waits for it
 BLOCKER_LOOK_S: Final = 0.5
@@ -150,7 +150,7 @@ class Relay:
         self._heard: str | None = None
         self._held: frozenset[str] = frozenset()
         self.beside: Sequence[Relay] = (self,)
-        """The relays of this process, itself too: they fall together, and share the memory."""
+        """The relays of this process, including this one: they die together, and share the memory budget."""
         self._asks_suspect = False
         self._dead: list[int] = []
         # A row made a tick fail, or wait: the next ones are done in parts, until one of them finds nothing wrong.
@@ -678,7 +678,7 @@ class Relay:
         if is_free:
             self._take_claims(session, small.claims, now)
         lost = self._act_on_marks(session, marks, done, started_s)
-        if not is_free:  # after the dots, which must not wait
+        if not is_free:  # after the final dots, which must not wait
             self._take_claims(session, await self._wanted(session, small, look_at_all=news), now)
         self._rest = large if large.claims or large.unfit else None
         await self._explain_lost(lost, session)
@@ -688,7 +688,7 @@ class Relay:
             await self._explain(missed, session)
 
     async def _note_claims(self, session: Session, done: Tick, room: int, order: dict[str, Any], now: float) -> None:
-        """After a tick that had room: note how far it has come, and plan the next one."""
+        """Record how far a tick with free capacity has come, and plan the next claim."""
         since, urgent_since, urgent_max = order["since"], order["urgent_since"], order["urgent_max"]
         self.share.note_wanted(done.bytes_wanted, now)
         self._frontier.note(done.reached, since, now)
@@ -700,7 +700,7 @@ class Relay:
         await self._plan_next_claim(session, done.claims, room, now, in_part=in_part, all_urgent_at=all_urgent_at)
 
     async def _tick_or_parts(self, session: Session, work: dict[str, Any], order: dict[str, Any]) -> Tick:
-        """Tick. If a row makes that fail, find it and do the rest, now and until nothing wrong is found any more."""
+        """Tick. If a row makes that fail, tick in parts, now and until no such row is found any more."""
         work |= {
             "route": self.serves,
             "server": self.pool.route.name,
@@ -1004,7 +1004,7 @@ class Relay:
         if freed or doubted:
             log.warning(
                 "emails_stranded",
-                "emails were held by relays that do not exist: {freed} let go of, {in_doubt} in doubt",
+                "emails were held by relays that do not exist: {freed} released, {in_doubt} in doubt",
                 freed=freed,
                 in_doubt=doubted,
             )
@@ -1167,7 +1167,7 @@ class Relay:
 
 
 def _by_size(done: Tick) -> tuple[Tick, Tick]:
-    """Return a tick's claims in two parts: small messages, then what is still to be fetched or quarantined."""
+    """Return a tick's claims in two parts: small messages, then those still to be fetched or quarantined."""
     if all(claim.fetched for claim in done.claims):
         return done, replace(done, claims=[], listed=frozenset())
     small, large = ([claim for claim in done.claims if claim.fetched is fetched] for fetched in (True, False))

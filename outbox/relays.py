@@ -38,7 +38,7 @@ class Relays:
         budget = Budget.of(max(relay.share.budget.bytes_max for relay in self.each))
         for relay in self.each:
             relay.beside = self.each
-            relay.share = budget.share(relay.share.in_hand, relay.share.wake)
+            relay.share = budget.share(relay.share.in_flight, relay.share.wake)
         self._going = list(self.each)
 
     async def run(self) -> None:

@@ -26,7 +26,7 @@ class Reply:
 
 @dataclass(slots=True)
 class ReplyReader:
-    """Takes bytes as they come, gives whole replies in order. `redact` is what makes each of them fit to be kept."""
+    """Parser that takes bytes as they arrive and returns complete replies in order. `redact` removes the login."""
 
     redact: Callable[[str], str] | None = None
     _buffer: bytes = b""
@@ -71,7 +71,7 @@ class ReplyReader:
         return Reply(code, text if self.redact is None else self.redact(text))
 
     def _quoted(self, line: bytes) -> str:
-        """The beginning of a line that is no reply, for an error."""
+        """Return the beginning of a line that is not a reply, for an error."""
         if self.redact is not None:
             text = line.decode("utf-8", "replace")
             if (redacted := self.redact(text)) != text:

@@ -158,12 +158,12 @@ def _environment(directory: Path | None) -> "Environment":
     )
 
     class TrustedLoader(FileSystemLoader):
-        """Loader of the user's templates, which can run code: others must not be able to write them."""
+        """Loader of the user's templates. Templates can run code, so others must not be able to write them."""
 
         def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
             source, path, is_up_to_date = super().get_source(environment, template)
             if (distrust := distrust_of(Path(path))) is not None:
-                raise TemplateError(f"{path} is not used, since a template can run code and {distrust}")
+                raise TemplateError(f"{path}: not used, since a template can run code and {distrust}")
             return source, path, is_up_to_date
 
     def cell_here(context: "Context", value: object) -> str:

@@ -1,11 +1,11 @@
-"""Bounces and complaints that came back: which are believed, and what is written for them, once.
+"""Returned bounces and complaints: verified, and recorded once.
 
-A bounce is believed about an email that it proves to know: by the token that went out with it (`verp`), which Postgres
+A bounce must prove the email that it is about: by the token that was sent with the email (`verp`), which Postgres
 checks with a key that only the schema's owner reads, or by its Message-ID, if outbox made that unpredictably. An
-address alone proves nothing, nor does a Message-ID that can be guessed: anybody could else end another's mail.
+address or a guessable Message-ID proves nothing: otherwise anyone could stop the mail of another person.
 
-A token is one recipient's. A Message-ID is shared by all who got a copy: each could say what a bounce of another says,
-so it is written to the trail, and suppresses nobody.
+A token belongs to one recipient. All recipients of a copy share the Message-ID, so each could forge the bounce of
+another: such a bounce is written to the trail and suppresses no address.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from outbox.verp import former_token_of, former_tokens_in, tokens_in
 
 ID_MAX: Final = 2**63 - 1
 TOKENS_MAX: Final = 20
-COPIES_MAX: Final = 1000  # of one message to further recipients, that are looked through
+COPIES_MAX: Final = 1000  # of one message to further recipients that are searched
 FAILURES_MAX: Final = 2  # of one message, before it is set aside
 FAILURES_BYTES_MAX: Final = 1_000_000
 LOCK_FILE: Final = "outbox-bounce.lock"
@@ -54,13 +54,13 @@ class Outcome(StrEnum):
 
     @property
     def is_fault(self) -> bool:
-        """Return True if a person may want to look at it."""
+        """Return True if a person should look at it."""
         return self in (Outcome.UNBELIEVED, Outcome.UNREADABLE, Outcome.SET_ASIDE, Outcome.STAYS)
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A message that was read, and a sentence about it."""
+    """Result of one message, and a sentence about it."""
 
     outcome: Outcome
     sentence: str
@@ -78,7 +78,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The email that a bounce proves to know. `shared`: others who got a copy know as much."""
+    """Email that a bounce proves to be about. `shared` is True if recipients of other copies have the same proof."""
 
     email: Sent
     shared: bool
@@ -91,7 +91,7 @@ SELECT m.id, m.key, m.recipient, m.message_id FROM unnest($1::text[]) WITH ORDIN
 """
 
 EMAILS: Final = "SELECT id, key, recipient, message_id FROM outbox.email WHERE id = ANY ($1::bigint[])"
-# All copies of one message bear one Message-ID, which begins with the id of the first.
+# All copies of one message have the same Message-ID, which begins with the id of the first.
 COPIES: Final = """
 SELECT m.id, m.key, m.recipient, m.message_id FROM generate_series(2, $3::integer) AS n
   JOIN outbox.email m ON m.key = $1 || '#' || n WHERE m.message_id = $2
@@ -134,7 +134,7 @@ def _first_of(message_id: str) -> int | None:
 
 
 async def _of_copies(connection: Any, first: Sent, one: Sent | None, bounce: Bounce) -> Proof | None:
-    """Return which of the copies of a message a bounce is about: if there are several it has to say to whom."""
+    """Return which copy of a message a bounce is about; if there are several, it has to name the recipient."""
     copies = [Sent(*row) for row in await connection.fetch(COPIES, first.key, first.message_id, COPIES_MAX)]
     if one is None and copies:
         named = {address for notice in bounce.notices for address in notice.addresses}
@@ -144,7 +144,7 @@ async def _of_copies(connection: Any, first: Sent, one: Sent | None, bounce: Bou
     return Proof(one, shared=bool(copies)) if one is not None else None
 
 
-# One statement, so one commit: whatever ends it, all of a bounce is written or nothing, and a second time nothing is.
+# One statement, so one commit: a bounce is written completely or not at all, and only once.
 RECORD: Final = """
 WITH new AS (
     INSERT INTO outbox.bounce (email, message, kind, status) VALUES ($1, $2, $3, $4)
@@ -171,7 +171,7 @@ _REASONS: Final = {Kind.HARD: Reason.BOUNCED, Kind.COMPLAINED: Reason.COMPLAINED
 
 
 async def read(connection: Any, raw: bytes, *, name: str, suppressing: bool = True) -> Read:
-    """Read one message, and write what it proves. Without `suppressing` nobody comes onto the suppression list."""
+    """Read one message and record what it proves. Without `suppressing` the suppression list does not change."""
     try:
         bounce = take_apart(raw)
     except ValueError as error:
@@ -181,21 +181,21 @@ async def read(connection: Any, raw: bytes, *, name: str, suppressing: bool = Tr
 
 async def _believe(connection: Any, bounce: Bounce | None, *, name: str, suppressing: bool) -> Read:
     if bounce is None:
-        return Read(Outcome.OTHER, f"{name}: it is no bounce and no complaint; nothing was changed.")
+        return Read(Outcome.OTHER, f"{name}: it is neither a bounce nor a complaint; nothing was changed.")
     proof = await find(connection, bounce)
     notice = bounce.about(proof.email.recipient) if proof is not None else None
     if proof is None or notice is None:
         return Read(
             Outcome.UNBELIEVED,
-            f"{name}: it cannot be believed, since it has no valid token and no unpredictable Message-ID of an email "
-            "of ours that it would be about; nothing was changed.",
+            f"{name}: it cannot be verified, since it has neither a valid token nor the unpredictable Message-ID of an "
+            "email that outbox sent to its recipient; nothing was changed.",
         )
     return await _record(connection, proof, bounce, notice, suppressing=suppressing and not proof.shared)
 
 
 async def _record(connection: Any, proof: Proof, bounce: Bounce, notice: Notice, *, suppressing: bool) -> Read:
     sent = proof.email
-    said = storable(notice.said) or "it does not say why"
+    said = storable(notice.said) or "it gives no reason"
     reason = _REASONS.get(notice.kind) if suppressing else None
     is_new, is_listed = await connection.fetchrow(
         RECORD,
@@ -223,15 +223,15 @@ async def _record(connection: Any, proof: Proof, bounce: Bounce, notice: Notice,
 
 
 async def read_maildir(connection: Any, directory: Path, *, suppressing: bool = True) -> AsyncIterator[Read]:
-    """Read what is in `new` of a Maildir, and move each message to `cur` once what it says is committed.
+    """Read the messages in `new` of a Maildir, and move each to `cur` once its result is committed.
 
-    Seen (S) is what was read, flagged (F) beside it what could not be believed or read. One process reads a directory
-    at a time; it is over at once if another has its lock, on this server or, where the file system has locks, on
-    another. After a kill a message is read again. One whose reading fails or ends the process twice is moved to `cur`,
-    flagged and not seen, so that it holds up nothing.
+    Messages that were read get the flag S (seen), and also F (flagged) if they could not be verified or read. One
+    process reads a directory at a time; it ends at once if another has the lock, on this server or, if the file system
+    has locks, on another. After a kill a message is read again. A message whose reading fails or crashes the process
+    twice is moved to `cur` with F but not S, so that it does not block others.
 
     Raises:
-        ConfigurationError: the directory is no Maildir, or its lock cannot be taken.
+        ConfigurationError: the directory is not a Maildir, or its lock cannot be taken.
 
     """
     new, cur = directory / "new", directory / "cur"
@@ -250,7 +250,7 @@ async def read_maildir(connection: Any, directory: Path, *, suppressing: bool = 
 
 
 async def _read_file(connection: Any, path: Path, failures: "Failures", *, suppressing: bool) -> Read | None:
-    """Read one file; None if it is gone. While it is parsed it counts as failed, in case the process dies of it."""
+    """Read one file; return None if it is gone. It counts as failed while it is parsed, in case the process crashes."""
     name, before = storable(path.name), failures.of(path.name)
     if before >= FAILURES_MAX:
         return Read(Outcome.SET_ASIDE, f"{name}: reading it failed {before} times; it is in cur, flagged: look at it.")
@@ -268,7 +268,7 @@ async def _read_file(connection: Any, path: Path, failures: "Failures", *, suppr
     except Exception as error:
         if is_lost(error) or (isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.DataError)):
             failures.note(path.name, before)
-            raise  # what is wrong is the database, which the next message would meet as well
+            raise  # a problem of the database, which would fail the next message as well
         failures.note(path.name, before + 1)
         reason = f"{type(error).__name__}: {error}"
         return Read(Outcome.STAYS, f"{name}: reading it failed ({reason}); it stays and is tried again once.")
@@ -277,11 +277,11 @@ async def _read_file(connection: Any, path: Path, failures: "Failures", *, suppr
 
 
 class _FileError(Exception):
-    """Error of the file system for one file."""
+    """File that the file system cannot read."""
 
 
 def _bytes_of(path: Path) -> bytes:
-    """Return the first `READ_MAX` bytes of a file. A pipe or a device is not waited for.
+    """Return the first `READ_MAX` bytes of a file. Pipes and devices do not block it.
 
     Raises:
         FileNotFoundError: it is gone.
@@ -305,7 +305,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _moved(found: Read, path: Path, cur: Path) -> Read:
-    """Move a message to `cur` with the flags of its outcome; return what there is to report."""
+    """Move a message to `cur` with the flags of its outcome; return the result to report."""
     flags = {Outcome.SET_ASIDE: "F", Outcome.UNBELIEVED: "FS", Outcome.UNREADABLE: "FS"}.get(found.outcome, "S")
     if found.outcome is Outcome.STAYS:
         return found
@@ -319,9 +319,9 @@ def _moved(found: Read, path: Path, cur: Path) -> Read:
 
 
 class Failures:
-    """Number of failures of each message of a directory, kept in the file of its lock, so that it outlives a kill.
+    """Number of failures of each message of a directory, kept in the lock file, so that it survives a kill.
 
-    Written in place and not synced: it has to outlive the process, not the machine.
+    Written in place and not synced: it has to survive the process, not the machine.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -335,7 +335,7 @@ class Failures:
         return self._counts.get(_line(name), 0)
 
     def note(self, name: str, count: int) -> None:
-        """Write how often it failed; 0 forgets it."""
+        """Record how often reading it failed; 0 forgets it."""
         if self.of(name) != count:
             self._counts[_line(name)] = count
             self._write()
@@ -349,19 +349,19 @@ class Failures:
     def _write(self) -> None:
         self._counts = {name: count for name, count in self._counts.items() if count}
         made = "".join(f"{count} {name}\n" for name, count in self._counts.items()).encode()
-        with suppress(OSError):  # a full disk: better not counted than not read
+        with suppress(OSError):  # a full disk: reading matters more than counting
             os.pwrite(self._descriptor, made, 0)
             os.ftruncate(self._descriptor, len(made))
 
 
 def _line(name: str) -> str:
-    """Return a file's name as one line of UTF-8."""
+    """Return the name of a file as one line of UTF-8."""
     return "?".join(storable(name).splitlines())
 
 
 @contextmanager
 def _locked(directory: Path) -> "Iterator[Failures | None]":
-    """Hold the directory's lock and give its failures; None if another process has it. It ends with the process.
+    """Hold the lock of a directory and yield its failures; None if another process has it. The process's end frees it.
 
     Raises:
         ConfigurationError: the lock's file cannot be written or is no file, or the file system has no locks.

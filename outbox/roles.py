@@ -1,8 +1,8 @@
 """Least privilege: which role may do what in the schema, and the grants that make it so.
 
 ROLES is the one table of rights: `outbox init --roles` grants it, and `outbox doctor` compares a role with it. EXECUTE
-on our functions is revoked from PUBLIC, so that only the roles that it names may call one. What the user's own queries
-read is granted by the user.
+on outbox's functions is revoked from PUBLIC, so that only these roles may call them. The user grants what the queries
+in the settings read.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ class Right(NamedTuple):
 
     @property
     def clause(self) -> str:
-        """The part of a GRANT between that word and TO."""
+        """Return the part of a GRANT between that word and TO."""
         kind = "SEQUENCE" if self.relation.endswith("_seq") else "TABLE"
         kind = "FUNCTION" if self.privilege == "EXECUTE" else kind
         columns = f" ({', '.join(self.columns.split())})" if self.columns else ""
@@ -34,7 +34,7 @@ class Right(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """Group of rights: its purpose in words, and all that this needs."""
+    """Group of rights: its purpose, and all rights that it needs."""
 
     does: str
     rights: tuple[Right, ...]
@@ -59,8 +59,8 @@ _UNSUBSCRIBES: Final = (("unsubscribe", "EXECUTE"), ("resubscribe", "EXECUTE"))
 # To lock a row FOR UPDATE or FOR SHARE takes the right to update some column of it: those who only lock have a column
 # that decides nothing (`email.traceparent`, `delivery.doubted_at`).
 ROLES: Final[Mapping[str, Role]] = {
-    # An application that puts in mail of its own. `put` runs as the owner and checks all that it is given; `enqueue`
-    # runs as its caller, who needs the functions that it is made of. They read and write no table.
+    # An application that enqueues its own mail. `put` runs as the owner and checks all arguments; `enqueue` runs as its
+    # caller, which needs EXECUTE on the functions that it calls. These neither read nor write a table.
     "outbox_enqueue": _role(
         "puts emails into the outbox",
         *((function, "EXECUTE") for function in (
@@ -169,7 +169,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("suppression", "INSERT", "address reason who why email"),
         ("bounce_email", "EXECUTE"),
     ),
-    # Opens a page for who has its token, and finds the earlier editions of its recipient. Keeps sign-ins to the board.
+    # Opens a page by its token, finds earlier editions of its recipient, and keeps the board's sessions.
     "outbox_web": _role(
         "shows report pages: web",
         ("schema_version", "SELECT"),
@@ -182,8 +182,8 @@ ROLES: Final[Mapping[str, Role]] = {
         ("board_session", "DELETE"),
         *_UNSUBSCRIBES,
     ),
-    # A web application that serves the pages itself: it calls these with the token of a link, and reads nothing.
-    "outbox_unsubscribe": _role("answers unsubscribe links in an application of yours", *_UNSUBSCRIBES),
+    # A web application that answers unsubscribe links: it calls these with the token of a link, and reads nothing.
+    "outbox_unsubscribe": _role("answers unsubscribe links in your own application", *_UNSUBSCRIBES),
     "outbox_prune": _role(
         "removes bodies by age: prune",
         ("schema_version", "SELECT"),
@@ -204,7 +204,7 @@ ROLES: Final[Mapping[str, Role]] = {
 
 
 def together(roles: Iterable[str]) -> list[Right]:
-    """Return all that these roles may do, each right once."""
+    """Return the rights of all these roles, each once."""
     found: dict[tuple[str, str], list[str] | None] = {}
     for role in roles:
         for relation, privilege, columns in ROLES[role].rights:
@@ -246,11 +246,11 @@ SELECT pg_get_userbyid(owner) FROM (
 async def grant_roles(connection: Any) -> None:
     """Make the roles that are missing, and give each its rights and no others.
 
-    Idempotent, safe on all servers at once, and one commit: the rights of running relays never lapse. What a role was
-    given before, by an older version or by hand, is taken from it.
+    Idempotent, safe on all servers at once, and one commit: the rights of running relays never lapse. Rights that an
+    older version or a person granted before are revoked.
 
     Raises:
-        OutboxError: this role may not; or a role of such a name is used otherwise. The sentence says the fix.
+        OutboxError: this role may not, or a role of such a name has another use. The sentence says the fix.
         SchemaError: there is no schema, or it is another version's.
 
     """
@@ -273,10 +273,10 @@ async def grant_roles(connection: Any) -> None:
 
 
 async def renew_grants(connection: Any) -> None:
-    """Give the roles that are there their rights again, if they were given rights in this database before.
+    """Renew the rights of existing roles, if they had rights in this database before.
 
-    Called at the end of an upgrade, in its transaction, so that the rights of running relays never lapse. Where this
-    role may not grant, nothing changes; see `are_renewed`.
+    Called at the end of an upgrade, in its transaction, so that the rights of running relays never lapse. If this role
+    may not grant, nothing changes; see `are_renewed`.
     """
     if not await are_used(connection):
         return
@@ -290,7 +290,7 @@ async def renew_grants(connection: Any) -> None:
 
 
 async def missing_roles(connection: Any) -> list[str]:
-    """Return the names of ROLES that this server has no role of."""
+    """Return the names of ROLES that do not exist on this server."""
     present = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
     return [name for name in ROLES if name not in present]
 
@@ -309,7 +309,7 @@ async def _refuse_what_is_taken(connection: Any) -> None:
 
 
 def statements(names: Iterable[str] = ROLES) -> list[str]:
-    """Return the SQL that takes from each role what it has in the schema and gives it what it needs."""
+    """Return the SQL that revokes all rights of each role in the schema and grants those that it needs."""
     found = ["REVOKE ALL ON ALL FUNCTIONS IN SCHEMA outbox FROM PUBLIC"]
     for name in names:
         found += [
@@ -330,12 +330,12 @@ SELECT EXISTS (SELECT FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'outbox
 
 
 async def are_used(connection: Any) -> bool:
-    """Return whether the roles were given rights in this database, so that an upgrade has to renew them."""
+    """Return True if the roles have rights in this database, so that an upgrade has to renew them."""
     return bool(await connection.fetchval(USED, list(ROLES)))
 
 
 async def are_renewed(connection: Any) -> bool:
-    """Return whether each of the roles has the rights of this version."""
+    """Return True if each of the roles has the rights of this version."""
     if await missing_roles(connection):
         return False
     for name, role in ROLES.items():
@@ -344,7 +344,7 @@ async def are_renewed(connection: Any) -> bool:
     return True
 
 
-# Through the catalogs: by name, has_table_privilege itself fails where the schema's USAGE is missing.
+# Through the catalogs: by name, has_table_privilege fails if USAGE on the schema is missing.
 LACKING: Final = """
 SELECT c.relname, w.privilege, coalesce(string_agg(a.attname, ' ' ORDER BY place), '')
   FROM unnest($1::text[], $2::text[], $3::text[]) AS w (relation, privilege, columns)

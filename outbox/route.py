@@ -27,7 +27,7 @@ LOCAL_HOSTNAME: Final = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()).str
 
 
 def why_tls(address: SmtpAddress) -> str:
-    """Why TLS is required of a server that does not offer it, and the way out."""
+    """Return why TLS is required of a server that does not offer it, and the fix."""
     if address.username:
         return "a login is never sent in the clear; use smtps://, or no login"
     return 'starttls is "always", so nothing is sent; turn STARTTLS on in the mail server, or use smtps://'
@@ -111,12 +111,12 @@ class Route:
         return Offers.of(smtp.esmtp_extensions), transport_of(smtp.transport)
 
     def _require_tls(self, smtp: aiosmtplib.SMTP) -> None:
-        """Look once more before the connection is used, whatever the library and the server made of STARTTLS."""
+        """Verify the encryption before the connection is used, whatever the library and the server made of STARTTLS."""
         if self.settings.wants_verified_tls and smtp.get_transport_info("ssl_object") is None:
             raise RouteTroubleError(f"{self.address.name}: the connection is not encrypted, so nothing is sent")
 
     def _start_tls(self) -> bool | None:
-        """Whether STARTTLS is used; None is where it is offered."""
+        """Return True if STARTTLS is used, False if not; None if it is used when the server offers it."""
         if self.address.implicit_tls or self.settings.starttls is StartTls.NEVER:
             return False
         return True if self.settings.wants_verified_tls else None

@@ -1,4 +1,4 @@
-"""The database schema: `schema.sql` applied, older versions upgraded step by step, and one of others told apart."""
+"""Database schema: installs `schema.sql`, upgrades older versions step by step, and recognises foreign schemas."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,8 +17,8 @@ from outbox.errors import OutboxError, SchemaError
 VERSION: Final = 6
 COMPATIBLE: Final = 2
 
-# A row outside of the bounds of version 6 could never be updated again: not claimed, not expired, not cancelled. Said
-# once for all rows before the constraints are there, and once for those that came meanwhile and are open.
+# A row outside of the bounds of version 6 could never be updated again: not claimed, not expired, not cancelled. The
+# update runs once for all rows before the constraints are added, and once for open rows that were written meanwhile.
 _INTO_BOUNDS: Final = """
 UPDATE outbox.delivery
    SET due_at = CASE WHEN due_at = 'infinity' THEN due_at
@@ -171,7 +171,7 @@ def schema_sql() -> str:
 
 
 def functions_sql() -> str:
-    """Return the functions and triggers of schema.sql, to be put in the place of older ones, with their rights."""
+    """Return the functions and triggers of schema.sql, with their rights, to replace older ones."""
     found = [f"create or replace {text}" for text in _REPLACED.findall(schema_sql())]
     return "\n".join([*found, "revoke all on all functions in schema outbox from public;"])
 
@@ -211,8 +211,8 @@ async def initialise(
     """Create or upgrade the schema in one transaction; return the version before and after.
 
     Idempotent. Servers that do this at once queue on one advisory lock, and all but the first find nothing to do.
-    `then` is awaited at the end of the transaction of an upgrade. New constraints hold for new rows at once; rows from
-    before are looked at after the commit, so that relays need not wait, and stay as they are if they break one.
+    `then` is awaited at the end of the transaction of an upgrade. New constraints apply to new rows at once; older
+    rows are checked after the commit, so that relays need not wait, and stay as they are if they violate one.
 
     Raises:
         SchemaError: the database is newer than this code or not UTF8, or the schema belongs to something else.
@@ -256,14 +256,14 @@ SELECT conrelid::regclass::text AS relation, quote_ident(conname) AS name
 
 
 async def read_broken(connection: Any) -> list[str]:
-    """Return the names of the CHECKs that some older row breaks."""
+    """Return the names of the CHECKs that some older row violates."""
     return [row["name"] for row in await connection.fetch(UNVALIDATED)]
 
 
 async def validate_constraints(connection: Any) -> None:
-    """Look whether older rows keep the CHECKs that were added since; one that some row breaks holds for new rows only.
+    """Validate newer CHECKs on older rows; one that some row violates applies to new rows only.
 
-    Relays go on meanwhile: it takes no lock that they wait for (PostgreSQL docs, ALTER TABLE, VALIDATE CONSTRAINT).
+    Relays keep running: it takes no lock that they wait for (PostgreSQL docs, ALTER TABLE, VALIDATE CONSTRAINT).
     """
     async with connection.transaction():
         await connection.execute(PIN_PATH)
@@ -280,7 +280,7 @@ READ_SIZE: Final = "SELECT outbox.message_bytes_max()"
 
 
 async def limit_messages(connection: Any, bytes_max: int) -> int | None:
-    """Let messages have at most so many octets; return the limit before, or None if it is the same.
+    """Set the limit on messages, in octets; return the former limit, or None if it is the same.
 
     A relay quarantines larger messages that are in the outbox already, unless its own settings allow them.
 

@@ -152,7 +152,7 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
 
 REGISTER_TRIES: Final = 8
 
-# Ids are given by the identity column alone. To pass over some, rows are made with them and rolled back.
+# Only the identity column gives out ids. To skip some, rows are inserted with them and rolled back.
 REGISTER: Final = """
 INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, route)
 SELECT $1, $2, pg_backend_pid(), $3, $4, $5 FROM generate_series(1, $6::integer) RETURNING id
@@ -167,12 +167,12 @@ SELECT objid::bigint AS id, l.pid, (SELECT a.usesysid::regrole::text FROM pg_sta
 
 
 async def _register(connection: Any, timeline: int, route: str = "") -> int:
-    """Return the new relay's id. Its row is seen by others only with its lock held: both come with one commit.
+    """Return the new relay's id. Others see its row only with its lock held, since the lock precedes the commit.
 
-    Any role may hold the lock of an id that is still to come. Such ids are passed over, however many there are.
+    Any role may hold the lock of a future id. Such ids are skipped, however many there are.
 
     Raises:
-        DatabaseUnavailableError: the locks of all ids that were tried are held; it names a session that holds one.
+        DatabaseUnavailableError: the locks of all ids that were tried are held; the error names a holder.
 
     """
     row = (socket.gethostname(), os.getpid(), __version__, timeline, route)
@@ -195,10 +195,10 @@ async def _register(connection: Any, timeline: int, route: str = "") -> int:
             await transaction.start()
             await connection.execute(REGISTER, *row, passed)
             await transaction.rollback()
-    holder = f"pid {held[relay]['pid']}, role {held[relay]['role']}" if relay in held else "a session that is gone"
+    holder = f"pid {held[relay]['pid']}, role {held[relay]['role']}" if relay in held else "a session that has ended"
     raise DatabaseUnavailableError(
-        f"Advisory locks of relays that are still to come are held ({len(held)} of them; {relay} by {holder}); "
-        "end those sessions with pg_terminate_backend, and REVOKE CONNECT on the database from who does not need it."
+        f"The advisory locks of the next relay ids are held ({len(held)} of them; {relay} by {holder}); "
+        "end those sessions with pg_terminate_backend, and REVOKE CONNECT on the database from other roles."
     )
 
 
@@ -209,11 +209,11 @@ ENDED_LOOK_S: Final = 0.02
 async def _end(connection: Any, former: Session, *, within_s: float) -> None:
     """Make sure that this process's last session is over in the server too, so that its last commit is decided.
 
-    A session lost by the network may still run its statement: it is evicted, and waited for until its backend holds its
-    lock no more. To wait for the lock itself would be to wait for anybody who holds it.
+    A session that the network lost may still run its statement: it is evicted, and waited for until its backend no
+    longer holds its lock. To wait for the lock itself would be to wait for any session that holds it.
 
     Raises:
-        DatabaseUnavailableError: it is not over `within_s`.
+        DatabaseUnavailableError: it has not ended within `within_s`.
 
     """
     await connection.execute(
@@ -244,7 +244,7 @@ async def prove_locks(url: DatabaseUrl, *, lease_s: float) -> None:
         UnsafeDatabaseError: one sentence with what was found and the mend.
 
     """
-    key = int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF  # nobody can hold a lock of it beforehand
+    key = int.from_bytes(os.urandom(4), "big") & 0x7FFFFFFF  # random: no session can hold its lock beforehand
     one = await _connect(url, lease_s)
     try:
         other = await _connect(url, lease_s)
@@ -278,7 +278,7 @@ async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> 
     return int(pid)
 
 
-# True if all that hold it are others. Any role can see the key in pg_locks once it is taken, and ask for its lock.
+# True if all holders are other roles. Any role can see the key in pg_locks once it is taken, and request its lock.
 SELFTEST_TAKEN: Final = """
 SELECT coalesce(bool_and(pid <> $3), false) FROM pg_locks
  WHERE locktype = 'advisory' AND granted AND classid::bigint = $1 AND objid::bigint = $2 AND objsubid = 2
@@ -286,7 +286,7 @@ SELECT coalesce(bool_and(pid <> $3), false) FROM pg_locks
 
 
 async def _prove_release(url: DatabaseUrl, other: Any, key: int, backend: int) -> None:
-    """Return once `other` gets the lock, or another role got it first, which shows as well that `backend` lost it."""
+    """Return once `other` gets the lock, or another role got it first, which also shows that `backend` lost it."""
     async with asyncio.timeout(CLOSE_TIMEOUT_S + 1):
         for _ in range(20):
             if await other.fetchval("SELECT pg_try_advisory_lock($1, $2)", SELFTEST_LOCKS, key):

@@ -369,15 +369,15 @@ SECRET_MIN = 16  # characters of a secret that cannot be guessed
 
 
 class WebSettings(_Table):
-    """The table `[web]`: report pages for those who hold their links, and the board for those who sign in."""
+    """Table `[web]`: report pages behind links, and the board for users who sign in."""
 
     http: str = "127.0.0.1:8025"
     board: Annotated[bool, Field(strict=True)] = True  # else the report pages alone
-    read_only: Annotated[bool, Field(strict=True)] = False  # the board only shows
-    board_token: SecretStr | None = None  # those who know it may sign in
+    read_only: Annotated[bool, Field(strict=True)] = False  # the board accepts no decisions
+    board_token: SecretStr | None = None  # users who know it may sign in
     board_token_file: str | None = None  # ... or a file that holds it
-    board_header: str | None = None  # header in which a proxy that signs people in names them
-    board_users: list[str] = []  # those of them who may see the board
+    board_header: str | None = None  # header in which a sign-in proxy names the user
+    board_users: list[str] = []  # users of the proxy who may see the board
     history: Annotated[bool, Field(strict=True)] = False  # a page names the recipient's earlier editions
     expires: str | None = None  # how long after it was made a page is shown, as "400d"
     user_header: str | None = None  # header in which a proxy names the recipient's address
@@ -562,9 +562,9 @@ class Settings(WaySettings):
     web: WebSettings = WebSettings()
 
     batch_max: Annotated[int, _count(1000)] = 100
-    # How long generate waits for reports that another session holds while none of them is made, and a query for a lock.
+    # How long generate waits for reports that another session has reserved but does not make, and a query for a lock.
     generate_wait_s: Annotated[float, _seconds(1, 86_400)] = 600.0
-    # Octets of one message, headers and attachments included; `outbox init` writes it into the database.
+    # Octets of one message, headers and attachments included; `outbox init` writes it to the database.
     message_bytes_max: Annotated[int, Field(ge=65_536, le=104_857_600, strict=True)] = MESSAGE_BYTES_MAX
 
     lease_s: Annotated[float, _seconds(2, 3600)] = 10.0
@@ -763,7 +763,7 @@ class Settings(WaySettings):
 
 
 def _tls_fault(address: SmtpAddress, starttls: StartTls | None) -> str | None:
-    """Why a server cannot be used with this `starttls` (None: that has an error of its own); None if it can."""
+    """Return why a server cannot be used with this `starttls`; None if it can, or if `starttls` itself is invalid."""
     if starttls is StartTls.NEVER and address.username is not None and not address.implicit_tls:
         return (
             'has a login, and starttls = "never" would send it in clear text; take starttls out, write smtps://, '
@@ -777,7 +777,7 @@ def _tls_fault(address: SmtpAddress, starttls: StartTls | None) -> str | None:
     return None
 
 
-_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){50}""")  # more parts than any settings have
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){50}""")  # more parts than any valid key has
 _RULES = frozenset({"reports", "domains"})  # of a route: which emails take it
 _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
@@ -839,7 +839,7 @@ def _is_found(path: Path) -> bool:
     One that is not there now is not read either: in /tmp somebody else may put one there the next moment.
 
     Raises:
-        ConfigurationError: others may write it, or put another one in its place.
+        ConfigurationError: others can write or replace it.
 
     """
     try:
@@ -852,7 +852,7 @@ def _is_found(path: Path) -> bool:
         ) from None
     if distrust is not None:
         raise ConfigurationError(
-            f"{path}: was found in the working directory and is not used, since settings can run code and "
+            f"{path}: found in the working directory but not used, since settings can run code and "
             f"{distrust}, or name the file with --config or OUTBOX_CONFIG if you trust it."
         )
     return True

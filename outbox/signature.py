@@ -29,14 +29,14 @@ SIGNED: Final = frozenset({
     b"list-owner", b"list-archive", b"feedback-id", b"auto-submitted",
 })  # fmt: skip
 HEADER_MAX: Final = 256 * 1024
-"""Bytes of a header that is signed: four times what the schema lets in."""
+"""Largest header that is signed, in bytes: four times the limit of the schema."""
 _PROBE: Final = b"From: a@example.com\r\n\r\n"
 _BLANKS: Final = re.compile(rb"[\t ]+")
 _EMPTY_LINES: Final = b"\r\n" * 4096
 
 
 class UnsignableError(Exception):
-    """Error for a message that cannot be signed, because it is no RFC 5322 message."""
+    """Error for a message that cannot be signed, because it is not an RFC 5322 message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Signer:
         return f"v=DKIM1; k=rsa; p={self.public_key}"
 
     def sign(self, message: bytes, *, head: bytes = b"") -> bytes:
-        """Return the DKIM-Signature field of `head` and the message behind it, with its CRLF.
+        """Return the DKIM-Signature field, with its CRLF, of `head` and the message after it.
 
         From is over-signed: a second one cannot be added. `head` is whole header lines.
 
@@ -88,7 +88,7 @@ class Signer:
 
 
 def _give_body_hash(signing: Any, digest: bytes) -> None:
-    """Make dkimpy write this hash instead of that of the body that it knows, which is empty."""
+    """Make dkimpy write this hash instead of the hash of its own body, which is empty."""
     generate = signing.gen_header
 
     def gen_header(fields: Iterable[tuple[bytes, bytes]], *rest: Any, **named: Any) -> bytes:
@@ -105,7 +105,7 @@ def body_hash(pieces: Iterable[bytes]) -> bytes:
     line are taken off: the other way round would take a time that grows with the square of a line's blanks.
     """
     digest = hashlib.sha256()
-    empty_lines = 0  # seen, and not hashed yet: those at the end of the body do not count
+    empty_lines = 0  # seen but not hashed yet: those at the end of the body do not count
     written = False
     for piece in pieces:
         text = _BLANKS.sub(b" ", piece) if b"\t" in piece or b"  " in piece else piece

@@ -120,7 +120,7 @@ class Reader(Protocol):
 
     @property
     def trusted(self) -> "Reader":
-        """A reader for queries of our own, which no schema of the user's search path can change."""
+        """Return a reader for outbox's own queries, which no schema on the user's search path can change."""
 
 
 @dataclass(slots=True)

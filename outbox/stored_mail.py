@@ -1,7 +1,7 @@
-"""Stored messages as people read them: subject, text, page and attachments, for `outbox show` and the board.
+"""Stored messages for people to read: subject, text, page and attachments, for `outbox show` and the board.
 
-Whatever lies in `email.message` is shown, or as much of it as the limits here and in `mime` let through, within a
-fraction of a second: rows written by hand or by an older version may hold anything.
+Any content of `email.message` is read within a fraction of a second, as far as the limits here and in `mime` allow:
+rows written by hand or by an older version may hold anything.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Final
 
 from outbox import mime
 
-MESSAGE_MAX: Final = 32 * 1024 * 1024  # bytes that are looked at
+MESSAGE_MAX: Final = 32 * 1024 * 1024  # bytes that are read
 TEXT_MAX: Final = 4 * 1024 * 1024  # bytes of a text or a page, decoded
 
 
@@ -19,19 +19,19 @@ class Attachment:
     """File in a message, or a picture that its page shows."""
 
     name: str
-    """As the message says it, possibly "". Any characters but control characters: escape it where it is shown."""
+    """Name in the message, possibly "". It has no control characters, but must be escaped for HTML."""
     type: str
     size: int
     """Bytes, decoded."""
     cid: str
     """Content-ID without its brackets; "" if it has none."""
     content: Callable[[], bytes] = field(repr=False)
-    """Decodes the bytes, each time it is called."""
+    """Return the decoded bytes; every call decodes them again."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """What could be read of a message."""
+    """Message as far as it could be read."""
 
     headers: list[tuple[str, str]]
     """Names as written, values decoded and on one line each, in their order."""
@@ -39,7 +39,7 @@ class StoredMessage:
     html: str | None
     attachments: list[Attachment]
     notes: list[str]
-    """What was left out, each a clause such as `it has more than 500 parts`."""
+    """Parts that were left out, each a clause such as `it has more than 500 parts`."""
 
     def header(self, name: str) -> str | None:
         """Return the value of the first header of that name, in any case; None if there is none."""
@@ -48,7 +48,7 @@ class StoredMessage:
 
 
 def read_message(raw: bytes) -> StoredMessage:
-    """Read a message. Never raises: what is broken or beyond a limit is left out and named in `notes`."""
+    """Read a message. Never raises: malformed parts and parts beyond a limit are left out and named in `notes`."""
     message = mime.parse(raw[:MESSAGE_MAX])
     if len(raw) > MESSAGE_MAX:
         message.note(f"it is larger than {MESSAGE_MAX} bytes")

@@ -1,7 +1,7 @@
-"""Commands that are suggested to people, spelled so that a shell takes them as they are meant.
+"""Commands that are suggested to people, quoted for a POSIX shell.
 
-Keys and addresses come from outside. One may look like an option, or hold blanks, quotes, `$(…)` or control characters,
-which a terminal would obey. Every command with such a word in it is made here.
+Keys and addresses are untrusted. They may look like an option, or hold blanks, quotes, `$(…)` or control characters
+that a terminal would interpret. Every suggested command with such a word is built here.
 """
 
 import shlex
@@ -13,7 +13,7 @@ _SET_LF = "lf=$(printf %b '\\0012.') && "
 
 
 def command(name: str, *options: str, keys: Sequence[str] = (), after: Sequence[str] = ()) -> str:
-    """Return `outbox NAME OPTIONS KEYS AFTER`, where `after` are options that read better behind the keys.
+    """Return `outbox NAME OPTIONS KEYS AFTER`, where `after` are options that read better after the keys.
 
     Options are given as they are typed (see `option`). With a key that begins with a hyphen all options come first,
     then `--`.
@@ -33,7 +33,7 @@ def option(name: str, value: str) -> str:
 
 
 def word(text: str) -> str:
-    """Return the text as one word of a POSIX shell, on one line and without what a terminal would obey.
+    """Return the text as one word of a POSIX shell, on one line and without terminal control characters.
 
     A word that ends in a line feed needs the variable that `command` sets before it.
     """
@@ -46,7 +46,7 @@ def word(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    """The character as `printf %b` takes it."""
+    """Return the character as an escape of `printf %b`."""
     if character == "\\":
         return "\\\\"
     return character if character.isprintable() else "".join(f"\\0{byte:03o}" for byte in character.encode())

@@ -100,21 +100,21 @@ async def connected(settings: "Settings", application: str) -> AsyncIterator[Any
 
 
 def to_json(found: Any) -> str:
-    """Return one line for scripts; times as ISO 8601, what a terminal would obey as escapes."""
+    """Return one line for scripts, with times as ISO 8601 and terminal control characters escaped."""
     import json
 
     made = json.dumps(found, default=lambda at: at.isoformat(), ensure_ascii=False)
-    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", made)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", made)
 
 
-# Control characters, which json.dumps escapes up to U+001F only, and what turns the direction of writing, so that a
-# line shows other words than it holds.
-_OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# Control characters, which json.dumps escapes only up to U+001F, and bidirectional controls, with which a line shows
+# other words than it holds.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(line: str) -> str:
-    """Return the line without what a terminal would obey: keys and replies come from outside."""
-    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", line)
+    """Return the line without terminal control characters: keys and replies are untrusted."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", line)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -26,7 +26,10 @@ def init(
     ] = False,
     rotate_bounce_key: Annotated[
         bool,
-        typer.Option("--rotate-bounce-key", help="Sign with a new key; bounces of the former are read for 30 days."),
+        typer.Option(
+            "--rotate-bounce-key",
+            help="Make a new key for bounce tokens; the former stays valid for 30 days.",
+        ),
     ] = False,
 ) -> None:
     """Create or upgrade the database's schema.
@@ -56,7 +59,7 @@ def init(
     elif renewed:
         typer.echo("The rights of its roles were renewed.")
     elif renewed is False:
-        typer.echo("Its roles have no rights on what is new yet; run `outbox init --roles`.")
+        typer.echo("Its roles have no rights on new objects yet; run `outbox init --roles`.")
 
 
 def _print_roles() -> None:
@@ -75,15 +78,15 @@ async def _rotate_bounce_key(settings: "Settings") -> str:
 
     async with connected(settings, "outbox init") as connection:
         until = await rotate(connection)
-    former = f"; bounces with tokens of the former one are believed until {until:%Y-%m-%d %H:%M} UTC" if until else ""
-    return f"A new key signs the tokens of bounces{former}."
+    former = f"; tokens of the former one stay valid until {until:%Y-%m-%d %H:%M} UTC" if until else ""
+    return f"A new key signs bounce tokens{former}."
 
 
 async def _initialise(
     settings: "Settings", redefine: list[str], *, roles: bool
 ) -> tuple[tuple[int | None, int], bool | None, list[str]]:
-    """Return the versions before and after, whether an upgrade renewed the rights of roles (None: it had not to), and
-    what else was changed, in a line each.
+    """Return the versions before and after, whether an upgrade renewed the rights of roles (None if it need not),
+    and the other changes, one line each.
     """
     from outbox.database import connect, engine
     from outbox.lock_wait import lock_waits
@@ -105,11 +108,11 @@ async def _initialise(
                 limit = await limit_messages(connection, settings.message_bytes_max)
                 if limit is not None:
                     changes.append(
-                        f"Messages may have {settings.message_bytes_max:,} octets now, where it was {limit:,}."
+                        f"The limit on messages is now {settings.message_bytes_max:,} octets; it was {limit:,}."
                     )
                 if upgraded or limit is not None:
                     changes += [
-                        f"Older emails break {name}; they stay as they are, and new ones are refused."
+                        f"Older emails violate {name}; they stay as they are, and new ones are refused."
                         for name in await read_broken(connection)
                     ]
                 changes += told(await write_rules(connection, settings))

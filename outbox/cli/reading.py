@@ -141,7 +141,7 @@ def show(
         for line in story.part("plain").splitlines():
             typer.echo(printable(line))
         for note in story.content().notes:
-            typer.echo(f"outbox: {printable(story.key)}: not all of it is shown: {note}; say --eml.", err=True)
+            typer.echo(f"outbox: {printable(story.key)}: not all of it is shown: {note}; use --eml.", err=True)
     elif eml is not None:
         _write(eml, story.whole())
     elif open_:
@@ -169,7 +169,7 @@ def _write(path: Path, message: bytes) -> None:
     typer.echo(f"{printable(str(path))}: {len(message):,} bytes")
 
 
-# Before a page that others wrote: nothing of it runs, and nothing is loaded, which would tell its sender who looks.
+# Before an untrusted page: no script runs, and nothing is loaded, which would tell the sender that the page is read.
 _HARMLESS = (
     "<!doctype html><meta charset=utf-8><meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
     "img-src data:; style-src 'unsafe-inline'; form-action 'none'\">\n"

@@ -25,7 +25,7 @@ def web(
 ) -> None:
     """Serve the report pages, and the board for operators who sign in. SIGTERM ends it after requests in progress.
 
-    Without a sign-in in [web] it prints a link with a random token, which signs in to the board until it ends.
+    Without a sign-in in [web] it prints a link with a random token, which is valid until the process ends.
     """
     settings = settings_of(context, config)
     settings.require("database_url")

@@ -27,7 +27,7 @@ RETRY_AFTER_S = "5"
 
 
 def create(settings: Settings, *, link_token: str | None = None) -> Starlette:
-    """Return the application. It connects to nothing before it is asked for something.
+    """Return the application. It opens no connection before the first request.
 
     There is a board only with a sign-in: the settings' own, or `link_token`, a random secret of the caller's, with
     which `GET /?token=…` signs in. Without either there are the report pages alone, and a warning.
@@ -74,7 +74,7 @@ def create(settings: Settings, *, link_token: str | None = None) -> Starlette:
         },
     )
     app.state.store = store
-    app.state.live = live  # a server that stops ends it first, and with it the streams, which never end by themselves
+    app.state.live = live  # a server that stops ends it first, and with it the streams, which do not end by themselves
     app.router.redirect_slashes = False
     return app
 
@@ -87,7 +87,7 @@ async def _refused(request: Request, error: Exception) -> Response:
         request,
         error.status_code,
         titles.get(error.status_code, "Not done"),
-        words.get(error.status_code, "This address does not take such a request."),
+        words.get(error.status_code, "This address does not accept such a request."),
         **{name.replace("-", "_"): value for name, value in (error.headers or {}).items()},
     )
 
@@ -108,7 +108,7 @@ async def _away(request: Request, error: Exception) -> Response:
 async def _read_only(request: Request, error: Exception) -> Response:
     log.warning("database_refuses", "the database is read-only: {reason}", reason=str(error))
     return _unavailable(
-        request, "The database here is read-only, as a standby is. Signing in and deciding need the primary."
+        request, "The database of this server is read-only, as on a standby. Signing in and deciding need the primary."
     )
 
 

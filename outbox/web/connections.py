@@ -1,7 +1,7 @@
-"""Bounds on the connections of `outbox web`: how many in all and per client, and how long a client may keep it waiting.
+"""Limits on the connections of `outbox web`: their number in all and per client, and how long a client may be silent.
 
-uvicorn bounds only their number, by refusing every newcomer, how long an idle one is kept, and a head that comes in
-pieces. So one client with 500 silent connections would shut out everybody else.
+uvicorn limits only their number, by refusing every new one, the time of an idle one, and a head that comes in pieces.
+So one client with 500 silent connections would shut out all others.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from outbox.web.guard import Callers, client_of
 
 CONNECTIONS_MAX: Final = 500
-CLIENT_MAX: Final = 100  # connections of one client; beyond, a new one ends one that has waited for it for WAITED_S
-WAITED_S: Final = 1.0  # a request that is under way over a slow network is not cut off
+CLIENT_MAX: Final = 100  # connections of one client; above, a new one closes one that has waited for WAITED_S
+WAITED_S: Final = 1.0  # a request that is arriving over a slow network is not cut
 GREEDY: Final = 25  # a client with more loses connections before others do
 REQUEST_MAX_S: Final = 10.0  # from the first byte of a request, or the connection, to its last
 STALL_MAX_S: Final = 20.0  # ... in which a client must take
@@ -31,7 +31,7 @@ REFUSAL: Final = (
 
 
 class Connections:
-    """The open connections of one server.
+    """Open connections of one server.
 
     When there is no room, a newcomer takes the place of the connection whose client has kept the server waiting
     longest: which has asked nothing yet, or not all, or is idle between requests, or does not read its answer. If there
@@ -54,14 +54,14 @@ class Connections:
         self.client_max = client_max
         self.unread_max = unread_max
         self.clock = clock
-        self._open: dict[BoundedProtocol, None] = {}  # in the order in which they came
+        self._open: dict[BoundedProtocol, None] = {}  # in order of arrival
         self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
 
     def admit(self, connection: "BoundedProtocol") -> bool:
-        """Take in a connection, and evict another one if need be; False if it is to be refused."""
+        """Accept a connection, and evict another one if needed; return False to refuse it."""
         client = connection.peer
         if client and self._counts[client] >= self.client_max:
             since = self.clock() - WAITED_S
@@ -77,7 +77,7 @@ class Connections:
         return True
 
     def discard(self, connection: "BoundedProtocol") -> None:
-        """Forget a connection that has ended; nothing if it is not known."""
+        """Forget a connection that has ended; do nothing if it is unknown."""
         if connection not in self._open:
             return
         del self._open[connection]
@@ -118,7 +118,7 @@ def _since(connection: "BoundedProtocol") -> float:
 
 
 def _evict(connections: Connections, candidates: "list[BoundedProtocol]") -> bool:
-    """End the one that has waited for its client longest; False if there is none."""
+    """Abort the connection that has waited longest for its client; return False if there is none."""
     if not candidates:
         return False
     victim = min(candidates, key=_since)
@@ -132,21 +132,21 @@ class BoundedProtocol(H11Protocol):
 
     open_connections: Connections
     peer = ""
-    """The client it counts for; "" is a trusted proxy, which has no bound of its own."""
-    _since = 0.0  # when the client's turn began
+    """Client that the connection counts for; "" is a trusted proxy, which has no limit of its own."""
+    _since = 0.0  # when the server began to wait for the client
     _request_deadline: asyncio.TimerHandle | None = None
     _reading_check: asyncio.TimerHandle | None = None
 
     @property
     def waiting_since(self) -> float | None:
-        """When the server began to wait for the client; None while the client waits for the server."""
+        """Return when the server began to wait for the client; None while the client waits for the server."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body or self.transport.get_write_buffer_size():
             return self._since
         return None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request, if there is room."""
+        """Admit the connection and wait for a request, or refuse it."""
         super().connection_made(transport)
         self._since = self.open_connections.clock()
         address = self.client[0] if self.client else ""
@@ -158,7 +158,7 @@ class BoundedProtocol(H11Protocol):
         self._reading_check = self.loop.call_later(STALL_MAX_S, self._check_reading, 0)
 
     def data_received(self, data: bytes) -> None:
-        """Take some of a request, or all of it."""
+        """Receive some of a request, or all of it."""
         if self._request_deadline is None:
             self._request_deadline = self.loop.call_later(REQUEST_MAX_S, self.transport.abort)
         super().data_received(data)
@@ -193,7 +193,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _check_reading(self, left_before: int) -> None:
-        """End a connection whose client does not read what is written, also one that is being closed."""
+        """Abort a connection whose client does not read its answer, even one that is closing."""
         left = self.transport.get_write_buffer_size()
         if left_before and left_before - left < min(left_before, STALL_TAKEN_MIN):
             self.transport.abort()

@@ -48,7 +48,7 @@ SELECT r.id, r.token, r.html
 def is_one_click(body: bytes) -> bool:
     """Return True if a form has the one field of RFC 8058 §3.1, in either of the two encodings of forms.
 
-    Anybody may send one, so each byte is read a few times at most: a part's head is what stands before its value, after
+    The form is untrusted, so each byte is read only a few times: the head of a part is the text before its value, after
     the last empty line.
     """
     if body == b"List-Unsubscribe=One-Click":
@@ -92,7 +92,7 @@ class Pages:
         return html
 
     async def offer(self, request: Request) -> Response:
-        """GET /u/{token}: nothing changes, since programs follow the links in emails."""
+        """GET /u/{token}: change nothing, since programs follow the links in emails."""
         return page(request, "unsubscribe.html.j2", title="Unsubscribe")
 
     async def unsubscribe(self, request: Request) -> Response:

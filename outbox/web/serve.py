@@ -63,7 +63,7 @@ class _Server(uvicorn.Server):
 async def serve(settings: Settings) -> None:
     """Serve at `web.http` until SIGTERM or SIGINT, then answer the requests in progress within `drain_s`.
 
-    A board for which the settings have no sign-in gets a random token of this run, in a link for the operator.
+    If the settings have no sign-in, the board gets a random token for this run, in a link for the operator.
 
     Raises:
         ConfigurationError: cannot listen there.
@@ -80,7 +80,7 @@ async def serve(settings: Settings) -> None:
 
 
 def _announce(settings: Settings, place: str, link_token: str | None) -> None:
-    """Say where the pages are. The link is for the person at the terminal, also where the log is silent."""
+    """Log the address of the pages. The link is for a person at the terminal: it is printed if the log is quiet."""
     if link_token is None:
         board = " and the board" if settings.web.board else ""
         log.info("web_listening", "report pages{board} are at http://{place}/", board=board, place=place)
@@ -89,7 +89,7 @@ def _announce(settings: Settings, place: str, link_token: str | None) -> None:
     reached = f"127.0.0.1:{port}" if host.strip("[]") in WILDCARDS else place
     sentence = (
         "report pages are at {place}, and the board is behind this link: http://{reached}/?token={token} "
-        "(it signs in until this process ends; set board_token or board_header in [web] for a sign-in of your own)"
+        "(valid until this process ends; set board_token or board_header in [web] for a permanent sign-in)"
     )
     fields = {"place": place, "reached": reached, "token": link_token}
     if log.says(logging.INFO):
@@ -105,9 +105,9 @@ def _config(app: Starlette, settings: Settings) -> uvicorn.Config:
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="error",  # its warnings tell what clients did wrong, as often as they like
+        log_level="error",  # its warnings report errors of clients, without a limit
         access_log=False,  # paths hold tokens
-        proxy_headers=False,  # it would believe every client of this machine; `Callers` believes whom the settings name
+        proxy_headers=False,  # it would trust every client of this machine; `Callers` trusts those in the settings
         server_header=False,
         h11_max_incomplete_event_size=HEAD_MAX,
         timeout_keep_alive=IDLE_MAX_S,

@@ -123,8 +123,8 @@ async def test_init_writes_the_size_of_messages_into_the_database_and_says_so(fl
     fleet.top += "\nmessage_bytes_max = 100000"
     said = await fleet.run("init")
     assert (said.code, said.err) == (0, "")
-    assert "Messages may have 100,000 octets now, where it was 20,971,520." in said.out
-    assert "Older emails break email_message_size; they stay as they are, and new ones are refused." in said.out
+    assert "The limit on messages is now 100,000 octets; it was 20,971,520." in said.out
+    assert "Older emails violate email_message_size; they stay as they are, and new ones are refused." in said.out
     assert await fleet.connection.fetchval(limit) == 100_000
     again = await fleet.run("init")
     assert "octets" not in again.out

@@ -427,7 +427,7 @@ async def test_an_upgrade_by_a_role_that_may_not_grant_says_that_the_rights_have
     await fleet.connection.execute("ALTER ROLE outbox_relay LOGIN")
     said = await fleet.run("init")
     assert said.code == 0
-    assert "Its roles have no rights on what is new yet; run `outbox init --roles`." in said.out
+    assert "Its roles have no rights on new objects yet; run `outbox init --roles`." in said.out
     await fleet.put_emails(2)
     sender = await fleet.start("relay", "--until-empty", environment={"OUTBOX_DATABASE_URL": of(fleet, "relay")})
     await sender.says("permission denied")

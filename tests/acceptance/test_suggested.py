@@ -1,4 +1,4 @@
-"""What the commands tell people to type works as it is printed, in a real shell, whatever a key looks like."""
+"""Suggested commands work as printed, in a real shell, for any key."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ async def state_of(fleet, key):
 
 
 def remedies(out):
-    """What `show` says that may be typed."""
+    """Return the commands that `show` suggests."""
     lines = out.splitlines()
     at = next(at for at, line in enumerate(lines) if line.startswith("You may type"))
     return [line.strip() for line in lines[at + 1 :]]

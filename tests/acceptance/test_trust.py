@@ -47,14 +47,14 @@ async def test_settings_that_were_only_found_and_others_may_write_are_not_read(o
     (own.directory / "mine.py").write_text(MINE.format(more=""))
     if how == "mode":
         own.directory.chmod(0o777)
-        reason = f"{own.directory} may be written by everybody (drwxrwxrwx "
+        reason = f"{own.directory} is world-writable (drwxrwxrwx "
         fix = f"; run `chmod go-w {own.directory}`"
     else:
         os.chown(own.directory, NOBODY, 0)
-        reason = f"{own.directory} belongs to nobody, not to root or root"
+        reason = f"{own.directory} is owned by nobody, not by root or root"
         fix = f"; run `chown root {own.directory}`"
     for command in (("generate",), ("status",), ("relay", "--until-empty"), ("init",), ("doctor",)):
-        await refused(own, "outbox.toml: was found in the working directory", reason, fix, "--config", command=command)
+        await refused(own, "outbox.toml: found in the working directory", reason, fix, "--config", command=command)
     config = str(own.directory / "outbox.toml")
     assert (await own.run("status", "--config", config)).code == 0
     assert (await own.run("--config", config, "status")).code == 0
@@ -66,7 +66,7 @@ async def test_a_settings_file_that_everybody_may_write_is_not_read_and_the_sugg
     path.chmod(0o666)
     own.settings = path.read_text()
     own.write_settings = lambda: path
-    await refused(own, f"{path} may be written by everybody (-rw-rw-rw- ", f"`chmod go-w {path}`", command=("status",))
+    await refused(own, f"{path} is world-writable (-rw-rw-rw- ", f"`chmod go-w {path}`", command=("status",))
     path.chmod(0o644)
     assert (await own.run("status")).code == 0
 
@@ -78,7 +78,7 @@ async def test_a_source_module_that_others_may_write_does_not_run_whoever_named_
     module.write_text(MINE.format(more=""))
     module.chmod(0o666)
     command = ("generate", *(("--config", str(own.directory / "outbox.toml")) if named else ()))
-    await refused(own, "reports.progress.source: ", f"{module}: is not run", "by everybody", command=command)
+    await refused(own, "reports.progress.source: ", f"{module}: not run", "is world-writable", command=command)
     module.chmod(0o644)
     ended = await own.run(*command)
     assert (ended.code, ended.err) == (0, ""), ended
@@ -90,7 +90,7 @@ async def test_a_directory_with_modules_that_others_may_write_does_not_run_with_
     (own.directory / "mine.py").write_text(MINE.format(more=""))
     own.directory.chmod(0o777)
     command = ("generate", "--config", str(own.directory / "outbox.toml"))
-    await refused(own, f"{own.directory} may be written by everybody", command=command)
+    await refused(own, f"{own.directory} is world-writable", command=command)
 
 
 @pytest.mark.parametrize("which", ["package", "its __init__", "module", "helper", "__pycache__"])
@@ -109,7 +109,7 @@ async def test_each_module_beside_the_settings_is_looked_at_before_it_runs(own, 
         "__pycache__": package / "__pycache__",
     }[which]
     path.chmod(0o777)
-    await refused(own, f"{path} may be written by everybody")
+    await refused(own, f"{path} is world-writable")
     path.chmod(0o755)
     assert (await own.run("generate")).code == 0
     assert ran(own)
@@ -120,7 +120,7 @@ async def test_a_resolver_that_others_may_write_does_not_run(own):
     module = own.directory / "resolving.py"
     module.write_text("from pathlib import Path\nPath('ran').touch()\ndef was_accepted(email): return None\n")
     module.chmod(0o666)
-    await refused(own, "resolver: ", f"{module} may be written by everybody", command=("relay", "--until-empty"))
+    await refused(own, "resolver: ", f"{module} is world-writable", command=("relay", "--until-empty"))
     module.chmod(0o644)
     assert (await own.run("relay", "--until-empty")).code == 0
     assert ran(own)
@@ -138,7 +138,7 @@ async def test_a_template_that_others_may_write_does_not_run(own, name):
     path.chmod(0o666)
     ended = await own.run("generate")
     assert ended.code == 1
-    assert f"{path} is not used, since a template can run code and {path} may be written by everybody" in ended.err
+    assert f"{path}: not used, since a template can run code and {path} is world-writable" in ended.err
     assert not ran(own)
     path.chmod(0o644)
     assert (await own.run("generate")).code == 0

@@ -1,4 +1,4 @@
-"""What `outbox doctor` says of other roles: on the path, at the door, and in our locks."""
+"""`outbox doctor` on other roles: on the search path, with CONNECT, and in outbox's locks."""
 
 import re
 

@@ -48,7 +48,7 @@ async def put(connection, **more):
 
 
 async def refused(connection, **more):
-    """What `put` says to these arguments."""
+    """Return the error of `put` for these arguments."""
     with pytest.raises(REFUSED) as error:
         await put(connection, **more)
     assert error.value.sqlstate == "22023"

@@ -145,7 +145,7 @@ async def test_a_verdict_that_cannot_be_told_again_does_not_keep_back_the_others
     news = [news_of(replace(claim(), key=f"mail{n}"), 1, SENT) for n in (1, 2, 3)]
     emails, changed = await tell_again(fleet.connection, news, nullcontext)
     assert (set(emails), changed) == ({"mail1", "mail3"}, 2)
-    assert "mail2, attempt 1: the verdict 'accepted' cannot be told again: " in caplog.text
+    assert "mail2, attempt 1: the verdict 'accepted' cannot be written again: " in caplog.text
 
 
 def test_a_dot_without_an_answer_is_told_as_doubt_on_the_policys_clock():

@@ -1,4 +1,4 @@
-"""What the SQL functions make of any text: the same as Python, or one plain error."""
+"""SQL functions on any text: the same result as Python, or one plain error."""
 
 import asyncio
 import email

@@ -1,4 +1,4 @@
-"""What the fuzz targets have in common: how inputs are made, judged, kept as files, and how long one may take.
+"""Common parts of the fuzz targets: making inputs, judging them, keeping them as files, and the time limit.
 
 A target is a name, a strategy and a check that raises for a finding. Its corpus is tests/fuzz/corpus/<name>: one file
 for each input that once failed, or is known to be slow; they are run first, every time.

@@ -4,8 +4,6 @@ import email
 import email.policy
 import re
 from datetime import UTC, datetime
-from importlib import import_module
-from importlib.util import find_spec
 
 from hypothesis import strategies as st
 
@@ -13,6 +11,8 @@ from outbox import verp
 from outbox.bounce import IDS_MAX, NOTICES_MAX, READ_MAX, SAID_MAX, Kind, take_apart
 from outbox.fields import BREAKS, one_line
 from outbox.message import Attachment, Mailbox, build, check_address, comparable, parse_sender
+from outbox.stored_mail import read_message
+from outbox.web.board.mail import mail_of
 from tests import bounces
 from tests.fuzz.harness import fuzzed, pieces, words
 
@@ -66,18 +66,6 @@ def a_bounce_is_read_within_its_bounds_or_refused(raw):
 # ── stored messages ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _readers():
-    """What shows a stored message to a person; which there are depends on the version."""
-    for module, name in (
-        ("outbox.mime", "parse"),
-        ("outbox.stored_mail", "read_message"),
-        ("outbox.web.board.mail", "parts_of"),
-        ("outbox.web.board.mail", "mail_of"),
-    ):
-        if find_spec(module) is not None and (reader := getattr(import_module(module), name, None)) is not None:
-            yield reader
-
-
 _STORED = build(
     sender=Mailbox("Réports", "reports@example.com"), recipient=Mailbox("Ann", "ann@example.com"),
     subject="Ünwritten",
@@ -90,8 +78,8 @@ _STORED = build(
 
 @fuzzed("stored", pieces(*_TOKENS, b"cid:logo", b"Content-ID: <logo>\r\n", seeds=(_STORED, *_SAMPLES)), bytes)
 def any_stored_message_can_be_shown(raw):
-    for read in _readers():
-        read(raw)
+    read_message(raw)
+    mail_of(raw)
 
 
 # ── messages that we build ───────────────────────────────────────────────────────────────────────────────────────────
@@ -206,10 +194,7 @@ _IN_TEXT = words(
 
 @fuzzed("tokens", _IN_TEXT, str)
 def tokens_in_any_text_are_short_lower_case_and_found_again(text):
-    for name in ("emails_in", "former_tokens_in", "tokens_in"):
-        find = getattr(verp, name, None)
-        if find is None:  # a function of another version
-            continue
+    for find in (verp.former_tokens_in, verp.tokens_in):
         found = find(text)
         assert find(" ".join(_token(one) for one in found)) == found
         for one in found:

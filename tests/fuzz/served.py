@@ -96,7 +96,7 @@ class Served:
 
 
 def _heard(client: socket.socket) -> bytes | None:
-    """What comes next; b"" when the server has hung up; None if nothing came, and it has now been told to end."""
+    """Return the next bytes; b"" if the server has hung up; None after a silence, with our side shut down."""
     try:
         return client.recv(65_536)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""What a mail server says: replies, and the extensions that it offers."""
+"""Input from a mail server: replies, and the extensions that it offers."""
 
 import re
 from dataclasses import asdict

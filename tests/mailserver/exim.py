@@ -78,7 +78,7 @@ def missing() -> str | None:
 
 @dataclass
 class Exim:
-    """Where it takes mail, and what it took."""
+    """Running Exim: its port and the messages that it accepted."""
 
     base: Path
     port: int

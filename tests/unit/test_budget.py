@@ -1,4 +1,4 @@
-"""Which of a process's relays may claim how many bytes of large messages."""
+"""Shares of a process's relays in the memory budget for large messages."""
 
 from outbox.budget import IN_FLIGHT_BYTES, Budget
 

@@ -338,7 +338,7 @@ def kind(name):
 
 
 def workloads():
-    """What runs pods."""
+    """Return the manifests that run pods."""
     return [*of_kind("Job"), *of_kind("Deployment"), *of_kind("CronJob")]
 
 
@@ -436,7 +436,7 @@ def test_every_image_of_a_pod_is_named_by_a_digest_that_is_yours_to_fill_in():
 
 
 def chosen(policy, labels):
-    """Whether a policy, or one of its peers' selectors, is about pods of these labels."""
+    """Return True if a policy, or a selector of one of its peers, matches pods with these labels."""
     return policy["matchLabels"].items() <= labels.items()
 
 

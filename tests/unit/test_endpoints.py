@@ -166,7 +166,7 @@ def test_an_answer_that_is_not_read_is_cut_off(monkeypatch):
         host, port = opened.address.split(":")
         with socket.create_connection((host, int(port)), DEADLINE_S) as client:
             client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-            waiting = opened._server._rooms[http_server._Stage.ANSWERED].connections
+            waiting = opened._server._slots[http_server._Stage.ANSWERED].connections
             end = time.monotonic() + DEADLINE_S
             seen = False
             while not seen or waiting:
@@ -285,7 +285,7 @@ def test_the_connections_never_take_more_than_a_part_of_the_file_descriptors():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for limit, places in ((64, 8), (256, 32), (1024, 128), (4096, 128)):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-        assert http_server._places() == places
+        assert http_server._slots() == places
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -26,7 +26,7 @@ LOGINS = [
 
 
 def told_in_base64(said, user, password):
-    """Whether some base64 of the text, at any offset, holds four bytes of the login."""
+    """Return True if some base64 in the text, at any offset, holds four bytes of the login."""
     data = [user.encode(), password.encode(), f"\0{user}\0{password}".encode()]
     grams = {one[at : at + 4] for one in data for at in range(len(one) - 3)}
     squeezed = "".join(said.split()).translate(str.maketrans("-_", "+/"))

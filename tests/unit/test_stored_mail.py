@@ -1,4 +1,4 @@
-"""What is read of a stored message, and that nothing that lies there takes long, much memory, or raises."""
+"""Reading of stored messages: the result, and that no content takes long, much memory, or raises."""
 
 import subprocess
 import sys
@@ -113,7 +113,7 @@ def test_no_stored_message_takes_more_memory_than_a_few_times_its_size(name, tmp
     [
         ("400 multiparts", "nested more than 16 deep"),
         ("10,000 parts", "more than 500 parts"),
-        ("lines like boundaries", "lines begin as a boundary does"),
+        ("lines like boundaries", "lines begin like a boundary"),
         ("header fields", "more than 1000 fields"),
         ("a header line of megabytes", "a header is longer than"),
         ("quoted-printable", "its text/plain part is larger than"),

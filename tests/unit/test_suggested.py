@@ -40,7 +40,7 @@ SHELLS = [shell for shell in ("sh", "bash", "dash", "zsh", "ksh") if shutil.whic
 
 
 def words_of(line, shell, tmp_path):
-    """What a program called `outbox` would be given."""
+    """Return the arguments that a program called `outbox` would get."""
     (tmp_path / "outbox").write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
     (tmp_path / "outbox").chmod(0o755)
     ran = subprocess.run(

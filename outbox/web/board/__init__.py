@@ -1,6 +1,6 @@
 """The operators' board: sign-in and pages. What is decided there is done by the modules of the commands.
 
-    signing      who uses it: somebody who showed the token, or whom a trusted proxy names; and the tokens of forms
+    signing      authentication by the token or a trusted proxy; tokens of forms
     sessions     sign-ins, as rows in Postgres
     routes       all that it answers
     desk         what every page stands on: the frame, the words, who decides

@@ -1,4 +1,4 @@
-"""What every page of the board uses: the settings, the store, the sign-in, the frame of a page, and who decides."""
+"""Common parts of the board's pages: the settings, the store, the sign-in, the frame, and the name for decisions."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo

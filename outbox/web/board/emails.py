@@ -54,7 +54,7 @@ class TooLargeMessageError(Exception):
 
 async def too_large_message(request: Request, error: Exception) -> Response:
     """Return the answer to a TooLargeMessageError."""
-    words = f"Its message has {error} bytes, more than the board shows; `outbox show` shows it."
+    words = f"Its message has {error} bytes, more than the board shows. Use `outbox show`."
     return notice(request, 413, "Too large to show", words)
 
 

@@ -33,7 +33,7 @@ NEWEST: Final = 100_000  # emails among which what is settled is counted: never 
 WAIT_MAX_S: Final = 1.5  # a page waits so long for a look of this moment, and then shows an older one
 VIEWERS_MAX: Final = 50
 HEARTBEAT_S: Final = 10.0
-SIGNED_IN_S: Final = 10.0  # between two checks that a viewer's session has not ended
+SIGNED_IN_S: Final = 10.0  # between two checks of a viewer's session
 STREAM_MAX_S: Final = 900.0  # then the browser comes again, and has to be signed in still
 RELAYS_MAX: Final = 30
 GONE_MAX: Final = 5
@@ -173,13 +173,13 @@ class Live:
         return (is_counted and now - watcher.looked_at < FRESH_S) or watcher.waited_s(now) > WAIT_MAX_S
 
     async def events(self, root: str, viewer: str, is_signed_in: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
-        """Yield an event whenever something is new; ends with the process, the sign-in, or after `STREAM_MAX_S`.
+        """Yield an event for each change; end with the process, the session, or after `STREAM_MAX_S`.
 
-        `root` is the path below which the application is mounted, `viewer` whoever has the stream.
+        `root` is the path below which the application is mounted, `viewer` the owner of the stream.
         """
         ends_at = time.monotonic() + STREAM_MAX_S
         said = b""
-        if (stream := self._enter(viewer)) is None:  # many came in one moment, each before the others were counted
+        if (stream := self._enter(viewer)) is None:  # many came at once, each before the others were counted
             yield b"retry: 30000\n\n"
             return
         try:
@@ -200,11 +200,11 @@ class Live:
                 self._streams.remove(stream)
 
     def has_room(self, viewer: str) -> bool:
-        """Return True if that viewer may have one more stream."""
+        """Return True if the viewer may open one more stream."""
         return len(self._streams) < VIEWERS_MAX or self._greediest(viewer) is not None
 
     def _enter(self, viewer: str) -> Stream | None:
-        """Return a stream for a viewer, instead of one of somebody with more if need be; None if there is no room."""
+        """Return a stream for a viewer, in place of one of a viewer with more if needed; None if all are taken."""
         if len(self._streams) >= VIEWERS_MAX:
             victim = self._greediest(viewer)
             if victim is None:

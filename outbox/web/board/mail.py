@@ -1,7 +1,7 @@
 """Stored messages for a browser: the text, and the page with the pictures that came with it and no others.
 
-Anybody who may enqueue wrote them, so they are read by the bounded reader of `stored_mail`, in a thread of its own:
-while one is read the board goes on.
+They are untrusted, so the bounded reader of `stored_mail` reads them, in a thread of its own, which keeps the board
+responsive.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from typing import Final
 
 from outbox.stored_mail import Attachment, read_message
 
-PICTURES_MAX: Final = 5_000_000  # bytes, of all that is put into a page
+PICTURES_MAX: Final = 5_000_000  # bytes of all pictures in a page
 PICTURE_PARTS_MAX: Final = 100
-NAMES_MAX: Final = 2_000  # places at which a page names a picture
-REMOTE_MAX: Final = 500_000  # characters in which something from elsewhere is looked for
-READERS: Final = 1  # messages that are read at once: each takes time from the event loop, and memory
+NAMES_MAX: Final = 2_000  # references to pictures in a page
+REMOTE_MAX: Final = 500_000  # characters that are searched for remote content
+READERS: Final = 1  # messages that are read at once: each takes CPU time from the event loop, and memory
 _REMOTE: Final = re.compile(r"(?:src\s*=|url\()[\s\"']*(?:https?:)?//", re.IGNORECASE)
 _CID: Final = re.compile(r"cid:([^\s\"'<>)]{1,300})", re.IGNORECASE)
 
-# A page that somebody else wrote: nothing of it runs, nothing is loaded, and only our own page may frame it.
+# For an untrusted page: no script runs, nothing is loaded, and only a page of the board may frame it.
 POLICY: Final = (
     "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'self'"
@@ -32,14 +32,14 @@ POLICY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """What a browser may see of a message."""
+    """Parts of a message that a browser may show."""
 
     text: str | None = None
     html: str | None = None
     is_remote: bool = False
-    """The page names pictures elsewhere, which are not loaded here."""
+    """True if the page names remote pictures, which are not loaded."""
     notes: list[str] = field(default_factory=list)
-    """What was left out of a message that is too large or too complex, as clauses."""
+    """Parts that were left out of a message that is too large or too complex, as clauses."""
 
 
 async def read_mail(message: bytes) -> Mail:
@@ -62,7 +62,7 @@ def mail_of(message: bytes) -> Mail:
 
 
 def _with_pictures(html: str, attachments: Sequence[Attachment]) -> str:
-    """Return the page with each picture that it names by `cid:` put in its place, as far as they are not too much."""
+    """Return the page with the pictures that it names by `cid:` as data URLs, within the limits."""
     named = {one.cid: one for one in attachments if one.cid and one.type.startswith("image/")}
     if not named:
         return html
@@ -70,7 +70,7 @@ def _with_pictures(html: str, attachments: Sequence[Attachment]) -> str:
     left = PICTURES_MAX * 4 // 3
 
     def in_its_place(found: re.Match[str]) -> str:
-        """Return the picture each time that it is named, until all of them are too much."""
+        """Return the picture as a data URL, or the reference if the limits are reached."""
         nonlocal left
         part = named.get(found[1])
         if part is None or part.size > PICTURES_MAX:
@@ -90,8 +90,8 @@ def _with_pictures(html: str, attachments: Sequence[Attachment]) -> str:
 
 
 def has_remote_pictures(html: str) -> bool:
-    """Return True if the page would load something from elsewhere, which is not shown here.
+    """Return True if the page would load remote content, which is not shown here.
 
-    It is looked for at the page's beginning only: an expression holds the interpreter until it has ended.
+    Only the beginning of the page is searched: a regular expression holds the interpreter lock until it ends.
     """
     return _REMOTE.search(html, 0, REMOTE_MAX) is not None

@@ -1,8 +1,8 @@
 """Sign-ins to the board: rows of `outbox.board_session`, so that a sign-out ends one on every server.
 
-The cookie is a random value with a MAC whose key is made of the board's token. So a guess or a forgery costs no query,
-a new token ends every session of the former one, and whoever may write to the table cannot sign in. The table holds the
-random value's SHA-256 only.
+The cookie is a random value with a MAC whose key is derived from the board's token. So a forged cookie costs no query,
+a new token ends every session of the former one, and write access to the table is not enough to sign in. The table
+holds only the SHA-256 of the random value.
 """
 
 import base64
@@ -24,7 +24,7 @@ SESSION_S: Final = 12 * 3600
 RANDOM_SIZE: Final = 32
 MAC_SIZE: Final = 16
 CLEAN_S: Final = 600.0  # between two removals of expired rows by one process
-# How long a session that was valid is believed while Postgres is away: the board then shows why it shows nothing new.
+# A session that was valid is accepted for this long while Postgres is down: the board then shows why it is out of date.
 BELIEVED_S: Final = 600.0
 KNOWN_MAX: Final = 1000
 
@@ -38,24 +38,24 @@ CLEAN: Final = "DELETE FROM outbox.board_session WHERE expires_at <= now()"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A sign-in. `value` is the cookie's random part, which proves it."""
+    """Session of one sign-in. `value` is the random part of the cookie, which proves the session."""
 
     value: bytes
     name: str
 
     @property
     def id(self) -> bytes:
-        """Key of its row."""
+        """Return the key of its row."""
         return hashlib.sha256(self.value).digest()
 
     @property
     def csrf(self) -> str:
-        """Token of the session's forms. It does not tell the cookie."""
+        """Return the token of the session's forms. It does not reveal the cookie."""
         return base64.urlsafe_b64encode(hmac.digest(self.value, b"outbox board form", "sha256")[:18]).decode()
 
 
 class Sessions:
-    """The sessions that were made with one token."""
+    """Sessions that were made with one token."""
 
     def __init__(self, store: Store, token: str) -> None:
         self.store = store
@@ -64,7 +64,7 @@ class Sessions:
         self._clean_at = 0.0
 
     async def begin(self, name: str) -> Session:
-        """Make a session for somebody who has shown the token."""
+        """Make a session for a user who has presented the token."""
         session = Session(secrets.token_bytes(RANDOM_SIZE), name)
         async with self.store.connection() as connection:
             await self._clean(connection)
@@ -76,7 +76,7 @@ class Sessions:
         """Return the session of a cookie; None if there is none, or it has ended.
 
         Raises:
-            DatabaseUnavailableError: Postgres is away, and this process has not seen the session within BELIEVED_S.
+            DatabaseUnavailableError: Postgres is down, and this process has not seen the session within BELIEVED_S.
         """
         value = self._value(cookie)
         return None if value is None else await self._find(value)
@@ -107,7 +107,7 @@ class Sessions:
         return session
 
     async def end(self, session: Session) -> None:
-        """Remove a session. Until this has returned it is not ended: Postgres may be away."""
+        """End a session by removing its row. It raises, and the session lives on, if Postgres is down."""
         async with self.store.connection() as connection:
             await connection.execute(END, session.id)
         self._known.pop(session.id, None)
@@ -137,8 +137,8 @@ class Sessions:
             self._known.popitem(last=False)
 
     async def _clean(self, connection: Any) -> None:
-        """Remove expired rows now and then."""
+        """Remove expired rows, at most every `CLEAN_S`."""
         if time.monotonic() >= self._clean_at:
             self._clean_at = time.monotonic() + CLEAN_S
-            with suppress(asyncpg.PostgresError):  # a standby cannot; the rows count for nothing anyway
+            with suppress(asyncpg.PostgresError):  # a standby cannot; expired rows have no effect anyway
                 await connection.execute(CLEAN)

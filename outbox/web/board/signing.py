@@ -1,7 +1,7 @@
-"""Who uses the board: somebody who signed in with the token, or whom a trusted proxy names; and the tokens of forms.
+"""Authentication of the board's users, who sign in with the token or are named by a trusted proxy; tokens of forms.
 
-There is no board without a sign-in. Where a request comes from proves nothing: a reverse proxy, a TCP forwarder,
-another user of this machine and a program here that fetches any address (SSRF) all come from a loopback address.
+The board always requires a sign-in. The origin of a request proves nothing: a reverse proxy, a TCP forwarder, another
+user of this machine and a local program that fetches arbitrary URLs (SSRF) all connect from a loopback address.
 """
 
 import base64
@@ -29,9 +29,9 @@ from outbox.web.store import Store
 log = Events("outbox.web")
 
 COOKIE: Final = "outbox_board"
-FORM_COOKIE: Final = "outbox_board_form"  # of a user whom the proxy names: it proves no identity
+FORM_COOKIE: Final = "outbox_board_form"  # for a user whom the proxy names; it proves no identity
 NAME_MAX: Final = 80
-LINK_NAME: Final = "link"  # under this name decides who signed in by the link that `outbox web` printed
+LINK_NAME: Final = "link"  # user name of a sign-in by the link that `outbox web` printed
 FIELDS_MAX: Final = 100
 FORM_COOKIE_MAX: Final = 64
 
@@ -41,28 +41,28 @@ Decision = Callable[[Request, "User", dict[str, str]], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody who may see the board. `csrf` stands in each of their forms."""
+    """User of the board. `csrf` is in each of their forms."""
 
     name: str
     csrf: str
     session: Session | None = None
-    """Their sign-in; None if a proxy names them."""
+    """Session of the user; None if a proxy names them."""
     form_cookie: str | None = None
-    """To be set with the answer, for a user whom a proxy names."""
+    """Cookie to set with the answer, for a user whom a proxy names."""
 
     @property
     def can_leave(self) -> bool:
-        """Return True if they signed in here, and so can sign out here."""
+        """Return True if the user signed in here, and so can sign out here."""
         return self.session is not None
 
     @property
     def key(self) -> str:
-        """One key for all requests of one sign-in, or of one user of the proxy."""
+        """Return the same key for all requests of one sign-in, or of one user of the proxy."""
         return self.name if self.session is None else self.session.csrf
 
 
 class Authenticator:
-    """Lets those use the board who may. `link_token` is the token of this run, where the settings have no sign-in."""
+    """Authenticator of the board. `link_token` is the token of this run, used if the settings have no sign-in."""
 
     def __init__(self, settings: WebSettings, store: Store, callers: Callers, *, link_token: str | None = None) -> None:
         self.settings = settings
@@ -73,10 +73,10 @@ class Authenticator:
         self.failures = FailedAttemptLimiter()
 
     async def user(self, request: Request) -> User | None:
-        """Return who asks; None if they have to sign in.
+        """Return the user of a request; None if they have to sign in.
 
         Raises:
-            DatabaseUnavailableError: Postgres is away, so nobody knows.
+            DatabaseUnavailableError: Postgres is down, so the session cannot be checked.
         """
         if self.settings.board_header is not None:
             name = self.callers.user(request, self.settings.board_header)
@@ -100,7 +100,7 @@ class Authenticator:
         return self.token is not None and hmac.compare_digest(_digest(token), _digest(self.token))
 
     def _cookie_name(self, request: Request, name: str) -> str:
-        """Return the name under which browsers keep a cookie from other hosts, and from http where this is https.
+        """Return the cookie name that browsers protect from other hosts, and from http if this is https.
 
         RFC 6265bis, 4.1.3: a `__Host-` cookie was set by this host, over https and for all its paths.
         """
@@ -121,7 +121,7 @@ class Authenticator:
         )
 
     def shown(self, page_of: Page) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of a page for users; others are asked to sign in."""
+        """Return the endpoint of a page for users; others get the sign-in form."""
 
         async def answer(request: Request) -> Response:
             user = await self.user(request)
@@ -135,25 +135,25 @@ class Authenticator:
         return answer
 
     def decided(self, decision: Decision) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of a form of ours: it gets the fields, each once. Refused if the board is read-only."""
+        """Return the endpoint of a form of the board, which gets its fields. A read-only board refuses it."""
 
         async def answer(request: Request) -> Response:
             user = await self.user(request)
             if user is None:
                 return self.ask(request)
             if self.settings.read_only:
-                return notice(request, 403, "Read-only", "This board only shows ([web] read_only = true).")
+                return notice(request, 403, "Read-only", "This board is read-only ([web] read_only = true).")
             fields = await fields_of(request)
             if not is_own(request) or not hmac.compare_digest(_digest(fields.get("csrf", "")), _digest(user.csrf)):
                 return notice(
-                    request, 403, "Not done", "This form has expired, or is from another site. Load its page again."
+                    request, 403, "Not done", "This form has expired or comes from another site. Load its page again."
                 )
             return await decision(request, user, fields)
 
         return answer
 
     def ask(self, request: Request, error: str = "", status: int = 401, **headers: str) -> Response:
-        """Return the sign-in form; where only a proxy signs people in, a refusal."""
+        """Return the sign-in form, or a refusal if only a proxy signs users in."""
         if self.token is None:
             return notice(request, 403, "No access", "The operator has not given you access to this board.")
         response = page(
@@ -167,10 +167,10 @@ class Authenticator:
     def linked(self, shown: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Return the endpoint of a page at which the link of this run, `GET /?token=…`, signs in.
 
-        The answer leads to the same page without the token, which so stands in no history and in no Referer. Where the
-        link was opened from a terminal or an address bar, the browser sends a strict cookie along a redirect. Where it
-        was followed from a page of another site, it does not: then a page of ours leads on. A forged request cannot
-        sign anybody in, since it would have to know the token.
+        The answer leads to the same page without the token, which keeps the token out of the history and the Referer.
+        If the link was opened from a terminal or an address bar, the browser sends the strict cookie with a redirect.
+        If it was followed from another site, the browser does not, so a page of the board leads on. A forged request
+        cannot sign a user in, since it would need the token.
         """
 
         async def answer(request: Request) -> Response:
@@ -179,7 +179,7 @@ class Authenticator:
                 return await shown(request)
             if not self._is_token(token):
                 return self._failed(
-                    request, "This link is not valid; it ends with the run of `outbox web` that printed it."
+                    request, "This link is not valid; it works only until the `outbox web` that printed it ends."
                 )
             home = _home(request)
             if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
@@ -204,7 +204,7 @@ class Authenticator:
         name = " ".join(fields.get("name", "").split())[:NAME_MAX]
         if not name:
             return self.ask(request, "Give your name.", 400)
-        # Always a new session, so that nobody can know it beforehand; the former one of this browser ends.
+        # Always a new session, against session fixation; the former one of this browser ends.
         former = await self.sessions.find(request.cookies.get(self._cookie_name(request, COOKIE), ""))
         session = await self.sessions.begin(name)
         if former is not None:
@@ -221,7 +221,7 @@ class Authenticator:
         return self.ask(request, error, 403)
 
     async def leave(self, request: Request) -> Response:
-        """POST /sign-out: it ends the session on every server, so that a copied cookie is worth nothing either."""
+        """POST /sign-out: end the session on every server, so that a copied cookie is invalid, too."""
         user, fields = await self.user(request), await fields_of(request)
         response = RedirectResponse(_home(request), 303)
         if user is None or user.session is None or self.sessions is None or not is_own(request):
@@ -232,7 +232,7 @@ class Authenticator:
         return response
 
     async def is_still(self, user: User) -> bool:
-        """Return True if a user may go on seeing what they see: their session has not ended."""
+        """Return True if the session of a user has not ended."""
         return user.session is None or self.sessions is None or await self.sessions.is_valid(user.session)
 
 
@@ -242,8 +242,8 @@ async def fields_of(request: Request) -> dict[str, str]:
     if kind != "application/x-www-form-urlencoded":
         return {}
     try:
-        said = parse_qsl((await body_of(request)).decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX)
-        return {storable(name): storable(value) for name, value in said}
+        fields = parse_qsl((await body_of(request)).decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX)
+        return {storable(name): storable(value) for name, value in fields}
     except ValueError:
         return {}
 
@@ -276,7 +276,7 @@ def _token_of(settings: WebSettings) -> str | None:
         ) from None
     if len(token) < SECRET_MIN:
         raise ConfigurationError(
-            f"web.board_token_file: {settings.board_token_file} holds too short a token; "
+            f"web.board_token_file: the token in {settings.board_token_file} is too short; "
             f"write at least {SECRET_MIN} random characters."
         )
     return token
