@@ -151,8 +151,7 @@ class Relay:
         self._held: frozenset[str] = frozenset()
         self.beside: Sequence[Relay] = (self,)
         """The relays of this process, including this one: they die together, and share the memory budget."""
-        self._asks_suspect = False
-        self._dead: list[int] = []
+        self._asks_suspect, self._dead = False, list[int]()
         # A row made a tick fail, or wait: the next ones are done in parts, until one of them finds nothing wrong.
         self._quarantine, self._in_parts = Quarantine(), False
         self._notifications, self._stranded_at = Notifications(), 0.0
