@@ -204,9 +204,9 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'it waits for the next digest'
             WHEN d.paused IS NOT NULL THEN 'held back while ' || d.paused || ' is paused'
             WHEN d.state <> 'sent'
-            THEN coalesce((SELECT a.reply FROM outbox.attempt a
+            THEN coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a
                             WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), '')
-            ELSE (SELECT a.reply FROM outbox.attempt a
+            ELSE (SELECT left(a.reply, 2000) FROM outbox.attempt a
                    WHERE a.email = d.email AND a.verdict = 'bounced' AND EXISTS (SELECT FROM outbox.bounce b
                          WHERE b.email = d.email AND b.kind IN ('hard', 'complained'))
                    ORDER BY a.settled_at DESC LIMIT 1)
@@ -214,7 +214,7 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL
             THEN coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest'))
             WHEN d.state = 'cancelled'
-            THEN (SELECT CASE a.verdict WHEN 'suppressed' THEN a.reply END FROM outbox.attempt a
+            THEN (SELECT CASE a.verdict WHEN 'suppressed' THEN left(a.reply, 2000) END FROM outbox.attempt a
                    WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
         END AS suppressed
   FROM unnest(:keys) AS n (key)

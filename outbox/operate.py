@@ -169,7 +169,7 @@ SELECT m.key, d.state, d.relay, d.paused, d.due_at <= now() AS due, m.message = 
        m.message = $3::bytea AS pruned, m.recipient, {_SUPPRESSED} AS suppressed,
        (SELECT e.report FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition
          WHERE r.id = m.report) AS report,
-       (SELECT a.reply FROM outbox.attempt a WHERE a.email = m.id AND a.verdict = 'cancelled'
+       (SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = m.id AND a.verdict = 'cancelled'
          ORDER BY a.settled_at DESC LIMIT 1) AS cancelled
   FROM outbox.email m LEFT JOIN outbox.delivery d ON d.email = m.id
  WHERE m.key = ANY ($1::text[])

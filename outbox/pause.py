@@ -147,7 +147,7 @@ def spoken(report: str) -> str:
 # what is not yet is at the front of what is due, where relays set it aside, so a look at some of that is enough.
 PAUSES: Final = f"""
 WITH RECURSIVE {LANES}
-SELECT p.report, p.since, p.who, p.why,
+SELECT p.report, p.since, left(p.who, 500) AS who, left(p.why, 2000) AS why,
        CASE WHEN p.report = ''
             THEN (SELECT count(*) FROM (SELECT FROM lane l CROSS JOIN LATERAL (
                                             SELECT FROM outbox.delivery

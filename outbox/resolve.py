@@ -133,7 +133,7 @@ UNDECIDED: Final = """NOT EXISTS (
 
 STANDING: Final = """
 SELECT m.key, d.state,
-       (SELECT a.reply FROM outbox.attempt a
+       (SELECT left(a.reply, 2000) FROM outbox.attempt a
          WHERE a.email = m.id AND a.attempt = d.attempt AND a.verdict = 'resolved'
          ORDER BY a.settled_at DESC LIMIT 1) AS decided,
        m.message = $2::bytea AS lost, m.message = $3::bytea AS pruned

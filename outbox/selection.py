@@ -212,7 +212,7 @@ WITH found AS MATERIALIZED (SELECT d.email FROM {text} ORDER BY d.email DESC LIM
 SELECT m.key, m.recipient, e.report, e.period, d.state, d.attempt, d.relay, d.paused, m.created_at,
        CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
        d.marked_at, d.settled_at, d.doubted_at,
-       coalesce((SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email
+       coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = d.email
                   ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1), '') AS said,
        d.route, d.priority > 0 AS urgent, (SELECT count(*) FROM found) AS total
   FROM (SELECT email FROM found ORDER BY email DESC LIMIT {limit}) f

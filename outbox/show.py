@@ -148,7 +148,7 @@ SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at
 """
 
 TRIES: Final = """
-SELECT a.attempt, a.verdict, a.relay, l.host, l.pid, a.reply, a.marked_at, a.settled_at
+SELECT a.attempt, a.verdict, a.relay, l.host, l.pid, left(a.reply, 10000) AS reply, a.marked_at, a.settled_at
   FROM outbox.attempt a LEFT JOIN outbox.relay l ON l.id = a.relay
  WHERE a.email = $1 ORDER BY a.settled_at, a.attempt
 """

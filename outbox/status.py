@@ -155,7 +155,8 @@ SELECT e.report, e.period, e.expected, count(r.id) AS made,
 
 TROUBLES: Final = """
 SELECT m.key, d.state,
-       coalesce((SELECT a.reply FROM outbox.attempt a WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), ''),
+       coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = d.email
+                  ORDER BY a.settled_at DESC LIMIT 1), ''),
        {bare}
   FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
  WHERE d.state IN ('in_doubt', 'dead')

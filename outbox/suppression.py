@@ -84,7 +84,7 @@ class Entry:
 
 
 LIST: Final = """
-SELECT s.address, s.report, s.since, s.reason, s.who, s.why, m.key
+SELECT s.address, s.report, s.since, s.reason, left(s.who, 500) AS who, left(s.why, 2000) AS why, m.key
   FROM outbox.suppression s LEFT JOIN outbox.email m ON m.id = s.email
  ORDER BY s.since DESC, s.address, s.report LIMIT $1
 """

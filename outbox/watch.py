@@ -110,7 +110,9 @@ NOW: Final = "SELECT now()"
 
 RELAYS: Final = f"SELECT r.id, r.host, r.pid, r.sent, r.last_reply, r.trouble, r.route {ALIVE} ORDER BY r.id"
 
-PAUSES: Final = "SELECT report, since, who, why FROM outbox.pause ORDER BY report"
+PAUSES: Final = """
+SELECT report, since, left(who, 500) AS who, left(why, 2000) AS why FROM outbox.pause ORDER BY report
+"""
 
 EDITIONS: Final = """
 SELECT id, report, period, expected, completed_at FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1

@@ -136,6 +136,25 @@ async def test_every_look_survives_the_largest_numbers(odd, column):
     await all_survive(fleet)
 
 
+LONG_TEXTS = """
+UPDATE outbox.attempt SET reply = repeat('x', 20000000);
+INSERT INTO outbox.attempt (email, attempt, verdict, reply)
+SELECT id, 0, 'asked', repeat('x', 20000000) FROM outbox.email;
+UPDATE outbox.pause SET who = repeat('x', 20000000), why = repeat('x', 20000000);
+UPDATE outbox.suppression SET who = repeat('x', 20000000), why = repeat('x', 20000000);
+"""
+
+
+async def test_every_look_is_bounded_whatever_texts_a_role_wrote(odd):
+    """Roles that read bounces or decide may write trails, reasons and names of any length."""
+    fleet = await odd("2026-11-24")
+    await fleet.connection.execute(LONG_TEXTS)
+    for words in (*LOOKS, *JSON):
+        ended = await fleet.run(*words)
+        assert ended.code in (0, 1), (words, ended.err[-300:])
+        assert len(ended.out) + len(ended.err) < 100_000, words
+
+
 async def test_an_infinite_time_is_said_in_words(odd):
     fleet = await odd("infinity")
     listed = await fleet.run("list")
