@@ -23,7 +23,7 @@ def web(
         bool, typer.Option("--pages-only", help="Serve the report pages, without the board.")
     ] = False,
 ) -> None:
-    """Serve the report pages, and the board for operators who sign in. SIGTERM ends it after requests in progress.
+    """Serve the report pages and the operators' board. SIGTERM ends it after requests in progress.
 
     Without a sign-in in [web] it prints a link with a random token, which is valid until the process ends.
     """
