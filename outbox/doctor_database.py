@@ -6,6 +6,7 @@ functions of its own, which ask nobody.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -119,7 +120,8 @@ async def _examine_session(found: Database, connection: Any, settings: Settings)
     lame = {finding.check for finding in found.findings if finding.grade is not Grade.OK}
     found.is_ours = not lame & {"database.schema", "database.rights"}
     if found.is_ours:
-        found.largest_bytes = await connection.fetchval(LARGEST, WAITING_MAX)
+        with suppress(asyncpg.InsufficientPrivilegeError):  # most groups may not read messages
+            found.largest_bytes = await connection.fetchval(LARGEST, WAITING_MAX)
 
 
 async def _looked(check: str, look: Callable[[], Awaitable[Finding]]) -> Finding:

@@ -291,7 +291,12 @@ async def limit_messages(connection: Any, bytes_max: int) -> int | None:
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(PIN_PATH)
         await take_init_lock(connection)
-        before = int(await connection.fetchval(READ_SIZE))
+        try:
+            before = int(await connection.fetchval(READ_SIZE))
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise OutboxError(
+                "This role does not own the outbox schema; run `outbox init` as its owner, the role that made it."
+            ) from error
         if before == bytes_max:
             return None
         try:
