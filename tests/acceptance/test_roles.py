@@ -298,6 +298,16 @@ async def test_the_web_pages_need_no_more_than_their_group_may(staffed):
     assert (await browser.ask(f"/u/{token}", form={"List-Unsubscribe": "One-Click"})).status == 200
 
 
+async def test_doctor_looks_at_everything_it_may_for_every_group(staffed):
+    fleet = staffed
+    assert (await fleet.run("init", "--roles")).code == 0
+    await hire(fleet, *PARTS)
+    for part in PARTS:
+        ended = await fleet.run("doctor", environment={"OUTBOX_DATABASE_URL": of(fleet, part)})
+        assert f"role app_{part} may do what outbox_{part} may" in ended.out, (part, ended)
+        assert "smtp." in ended.out, part
+
+
 HELD = """
 SELECT p.proname, 'EXECUTE', '' FROM pg_proc p
  WHERE p.pronamespace = 'outbox'::regnamespace AND has_function_privilege($1, p.oid, 'EXECUTE')

@@ -155,7 +155,7 @@ LEAVES = {
     "a path in a function": "select public.leaves()",
     "a role": "select set_config('role', 'app_queries', false)",
     "a time zone and a limit": "select set_config('TimeZone', 'Asia/Tokyo', false),"
-    " set_config('statement_timeout', '1', false), set_config('lock_timeout', '0', false)",
+    " set_config('statement_timeout', '7777', false), set_config('lock_timeout', '0', false)",
     "a plan": "select set_config('enable_indexscan', 'off', false)",
 }
 NOW = """

@@ -55,10 +55,10 @@ SCENES = {
         (
             (
                 "ledger.py",
-                "AND settled_at IS NULL AND state = 'pending'\n    RETURNING email, attempt, state, orphaned",
-                "AND settled_at IS NULL\n    RETURNING email, attempt, state, orphaned",
+                "WHERE d.email = h.email AND d.state = 'pending'\n    RETURNING d.email, attempt, state, orphaned",
+                "WHERE d.email = h.email\n    RETURNING d.email, attempt, state, orphaned",
             ),
-            ("ledger.py", "AND settled_at IS NULL AND state = 'sending'\n", "AND false\n"),
+            ("ledger.py", "WHERE d.email = h.email AND d.state = 'sending'\n", "WHERE false\n"),
         ),
         KILLED_AT_THE_DOT,
         AT_THE_DOT,

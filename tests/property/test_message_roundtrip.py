@@ -138,6 +138,7 @@ def test_the_legacy_parser_finds_again_what_was_put_in(name, subject, text, html
 @given(name=TEXT, subject=TEXT, text=TEXT, html=TEXT, extra=TEXT)
 @example(name="x" * 300, subject="y" * 300, text="", html="", extra="z" * 2000)
 def test_our_bounded_reader_finds_again_what_was_put_in(name, subject, text, html, extra):
+    subject = subject[:SUBJECT_MAX]
     message = read_message(made(name=name, subject=subject, text=text, html=html, extra=extra))
     assert (message.notes, message.attachments) == ([], [])
     assert [field for field, _ in message.headers] == [*OURS, "X-Extra", *MIME]
