@@ -136,5 +136,5 @@ async def test_init_writes_the_size_of_messages_into_the_database_and_says_so(fl
         )
     fleet.top = fleet.top.replace("100000", "104857601")
     assert (await fleet.run("init")).sentences == [
-        "message_bytes_max: 104857601 is too large; write 1.04858e+08 or less."
+        "message_bytes_max: 104857601 is too large; write 104857600 or less."
     ]

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from tests.faults.levers import all_sent, balance, post
+from tests.faults.levers import balance, post
 from tests.fleet import until
 
 
@@ -13,9 +13,15 @@ async def test_relays_that_share_a_rate_keep_its_distance_between_any_two_emails
     await post(fleet, 30)
     await until(lambda: fleet.sink.messages >= 8, "some are sent")
     await relays[0].kill()
-    await all_sent(fleet, 30)
+
+    async def are_over():  # what the dead relay had past its dot is in doubt
+        states = await fleet.states()
+        return sum(states.get(state, 0) for state in ("sent", "in_doubt")) == 30
+
+    await until(are_over, "all 30 are sent, or in doubt")
     ats = sorted(accepted.at for accepted in fleet.sink.accepted)
-    assert ats[-1] - ats[0] >= 29 / 20 * 0.95
+    assert len(ats) >= 28
+    assert ats[-1] - ats[0] >= (len(ats) - 1) / 20 * 0.95
     assert all(later - earlier >= 0.15 for earlier, later in zip(ats, ats[14:], strict=False)), "no burst"
     assert len({a.peer_port for a in fleet.sink.accepted}) > 1, "more than one of them sends"
     await balance(fleet, 30)

@@ -71,13 +71,11 @@ class Between:
             server_writer.close()
 
         async def down():
-            while line := await server_reader.readline():
-                if line[:1] in (b"\x16", b"\x14", b"\x15", b"\x17"):
-                    writer.write(line)
-                    while data := await server_reader.read(65536):
-                        writer.write(data)
-                else:
-                    writer.write(self.change(line))
+            is_clear = True
+            while data := await server_reader.read(65536):
+                is_clear = is_clear and data[:1] not in (b"\x16", b"\x14", b"\x15", b"\x17")  # types of TLS records
+                lines = data.splitlines(keepends=True) if is_clear else []
+                writer.write(b"".join(map(self.change, lines)) if is_clear else data)
             writer.close()
 
         with contextlib.suppress(OSError):
