@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import resource
 import socket
 from contextlib import suppress
 from functools import partial
@@ -22,6 +23,17 @@ from outbox.web.history import EARLIER
 from outbox.web.pages import REPORT
 from outbox.web.store import CONNECTIONS_MAX, Store
 from tests.fleet import until
+
+
+@pytest.fixture(autouse=True)
+def many_files():
+    """Both ends of hundreds of connections are in this process; an ordinary user may have 1,024 files at first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
 
 REPORTS = 100_000
 TOKEN = "an-operators-token-of-32-letters"
