@@ -681,10 +681,11 @@ class Relay:
             self._take_claims(session, await self._wanted(session, small, look_at_all=news), now)
         self._rest = large if large.claims or large.unfit else None
         await self._explain_lost(lost, session)
-        self._settlements[:0] = [s for s in settlements if s.email in done.locked]
-        missed = [s for s in settlements if s.identity not in done.settled and s.email not in done.locked]
-        if missed:
-            await self._explain(missed, session)
+        if len(done.settled) < len(settlements):
+            self._settlements[:0] = [s for s in settlements if s.email in done.locked]
+            missed = [s for s in settlements if s.identity not in done.settled and s.email not in done.locked]
+            if missed:
+                await self._explain(missed, session)
 
     async def _note_claims(self, session: Session, done: Tick, room: int, order: dict[str, Any], now: float) -> None:
         """Record how far a tick with free capacity has come, and plan the next claim."""
