@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Final, Protocol, cast
+from typing import Final, Literal, Protocol, cast
 
 from outbox.content import PIECE_BYTES, dot_stuffed, header_of, pieces
 from outbox.esmtp import TOO_LARGE, Offers, body_parameters, original_recipient
 from outbox.ledger import Claim
 from outbox.letterhead import Letterhead, check
 from outbox.replies import GarbageError, Reply, ReplyReader
+from outbox.reply_class import Refusal
 from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence, takes_nothing
 
 # Between a dot and the envelope behind it. Postfix writes no reply while commands that it has read wait: with both in
@@ -32,6 +33,8 @@ QUIT_TIMEOUT_S: Final = 5.0
 SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; said in reply to anything
 START_CONTENT: Final = 354
 LOGIN_FIRST: Final = 530  # RFC 4954 §6; "STARTTLS first" in RFC 3207 §4
+
+Throttle = Literal["rate", "connections"]
 
 
 class Desk(Protocol):
@@ -54,6 +57,24 @@ class Desk(Protocol):
 
     def paused(self, reason: str) -> None:
         """The server said that it takes nothing from anybody for now; `closed` follows."""
+
+    def throttled(self, conversation: "Conversation", kind: Throttle, reason: str) -> None:
+        """Hear that the server wants mail more slowly ("rate") or over fewer connections ("connections").
+
+        The claim that met this comes back by `requeue`, or as withdrawn if its dot was written.
+        """
+
+    def session_full(self, conversation: "Conversation", messages: int | None) -> None:
+        """Hear that the server takes no more on this connection, which closes; nothing is wrong otherwise.
+
+        `messages` is how many it took before, where that may be the limit; None where the limit is another one.
+        """
+
+    def route_refused(self, claim: Claim, refusal: Refusal) -> None:
+        """Decide about a refusal that may concern the sender, this host, the login or our syntax; judge the claim."""
+
+    def requeue(self, claim: Claim, reason: str) -> None:
+        """Take back a claim that the server did not take for a reason that is not its own; its dot is not written."""
 
     def closed(self, conversation: "Conversation", trouble: str | None) -> None:
         """The connection is over; `trouble` says what was wrong with the server, None if nothing was."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from outbox.breaker import Breaker
-from outbox.conversation import Conversation, Desk
+from outbox.conversation import Conversation, Desk, Throttle
 from outbox.ledger import Claim
 from outbox.letterhead import Letterhead
 from outbox.log import Events
@@ -191,6 +191,14 @@ class Pool:
             log.warning("smtp_trouble", "SMTP is in trouble: {reason}", reason=reason, route=self.route.name)
         if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
             self.breaker.trip(reason, time.monotonic())
+
+    def throttled(self, conversation: Conversation, _kind: Throttle, reason: str) -> None:
+        """Pause the route, and let go of the connection that heard it."""
+        self.paused(reason)
+        conversation.close_politely()
+
+    def session_full(self, conversation: Conversation, messages: int | None) -> None:
+        """Remember how many messages the server takes on one connection."""
 
     def forget(self, conversation: Conversation, trouble: str | None) -> None:
         """Let go of a connection that is over; several cut ones in a row pause the route."""

@@ -23,7 +23,7 @@ from outbox.backoff import full_jitter_s
 from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route, resume_route
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
 from outbox.budget import Budget
-from outbox.conversation import Conversation
+from outbox.conversation import Conversation, Throttle
 from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended, is_lock_timeout
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
@@ -49,6 +49,7 @@ from outbox.pace import reserve
 from outbox.pause import FLEET, Pause
 from outbox.pool import Pool
 from outbox.quarantine import UNDECODABLE, Quarantine, is_of_a_row
+from outbox.reply_class import Refusal
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
@@ -478,6 +479,22 @@ class Relay:
     def paused(self, reason: str) -> None:
         """Pause the route at once."""
         self.pool.paused(reason)
+
+    def throttled(self, conversation: Conversation, kind: Throttle, reason: str) -> None:
+        """Send more slowly, or over fewer connections."""
+        self.pool.throttled(conversation, kind, reason)
+
+    def session_full(self, conversation: Conversation, messages: int | None) -> None:
+        """Remember how many messages the server takes on one connection."""
+        self.pool.session_full(conversation, messages)
+
+    def route_refused(self, claim: Claim, refusal: Refusal) -> None:
+        """Judge a refusal that may be about the route."""
+        self.judged(claim, refusal.verdict)
+
+    def requeue(self, claim: Claim, reason: str) -> None:
+        """Keep the claim for another connection; it has cost the email nothing."""
+        self.untouched(claim, reason)
 
     def closed(self, conversation: Conversation, trouble: str | None) -> None:
         """Forget a connection, and take back the mark that it may have asked for."""
