@@ -6,7 +6,7 @@ what must be given back there lies in `releases` and `put_off` until the relay's
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ DEADLINE_CHECK_S: Final = 1.0
 AFTER_STOP_S: Final = 0.05
 STUCK_S: Final = 3.0
 SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
-LIMIT_SEEN_MIN: Final = 2  # so many connections ended after the same number of messages: that is the server's limit
+LIMIT_SEEN_MIN: Final = 3  # so many connections in a row ended after the same number of messages: that is a limit
 LIMIT_KEPT_S: Final = 3600.0
 PROBES_MAX: Final = 64  # claims of which one is chosen to ask a server that refused the sender
 PASSED_OVER_S: Final = 30.0  # so that the next choice sees others
@@ -80,7 +80,7 @@ class Pool:
         self.refusals = 0
         """How many replies were about the sender or this host."""
         self._refused_senders: set[str] = set()
-        self._limits_seen: Counter[int] = Counter()
+        self._limits_seen: deque[int] = deque(maxlen=LIMIT_SEEN_MIN)
         self._limit_until = 0.0
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
@@ -237,16 +237,14 @@ class Pool:
         conversation.close_politely()
 
     def session_full(self, _conversation: Conversation, messages: int | None) -> None:
-        """Remember how many messages the server takes on one connection, once several ended at the same number."""
+        """Remember how many messages the server takes on one connection, once several in a row ended at that number."""
         if not messages:
             return
-        now = time.monotonic()
-        if now >= self._limit_until:
-            self.session_limit = None
-            self._limits_seen.clear()
-        self._limit_until = now + LIMIT_KEPT_S
-        self._limits_seen[messages] += 1
-        if self._limits_seen[messages] < LIMIT_SEEN_MIN or (self.session_limit or messages + 1) <= messages:
+        self._limits_seen.append(messages)
+        if len(self._limits_seen) < LIMIT_SEEN_MIN or len(set(self._limits_seen)) > 1:
+            return
+        self._limit_until = time.monotonic() + LIMIT_KEPT_S
+        if messages == self.session_limit:
             return
         self.session_limit = messages
         log.info(

@@ -199,7 +199,7 @@ async def test_a_limit_of_messages_per_session_costs_nothing(fleet: Fleet, pipel
     assert {row["verdict"]: row["n"] for row in rows} == {"accepted": 400}, "nothing was deferred, nor withdrawn"
     assert fleet.twice == {}
     if "550" not in str(reply.text):
-        assert script.count <= 2 + 4 + 2, "the limit is remembered"
+        assert script.count <= 3 + 3, "the limit is remembered"
 
 
 async def test_a_server_that_counts_resets_takes_all_that_it_would(fleet: Fleet):
