@@ -151,16 +151,15 @@ class GenerateSession:
 
     async def _after_failover(self, grace_s: float) -> None:
         """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
-        from outbox.failover import BARRIER_LOOK_S, Barrier, timeline_of
+        from outbox.barrier import BARRIER_LOOK_S, read
 
-        async with self.limit():
-            timeline = await timeline_of(self._driver)
-        barrier = Barrier(timeline, grace_s, up=timeline > 1)
-        while barrier.up:
+        until = time.monotonic() + grace_s
+        while time.monotonic() < until:
             async with self.limit():
-                await barrier.look(self._driver, time.monotonic())
-            if barrier.up:
-                await asyncio.sleep(BARRIER_LOOK_S)
+                barrier = await read(self._driver)
+            if barrier.is_lifted or barrier.until_s <= 0:
+                return
+            await asyncio.sleep(BARRIER_LOOK_S)
 
     def lose(self, reason: str) -> None:
         """Treat the session as gone: what waits for its answer, and whatever is asked of it later, raises."""
