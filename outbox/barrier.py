@@ -25,7 +25,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any, Final, Self
 
-from outbox.database import HOLDS_ITS_LOCK
+from outbox.database import HOLDS_ITS_LOCK, timeline_of
 
 ServerId = tuple[int, datetime | None]
 """WAL timeline and start of the postmaster: together they are one run of one server."""
@@ -302,12 +302,29 @@ SELECT EXISTS (SELECT FROM outbox.relay WHERE id = $1 AND instance = $2 AND time
        NOT EXISTS (SELECT FROM outbox.relay WHERE timeline = $3 AND id <> $4)
        AND EXISTS (SELECT FROM outbox.relay WHERE timeline > 0 AND timeline <> $3 AND id <> $4) AS is_first
 """
+# $1 is the timeline. A relay that stopped in order has no instance any more.
+AWAITS_FIRST: Final = """
+SELECT EXISTS (SELECT FROM outbox.relay
+                WHERE ended_at IS NULL AND instance IS NOT NULL AND timeline BETWEEN 1 AND $1 - 1)
+   AND NOT EXISTS (SELECT FROM outbox.relay WHERE timeline = $1)
+"""
 STATEMENTS: Final = (READ, READ_LOCKED, MAKE, RAISE, LIFT, TELL, TOLD, FORGET, NOTIFY, OTHERS_HERE, HISTORY)
 
 
 async def read(connection: Any) -> Row:
     """Return the barrier. If the row is missing it counts as lifted."""
     return _row_of(await connection.fetchrow(READ))
+
+
+async def holds_generate(connection: Any) -> bool:
+    """Return True if `generate` has to wait.
+
+    Either the barrier stands, or a promoted server knows relays of an earlier timeline that have not come yet.
+    """
+    row = await read(connection)
+    if not row.is_lifted:
+        return row.until_s > 0
+    return bool(await connection.fetchval(AWAITS_FIRST, await timeline_of(connection)))
 
 
 def _row_of(found: Any) -> Row:

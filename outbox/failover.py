@@ -15,8 +15,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import asyncpg
-
 from outbox.database import storable
 from outbox.ledger import Claim, Settlement
 from outbox.log import Events
@@ -33,20 +31,6 @@ ASSERTED_AT_ONCE: Final = 1000
 REMAINS: Final = b"The database lost this message in a failover after it was settled; only its envelope is known.\r\n"
 
 log = Events("outbox.relay")
-
-# Not pg_control_checkpoint(): it shows the old timeline until the first checkpoint after the promotion.
-TIMELINE: Final = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint"
-TIMELINE_ELSEWHERE: Final = "SELECT timeline_id::bigint FROM pg_control_checkpoint()"
-
-
-async def timeline_of(connection: Any) -> int:
-    """The WAL timeline that this session writes on, from 1; 0 where the server does not tell."""
-    for query in (TIMELINE, TIMELINE_ELSEWHERE):
-        try:
-            return int(await connection.fetchval(query))
-        except (asyncpg.FeatureNotSupportedError, asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
-            continue  # a managed service that keeps its WAL to itself
-    return 0
 
 
 @dataclass(frozen=True, slots=True)

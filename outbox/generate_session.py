@@ -150,16 +150,16 @@ class GenerateSession:
             driver.terminate()
 
     async def _after_failover(self, grace_s: float) -> None:
-        """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
-        from outbox.barrier import BARRIER_LOOK_S, read
+        """Wait at the barrier: the relays may know of emails, sent on another server, that are lost here."""
+        from outbox import barrier
 
         until = time.monotonic() + grace_s
         while time.monotonic() < until:
             async with self.limit():
-                barrier = await read(self._driver)
-            if barrier.is_lifted or barrier.until_s <= 0:
+                holds = await barrier.holds_generate(self._driver)
+            if not holds:
                 return
-            await asyncio.sleep(BARRIER_LOOK_S)
+            await asyncio.sleep(barrier.BARRIER_LOOK_S)
 
     def lose(self, reason: str) -> None:
         """Treat the session as gone: what waits for its answer, and whatever is asked of it later, raises."""

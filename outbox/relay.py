@@ -222,6 +222,7 @@ class Relay:
                     statements=STATEMENTS,
                     standing=self._standing(self._former),
                     hear=self._hear_of_relays,
+                    on_answer=self._note_answer,
                 )
                 await self._adopt_limit(session)
         except LOST_SESSION as error:
@@ -619,10 +620,12 @@ class Relay:
         self._asked_at = self.turned_at = time.monotonic()
         try:
             yield
-            self._presence.note_answer(boot_clock_s())
         finally:
             self._asked_at = None
             silence.cancel()
+
+    def _note_answer(self) -> None:
+        self._presence.note_answer(boot_clock_s())
 
     def _standing(self, former: Session | None) -> Standing:
         server = former.server if former is not None else None
@@ -636,7 +639,7 @@ class Relay:
                 session.connection, session.server, session.relay, standing, last=None, locks=RELAY_LOCKS
             )
             row = await barrier.raise_barrier(session.connection, Kind.GAP, here, standing, CHANNEL)
-        self._presence.has_gap = False
+        self._presence.arrive(session.server, boot_clock_s(), is_move=False)
         self._meet_barrier(row)
 
     async def _meet_epoch(self, session: Session, done: Tick) -> None:
@@ -724,7 +727,7 @@ class Relay:
             session.lose(session.lost or str(error) or type(error).__name__)
             self._tick_failed(marks, settlements)
             raise
-        self._presence.note_answer(boot_clock_s())
+        self._note_answer()
         now = self._ticked_at = time.monotonic()
         self._tick_s = now - began_at
         self._pulse_at = now + self.settings.lease_s / 3

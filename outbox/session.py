@@ -31,9 +31,9 @@ from outbox.database import (
     is_ended,
     lease_settings,
     say_pooler,
+    timeline_of,
 )
 from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
-from outbox.failover import timeline_of
 from outbox.schema import require_current
 
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -72,12 +72,13 @@ class Session:
         statements: Sequence[str] = (),
         standing: Standing | None = None,
         hear: Callable[[str], None] | None = None,
+        on_answer: Callable[[], None] = lambda: None,
     ) -> Self:
         """Open a new identity that is proven to hold a real lock and listens.
 
         `former`, the last session of this relay, is ended first, and so are other sessions of its instance on this
         server. `standing` decides whether the relay raises the barrier (`barrier`). `hear` takes notifications with a
-        payload, `wake` the others.
+        payload, `wake` the others. `on_answer` is called after each statement that the open session answers.
 
         `statements` are what it will run while it holds the lock. They are prepared before: asyncpg prepares in two
         steps, and the server takes a client that stops between them for a busy one, whose session no idle timeout ends.
@@ -118,6 +119,7 @@ class Session:
             session = cls(connection, relay, timeline, started_at, on_lost=on_lost, barrier=row)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
+            connection.add_query_logger(lambda done: None if done.exception else on_answer())
         except BaseException as error:
             if is_ended(error, connection):
                 raise ConnectionError(f"Postgres was silent for {lease_s:g} s") from error
