@@ -4,9 +4,9 @@ A server can lack what was committed on another one: a promoted standby lacks th
 is in charge again lacks all that was sent meanwhile. The one row of `outbox.failover` is the barrier. It stands while
 `lifted_at` is null, and its `epoch` grows each time that it is raised.
 
-- A relay raises it as it registers, if its last session was on another server (`MOVE`), or if it is new and all relays
-  that this server knows are lost (`START`). A relay that had no answer for so long that the fleet may have been on
-  another server meanwhile raises it too (`GAP`), as it registers or in its session.
+- A relay raises it as it registers, if its last session was on another server (`MOVE`), or if it is new and not the
+  only one (`START`). A relay that had no answer for so long that the fleet may have been on another server meanwhile
+  raises it too (`GAP`), as it registers or in its session.
 - Claims and marks are part of a statement that reads the row: they happen only if the barrier is lifted and its epoch
   is the one that this relay knows.
 - A relay that waits behind it has told the server all that it remembers, and then writes the epoch into its own row.
@@ -25,7 +25,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any, Final, Self
 
-from outbox.database import HOLDS_ITS_LOCK, timeline_of
+from outbox.database import timeline_of
 
 ServerId = tuple[int, datetime | None]
 """WAL timeline and start of the postmaster: together they are one run of one server."""
@@ -77,8 +77,6 @@ class Other:
 
     instance: str
     timeline: int
-    lives: bool
-    """True if its session still holds its lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +119,9 @@ def reason_to_raise(here: Here, standing: Standing, now_s: float) -> Kind | None
     """Return why a relay that registers here has to raise the barrier; None if it need not."""
     last = standing.server
     if last is None:
-        live = {other.instance for other in here.others if other.lives}
-        lost = [other for other in here.others if other.instance not in live]
-        if here.is_first or any(other.timeline != here.server[0] for other in lost):
+        if here.is_first or any(other.timeline != here.server[0] for other in here.others):
             return Kind.MOVE  # a standby was promoted, and the relays of the old primary are not back yet
-        return Kind.START if lost and not live else None
+        return Kind.START if here.others else None
     is_same = here.server == last or (here.server[0] == last[0] > 0 and here.has_last)
     if not is_same:
         return Kind.MOVE
@@ -291,11 +287,11 @@ TELL: Final = "UPDATE outbox.relay SET told_epoch = $2 WHERE id = $1"
 TOLD: Final = "SELECT DISTINCT instance FROM outbox.relay WHERE told_epoch = $1 AND instance IS NOT NULL"
 FORGET: Final = "UPDATE outbox.relay SET instance = NULL WHERE id = $1"
 NOTIFY: Final = "SELECT pg_notify($1, $2)"
-# Relays of programs that know no barrier have no instance, and are not waited for. $1 is RELAY_LOCKS.
-OTHERS_HERE: Final = f"""
-SELECT instance, timeline, EXISTS ({HOLDS_ITS_LOCK}) AS lives
-  FROM outbox.relay r WHERE ended_at IS NULL AND id <> $2 AND instance <> $3
-"""
+# Relays of programs that know no barrier have no instance, and are not waited for. Whether another one holds its lock
+# says nothing: a session that was frozen with its server still does.
+OTHERS_HERE: Final = (
+    "SELECT instance, timeline FROM outbox.relay WHERE ended_at IS NULL AND id <> $1 AND instance <> $2"
+)
 # $1 this relay's last session, $2 its instance, $3 the timeline here, $4 this session.
 HISTORY: Final = """
 SELECT EXISTS (SELECT FROM outbox.relay WHERE id = $1 AND instance = $2 AND timeline = $3) AS has_last,
@@ -342,13 +338,11 @@ def _row_of(found: Any) -> Row:
     )
 
 
-async def look_around(
-    connection: Any, server: ServerId, relay: int, standing: Standing, *, last: int | None, locks: int
-) -> Here:
+async def look_around(connection: Any, server: ServerId, relay: int, standing: Standing, *, last: int | None) -> Here:
     """Return what the session `relay` finds on this server. `last` is the relay's session before, if any."""
-    rows = await connection.fetch(OTHERS_HERE, locks, relay, standing.instance)
+    rows = await connection.fetch(OTHERS_HERE, relay, standing.instance)
     history = await connection.fetchrow(HISTORY, last, standing.instance, server[0], relay)
-    others = [Other(row["instance"], row["timeline"], row["lives"]) for row in rows]
+    others = [Other(row["instance"], row["timeline"]) for row in rows]
     return Here(server, others, has_last=history["has_last"], is_first=server[0] > 0 and history["is_first"])
 
 

@@ -24,7 +24,7 @@ from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route,
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
 from outbox.budget import Budget
 from outbox.conversation import Conversation
-from outbox.database import CHANNEL, LOST_SESSION, RELAY_LOCKS, DatabaseRefusedError, is_ended, is_lock_timeout
+from outbox.database import CHANNEL, LOST_SESSION, DatabaseRefusedError, is_ended, is_lock_timeout
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.failover import Memory, tell_again
@@ -635,9 +635,7 @@ class Relay:
         """Raise the barrier after a time without an answer: meanwhile others may have sent on another server."""
         standing = self._standing(session)
         async with session.connection.transaction():
-            here = await barrier.look_around(
-                session.connection, session.server, session.relay, standing, last=None, locks=RELAY_LOCKS
-            )
+            here = await barrier.look_around(session.connection, session.server, session.relay, standing, last=None)
             row = await barrier.raise_barrier(session.connection, Kind.GAP, here, standing, CHANNEL)
         self._presence.arrive(session.server, boot_clock_s(), is_move=False)
         self._meet_barrier(row)

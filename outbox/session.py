@@ -241,7 +241,7 @@ async def _meet_barrier(
     It runs in the transaction that registers the relay: who sees the relay sees the barrier.
     """
     last = former.relay if former is not None else None
-    here = await barrier.look_around(connection, server, relay, standing, last=last, locks=RELAY_LOCKS)
+    here = await barrier.look_around(connection, server, relay, standing, last=last)
     kind = barrier.reason_to_raise(here, standing, boot_clock_s())
     await connection.fetch(barrier.NOTIFY, CHANNEL, barrier.JOINED + standing.instance)
     if kind is None:

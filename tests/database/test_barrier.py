@@ -111,10 +111,15 @@ async def test_a_new_relay_waits_a_little_where_all_that_are_known_are_lost(conn
     assert two.barrier.up, "it is no reason to go on that another one waits"
 
 
-async def test_a_new_relay_beside_one_that_lives_does_not_wait(member):
-    await member("b").open()
+async def test_a_new_relay_waits_for_a_word_of_one_that_was_at_work_here_all_the_time(connection, member):
+    """That a session holds its lock is no such word: it may have been frozen with the server."""
+    other = await member("b").open()
     one = await member("a").open()
-    assert one.session.barrier.is_lifted
+    assert await one.look()
+    row = await barrier.read(connection)
+    assert barrier.answer_of(row, other.barrier.epoch, has_gap=False) is barrier.Answer.VOUCH
+    await barrier.lift(other.session.connection, row.epoch, CHANNEL)
+    assert not await one.look()
 
 
 async def test_a_relay_that_stopped_in_order_is_not_waited_for(connection, member):
