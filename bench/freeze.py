@@ -19,7 +19,8 @@ def family_of(pid: int) -> list[int]:
     return [pid, *children]
 
 
-def _signal(pids: list[int], signum: signal.Signals) -> None:
+def send(pids: list[int], signum: signal.Signals) -> None:
+    """Send a signal to those that are there."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signum)
@@ -28,15 +29,15 @@ def _signal(pids: list[int], signum: signal.Signals) -> None:
 def freeze(server: Server) -> None:
     """Stop all its processes (SIGSTOP). The postmaster goes first, so that it has no new child meanwhile."""
     os.kill(server.pid, signal.SIGSTOP)
-    _signal(family_of(server.pid), signal.SIGSTOP)
+    send(family_of(server.pid), signal.SIGSTOP)
 
 
 def thaw(server: Server) -> None:
     """Let all its processes go on (SIGCONT)."""
-    _signal(family_of(server.pid), signal.SIGCONT)
+    send(family_of(server.pid), signal.SIGCONT)
 
 
 def kill(server: Server) -> None:
     """End all its processes at once (SIGKILL), as a lost host does."""
-    _signal(family_of(server.pid), signal.SIGKILL)
+    send(family_of(server.pid), signal.SIGKILL)
     server.stop("immediate")
