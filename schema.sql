@@ -216,10 +216,10 @@ create table outbox.relay (
 );
 create index relay_open on outbox.relay (id) where ended_at is null;
 
--- The barrier of a failover, in one row. It stands while `lifted_at` is null: nobody claims or marks until all instances
--- of `awaited` have said what they sent, or `until` is over, and not before `lift_after`. Each time that it is raised its
--- epoch grows. `kind` is why: a relay that came from another server (move), one that was without an answer for too long
--- (gap), a new one that found only lost ones (start). `moved_epoch` and `moved_at` are the latest `move`.
+-- The barrier after a change of servers, in one row. It stands while `lifted_at` is null: relays claim and mark nothing
+-- until all instances in `awaited` have written what they sent, or until `until`, and not before `lift_after`. `epoch`
+-- grows each time that it is raised. `kind` is the reason: a relay that came from another server (move), one that had no
+-- answer for too long (gap), a new one beside others (start). `moved_epoch` and `moved_at` are the latest `move`.
 create table outbox.failover (
     one          boolean primary key default true check (one),
     epoch        bigint not null default 0,

@@ -277,7 +277,8 @@ class Relay:
             self._memory.note_move(row.moved_s, time.monotonic())
         was_up, self._barrier.up, self._barrier.epoch = self._barrier.up, not row.is_lifted, row.epoch
         if self._barrier.up and not was_up:
-            log.warning(
+            say = log.warning if row.kind is Kind.MOVE else log.info
+            say(
                 "barrier_stands",
                 "nothing is claimed until {relays} relays have said what they sent, {grace_s:g} s at most",
                 relays=len(row.awaited),
