@@ -9,6 +9,7 @@
 --                                                                       pause: what is held back by people
 --                                                                       pruned: how far bodies are removed
 --                                                                       suppression: who gets no more · bounce: why
+--                                                                       failover: what claims wait for after one
 --     schedule starts editions · digest_item: reports that wait for a digest, which is a report, too
 --     put, enqueue: an application's own emails, in its own transaction
 --
@@ -193,7 +194,9 @@ create index attempt_email on outbox.attempt (email);
 -- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than
 -- the database. `trouble` is what keeps it from its work, `stale` how many of its verdicts came too late to matter. `sent` is how many
 -- emails servers have taken from it and `last_reply` what it heard last, both as of its last sweep. `route` is
--- the one that it serves; '' is the usual one.
+-- the one that it serves; '' is the usual one. `instance` is the same for all sessions of one process and route, on
+-- whichever server, until it stops in order. `told_epoch` is the epoch of the latest barrier (`failover`) before which
+-- it has said all that it knows.
 create table outbox.relay (
     id           integer generated always as identity primary key,
     host         text not null,
@@ -207,9 +210,29 @@ create table outbox.relay (
     trouble      text,
     sent         bigint not null default 0,
     last_reply   text,
-    route        text not null default ''
+    route        text not null default '',
+    instance     text,
+    told_epoch   bigint
 );
 create index relay_open on outbox.relay (id) where ended_at is null;
+
+-- The barrier after a change of servers, in one row. It stands while `lifted_at` is null: relays claim and mark nothing
+-- until all instances in `awaited` have written what they sent, or until `until`, and not before `lift_after`. `epoch`
+-- grows each time that it is raised. `kind` is the reason: a relay that came from another server (move), one that had no
+-- answer for too long (gap), a new one beside others (start). `moved_epoch` and `moved_at` are the latest `move`.
+create table outbox.failover (
+    one          boolean primary key default true check (one),
+    epoch        bigint not null default 0,
+    kind         text not null default 'start' check (kind in ('start', 'gap', 'move')),
+    awaited      text[] not null default '{}',
+    raised_at    timestamptz not null default now(),
+    lift_after   timestamptz not null default now(),
+    until        timestamptz not null default now(),
+    lifted_at    timestamptz default now(),
+    moved_epoch  bigint not null default 0,
+    moved_at     timestamptz
+);
+insert into outbox.failover default values;
 
 -- A way to an SMTP server that is in trouble, for the whole fleet; no row, no trouble. Until `retry_at` nobody
 -- connects; then the one relay that moves `retry_at` on probes, and takes the row away when the server works.

@@ -19,6 +19,7 @@ from typing import Any, Final
 import asyncpg
 
 from bench.company import DRAIN_S, REPLY_S, RESOLVER, settings_of
+from bench.freeze import freeze, kill, thaw
 from bench.host import Host, Life
 from bench.mail import Mail
 from bench.proxy import Proxy
@@ -93,9 +94,33 @@ class Arena:
         """The Postgres in charge is lost with its host, and the standby takes its place under the same address."""
         await self._in_postgres_thread(lambda: self.postgres.stop("immediate"))
         await self._in_postgres_thread(standby.promote)
-        self.postgres = standby
+        self._lead_to(standby)
+
+    async def freeze_over(self, standby: Server) -> Server:
+        """The Postgres in charge is frozen with all its sessions, and the standby takes its place; gives the former."""
+        former = self.postgres
+        freeze(former)
+        try:
+            await self._in_postgres_thread(standby.promote)
+        except BaseException:
+            thaw(former)
+            raise
+        self._lead_to(standby)
+        return former
+
+    async def thaw_back(self, former: Server) -> None:
+        """The former Postgres goes on as it was, in charge again; the one that took its place is lost with its host."""
+        lost = self.postgres
+        thaw(former)
+        await self._in_postgres_thread(partial(kill, lost))
+        self._lead_to(former)
+
+    def _lead_to(self, server: Server) -> None:
+        self.postgres = server
+        if self._admin is not None:
+            self._admin.terminate()
         for host in self.hosts:
-            host.database.target = socket_of(standby)
+            host.database.target = socket_of(server)
             host.database.cut(reset=True)
 
     async def _in_postgres_thread(self, work: Callable[[], None]) -> None:

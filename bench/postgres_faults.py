@@ -190,3 +190,16 @@ async def _failover_async(arena: Arena, struck: Struck) -> str:
     await asyncio.sleep(struck.strike.length_s)
     await arena.fail_over(standby)
     return ""
+
+
+@fault("failback", "postgres", 1.0, 2.5, alone=True)
+async def _failback(arena: Arena, struck: Struck) -> str:
+    """The primary freezes, its standby takes over for a while, is lost, and the old primary is in charge again."""
+    name = f"standby{struck.strike.number}"
+    standby = await arena.add_standby(name)
+    await _followed(arena, name)
+    struck.now()
+    former = await arena.freeze_over(standby)
+    await asyncio.sleep(struck.strike.length_s)
+    await arena.thaw_back(former)
+    return ""

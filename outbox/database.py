@@ -478,3 +478,18 @@ def _engine_once(url: DatabaseUrl, opening: Callable[[], Awaitable[Any]]) -> "As
         return opened[0]
 
     return create_async_engine("postgresql+asyncpg://", async_creator=once, poolclass=NullPool)
+
+
+# Not pg_control_checkpoint(): it shows the old timeline until the first checkpoint after the promotion.
+TIMELINE: Final = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint"
+TIMELINE_ELSEWHERE: Final = "SELECT timeline_id::bigint FROM pg_control_checkpoint()"
+
+
+async def timeline_of(connection: Any) -> int:
+    """The WAL timeline that this session writes on, from 1; 0 where the server does not tell."""
+    for query in (TIMELINE, TIMELINE_ELSEWHERE):
+        try:
+            return int(await connection.fetchval(query))
+        except (asyncpg.FeatureNotSupportedError, asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
+            continue  # a managed service that keeps its WAL to itself
+    return 0

@@ -1,10 +1,9 @@
-"""What outlives a database that forgot: a relay's recent verdicts, told again after a failover before anybody claims.
+"""What outlives a database that forgot: a relay's recent verdicts, told again on another server before anybody claims.
 
 A standby that replicates asynchronously lacks the last commits of the primary that it replaces: mail that was sent
-looks unsent there, or was never written. A promotion begins a new WAL timeline, which every session can see. Then
-
-- each relay asserts what it remembers, under the email's key, since ids may be given again on the new timeline;
-- claims, sweeps and generate wait until all relays of an earlier timeline have done so, or `failover_grace_s` is over.
+looks unsent there, or was never written. An old primary that is in charge again lacks all that was sent meanwhile. So
+each relay asserts what it remembers on each server that is not the one of its last session, under the email's key,
+since ids may be given again there. `barrier` makes the others wait for it.
 
 With synchronous replication nothing is lost and all of this finds everything as it was.
 """
@@ -15,8 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
-
-import asyncpg
 
 from outbox.database import storable
 from outbox.ledger import Claim, Settlement
@@ -29,67 +26,11 @@ REMEMBERED_MAX: Final = 100_000
 REMEMBERED_BYTES_MAX: Final = 48 * 1024 * 1024  # of all remembered verdicts; above, the oldest are forgotten
 MESSAGES_BYTES_MAX: Final = 16 * 1024 * 1024  # of messages in doubt; above, only envelopes are remembered
 NEWS_BYTES: Final = 700  # of a verdict besides its text
-GRACE_MIN_S: Final = 3.0  # for a relay whose very registration was lost
+RETURN_S: Final = 3600.0  # for so long after a change of servers the old one may come back, which lacks all since then
 ASSERTED_AT_ONCE: Final = 1000
-BARRIER_LOOK_S: Final = 0.2
 REMAINS: Final = b"The database lost this message in a failover after it was settled; only its envelope is known.\r\n"
 
 log = Events("outbox.relay")
-
-# Not pg_control_checkpoint(): it shows the old timeline until the first checkpoint after the promotion.
-TIMELINE: Final = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint"
-TIMELINE_ELSEWHERE: Final = "SELECT timeline_id::bigint FROM pg_control_checkpoint()"
-
-
-async def timeline_of(connection: Any) -> int:
-    """The WAL timeline that this session writes on, from 1; 0 where the server does not tell."""
-    for query in (TIMELINE, TIMELINE_ELSEWHERE):
-        try:
-            return int(await connection.fetchval(query))
-        except (asyncpg.FeatureNotSupportedError, asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
-            continue  # a managed service that keeps its WAL to itself
-    return 0
-
-
-# The first relay that registers on a timeline starts the clock. Those of earlier timelines that are not ended were
-# alive when the old primary was lost, as far as this server knows.
-WAIT: Final = """
-SELECT extract(epoch FROM began_at - now()) + CASE
-           WHEN EXISTS (SELECT FROM outbox.relay WHERE ended_at IS NULL AND timeline BETWEEN 1 AND $1 - 1)
-               THEN $2::float8
-           WHEN EXISTS (SELECT FROM outbox.relay WHERE timeline BETWEEN 1 AND $1 - 1)
-               THEN least($2::float8, $3::float8)
-           ELSE 0 END
-  FROM (SELECT coalesce(min(started_at), now()) AS began_at FROM outbox.relay WHERE timeline = $1) AS timeline
-"""
-
-
-async def wait_s(connection: Any, timeline: int, *, grace_s: float) -> float:
-    """How long claiming on this timeline has to wait at most for what others still know; 0 or less when it is over."""
-    if timeline <= 1:
-        return 0.0
-    return float(await connection.fetchval(WAIT, timeline, grace_s, GRACE_MIN_S))
-
-
-@dataclass(slots=True)
-class Barrier:
-    """What a session waits behind after a failover, while others say what they sent. `up` until that is over.
-
-    It never stands longer than `grace_s` by this host's steady clock, whatever the server's clock does.
-    """
-
-    timeline: int
-    grace_s: float
-    up: bool = False
-    look_at: float = 0.0
-    _until: float | None = None
-
-    async def look(self, connection: Any, now: float) -> None:
-        """Ask whether it is over; if not, look again at `look_at`."""
-        wait = await wait_s(connection, self.timeline, grace_s=self.grace_s)
-        self._until = self._until or now + self.grace_s
-        self.up = wait > 0 and now < self._until
-        self.look_at = now + min(max(wait, 0.0), BARRIER_LOOK_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +62,27 @@ class News:
 
 @dataclass(slots=True)
 class Memory:
-    """Verdicts of a relay in the last `REMEMBERED_S` before its session was lost, within `REMEMBERED_BYTES_MAX`."""
+    """Verdicts of a relay in the last `REMEMBERED_S` before its session was lost, within `REMEMBERED_BYTES_MAX`.
+
+    For `RETURN_S` after a change of servers no verdict grows old: the former server has none of those since then.
+    """
 
     lost_at: float | None = None
     """Since when there is no session that knows them: until it is back nothing grows old, however long that takes."""
+    keep_until: float = 0.0
+    """Until when nothing grows old."""
     _news: deque[tuple[float, News]] = field(default_factory=deque)
     _bytes: int = 0
     _message_bytes: int = 0
 
     def note(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
-        """Remember a verdict that must not be forgotten: sent, dead or in doubt. Others only lead to a next try."""
-        while self.lost_at is None and self._news and now - self._news[0][0] > REMEMBERED_S:
+        """Remember a verdict that must not be forgotten: sent, dead or in doubt.
+
+        Others only lead to a next try, except that another server may have the mark of a try that was withdrawn.
+        """
+        while self.lost_at is None and now >= self.keep_until and self._news and now - self._news[0][0] > REMEMBERED_S:
             self._forget_oldest()
-        if outcome.state == "pending":
+        if outcome.state == "pending" and not (claim.marked and outcome.verdict == "withdrawn"):
             return
         news = news_of(claim, attempt, outcome)
         if self._message_bytes + news.message_bytes > MESSAGES_BYTES_MAX:  # a person decides if it is lost
@@ -149,25 +98,33 @@ class Memory:
         self._bytes -= news.bytes
         self._message_bytes -= news.message_bytes
 
+    def note_move(self, moved_s: float, now: float) -> None:
+        """Note that the fleet came from another server so many seconds ago."""
+        if moved_s < RETURN_S:
+            self.keep_until = max(self.keep_until, now + RETURN_S - moved_s)
+
     def recall(
         self, unsettled: Iterable[Settlement], handed_over: Iterable[Claim], *, doubt_s: float | None
     ) -> list[News]:
-        """All that the database may not know: one piece of news for each try, the latest.
+        """All that the database may not know: one piece of news for each email, the latest, or that it was sent.
 
         `unsettled` are verdicts that no commit has confirmed, `handed_over` the claims whose dot is written and not
-        answered: whatever the database says of those, they are in doubt until the answer comes.
+        answered: whatever the database says of those, they are in doubt until the answer comes. An acceptance comes
+        before all else: attempts of two servers are counted apart, so that a later number need not be a later try.
         """
         lost_at = time.monotonic() if self.lost_at is None else self.lost_at
-        found = {(n.key, n.attempt): n for at, n in self._news if lost_at - at <= REMEMBERED_S}
-        for s in unsettled:
-            if s.outcome.state == "pending":
-                found[s.key, s.attempt] = News(s.key, "", "", "", b"", s.relay, s.attempt, s.outcome)
+        keeps = lost_at < self.keep_until
+        told = [news for at, news in self._news if keeps or lost_at - at <= REMEMBERED_S]
+        told += [
+            News(s.key, "", "", "", b"", s.relay, s.attempt, s.outcome)
+            for s in unsettled
+            if s.outcome.state == "pending"
+        ]
         doubt = Outcome("in_doubt", "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
-        for claim in handed_over:
-            found[claim.key, claim.attempt] = news_of(claim, claim.attempt, doubt)
+        told += [news_of(claim, claim.attempt, doubt) for claim in handed_over]
         latest: dict[str, News] = {}
-        for news in found.values():
-            if news.key not in latest or latest[news.key].attempt < news.attempt:
+        for news in told:
+            if news.key not in latest or latest[news.key].outcome.state != "sent" or news.outcome.state == "sent":
                 latest[news.key] = news
         return list(latest.values())
 
@@ -180,10 +137,11 @@ def news_of(claim: Claim, attempt: int, outcome: Outcome) -> News:
     )  # fmt: skip
 
 
-# A row that is settled stays as it is, unless it expired or was cancelled while nobody knew of the try, and so does one
-# with a later attempt. An equal attempt that is pending was put back by a person or the policy, and one of another
-# relay is that relay's: only an acceptance is stronger. An email that is gone is put back under its key, so that
-# `generate` cannot make it again.
+# A row that is settled stays as it is, unless it expired or was cancelled while nobody knew of the try. An acceptance
+# counts whatever else is known: the row's attempt may be another server's, so that a later number says nothing. Doubt
+# counts as well, unless the row's own trail has that doubt: then a person or the policy has decided since. What else
+# has a later attempt stays as it is, and an equal attempt of another relay is that relay's: $13 is the instance that
+# tells this. An email that is gone is put back under its key, so that `generate` cannot make it again.
 REASSERT: Final = """
 WITH news AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::integer[], $7::integer[],
@@ -209,9 +167,9 @@ WITH news AS (
 ), asserted AS (
     UPDATE outbox.delivery d
        SET state = k.state,
-           attempt = k.attempt,
-           withdrawn = CASE WHEN k.verdict = 'withdrawn' THEN d.withdrawn + 1
-                            ELSE least(d.withdrawn, k.attempt - 1) END,
+           attempt = greatest(d.attempt, k.attempt),
+           withdrawn = CASE WHEN k.verdict = 'withdrawn' THEN least(d.withdrawn + 1, greatest(d.attempt, k.attempt))
+                            ELSE least(d.withdrawn, greatest(d.attempt, k.attempt) - 1) END,
            due_at = CASE WHEN k.state IN ('pending', 'in_doubt')
                          THEN coalesce(now() + k.delay_s * interval '1 second', 'infinity') ELSE d.due_at END,
            relay = CASE WHEN k.state = 'pending' THEN NULL ELSE k.relay END,
@@ -222,11 +180,15 @@ WITH news AS (
       FROM kept k
      WHERE d.email = k.email
        AND d.state IN ('pending', 'sending', 'in_doubt', 'expired', 'cancelled')  -- by the primary key: see TICK
-       AND ((k.state = 'sent' AND d.attempt <= k.attempt)
+       AND (k.state = 'sent'
             OR (k.state IN ('dead', 'in_doubt') AND d.attempt < k.attempt)
-            OR (k.state IN ('dead', 'pending') AND d.attempt = k.attempt AND d.relay = k.relay
-                AND d.state IN ('sending', 'in_doubt'))
-            OR (k.state = 'in_doubt' AND d.attempt = k.attempt AND d.relay = k.relay AND d.state = 'sending'))
+            OR (k.state = 'in_doubt' AND d.state = 'pending'
+                AND (SELECT 1 FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = k.attempt
+                        AND a.relay = k.relay AND a.verdict = 'in_doubt' LIMIT 1) IS NULL)
+            OR (d.attempt = k.attempt AND d.relay = k.relay
+                AND (k.state IN ('dead', 'pending') AND d.state IN ('sending', 'in_doubt')
+                     OR k.state = 'in_doubt' AND d.state = 'sending')
+                AND (SELECT 1 FROM outbox.relay r WHERE r.id = d.relay AND r.instance <> $13 LIMIT 1) IS NULL))
     RETURNING d.email, d.attempt, d.marked_at
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
@@ -235,14 +197,26 @@ WITH news AS (
       JOIN (SELECT email, key FROM kept UNION ALL SELECT id, key FROM restored) e ON e.email = f.email
       JOIN news n ON n.key = e.key
 )
-SELECT key, email, email IN (SELECT email FROM asserted) AS changed FROM kept
+SELECT key, email, email IN (SELECT email FROM asserted) AS changed, NULL::integer AS attempt FROM kept
 UNION ALL
-SELECT key, id, true FROM restored
+SELECT key, id, true, NULL FROM restored
+UNION ALL
+SELECT NULL, email, false, attempt FROM asserted
 """
 
 
-async def reassert(connection: Any, news: Sequence[News], *, route: str = "") -> tuple[dict[str, int], int]:
-    """Tell the database what this relay knows; gives the ids that the emails have there, by key, and how many changed.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An email as another server has it: its id there, and the attempt if what was told became that of its row."""
+
+    email: int
+    attempt: int | None = None
+
+
+async def reassert(
+    connection: Any, news: Sequence[News], *, route: str = "", instance: str | None = None
+) -> tuple[dict[str, Found], int]:
+    """Tell the database what this relay knows; gives the emails as they are there, by key, and how many changed.
 
     At most `ASSERTED_AT_ONCE` at a time. What has to be put back takes the relay's `route`. Whoever has settled an
     email meanwhile is believed; telling it twice changes nothing.
@@ -261,24 +235,32 @@ async def reassert(connection: Any, news: Sequence[News], *, route: str = "") ->
         [storable(n.outcome.reply) for n in news],
         [n.outcome.delay_s for n in news],
         route,
+        instance,
     )
-    return {row["key"]: row["email"] for row in rows}, sum(row["changed"] for row in rows)
+    attempts = {row["email"]: row["attempt"] for row in rows if row["key"] is None}
+    emails = {row["key"]: Found(row["email"], attempts.get(row["email"])) for row in rows if row["key"] is not None}
+    return emails, sum(row["changed"] for row in rows)
 
 
 async def tell_again(
-    connection: Any, news: Sequence[News], patience: Callable[[], AbstractContextManager[None]], *, route: str = ""
-) -> tuple[dict[str, int], int]:
+    connection: Any,
+    news: Sequence[News],
+    patience: Callable[[], AbstractContextManager[None]],
+    *,
+    route: str = "",
+    instance: str | None = None,
+) -> tuple[dict[str, Found], int]:
     """Run `reassert` for any number of news, in portions, each within a `patience()` of its own.
 
     If a row of a portion cannot be written, each verdict is written separately, and one that fails again is logged.
     """
-    emails: dict[str, int] = {}
+    emails: dict[str, Found] = {}
     changed = 0
     portions = [news[begin : begin + ASSERTED_AT_ONCE] for begin in range(0, len(news), ASSERTED_AT_ONCE)]
     for portion in portions:  # the list grows while it runs
         try:
             with patience():
-                there, new = await reassert(connection, portion, route=route)
+                there, new = await reassert(connection, portion, route=route, instance=instance)
         except Exception as error:
             if not is_of_a_row(error):
                 raise
@@ -299,4 +281,4 @@ async def tell_again(
     return emails, changed
 
 
-STATEMENTS: Final = (WAIT, REASSERT)
+STATEMENTS: Final = (REASSERT,)

@@ -150,17 +150,16 @@ class GenerateSession:
             driver.terminate()
 
     async def _after_failover(self, grace_s: float) -> None:
-        """Wait until the relays have said what they sent: a report that a failover lost must not be mailed again."""
-        from outbox.failover import BARRIER_LOOK_S, Barrier, timeline_of
+        """Wait at the barrier: the relays may know of emails, sent on another server, that are lost here."""
+        from outbox import barrier
 
-        async with self.limit():
-            timeline = await timeline_of(self._driver)
-        barrier = Barrier(timeline, grace_s, up=timeline > 1)
-        while barrier.up:
+        until = time.monotonic() + grace_s
+        while time.monotonic() < until:
             async with self.limit():
-                await barrier.look(self._driver, time.monotonic())
-            if barrier.up:
-                await asyncio.sleep(BARRIER_LOOK_S)
+                holds = await barrier.holds_generate(self._driver)
+            if not holds:
+                return
+            await asyncio.sleep(barrier.BARRIER_LOOK_S)
 
     def lose(self, reason: str) -> None:
         """Treat the session as gone: what waits for its answer, and whatever is asked of it later, raises."""

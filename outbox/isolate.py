@@ -33,6 +33,7 @@ async def tick_in_parts(
     server: str,
     budget: int,
     bytes_max: int,
+    epoch: int | None = None,
 ) -> Tick:
     """Do what `ledger.tick` does; a row that cannot be read or written does not stop the others.
 
@@ -40,16 +41,18 @@ async def tick_in_parts(
         Exception: the error is of the database, not of a row. It is unknown what was committed.
 
     """
-    done = replace(await ledger.tick(connection, relay, route=route, server=server), reached=None, urgent_reached=None)
-    marks = list(marks)
+    done = await ledger.tick(connection, relay, route=route, server=server, epoch=epoch)
+    done = replace(done, reached=None, urgent_reached=None)
+    marks = list(marks) if done.is_open else []
     locked = await ledger.locked(connection, [*marks, *(one.email for one in settlements)])
     settled = await _settle(connection, relay, quarantine, [one for one in settlements if one.email not in locked])
     done = replace(done, settled=settled, locked=locked)
-    done = await _mark(connection, relay, quarantine, [email for email in marks if email not in locked], done)
-    if room <= 0:
+    marks = [email for email in marks if email not in locked]
+    done = await _mark(connection, relay, quarantine, marks, done, epoch=epoch)
+    if room <= 0 or not done.is_open:
         return done
     emails = await ledger.candidates(connection, route, room=room, suspects=suspects, left_out=quarantine.left_out)
-    return await _claim(connection, relay, quarantine, emails, done, budget=budget, bytes_max=bytes_max)
+    return await _claim(connection, relay, quarantine, emails, done, budget=budget, bytes_max=bytes_max, epoch=epoch)
 
 
 async def _settle(
@@ -77,12 +80,14 @@ async def _settle(
     return frozenset(settled)
 
 
-async def _mark(connection: Any, relay: int, quarantine: Quarantine, marks: list[int], done: Tick) -> Tick:
+async def _mark(
+    connection: Any, relay: int, quarantine: Quarantine, marks: list[int], done: Tick, *, epoch: int | None
+) -> Tick:
     parts = [marks] if marks else []
     marked, expired, quarantined = dict(done.marked), set(done.expired), set()
     for part in parts:
         try:
-            found = await ledger.tick(connection, relay, marks=part)
+            found = await ledger.tick(connection, relay, marks=part, epoch=epoch)
         except Exception as error:
             if not is_of_a_row(error):
                 raise
@@ -94,6 +99,9 @@ async def _mark(connection: Any, relay: int, quarantine: Quarantine, marks: list
         else:
             marked |= found.marked
             expired |= found.expired
+            if not found.is_open:  # the barrier was raised just now
+                done = replace(done, is_open=False, epoch=found.epoch)
+                break
     return replace(done, marked=marked, expired=frozenset(expired), quarantined=frozenset(quarantined))
 
 
@@ -106,6 +114,7 @@ async def _claim(
     *,
     budget: int,
     bytes_max: int,
+    epoch: int | None,
 ) -> Tick:
     claims: list[Claim] = []
     unfit: dict[int, str] = {}
@@ -114,7 +123,9 @@ async def _claim(
 
     async def one(email: int) -> tuple[list[Claim], dict[int, str], bool]:
         nonlocal budget, is_over
-        found = await ledger.claim_one(connection, relay, email, budget=max(budget, 0), bytes_max=bytes_max)
+        found = await ledger.claim_one(
+            connection, relay, email, budget=max(budget, 0), bytes_max=bytes_max, epoch=epoch
+        )
         budget -= sum(claim.size for claim in found[0] if not claim.fetched)
         is_over = is_over or not (found[0] or found[1])  # or another relay was faster: then the next look finds nothing
         return found

@@ -123,6 +123,10 @@ class Tick:
     """Of which emails the mark could not be written."""
     locked: frozenset[int] = frozenset()
     """Of which emails neither mark nor verdict was written, since another session has locked their rows."""
+    epoch: int | None = None
+    """The epoch of the failover's barrier (`barrier`)."""
+    is_open: bool = True
+    """False if nothing could be marked or claimed, since the barrier stands or its epoch is a new one."""
 
 
 LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long, at most
@@ -194,6 +198,7 @@ lane AS (
 # settle: the fence is (relay, attempt). A 250 also settles a row that was put back to pending in the meantime
 #   (doubt resolved as "send again" while the reply was under way), as long as nobody has marked it again.
 #   So does a row that expired or was cancelled in the meantime: it was accepted, whatever the hour or the person said.
+#   And so does one that is in doubt under another relay: after a failover a try of the same number may be another's.
 #   Such a row may count all its attempts as withdrawn (a dead letter that a person sends again has all its tries
 #   before it), and an attempt that was accepted is none of those.
 #   Open rows are named by their states, here and in mark and RELEASE: `settled_at IS NULL` would let the planner walk
@@ -215,6 +220,9 @@ lane AS (
 #   Claims are chosen by size before any byte of a message is read: octet_length of a value that is stored out of line
 #   reads only its header. Large messages are taken while their sum is at most $18; small ones may overtake them. A
 #   message of more than $19 bytes is claimed without its text, to be quarantined. $20 are emails that are left out.
+# gate: emails are marked and claimed only if the barrier of `outbox.failover` is lifted and its epoch is $21, the
+#   latest that this relay knows. Null takes any. Otherwise a relay that has just come from another server may know that
+#   they were sent there.
 # The lock of a row alone would not make a claim: this session's advisory lock on $9 does, since only rows whose
 #   relay has lost its lock are ever taken from it.
 #
@@ -251,8 +259,13 @@ SELECT 't', NULL, NULL, NULL, NULL, string_agg(t.token, ' '), NULL, NULL, NULL, 
 """
 _TICK_NUMBERS: Final = {"relay": "$9", "budget": "$18::bigint", "limit": "$19::bigint"}
 
+_GATE: Final = """gate AS (
+    SELECT epoch, {known} IS NULL OR epoch IS NULL OR (epoch = {known} AND lifted_at IS NOT NULL) AS is_open
+      FROM (SELECT max(epoch) AS epoch, max(lifted_at) AS lifted_at FROM outbox.failover WHERE one) AS barrier
+)"""
+
 TICK: Final = f"""
-WITH news AS (
+WITH {_GATE.format(known="$21::bigint")}, news AS (
     SELECT * FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::boolean[],
                          $5::text[], $6::float8[], $7::text[], $8::text[])
         AS n (email, attempt, relay, marked, state, delay_s, verdict, reply)
@@ -275,7 +288,7 @@ WITH news AS (
        AND ((n.marked AND d.attempt = n.attempt AND d.relay = n.relay AND d.state IN ('sending', 'in_doubt')
              AND d.state <> n.state)
             OR (n.marked AND d.attempt = n.attempt AND n.state = 'sent'
-                AND d.state IN ('pending', 'expired', 'cancelled'))
+                AND d.state IN ('pending', 'expired', 'cancelled', 'in_doubt'))
             OR (NOT n.marked AND d.attempt = n.attempt - 1 AND d.relay = n.relay AND d.state = 'pending'))
     RETURNING d.email, d.attempt, n.relay, n.verdict, n.reply, CASE WHEN n.marked THEN d.marked_at END AS marked_at
 ), marked AS (
@@ -285,7 +298,7 @@ WITH news AS (
            marked_at = CASE WHEN send_before <= now() THEN marked_at ELSE now() END,
            settled_at = CASE WHEN send_before <= now() THEN now() END,
            relay = CASE WHEN send_before <= now() THEN NULL ELSE relay END
-     WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
+     WHERE (SELECT is_open FROM gate) AND email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
     RETURNING email, attempt, state = 'expired' AS late
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
@@ -299,7 +312,7 @@ WITH news AS (
        AND due_at >= coalesce($16::timestamptz, '-infinity') AND due_at <= now()
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
-     LIMIT $17
+     LIMIT CASE WHEN (SELECT is_open FROM gate) THEN $17 ELSE 0 END
        FOR UPDATE SKIP LOCKED
 ), due AS (
     SELECT email, due_at FROM outbox.delivery
@@ -308,7 +321,7 @@ WITH news AS (
        AND due_at >= coalesce($14::timestamptz, '-infinity') AND due_at <= now()
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
-     LIMIT $11 - (SELECT count(*) FROM urgent)
+     LIMIT CASE WHEN (SELECT is_open FROM gate) THEN $11 - (SELECT count(*) FROM urgent) ELSE 0 END
        FOR UPDATE SKIP LOCKED
 ), suspect AS (
     SELECT email, due_at FROM outbox.delivery
@@ -316,7 +329,7 @@ WITH news AS (
        AND email <> ALL ($20::bigint[]) AND route = $15
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email
-     LIMIT $12
+     LIMIT CASE WHEN (SELECT is_open FROM gate) THEN $12 ELSE 0 END
        FOR UPDATE SKIP LOCKED
 ), chosen AS (
     SELECT email, due_at FROM suspect UNION ALL SELECT email, due_at FROM urgent UNION ALL SELECT email, due_at FROM due
@@ -351,6 +364,8 @@ SELECT 'b', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NU
 UNION ALL
 SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
 UNION ALL
+SELECT 'f', epoch, is_open::integer, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM gate
+UNION ALL
 {_TOKENS}"""
 
 
@@ -370,6 +385,7 @@ async def tick(
     budget: int | None = None,
     bytes_max: int = MESSAGE_BYTES_MAX,
     left_out: Sequence[int] = (),
+    epoch: int | None = None,
 ) -> Tick:
     """Settle, mark and claim in one commit; return what came true, and the fleet's pause of `server`, by that name.
 
@@ -377,6 +393,7 @@ async def tick(
     deliveries of the route, and `suspects` more, are claimed: urgent ones first, of those due since `urgent_since` at
     most `urgent_max` (as many as there is room for), then others due since `since`; within each those due longest
     first. Large messages are claimed while they fit into `budget` bytes (None: `bytes_max`) and are not fetched yet.
+    Nothing is marked or claimed unless the barrier of `epoch` is lifted and the latest one (None: in any case).
     If this raises an error of Postgres, nothing was committed; after any other error nothing is known of the commit.
     """
     rows = await connection.fetch(
@@ -401,7 +418,9 @@ async def tick(
         bytes_max if budget is None else budget,
         bytes_max,
         left_out,
+        epoch,
     )
+    gate = next(r for r in rows if r["part"] == "f")
     pauses = [RoutePause(r["key"], r["wait_s"]) for r in rows if r["part"] == "r"]
     claims, unfit = claims_of(rows, relay, bytes_max)
     return Tick(
@@ -416,6 +435,8 @@ async def tick(
         listed=frozenset(r["email"] for r in rows if r["part"] == "x" and r["email"] not in unfit),
         unfit=unfit,
         bytes_wanted=next((r["bytes"] for r in rows if r["part"] == "b"), 0),
+        epoch=gate["email"],
+        is_open=bool(gate["attempt"]),
     )
 
 
@@ -500,11 +521,12 @@ UNION ALL
     AND route = $1 AND priority = 0 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
   ORDER BY due_at, email LIMIT $2)
 """
-# $1 email, $2 relay, $3 budget, $4 limit.
+# $1 email, $2 relay, $3 budget, $4 limit, $5 epoch.
 CLAIM_ONE: Final = f"""
-WITH chosen AS (
+WITH {_GATE.format(known="$5::bigint")}, chosen AS (
     SELECT email, due_at FROM outbox.delivery
-     WHERE email = $1 AND state = 'pending' AND settled_at IS NULL AND relay IS NULL FOR UPDATE SKIP LOCKED
+     WHERE email = $1 AND state = 'pending' AND settled_at IS NULL AND relay IS NULL AND (SELECT is_open FROM gate)
+       FOR UPDATE SKIP LOCKED
 ), {_CLAIM.format(relay="$2", budget="$3::bigint", limit="$4::bigint")}
 {_CLAIMS.format(limit="$4::bigint")}
 UNION ALL
@@ -517,10 +539,10 @@ async def candidates(connection: Any, route: str, *, room: int, suspects: int, l
 
 
 async def claim_one(
-    connection: Any, relay: int, email: int, *, budget: int, bytes_max: int
+    connection: Any, relay: int, email: int, *, budget: int, bytes_max: int, epoch: int | None = None
 ) -> tuple[list[Claim], dict[int, str], bool]:
     """Claim one email, if it is free; return the result of `claims_of`, and whether its address may be suppressed."""
-    rows = await connection.fetch(CLAIM_ONE, email, relay, budget, bytes_max)
+    rows = await connection.fetch(CLAIM_ONE, email, relay, budget, bytes_max, epoch)
     return *claims_of(rows, relay, bytes_max), any(row["part"] == "x" for row in rows)
 
 
@@ -596,7 +618,7 @@ async def release(
 
 # A session that began before Postgres did was lost with it, and no fault of what it held.
 OTHERS: Final = """
-SELECT id, started_at >= pg_postmaster_start_time() AS died, route FROM outbox.relay
+SELECT id, started_at >= pg_postmaster_start_time() AS died, route, instance FROM outbox.relay
  WHERE ended_at IS NULL AND id <> $1
 """
 
@@ -667,7 +689,7 @@ END_RELAYS: Final = "UPDATE outbox.relay SET ended_at = now() WHERE id = ANY ($1
 class Sweep:
     """What dead relays left behind: how many claims were let go of (free or quarantined), how many are in doubt.
 
-    `alive` is how many others live, and `beside` how many of these serve the same route.
+    `alive` is how many others live, and `beside` how many of these serve the same route; `instances` are theirs.
     """
 
     dead: list[int]
@@ -675,6 +697,7 @@ class Sweep:
     doubted: int = 0
     alive: int = 0
     beside: int = 0
+    instances: frozenset[str] = frozenset()
 
 
 async def sweep(
@@ -697,8 +720,9 @@ async def sweep(
     async with connection.transaction():
         dead = [r["id"] for r in await connection.fetch(DEAD, RELAY_LOCKS, list(others))]
         beside = sum(r["route"] == route and r["id"] not in dead for r in rows)
+        instances = frozenset(r["instance"] for r in rows if r["instance"] and r["id"] not in dead)
         if not dead:
-            return Sweep([], alive=len(others), beside=beside)
+            return Sweep([], alive=len(others), beside=beside, instances=instances)
         await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, dead)
         freed = doubted = 0
         for died in (True, False):
@@ -708,21 +732,33 @@ async def sweep(
                     connection, some, doubt_s=doubt_s, died=died, quarantine=quarantine
                 )
                 freed, doubted = freed + more_freed, doubted + more_doubted
-    return Sweep(dead, freed, doubted, len(others) - len(dead), beside)
+    return Sweep(dead, freed, doubted, len(others) - len(dead), beside, instances)
 
 
-FORMER: Final = "SELECT r.id FROM outbox.relay r WHERE r.id = $1 AND r.timeline = $2 AND r.ended_at IS NULL"
+# $1 the last session, $2 its timeline, $3 the instance, $4 the present session.
+FORMER: Final = """
+SELECT r.id FROM outbox.relay r
+ WHERE r.ended_at IS NULL AND r.id <> $4 AND (r.id = $1 AND r.timeline = $2 OR r.instance = $3)
+"""
 
 
 async def judge_former(
-    connection: Any, relay: int, timeline: int, *, doubt_s: float | None, quarantine: Quarantine | None = None
+    connection: Any,
+    relay: int,
+    timeline: int,
+    *,
+    doubt_s: float | None,
+    quarantine: Quarantine | None = None,
+    instance: str | None = None,
+    present: int = 0,
 ) -> tuple[int, int]:
     """End this process's own last session, which did not die with its claims; return what `judge` returns.
 
-    On a new timeline its id may be another relay's, which lives and holds its lock.
+    On a new timeline its id may be another relay's, which lives and holds its lock. Back on an old server there may be
+    one more of this `instance`, from before; `present` is the session that it has now.
     """
     async with connection.transaction():
-        rows = await connection.fetch(FORMER, relay, timeline)
+        rows = await connection.fetch(FORMER, relay, timeline, instance, present)
         dead = [r["id"] for r in await connection.fetch(DEAD, RELAY_LOCKS, [r["id"] for r in rows])]
         if not dead:
             return 0, 0

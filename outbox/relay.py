@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from logging import DEBUG
 from typing import Any, Final
 
 import asyncpg
 
-from outbox import doubt, failover, ledger, letterhead, pause, suppression
+from outbox import barrier, doubt, failover, ledger, letterhead, pause, suppression
 from outbox.backoff import full_jitter_s
+from outbox.barrier import Answer, Barrier, Kind, Presence, Row, ServerId, Standing, answer_of
 from outbox.breaker import (
     PAUSE_MAX_S,
     PROBE_LEASE_S,
@@ -32,10 +32,10 @@ from outbox.breaker import (
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
 from outbox.budget import Budget
 from outbox.conversation import Conversation, Throttle
-from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended, is_lock_timeout
+from outbox.database import CHANNEL, LOST_SESSION, DatabaseRefusedError, is_ended, is_lock_timeout
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
-from outbox.failover import Barrier, Memory, tell_again
+from outbox.failover import Memory, tell_again
 from outbox.isolate import tick_in_parts
 from outbox.ledger import (
     EXPIRED_AT_ONCE,
@@ -95,7 +95,7 @@ ENVELOPE_BYTES_MAX: Final = 4096  # of the key, addresses, Message-ID and trace 
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
 STATEMENTS: Final = (
     *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS + REFUSAL_STATEMENTS),
-    *(failover.STATEMENTS + doubt.STATEMENTS + pause.STATEMENTS + suppression.STATEMENTS),
+    *(failover.STATEMENTS + barrier.STATEMENTS + doubt.STATEMENTS + pause.STATEMENTS + suppression.STATEMENTS),
 )
 
 
@@ -156,8 +156,8 @@ class Relay:
         self._opening: asyncio.Timeout | None = None
         self._asked_at: float | None = None
         self._memory = Memory()
-        self._told: tuple[int, datetime | None] | None = None  # the server, on its timeline, that knows our verdicts
-        self._barrier = Barrier(0, 0.0)
+        self._told: ServerId | None = None  # the server that knows our verdicts
+        self._presence, self._barrier = Presence.new(settings.guard_s, settings.lease_s), Barrier()
         self._noted = Note()
         self._sent_before = 0
         self._heard: str | None = None
@@ -233,6 +233,9 @@ class Relay:
                     former=self._former,
                     route=self.serves,
                     statements=STATEMENTS,
+                    standing=self._standing(self._former),
+                    hear=self._hear_of_relays,
+                    on_answer=self._note_answer,
                 )
                 await self._adopt_limit(session)
         except LOST_SESSION as error:
@@ -250,7 +253,7 @@ class Relay:
         )
         self._poll_at = self._sweep_at = 0.0
         self._frontier, self._urgent_frontier, self._turns = Frontier(), Frontier(), Turns()
-        self._barrier = Barrier(session.timeline, self.settings.failover_grace_s, up=session.timeline > 1)
+        self._meet_server(session)
         self._noted = Note()
         self._sent_before = self.counts["accepted"]
         self._held = frozenset()
@@ -271,6 +274,31 @@ class Relay:
         bytes_max = max(self.settings.message_bytes_max, limit) + ENVELOPE_BYTES_MAX
         self.share.bytes_max = bytes_max
         self.share.budget.bytes_max = max(self.share.budget.bytes_max, bytes_max)
+
+    def _meet_server(self, session: Session) -> None:
+        """Start with the barrier that the session found, and note a change of servers."""
+        is_move = self._former is not None and self._former.server != session.server
+        if is_move:
+            self._memory.note_move(0.0, time.monotonic())
+        self._presence.arrive(session.server, boot_clock_s(), is_move=is_move)
+        self._barrier = Barrier(grace_s=self.settings.failover_grace_s)
+        self._meet_barrier(session.barrier)
+
+    def _meet_barrier(self, row: Row) -> None:
+        """Take over the barrier's epoch, and wait behind it if it stands."""
+        if row.moved_s is not None:
+            self._memory.note_move(row.moved_s, time.monotonic())
+        was_up, self._barrier.up, self._barrier.epoch = self._barrier.up, not row.is_lifted, row.epoch
+        if self._barrier.up and not was_up:
+            say = log.warning if row.kind is Kind.MOVE else log.info
+            say(
+                "barrier_stands",
+                "nothing is claimed until {relays} relays have said what they sent, {grace_s:g} s at most",
+                relays=len(row.awaited),
+                grace_s=self.settings.failover_grace_s,
+                epoch=row.epoch,
+                kind=row.kind.name.lower(),
+            )
 
     async def _open_first(self) -> Session | None:
         """The first session. A server that does not answer is waited for as long as a lease: it may be restarting.
@@ -363,6 +391,7 @@ class Relay:
                         quarantine=self._quarantine,
                     )
                     self.left_in_doubt += doubted
+                    await barrier.leave(session.connection, session.relay, self._presence.instance, CHANNEL)
             except (*LOST_SESSION, asyncpg.PostgresError) as error:
                 session.lose(str(error))
             except AttributeError as error:
@@ -574,6 +603,13 @@ class Relay:
         elif wait_s is not None:
             asyncio.get_running_loop().call_later(wait_s, self._look_again)
 
+    def _hear_of_relays(self, said: str) -> None:
+        """Note which relays come and go; look at the barrier when it is raised or lifted."""
+        self._presence.hear(said, boot_clock_s())
+        if said == barrier.RAISED:
+            self._pulse_at = self._barrier.look_at = 0.0
+            self._hear_notification()
+
     def _look_again(self) -> None:
         self._poll_at = 0.0
         if self.pool.breaker.is_open or self._held:
@@ -603,9 +639,12 @@ class Relay:
         if self._told != session.server or self._former is not None:
             await self._tell_again(session)
         with self._patience(session):
+            if self._presence.has_gap:
+                await self._raise_barrier(session)
             await self._speak(session, now)
             room = self._room(now) if now >= self._poll_at else 0
-            if self._marks or self._settlements or room or now >= self._pulse_at:
+            may_mark = self._marks and not self._barrier.up
+            if may_mark or self._settlements or room or now >= self._pulse_at:
                 await self._gather(now)
                 await self._tick(session, room)
             else:
@@ -620,9 +659,13 @@ class Relay:
             if now >= self._sweep_at and not self.stopping and not self._barrier.up:
                 await self._sweep(session)
             if self.until_empty:
-                self._stop_if_refused(now)
-            if self.until_empty and self._has_nothing():
-                await self._stop_if_empty(session)
+                await self._stop_if_done(session, now)
+
+    async def _stop_if_done(self, session: Session, now: float) -> None:
+        """Stop a relay that runs until the outbox is empty, if it is, or if the server refuses all that is left."""
+        self._stop_if_refused(now)
+        if self._has_nothing():
+            await self._stop_if_empty(session)
 
     def _stop_if_refused(self, now: float) -> None:
         """Stop when the server goes on refusing the sender or this host: a person must act, and no mail is lost."""
@@ -670,6 +713,34 @@ class Relay:
         finally:
             self._asked_at = None
             silence.cancel()
+
+    def _note_answer(self) -> None:
+        self._presence.note_answer(boot_clock_s())
+
+    def _standing(self, former: Session | None) -> Standing:
+        server = former.server if former is not None else None
+        return self._presence.standing(server, grace_s=self.settings.failover_grace_s)
+
+    async def _raise_barrier(self, session: Session) -> None:
+        """Raise the barrier after a time without an answer: meanwhile others may have sent on another server."""
+        standing = self._standing(session)
+        async with session.connection.transaction():
+            here = await barrier.look_around(session.connection, session.server, session.relay, standing, last=None)
+            row = await barrier.raise_barrier(session.connection, Kind.GAP, here, standing, CHANNEL)
+        self._presence.arrive(session.server, boot_clock_s(), is_move=False)
+        self._meet_barrier(row)
+
+    async def _meet_epoch(self, session: Session, done: Tick) -> None:
+        """Act on a barrier that another relay raised while this one was at work, if the tick met one."""
+        if done.is_open or self._barrier.up:  # behind the barrier it looks at it regularly
+            return
+        row = await barrier.read(session.connection)
+        if answer_of(row, self._barrier.epoch, has_gap=self._presence.has_gap) is Answer.VOUCH:
+            await barrier.lift(session.connection, row.epoch, CHANNEL)
+            row = replace(row, is_lifted=True)
+        self._meet_barrier(row)
+        self._poll_at = self._pulse_at = 0.0
+        self._wake.set()
 
     def _has_nothing(self) -> bool:
         pool = self.pool
@@ -726,7 +797,7 @@ class Relay:
             self._asks_suspect = False
 
     async def _tick_with(self, session: Session, room: int, *, suspects: int) -> None:
-        marks, self._marks = self._marks, {}
+        marks, self._marks = ({}, self._marks) if self._barrier.up else (self._marks, {})
         settlements, self._settlements = self._settlements, []
         began_at = time.monotonic()
         self._notifications.begin_look()
@@ -744,6 +815,7 @@ class Relay:
             session.lose(session.lost or str(error) or type(error).__name__)
             self._tick_failed(marks, settlements)
             raise
+        self._note_answer()
         now = self._ticked_at = time.monotonic()
         self._tick_s = now - began_at
         self._pulse_at = now + self.settings.lease_s / 3
@@ -754,14 +826,14 @@ class Relay:
         self._adopt(done.pause, now)
         news = self._adopt_holds(done.held)
         self.share.asked = sum(claim.size for claim in done.claims if not claim.fetched)
-        if room:
+        if done.is_open and room:
             await self._note_claims(session, done, room, order, now)
         self._look_again_in(self._notifications.end_look(now, found=bool(done.claims or done.unfit)))
         small, large = _by_size(done)
         is_free = not (small.held or small.listed)
         if is_free:
             self._take_claims(session, small.claims, now)
-        lost = self._act_on_marks(session, marks, done, started_s)
+        lost = self._act_on_marks(session, marks if done.is_open else self._ask_again(marks, done), done, started_s)
         if not is_free:  # after the final dots, which must not wait
             self._take_claims(session, await self._wanted(session, small, look_at_all=news), now)
         self._rest = large if large.claims or large.unfit else None
@@ -771,6 +843,17 @@ class Relay:
             missed = [s for s in settlements if s.identity not in done.settled and s.email not in done.locked]
             if missed:
                 await self._explain(missed, session)
+        await self._meet_epoch(session, done)
+
+    def _ask_again(self, marks: dict[int, tuple[Conversation, Claim]], done: Tick) -> dict[int, Any]:
+        """Keep the marks that the barrier refused for a later tick; return the others."""
+        decided = {*done.marked, *done.expired, *done.quarantined}
+        for email, (conversation, claim) in marks.items():
+            if email not in decided and conversation.ahead is claim and not conversation.is_closed:
+                self._marks.setdefault(email, (conversation, claim))
+            elif email not in decided:
+                self.pool.releases.append(claim)
+        return {email: mark for email, mark in marks.items() if email in decided}
 
     async def _note_claims(self, session: Session, done: Tick, room: int, order: dict[str, Any], now: float) -> None:
         """Record how far a tick with free capacity has come, and plan the next claim."""
@@ -791,6 +874,7 @@ class Relay:
             "server": self.pool.route.name,
             "budget": self.share.ask() if work["room"] else 0,
             "bytes_max": self.share.bytes_max,
+            "epoch": self._barrier.epoch,
         }
         try:
             if not self._in_parts:
@@ -986,12 +1070,17 @@ class Relay:
             claim.attempt = done.marked[email]
             if not still_there:
                 self.judged(claim, Withdrawn("the connection was lost before the dot"))
-            elif session.lost is not None or boot_clock_s() - started_s >= self.settings.guard_s:
+            elif self._is_too_late(session, started_s):
                 conversation.abandon("the guard stopped it")
                 self.judged(claim, Withdrawn("the guard stopped it: too late after the mark, or the session was lost"))
             else:
                 conversation.hand_over()
         return lost
+
+    def _is_too_late(self, session: Session, started_s: float) -> bool:
+        """Return True if the dot after a mark, asked for at `started_s`, must not be written any more."""
+        is_late = boot_clock_s() - started_s >= self.settings.guard_s
+        return is_late or session.lost is not None or self._presence.has_gap
 
     async def _explain_lost(self, lost: list[Claim], session: Session) -> None:
         """Say why what was about to be sent was not: a person cancelled it, or else something is wrong."""
@@ -1000,9 +1089,12 @@ class Relay:
         standing = await ledger.standing(session.connection, [claim.email for claim in lost])
         for claim in lost:
             of = _of(claim, claim.attempt)
-            if standing.get(claim.email, (None, None))[0] == "cancelled":
+            state, _ = standing.get(claim.email, (None, None))
+            if state == "cancelled":
                 log.info("claim_cancelled", "{key} was cancelled at the last moment; it was not sent", **of)
                 self.counts["cancelled"] += 1
+            elif state in ("sent", "in_doubt"):
+                log.info("claim_told", "{key} was sent by another relay, on another server; it was not sent", **of)
             else:
                 log.error("claim_lost", "{key} is no longer this relay's; it was not sent", **of)
                 self.counts["lost claims"] += 1
@@ -1068,6 +1160,7 @@ class Relay:
         pause_s = min(max(SWEEP_SHARE_S * (found.alive + 1), SWEEP_MIN_S), SWEEP_MAX_S)
         self.pool.pace.alive = found.beside + 1
         self.alive = found.alive + 1
+        self._presence.see(found.instances, boot_clock_s())
         self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         is_news = bool(found.freed or found.doubted or found.dead != self._dead)  # it stays dead while a row is locked
         self._dead = found.dead
@@ -1177,8 +1270,9 @@ class Relay:
     async def _speak(self, session: Session, now: float) -> None:
         """Before a tick: whatever there is to say or to ask besides it, which mostly is nothing."""
         if self._barrier.up:
-            await self._barrier.look(session.connection, now)
+            await self._barrier.look(session.connection, session.relay, now, CHANNEL)
             if not self._barrier.up:
+                log.info("barrier_lifted", "the relays that were waited for said what they sent, or their time is over")
                 self._poll_at = self._sweep_at = 0.0
                 self._wake.set()
         if self.pool.breaker.news is not None or self.pool.breaker.wants_probe(now):
@@ -1220,16 +1314,23 @@ class Relay:
             news = self._memory.recall(unsettled, handed_over, doubt_s=doubt_s)
             told = {(n.key, n.attempt) for n in news}
             emails, changed = await tell_again(
-                session.connection, news, lambda: self._patience(session), route=self.serves
+                session.connection,
+                news,
+                lambda: self._patience(session),
+                route=self.serves,
+                instance=self._presence.instance,
             )
-            # What was judged meanwhile still has the old ids; on a new timeline they may be another email's.
+            # What was judged meanwhile still has the old ids; on another server they may be another email's.
             self._settlements = [
-                replace(s, email=emails.get(s.key, s.email))
+                replace(s, email=emails[s.key].email) if s.key in emails else s
                 for s in self._settlements
                 if s not in unsettled or (s.key, s.attempt) not in told
             ]
             for claim in handed_over:
-                claim.email = emails.get(claim.key, claim.email)
+                if claim.key in emails:
+                    there = emails[claim.key]
+                    claim.email = there.email
+                    claim.attempt = there.attempt or claim.attempt  # the row there may have counted further
             self._told = session.server
             self._memory.lost_at = None
             log.warning(
@@ -1246,6 +1347,8 @@ class Relay:
                     self._former.timeline,
                     doubt_s=doubt_s,
                     quarantine=self._quarantine,
+                    instance=self._presence.instance,
+                    present=session.relay,
                 )
             self._former = None
             self._memory.lost_at = None

@@ -47,7 +47,7 @@ def _role(does: str, *rights: tuple[str, ...]) -> Role:
 _LOOKS: Final = (
     *((table, "SELECT") for table in (
         "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
-        "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule",
+        "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover",
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
@@ -91,6 +91,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("digest_item", "UPDATE", "digest"),
         ("pause", "SELECT"),  # what is held back is in no digest
         ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
+        ("failover", "SELECT"),
         ("adopt_email", "EXECUTE"),  # one that a failover left without its report
         ("route_of", "EXECUTE"),
         ("suppressed", "EXECUTE"),
@@ -108,8 +109,11 @@ ROLES: Final[Mapping[str, Role]] = {
         ("attempt", "SELECT"),
         ("attempt", "INSERT"),
         ("relay", "SELECT"),
-        ("relay", "INSERT", "host pid backend_pid version timeline route"),
-        ("relay", "UPDATE", "ended_at stale trouble sent last_reply"),
+        ("relay", "INSERT", "host pid backend_pid version timeline route instance"),
+        ("relay", "UPDATE", "ended_at stale trouble sent last_reply instance told_epoch"),
+        ("failover", "SELECT"),
+        ("failover", "INSERT", "one"),
+        ("failover", "UPDATE"),
         ("route", "SELECT"),
         ("route", "INSERT"),
         ("route", "UPDATE"),

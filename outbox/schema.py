@@ -158,6 +158,14 @@ UPGRADES: Final[Mapping[int, str]] = {
     7: """
         SET LOCAL search_path = pg_catalog, pg_temp;
         -- the barrier after a change of servers
+        ALTER TABLE outbox.relay ADD COLUMN instance text, ADD COLUMN told_epoch bigint;
+        CREATE TABLE outbox.failover (
+            one boolean PRIMARY KEY DEFAULT true CHECK (one), epoch bigint NOT NULL DEFAULT 0,
+            kind text NOT NULL DEFAULT 'start' CHECK (kind IN ('start', 'gap', 'move')),
+            awaited text[] NOT NULL DEFAULT '{}', raised_at timestamptz NOT NULL DEFAULT now(),
+            lift_after timestamptz NOT NULL DEFAULT now(), until timestamptz NOT NULL DEFAULT now(),
+            lifted_at timestamptz DEFAULT now(), moved_epoch bigint NOT NULL DEFAULT 0, moved_at timestamptz);
+        INSERT INTO outbox.failover DEFAULT VALUES;
 
         -- what a mail server takes
     """,

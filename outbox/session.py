@@ -10,15 +10,16 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Self
 
 import asyncpg
 
-from outbox import __version__
+from outbox import __version__, barrier
 from outbox.address import DatabaseUrl
+from outbox.barrier import Row, ServerId, Standing
 from outbox.database import (
     CHANNEL,
     CONNECT_TIMEOUT_S,
@@ -30,9 +31,9 @@ from outbox.database import (
     is_ended,
     lease_settings,
     say_pooler,
+    timeline_of,
 )
 from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
-from outbox.failover import timeline_of
 from outbox.schema import require_current
 
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -55,6 +56,8 @@ class Session:
     started_at: datetime | None = None
     lost: str | None = None
     on_lost: Callable[[], None] = lambda: None
+    barrier: Row = field(default_factory=Row)
+    """Barrier at the time when the session began."""
 
     @classmethod
     async def open(
@@ -67,8 +70,15 @@ class Session:
         former: "Session | None",
         route: str = "",
         statements: Sequence[str] = (),
+        standing: Standing | None = None,
+        hear: Callable[[str], None] | None = None,
+        on_answer: Callable[[], None] = lambda: None,
     ) -> Self:
-        """A new identity, proven to hold a real lock, listening. `former`, the last one of this relay, is ended first.
+        """Open a new identity that is proven to hold a real lock and listens.
+
+        `former`, the last session of this relay, is ended first, and so are other sessions of its instance on this
+        server. `standing` decides whether the relay raises the barrier (`barrier`). `hear` takes notifications with a
+        payload, `wake` the others. `on_answer` is called after each statement that the open session answers.
 
         `statements` are what it will run while it holds the lock. They are prepared before: asyncpg prepares in two
         steps, and the server takes a client that stops between them for a busy one, whose session no idle timeout ends.
@@ -87,19 +97,29 @@ class Session:
         try:
             await require_current(connection)
             timeline = await timeline_of(connection)
-            if former is not None and former.timeline == timeline:  # on another one its id may be somebody else's
-                await _end(connection, former, within_s=lease_s / 2)
+            await _end_formers(connection, former, timeline, standing, within_s=lease_s / 2)
             started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
             for statement in statements:
                 await connection._get_statement(statement, None)  # noqa: SLF001 - prepare() keeps it to itself
                 silence.cancel()  # it answers
                 silence = asyncio.get_running_loop().call_later(lease_s, connection.terminate)
             # Listen first, look at the table afterwards: a notification in between is then not lost.
-            await connection.add_listener(CHANNEL, lambda *_: wake())
-            relay = await _register(connection, timeline, route)
-            session = cls(connection, relay, timeline, started_at, on_lost=on_lost)
+            await connection.add_listener(
+                CHANNEL, lambda *heard: hear(heard[3]) if hear is not None and heard[3] else wake()
+            )
+            row = Row()
+
+            async def meet(relay: int) -> None:
+                nonlocal row
+                if standing is not None:
+                    row = await _meet_barrier(connection, relay, (timeline, started_at), former, standing)
+
+            instance = standing.instance if standing is not None else None
+            relay = await _register(connection, timeline, route, instance=instance, meet=meet)
+            session = cls(connection, relay, timeline, started_at, on_lost=on_lost, barrier=row)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
+            connection.add_query_logger(lambda done: None if done.exception else on_answer())
         except BaseException as error:
             if is_ended(error, connection):
                 raise ConnectionError(f"Postgres was silent for {lease_s:g} s") from error
@@ -110,7 +130,7 @@ class Session:
         return session
 
     @property
-    def server(self) -> tuple[int, datetime | None]:
+    def server(self) -> ServerId:
         """Which Postgres this is: another timeline or another start may mean that it forgot something."""
         return self.timeline, self.started_at
 
@@ -154,8 +174,8 @@ REGISTER_TRIES: Final = 8
 
 # Only the identity column gives out ids. To skip some, rows are inserted with them and rolled back.
 REGISTER: Final = """
-INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, route)
-SELECT $1, $2, pg_backend_pid(), $3, $4, $5 FROM generate_series(1, $6::integer) RETURNING id
+INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, route, instance)
+SELECT $1, $2, pg_backend_pid(), $3, $4, $5, $6 FROM generate_series(1, $7::integer) RETURNING id
 """
 TAKE_LOCK: Final = "SELECT pg_try_advisory_lock($1, $2)"
 HELD: Final = """
@@ -166,8 +186,17 @@ SELECT objid::bigint AS id, l.pid, (SELECT a.usesysid::regrole::text FROM pg_sta
 """
 
 
-async def _register(connection: Any, timeline: int, route: str = "") -> int:
+async def _register(
+    connection: Any,
+    timeline: int,
+    route: str = "",
+    *,
+    instance: str | None = None,
+    meet: Callable[[int], Awaitable[None]] | None = None,
+) -> int:
     """Return the new relay's id. Others see its row only with its lock held, since the lock precedes the commit.
+
+    `meet` gets the id and runs in the same transaction.
 
     Any role may hold the lock of a future id. Such ids are skipped, however many there are.
 
@@ -175,7 +204,7 @@ async def _register(connection: Any, timeline: int, route: str = "") -> int:
         DatabaseUnavailableError: the locks of all ids that were tried are held; the error names a holder.
 
     """
-    row = (socket.gethostname(), os.getpid(), __version__, timeline, route)
+    row = (socket.gethostname(), os.getpid(), __version__, timeline, route, instance)
     held: dict[int, Any] = {}
     relay = 0
     for _ in range(REGISTER_TRIES):
@@ -183,6 +212,8 @@ async def _register(connection: Any, timeline: int, route: str = "") -> int:
         await transaction.start()
         relay = int(await connection.fetchval(REGISTER, *row, 1))
         if await connection.fetchval(TAKE_LOCK, RELAY_LOCKS, relay):
+            if meet is not None:
+                await meet(relay)
             await transaction.commit()
             return relay
         await transaction.rollback()
@@ -202,35 +233,65 @@ async def _register(connection: Any, timeline: int, route: str = "") -> int:
     )
 
 
-HOLDS_STILL: Final = f"SELECT EXISTS (SELECT FROM outbox.relay r WHERE r.id = $2 AND EXISTS ({HOLDS_ITS_LOCK}))"
+async def _meet_barrier(
+    connection: Any, relay: int, server: ServerId, former: Session | None, standing: Standing
+) -> Row:
+    """Return the barrier, raised if this relay has a reason to.
+
+    It runs in the transaction that registers the relay: who sees the relay sees the barrier.
+    """
+    last = former.relay if former is not None else None
+    here = await barrier.look_around(connection, server, relay, standing, last=last)
+    kind = barrier.reason_to_raise(here, standing, boot_clock_s())
+    await connection.fetch(barrier.NOTIFY, CHANNEL, barrier.JOINED + standing.instance)
+    if kind is None:
+        return await barrier.read(connection)
+    return await barrier.raise_barrier(connection, kind, here, standing, CHANNEL)
+
+
+# $1 the last session, $2 its timeline: on another one its id may be another relay's. $3 the instance.
+FORMERS: Final = """
+SELECT id FROM outbox.relay WHERE id = $1 AND timeline = $2
+UNION
+SELECT id FROM outbox.relay WHERE ended_at IS NULL AND instance = $3
+"""
+EVICT: Final = f"""
+SELECT pg_terminate_backend(a.pid) FROM outbox.relay r JOIN pg_stat_activity a ON a.pid = r.backend_pid
+ WHERE r.id = ANY ($2::integer[]) AND a.application_name = 'outbox relay' AND a.backend_start <= r.started_at
+   AND a.pid <> pg_backend_pid() AND a.usename = current_user AND EXISTS ({HOLDS_ITS_LOCK})
+"""
+HOLDS_STILL: Final = f"SELECT r.id FROM outbox.relay r WHERE r.id = ANY ($2::integer[]) AND EXISTS ({HOLDS_ITS_LOCK})"
 ENDED_LOOK_S: Final = 0.02
 
 
-async def _end(connection: Any, former: Session, *, within_s: float) -> None:
-    """Make sure that this process's last session is over in the server too, so that its last commit is decided.
+async def _end_formers(
+    connection: Any, former: Session | None, timeline: int, standing: Standing | None, *, within_s: float
+) -> None:
+    """End this relay's earlier sessions in the server too, so that their last commits are decided.
 
-    A session that the network lost may still run its statement: it is evicted, and waited for until its backend no
-    longer holds its lock. To wait for the lock itself would be to wait for any session that holds it.
+    A session that the network lost may still run its statement, and so may a session of a server that was frozen: it is
+    evicted, and waited for until its backend no longer holds its lock. To wait for the lock itself would be to wait for
+    any session that holds it.
 
     Raises:
-        DatabaseUnavailableError: it has not ended within `within_s`.
+        DatabaseUnavailableError: one has not ended within `within_s`.
 
     """
-    await connection.execute(
-        """
-        SELECT pg_terminate_backend(a.pid) FROM outbox.relay r JOIN pg_stat_activity a ON a.pid = r.backend_pid
-         WHERE r.id = $1 AND a.application_name = 'outbox relay' AND a.backend_start <= r.started_at
-           AND a.pid <> pg_backend_pid() AND a.usename = current_user
-        """,
-        former.relay,
-    )
+    last = former.relay if former is not None and former.timeline == timeline else None
+    instance = standing.instance if standing is not None else None
+    if former is None and (standing is None or standing.server is None):
+        return
+    formers = [row["id"] for row in await connection.fetch(FORMERS, last, timeline, instance)]
+    await connection.fetch(EVICT, RELAY_LOCKS, formers)
+    holding: list[Any] = []
     try:
         async with asyncio.timeout(within_s):
-            while await connection.fetchval(HOLDS_STILL, RELAY_LOCKS, former.relay):
+            while holding := await connection.fetch(HOLDS_STILL, RELAY_LOCKS, formers):
                 await asyncio.sleep(ENDED_LOOK_S)
     except TimeoutError as error:
+        relays = ", ".join(str(row["id"]) for row in holding)
         raise DatabaseUnavailableError(
-            f"The last session of this relay, {former.relay}, has not ended within {within_s:g} s; it is tried again."
+            f"The last session of this relay, {relays or last}, has not ended within {within_s:g} s; it is tried again."
         ) from error
 
 

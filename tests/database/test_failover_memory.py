@@ -12,7 +12,7 @@ from outbox.failover import (
     REMAINS,
     REMEMBERED_BYTES_MAX,
     REMEMBERED_S,
-    Barrier,
+    RETURN_S,
     Memory,
     News,
     news_of,
@@ -158,15 +158,56 @@ def test_a_verdict_that_no_commit_confirmed_is_told():
     assert [n.outcome for n in Memory().recall([unsettled], [], doubt_s=None)] == [LATER]
 
 
-async def test_a_barrier_ends_by_the_relays_own_clock_when_the_servers_is_set_back(fleet):
-    await fleet.connection.execute(
-        "INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, started_at)"
-        " VALUES ('old', 1, 1, '0', 1, now() - interval '1 hour'), ('new', 1, 1, '0', 2, now() + interval '1 hour')"
+def test_after_a_change_of_servers_nothing_grows_old_for_as_long_as_the_old_one_may_come_back():
+    memory = Memory()
+    memory.note_move(0.0, 1000.0)
+    memory.note(claim(), 1, SENT, 1001.0)
+    memory.note(replace(claim(), key="mail2"), 1, SENT, 1000.0 + RETURN_S - 1)
+    memory.lost_at = 1000.0 + RETURN_S - 1
+    assert {n.key for n in memory.recall([], [], doubt_s=None)} == {"mail1", "mail2"}
+    memory.lost_at = None
+    memory.note(replace(claim(), key="mail3"), 1, SENT, 1000.0 + RETURN_S + REMEMBERED_S)
+    assert len(memory._news) == 1
+
+
+def test_an_acceptance_is_told_rather_than_a_try_with_a_later_number_on_another_server():
+    memory = Memory()
+    memory.note(claim(), 1, SENT, 1000.0)
+    memory.note(claim(), 5, TAKEN_BACK, 1001.0)
+    memory.note(claim(), 6, DOUBT, 1002.0)
+    memory.lost_at = 1003.0
+    assert [n.outcome for n in memory.recall([], [], doubt_s=None)] == [SENT]
+
+
+async def test_an_acceptance_counts_whatever_number_the_row_has_come_to(fleet):
+    """On the server that lost it the same email was tried more often."""
+    await fleet.put_emails(1)
+    await fleet.connection.execute("UPDATE outbox.delivery SET attempt = 3, withdrawn = 2")
+    assert (await reassert(fleet.connection, [news(SENT, attempt=1)]))[1] == 1
+    assert await row(fleet) == ("sent", 1, 3)
+
+
+async def test_doubt_counts_whatever_number_the_row_has_come_to_and_its_answer_finds_it(fleet):
+    await fleet.put_emails(1)
+    await fleet.connection.execute("UPDATE outbox.delivery SET attempt = 3")
+    found, _ = await reassert(fleet.connection, [news(DOUBT, attempt=1)])
+    assert await row(fleet) == ("in_doubt", 1, 3)
+    assert found["mail1"].attempt == 3
+
+
+async def test_a_doubt_that_a_person_has_decided_since_is_not_told_again(fleet):
+    await fleet.put_emails(1)
+    await reassert(fleet.connection, [news(DOUBT)])
+    await fleet.connection.execute("UPDATE outbox.delivery SET state = 'pending', doubted_at = NULL, relay = NULL")
+    assert (await reassert(fleet.connection, [news(DOUBT)]))[1] == 0
+    assert await row(fleet) == ("pending", None, 1)
+
+
+async def test_an_acceptance_ends_the_doubt_that_another_servers_try_of_the_same_number_left(marked_by_another):
+    await marked_by_another.connection.execute(
+        "UPDATE outbox.delivery SET state = 'in_doubt', doubted_at = now(), due_at = 'infinity'"
     )
-    barrier = Barrier(2, 5.0, up=True)
-    await barrier.look(fleet.connection, 100.0)
-    assert (barrier.up, barrier.look_at) == (True, 100.2)
-    await barrier.look(fleet.connection, 104.9)
-    assert barrier.up
-    await barrier.look(fleet.connection, 105.0)
-    assert not barrier.up
+    settlement = Settlement(1, 1, "mail1", 1, marked=True, outcome=SENT)
+    done = await ledger.tick(marked_by_another.connection, 9, settlements=[settlement])
+    assert done.settled == {(1, 1)}
+    assert await row(marked_by_another) == ("sent", 1, 1)

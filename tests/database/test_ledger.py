@@ -957,7 +957,7 @@ planners = pytest.mark.parametrize(
 async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(history, settings):
     arguments = """('{1,2}', '{1,1}', '{7,7}', '{t,t}', '{sent,pending}', '{null,30}', '{accepted,deferred}',
                     '{250,451}', 7, '{3,4,5}', 32, 1, 'localhost:25', null, '', null, 24,
-                    20971520, 20971520, '{}')"""
+                    20971520, 20971520, '{}', 0)"""
     plan = await plan_of(history, ledger.TICK, arguments, settings)
     assert "delivery_due" in plan
     assert plan.count("delivery_pkey") >= 2, "a verdict and a mark find their rows by key, not along the backlog"
@@ -976,7 +976,7 @@ async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(h
         (doubt.TAKE_DOUBTS, "(20, 60, '{}')"),
         (
             failover.REASSERT,
-            "('{k}', '{a}', '{b}', '{i}', '{m}', '{7}', '{1}', '{sent}', '{accepted}', '{250}', '{null}', '')",
+            "('{k}', '{a}', '{b}', '{i}', '{m}', '{7}', '{1}', '{sent}', '{accepted}', '{250}', '{null}', '', 'i')",
         ),
         (ledger.STANDING, "('{1,2}')"),
     ],

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from outbox import (
+    barrier,
     breaker,
     doubt,
     failover,
@@ -50,7 +51,7 @@ WALKS_THE_BACKLOG = {"JUDGE"}
 
 STATEMENTS = {
     name: statement
-    for module in (ledger, breaker, pace, refusals, pause, doubt, failover, suppression, quarantine)
+    for module in (ledger, barrier, breaker, pace, refusals, pause, doubt, failover, suppression, quarantine)
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement in module.STATEMENTS
 } | {
@@ -185,15 +186,18 @@ async def test_a_check_sees_that_an_index_is_missing(connection, name, gone, fou
     assert any(said.startswith(found) for said in seen), seen
 
 
+OPEN = "LIMIT CASE WHEN (SELECT is_open FROM gate) THEN"
+
+
 @pytest.mark.parametrize(
     "good, bad, found",
     [
-        ("ORDER BY due_at, email\n     LIMIT $11", "ORDER BY attempt, email\n     LIMIT $11", "sorts what "),
-        ("ORDER BY due_at, email\n     LIMIT $17", "ORDER BY attempt, email\n     LIMIT $17", "sorts what "),
+        (f"ORDER BY due_at, email\n     {OPEN} $11", f"ORDER BY attempt, email\n     {OPEN} $11", "sorts what "),
+        (f"ORDER BY due_at, email\n     {OPEN} $17", f"ORDER BY attempt, email\n     {OPEN} $17", "sorts what "),
         ("AND route = $15 AND priority = 0", "AND route || '' = $15 AND priority = 0", "walks all of delivery_due"),
         ("AND route = $15 AND priority = 1", "AND route = $15 AND priority > 0", "sorts what "),
         ("AND route = $15\n", "AND route || '' = $15\n", "walks all of delivery_suspect"),
-        ("ORDER BY due_at, email\n     LIMIT $12", "ORDER BY email\n     LIMIT $12", ""),
+        (f"ORDER BY due_at, email\n     {OPEN} $12", f"ORDER BY email\n     {OPEN} $12", ""),
         ("due_at >= coalesce", "due_at + interval '0 s' >= coalesce", "CTE due begins "),
         ("c WHERE d.email = c.email", "c WHERE d.email + 0 = c.email", "reads all of delivery"),
         ("s.address = lower(", "s.address || '' = lower(", "looks through the suppression list"),

@@ -69,7 +69,7 @@ SCENES = {
         (
             (
                 "relay.py",
-                "elif session.lost is not None or boot_clock_s() - started_s >= self.settings.guard_s:",
+                "elif self._is_too_late(session, started_s):",
                 "elif False:",
             ),
             ("pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),

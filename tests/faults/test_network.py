@@ -20,7 +20,7 @@ import pytest
 import uvloop
 
 from bench.proxy import Link, Proxy
-from outbox import database, failover
+from outbox import barrier, database
 from outbox import generate as rooms
 from outbox.errors import DatabaseUnavailableError
 from outbox.relay import Relay
@@ -493,13 +493,13 @@ async def test_a_generate_to_which_postgres_falls_silent_at_the_barrier_ends(fle
     fleet.top = SLOW
     await fleet.hire(3)
     async with Proxy(socket_of(fleet.database)) as proxy:
-        ask = failover.timeline_of
+        ask = barrier.holds_generate
 
         async def ask_in_silence(connection):
             proxy.black_hole = True
             return await ask(connection)
 
-        monkeypatch.setattr(failover, "timeline_of", ask_in_silence)
+        monkeypatch.setattr(barrier, "holds_generate", ask_in_silence)
         settings = load(fleet.write_settings(), {"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
         running = asyncio.create_task(rooms.generate(settings, "progress"))
         await asyncio.wait([running], timeout=20)

@@ -1,0 +1,204 @@
+"""The barrier's row: who raises, waits and lifts, and that no statement claims or marks behind it."""
+
+import asyncpg
+import pytest
+
+from outbox import barrier, ledger
+from outbox.address import DatabaseUrl
+from outbox.barrier import Barrier, Kind, Presence
+from outbox.database import CHANNEL
+from outbox.ledger import Settlement
+from outbox.session import Session, boot_clock_s
+from outbox.verdict import Outcome
+
+GRACE_S = 30.0
+ELSEWHERE = (7, None)
+SENT = Outcome("sent", "accepted", "250 ok")
+
+
+class Member:
+    """A relay with a name instead of a process."""
+
+    def __init__(self, url, name):
+        self.url, self.name = DatabaseUrl.parse(url), name * 32
+        self.presence = Presence(self.name, barrier.blind_s(5, 10))
+        self.session = None
+        self.heard = []
+
+    async def open(self, *, last=None, silent_s=0.0):
+        self.presence.answered_s = boot_clock_s() - silent_s
+        former, self.session = self.session, None
+        self.session = await Session.open(
+            self.url,
+            lease_s=10,
+            wake=lambda: None,
+            on_lost=lambda: None,
+            former=former,
+            standing=self.presence.standing(last, grace_s=GRACE_S),
+            hear=self.heard.append,
+        )
+        self.barrier = Barrier(self.session.barrier.epoch, GRACE_S, up=not self.session.barrier.is_lifted)
+        self.presence.arrive(self.session.server, boot_clock_s(), is_move=False)
+        return self
+
+    async def look(self, now=100.0):
+        await self.barrier.look(self.session.connection, self.session.relay, now, CHANNEL)
+        return self.barrier.up
+
+
+@pytest.fixture
+async def member(database):
+    members = []
+
+    def make(name):
+        members.append(Member(database, name))
+        return members[-1]
+
+    yield make
+    for one in members:
+        if one.session is not None:
+            one.session.connection.terminate()
+
+
+async def pass_the_least_wait(connection):
+    await connection.execute("UPDATE outbox.failover SET lift_after = now()")
+
+
+async def test_a_first_relay_and_one_that_reconnects_soon_raise_nothing(connection, member):
+    one = await member("a").open()
+    assert one.session.barrier.is_lifted
+    await one.open(last=one.session.server)
+    assert one.session.barrier.is_lifted
+    assert (await barrier.read(connection)).epoch == 0
+
+
+@pytest.mark.parametrize("last", [ELSEWHERE, (1, None)], ids=["a later timeline", "another start"])
+async def test_who_comes_from_another_server_waits_for_all_that_may_live_here(connection, member, last):
+    other = await member("b").open()
+    one = await member("a").open(last=last)
+    assert one.session.barrier.kind is Kind.MOVE
+    assert await one.look()
+    await pass_the_least_wait(connection)
+    assert await one.look(), "the other has said nothing"
+    other.session.connection.terminate()
+    await other.open(last=other.session.server)
+    assert other.barrier.up
+    assert not await other.look(), "the last one that was waited for lifts it"
+    assert not await one.look()
+
+
+async def test_one_that_was_silent_for_long_waits_and_who_was_at_work_all_the_time_lifts(connection, member):
+    other = await member("b").open()
+    one = await member("a").open()
+    await one.open(last=one.session.server, silent_s=6)
+    assert one.session.barrier.kind is Kind.GAP
+    assert await one.look()
+    row = await barrier.read(connection)
+    assert barrier.answer_of(row, other.barrier.epoch, has_gap=False) is barrier.Answer.VOUCH
+    await barrier.lift(other.session.connection, row.epoch, CHANNEL)
+    assert not await one.look()
+
+
+async def test_a_new_relay_waits_a_little_where_all_that_are_known_are_lost(connection, member):
+    lost = await member("b").open()
+    pid = lost.session.connection.get_server_pid()
+    await connection.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
+    one = await member("a").open()
+    assert one.session.barrier.kind is Kind.START
+    assert one.session.barrier.until_s <= barrier.UNHEARD_S
+    assert await one.look()
+    two = await member("c").open()
+    assert two.barrier.up, "it is no reason to go on that another one waits"
+
+
+async def test_a_new_relay_waits_for_a_word_of_one_that_was_at_work_here_all_the_time(connection, member):
+    """That a session holds its lock is no such word: it may have been frozen with the server."""
+    other = await member("b").open()
+    one = await member("a").open()
+    assert await one.look()
+    row = await barrier.read(connection)
+    assert barrier.answer_of(row, other.barrier.epoch, has_gap=False) is barrier.Answer.VOUCH
+    await barrier.lift(other.session.connection, row.epoch, CHANNEL)
+    assert not await one.look()
+
+
+async def test_a_relay_that_stopped_in_order_is_not_waited_for(connection, member):
+    other = await member("b").open()
+    await barrier.leave(other.session.connection, other.session.relay, other.name, CHANNEL)
+    other.session.connection.terminate()
+    one = await member("a").open(last=ELSEWHERE)
+    await one.look()
+    await pass_the_least_wait(connection)
+    assert not await one.look()
+
+
+async def test_what_one_saw_alive_elsewhere_is_waited_for_though_this_server_never_heard_of_it(connection, member):
+    one = member("a")
+    one.presence.hear(barrier.JOINED + "d" * 32, boot_clock_s())
+    await one.open(last=ELSEWHERE)
+    await pass_the_least_wait(connection)
+    assert await one.look()
+    joined = await member("d").open(last=ELSEWHERE)
+    await pass_the_least_wait(connection)
+    await one.look()
+    assert not await joined.look()
+
+
+async def test_a_barrier_ends_by_the_servers_clock_and_by_the_relays_own(connection, member):
+    lost = member("b")
+    await lost.open()
+    one = await member("a").open(last=ELSEWHERE)
+    assert await one.look(100.0)
+    await connection.execute("UPDATE outbox.failover SET until = now() + interval '1 hour'")  # its clock was set back
+    assert await one.look(100.0 + GRACE_S - 0.1)
+    assert not await one.look(100.0 + GRACE_S)
+    two = await member("c").open(last=ELSEWHERE)
+    assert await two.look(100.0)
+    await connection.execute("UPDATE outbox.failover SET until = now()")
+    assert not await two.look(100.1)
+
+
+async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_written(fleet, member):
+    await fleet.put_emails(3)
+    one = await member("a").open()
+    relay, connection = one.session.relay, one.session.connection
+    first = await ledger.tick(connection, relay, room=2, epoch=0)
+    marked = await ledger.tick(connection, relay, marks=[first.claims[0].email], epoch=0)
+    assert len(marked.marked) == 1
+    await (member("b")).open(last=ELSEWHERE)
+    (email, attempt), *_ = marked.marked.items()
+    settlement = Settlement(relay, email, "mail1", attempt, marked=True, outcome=SENT)
+    done = await ledger.tick(
+        connection, relay, settlements=[settlement], marks=[first.claims[1].email], room=5, suspects=1, epoch=0
+    )
+    assert (done.is_open, done.marked, done.claims) == (False, {}, [])
+    assert done.settled == {(email, attempt)}
+    claims, _, _ = await ledger.claim_one(connection, relay, 3, budget=100, bytes_max=1000, epoch=0)
+    assert claims == []
+    row = await barrier.read(fleet.connection)
+    await barrier.lift(fleet.connection, row.epoch, CHANNEL)
+    still = await ledger.tick(connection, relay, marks=[first.claims[1].email], room=5, epoch=0)
+    assert not still.is_open, "what was claimed before it was raised is not marked after it is lifted"
+    assert (await ledger.tick(connection, relay, room=5, epoch=row.epoch)).is_open
+
+
+async def test_a_barrier_whose_row_is_gone_is_made_anew_and_until_then_lifted(fleet, member):
+    await fleet.put_emails(1)
+    await fleet.connection.execute("DELETE FROM outbox.failover")
+    one = await member("a").open()
+    assert len((await ledger.tick(one.session.connection, one.session.relay, room=1, epoch=0)).claims) == 1
+    await member("b").open(last=ELSEWHERE)
+    assert not (await ledger.tick(one.session.connection, one.session.relay, epoch=0)).is_open
+
+
+async def test_the_row_refuses_a_second_one(connection):
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute("INSERT INTO outbox.failover DEFAULT VALUES")
+
+
+async def test_a_relay_that_registers_is_heard_of_by_the_others(member):
+    from tests.fleet import until
+
+    one = await member("a").open()
+    await member("b").open()
+    await until(lambda: barrier.JOINED + "b" * 32 in one.heard, "it is heard of")
