@@ -14,6 +14,7 @@ newcomer who follows it meets them in this order:
     trust             files that others can write are refused
     plugin            the user's own code: found by its name, run where it may block
     redaction         removes a login from the replies of a mail server
+    secret_files      logins that come from files, read again once a server refuses them
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
