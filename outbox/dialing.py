@@ -14,9 +14,8 @@ from itertools import chain, zip_longest
 from typing import Any, Final, Generic, TypeVar
 
 STAGGER_S: Final = 0.25  # RFC 8305 §5, "Connection Attempt Delay"
-SPEECH_S: Final = (
-    5.0  # until another address is asked as well: servers delay their greeting on purpose, by a few seconds
-)
+SPEECH_S: Final = 5.0  # until another address is asked as well; servers delay their greeting on purpose
+PASSED_S: Final = 300.0  # for which an address that failed or was slow is asked after the others
 
 T = TypeVar("T")
 
@@ -176,3 +175,42 @@ class _Race(Generic[T]):
         for outcome in await asyncio.gather(*self._asked, return_exceptions=True):
             if not isinstance(outcome, BaseException):
                 self._discard(outcome)
+
+
+class Dialer:
+    """Connections to one host and port. Addresses that failed or were slow lately are asked last.
+
+    Not the address that worked last is remembered but those that did not: a name with several addresses may be there
+    to spread the load.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
+        self._passed_until: dict[Endpoint, float] = {}
+
+    async def open(
+        self, attempt: Callable[[Attempt], Awaitable[T]], *, within_s: float, discard: Callable[[T], None]
+    ) -> T:
+        """Resolve the name and return the first success of a race over its addresses.
+
+        Raises:
+            AllFailedError: see `race`.
+            OSError: the name has no address.
+            TimeoutError: the resolver did not answer in this time.
+
+        """
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + within_s
+        async with asyncio.timeout_at(ends_at):
+            found = await resolve(self.host, self.port)
+        now = loop.time()
+        self._passed_until = {one: until for one, until in self._passed_until.items() if until > now}
+        found.sort(key=lambda endpoint: endpoint in self._passed_until)
+        try:
+            won = await race(found, attempt, within_s=ends_at - now, discard=discard)
+        except AllFailedError:
+            self._passed_until.clear()  # none is better than another
+            raise
+        self._passed_until |= dict.fromkeys(won.passed, loop.time() + PASSED_S)
+        self._passed_until.pop(won.endpoint, None)
+        return won.result

@@ -36,6 +36,7 @@ from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.errors import ConfigurationError
 from outbox.fields import CARRIERS, FIELD_NAME, OURS
+from outbox.helo import is_fqdn, is_literal
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
@@ -477,6 +478,7 @@ class WaySettings(_Table):
     dkim: DkimSettings | None = None
     dsn: Annotated[bool, Field(strict=True)] = True  # where the server offers it, bounces name the email (RFC 3461)
     starttls: StartTls = StartTls.AUTO
+    helo_name: str | None = None  # name in EHLO; None: the host name if fully qualified, else the address literal
 
     @property
     def rate_per_s(self) -> float | None:
@@ -489,6 +491,17 @@ class WaySettings(_Table):
         if rate is not None and not _RATE_MIN <= _per_second(rate) <= _RATE_MAX:
             raise ValueError(f'{_shown(rate)} is no rate; write one like "14/s", "600/min" or "5000/h"')
         return rate
+
+    @field_validator("helo_name")
+    @classmethod
+    def _is_accepted_in_ehlo(cls, name: str | None) -> str | None:
+        name = name and name.strip().rstrip(".")
+        if name is not None and not (is_fqdn(name) or is_literal(name)):
+            raise ValueError(
+                f"{_shown(name)} is not a fully qualified domain name or an address literal, which mail servers expect "
+                'in EHLO; use for example "reports.example.com" or "[192.0.2.1]"'
+            )
+        return name
 
     @field_validator("headers")
     @classmethod
@@ -806,7 +819,7 @@ _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
         *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate", "return_path"),
-        *("starttls",),
+        *("starttls", "helo_name"),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )
