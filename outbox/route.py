@@ -44,6 +44,7 @@ log = Events("outbox.relay")
 
 LOGIN_PAUSE_FIRST_S: Final = 60.0
 LOGIN_PAUSE_MAX_S: Final = 1800.0  # fail2ban counts over 10 minutes by default, Exchange locks for 15 to 30
+PROVEN_S: Final = 60.0  # for which a login that succeeded may be given by several connections at once
 LOST_LOGINS_MAX: Final = 3  # in a row: a server may hang up instead of refusing
 CLEAR_S: Final = 300.0  # for which a route without a login stays in clear text after TLS failed
 TLS_PATIENCE_S: Final = 10.0  # for each step of STARTTLS, where clear text can follow
@@ -129,6 +130,8 @@ class Route:
     _tls: ssl.SSLContext | None = None
     _dialer: Dialer = field(init=False)
     _login: LoginSource[SmtpAddress] = field(init=False)
+    _proving: asyncio.Future[RouteTroubleError | None] | None = None
+    _proven_until: float = 0.0
 
     def __post_init__(self) -> None:
         self.letterhead = Letterhead.of(self.settings)
@@ -151,7 +154,30 @@ class Route:
             RouteTroubleError: one line that says at which step and why, without credentials.
 
         """
+        while self._proving is not None:
+            if (trouble := await asyncio.shield(self._proving)) is not None:
+                raise trouble
         self._heed_login_pause()
+        if self.address.username is None or time.monotonic() < self._proven_until:
+            return await self._connect(desk)
+        return await self._prove_login(desk)
+
+    async def _prove_login(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
+        """Connect while others wait for the outcome, so that a wrong password is sent once and not by each of them."""
+        self._proving = asyncio.get_running_loop().create_future()
+        outcome: RouteTroubleError | None = None
+        try:
+            connected = await self._connect(desk)
+        except RouteTroubleError as trouble:
+            outcome = trouble
+            raise
+        finally:
+            self._proving.set_result(outcome)
+            self._proving = None
+        self._proven_until = time.monotonic() + PROVEN_S
+        return connected
+
+    async def _connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
         opening = {"lmtp": self._open_lmtp, "file": self._open_maildir}.get(self.address.scheme, self._open_smtp)
         try:
             offers, transport = await opening()
@@ -298,20 +324,21 @@ class Route:
 
     def _login_trouble(self, error: LoginError) -> RouteTroubleError:
         """Return the error for a login that failed, and begin a pause if the server has judged it."""
+        self._proven_until = 0.0
         pause = self.login_pause
-        message = f"{self.address.name}: {self._shown(str(error))}"
+        message, text = f"{self.address.name}: {self._shown(str(error))}", self._shown(error.text)
         pause.lost += error.is_lost
         if not error.is_judged and pause.lost < LOST_LOGINS_MAX:
-            return RouteTroubleError(message, code=error.code, text=error.text)
+            return RouteTroubleError(message, code=error.code, text=text)
         pause.lost = 0
         if self._renew_login():  # rotated before it was refused
             pause.end()
-            return RouteTroubleError(message, code=error.code, text=error.text)
+            return RouteTroubleError(message, code=error.code, text=text)
         unread = f"; its file cannot be used: {self._login.problem}" if self._login.problem else ""
 
         def refused(pause_s: float) -> LoginRefusedError:
             told = f"{message} (the login is tried again in {pause_s / 60:g} min, or once its file changes{unread})"
-            return LoginRefusedError(told, code=error.code, text=error.text, pause_s=pause_s)
+            return LoginRefusedError(told, code=error.code, text=text, pause_s=pause_s)
 
         return pause.refuse(refused, error.mechanism, time.monotonic())
 
@@ -344,13 +371,14 @@ class Route:
         each = ", ".join(f"{endpoint}: {self._said(error)}" for endpoint, error in failed.failures)
         replies = [reply for _, error in failed.failures if (reply := reply_of(error)) is not None]
         code, text = min(replies, default=(0, ""))  # 4xx before 5xx: one address that may be had later is enough
-        return RouteTroubleError(f"{self.address.name}: {self._shown(each)}", code=code, text=text)
+        return RouteTroubleError(f"{self.address.name}: {self._shown(each)}", code=code, text=self._shown(text))
 
     def _trouble(self, error: Exception) -> RouteTroubleError:
         if isinstance(error, RouteTroubleError):
             return error
         code, text = reply_of(error) or (0, "")
-        return RouteTroubleError(f"{self.address.name}: {self._shown(self._said(error))}", code=code, text=text)
+        said = self._shown(self._said(error))
+        return RouteTroubleError(f"{self.address.name}: {said}", code=code, text=self._shown(text))
 
     def _said(self, error: BaseException) -> str:
         if isinstance(error, RouteTroubleError):

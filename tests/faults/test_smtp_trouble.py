@@ -120,25 +120,50 @@ async def test_chained_mail_goes_through_starttls_and_a_login(secure, authority)
     assert (await relay.ended()).code == 0
 
 
-async def test_a_wrong_password_leaves_mail_untouched_and_stays_secret(secure, authority):
-    secure.smtp = f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}"
+async def test_a_wrong_password_leaves_mail_untouched_and_stays_secret_and_a_new_one_is_found(secure, authority):
+    secret_file = secure.directory / "smtp_url"
+
+    def write(password: str) -> None:
+        new = secret_file.with_suffix(".new")
+        new.write_text(f"smtp://user:{password}@localhost:{secure.sink.port}\n")
+        new.rename(secret_file)
+
+    write("0pen%20sesame")
     await secure.put_emails(1)
-    relay = await secure.relay(environment=trusting(secure, authority))
+    environment = {**trusting(secure, authority), "OUTBOX_SMTP_URL_FILE": str(secret_file)}
+    relay = await secure.relay(environment=environment)
     await relay.says("SMTP is in trouble")
     assert any("Authentication credentials invalid" in line for line in relay.log)
     assert await secure.states() == {"pending": 1}
     assert await secure.connection.fetchval("SELECT max(attempt) FROM outbox.delivery") == 0
 
-    secure.sink.login = ("user", "0pen sesame")
+    write("se%20cret%401")
     await all_sent(secure, 1)
+    await relay.says("login_changed")
     relay.send(15)
     log = (await relay.ended()).err
     for secret in (
         "sesame",
+        "se cret",
         base64.b64encode(b"0pen sesame").decode(),
         base64.b64encode(b"\0user\x000pen sesame").decode(),
     ):
         assert secret not in log
+
+
+async def test_a_wrong_password_is_sent_once_a_minute_and_not_each_time_that_the_server_is_tried(secure, authority):
+    secure.smtp = f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}"
+    secure.sink.script = lambda *_: None
+    await secure.put_emails(20)
+    relay = await secure.relay(environment=trusting(secure, authority))
+    await relay.says("535 5.7.8 Authentication credentials invalid (the login is tried again in 1 min")
+    visits = len(secure.sink.visits)
+    told = "SELECT count(*) FROM outbox.route"
+    await until(lambda: secure.connection.fetchval(told), "the fleet knows")
+    await asyncio.sleep(5)  # longer than any pause of a route in other trouble
+    assert len(secure.sink.visits) == visits <= 16, "each connection that was being opened"
+    relay.send(15)
+    assert (await relay.ended()).code == 0
 
 
 async def test_a_certificate_that_nobody_vouches_for_gets_no_password(secure):
