@@ -110,7 +110,9 @@ class _Greeter(asyncio.Protocol):
             return
         if code != (_OK if self._greeted else _GREETING):
             said = " ".join(self._lines)
-            raise LmtpError(f"{code} {said}", code=code, message=said, command="LHLO" if self._greeted else "")
+            raise LmtpError(
+                f"{code} {said}", code=code, message=said, command=f"LHLO {self.name}" if self._greeted else ""
+            )
         if self._greeted:
             words = [said.partition(" ") for said in self._lines[1:]]
             if not self.extensions.done():

@@ -385,6 +385,8 @@ class Route:
             return str(error).removeprefix(f"{self.address.name}: ")
         if isinstance(error, HelloRefusedError):
             return f"{describe(error)} (to EHLO {error.name})"
+        if isinstance(error, LmtpError) and error.command:
+            return f"{describe(error)} (to {error.command})"
         return describe(error) or f"no answer within {self.settings.connect_timeout_s:g} s"
 
     def _shown(self, said: str) -> str:
