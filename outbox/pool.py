@@ -19,7 +19,8 @@ from outbox.letterhead import Letterhead
 from outbox.log import Events
 from outbox.pace import Pace
 from outbox.refusals import DeadLetter, RefusalJudge
-from outbox.route import Route, RouteTroubleError
+from outbox.reply_class import About, classify
+from outbox.route import LoginRefusedError, Route, RouteTroubleError
 from outbox.settings import Settings
 
 log = Events("outbox.relay")
@@ -81,6 +82,7 @@ class Pool:
         self._limit_until = 0.0
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
+        self._login_refused: LoginRefusedError | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -271,6 +273,21 @@ class Pool:
         for conversation in list(self.conversations):
             conversation.close_politely()
 
+    def login_refused(self, trouble: LoginRefusedError) -> None:
+        """Stop connecting for as long as the route does not try its login again; connections that stand go on."""
+        is_new = trouble is not self._login_refused
+        self._login_refused = trouble
+        if is_new:
+            self.refusals += 1
+            log.error(
+                "route_refused",
+                "SMTP is in trouble: {route} refuses the login, so nothing is sent and nothing is lost: {reason}",
+                route=self.route.name,
+                reason=str(trouble),
+            )
+        now = time.monotonic()
+        self.breaker.refuse_login(str(trouble), now, trouble.until - now, is_new=is_new)
+
     def hold(self, sender: str, reason: str) -> None:
         """Let the mail of one sender wait, since the server refuses it and takes that of others."""
         now = time.monotonic()
@@ -403,7 +420,12 @@ class Pool:
         try:
             conversation, transport = await self.route.connect(self.desk)
         except RouteTroubleError as trouble:
-            self.paused(str(trouble))
+            if isinstance(trouble, LoginRefusedError):
+                self.login_refused(trouble)
+            elif _is_refusal(trouble) and not self.conversations:
+                self.refused(str(trouble))
+            else:
+                self.paused(str(trouble))
             if not self.conversations:
                 self.release_ready()
             self.wake()
@@ -414,6 +436,11 @@ class Pool:
         if self.session_limit is not None and time.monotonic() < self._limit_until:
             conversation.limit_to(self.session_limit)
         conversation.attach(transport)
+
+
+def _is_refusal(trouble: RouteTroubleError) -> bool:
+    """Return True if the server refuses this host, in its greeting or its reply to EHLO: a person must act."""
+    return trouble.code > 0 and classify(trouble.stage, trouble.code, trouble.text) is About.ROUTE
 
 
 def _is_prepared(claim: Claim) -> bool:

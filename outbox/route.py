@@ -6,10 +6,10 @@ and a login that was refused.
 """
 
 import asyncio
+import math
 import re
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,12 +18,14 @@ import aiosmtplib
 
 from outbox import maildir
 from outbox.address import SmtpAddress
+from outbox.breaker import login_pause_s
 from outbox.conversation import Conversation, Desk, transport_of
 from outbox.dialing import AllFailedError, Attempt, Dialer
 from outbox.esmtp import Offers
 from outbox.letterhead import Letterhead
 from outbox.lmtp import LmtpError, open_lmtp
 from outbox.log import Events
+from outbox.reply_class import Stage
 from outbox.secret_files import LoginSource
 from outbox.settings import Settings, StartTls
 from outbox.smtp_login import LoginError, log_in
@@ -42,8 +44,6 @@ from outbox.smtp_opening import (
 
 log = Events("outbox.relay")
 
-LOGIN_PAUSE_FIRST_S: Final = 60.0
-LOGIN_PAUSE_MAX_S: Final = 1800.0  # fail2ban counts over 10 minutes by default, Exchange locks for 15 to 30
 PROVEN_S: Final = 60.0  # for which a login that succeeded may be given by several connections at once
 LOST_LOGINS_MAX: Final = 3  # in a row: a server may hang up instead of refusing
 CLEAR_S: Final = 300.0  # for which a route without a login stays in clear text after TLS failed
@@ -61,20 +61,21 @@ def why_tls(address: SmtpAddress) -> str:
 class RouteTroubleError(Exception):
     """The server cannot be used now: no connection, or no EHLO, TLS or AUTH. No message is to blame.
 
-    `code` and `text` are the server's reply; 0 and "" if it is not about one.
+    `code` and `text` are the server's reply, and `stage` is what it answers (`reply_class.Stage`); 0 and "" if the
+    trouble is not about a reply.
     """
 
-    def __init__(self, message: str, *, code: int = 0, text: str = "") -> None:
+    def __init__(self, message: str, *, code: int = 0, text: str = "", stage: str = "") -> None:
         super().__init__(message)
-        self.code, self.text = code, text
+        self.code, self.text, self.stage = code, text, stage
 
 
 class LoginRefusedError(RouteTroubleError):
-    """The server refused user and password, so that another try within `pause_s` may lock the account."""
+    """The server refused user and password. Another try before `until` (monotonic clock) may lock the account."""
 
-    def __init__(self, message: str, *, code: int = 0, text: str = "", pause_s: float) -> None:
-        super().__init__(message, code=code, text=text)
-        self.pause_s = pause_s
+    def __init__(self, message: str, *, code: int = 0, text: str = "", until: float) -> None:
+        super().__init__(message, code=code, text=text, stage=Stage.AUTH)
+        self.until = until
 
 
 @dataclass(slots=True)
@@ -95,24 +96,14 @@ class LoginPause:
 
     refusals: int = 0
     lost: int = 0
-    until: float = 0.0
     error: LoginRefusedError | None = None
     passed: set[str] = field(default_factory=set)
     """Mechanisms with which this login was refused."""
 
-    def refuse(self, make: Callable[[float], LoginRefusedError], mechanism: str, now: float) -> LoginRefusedError:
-        """Begin a pause; `make` gets its length and returns the error that stands for it."""
-        pause_s = min(LOGIN_PAUSE_FIRST_S * 2.0 ** min(self.refusals, 30), LOGIN_PAUSE_MAX_S)
-        self.refusals += 1
-        self.until = now + pause_s
-        self.passed.add(mechanism)
-        self.error = make(pause_s)
-        return self.error
-
     def end(self) -> None:
         """Forget all: the login succeeded, or there is a new one."""
         self.refusals = self.lost = 0
-        self.until, self.error = 0.0, None
+        self.error = None
         self.passed.clear()
 
 
@@ -132,6 +123,7 @@ class Route:
     _login: LoginSource[SmtpAddress] = field(init=False)
     _proving: asyncio.Future[RouteTroubleError | None] | None = None
     _proven_until: float = 0.0
+    _was_read: bool = False  # the files of the login, since the start
 
     def __post_init__(self) -> None:
         self.letterhead = Letterhead.of(self.settings)
@@ -184,7 +176,8 @@ class Route:
         except RouteTroubleError:
             raise
         except AllFailedError as failed:
-            raise self._trouble_of_all(failed) from failed
+            error = _most_telling(failed)
+            raise self._trouble_of_all(failed, error) from error
         except (LmtpError, *ERRORS) as error:
             raise self._trouble(error) from error
         conversation = (self.talk or Conversation)(
@@ -287,16 +280,24 @@ class Route:
         if self.settings.wants_verified_tls and not is_encrypted(smtp):
             raise RouteTroubleError(f"{self.address.name}: the connection is not encrypted, so nothing is sent")
 
+    def has_new_login(self) -> bool:
+        """Return True once after the settings' files changed since a login was refused, here or to another relay.
+
+        Also if the login is the same: whoever writes the file again wants it tried.
+        """
+        if not self._login.has_changed():
+            return False
+        was_read, self._was_read = self._was_read, True
+        if not self._renew_login() and not was_read:
+            return False
+        self.login_pause.end()
+        return True
+
     def _heed_login_pause(self) -> None:
-        """Raise the last refusal while its pause lasts, unless a file of the settings has changed since."""
-        pause = self.login_pause
-        if pause.error is None:
-            return
-        if self._login.has_changed():
-            self._renew_login()
-            pause.end()  # also for the same login: whoever writes the file again wants it tried
-        elif time.monotonic() < pause.until:
-            raise pause.error
+        """Raise the last refusal while its pause lasts."""
+        error = self.login_pause.error
+        if error is not None and not self.has_new_login() and time.monotonic() < error.until:
+            raise error
 
     def _renew_login(self) -> bool:
         """Take a new login from the files of the settings; return True if there is one."""
@@ -329,18 +330,20 @@ class Route:
         message, text = f"{self.address.name}: {self._shown(str(error))}", self._shown(error.text)
         pause.lost += error.is_lost
         if not error.is_judged and pause.lost < LOST_LOGINS_MAX:
-            return RouteTroubleError(message, code=error.code, text=text)
+            return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
         pause.lost = 0
+        self._was_read = True
         if self._renew_login():  # rotated before it was refused
             pause.end()
-            return RouteTroubleError(message, code=error.code, text=text)
+            return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
         unread = f"; its file cannot be used: {self._login.problem}" if self._login.problem else ""
 
-        def refused(pause_s: float) -> LoginRefusedError:
-            told = f"{message} (the login is tried again in {pause_s / 60:g} min, or once its file changes{unread})"
-            return LoginRefusedError(told, code=error.code, text=text, pause_s=pause_s)
-
-        return pause.refuse(refused, error.mechanism, time.monotonic())
+        pause.refusals += 1
+        pause.passed.add(error.mechanism)
+        pause_s = login_pause_s(pause.refusals)
+        told = f"{message} (the login is tried again in {pause_s / 60:g} min, or once its file changes{unread})"
+        pause.error = LoginRefusedError(told, code=error.code, text=text, until=time.monotonic() + pause_s)
+        return pause.error
 
     async def _open_lmtp(self) -> tuple[Offers, asyncio.Transport]:
         within_s = self.settings.connect_timeout_s
@@ -364,21 +367,21 @@ class Route:
                 self._tls.verify_mode = ssl.CERT_NONE
         return self._tls
 
-    def _trouble_of_all(self, failed: AllFailedError) -> RouteTroubleError:
-        """Return the error for a server none of whose addresses can be used."""
+    def _trouble_of_all(self, failed: AllFailedError, telling: Exception) -> RouteTroubleError:
+        """Return the error for a server none of whose addresses can be used; it has the reply of the most telling."""
+        trouble = self._trouble(telling)
         if len(failed.failures) == 1:
-            return self._trouble(failed.failures[0][1])
+            return trouble
         each = ", ".join(f"{endpoint}: {self._said(error)}" for endpoint, error in failed.failures)
-        replies = [reply for _, error in failed.failures if (reply := reply_of(error)) is not None]
-        code, text = min(replies, default=(0, ""))  # 4xx before 5xx: one address that may be had later is enough
-        return RouteTroubleError(f"{self.address.name}: {self._shown(each)}", code=code, text=self._shown(text))
+        message = f"{self.address.name}: {self._shown(each)}"
+        return RouteTroubleError(message, code=trouble.code, text=trouble.text, stage=trouble.stage)
 
     def _trouble(self, error: Exception) -> RouteTroubleError:
         if isinstance(error, RouteTroubleError):
             return error
         code, text = reply_of(error) or (0, "")
-        said = self._shown(self._said(error))
-        return RouteTroubleError(f"{self.address.name}: {said}", code=code, text=self._shown(text))
+        message = f"{self.address.name}: {self._shown(self._said(error))}"
+        return RouteTroubleError(message, code=code, text=self._shown(text), stage=_stage_of(error) if code else "")
 
     def _said(self, error: BaseException) -> str:
         if isinstance(error, RouteTroubleError):
@@ -393,3 +396,16 @@ class Route:
         """Return what a server said without the login, and without what Postgres cannot hold or a terminal obeys."""
         shown = re.sub(r"[\ud800-\udfff\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", said).replace("\n", " ")
         return self.address.without_login(shown)[:SHOWN_MAX]
+
+
+def _most_telling(failed: AllFailedError) -> Exception:
+    """Return an error with a reply if there is one: 4xx before 5xx, since one address that works later is enough."""
+    errors = [error for _, error in failed.failures]
+    return min(errors, key=lambda error: reply_of(error) or (math.inf, ""))
+
+
+def _stage_of(error: Exception) -> Stage:
+    if isinstance(error, aiosmtplib.SMTPHeloError) or (isinstance(error, LmtpError) and error.command):
+        return Stage.EHLO
+    is_greeting = isinstance(error, (aiosmtplib.SMTPConnectResponseError, LmtpError))
+    return Stage.CONNECT if is_greeting else Stage.STARTTLS

@@ -160,6 +160,7 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- the barrier after a change of servers
 
         -- what a mail server takes
+        ALTER TABLE outbox.route ADD COLUMN logins integer NOT NULL DEFAULT 0 CHECK (logins >= 0);
     """,
 }
 

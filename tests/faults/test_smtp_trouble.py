@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from outbox.sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle
-from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, post, recipients, trail
+from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, post, recipients, status, trail
 from tests.fleet import Fleet, until
 
 BACK_S = 5.0
@@ -133,7 +133,7 @@ async def test_a_wrong_password_leaves_mail_untouched_and_stays_secret_and_a_new
     environment = {**trusting(secure, authority), "OUTBOX_SMTP_URL_FILE": str(secret_file)}
     relay = await secure.relay(environment=environment)
     await relay.says("SMTP is in trouble")
-    assert any("Authentication credentials invalid" in line for line in relay.log)
+    assert any("535 5.7.8 Authentication credentials invalid" in line for line in relay.log)
     assert await secure.states() == {"pending": 1}
     assert await secure.connection.fetchval("SELECT max(attempt) FROM outbox.delivery") == 0
 
@@ -151,19 +151,31 @@ async def test_a_wrong_password_leaves_mail_untouched_and_stays_secret_and_a_new
         assert secret not in log
 
 
-async def test_a_wrong_password_is_sent_once_a_minute_and_not_each_time_that_the_server_is_tried(secure, authority):
-    secure.smtp = f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}"
-    secure.sink.script = lambda *_: None
-    await secure.put_emails(20)
-    relay = await secure.relay(environment=trusting(secure, authority))
-    await relay.says("535 5.7.8 Authentication credentials invalid (the login is tried again in 1 min")
-    visits = len(secure.sink.visits)
-    told = "SELECT count(*) FROM outbox.route"
+async def test_a_wrong_password_is_sent_once_for_the_whole_fleet_and_a_new_one_at_once(secure, authority):
+    secret_file = secure.directory / "smtp_url"
+    secret_file.write_text(f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}\n")
+    environment = {**trusting(secure, authority), "OUTBOX_SMTP_URL_FILE": str(secret_file)}
+    await secure.put_emails(40)
+    first = await secure.relay(environment=environment)
+    await first.says("535 5.7.8 Authentication credentials invalid (the login is tried again in 1 min")
+    told = "SELECT logins = 1 AND retry_at > now() + interval '30 seconds' FROM outbox.route"
     await until(lambda: secure.connection.fetchval(told), "the fleet knows")
-    await asyncio.sleep(5)  # longer than any pause of a route in other trouble
-    assert len(secure.sink.visits) == visits <= 16, "each connection that was being opened"
-    relay.send(15)
-    assert (await relay.ended()).code == 0
+    second = await secure.relay(environment=environment)
+    await second.says("is paused: localhost")
+    assert secure.sink.refused_logins == 1
+    assert (await status(secure))["routes"][0]["reason"].count("535 5.7.8") == 1
+    secret_file.write_text(f"smtp://user:se%20cret%401@localhost:{secure.sink.port}\n")
+    await all_sent(secure, 40)
+    assert secure.sink.refused_logins == 1
+    assert await secure.connection.fetchval("SELECT count(*) FROM outbox.route") == 0
+
+
+async def test_a_wrong_password_ends_a_relay_that_runs_until_empty(secure, authority):
+    secure.smtp = f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}"
+    await secure.put_emails(1)
+    ended = await secure.run("relay", "--until-empty", environment=trusting(secure, authority))
+    assert ended.code != 0
+    assert await secure.states() == {"pending": 1}
 
 
 async def test_a_certificate_that_nobody_vouches_for_gets_no_password(secure):
