@@ -258,11 +258,15 @@ class Pool:
         for one in list(self.conversations):
             one.limit_to(messages)
 
-    def refused(self, sender: str, reason: str) -> None:
-        """Stop sending, since the server refuses the sender or this host; a probe finds out when that is over."""
+    def refused(self, sender: str | None, reason: str) -> None:
+        """Stop sending, since the server refuses the sender or this host; a probe finds out when that is over.
+
+        Without a sender it refused this host before any mail.
+        """
         now = time.monotonic()
         self.refusals += 1
-        self._refused_senders.add(sender)
+        if sender is not None:
+            self._refused_senders.add(sender)
         was_refused = self.breaker.refusals > 0
         if self.breaker.may_connect(now) or not was_refused:  # else it is news of the same refusal
             self.breaker.refuse(reason, now)
@@ -443,7 +447,7 @@ class Pool:
             if isinstance(trouble, LoginRefusedError):
                 self.login_refused(trouble)
             elif _is_refusal(trouble) and not self.conversations:
-                self.refused(str(trouble))
+                self.refused(None, str(trouble))
             else:
                 self.paused(str(trouble))
             if not self.conversations:
