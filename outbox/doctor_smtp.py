@@ -55,6 +55,8 @@ class Visit:
     largest_bytes: int
     findings: list[Finding] = field(default_factory=list)
     dialer: Dialer = field(init=False)
+    ehlo_refused: HelloRefusedError | None = None
+    """Refusal of EHLO by a server that takes HELO."""
 
     def __post_init__(self) -> None:
         self.dialer = Dialer(self.address.host, self.address.port)
@@ -145,11 +147,11 @@ def _opening(visit: Visit, *, verified: bool) -> Opening:
     return Opening(visit.address, context, visit.settings.helo_name, visit.settings.connect_timeout_s)
 
 
-async def _greeted(opening: Opening, attempt: Attempt) -> aiosmtplib.SMTP:
+async def _greeted(visit: Visit, opening: Opening, attempt: Attempt) -> aiosmtplib.SMTP:
     """Return a connection to one address after EHLO. Raises `TROUBLE`."""
     smtp = await opening.greet(attempt)
     try:
-        await say_hello(smtp)
+        visit.ehlo_refused = await say_hello(smtp) or visit.ehlo_refused
     except BaseException:
         smtp.close()
         raise
@@ -183,7 +185,7 @@ async def _ask_address(visit: Visit, opening: Opening, endpoint: Endpoint) -> Ex
     """Return why one address cannot be used; None if it can."""
     try:
         async with asyncio.timeout(visit.settings.connect_timeout_s):
-            smtp = await _greeted(opening, Attempt(endpoint, 0.0))
+            smtp = await _greeted(visit, opening, Attempt(endpoint, 0.0))
     except TROUBLE as error:
         return error
     try:
@@ -199,7 +201,7 @@ async def _connected(visit: Visit, *, verified: bool) -> AsyncIterator[aiosmtpli
     opening = _opening(visit, verified=verified)
     try:
         smtp = await visit.dialer.open(
-            lambda attempt: _greeted(opening, attempt),
+            lambda attempt: _greeted(visit, opening, attempt),
             within_s=visit.settings.connect_timeout_s,
             discard=aiosmtplib.SMTP.close,
         )
@@ -210,10 +212,17 @@ async def _connected(visit: Visit, *, verified: bool) -> AsyncIterator[aiosmtpli
         return
     try:
         if not any(finding.check == "smtp.server" for finding in visit.findings):
-            visit.findings.append(ok("smtp.server", f"{visit.address} answers"))
+            visit.findings.append(_answers(visit))
         yield smtp
     finally:
         smtp.close()
+
+
+def _answers(visit: Visit) -> Finding:
+    if (refused := visit.ehlo_refused) is None:
+        return ok("smtp.server", f"{visit.address} answers")
+    found = f"{visit.address} answers EHLO {refused.name} with {visit.said(refused)} and takes HELO: it offers nothing"
+    return note("smtp.server", found, "set helo_name to a name that it accepts, or see its log")
 
 
 def _unreachable(visit: Visit, error: Exception) -> Finding:

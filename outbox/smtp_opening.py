@@ -103,8 +103,8 @@ class Opening:
         return smtp
 
 
-async def say_hello(smtp: aiosmtplib.SMTP) -> None:
-    """Say EHLO, and HELO to a server that does not know EHLO (RFC 5321 §3.2).
+async def say_hello(smtp: aiosmtplib.SMTP) -> HelloRefusedError | None:
+    """Say EHLO, and HELO to a server that does not know EHLO (RFC 5321 §3.2); return the refusal of EHLO then.
 
     Raises:
         HelloRefusedError: both are refused, or EHLO for now; the reply to EHLO.
@@ -120,6 +120,8 @@ async def say_hello(smtp: aiosmtplib.SMTP) -> None:
             await smtp.helo()
         except ERRORS:
             raise refused from None
+        return refused
+    return None
 
 
 async def start_tls(smtp: aiosmtplib.SMTP, *, timeout_s: float) -> aiosmtplib.SMTPResponseException | None:

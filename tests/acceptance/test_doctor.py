@@ -491,6 +491,13 @@ async def test_a_server_that_refuses_before_any_mail_is_shown_with_its_reply(
     assert fix in line["mend"]
 
 
+async def test_a_server_that_refuses_ehlo_and_takes_helo_is_a_note_with_the_reply(fleet):
+    fleet.sink.script = At(Stage.EHLO, Reply("502 5.5.1 what?"), times=1)
+    line = (await examined(fleet, code=0))["smtp.server"]
+    assert line["grade"] == "note"
+    assert "answers EHLO [127.0.0.1] with 502 5.5.1 what? and takes HELO" in line["found"]
+
+
 async def test_a_535_is_shown_although_the_server_hangs_up_after_it(fleet, authority, certificate):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificate.configure_cert(context)
