@@ -242,7 +242,8 @@ create table outbox.route (
     reason    text not null,
     failures  integer not null default 1,
     relay     integer,                                  -- who said so last, or who probes
-    retry_at  timestamptz not null
+    retry_at  timestamptz not null,
+    logins    integer not null default 0 check (logins >= 0)  -- refused in a row: the pause lasts for minutes
 );
 
 -- The fleet's rate: whoever moves `next_at` on by n places owns the n moments that it passed over, one email each.

@@ -14,6 +14,7 @@ newcomer who follows it meets them in this order:
     trust             files that others can write are refused
     plugin            the user's own code: found by its name, run where it may block
     redaction         removes a login from the replies of a mail server
+    secret_files      logins that come from files, read again once a server refuses them
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
@@ -52,8 +53,9 @@ newcomer who follows it meets them in this order:
     pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
     routing           which email takes which of several routes, and what waits where nobody relays
-    route             the way to the mail server: a connection that is set up; lmtp: by LMTP; maildir: a directory
-                      that stands for a server
+    dialing           connections to a host name with several addresses; helo: name of this host in EHLO
+    smtp_opening      greeting, EHLO and TLS on one address; smtp_login: AUTH
+    route             opens connections to one mail server; lmtp: by LMTP; maildir: a directory in place of a server
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
     relay             the corridor: claims to connections, verdicts to the next tick; relays: one for each route

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from outbox.redaction import Redactor
+from outbox.secret_files import LoginSource
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
@@ -16,9 +17,13 @@ _ENCODE = "percent-encode @ / ? # : and % in the user and the password (p@ss is 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DatabaseUrl:
-    """Where Postgres is. `dsn` is what asyncpg takes and holds the password; str and repr show `redacted`."""
+    """Address of Postgres. `dsn` holds the password; str and repr show `redacted`.
+
+    `login` is the source to read the login again from once Postgres refuses it; None if it came from no file.
+    """
 
     dsn: str
+    login: "LoginSource[DatabaseUrl] | None" = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -50,6 +55,13 @@ class DatabaseUrl:
         )
         secret = ":***" if colon else ""
         return f"postgresql://{user}{secret}{at}{hosts}{parts.path}{'?' if options else ''}{options}"
+
+    @property
+    def without_login(self) -> tuple[str, str, list[tuple[str, str]]]:
+        """Everything of the URL but user and password: the hosts, the database and the parameters."""
+        parts = _split(self.dsn)
+        options = [(name, value) for name, value in parse_qsl(parts.query) if name not in {"user", "password"}]
+        return parts.netloc.rpartition("@")[2], parts.path, options
 
     def __str__(self) -> str:
         return self.redacted
@@ -121,6 +133,11 @@ class SmtpAddress:
     def name(self) -> str:
         """What the fleet calls the way to this server: host and port, or what stands for them."""
         return f"{self.host}:{self.port}" if self.scheme == "smtp" else self.redacted
+
+    @property
+    def anonymous(self) -> Self:
+        """Return this address without its login."""
+        return replace(self, username=None, password=None)
 
     @property
     def redact(self) -> Callable[[str], str] | None:

@@ -17,7 +17,16 @@ CUTS_IN_A_ROW_MAX: Final = 3
 # A server that refuses the sender or this host needs a person, and asking it often can make it worse. With the jitter
 # this stays below the minute for which `outbox status` shows a pause that no relay renews.
 REFUSED_PAUSE_MAX_S: Final = 45.0
+# Servers lock accounts and hosts that give a wrong password too often: fail2ban counts over 10 minutes by default,
+# Exchange locks for 15 to 30.
+LOGIN_PAUSE_FIRST_S: Final = 60.0
+LOGIN_PAUSE_MAX_S: Final = 1800.0
 REFUSALS_MAX: Final = 5  # then `relay --until-empty` gives up: after about 8 s
+
+
+def login_pause_s(refusals: int) -> float:
+    """Return how long a login is not tried again after so many refusals in a row, at least one."""
+    return min(LOGIN_PAUSE_FIRST_S * 2.0 ** min(refusals - 1, 30), LOGIN_PAUSE_MAX_S)
 
 
 @dataclass(slots=True)
@@ -39,7 +48,11 @@ class Breaker:
     probing: bool = False
     refusals: int = 0
     """How often in a row the server refused the sender or this host; more than 0 is a pause that needs a person."""
-    news: Literal["pause", "resume"] | None = None
+    login_refused: bool = False
+    """The server refused the login, here or to another relay: each try counts, so the pause lasts for minutes."""
+    news: Literal["pause", "login", "resume"] | None = None
+    insists: bool = False
+    """The login was changed, so that the turn to probe is taken although a pause is in force."""
     _pause_s: float = PAUSE_FIRST_S
 
     @property
@@ -58,7 +71,7 @@ class Breaker:
 
     def wants_probe(self, now: float) -> bool:
         """Whether it is time to ask the database for the turn to probe."""
-        return self.fleet_retry_at is not None and not self.probing and now >= self.next_at
+        return self.fleet_retry_at is not None and not self.probing and (self.insists or now >= self.next_at)
 
     def trip(self, reason: str, now: float, uniform: float | None = None) -> None:
         """The server was in trouble: pause, for longer than the last time."""
@@ -68,6 +81,21 @@ class Breaker:
         """Pause, since the server refuses the sender or this host; up to `REFUSED_PAUSE_MAX_S`."""
         self.refusals += 1
         self._open(reason, now, REFUSED_PAUSE_MAX_S, uniform)
+
+    def refuse_login(self, reason: str, now: float, pause_s: float, *, is_new: bool) -> None:
+        """Pause for so long, since the server refuses the login. A refusal that is not new is not told to the fleet."""
+        self.refusals = max(self.refusals + 1, REFUSALS_MAX)  # a person must act, and waiting would change nothing
+        self.login_refused = True
+        if is_new:
+            self.news = "login"
+        self.probing = False
+        self.retry_at = now + pause_s
+        self.reason = reason
+
+    def insist(self, now: float) -> None:
+        """Let this relay try at once, since it has another login than the one that was refused."""
+        self.retry_at = None if self.retry_at is None else min(self.retry_at, now)
+        self.insists = self.fleet_retry_at is not None
 
     def cut(self, reason: str, now: float) -> None:
         """A connection ended in the middle of a dialogue; a few in a row without a verdict are trouble."""
@@ -85,6 +113,7 @@ class Breaker:
             return
         self.retry_at = None
         self.refusals = 0
+        self.login_refused = False
         self._pause_s = PAUSE_FIRST_S
         if self.fleet_retry_at is not None and (self.probing or now >= self.fleet_retry_at):
             self.fleet_retry_at = None
@@ -93,7 +122,7 @@ class Breaker:
 
     def works_for_others(self) -> None:
         """End a pause that this relay began, since the server works for other relays."""
-        if self.refusals:
+        if self.refusals or self.login_refused:
             return
         if self.news == "pause":
             self.news = None
@@ -103,9 +132,9 @@ class Breaker:
         self.probing = False
         self._pause_s = PAUSE_FIRST_S
 
-    def adopt(self, reason: str | None, wait_s: float, now: float) -> None:
+    def adopt(self, reason: str | None, wait_s: float, now: float, logins: int = 0) -> None:
         """Take over what the fleet knows: a pause with its reason, or None. A server that works for others may still
-        not work from here, so this relay's own pause stays.
+        not work from here, so this relay's own pause stays. `logins` is how many were refused in a row.
         """
         if self.news is not None:
             return  # what was read is older than what is about to be said
@@ -115,7 +144,9 @@ class Breaker:
             self.fleet_retry_at = None
             self.probing = False
         else:
-            self.fleet_retry_at = now + (wait_s if wait_s <= PROBE_LEASE_S else 0.0)  # see `IS_OVER`
+            longest_s = max(PROBE_LEASE_S, login_pause_s(logins)) if logins else PROBE_LEASE_S
+            self.fleet_retry_at = now + (wait_s if wait_s <= longest_s else 0.0)  # see `IS_OVER`
+            self.login_refused = self.login_refused or logins > 0
             if self.retry_at is None:
                 self.reason = reason
 
@@ -133,10 +164,14 @@ class Breaker:
         return self.retry_at is None or now >= self.retry_at
 
 
-# The fleet's pause of a route. A pause in force is nobody's but its author's to prolong: relays that find out at the
-# same moment would otherwise lengthen it N times. None is longer than the lease of a probe: what ends later than that
-# was written before the server's clock was set back.
-IS_OVER: Final = f"(r.retry_at <= now() OR r.retry_at > now() + {PROBE_LEASE_S} * interval '1 second')"
+# The fleet's pause of a route. Only its author prolongs a pause in force: relays that find out at the same moment would
+# otherwise lengthen it N times. None is longer than the lease of a probe, or than refused logins make it: what ends
+# later than that was written before the server's clock was set back.
+_LOGIN_PAUSE: Final = f"least({LOGIN_PAUSE_FIRST_S} * 2::float8 ^ least({{logins}} - 1, 30), {LOGIN_PAUSE_MAX_S})"
+_LONGEST: Final = (
+    f"CASE WHEN r.logins > 0 THEN {_LOGIN_PAUSE.format(logins='r.logins')} ELSE {PROBE_LEASE_S}::float8 END"
+)
+IS_OVER: Final = f"(r.retry_at <= now() OR r.retry_at > now() + {_LONGEST} * interval '1 second')"
 
 PAUSE: Final = f"""
 INSERT INTO outbox.route AS r (name, reason, relay, retry_at)
@@ -148,14 +183,24 @@ ON CONFLICT (name) DO UPDATE
  WHERE r.relay = excluded.relay OR {IS_OVER}
 """
 
+# A pause for other trouble, which is short, gives way to the first one for a refused login.
+PAUSE_LOGIN: Final = f"""
+INSERT INTO outbox.route AS r (name, reason, relay, logins, retry_at)
+VALUES ($1, $2, $3, 1, now() + {LOGIN_PAUSE_FIRST_S} * interval '1 second')
+ON CONFLICT (name) DO UPDATE
+   SET reason = excluded.reason, relay = excluded.relay, failures = r.failures + 1, logins = r.logins + 1,
+       retry_at = now() + {_LOGIN_PAUSE.format(logins="(r.logins + 1)")} * interval '1 second'
+ WHERE r.relay = excluded.relay OR r.logins = 0 OR {IS_OVER}
+"""
+
 PROBE: Final = f"""
 UPDATE outbox.route r SET relay = $2, retry_at = now() + {PROBE_LEASE_S} * interval '1 second'
- WHERE r.name = $1 AND {IS_OVER}
+ WHERE r.name = $1 AND ($3 OR {IS_OVER})
 """
 
 RESUME: Final = f"DELETE FROM outbox.route r WHERE r.name = $1 AND (r.relay = $2 OR {IS_OVER})"
 
-STATEMENTS: Final = (PAUSE, PROBE, RESUME)
+STATEMENTS: Final = (PAUSE, PAUSE_LOGIN, PROBE, RESUME)
 
 
 async def pause_route(connection: Any, relay: int, route: str, reason: str) -> None:
@@ -163,9 +208,17 @@ async def pause_route(connection: Any, relay: int, route: str, reason: str) -> N
     await connection.execute(PAUSE, route, storable(reason), relay)
 
 
-async def probe_route(connection: Any, relay: int, route: str) -> bool:
-    """Whether this relay is the one to try the server now. Who says nothing for `PROBE_LEASE_S` has lost its turn."""
-    return str(await connection.execute(PROBE, route, relay)).endswith(" 1")
+async def pause_login(connection: Any, relay: int, route: str, reason: str) -> None:
+    """Tell the fleet that a server refused the login: nobody tries it for minutes, longer with every refusal."""
+    await connection.execute(PAUSE_LOGIN, route, storable(reason), relay)
+
+
+async def probe_route(connection: Any, relay: int, route: str, *, insists: bool = False) -> bool:
+    """Return True if this relay is the one to try the server now; one that `insists` does not wait for a pause to end.
+
+    A relay that says nothing for `PROBE_LEASE_S` has lost its turn.
+    """
+    return str(await connection.execute(PROBE, route, relay, insists)).endswith(" 1")
 
 
 async def resume_route(connection: Any, relay: int, route: str) -> None:

@@ -1,18 +1,21 @@
 """The doctor's look at what takes mail without SMTP: an LMTP server, asked as far as RCPT, or a Maildir."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outbox import maildir
-from outbox.doctor_smtp import judge_envelope, judge_size
+from outbox.dialing import AllFailedError, Dialer
+from outbox.doctor_smtp import judge_envelope, judge_refusal, judge_size
 from outbox.finding import Finding, fault, not_checked, note, ok
 from outbox.lmtp import LmtpError, open_lmtp
 from outbox.replies import GarbageError, Reply, ReplyReader
-from outbox.route import LOCAL_HOSTNAME
+from outbox.smtp_opening import describe
 
 if TYPE_CHECKING:
     from outbox.address import SmtpAddress
+    from outbox.dialing import Endpoint
     from outbox.settings import Settings
 
 TROUBLE = (LmtpError, GarbageError, OSError, TimeoutError)
@@ -37,7 +40,9 @@ async def examine_lmtp(settings: "Settings", *, sender: str, recipient: str, lar
     findings: list[Finding] = []
     try:
         async with asyncio.timeout(settings.connect_timeout_s):
-            offers, transport = await open_lmtp(address, LOCAL_HOSTNAME)
+            dialer = Dialer(address.host, address.port)
+            within_s = settings.connect_timeout_s
+            offers, transport = await open_lmtp(address, settings.helo_name, dialer=dialer, within_s=within_s)
             findings += [
                 ok("smtp.server", f"{address} answers"),
                 judge_size(str(offers.size_max), largest_bytes),
@@ -46,14 +51,37 @@ async def examine_lmtp(settings: "Settings", *, sender: str, recipient: str, lar
                 findings.append(await _ask(transport, sender, recipient))
             finally:
                 transport.abort()
+    except AllFailedError as failed:
+        return [_unusable(address, failed.failures, settings.connect_timeout_s), *_unchecked()]
     except TROUBLE as error:
-        why = str(error) or f"no answer within {settings.connect_timeout_s:g} s"
         if not findings:
-            found = f"{address} does not answer as an LMTP server ({' '.join(why.split())})"
-            findings.append(fault("smtp.server", found, "start it or correct smtp_url"))
-            return [*findings, *not_checked(("smtp.size", "smtp.sender"), "the mail server cannot be reached")]
+            return [_unusable(address, [(None, error)], settings.connect_timeout_s), *_unchecked()]
+        why = describe(error) or f"no answer within {settings.connect_timeout_s:g} s"
         findings.append(fault("smtp.sender", f"{address} breaks off ({why})", "see the mail server's log"))
     return findings
+
+
+def _unchecked() -> list[Finding]:
+    return not_checked(("smtp.size", "smtp.sender"), "the mail server cannot be reached")
+
+
+def _unusable(
+    address: "SmtpAddress", failures: "Sequence[tuple[Endpoint | None, Exception]]", timeout_s: float
+) -> Finding:
+    """Return the finding for a server none of whose addresses can be used."""
+    told = {
+        endpoint: " ".join((describe(error) or f"no answer within {timeout_s:g} s").split())
+        for endpoint, error in failures
+    }
+    error = failures[0][1]
+    if len(told) > 1:
+        each = ", ".join(f"{endpoint}: {said}" for endpoint, said in told.items())
+        return fault("smtp.server", f"{address} answers at none of its addresses: {each}", "see the mail server's log")
+    (said,) = told.values()
+    if isinstance(error, LmtpError) and error.code:
+        found, mend = judge_refusal(error.code, said, to=error.command)
+        return fault("smtp.server", f"{address} {found}", mend)
+    return fault("smtp.server", f"{address} does not answer as an LMTP server ({said})", "start it or correct smtp_url")
 
 
 async def _ask(transport: asyncio.Transport, sender: str, recipient: str) -> Finding:

@@ -95,10 +95,14 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class RoutePause:
-    """The fleet's pause of a route: why, and for how long nobody but a probe may connect (0: a probe is due)."""
+    """The fleet's pause of a route: why, and for how long nobody but a probe may connect (0: a probe is due).
+
+    `logins` is how many times in a row the server refused the login.
+    """
 
     reason: str
     wait_s: float
+    logins: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +356,7 @@ SELECT CASE WHEN late THEN 'e' ELSE 'm' END, email, attempt, NULL, NULL, NULL, N
 UNION ALL
 {_CLAIMS.format_map(_TICK_NUMBERS)}
 UNION ALL
-SELECT 'r', NULL, NULL, NULL, NULL, reason, NULL, NULL, NULL, NULL,
+SELECT 'r', NULL, logins, NULL, NULL, reason, NULL, NULL, NULL, NULL,
        greatest(extract(epoch FROM greatest(least(retry_at, now() + interval '1 hour'), now()) - now()), 0)::float8,
        NULL, NULL, NULL, NULL FROM outbox.route WHERE name = $13
 UNION ALL
@@ -431,7 +435,7 @@ async def tick(
         epoch,
     )
     gate = next(r for r in rows if r["part"] == "g")
-    pauses = [RoutePause(r["key"], r["wait_s"]) for r in rows if r["part"] == "r"]
+    pauses = [RoutePause(r["key"], r["wait_s"], r["attempt"]) for r in rows if r["part"] == "r"]
     claims, unfit = claims_of(rows, relay, bytes_max)
     return Tick(
         settled=frozenset((r["email"], r["attempt"]) for r in rows if r["part"] == "s"),

@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-import aiosmtplib
-
 from outbox.breaker import Breaker
 from outbox.conversation import Conversation, Desk, Throttle
 from outbox.ledger import Claim
@@ -22,8 +20,8 @@ from outbox.letterhead import Letterhead
 from outbox.log import Events
 from outbox.pace import Pace, RefusedTry
 from outbox.refusals import DeadLetter, RefusalJudge
-from outbox.reply_class import About, Stage, classify
-from outbox.route import Route, RouteTroubleError
+from outbox.reply_class import About, classify
+from outbox.route import LoginRefusedError, Route, RouteTroubleError
 from outbox.settings import Settings
 from outbox.throttle import ConnectionLimit, Judgement, Meter, RecentReplies
 from outbox.verdict import Deferred
@@ -110,6 +108,7 @@ class Pool:
         self._limit_until = 0.0
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
+        self._login_refused: LoginRefusedError | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -414,11 +413,15 @@ class Pool:
         for one in list(self.conversations):
             one.limit_to(messages)
 
-    def refused(self, sender: str, reason: str) -> None:
-        """Stop sending, since the server refuses the sender or this host; a probe finds out when that is over."""
+    def refused(self, sender: str | None, reason: str) -> None:
+        """Stop sending, since the server refuses the sender or this host; a probe finds out when that is over.
+
+        Without a sender it refused this host before any mail.
+        """
         now = time.monotonic()
         self.refusals += 1
-        self._refused_senders.add(sender)
+        if sender is not None:
+            self._refused_senders.add(sender)
         was_refused = self.breaker.refusals > 0
         if self.breaker.may_connect(now) or not was_refused:  # else it is news of the same refusal
             self.breaker.refuse(reason, now)
@@ -432,6 +435,21 @@ class Pool:
         self.release_ready()
         for conversation in list(self.conversations):
             conversation.close_politely()
+
+    def login_refused(self, trouble: LoginRefusedError) -> None:
+        """Stop connecting for as long as the route does not try its login again; connections that stand go on."""
+        is_new = trouble is not self._login_refused
+        self._login_refused = trouble
+        if is_new:
+            self.refusals += 1
+            log.error(
+                "route_refused",
+                "SMTP is in trouble: {route} refuses the login, so nothing is sent and nothing is lost: {reason}",
+                route=self.route.name,
+                reason=str(trouble),
+            )
+        now = time.monotonic()
+        self.breaker.refuse_login(str(trouble), now, trouble.until - now, is_new=is_new)
 
     def hold(self, sender: str, reason: str) -> None:
         """Let the mail of one sender wait, since the server refuses it and takes that of others."""
@@ -593,8 +611,12 @@ class Pool:
         try:
             conversation, transport = await self.route.connect(self.desk)
         except RouteTroubleError as trouble:
-            if _is_limit(trouble):
+            if isinstance(trouble, LoginRefusedError):
+                self.login_refused(trouble)
+            elif _is_limit(trouble):
                 self._limit_connections(str(trouble), opening=1)
+            elif _is_refusal(trouble) and not self.conversations:
+                self.refused(None, str(trouble))
             else:
                 self.paused(str(trouble))
             if not self.conversations:
@@ -611,10 +633,13 @@ class Pool:
 
 def _is_limit(trouble: RouteTroubleError) -> bool:
     """Return True if a connection was refused since there are too many, or were too many in a short time."""
-    cause = trouble.__cause__
-    if not isinstance(cause, aiosmtplib.SMTPResponseException) or cause.code < REFUSED_MIN:
-        return False
-    return classify(Stage.CONNECT, cause.code, cause.message) in (About.CONNECTIONS, About.RATE)
+    about = classify(trouble.stage, trouble.code, trouble.text) if trouble.code >= REFUSED_MIN else None
+    return about in (About.CONNECTIONS, About.RATE)
+
+
+def _is_refusal(trouble: RouteTroubleError) -> bool:
+    """Return True if the server refuses this host, in its greeting or its reply to EHLO: a person must act."""
+    return trouble.code > 0 and classify(trouble.stage, trouble.code, trouble.text) is About.ROUTE
 
 
 def _is_prepared(claim: Claim) -> bool:

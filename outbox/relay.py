@@ -25,6 +25,7 @@ from outbox.breaker import (
     PROBE_LEASE_S,
     REFUSALS_MAX,
     REFUSED_PAUSE_MAX_S,
+    pause_login,
     pause_route,
     probe_route,
     resume_route,
@@ -1432,10 +1433,14 @@ class Relay:
         if news == "pause":
             await pause_route(session.connection, session.relay, route, breaker.reason)
             self._pulse_at = 0.0  # the next tick tells how long
+        elif news == "login":
+            await pause_login(session.connection, session.relay, route, breaker.reason)
+            self._pulse_at = 0.0
         elif news == "resume":
             await resume_route(session.connection, session.relay, route)
         elif not self.stopping and self.pool.is_deaf and FLEET not in self._held:
-            breaker.probing = await probe_route(session.connection, session.relay, route)
+            insists, breaker.insists = breaker.insists, False
+            breaker.probing = await probe_route(session.connection, session.relay, route, insists=insists)
             breaker.fleet_retry_at = now + PROBE_LEASE_S
             self._poll_at = 0.0 if breaker.probing else self._poll_at
 
@@ -1443,7 +1448,9 @@ class Relay:
         """Take over what the fleet knows of the route."""
         breaker, route = self.pool.breaker, self.pool.route.name
         was_open = breaker.is_open
-        breaker.adopt(pause.reason if pause else None, pause.wait_s if pause else 0.0, now)
+        breaker.adopt(*((pause.reason, pause.wait_s, now, pause.logins) if pause else (None, 0.0, now)))
+        if breaker.login_refused and self.pool.route.has_new_login():
+            breaker.insist(now)
         if pause is not None and not was_open:
             log.warning(
                 "route_paused", "the fleet's route to {route} is paused: {reason}", route=route, reason=pause.reason

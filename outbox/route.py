@@ -1,11 +1,13 @@
-"""The way to the mail server: connections that are set up, each with the conversation to attach to it.
+"""Route to one mail server: opens connections, each with the conversation to attach to it.
 
-aiosmtplib sets up SMTP, `lmtp` LMTP; `maildir` stands for a server where there is none.
+`smtp_opening` and `smtp_login` set up SMTP, `lmtp` LMTP; `maildir` replaces a server where there is none. What is
+learned about the server while the relay runs is kept here: addresses that do not answer, STARTTLS that does not work,
+and a login that was refused.
 """
 
 import asyncio
+import math
 import re
-import socket
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -16,14 +18,37 @@ import aiosmtplib
 
 from outbox import maildir
 from outbox.address import SmtpAddress
+from outbox.breaker import login_pause_s
 from outbox.conversation import Conversation, Desk, transport_of
+from outbox.dialing import AllFailedError, Attempt, Dialer
 from outbox.esmtp import Offers
 from outbox.letterhead import Letterhead
 from outbox.lmtp import LmtpError, open_lmtp
+from outbox.log import Events
+from outbox.reply_class import Stage
+from outbox.secret_files import LoginSource
 from outbox.settings import Settings, StartTls
+from outbox.smtp_login import LoginError, log_in
+from outbox.smtp_opening import (
+    ERRORS,
+    HelloRefusedError,
+    Opening,
+    TlsBrokenError,
+    describe,
+    goes_on,
+    is_encrypted,
+    reply_of,
+    say_hello,
+    start_tls,
+)
 
-# What EHLO says. Not getfqdn(): it asks the resolver, which may take long or not answer.
-LOCAL_HOSTNAME: Final = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()).strip("-.") or "localhost"
+log = Events("outbox.relay")
+
+PROVEN_S: Final = 60.0  # for which a login that succeeded may be given by several connections at once
+LOST_LOGINS_MAX: Final = 3  # in a row: a server may hang up instead of refusing
+CLEAR_S: Final = 300.0  # for which a route without a login stays in clear text after TLS failed
+TLS_PATIENCE_S: Final = 10.0  # for each step of STARTTLS, where clear text can follow
+SHOWN_MAX: Final = 300
 
 
 def why_tls(address: SmtpAddress) -> str:
@@ -34,7 +59,52 @@ def why_tls(address: SmtpAddress) -> str:
 
 
 class RouteTroubleError(Exception):
-    """The server cannot be used now: no connection, or no EHLO, TLS or AUTH. No message is to blame."""
+    """The server cannot be used now: no connection, or no EHLO, TLS or AUTH. No message is to blame.
+
+    `code` and `text` are the server's reply, and `stage` is what it answers (`reply_class.Stage`); 0 and "" if the
+    trouble is not about a reply.
+    """
+
+    def __init__(self, message: str, *, code: int = 0, text: str = "", stage: str = "") -> None:
+        super().__init__(message)
+        self.code, self.text, self.stage = code, text, stage
+
+
+class LoginRefusedError(RouteTroubleError):
+    """The server refused user and password. Another try before `until` (monotonic clock) may lock the account."""
+
+    def __init__(self, message: str, *, code: int = 0, text: str = "", until: float) -> None:
+        super().__init__(message, code=code, text=text, stage=Stage.AUTH)
+        self.until = until
+
+
+@dataclass(slots=True)
+class ClearText:
+    """Memory of a route that may send in clear text: why TLS failed, and for how long it is not tried again."""
+
+    reason: str | None = None
+    until: float = 0.0
+
+    def wants_tls(self, now: float) -> bool:
+        """Return True if STARTTLS is tried where the server offers it."""
+        return now >= self.until
+
+
+@dataclass(slots=True)
+class LoginPause:
+    """Pause after a refused login, doubled with each refusal in a row."""
+
+    refusals: int = 0
+    lost: int = 0
+    error: LoginRefusedError | None = None
+    passed: set[str] = field(default_factory=set)
+    """Mechanisms with which this login was refused."""
+
+    def end(self) -> None:
+        """Forget all: the login succeeded, or there is a new one."""
+        self.refusals = self.lost = 0
+        self.error = None
+        self.passed.clear()
 
 
 @dataclass(slots=True)
@@ -46,34 +116,70 @@ class Route:
     talk: type[Conversation] | None = None  # another kind, for who wants to hear more
     named: str = ""  # as the settings name it
     letterhead: Letterhead | None = field(init=False)
+    clear: ClearText = field(default_factory=ClearText)
+    login_pause: LoginPause = field(default_factory=LoginPause)
     _tls: ssl.SSLContext | None = None
+    _dialer: Dialer = field(init=False)
+    _login: LoginSource[SmtpAddress] = field(init=False)
+    _proving: asyncio.Future[RouteTroubleError | None] | None = None
+    _proven_until: float = 0.0
+    _was_read: bool = False  # the files of the login, since the start
 
     def __post_init__(self) -> None:
         self.letterhead = Letterhead.of(self.settings)
+        self._dialer = Dialer(self.address.host, self.address.port)
+        self._login = self.settings.smtp_login(self.named)
 
     @property
     def name(self) -> str:
-        """What the fleet calls this way, in pauses, paces and allowances: its name in the settings, else host and port.
+        """Name of this route in pauses, rate limits and daily sums of the fleet: that in the settings, else host:port.
 
         Two routes may lead to one server, with a login and limits of their own each.
         """
         return self.named or self.address.name
 
     async def connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
-        """A connection that is set up, and the conversation to attach to it.
+        """Return a connection that is set up, and the conversation to attach to it.
 
         Raises:
+            LoginRefusedError: the server refused the login, just now or so lately that it is not asked.
             RouteTroubleError: one line that says at which step and why, without credentials.
 
         """
+        while self._proving is not None:
+            if (trouble := await asyncio.shield(self._proving)) is not None:
+                raise trouble
+        self._heed_login_pause()
+        if self.address.username is None or time.monotonic() < self._proven_until:
+            return await self._connect(desk)
+        return await self._prove_login(desk)
+
+    async def _prove_login(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
+        """Connect while others wait for the outcome, so that a wrong password is sent once and not by each of them."""
+        self._proving = asyncio.get_running_loop().create_future()
+        outcome: RouteTroubleError | None = None
+        try:
+            connected = await self._connect(desk)
+        except RouteTroubleError as trouble:
+            outcome = trouble
+            raise
+        finally:
+            self._proving.set_result(outcome)
+            self._proving = None
+        self._proven_until = time.monotonic() + PROVEN_S
+        return connected
+
+    async def _connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
         opening = {"lmtp": self._open_lmtp, "file": self._open_maildir}.get(self.address.scheme, self._open_smtp)
         try:
-            async with asyncio.timeout(self.settings.connect_timeout_s):
-                offers, transport = await opening()
+            offers, transport = await opening()
         except RouteTroubleError:
             raise
-        except (aiosmtplib.SMTPException, LmtpError, OSError, TimeoutError, ValueError) as error:
-            raise RouteTroubleError(self._explain(error)) from error
+        except AllFailedError as failed:
+            error = _most_telling(failed)
+            raise self._trouble_of_all(failed, error) from error
+        except (LmtpError, *ERRORS) as error:
+            raise self._trouble(error) from error
         conversation = (self.talk or Conversation)(
             desk,
             offers=offers,
@@ -89,45 +195,165 @@ class Route:
         return conversation, transport
 
     async def _open_smtp(self) -> tuple[Offers, asyncio.Transport]:
-        smtp = aiosmtplib.SMTP(
-            hostname=self.address.host,
-            port=self.address.port,
-            username=self.address.username,
-            password=self.address.password,
-            use_tls=self.address.implicit_tls,
-            start_tls=self._start_tls(),
-            tls_context=self._tls_context(),
-            local_hostname=LOCAL_HOSTNAME,
-            timeout=self.settings.connect_timeout_s,
+        timeout_s = self.settings.connect_timeout_s
+        ends_at = asyncio.get_running_loop().time() + timeout_s
+        opening = Opening(self.address, self._tls_context(), self.settings.helo_name, timeout_s)
+        smtp = await self._dialer.open(
+            lambda attempt: self._set_up(opening, attempt), within_s=timeout_s, discard=aiosmtplib.SMTP.close
         )
         try:
-            await smtp.connect()
-            if smtp.is_ehlo_or_helo_needed:  # after STARTTLS, and with implicit TLS and no AUTH
-                await smtp.ehlo()
             self._require_tls(smtp)
+            await self._log_in(smtp, ends_at)
         except BaseException:
             smtp.close()
             raise
         return Offers.of(smtp.esmtp_extensions), transport_of(smtp.transport)
 
+    async def _set_up(self, opening: Opening, attempt: Attempt) -> aiosmtplib.SMTP:
+        """Return a connection to one address after EHLO, in TLS if that is used.
+
+        Without a login clear text is better than no mail (RFC 7435 §3): where TLS breaks the connection, the next one
+        does without.
+        """
+        must = self.settings.wants_verified_tls
+        wants = self.settings.starttls is not StartTls.NEVER and not self.address.implicit_tls
+        if wants and not must:
+            wants = self.clear.wants_tls(time.monotonic())
+        try:
+            return await self._greet(opening, attempt, starttls=wants)
+        except TlsBrokenError as broken:
+            if must:
+                raise
+            reason = describe(broken) or f"no answer within {TLS_PATIENCE_S:g} s"
+            smtp = await self._greet(opening, attempt, starttls=False)
+            self._note_clear_text(reason, for_s=CLEAR_S)
+            return smtp
+
+    async def _greet(self, opening: Opening, attempt: Attempt, *, starttls: bool) -> aiosmtplib.SMTP:
+        """Raises `ERRORS` for what is wrong, TlsBrokenError for a connection that STARTTLS has cost."""
+        smtp = await opening.greet(attempt)
+        try:
+            await say_hello(smtp)
+            if starttls:
+                await self._start_tls(smtp, opening.timeout_s)
+        except BaseException:
+            smtp.close()
+            raise
+        return smtp
+
+    async def _start_tls(self, smtp: aiosmtplib.SMTP, timeout_s: float) -> None:
+        if not smtp.supports_extension("starttls"):
+            if self.settings.wants_verified_tls:
+                raise RouteTroubleError(f"{self.address.name}: it offers no STARTTLS, and {why_tls(self.address)}")
+            return
+        if self.settings.wants_verified_tls:
+            if (refused := await start_tls(smtp, timeout_s=timeout_s)) is not None:
+                raise refused
+            return
+        patience_s = min(TLS_PATIENCE_S, timeout_s / 3)
+        refused = await start_tls(smtp, timeout_s=patience_s)
+        if refused is None:
+            self._note_tls()
+        elif await goes_on(smtp):
+            self._note_clear_text(describe(refused), for_s=0.0)  # costs little, so it is tried each time
+        else:
+            raise TlsBrokenError from refused
+
+    def _note_clear_text(self, reason: str, *, for_s: float) -> None:
+        reason = self._shown(reason)
+        if self.clear.reason is None:
+            log.warning(
+                "starttls_failed",
+                "STARTTLS of {route} fails, so emails are sent there in clear text: {reason}",
+                route=self.name,
+                reason=reason,
+            )
+        self.clear.reason, self.clear.until = reason, time.monotonic() + for_s
+
+    def _note_tls(self) -> None:
+        if self.clear.reason is not None:
+            log.info("starttls_works", "STARTTLS of {route} works again", route=self.name)
+            self.clear.reason = None
+
     def _require_tls(self, smtp: aiosmtplib.SMTP) -> None:
         """Verify the encryption before the connection is used, whatever the library and the server made of STARTTLS."""
-        if self.settings.wants_verified_tls and smtp.get_transport_info("ssl_object") is None:
+        if self.settings.wants_verified_tls and not is_encrypted(smtp):
             raise RouteTroubleError(f"{self.address.name}: the connection is not encrypted, so nothing is sent")
 
-    def _start_tls(self) -> bool | None:
-        """Return True if STARTTLS is used, False if not; None if it is used when the server offers it."""
-        if self.address.implicit_tls or self.settings.starttls is StartTls.NEVER:
+    def has_new_login(self) -> bool:
+        """Return True once after the settings' files changed since a login was refused, here or to another relay.
+
+        Also if the login is the same: whoever writes the file again wants it tried.
+        """
+        if not self._login.has_changed():
             return False
-        return True if self.settings.wants_verified_tls else None
+        was_read, self._was_read = self._was_read, True
+        if not self._renew_login() and not was_read:
+            return False
+        self.login_pause.end()
+        return True
+
+    def _heed_login_pause(self) -> None:
+        """Raise the last refusal while its pause lasts."""
+        error = self.login_pause.error
+        if error is not None and not self.has_new_login() and time.monotonic() < error.until:
+            raise error
+
+    def _renew_login(self) -> bool:
+        """Take a new login from the files of the settings; return True if there is one."""
+        address = self._login.renew()
+        if address is None:
+            return False
+        self.address = address
+        self.settings = self.settings.model_copy(update={"smtp_url": address})
+        log.info("login_changed", "the login of {route} was read again", route=self.name)
+        return True
+
+    async def _log_in(self, smtp: aiosmtplib.SMTP, ends_at: float) -> None:
+        username, password = self.address.username, self.address.password
+        if username is None or password is None:
+            return
+        try:
+            async with asyncio.timeout_at(ends_at):
+                await log_in(smtp, username, password, passed=self.login_pause.passed)
+        except LoginError as error:
+            raise self._login_trouble(error) from error
+        except TimeoutError as error:
+            lost = LoginError(f"no answer to AUTH within {self.settings.connect_timeout_s:g} s", is_lost=True)
+            raise self._login_trouble(lost) from error
+        self.login_pause.end()
+
+    def _login_trouble(self, error: LoginError) -> RouteTroubleError:
+        """Return the error for a login that failed, and begin a pause if the server has judged it."""
+        self._proven_until = 0.0
+        pause = self.login_pause
+        message, text = f"{self.address.name}: {self._shown(str(error))}", self._shown(error.text)
+        pause.lost += error.is_lost
+        if not error.is_judged and pause.lost < LOST_LOGINS_MAX:
+            return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
+        pause.lost = 0
+        self._was_read = True
+        if self._renew_login():  # rotated before it was refused
+            pause.end()
+            return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
+        unread = f"; its file cannot be used: {self._login.problem}" if self._login.problem else ""
+
+        pause.refusals += 1
+        pause.passed.add(error.mechanism)
+        pause_s = login_pause_s(pause.refusals)
+        told = f"{message} (the login is tried again in {pause_s / 60:g} min, or once its file changes{unread})"
+        pause.error = LoginRefusedError(told, code=error.code, text=text, until=time.monotonic() + pause_s)
+        return pause.error
 
     async def _open_lmtp(self) -> tuple[Offers, asyncio.Transport]:
-        return await open_lmtp(self.address, LOCAL_HOSTNAME)
+        within_s = self.settings.connect_timeout_s
+        return await open_lmtp(self.address, self.settings.helo_name, dialer=self._dialer, within_s=within_s)
 
     async def _open_maildir(self) -> tuple[Offers, asyncio.Transport]:
         assert self.address.path is not None
         directory = Path(self.address.path)
-        await asyncio.to_thread(maildir.prepare, directory)
+        async with asyncio.timeout(self.settings.connect_timeout_s):
+            await asyncio.to_thread(maildir.prepare, directory)
         return maildir.OFFERS, maildir.MaildirTransport(directory)
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -141,13 +367,45 @@ class Route:
                 self._tls.verify_mode = ssl.CERT_NONE
         return self._tls
 
-    def _explain(self, error: Exception) -> str:
-        place = self.address.name
-        if isinstance(error, TimeoutError) or not str(error):
-            return f"{place}: no answer within {self.settings.connect_timeout_s:g} s"
-        said = f"{error.code} {error.message}" if isinstance(error, aiosmtplib.SMTPResponseException) else str(error)
-        if self.settings.wants_verified_tls and "STARTTLS extension not supported" in said:
-            return f"{place}: it offers no STARTTLS, and {why_tls(self.address)}"
-        # A server may say what neither Postgres can hold nor a terminal should obey.
+    def _trouble_of_all(self, failed: AllFailedError, telling: Exception) -> RouteTroubleError:
+        """Return the error for a server none of whose addresses can be used; it has the reply of the most telling."""
+        trouble = self._trouble(telling)
+        if len(failed.failures) == 1:
+            return trouble
+        each = ", ".join(f"{endpoint}: {self._said(error)}" for endpoint, error in failed.failures)
+        message = f"{self.address.name}: {self._shown(each)}"
+        return RouteTroubleError(message, code=trouble.code, text=trouble.text, stage=trouble.stage)
+
+    def _trouble(self, error: Exception) -> RouteTroubleError:
+        if isinstance(error, RouteTroubleError):
+            return error
+        code, text = reply_of(error) or (0, "")
+        message = f"{self.address.name}: {self._shown(self._said(error))}"
+        return RouteTroubleError(message, code=code, text=self._shown(text), stage=_stage_of(error) if code else "")
+
+    def _said(self, error: BaseException) -> str:
+        if isinstance(error, RouteTroubleError):
+            return str(error).removeprefix(f"{self.address.name}: ")
+        if isinstance(error, HelloRefusedError):
+            return f"{describe(error)} (to EHLO {error.name})"
+        if isinstance(error, LmtpError) and error.command:
+            return f"{describe(error)} (to {error.command})"
+        return describe(error) or f"no answer within {self.settings.connect_timeout_s:g} s"
+
+    def _shown(self, said: str) -> str:
+        """Return what a server said without the login, and without what Postgres cannot hold or a terminal obeys."""
         shown = re.sub(r"[\ud800-\udfff\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", said).replace("\n", " ")
-        return f"{place}: {self.address.without_login(shown)}"[:300]
+        return self.address.without_login(shown)[:SHOWN_MAX]
+
+
+def _most_telling(failed: AllFailedError) -> Exception:
+    """Return an error with a reply if there is one: 4xx before 5xx, since one address that works later is enough."""
+    errors = [error for _, error in failed.failures]
+    return min(errors, key=lambda error: reply_of(error) or (math.inf, ""))
+
+
+def _stage_of(error: Exception) -> Stage:
+    if isinstance(error, aiosmtplib.SMTPHeloError) or (isinstance(error, LmtpError) and error.command):
+        return Stage.EHLO
+    is_greeting = isinstance(error, (aiosmtplib.SMTPConnectResponseError, LmtpError))
+    return Stage.CONNECT if is_greeting else Stage.STARTTLS

@@ -173,6 +173,7 @@ UPGRADES: Final[Mapping[int, str]] = {
             ADD CONSTRAINT pace_found CHECK (
                 num_nulls(found_rate, found_at, resumes_at, silence_s, said) IN (0, 5)
                 AND (found_rate IS NULL OR (found_rate > 0 AND found_rate <= 1e6 AND silence_s BETWEEN 0 AND 3600)));
+        ALTER TABLE outbox.route ADD COLUMN logins integer NOT NULL DEFAULT 0 CHECK (logins >= 0);
     """,
 }
 

@@ -10,7 +10,9 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
@@ -22,6 +24,7 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -33,9 +36,11 @@ from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.errors import ConfigurationError
 from outbox.fields import CARRIERS, FIELD_NAME, OURS
+from outbox.helo import is_fqdn, is_literal
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
+from outbox.secret_files import LoginSource
 from outbox.trust import distrust_of
 from outbox.verp import TOKEN_MAX
 
@@ -473,6 +478,7 @@ class WaySettings(_Table):
     dkim: DkimSettings | None = None
     dsn: Annotated[bool, Field(strict=True)] = True  # where the server offers it, bounces name the email (RFC 3461)
     starttls: StartTls = StartTls.AUTO
+    helo_name: str | None = None  # name in EHLO; None: the host name if fully qualified, else the address literal
 
     @property
     def rate_per_s(self) -> float | None:
@@ -485,6 +491,17 @@ class WaySettings(_Table):
         if rate is not None and not _RATE_MIN <= _per_second(rate) <= _RATE_MAX:
             raise ValueError(f'{_shown(rate)} is no rate; write one like "14/s", "600/min" or "5000/h"')
         return rate
+
+    @field_validator("helo_name")
+    @classmethod
+    def _is_accepted_in_ehlo(cls, name: str | None) -> str | None:
+        name = name and name.strip().rstrip(".")
+        if name is not None and not (is_fqdn(name) or is_literal(name)):
+            raise ValueError(
+                f"{_shown(name)} is not a fully qualified domain name or an address literal, which mail servers expect "
+                'in EHLO; use for example "reports.example.com" or "[192.0.2.1]"'
+            )
+        return name
 
     @field_validator("headers")
     @classmethod
@@ -538,8 +555,19 @@ class RouteSettings(WaySettings):
         return lower
 
 
+@dataclass(frozen=True, repr=False)
+class Origin:
+    """Where settings were read from. All origins are equal: settings are compared by their values."""
+
+    config: Path | None = field(compare=False)
+    environ: Mapping[str, str] = field(compare=False)
+    files: tuple[Path, ...] = field(compare=False)
+
+
 class Settings(WaySettings):
     """Everything that a command needs to know. What only some commands need may be None: see `require`."""
+
+    _origin: Origin | None = PrivateAttr(None)
 
     directory: Path = Field(default_factory=Path.cwd)  # where the config lies, and templates/ beside it
 
@@ -608,6 +636,14 @@ class Settings(WaySettings):
             raise ConfigurationError(f"routes.{_quoted(name)}: is not configured; {mend}.")
         route = self.routes[name]
         return self.model_copy(update={key: getattr(route, key) for key in route.model_fields_set - _RULES})
+
+    def smtp_login(self, route: str) -> LoginSource[SmtpAddress]:
+        """Return the source of the mail server's address and login for a route; '' is the usual one."""
+        address = self.on_route(route).smtp_url
+        assert address is not None
+        if self._origin is None:
+            return LoginSource(address, (), lambda: address)
+        return LoginSource(address, self._origin.files, partial(_smtp_login_again, self._origin, route, address))
 
     def require(self, *keys: str) -> None:
         """Return if all of these top-level keys are set.
@@ -783,7 +819,7 @@ _KEYS = frozenset(Settings.model_fields) - {"directory"}
 _TEXT_KEYS = frozenset(
     {
         *("database_url", "smtp_url", "sender", "redirect_to", "in_doubt", "resolver", "rate", "return_path"),
-        *("starttls",),
+        *("starttls", "helo_name"),
         *("log_format", "log_level", "http", "dead_man_url"),
     }
 )
@@ -821,7 +857,61 @@ def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) ->
         raise ConfigurationError(faults) from None  # pydantic's error knows the secrets
     if faults:
         raise ConfigurationError(faults)
-    return settings
+    origin = _origin_of(config, path if asker or values else None, environ)
+    settings._origin = origin  # noqa: SLF001 - only `load` knows it
+    url = settings.database_url
+    if url is None or not origin.files:
+        return settings
+    login = LoginSource(url, origin.files, partial(_database_login_again, origin, url))
+    return settings.model_copy(update={"database_url": replace(url, login=login)})
+
+
+def _origin_of(config: Path | None, read: Path | None, environ: Mapping[str, str]) -> Origin:
+    """Return what `load` needs to read the same settings again; paths are absolute, for any working directory."""
+    ours = {name: value for name, value in environ.items() if name.startswith("OUTBOX_")}
+    secrets = [f"{_variable(key)}_FILE" for key in sorted(_KEYS)]
+    for name in ("OUTBOX_CONFIG", *secrets):
+        if path := ours.get(name, "").strip():
+            ours[name] = str(Path(path).absolute())
+    files = [] if read is None else [read.absolute()]
+    files += [Path(ours[name]) for name in secrets if ours.get(name, "").strip()]
+    return Origin(config and config.absolute(), ours, tuple(files))
+
+
+def _again(origin: Origin) -> Settings | str:
+    """Return the settings as their files have them now, or why they cannot be used."""
+    try:
+        return load(origin.config, origin.environ)
+    except ConfigurationError as error:
+        return error.faults[0]
+
+
+def _database_login_again(origin: Origin, former: DatabaseUrl) -> DatabaseUrl | str:
+    """Return the database's address with the login that the files have now.
+
+    Another server or database is not taken: what this process has sent and claimed belongs to the former one.
+    """
+    found = _again(origin)
+    if isinstance(found, str):
+        return found
+    url = found.database_url
+    if url is None or url.without_login != former.without_login:
+        return "database_url now names another server or database; restart outbox to use it."
+    return replace(url, login=None)
+
+
+def _smtp_login_again(origin: Origin, route: str, former: SmtpAddress) -> SmtpAddress | str:
+    """Return the mail server's address with the login that the files have now; another server is not taken."""
+    found = _again(origin)
+    if isinstance(found, str):
+        return found
+    try:
+        address = found.on_route(route).smtp_url
+    except ConfigurationError as error:
+        return error.faults[0]
+    if address is None or address.anonymous != former.anonymous:
+        return "smtp_url now names another server; restart outbox to use it."
+    return address
 
 
 def _place(config: Path | None, environ: Mapping[str, str]) -> tuple[str, Path]:

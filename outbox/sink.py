@@ -241,6 +241,7 @@ class Sink:
         self.port = 0
         self.messages = 0
         """Messages accepted."""
+        self.refused_logins = 0
         self.accepted: list[Accepted] = []
         self.addresses: Counter[str] = Counter()
         """How many messages each recipient was sent."""
@@ -770,6 +771,7 @@ class _Connection(asyncio.Protocol):
         if _credentials(mechanism, answers) == self._sink.login:
             self._reach(Stage.AUTH, _LOGIN_OK)
         else:
+            self._sink.refused_logins += 1
             self._replies.append(_LOGIN_REFUSED)
 
     _COMMANDS: ClassVar[dict[bytes, "Callable[[_Connection, bytes], None]"]] = {

@@ -13,10 +13,11 @@ from typing import Any, Final, cast
 from outbox import message
 from outbox.conversation import Conversation, Expected, Throttle
 from outbox.errors import ConfigurationError, OutboxError
+from outbox.helo import name_of_host
 from outbox.ledger import Claim
 from outbox.replies import Reply
 from outbox.reply_class import Refusal
-from outbox.route import LOCAL_HOSTNAME, Route, RouteTroubleError
+from outbox.route import Route, RouteTroubleError
 from outbox.settings import Settings
 from outbox.verdict import Accepted, InDoubt, Verdict, Withdrawn
 
@@ -93,11 +94,11 @@ def mail_to(sender: message.Mailbox, address: str) -> tuple[str, bytes]:
     """A short email that says what it is: its Message-ID and its bytes."""
     domain = sender.address.rpartition("@")[2]
     message_id = f"<test.{secrets.token_hex(8)}@{domain}>"
-    plain = TEXT.format(host=LOCAL_HOSTNAME)
+    plain = TEXT.format(host=name_of_host())
     return message_id, message.build(
         sender=sender,
         recipient=message.Mailbox("", address),
-        subject=f"Test of outbox on {LOCAL_HOSTNAME}",
+        subject=f"Test of outbox on {name_of_host()}",
         text=plain,
         html=HTML.format("</p><p>".join(plain.strip().split("\n\n"))),
         date=datetime.now(UTC),

@@ -28,6 +28,7 @@ from tests.conftest import _make_template
 from tests.database.test_session import standby_of
 from tests.faults.levers import At
 from tests.fleet import COUNTING_DATA, until
+from tests.scripted import Scripted
 
 
 @pytest.fixture(scope="module")
@@ -390,14 +391,29 @@ async def test_without_a_login_an_unverified_certificate_is_a_note_and_the_dialo
     assert found["smtp.sender"]["grade"] == "ok"
 
 
-async def test_starttls_that_is_offered_and_fails_is_a_fault_with_and_without_a_login(secure):
+async def test_starttls_that_is_offered_and_fails_is_a_fault_with_a_login(secure):
     secure.sink.script = At(Stage.STARTTLS, Reply("454 4.7.0 TLS not available"))
-    for address in (secure.smtp, f"smtp://localhost:{secure.sink.port}"):
-        secure.smtp = address
-        found = await examined(secure, environment=trusting(secure))
-        assert of_grade(found, "fault") == {"smtp.tls"}
-        assert "STARTTLS is offered and fails (454 4.7.0 TLS not available)" in found["smtp.tls"]["found"]
+    found = await examined(secure, environment=trusting(secure))
+    assert of_grade(found, "fault") == {"smtp.tls"}
+    assert "STARTTLS is offered and fails (454 4.7.0 TLS not available)" in found["smtp.tls"]["found"]
     assert not any(visit.authenticated for visit in secure.sink.visits)
+
+
+@pytest.mark.parametrize(
+    "action, says",
+    [(Reply("454 4.7.0 TLS not available"), "454 4.7.0 TLS not available"), (Cut(), "closed the connection")],
+)
+async def test_starttls_that_is_offered_and_fails_is_a_note_without_a_login_and_the_dialogue_goes_on(
+    secure, action, says
+):
+    secure.smtp, secure.sink.login = f"smtp://localhost:{secure.sink.port}", None
+    secure.sink.script = At(Stage.STARTTLS, action)
+    found = await examined(secure, code=0)
+    assert found["smtp.tls"]["grade"] == "note"
+    assert "STARTTLS is offered and fails" in found["smtp.tls"]["found"]
+    assert says in found["smtp.tls"]["found"]
+    assert "so emails go in clear text" in found["smtp.tls"]["found"]
+    assert found["smtp.sender"]["grade"] == "ok"
 
 
 async def test_a_certificate_that_ends_soon_is_a_note(fleet, authority):
@@ -446,6 +462,84 @@ async def test_what_the_server_says_to_the_sender_is_told(fleet, stage, reply, g
     assert found[check]["grade"] == grade
     assert check == ("smtp.sender" if stage in (Stage.MAIL, Stage.RCPT) and reply else "smtp.server")
     assert fleet.sink.messages == 0
+
+
+@pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
+@pytest.mark.parametrize(
+    "stage, action, found_there, fix",
+    [
+        (
+            Stage.CONNECT,
+            Reply("421 4.7.0 too many", then_cut=True),
+            "greets with 421 4.7.0 too many",
+            "connections_max",
+        ),
+        (Stage.CONNECT, Reply("450 4.3.2 not now"), "greets with 450 4.3.2 not now", "for now"),
+        (Stage.CONNECT, Reply("554-5.7.1 no\r\n554 5.7.1 mail", then_cut=True), "greets with 554 5.7.1 no", "operator"),
+        (Stage.EHLO, Reply("550 5.7.1 not you"), "answers {hello} [127.0.0.1] with 550 5.7.1 not you", "helo_name"),
+        (Stage.EHLO, Reply("421 4.3.2 closing", then_cut=True), "with 421 4.3.2 closing", "for now"),
+    ],
+)
+async def test_a_server_that_refuses_before_any_mail_is_shown_with_its_reply(
+    fleet, lmtp, stage, action, found_there, fix
+):
+    async with Sink(At(stage, action), lmtp=lmtp) as sink:
+        fleet.smtp = sink.url
+        line = (await examined(fleet))["smtp.server"]
+    assert line["grade"] == "fault"
+    assert found_there.format(hello="LHLO" if lmtp else "EHLO") in line["found"]
+    assert fix in line["mend"]
+
+
+async def test_a_server_that_refuses_ehlo_and_takes_helo_is_a_note_with_the_reply(fleet):
+    fleet.sink.script = At(Stage.EHLO, Reply("502 5.5.1 what?"), times=1)
+    line = (await examined(fleet, code=0))["smtp.server"]
+    assert line["grade"] == "note"
+    assert "answers EHLO [127.0.0.1] with 502 5.5.1 what? and takes HELO" in line["found"]
+
+
+async def test_a_535_is_shown_although_the_server_hangs_up_after_it(fleet, authority, certificate):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(context)
+    authority.cert_pem.write_to_path(str(fleet.directory / "authority.pem"))
+
+    async def refuse(peer):
+        await peer.say("220 strange.example")
+        await peer.hear()
+        await peer.say("250-strange.example", "250 AUTH LOGIN PLAIN")
+        await peer.hear()
+        await peer.say("535 5.7.8 wrong")
+
+    async with Scripted(refuse, tls=context) as server:
+        fleet.smtp = f"smtps://user:{SECRET}@localhost:{server.port}"
+        found = await examined(fleet, environment=trusting(fleet))
+    assert of_grade(found, "fault") == {"smtp.login"}
+    assert "the login of smtp_url is refused (535 5.7.8 wrong; offered: LOGIN, PLAIN)" in found["smtp.login"]["found"]
+    assert sum(line.startswith("AUTH") for line in server.heard) == 1
+
+
+@pytest.mark.parametrize(
+    "setting, grade, says",
+    [
+        ("", "ok", "EHLO has the address literal [127.0.0.1] (the host name, "),
+        ('helo_name = "[192.0.2.1]"', "ok", "EHLO has the address literal [192.0.2.1] (helo_name)"),
+        ('helo_name = "mail.invalid"', "note", "EHLO has the name mail.invalid (helo_name), which has no address"),
+    ],
+)
+async def test_the_name_in_ehlo_is_shown_with_where_it_comes_from(fleet, monkeypatch, setting, grade, says):
+    fleet.top = setting
+    line = (await examined(fleet, code=0))["smtp.helo"]
+    assert line["grade"] == grade
+    assert says in line["found"]
+
+
+async def test_a_name_that_the_server_refuses_at_rcpt_is_a_fault_of_the_name(fleet):
+    fleet.sink.script = At(Stage.RCPT, Reply("504 5.5.2 <vm>: Helo command rejected: need fully-qualified hostname"))
+    found = await examined(fleet)
+    assert of_grade(found, "fault") == {"smtp.helo"}
+    assert "refuses the name in EHLO, [127.0.0.1] (504 5.5.2 <vm>: Helo command rejected" in found["smtp.helo"]["found"]
+    assert found["smtp.helo"]["mend"].startswith("set helo_name")
+    assert found["smtp.sender"]["grade"] == "unknown"
 
 
 async def test_a_server_that_takes_less_than_the_largest_message_is_a_fault_and_slow_ones_are_a_note(fleet):

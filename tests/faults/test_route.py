@@ -2,12 +2,18 @@
 
 import asyncio
 import json
+import os
+import shutil
+import subprocess
 import time
+
+import pytest
 
 from bench.proxy import Proxy
 from outbox.sink import Reply, Stage, Stall
 from tests.faults.levers import SLOW, At, all_sent, delivery, post, status
 from tests.fleet import until
+from tests.scripted import Scripted
 
 QUOTA = Reply("454 4.7.0 quota exceeded")
 BUSY = Reply("421 4.3.2 too many connections", then_cut=True)
@@ -185,3 +191,44 @@ async def test_a_pause_from_before_the_servers_clock_was_set_back_is_no_pause(fl
 async def test_a_pause_that_no_relay_cares_for_any_more_is_not_told(fleet):
     await pause(fleet, "now() - interval '2 minutes'")
     assert (await status(fleet))["routes"] == []
+
+
+def cannot_mount():
+    """Why no process here can have a hosts file of its own; None if it can."""
+    if os.geteuid() or shutil.which("unshare") is None:
+        return "a hosts file of one's own needs root and the command `unshare`"
+    probe = subprocess.run(["unshare", "-m", "mount", "--bind", "/etc/hosts", "/etc/hosts"], check=False)
+    return "the kernel makes no mount namespace" if probe.returncode else None
+
+
+async def takes_it_and_says_nothing(peer):
+    await peer.silence()
+
+
+async def refuses_it(peer):
+    await peer.say("421 4.3.2 too many connections")
+
+
+@pytest.mark.parametrize("first", [takes_it_and_says_nothing, refuses_it], ids=["silent", "421"])
+async def test_a_name_whose_first_address_cannot_be_used_gets_its_mail_by_the_second(fleet, first):
+    """As the resolver orders them: IPv6 first, which goes nowhere."""
+    if reason := cannot_mount():
+        pytest.skip(reason)
+    fleet.top = "connect_timeout_s = 10"
+    hosts = fleet.directory / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n::1 mx.example\n127.0.0.1 mx.example\n")
+    own_hosts = ("unshare", "-m", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
+    async with Scripted(first, host="::1", port=fleet.sink.port) as bad:
+        fleet.smtp = f"smtp://mx.example:{fleet.sink.port}"
+        await fleet.put_emails(5)
+        relay = await fleet.start("relay", within=own_hosts)
+        await relay.says("holds its lock")
+        await all_sent(fleet, 5, 30)
+        assert bad.visits
+        doctor = await (await fleet.start("doctor", "--json", within=own_hosts)).ended(60)
+        lines = {line["check"]: line for line in json.loads(doctor.out)["checks"]}
+        found = lines["smtp.server"]["found"]
+        assert lines["smtp.server"]["grade"] == "note"
+        assert "answers at 127.0.0.1, and not at every address: [::1]: " in found
+        assert ("no answer within" if first is takes_it_and_says_nothing else "421 4.3.2 too many connections") in found
+        assert lines["smtp.sender"]["grade"] == "ok"

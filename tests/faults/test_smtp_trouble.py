@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from outbox.sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle
-from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, post, recipients, trail
+from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, post, recipients, status, trail
 from tests.fleet import Fleet, until
 
 BACK_S = 5.0
@@ -117,25 +117,62 @@ async def test_mail_goes_through_starttls_and_a_login(secure, authority):
     assert (await relay.ended()).code == 0
 
 
-async def test_a_wrong_password_leaves_mail_untouched_and_stays_secret(secure, authority):
-    secure.smtp = f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}"
+async def test_a_wrong_password_leaves_mail_untouched_and_stays_secret_and_a_new_one_is_found(secure, authority):
+    secret_file = secure.directory / "smtp_url"
+
+    def write(password: str) -> None:
+        new = secret_file.with_suffix(".new")
+        new.write_text(f"smtp://user:{password}@localhost:{secure.sink.port}\n")
+        new.rename(secret_file)
+
+    write("0pen%20sesame")
     await secure.put_emails(1)
-    relay = await secure.relay(environment=trusting(secure, authority))
+    environment = {**trusting(secure, authority), "OUTBOX_SMTP_URL_FILE": str(secret_file)}
+    relay = await secure.relay(environment=environment)
     await relay.says("SMTP is in trouble")
-    assert any("Authentication credentials invalid" in line for line in relay.log)
+    assert any("535 5.7.8 Authentication credentials invalid" in line for line in relay.log)
     assert await secure.states() == {"pending": 1}
     assert await secure.connection.fetchval("SELECT max(attempt) FROM outbox.delivery") == 0
 
-    secure.sink.login = ("user", "0pen sesame")
+    write("se%20cret%401")
     await all_sent(secure, 1)
+    await relay.says("login_changed")
     relay.send(15)
     log = (await relay.ended()).err
     for secret in (
         "sesame",
+        "se cret",
         base64.b64encode(b"0pen sesame").decode(),
         base64.b64encode(b"\0user\x000pen sesame").decode(),
     ):
         assert secret not in log
+
+
+async def test_a_wrong_password_is_sent_once_for_the_whole_fleet_and_a_new_one_at_once(secure, authority):
+    secret_file = secure.directory / "smtp_url"
+    secret_file.write_text(f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}\n")
+    environment = {**trusting(secure, authority), "OUTBOX_SMTP_URL_FILE": str(secret_file)}
+    await secure.put_emails(40)
+    first = await secure.relay(environment=environment)
+    await first.says("535 5.7.8 Authentication credentials invalid (the login is tried again in 1 min")
+    told = "SELECT logins = 1 AND retry_at > now() + interval '30 seconds' FROM outbox.route"
+    await until(lambda: secure.connection.fetchval(told), "the fleet knows")
+    second = await secure.relay(environment=environment)
+    await second.says("is paused: localhost")
+    assert secure.sink.refused_logins == 1
+    assert (await status(secure))["routes"][0]["reason"].count("535 5.7.8") == 1
+    secret_file.write_text(f"smtp://user:se%20cret%401@localhost:{secure.sink.port}\n")
+    await all_sent(secure, 40)
+    assert secure.sink.refused_logins == 1
+    assert await secure.connection.fetchval("SELECT count(*) FROM outbox.route") == 0
+
+
+async def test_a_wrong_password_ends_a_relay_that_runs_until_empty(secure, authority):
+    secure.smtp = f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}"
+    await secure.put_emails(1)
+    ended = await secure.run("relay", "--until-empty", environment=trusting(secure, authority))
+    assert ended.code != 0
+    assert await secure.states() == {"pending": 1}
 
 
 async def test_a_certificate_that_nobody_vouches_for_gets_no_password(secure):

@@ -198,3 +198,32 @@ async def test_dovecot_gets_mail_by_lmtp_over_a_port_and_over_a_socket(fleet):
         for row in rows:
             assert any(mail.endswith(b"\r\n" + bytes(row["message"])) for mail in found[row["recipient"]])
         assert (await status(fleet))["sent"] == 40
+
+
+async def test_postfix_that_wants_a_good_name_in_ehlo_takes_the_default_one(fleet):
+    """The name of a container's host is a word without a dot."""
+    strict = "smtpd_helo_required = yes\nsmtpd_helo_restrictions = reject_non_fqdn_helo_hostname,"
+    strict += " reject_invalid_helo_hostname, reject_unknown_helo_hostname\n"
+    async with mail_server(mailboxes(3), main_cf=strict) as server:
+        await emails_made(fleet, server, 3)
+        relay = await fleet.relay("--until-empty")
+        assert (await relay.ended()).code == 0
+        assert await fleet.states() == {"sent": 3}
+        assert len(holders(await read_back(fleet, server))) == 3
+        checks = json.loads((await fleet.run("doctor", "--json")).out)["checks"]
+        (line,) = [line for line in checks if line["check"] == "smtp.helo"]
+        assert line["grade"] == "ok", line
+
+
+async def test_postfix_without_a_certificate_that_offers_starttls_gets_mail_in_the_clear(fleet):
+    """As after `smtpd_tls_cert_file` was moved: STARTTLS is offered, and answered with 454."""
+    broken = "smtpd_tls_security_level = may\nsmtpd_tls_cert_file = /nowhere/certificate.pem\n"
+    async with mail_server(mailboxes(3), main_cf=broken) as server:
+        await emails_made(fleet, server, 3)
+        relay = await fleet.relay("--until-empty")
+        ended = await relay.ended()
+        assert (ended.code, await fleet.states()) == (0, {"sent": 3})
+        assert "emails are sent there in clear text: 454 4.7.0 TLS not available" in ended.err, server.log()
+        doctor = await fleet.run("doctor")
+        assert "STARTTLS is offered and fails (454 4.7.0 TLS not available" in doctor.out
+        assert "emails go in clear text" in doctor.out

@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.breaker import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, REFUSED_PAUSE_MAX_S, Breaker
+from outbox.breaker import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, REFUSED_PAUSE_MAX_S, Breaker, login_pause_s
 
 NOW = 1000.0
 
@@ -150,3 +150,36 @@ def test_a_relay_tries_at_once_when_the_server_takes_mail_of_another_one():
     breaker.adopt(None, 0.0, NOW + 1)
     assert breaker.may_connect(NOW + 1)
     assert breaker.is_open, "it is not known yet whether the server takes mail from here"
+
+
+def test_a_refused_login_pauses_for_as_long_as_it_is_said_and_is_told_once():
+    breaker = Breaker()
+    breaker.refuse_login("535", NOW, 60, is_new=True)
+    assert (breaker.news, breaker.retry_at, breaker.login_refused) == ("login", NOW + 60, True)
+    breaker.news = None
+    breaker.refuse_login("535", NOW + 1, 59, is_new=False)
+    assert (breaker.news, breaker.retry_at) == (None, NOW + 60)
+
+
+def test_the_fleets_pause_for_a_refused_login_lasts_for_minutes_and_no_longer_than_it_can():
+    breaker = Breaker()
+    breaker.adopt("535", 60, NOW, 1)
+    assert not breaker.may_connect(NOW + 59)
+    assert breaker.login_refused
+    breaker.adopt("535", 61, NOW, 1)
+    assert breaker.next_at == NOW, "written before the server's clock was set back"
+    assert [login_pause_s(n) for n in (1, 2, 3, 6, 1000)] == [60, 120, 240, 1800, 1800]
+
+
+def test_a_relay_with_a_new_login_takes_the_turn_to_probe_although_a_pause_is_in_force():
+    breaker = Breaker()
+    breaker.refuse_login("535", NOW, 60, is_new=True)
+    breaker.news = None
+    breaker.adopt("535", 60, NOW, 1)
+    assert not breaker.wants_probe(NOW + 1)
+    breaker.insist(NOW + 1)
+    assert breaker.wants_probe(NOW + 1)
+    breaker.probing = True
+    assert breaker.may_connect(NOW + 1)
+    breaker.succeed(NOW + 2)
+    assert (breaker.is_open, breaker.login_refused, breaker.news) == (False, False, "resume")

@@ -719,6 +719,22 @@ def test_what_is_no_address_redirects_nothing_and_is_refused(address):
     assert fault.startswith('redirect_to: is not one address; write one like "staging@example.com"')
 
 
+@pytest.mark.parametrize("name", ["mail.example.com", "[192.0.2.1]", "[IPv6:2001:db8::1]", " mail.example.com. "])
+def test_a_name_for_ehlo_is_fully_qualified_or_an_address_literal_and_each_route_may_have_its_own(name):
+    settings = read(f'helo_name = "{name}"\n{WHOLE}{ROUTE}helo_name = "bulk.example.com"')
+    assert settings.helo_name == name.strip(" .")
+    assert settings.on_route("bulk").helo_name == "bulk.example.com"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "web1", "3f2a9bc41d07", "10.0.0.5", "[2001:db8::1]", "a b.example.com", "a_b.example"]
+)
+def test_a_name_that_servers_refuse_in_ehlo_is_refused_in_the_settings(name):
+    (fault,) = faults(f'helo_name = "{name}"')
+    assert fault.startswith("helo_name: ")
+    assert "is not a fully qualified domain name or an address literal" in fault
+
+
 ROUTE = '[routes.bulk]\nsmtp_url = "smtp://u:s3cr3t@bulk:25"\n'
 
 

@@ -1,0 +1,64 @@
+"""Name that this host gives in HELO, EHLO and LHLO: a fully qualified domain name, or an address literal.
+
+Servers commonly refuse anything else, a container's host name for example (Postfix: reject_non_fqdn_helo_hostname).
+RFC 5321 §4.1.4 asks a client without a name of its own for the literal of its address (§4.1.3).
+"""
+
+import ipaddress
+import re
+import socket
+from typing import Any, Final
+
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+# The last label begins with a letter: "10.0.0.5" is an address, and no top-level domain is a number (RFC 3696 §2).
+_FQDN: Final = re.compile(rf"(?=.{{4,253}}\Z)(?:{_LABEL}\.)+(?=[A-Za-z]){_LABEL}")
+# Names that every machine may have, so that they say nothing of this one.
+_EVERYBODYS: Final = frozenset({"localdomain", "localhost", "local", "invalid"})
+WITHOUT_A_NAME: Final = "localhost"  # on a Unix socket, which has no address
+
+
+def is_fqdn(name: str) -> bool:
+    """Return True for a fully qualified domain name (RFC 5321 §2.3.5)."""
+    return _FQDN.fullmatch(name) is not None
+
+
+def is_literal(name: str) -> bool:
+    """Return True for an address literal: `[192.0.2.1]` or `[IPv6:2001:db8::1]` (RFC 5321 §4.1.3)."""
+    found = re.fullmatch(r"\[(IPv6:)?([0-9A-Fa-f:.]+)\]", name, re.IGNORECASE)
+    if found is None:
+        return False
+    try:
+        address = ipaddress.ip_address(found[2])
+    except ValueError:
+        return False
+    return (found[1] is None) is (address.version == 4)  # noqa: PLR2004 - IPv4
+
+
+def name_of_host() -> str:
+    """Return the host name as the system has it. Not getfqdn(): it asks the resolver, which may not answer."""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()).strip("-.") or WITHOUT_A_NAME
+
+
+def helo_name(wanted: str | None, sockname: Any) -> str:
+    """Return the name for a connection whose own address is `sockname` (`getsockname`); `wanted` is the setting."""
+    if wanted is not None:
+        return wanted
+    host = name_of_host()
+    if is_fqdn(host) and host.rpartition(".")[2].lower() not in _EVERYBODYS:
+        return host
+    return literal_of(sockname) or WITHOUT_A_NAME
+
+
+def literal_of(sockname: Any) -> str | None:
+    """Return the address literal of a socket's address; None for a Unix socket."""
+    if not isinstance(sockname, tuple):
+        return None
+    try:
+        address = ipaddress.ip_address(str(sockname[0]).partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return f"[IPv6:{address}]"
+        address = address.ipv4_mapped
+    return f"[{address}]"
