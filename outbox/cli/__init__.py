@@ -75,7 +75,7 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlalchemy"):
             raise  # a fault of ours, to be seen whole
-        print(f"outbox: Postgres refuses: {_said(error)}.", file=sys.stderr)  # noqa: T201
+        print(f"outbox: Postgres refuses: {_said(error)}{_fix(error)}.", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     finally:
         gc.freeze()  # else the interpreter's last collections walk through all that was imported: 100 ms
@@ -83,5 +83,18 @@ def main() -> None:
 
 def _said(error: BaseException) -> str:
     """What Postgres said, without the statement: it may hold people's data."""
+    return str(_original(error)).splitlines()[0].rstrip(".")
+
+
+def _fix(error: BaseException) -> str:
+    """Return what to do about statements that other clients of a pooler share; empty for another error."""
+    from outbox.database_refusal import SESSION_MODE, SHARED_STATEMENTS
+
+    is_shared = isinstance(_original(error), SHARED_STATEMENTS)
+    return f", since a pooler in transaction mode is in between; {SESSION_MODE}" if is_shared else ""
+
+
+def _original(error: BaseException) -> BaseException:
+    """Return asyncpg's error, which SQLAlchemy wraps."""
     original = getattr(error, "orig", None)
-    return str(getattr(original, "__cause__", None) or original or error).splitlines()[0].rstrip(".")
+    return getattr(original, "__cause__", None) or original or error
