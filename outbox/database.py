@@ -26,6 +26,7 @@ from outbox.database_refusal import (
     Refusal,
     reason_of,
     refusal_of,
+    shows_shared_session,
 )
 from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
 from outbox.log import Events
@@ -290,9 +291,11 @@ async def connect(
         await connection.execute(connection.settle, timeout=timeout_s)
     except SHARED_STATEMENTS as error:
         connection.terminate()
-        raise UnsafeDatabaseError(say_pooler(url, f"it does not keep a session's statements: {error}")) from error
+        raise UnsafeDatabaseError(say_pooler(url, reason_of(error))) from error
     except LOST_SESSION as error:
         connection.terminate()
+        if shows_shared_session(error):
+            raise UnsafeDatabaseError(say_pooler(url, reason_of(error))) from error
         raise explain_refusal(url, error) from error
     except BaseException:
         connection.terminate()
@@ -516,8 +519,8 @@ async def _require_lease(url: DatabaseUrl, connection: Any, wanted_ms: str, time
         if await _shares_sessions(url):
             raise UnsafeDatabaseError(say_pooler(url, fact)) from error
         raise UnsafeDatabaseError(
-            f"The pooler at {url.redacted} keeps sessions apart, but drops their settings ({fact}); set them at the "
-            f"role, as docs/scale.md shows, or {ITSELF}."
+            f"The pooler at {url.redacted} keeps sessions apart, but drops their settings ({fact}); {ITSELF}, "
+            "or set them at the role, as docs/scale.md shows."
         ) from error
 
 
@@ -572,8 +575,9 @@ def _explained(url: DatabaseUrl, refusal: Refusal) -> Exception:
 
 def say_pooler(url: DatabaseUrl, fact: str) -> str:
     """Return the sentence about a pooler that shares sessions among its clients, as `fact` shows."""
+    mode = "statement" if "statement pooling" in fact else "transaction"
     return (
-        f"The pooler at {url.redacted} is in transaction mode ({fact}), so sessions and advisory locks are shared "
+        f"The pooler at {url.redacted} is in {mode} mode ({fact}), so sessions and advisory locks are shared "
         f"among its clients; {SESSION_MODE}."
     )
 

@@ -40,11 +40,11 @@ class Refusal:
 
 
 ITSELF: Final = "give database_url the address of Postgres itself"
+SESSION_MODE: Final = f"{ITSELF}, or set pool_mode = session in the pooler for this database or role"
 AT_ROLE: Final = (
-    "with pool_mode = session, let the pooler ignore these settings (ignore_startup_parameters) and set them at the "
-    f"role, as docs/scale.md shows; or {ITSELF}"
+    f"{ITSELF}, or, with pool_mode = session, let the pooler ignore these settings (ignore_startup_parameters) and set "
+    "them at the role, as docs/scale.md shows"
 )
-SESSION_MODE: Final = f"set pool_mode = session for this database or role, or {ITSELF}"
 
 _LOGIN_FIX: Final = "correct the user or password of database_url"
 _POOL_FIX: Final = "try again later, or raise the pooler's limit"
@@ -75,7 +75,6 @@ POOLER_SENTENCES: Final[tuple[tuple[str, Kind, str], ...]] = (
     (r"failed to create a backend connection", Kind.AWAY, "see the pooler's log: it cannot reach Postgres"),
     (r"(query_wait_timeout|client_login_timeout|pgbouncer_?timeout)", Kind.AWAY, _POOL_FIX),
     (r"(shutting down|suspended|paused)", Kind.AWAY, "try again later"),
-    (r"not allowed in statement pooling mode", Kind.UNSAFE, SESSION_MODE),
 )
 _SENTENCES: Final = [(re.compile(words, re.IGNORECASE), kind, fix) for words, kind, fix in POOLER_SENTENCES]
 
@@ -134,4 +133,17 @@ def reason_of(error: BaseException) -> str:
     """Return the error as words on one line; the system's own for an error of the network."""
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ssl.SSLError):
         return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+    if isinstance(error, asyncpg.PostgresError):  # without DETAIL and HINT
+        return str(error).partition("\n")[0]
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shows_shared_session(error: BaseException) -> bool:
+    """Return True for an error that only a pooler in transaction or statement mode makes of a statement of ours."""
+    return isinstance(error, SHARED_STATEMENTS) or "not allowed in statement pooling mode" in str(error)
+
+
+def original_of(error: BaseException) -> BaseException:
+    """Return asyncpg's error, which SQLAlchemy wraps twice."""
+    original = getattr(error, "orig", None)
+    return getattr(original, "__cause__", None) or original or error

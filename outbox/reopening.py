@@ -1,7 +1,7 @@
 """Pauses and log lines of a relay that has lost its session and gets no other one.
 
-A server that does not answer is asked again within seconds. One that refuses the login is asked ever more rarely, since
-a person or a file has to change first; a changed file ends the pause. The log has one line for each new reason.
+A server that does not answer is asked again within seconds. One that refuses the login is asked ever more rarely,
+since a person or a file has to change first; a changed file ends the pause. Its reason is logged once a minute.
 """
 
 import asyncio
@@ -33,15 +33,16 @@ class Reopening:
         self._said_at = 0.0
 
     async def refused(self, error: BaseException, is_over: Callable[[], bool]) -> None:
-        """Log a new reason, and wait as long as it asks for, at most until `is_over`."""
-        reason = re.sub(r"[0-9.]+", "", str(error))  # the same reason after another number of seconds is no new one
+        """Log the reason. After a refused login wait, at most until `is_over`."""
         now = time.monotonic()
+        if not isinstance(error, DatabaseRefusedError):
+            self._said, self._pause_s = "", REFUSED_FIRST_S
+            log.warning("session_refused", "no session yet: {reason}", reason=error)
+            return
+        reason = re.sub(r"[0-9.]+", "", str(error))  # the same reason after another number of seconds is no new one
         if reason != self._said or now - self._said_at > SAME_REASON_S:
             self._said, self._said_at = reason, now
             log.warning("session_refused", "no session yet: {reason}", reason=error)
-        if not isinstance(error, DatabaseRefusedError):
-            self._pause_s = REFUSED_FIRST_S
-            return
         until = now + self._pause_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
         self._pause_s = min(2 * self._pause_s, REFUSED_MAX_S)
         while (left_s := until - time.monotonic()) > 0 and not is_over() and not self._has_new_login():

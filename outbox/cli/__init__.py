@@ -83,18 +83,14 @@ def main() -> None:
 
 def _said(error: BaseException) -> str:
     """What Postgres said, without the statement: it may hold people's data."""
-    return str(_original(error)).splitlines()[0].rstrip(".")
+    from outbox.database_refusal import original_of
+
+    return str(original_of(error)).splitlines()[0].rstrip(".")
 
 
 def _fix(error: BaseException) -> str:
-    """Return what to do about statements that other clients of a pooler share; empty for another error."""
-    from outbox.database_refusal import SESSION_MODE, SHARED_STATEMENTS
+    """Return what to do about sessions that clients of a pooler share; empty for another error."""
+    from outbox.database_refusal import SESSION_MODE, original_of, shows_shared_session
 
-    is_shared = isinstance(_original(error), SHARED_STATEMENTS)
-    return f", since a pooler in transaction mode is in between; {SESSION_MODE}" if is_shared else ""
-
-
-def _original(error: BaseException) -> BaseException:
-    """Return asyncpg's error, which SQLAlchemy wraps."""
-    original = getattr(error, "orig", None)
-    return getattr(original, "__cause__", None) or original or error
+    is_shared = shows_shared_session(original_of(error))
+    return f", since a pooler in transaction mode or statement mode is in between; {SESSION_MODE}" if is_shared else ""
