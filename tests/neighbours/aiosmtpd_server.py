@@ -19,6 +19,12 @@ class Keeper:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
+    async def handle_RCPT(self, _server, _session, envelope, address, _options) -> str:  # noqa: N802 - aiosmtpd's name
+        if address.startswith("unknown"):
+            return "550 5.1.1 unknown user"
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 OK"
+
     async def handle_DATA(self, _server, _session, envelope) -> str:  # noqa: N802 - aiosmtpd's name
         name = f"{os.getpid()}-{next(NUMBERS)}"
         hidden = self.directory / f".{name}"

@@ -42,16 +42,15 @@ def on_the_wire(message: bytes) -> bytes:
     return lines if lines.endswith(b"\r\n") else lines + b"\r\n"
 
 
-async def post(fleet, count, *, first=1):
-    """Put emails to p1@example.com … into the outbox and announce them."""
-    numbers = range(first, first + count)
+async def post(fleet, numbers, *, to="p{n}@example.com"):
+    """Put emails with these numbers into the outbox and announce them."""
     await fleet.connection.execute(
         """WITH made AS (
              INSERT INTO outbox.email (key, sender, recipient, message_id, message)
-             SELECT 'mail' || n, 'reports@example.com', 'p' || n || '@example.com', '<' || n || '@example.com>', message
-               FROM unnest($1::int[], $2::bytea[]) AS given (n, message) RETURNING id)
+             SELECT recipient, 'reports@example.com', recipient, '<' || recipient || '>', message
+               FROM unnest($1::text[], $2::bytea[]) AS given (recipient, message) RETURNING id)
            INSERT INTO outbox.delivery (email) SELECT id FROM made""",
-        list(numbers),
+        [to.format(n=number) for number in numbers],
         [message(number) for number in numbers],
     )
     await fleet.connection.execute("NOTIFY outbox")

@@ -91,10 +91,12 @@ tls_advertise_hosts =
 host_lookup =
 queue_only = true
 acl_smtp_rcpt = take
-acl_smtp_data = take
+acl_smtp_data = accept
 {options}
 begin acl
 take:
+  deny local_parts = ^unknown
+       message = 5.1.1 unknown user
   accept
 begin routers
 begin transports
@@ -137,8 +139,8 @@ class OpenSmtpd(Neighbour):
         return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
 
     def undelivered(self) -> list[Path]:
-        queues = [self.base / "spool/smtpd" / name for name in ("incoming", "queue", "purge")]
-        return [path for queue in queues for path in queue.rglob("*") if path.is_file()]
+        # What it receives is in `incoming`, and moves before the reply.
+        return [path for path in (self.base / "spool/smtpd/queue").rglob("*") if path.is_file()]
 
     def received(self) -> list[Received]:
         return maildir(self.base / "mail/all", re.compile(rb"\(OpenSMTPD\) with ESMTP id (\w+)"))
@@ -149,6 +151,7 @@ OPENSMTPD_CONF = """
 listen on 127.0.0.1 port {port} hostname mail.example.net
 table everybody {{ "@" = "nobody" }}
 action "keep" maildir "{base}/mail/all" virtual <everybody>
+match from any for rcpt-to regex "^unknown" reject
 match from any for any action "keep"
 """
 
@@ -204,8 +207,9 @@ class Postfix(Neighbour):
 
     def undelivered(self) -> list[Path]:
         # In the order in which mail walks, so that what moves on meanwhile is met again.
-        queues = [self.base / "queue" / name for name in ("maildrop", "incoming", "active", "deferred")]
-        return [path for queue in queues for path in queue.rglob("*") if path.is_file()]
+        queues = [self.base / "queue" / name for name in ("incoming", "active", "deferred")]
+        # A file becomes executable once it is complete; only then Postfix replies.
+        return [path for queue in queues for path in queue.rglob("*") if path.is_file() and os.access(path, os.X_OK)]
 
     def received(self) -> list[Received]:
         return maildir(self.base / "mail/all", re.compile(rb"\(Postfix\) with ESMTP id (\w+)"))
@@ -233,6 +237,9 @@ local_recipient_maps =
 enable_long_queue_ids = yes
 smtpd_peername_lookup = no
 smtpd_client_event_limit_exceptions =
+recipient_delimiter = +
+smtpd_recipient_restrictions =
+    check_recipient_access inline:{{{{unknown@example.com = 550 5.1.1 unknown user}}}} permit_mynetworks reject
 virtual_mailbox_domains = example.com
 virtual_mailbox_base = {base}/mail
 virtual_mailbox_maps = static:all/
@@ -249,6 +256,8 @@ class Haraka(KeepsFiles):
     limits = """`503 Bad sequence of commands - pipelined after end of DATA` to an envelope behind the final dot.
     The plugin `limit` disconnects (DENYSOFTDISCONNECT) with 450 for too many connections, and refuses mail above a
     rate with 450 to RCPT. `max_unrecognized_commands` 10: `521`."""
+    redis = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
+    """The plugin `limit` counts in Redis; it runs where there are options, which are the sections of limit.ini."""
 
     @classmethod
     def missing(cls) -> str | None:
@@ -259,14 +268,21 @@ class Haraka(KeepsFiles):
         shutil.copytree(cached.npm(HERE) / "Haraka/config", self.base / "config")
         for directory in ("plugins", "queue"):
             (self.base / directory).mkdir()
-        (self.base / "config/smtp.ini").write_text(f"listen=127.0.0.1:{self.port}\n{self.options}")
+        (self.base / "config/smtp.ini").write_text(f"listen=127.0.0.1:{self.port}\n")
         (self.base / "config/me").write_text("mail.example.net\n")
-        (self.base / "config/plugins").write_text("keep\n")
+        (self.base / "config/plugins").write_text("limit\nkeep\n" if self.options else "keep\n")
+        (self.base / "config/limit.ini").write_text(f"tarpit_delay=0\n[redis]\npath={self.base}/redis\n{self.options}")
         (self.base / "config/loglevel").write_text("WARN\n")
         shutil.copy(HERE / "haraka/keep.js", self.base / "plugins")
 
     def command(self) -> Sequence[str | Path]:
-        return ["node", cached.npm(HERE) / "Haraka/bin/haraka", "-c", self.base]
+        haraka = ["node", cached.npm(HERE) / "Haraka/bin/haraka", "-c", self.base]
+        if not self.options:
+            return haraka
+        redis = cached.debian(*self.redis)
+        libraries = next(redis.glob("usr/lib/*/libjemalloc.so.2")).parent
+        start = f'LD_LIBRARY_PATH={libraries} {redis}/usr/bin/redis-server --port 0 --unixsocket {self.base}/redis --save ""'
+        return ["sh", "-c", f'{start} & exec "$@"', "sh", *haraka]
 
     def environment(self) -> dict[str, str]:
         return {"HARAKA": str(self.base)}

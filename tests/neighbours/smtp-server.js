@@ -12,6 +12,9 @@ const server = new SMTPServer({
   authOptional: true,
   disabledCommands: ["AUTH", "STARTTLS"],
   ...JSON.parse(options),
+  onRcptTo({ address }, session, callback) {
+    callback(address.startsWith("unknown") ? Object.assign(new Error("unknown user"), { responseCode: 550 }) : null);
+  },
   onData(stream, session, callback) {
     const chunks = [];
     stream.on("data", (chunk) => chunks.push(chunk));

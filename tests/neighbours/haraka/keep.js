@@ -5,7 +5,8 @@ const path = require("node:path");
 
 const directory = path.join(process.env.HARAKA, "kept");
 
-exports.hook_rcpt = (next) => next(OK);
+exports.hook_rcpt = (next, connection, [recipient]) =>
+  recipient.user.startsWith("unknown") ? next(DENY, "unknown user") : next(OK);
 
 exports.hook_queue = (next, connection) => {
   const { transaction } = connection;
