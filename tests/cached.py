@@ -38,7 +38,7 @@ def debian(*packages: str) -> Path:
             done = subprocess.run(download, cwd=downloads, capture_output=True, timeout=120, check=False)
             if done.returncode:
                 raise MissingError(
-                    f"the packages {' '.join(packages)} cannot be downloaded; connect to a network and run apt-get update"
+                    f"the packages {' '.join(packages)} cannot be downloaded; a network and apt-get update are needed"
                 )
             for package in Path(downloads).glob("*.deb"):
                 subprocess.run(["dpkg", "-x", package, into], check=True, timeout=60)

@@ -13,7 +13,6 @@ import pytest
 import trustme
 
 from tests.faults.levers import delivery, in_state, locked, mark_waits, no_session, recipients, status
-from tests.fleet import until
 from tests.mailserver.postfix import AT_DATA, DOMAIN, mail_server, missing
 from tests.storm import storm
 

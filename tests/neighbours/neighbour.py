@@ -49,17 +49,14 @@ class Neighbour(ABC):
     @asynccontextmanager
     async def running(cls, options: str = "") -> AsyncIterator[Self]:
         """Yield a server that listens; remove it with all that it wrote."""
-        # In /tmp whatever TMPDIR says, since a socket's path has at most 107 bytes.
-        base = Path(tempfile.mkdtemp(prefix=f"outbox-{cls.name}-", dir="/tmp"))
-        base.chmod(0o755)  # servers give up root, and must still get there
-        server = cls(base, free_port(), options)
+        server = cls(_directory(cls.name), free_port(), options)
         try:
             server.prepare()
             await server.start()
             yield server
         finally:
             await server.kill()
-            shutil.rmtree(base)
+            shutil.rmtree(server.base)
 
     @property
     def url(self) -> str:
@@ -161,7 +158,7 @@ def maildir(mail: Path, identity: re.Pattern[bytes]) -> list[Received]:
     found = {}
     for path in (mail / "new").glob("*"):
         message = path.read_bytes()
-        number, recipient = re.search(identity, message), re.search(rb"^Delivered-To: (.*)", message, re.M)
+        number, recipient = re.search(identity, message), re.search(rb"^Delivered-To: (.*)", message, re.MULTILINE)
         assert number is not None, message
         assert recipient is not None, message
         found[number[1]] = Received(recipient[1].decode(), crlf(message))
@@ -170,6 +167,13 @@ def maildir(mail: Path, identity: re.Pattern[bytes]) -> list[Received]:
 
 def crlf(message: bytes) -> bytes:
     return re.sub(rb"\r?\n", b"\r\n", message)
+
+
+def _directory(name: str) -> Path:
+    # In /tmp whatever TMPDIR says, since a socket's path has at most 107 bytes.
+    base = Path(tempfile.mkdtemp(prefix=f"outbox-{name}-", dir="/tmp"))
+    base.chmod(0o755)  # servers give up root, and must still get there
+    return base
 
 
 def free_port() -> int:

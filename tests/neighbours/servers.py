@@ -281,8 +281,9 @@ class Haraka(KeepsFiles):
             return haraka
         redis = cached.debian(*self.redis)
         libraries = next(redis.glob("usr/lib/*/libjemalloc.so.2")).parent
-        start = f'LD_LIBRARY_PATH={libraries} {redis}/usr/bin/redis-server --port 0 --unixsocket {self.base}/redis --save ""'
-        return ["sh", "-c", f'{start} & exec "$@"', "sh", *haraka]
+        program = f"LD_LIBRARY_PATH={libraries} {redis}/usr/bin/redis-server"
+        start = f'{program} --port 0 --unixsocket {self.base}/redis --save "" & exec "$@"'
+        return ["sh", "-c", start, "sh", *haraka]
 
     def environment(self) -> dict[str, str]:
         return {"HARAKA": str(self.base)}
