@@ -14,6 +14,10 @@ PAUSE_FIRST_S: Final = 0.5
 PAUSE_MAX_S: Final = 3.5  # with the jitter and a connect this finds a server within 5 s of its return
 PROBE_LEASE_S: Final = 4.0  # then another relay may probe as well: one that hangs must not keep the fleet waiting
 CUTS_IN_A_ROW_MAX: Final = 3
+# A server that refuses the sender or this host needs a person, and asking it often can make it worse. With the jitter
+# this stays below the minute for which `outbox status` shows a pause that no relay renews.
+REFUSED_PAUSE_MAX_S: Final = 45.0
+REFUSALS_MAX: Final = 5  # then `relay --until-empty` gives up: after about 8 s
 
 
 @dataclass(slots=True)
@@ -33,6 +37,8 @@ class Breaker:
     reason: str = ""
     cuts: int = 0
     probing: bool = False
+    refusals: int = 0
+    """How often in a row the server refused the sender or this host; more than 0 is a pause that needs a person."""
     news: Literal["pause", "resume"] | None = None
     _pause_s: float = PAUSE_FIRST_S
 
@@ -56,13 +62,12 @@ class Breaker:
 
     def trip(self, reason: str, now: float, uniform: float | None = None) -> None:
         """The server was in trouble: pause, for longer than the last time."""
-        if not self.is_open or self.probing:
-            self.news = "pause"
-        self.probing = False
-        jitter = 0.8 + 0.4 * (random.random() if uniform is None else uniform)  # noqa: S311 - jitter, not a secret
-        self.retry_at = now + self._pause_s * jitter
-        self.reason = reason
-        self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
+        self._open(reason, now, PAUSE_MAX_S, uniform)
+
+    def refuse(self, reason: str, now: float, uniform: float | None = None) -> None:
+        """Pause, since the server refuses the sender or this host; up to `REFUSED_PAUSE_MAX_S`."""
+        self.refusals += 1
+        self._open(reason, now, REFUSED_PAUSE_MAX_S, uniform)
 
     def cut(self, reason: str, now: float) -> None:
         """A connection ended in the middle of a dialogue; a few in a row without a verdict are trouble."""
@@ -70,12 +75,16 @@ class Breaker:
         if self.cuts >= CUTS_IN_A_ROW_MAX and self._rested(now):
             self.trip(reason, now)
 
-    def succeed(self, now: float) -> None:
-        """The server has judged a message, so it works; a pause that was ordered is kept to its end."""
+    def succeed(self, now: float, *, took_mail: bool = True) -> None:
+        """The server has judged a message, so it works; a pause that was ordered is kept to its end.
+
+        One that refused the sender or this host works again once it takes a message.
+        """
         self.cuts = 0
-        if not self.is_open or not self._rested(now):
+        if not self.is_open or not self._rested(now) or (self.refusals and not took_mail):
             return
         self.retry_at = None
+        self.refusals = 0
         self._pause_s = PAUSE_FIRST_S
         if self.fleet_retry_at is not None and (self.probing or now >= self.fleet_retry_at):
             self.fleet_retry_at = None
@@ -89,12 +98,24 @@ class Breaker:
         if self.news is not None:
             return  # what was read is older than what is about to be said
         if reason is None:
+            if self.fleet_retry_at is not None and self.refusals and self.retry_at is not None:
+                self.retry_at = min(self.retry_at, now)  # it takes mail of another relay: this one may try, too
             self.fleet_retry_at = None
             self.probing = False
         else:
             self.fleet_retry_at = now + (wait_s if wait_s <= PROBE_LEASE_S else 0.0)  # see `IS_OVER`
             if self.retry_at is None:
                 self.reason = reason
+
+    def _open(self, reason: str, now: float, pause_max_s: float, uniform: float | None) -> None:
+        if not self.is_open or self.probing:
+            self.news = "pause"
+        self.probing = False
+        jitter = 0.8 + 0.4 * (random.random() if uniform is None else uniform)  # noqa: S311 - jitter, not a secret
+        pause_s = min(self._pause_s, pause_max_s)
+        self.retry_at = now + pause_s * jitter
+        self.reason = reason
+        self._pause_s = min(2 * pause_s, pause_max_s)
 
     def _rested(self, now: float) -> bool:
         return self.retry_at is None or now >= self.retry_at

@@ -2,12 +2,13 @@
 
     MAIL+RCPT+DATA in one write → 354 → content without its dot → mark (commit) → guard → the dot → 250 → settle
 
-Where PIPELINING is offered the envelope of the next message follows the dot of the last without waiting for its reply
-(RFC 2920 §3.1); where it is not, each command waits for its reply. At most one message per connection is past its dot
-and unanswered: the content of the next is written after that answer only. aiosmtplib set the connection up; its message
-path fuses DATA, content and dot, so the transport was handed over to this protocol.
+Where PIPELINING is offered an envelope is one write; where it is not, each command waits for its reply. The next
+envelope waits for the reply to the dot in either case: RFC 2920 §3.1 allows to write it behind the dot, but some
+servers refuse that, and some lose it. aiosmtplib set the connection up; its message path fuses DATA, content and dot,
+so the transport was handed over to this protocol.
 
-It knows the desk that it works for (`Desk`, the relay), and nothing of Postgres.
+A refusal is told to the `Desk` by what it is about (`reply_class`): only those of the recipient and of the message are
+verdicts on the email. The conversation knows nothing of Postgres.
 """
 
 import asyncio
@@ -16,22 +17,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Final, Protocol, cast
+from typing import Final, Literal, Protocol, cast
 
 from outbox.content import PIECE_BYTES, dot_stuffed, header_of, pieces
 from outbox.esmtp import TOO_LARGE, Offers, body_parameters, original_recipient
 from outbox.ledger import Claim
 from outbox.letterhead import Letterhead, check
 from outbox.replies import GarbageError, Reply, ReplyReader
-from outbox.verdict import Deferred, Refused, Verdict, judge_reply, judge_silence, takes_nothing
+from outbox.reply_class import TAKES_NOTHING, About, Refusal, Stage, classify
+from outbox.verdict import REPLY_CHARACTERS_MAX, Accepted, Refused, Verdict, Withdrawn, judge_silence
 
-# Between a dot and the envelope behind it. Postfix writes no reply while commands that it has read wait: with both in
-# one read, the 250 waits for all that it asks (policies, milters) before the next 354, and a kill then means doubt.
-CHAIN_AFTER_S: Final = 0.001
 QUIT_TIMEOUT_S: Final = 5.0
 SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; said in reply to anything
 START_CONTENT: Final = 354
-LOGIN_FIRST: Final = 530  # RFC 4954 §6; "STARTTLS first" in RFC 3207 §4
+REFUSED_MIN: Final = 400  # RFC 5321 §4.2.1: 4xx and 5xx are refusals
+
+Throttle = Literal["rate", "connections"]
 
 
 class Desk(Protocol):
@@ -55,6 +56,24 @@ class Desk(Protocol):
     def paused(self, reason: str) -> None:
         """The server said that it takes nothing from anybody for now; `closed` follows."""
 
+    def throttled(self, conversation: "Conversation", kind: Throttle, reason: str) -> None:
+        """Hear that the server wants mail more slowly ("rate") or over fewer connections ("connections").
+
+        The claim that met this comes back by `requeue`, or as withdrawn if its dot was written.
+        """
+
+    def session_full(self, conversation: "Conversation", messages: int | None) -> None:
+        """Hear that the server takes no more on this connection, which closes; nothing is wrong otherwise.
+
+        `messages` is how many it took before, where that may be the limit; None where the limit is another one.
+        """
+
+    def route_refused(self, claim: Claim, refusal: Refusal) -> None:
+        """Decide about a refusal that may concern the sender, this host, the login or our syntax; judge the claim."""
+
+    def requeue(self, claim: Claim, reason: str) -> None:
+        """Take back a claim that the server did not take for a reason that is not its own; its dot is not written."""
+
     def closed(self, conversation: "Conversation", trouble: str | None) -> None:
         """The connection is over; `trouble` says what was wrong with the server, None if nothing was."""
 
@@ -75,7 +94,8 @@ class Conversation(asyncio.Protocol):
     """The client's side of the mail transactions on one connection, with what the server `offers`.
 
     `ahead` is the claim whose envelope or content is under way and whose dot is not written; `handed_over` the one
-    whose dot is written and not answered. Both may be there at once, when chained.
+    whose dot is written and not answered. At most one of them is set. `accepted` counts the messages that the server
+    took on this connection.
 
     An email that the server cannot take, by what it offers, or that no server should get (`content`), is refused here
     and not sent; the connection goes on.
@@ -93,7 +113,6 @@ class Conversation(asyncio.Protocol):
         data_done_timeout_s: float,
         messages_max: int,
         clock: Callable[[], float],
-        later: Callable[..., object] | None = None,
         redirect_to: str | None = None,
         letterhead: Letterhead | None = None,
         dsn: bool = False,
@@ -108,8 +127,8 @@ class Conversation(asyncio.Protocol):
         self.command_timeout_s = command_timeout_s
         self.data_done_timeout_s = data_done_timeout_s
         self.messages_left = messages_max
+        self.accepted = 0
         self.clock = clock
-        self.later = later or asyncio.get_running_loop().call_later
         self.redirect_to = redirect_to
         self.transport: asyncio.Transport | None = None
         self.ahead: Claim | None = None
@@ -119,7 +138,8 @@ class Conversation(asyncio.Protocol):
         self.is_closed = False
         self.idle_since: float | None = None
         self._parameters = ""  # of MAIL, for an email that is not ASCII
-        self._refusal: Verdict | None = None
+        self._refusal: Refusal | None = None
+        self._refusals = 0  # on this connection, which its server may limit too
         self._reset_needed = False
         self._expected: deque[Expected] = deque()
         self._replies = ReplyReader(redact)
@@ -157,27 +177,19 @@ class Conversation(asyncio.Protocol):
         self._write(b".\r\n")
         claim.handed_over_at = self.clock()
         self._deadline_s = claim.handed_over_at + self.data_done_timeout_s
-        if self.pipelining:
-            self.later(CHAIN_AFTER_S, self._chain, claim)
 
-    def _chain(self, claim: Claim) -> None:
-        """If the dot of `claim` is still unanswered, write the next envelope behind it."""
-        if self.handed_over is claim and self.ahead is None and not self.is_closed:
-            following = self._next()
-            if following is not None:
-                self._write(self._envelope(following))
-                self._deadline_s = self.clock() + self.data_done_timeout_s
+    def limit_to(self, messages: int) -> None:
+        """Send at most so many messages on this connection in all, since the server takes no more."""
+        begun = self.accepted + (self.ahead is not None or self.handed_over is not None)
+        self.messages_left = min(self.messages_left, max(messages - begun, 0))
 
     def abandon(self, reason: str) -> None:
         """Let go of `ahead`, which is not this relay's any more; its try leaves no trace with the server.
 
-        With nothing past its dot the connection is dropped, so the server discards what it has (RFC 5321 §4.1.1.10).
-        Otherwise the answer to that dot is waited for first.
+        The connection is dropped, so the server discards what it has (RFC 5321 §4.1.1.10).
         """
         self.ahead, self.mark_asked = None, False
-        self.closing = True
-        if self.handed_over is None:
-            self._drop(None, reason)
+        self._drop(None, reason)
 
     def close_politely(self) -> None:
         """Say QUIT as soon as nothing is under way; take nothing more."""
@@ -316,12 +328,14 @@ class Conversation(asyncio.Protocol):
             self._answer_unasked(reply)
             return
         expected = self._expected.popleft()
-        if expected is not Expected.QUIT and _is_of_the_server(reply, expected):
-            reason = self._hear(reply, expected)  # first, so that whoever judges knows that the server is in trouble
-            if expected is Expected.DOT:
-                self._judge_dot(reply)
-            self._drop(reason, reason)
-            return
+        if expected is Expected.QUIT:
+            self._drop(None)
+        elif reply.code >= REFUSED_MIN:
+            self._answer_refused(expected, self._refusal_of(expected, reply))
+        else:
+            self._answer_good(expected, reply)
+
+    def _answer_good(self, expected: Expected, reply: Reply) -> None:
         match expected:
             case Expected.DOT:
                 self._answer_dot(reply)
@@ -329,54 +343,84 @@ class Conversation(asyncio.Protocol):
                 self._answer_envelope(expected, reply)
             case Expected.DATA:
                 self._answer_data(reply)
-            case Expected.LONE_DOT:
-                self._refused()
             case Expected.RSET:
                 self._answer_reset(reply)
-            case Expected.QUIT:
-                self._drop(None)
+            case _:
+                self._refused()
+
+    def _answer_refused(self, expected: Expected, refusal: Refusal) -> None:
+        """Act on a 4xx or 5xx reply. The first one of a transaction says why it ended; the others follow from it."""
+        if refusal.code == SERVICE_CLOSING or (refusal.about is About.CLOSING and expected is not Expected.LONE_DOT):
+            self._answer_closing(expected, refusal)
+        elif expected is Expected.DOT:
+            claim, self.handed_over = self.handed_over, None
+            assert claim is not None
+            self._conclude(claim, refusal)
+            self._go_on()
+        elif expected is Expected.RSET:  # no transaction can be begun here: the next email goes by another connection
+            self._refusal = replace(refusal, about=About.SESSION)
+            self._drop(None)
+        elif expected is Expected.LONE_DOT:
+            self._refused()
+        else:
+            self._answer_no(expected, refusal)
+
+    def _answer_no(self, expected: Expected, refusal: Refusal) -> None:
+        """Keep a refusal of the envelope until the rest of what was pipelined is answered."""
+        self._refusal = self._refusal or refusal
+        if expected is Expected.DATA or not self.pipelining:
+            # A refused MAIL opened nothing; a second MAIL in an open transaction would be out of order.
+            self._reset_needed = self._refusal.stage != Stage.MAIL
+            self._refused()
+
+    def _answer_closing(self, expected: Expected, refusal: Refusal) -> None:
+        """The server closes, or takes nothing more here: to whatever command it is said, no message is to blame."""
+        names_cause = refusal.about is not About.CLOSING
+        if expected is not Expected.DOT and self._refusal is None and (names_cause or self._is_used):
+            self._refusal = refusal  # it closes after other mail, or for a cause that it names: the server works
+            self._drop(None)
+            return
+        reason = self._hear(refusal)  # first, so that whoever judges knows that the server is in trouble
+        claim, self.handed_over = self.handed_over, None
+        if claim is not None:
+            self._conclude(claim, refusal)
+        self._drop(None if names_cause else reason, reason)
 
     def _answer_unasked(self, reply: Reply) -> None:
         """A reply to nothing: the server closes. In mid-content it is about the message, unless it is the server's."""
-        if self.ahead is not None and not self.mark_asked and not _is_of_the_server(reply):
-            self._refusal = self._refusal_of(Expected.DATA, reply)
-        self._fail(self._hear(reply))
+        if reply.code < REFUSED_MIN:
+            self._fail(f"a reply to nothing: {reply.code} {reply.text}"[:200])
+            return
+        refusal = self._refusal_of(Expected.DATA, reply)
+        if self.ahead is not None and not self.mark_asked and refusal.about is not About.CLOSING:
+            self._refusal = refusal
+        self._fail(self._hear(refusal))
 
-    def _hear(self, reply: Reply, expected: Expected | None = None) -> str:
+    def _hear(self, refusal: Refusal) -> str:
         """What a reply says of the server; the desk is told at once if nobody's mail is taken."""
-        if not _takes_nothing(reply, expected):
-            return f"the server closes: {reply.code} {reply.text}"[:200]
-        reason = f"the server takes no mail for now: {reply.code} {reply.text}"[:200]
+        said = f"{refusal.code} {refusal.text}"
+        if refusal.code != TAKES_NOTHING or refusal.about is not About.CLOSING:
+            return f"the server closes: {said}"[:200]
+        reason = f"the server takes no mail for now: {said}"[:200]
         self.desk.paused(reason)
         return reason
 
     def _answer_reset(self, reply: Reply) -> None:
-        """Go on to MAIL; pipelined, that is on its way. Without a reset it would be refused by no fault of its own."""
+        """Go on to MAIL; pipelined, that is on its way."""
         if not 200 <= reply.code < 300:  # noqa: PLR2004 - as below
             self._fail(f"no reply to RSET: {reply.code} {reply.text}"[:200])
         elif not self.pipelining and self.ahead is not None:
             self._step(Expected.MAIL, self._mail(self.ahead))
 
     def _answer_dot(self, reply: Reply) -> None:
-        if not self._judge_dot(reply):
+        if not 200 <= reply.code < 300:  # noqa: PLR2004 - as below
             self._fail(f"no reply to the final dot: {reply.code} {reply.text}"[:200])
-        elif self.ahead is not None:
-            self._deadline_s = self.clock() + self.command_timeout_s
-        elif self.closing and self._expected:
-            self._drop(None)  # what was begun behind the dot is no longer ours to send
-        else:
-            self._go_on()
-
-    def _judge_dot(self, reply: Reply) -> bool:
-        """Bring the verdict on the message whose dot this answers; False if the reply is none."""
-        claim = self.handed_over
+            return
+        claim, self.handed_over = self.handed_over, None
         assert claim is not None
-        verdict = judge_reply(reply.code, reply.text)
-        if verdict is None:
-            return False
-        self.handed_over = None
-        self._bring(claim, verdict)
-        return True
+        self.accepted += 1
+        self._bring(claim, Accepted(f"{reply.code} {reply.text}"[:REPLY_CHARACTERS_MAX]))
+        self._go_on()
 
     def _bring(self, claim: Claim, verdict: Verdict) -> None:
         """Tell the desk; a reply that another address got must not pass for one about the recipient."""
@@ -384,18 +428,58 @@ class Conversation(asyncio.Protocol):
             verdict = replace(verdict, reply=f"redirected to {self.redirect_to}: {verdict.reply}")
         self.desk.judged(claim, verdict)
 
+    def _conclude(self, claim: Claim, refusal: Refusal) -> None:
+        """Tell the desk what became of a claim whose transaction was refused, by what the refusal is about."""
+        about = self._subject_of(refusal)
+        self._refusals += 1
+        match about:
+            case About.RECIPIENT | About.MESSAGE:
+                self.desk.judged(claim, refusal.verdict)
+            case About.UNCLEAR | About.RELAYING | About.ROUTE:
+                self.desk.route_refused(claim, refusal)
+            case About.RATE:
+                self.desk.throttled(self, "rate", refusal.reply)
+                self._give_back(claim, refusal.reply)
+            case About.CONNECTIONS:
+                self.desk.throttled(self, "connections", refusal.reply)
+                self._give_back(claim, refusal.reply)
+            case About.SESSION:
+                self.closing = True
+                may_be_the_limit = refusal.stage == Stage.MAIL and refusal.about is not About.ROUTE
+                self.desk.session_full(self, self.accepted if may_be_the_limit and self._refusals == 1 else None)
+                self._give_back(claim, refusal.reply)
+            case About.CLOSING:
+                self._give_back(claim, refusal.reply)
+
+    def _subject_of(self, refusal: Refusal) -> About:
+        """Return what the refusal is about, given what went over this connection before."""
+        about = refusal.about
+        if about is About.CLOSING and self._is_used and refusal.stage != Stage.DOT:
+            return About.SESSION
+        if about is About.SESSION and not self._is_used and refusal.stage != Stage.RSET:
+            return About.RATE if refusal.code < 500 else About.ROUTE  # noqa: PLR2004 - RFC 5321 §4.2.1
+        if about is About.ROUTE and refusal.stage == Stage.MAIL and self.accepted:
+            return About.SESSION  # where it is no limit of this connection, the next one hears it at its first MAIL
+        return about
+
+    @property
+    def _is_used(self) -> bool:
+        """Return True if the server has judged a message on this connection, so that it may have reached a limit."""
+        return self.accepted + self._refusals > 0
+
+    def _give_back(self, claim: Claim, reason: str) -> None:
+        """Return a claim that the server did not take for a reason that is not the email's."""
+        if claim.marked:
+            self.desk.judged(claim, Withdrawn(reason))
+        else:
+            self.desk.requeue(claim, reason)
+
     def _answer_envelope(self, expected: Expected, reply: Reply) -> None:
-        good = 200 <= reply.code < 300  # noqa: PLR2004 - positive completion, RFC 5321 §4.2.1
-        if not good and self._refusal is None:
-            self._refusal = self._refusal_of(expected, reply)
+        if not 200 <= reply.code < 300:  # noqa: PLR2004 - positive completion, RFC 5321 §4.2.1
             if self._refusal is None:
                 self._fail(f"no reply to {expected.name}: {reply.code} {reply.text}"[:200])
-                return
-        if self.pipelining or self.ahead is None:
-            return
-        if not good:
-            self._reset_needed = expected is Expected.RCPT
-            self._refused()
+        elif self.pipelining or self.ahead is None:
+            pass
         elif expected is Expected.MAIL:
             self._step(Expected.RCPT, self._rcpt(self.ahead))
         else:
@@ -407,38 +491,23 @@ class Conversation(asyncio.Protocol):
         self._write(command)
 
     def _answer_data(self, reply: Reply) -> None:
-        if self.ahead is None:
-            self._drop(None)  # abandoned while its envelope was under way
-        elif reply.code == START_CONTENT and self._refusal is not None:
+        if reply.code == START_CONTENT and self._refusal is not None:
             # DATA went out with a RCPT that was then refused: a lone dot ends it (RFC 2920 §3.1).
             self._step(Expected.LONE_DOT, b".\r\n")
-        elif reply.code == START_CONTENT:
+        elif reply.code == START_CONTENT and self.ahead is not None:
             self._write_content(self.ahead)
         else:
-            if self._refusal is None:
-                self._refusal = self._refusal_of(Expected.DATA, reply)
-            if self._refusal is None:
-                self._fail(f"no reply to DATA: {reply.code} {reply.text}"[:200])
-            else:
-                self._reset_needed = True
-                self._refused()
+            self._fail(f"no reply to DATA: {reply.code} {reply.text}"[:200])
 
-    @staticmethod
-    def _refusal_of(expected: Expected, reply: Reply) -> Verdict | None:
-        verdict = judge_reply(reply.code, reply.text)
-        match verdict:
-            case Deferred(text):
-                return Deferred(f"{text} (to {expected.name})")
-            case Refused(text):
-                return Refused(f"{text} (to {expected.name})")
-            case _:
-                return None
+    def _refusal_of(self, expected: Expected, reply: Reply) -> Refusal:
+        stage = Stage.DOT if expected is Expected.LONE_DOT else Stage(expected.name)
+        return Refusal(classify(stage, reply.code, reply.text), stage, reply.code, reply.text, self.redirect_to)
 
     def _refused(self) -> None:
         claim, self.ahead = self.ahead, None
-        if claim is not None and self._refusal is not None:
-            self._bring(claim, self._refusal)
-        self._refusal = None
+        refusal, self._refusal = self._refusal, None
+        if claim is not None and refusal is not None:
+            self._conclude(claim, refusal)
         self._go_on()
 
     def _write_content(self, claim: Claim) -> None:
@@ -531,7 +600,7 @@ class Conversation(asyncio.Protocol):
             self._bring(handed_over, judge_silence(reason, handed_over=True))
         ahead, self.ahead = self.ahead, None
         if ahead is not None and self._refusal is not None:
-            self._bring(ahead, self._refusal)  # it was said, whatever became of the connection then
+            self._conclude(ahead, self._refusal)  # it was said, whatever became of the connection then
         elif ahead is not None and not self.mark_asked:
             self.desk.untouched(ahead, reason)
         self.desk.closed(self, trouble)
@@ -540,16 +609,6 @@ class Conversation(asyncio.Protocol):
 def _redirected_from(claim: Claim) -> bytes:
     """The header line that says whom a redirected email is for; before all others, so that no signature breaks."""
     return f"X-Outbox-Redirected-From: {claim.recipient}\r\n".encode()
-
-
-def _is_of_the_server(reply: Reply, expected: Expected | None = None) -> bool:
-    """Whether it closes, or takes nothing from anybody: to whatever command it is said, no message is to blame."""
-    return reply.code == SERVICE_CLOSING or _takes_nothing(reply, expected)
-
-
-def _takes_nothing(reply: Reply, expected: Expected | None) -> bool:
-    """Whether nobody's mail is taken on this connection. At RCPT it is one recipient that asks for a login."""
-    return takes_nothing(reply.code, reply.text) or (expected is Expected.MAIL and reply.code == LOGIN_FIRST)
 
 
 def transport_of(value: object) -> asyncio.Transport:

@@ -47,6 +47,8 @@ class Claim:
     urgent: bool = False
     marked: bool = False
     cuts: int = 0
+    rest_s: float = 0.0
+    """Seconds for which it is not claimed again, once it is given back."""
     traceparent: str | None = None
     token: str = ""
     """Token that is sent with the email and proves that a bounce is about it (`verp`)."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from outbox.esmtp import Offers
-from outbox.verdict import TAKES_NOTHING
+from outbox.reply_class import TAKES_NOTHING
 
 if TYPE_CHECKING:
     from outbox.conversation import Conversation
@@ -173,7 +173,7 @@ class MaildirTransport(asyncio.Transport):
             case OSError() as error if error.errno in _FULL:
                 self._say(f"452 {name} was not written: {error.strerror}")
             case OSError() as error:  # no email is to blame, and none can be written
-                self._say(f"{TAKES_NOTHING} {name} was not written: {error.strerror}")
+                self._say(f"{TAKES_NOTHING} 4.3.0 {name} was not written: {error.strerror}")
             case error:
                 self._conversation.connection_lost(error if isinstance(error, Exception) else None)
         self._advance()

@@ -158,14 +158,18 @@ class RelayCollector(Collector):
         paused = GaugeMetricFamily(
             "outbox_route_paused", "Whether this relay takes the mail server for broken.", labels=["route"]
         )
+        refused = CounterMetricFamily(
+            "outbox_route_refusals", "Replies that refused the sender or this host.", labels=["route"]
+        )
         connections = GaugeMetricFamily(
             "outbox_smtp_connections", "Connections to the mail server.", labels=["state", *self._labels]
         )
         for relay in self.relays.each:
             paused.add_metric([relay.pool.route.name], relay.pool.breaker.is_open)
+            refused.add_metric([relay.pool.route.name], relay.pool.refusals)
             for state, number in relay.pool.counts().items():
                 connections.add_metric([state, *self._label(relay)], number)
-        yield from (paused, connections)
+        yield from (paused, refused, connections)
 
 
 class FleetCollector(Collector):

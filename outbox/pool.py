@@ -6,17 +6,19 @@ what must be given back there lies in `releases` and `put_off` until the relay's
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 from outbox.breaker import Breaker
-from outbox.conversation import Conversation, Desk
+from outbox.conversation import Conversation, Desk, Throttle
 from outbox.ledger import Claim
 from outbox.letterhead import Letterhead
 from outbox.log import Events
 from outbox.pace import Pace
+from outbox.refusals import DeadLetter, RefusalJudge
 from outbox.route import Route, RouteTroubleError
 from outbox.settings import Settings
 
@@ -27,6 +29,19 @@ DEADLINE_CHECK_S: Final = 1.0
 AFTER_STOP_S: Final = 0.05
 STUCK_S: Final = 3.0
 SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
+LIMIT_SEEN_MIN: Final = 2  # so many connections ended after the same number of messages: that is the server's limit
+LIMIT_KEPT_S: Final = 3600.0
+HOLD_FIRST_S: Final = 1.0  # pause of a sender whom the server refuses while it takes others; doubles each time
+HOLD_MAX_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class Hold:
+    """Sender whose mail waits, since the server refuses it and takes that of others."""
+
+    reason: str
+    until: float = 0.0
+    refusals: int = 0
 
 
 class Pool:
@@ -52,6 +67,18 @@ class Pool:
         self._signing_thread = ThreadPoolExecutor(1, "outbox signing") if self._signs is not None else None
         self.checking_thread = ThreadPoolExecutor(1, "outbox checking")
         """Thread that checks large messages; it starts with the first one."""
+        self.session_limit: int | None = None
+        """How many messages the server takes on one connection, if that was found out."""
+        self.holds: dict[str, Hold] = {}
+        self.judge = RefusalJudge()
+        self.undone: list[DeadLetter] = []
+        """Dead letters that are to be put back: the refusal was not about them."""
+        self.given_up: str | None = None
+        """Refusal of the sender or this host for which an `until_empty` ended before the outbox was empty."""
+        self.refusals = 0
+        """How many replies were about the sender or this host."""
+        self._limits_seen: Counter[int] = Counter()
+        self._limit_until = 0.0
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
 
@@ -86,7 +113,8 @@ class Pool:
     def trouble(self) -> str | None:
         """What keeps mail from going out: the server, as far as the connections tell, or the day's maximum."""
         used_up = f"SMTP: {self.pace.used_up}" if self.pace.is_used_up(time.monotonic()) else None
-        return self.broken() or used_up
+        held = next((f"SMTP refuses mail from {sender}: {hold.reason}" for sender, hold in self.holds.items()), None)
+        return self.broken() or held or used_up
 
     def counts(self) -> dict[str, int]:
         """How many connections are `busy`, `idle` and `opening`. May be asked from any thread."""
@@ -109,13 +137,16 @@ class Pool:
             return 0
         if self.breaker.is_open and live == 0:
             return int(self.breaker.may_connect(now) and not self.ready and not self._openings)
+        if self.breaker.refusals:
+            return int(self.breaker.may_connect(now) and not self.ready and not self.is_busy)
         wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.settings.connections_max)
         room = max(0, min(wanted - len(self.ready), self.settings.batch_max))
         return min(room, self.pace.room(len(self.ready))) if self.pace.is_bounded else room
 
     def take(self) -> Claim | None:
         """The next ready claim, for a connection that can start on it now."""
-        if self.is_closing or not self._has_next() or not self.pace.may_start(time.monotonic()):
+        now = time.monotonic()
+        if self.is_closing or not self._has_next() or not self.pace.may_start(now) or self._is_refused(now):
             return None
         if len(self.ready) <= len(self.conversations):
             self.wake()  # running low: ask for more before a connection goes idle
@@ -125,6 +156,8 @@ class Pool:
         """Let claims wait for connections: suspects in front, since each moment in hand is held against them, then
         urgent ones.
         """
+        if self.holds:
+            claims = self._without_held(claims)
         self.ready.extend(claim for claim in claims if not (claim.suspect or claim.urgent))
         self.ready.extendleft(claim for claim in reversed(claims) if claim.urgent and not claim.suspect)
         self.ready.extendleft(claim for claim in claims if claim.suspect)
@@ -134,10 +167,11 @@ class Pool:
 
     def staff(self, now: float) -> None:
         """Give ready claims to idle connections, and open more for the rest."""
-        while self._has_next() and self._idle and self.pace.may_start(now):
+        is_refused = self._is_refused(now)
+        while self._has_next() and self._idle and self.pace.may_start(now) and not is_refused:
             self._idle.pop().start(self.ready.popleft())
         is_shut = self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now)
-        if is_shut or self._is_stuck():  # others may do better
+        if is_shut or is_refused or self._is_stuck():  # others may do better
             self.release_ready()
             return
         if self.pace.is_used_up(now):  # what has its moment is counted for the day, and is still sent
@@ -191,6 +225,96 @@ class Pool:
             log.warning("smtp_trouble", "SMTP is in trouble: {reason}", reason=reason, route=self.route.name)
         if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
             self.breaker.trip(reason, time.monotonic())
+
+    def throttled(self, conversation: Conversation, _kind: Throttle, reason: str) -> None:
+        """Pause the route, and let go of the connection that heard it."""
+        self.paused(reason)
+        conversation.close_politely()
+
+    def session_full(self, _conversation: Conversation, messages: int | None) -> None:
+        """Remember how many messages the server takes on one connection, once several ended at the same number."""
+        if not messages:
+            return
+        now = time.monotonic()
+        if now >= self._limit_until:
+            self.session_limit = None
+            self._limits_seen.clear()
+        self._limit_until = now + LIMIT_KEPT_S
+        self._limits_seen[messages] += 1
+        if self._limits_seen[messages] < LIMIT_SEEN_MIN or (self.session_limit or messages + 1) <= messages:
+            return
+        self.session_limit = messages
+        log.info(
+            "session_limit",
+            "{route} takes {messages} messages on one connection",
+            route=self.route.name,
+            messages=messages,
+        )
+        for one in list(self.conversations):
+            one.limit_to(messages)
+
+    def refused(self, reason: str) -> None:
+        """Stop sending, since the server refuses the sender or this host; a probe finds out when that is over."""
+        now = time.monotonic()
+        self.refusals += 1
+        was_refused = self.breaker.refusals > 0
+        if self.breaker.may_connect(now) or not was_refused:  # else it is news of the same refusal
+            self.breaker.refuse(reason, now)
+        if not was_refused:
+            log.error(
+                "route_refused",
+                "{route} refuses this sender or host, so nothing is sent and nothing is lost: {reason}",
+                route=self.route.name,
+                reason=reason,
+            )
+        self.release_ready()
+        for conversation in list(self.conversations):
+            conversation.close_politely()
+
+    def hold(self, sender: str, reason: str) -> None:
+        """Let the mail of one sender wait, since the server refuses it and takes that of others."""
+        now = time.monotonic()
+        self.refusals += 1
+        hold = self.holds.get(sender)
+        if hold is None:
+            hold = self.holds[sender] = Hold(reason)
+            log.error(
+                "sender_refused",
+                "{route} refuses mail from {sender}, which waits: {reason}",
+                route=self.route.name,
+                sender=sender,
+                reason=reason,
+            )
+        if now >= hold.until:  # else it is news of the same refusal
+            hold.reason = reason
+            hold.refusals += 1
+            hold.until = now + min(HOLD_FIRST_S * 2 ** (hold.refusals - 1), HOLD_MAX_S)
+        waiting = [*self.ready]
+        self.ready.clear()
+        self.ready.extend(self._without_held(waiting))
+
+    def accept_sender(self, sender: str) -> None:
+        """Let the mail of a sender go again, since the server takes it."""
+        if self.holds.pop(sender, None) is not None:
+            log.info("sender_accepted", "{route} takes mail from {sender} again", route=self.route.name, sender=sender)
+
+    def _without_held(self, claims: list[Claim]) -> list[Claim]:
+        """Return the claims whose senders are not held back; the others are given back until then."""
+        now = time.monotonic()
+        free: list[Claim] = []
+        for claim in claims:
+            hold = self.holds.get(claim.sender)
+            if hold is None or now >= hold.until:
+                free.append(claim)
+            else:
+                claim.rest_s = hold.until - now
+                self.put_off.append(claim)
+                self.wake()
+        return free
+
+    def _is_refused(self, now: float) -> bool:
+        """Return True while nothing may be begun on any connection, since the server refuses all of it."""
+        return self.breaker.refusals > 0 and not self.breaker.may_connect(now)
 
     def forget(self, conversation: Conversation, trouble: str | None) -> None:
         """Let go of a connection that is over; several cut ones in a row pause the route."""
@@ -287,6 +411,8 @@ class Pool:
         if probing:
             self.breaker.succeed(time.monotonic())
         self.conversations.add(conversation)
+        if self.session_limit is not None and time.monotonic() < self._limit_until:
+            conversation.limit_to(self.session_limit)
         conversation.attach(transport)
 
 

@@ -20,10 +20,18 @@ import asyncpg
 
 from outbox import doubt, failover, ledger, letterhead, pause, suppression
 from outbox.backoff import full_jitter_s
-from outbox.breaker import PAUSE_MAX_S, PROBE_LEASE_S, pause_route, probe_route, resume_route
+from outbox.breaker import (
+    PAUSE_MAX_S,
+    PROBE_LEASE_S,
+    REFUSALS_MAX,
+    REFUSED_PAUSE_MAX_S,
+    pause_route,
+    probe_route,
+    resume_route,
+)
 from outbox.breaker import STATEMENTS as ROUTE_STATEMENTS
 from outbox.budget import Budget
-from outbox.conversation import Conversation
+from outbox.conversation import Conversation, Throttle
 from outbox.database import LOST_SESSION, DatabaseRefusedError, is_ended, is_lock_timeout
 from outbox.doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.errors import DatabaseUnavailableError, OutboxError
@@ -49,6 +57,9 @@ from outbox.pace import reserve
 from outbox.pause import FLEET, Pause
 from outbox.pool import Pool
 from outbox.quarantine import UNDECODABLE, Quarantine, is_of_a_row
+from outbox.refusals import STATEMENTS as REFUSAL_STATEMENTS
+from outbox.refusals import Ruling, put_back
+from outbox.reply_class import Refusal
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
@@ -77,11 +88,13 @@ STRANDED_EVERY_S: Final = 600.0
 STRANDED_SOON_S: Final = 1.0  # where an end waits for it
 BLOCKER_LOOK_S: Final = 0.5
 LOCKED: Final = "another session has locked its row"
+REFUSED_FOR_S: Final = 10.0  # nothing was accepted for so long while a sender is refused: `until_empty` gives up
+PUT_BACK_WHY: Final = "the server said the same of other recipients: it refuses the sender or this host"
 FETCHED_AT_ONCE: Final = 1024 * 1024
 ENVELOPE_BYTES_MAX: Final = 4096  # of the key, addresses, Message-ID and trace context: see `email_sizes` in schema.sql
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
 STATEMENTS: Final = (
-    *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS),
+    *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS + REFUSAL_STATEMENTS),
     *(failover.STATEMENTS + doubt.STATEMENTS + pause.STATEMENTS + suppression.STATEMENTS),
 )
 
@@ -312,7 +325,9 @@ class Relay:
 
     def _has_in_hand(self) -> bool:
         pool = self.pool
-        return bool(self._settlements or self._marks or pool.releases or pool.put_off or pool.is_busy)
+        return bool(
+            self._settlements or self._marks or pool.releases or pool.put_off or pool.is_busy or self.pool.undone
+        )
 
     def _wait_no_more(self) -> None:
         """The time to stop is over: a Postgres that does not answer is not waited for."""
@@ -338,6 +353,7 @@ class Relay:
             try:
                 with self._patience(session, LAST_WORD_S):
                     await self._tick(session)
+                    await self._put_back(session)
                     await self._note(session)
                     _, doubted = await ledger.judge(
                         session.connection,
@@ -400,8 +416,11 @@ class Relay:
         self._marks[claim.email] = (conversation, claim)
         self._wake.set()
 
-    def judged(self, claim: Claim, verdict: Verdict, *, dropped: bool = False) -> None:
-        """Put the verdict into the next tick; count and say it. `dropped`: the server let go of this very message."""
+    def judged(self, claim: Claim, verdict: Verdict, *, dropped: bool = False, ruled: bool = False) -> None:
+        """Put the verdict into the next tick; count and say it. `dropped`: the server let go of this very message.
+
+        `ruled`: it came from a refusal that might have been about the route.
+        """
         attempt = claim.attempt if claim.marked else claim.attempt + 1
         tries = attempt - claim.withdrawn
         outcome = self._outcome(claim, verdict, tries, dropped=dropped)
@@ -417,11 +436,17 @@ class Relay:
         self._heard = outcome.reply
         match verdict:
             case Accepted(reply):
-                self.pool.breaker.succeed(time.monotonic())
+                now = time.monotonic()
+                self.pool.breaker.succeed(now)
+                self.pool.judge.accepted(claim.sender, now)
+                if self.pool.holds:
+                    self.pool.accept_sender(claim.sender)
                 if log.says(DEBUG):
                     log.debug("email_accepted", "{key} was accepted: {reply}", **_of(claim, attempt), reply=reply)
             case Deferred(reply) | Refused(reply):
-                self.pool.breaker.succeed(time.monotonic())
+                self.pool.breaker.succeed(time.monotonic(), took_mail=False)
+                if not ruled:
+                    self.pool.judge.judged_otherwise()
                 log.info(
                     "email_refused" if outcome.state == "dead" else "email_deferred",
                     "{key}, try {try_number}: {reply} ({state})",
@@ -449,7 +474,7 @@ class Relay:
             backoff_s=full_jitter_s(max(tries, 1), base_s=retry.base_s, max_s=retry.max_s),
             again_s=min(
                 full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
-                PAUSE_MAX_S if is_open else retry.max_s,  # then the pause sets the pace
+                self._pause_max_s if is_open else retry.max_s,  # then the pause sets the pace
             ),
             doubt_s=self._doubt_s(),
             withdrawals=claim.withdrawn,
@@ -478,6 +503,53 @@ class Relay:
     def paused(self, reason: str) -> None:
         """Pause the route at once."""
         self.pool.paused(reason)
+
+    def throttled(self, conversation: Conversation, kind: Throttle, reason: str) -> None:
+        """Send more slowly, or over fewer connections."""
+        self.pool.throttled(conversation, kind, reason)
+
+    def session_full(self, conversation: Conversation, messages: int | None) -> None:
+        """Remember how many messages the server takes on one connection."""
+        self.pool.session_full(conversation, messages)
+
+    def route_refused(self, claim: Claim, refusal: Refusal) -> None:
+        """Judge a refusal that may be about the route; only what is about the email costs it anything."""
+        now = time.monotonic()
+        ruling = self.pool.judge.rule(refusal, claim.sender, claim.recipient, now)
+        match ruling:
+            case Ruling.EMAIL:
+                if refusal.is_permanent:
+                    attempt = claim.attempt if claim.marked else claim.attempt + 1
+                    self.pool.judge.note_dead(refusal, claim.email, claim.key, attempt, now)
+                self.judged(claim, refusal.verdict, ruled=True)
+                return
+            case Ruling.SPARE:
+                log.warning(
+                    "email_not_understood",
+                    "{key}: the server did not understand a command and takes other mail, so this email waits: {reply}",
+                    **_of(claim, claim.attempt),
+                    reply=refusal.reply,
+                )
+            case Ruling.SENDER:
+                self.pool.hold(claim.sender, refusal.reply)
+            case Ruling.ROUTE:
+                self.pool.refused(refusal.reply)
+        if ruling is not Ruling.SPARE:
+            self.pool.undone += self.pool.judge.dead_of_route(refusal, now)
+        self.judged(claim, Withdrawn(refusal.reply))
+
+    def requeue(self, claim: Claim, reason: str) -> None:
+        """Keep the claim for another connection; it has cost the email nothing."""
+        if not self._is_current(claim):
+            return
+        log.debug("email_requeued", "{key} waits for another connection: {reason}", key=claim.key, reason=reason)
+        if self.pool.breaker.is_open:
+            self.pool.put_off.append(claim)
+        elif self.stopping or self._held:  # under a pause it is claimed anew, and set aside if it is to be
+            self.pool.releases.append(claim)
+        else:
+            self.pool.ready.appendleft(claim)
+        self._wake.set()
 
     def closed(self, conversation: Conversation, trouble: str | None) -> None:
         """Forget a connection, and take back the mark that it may have asked for."""
@@ -546,8 +618,20 @@ class Relay:
         with self._patience(session):
             if now >= self._sweep_at and not self.stopping and not self._barrier.up:
                 await self._sweep(session)
+            if self.until_empty:
+                self._stop_if_refused(now)
             if self.until_empty and self._has_nothing():
                 await self._stop_if_empty(session)
+
+    def _stop_if_refused(self, now: float) -> None:
+        """Stop when the server goes on refusing the sender or this host: a person must act, and no mail is lost."""
+        pool = self.pool
+        refused = [pool.breaker.reason] if pool.breaker.refusals >= REFUSALS_MAX else []
+        if not refused and self._has_nothing() and now - self.pool.judge.accepted_at > REFUSED_FOR_S:
+            refused = [hold.reason for hold in pool.holds.values() if hold.refusals >= REFUSALS_MAX]
+        if refused and not self.stopping:
+            pool.given_up = refused[0]
+            self.stop()
 
     async def _stop_if_empty(self, session: Session) -> None:
         """Stop when nothing is left, or only what people hold back: that may be so for days."""
@@ -862,10 +946,14 @@ class Relay:
 
     async def _probe_without_mail(self, session: Session) -> None:
         """It is this relay's turn to try the server. With mail that is only put off, the turn is left to later."""
-        if await ledger.is_empty(session.connection, route=self.serves, within_s=2 * PAUSE_MAX_S):
+        if await ledger.is_empty(session.connection, route=self.serves, within_s=2 * self._pause_max_s):
             self.pool.probe()
         else:
             self.pool.breaker.probing = False
+
+    @property
+    def _pause_max_s(self) -> float:
+        return REFUSED_PAUSE_MAX_S if self.pool.breaker.refusals else PAUSE_MAX_S
 
     def _act_on_marks(
         self,
@@ -941,10 +1029,32 @@ class Relay:
     async def _give_back(self, session: Session) -> None:
         pool = self.pool
         releases, pool.releases = [claim.email for claim in pool.releases], []
-        put_off, pool.put_off = [claim.email for claim in pool.put_off], []
+        put_off, pool.put_off = pool.put_off, []
         quarantine = self._quarantine
         await ledger.release(session.connection, session.relay, releases, quarantine=quarantine)
-        await ledger.release(session.connection, session.relay, put_off, after_s=PAUSE_MAX_S, quarantine=quarantine)
+        rested = {PAUSE_MAX_S: [claim.email for claim in put_off if not claim.rest_s]}
+        held = [claim for claim in put_off if claim.rest_s]
+        rested[max((claim.rest_s for claim in held), default=0.0)] = [claim.email for claim in held]
+        for after_s, emails in rested.items():
+            if emails:
+                await ledger.release(session.connection, session.relay, emails, after_s=after_s, quarantine=quarantine)
+
+    async def _put_back(self, session: Session) -> None:
+        """Make dead letters pending again that turned out to be the route's, once their verdicts are written."""
+        waiting = {settlement.email for settlement in self._settlements}
+        letters = [one for one in self.pool.undone if one.email not in waiting]
+        if not letters:
+            return
+        self.pool.undone = [one for one in self.pool.undone if one.email in waiting]
+        undone = await put_back(session.connection, letters, PUT_BACK_WHY)
+        if undone:
+            self.counts["put back"] += len(undone)
+            log.warning(
+                "dead_letters_put_back",
+                "{emails} dead letters are pending again, since the refusal was not about them: {named}",
+                emails=len(undone),
+                named=", ".join(one.key for one in letters if one.email in undone),
+            )
 
     async def _sweep(self, session: Session) -> None:
         found = await ledger.sweep(
@@ -1074,6 +1184,8 @@ class Relay:
             await self._speak_for_route(session, now)
         if self.pool.releases or self.pool.put_off:
             await self._give_back(session)
+        if self.pool.undone:
+            await self._put_back(session)
         if not self.stopping:
             await self._reserve(session, now)
         inquirer = self.inquirer
@@ -1160,6 +1272,7 @@ class Relay:
             log.warning(
                 "route_paused", "the fleet's route to {route} is paused: {reason}", route=route, reason=pause.reason
             )
+            self.pool.undone += self.pool.judge.dead_of_pause(pause.reason, now)
         elif was_open and not breaker.is_open:
             log.info("route_resumed", "the fleet's route to {route} works again", route=route)
             self._poll_at = 0.0

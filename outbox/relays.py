@@ -111,6 +111,11 @@ class Relays:
         found = {one.report: one for relay in self.each for one in relay.left_held}
         return list(found.values())
 
+    @property
+    def left_refused(self) -> dict[str, str]:
+        """The refusals, by route, for which an `until_empty` ended before it was so."""
+        return {relay.pool.route.name: why for relay in self.each if (why := relay.pool.given_up) is not None}
+
     def hindrances(self) -> dict[str, list[str]]:
         """What keeps each, by its route, from sending whatever is due, as far as it knows; nothing is: it is ready."""
         return {relay.serves: relay.hindrances() for relay in self.each}

@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from outbox import message
-from outbox.conversation import Conversation, Expected
+from outbox.conversation import Conversation, Expected, Throttle
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.ledger import Claim
 from outbox.replies import Reply
+from outbox.reply_class import Refusal
 from outbox.route import LOCAL_HOSTNAME, Route, RouteTroubleError
 from outbox.settings import Settings
 from outbox.verdict import Accepted, InDoubt, Verdict, Withdrawn
@@ -190,6 +191,18 @@ class _Desk:
 
     def paused(self, reason: str) -> None:
         """The verdict says it too."""
+
+    def throttled(self, _conversation: Conversation, _kind: Throttle, reason: str) -> None:
+        self.trial.verdict = Withdrawn(reason)
+
+    def session_full(self, _conversation: Conversation, _messages: int | None) -> None:
+        """The verdict says it too."""
+
+    def route_refused(self, _claim: Claim, refusal: Refusal) -> None:
+        self.trial.verdict = refusal.verdict
+
+    def requeue(self, _claim: Claim, reason: str) -> None:
+        self.trial.verdict = Withdrawn(reason)
 
     def closed(self, _conversation: Conversation, _trouble: str | None) -> None:
         self.is_over.set()

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 REPLY_CHARACTERS_MAX: Final = 500
-TAKES_NOTHING: Final = 454  # Amazon SES: sending rate or daily quota exceeded, said to any command or to the dot
-RELAY_DENIED: Final = "4.7.1"  # with it Postfix says 454 of one recipient (defer_unauth_destination; RFC 3463 §3.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +42,6 @@ class Withdrawn:
 
 
 Verdict = Accepted | Deferred | Refused | InDoubt | Withdrawn
-
-
-def takes_nothing(code: int, text: str) -> bool:
-    """Whether a reply says that the server takes nothing from anybody for now, so that no message is to blame."""
-    return code == TAKES_NOTHING and not text.startswith(RELAY_DENIED)
-
-
-def judge_reply(code: int, text: str) -> Verdict | None:
-    """Judge a reply that ends a try, by its first digit (RFC 5321 §4.2.1); None if it cannot end one (1xx, 3xx).
-
-    A refusal that is not of this message is no try of it.
-    """
-    reply = f"{code} {text}"[:REPLY_CHARACTERS_MAX]
-    match code // 100:
-        case 2:
-            return Accepted(reply)
-        case 4 if takes_nothing(code, text):
-            return Withdrawn(reply)
-        case 4:
-            return Deferred(reply)
-        case 5:
-            return Refused(reply)
-        case _:
-            return None
 
 
 def judge_silence(reason: str, *, handed_over: bool) -> Verdict:

@@ -69,6 +69,9 @@ async def _relay(settings: "Settings", *, until_empty: bool, generating: Sequenc
             f"The relay had to stop before everything was answered and written (drain_s), so {sender.left_in_doubt} "
             "of its emails may be in doubt; `outbox status` names those that are."
         )
+    if sender.left_refused:
+        refused = " ".join(f"{route} refuses this sender or host: {why}." for route, why in sender.left_refused.items())
+        raise OutboxError(printable(f"{refused} The emails stay pending; correct that, then run this again."))
     if sender.left_held:
         waiting = max(one.waiting for one in sender.left_held)
         paused = " and ".join(f"{one.target} is paused ({one.who}: {one.why})" for one in sender.left_held)

@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.breaker import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, Breaker
+from outbox.breaker import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, REFUSED_PAUSE_MAX_S, Breaker
 
 NOW = 1000.0
 
@@ -107,3 +107,46 @@ def test_no_history_pauses_for_more_than_five_seconds_or_without_a_reason(histor
             getattr(breaker, event)("trouble", now)
         assert breaker.may_connect(now + 5)
         assert not breaker.is_open or breaker.reason
+
+
+def refused(times: int) -> tuple[Breaker, float]:
+    """A breaker after so many refusals, and the time at which the last pause is over."""
+    breaker, now = Breaker(), NOW
+    for _ in range(times):
+        breaker.refuse("relaying denied", now, uniform=0.5)
+        assert breaker.retry_at is not None
+        now = breaker.retry_at
+    return breaker, now
+
+
+def test_a_refusal_of_the_sender_pauses_for_longer_and_longer_up_to_its_own_bound():
+    pauses_s = [b - a for a, b in pairwise(refused(times)[1] for times in range(10))]
+    assert pauses_s[0] == PAUSE_FIRST_S
+    assert pauses_s[-1] == REFUSED_PAUSE_MAX_S > PAUSE_MAX_S
+    assert all(later == min(2 * earlier, REFUSED_PAUSE_MAX_S) for earlier, later in pairwise(pauses_s))
+
+
+def test_only_a_message_that_is_taken_ends_a_refusal():
+    breaker, now = refused(3)
+    breaker.succeed(now, took_mail=False)
+    assert breaker.is_open
+    assert breaker.refusals == 3
+    breaker.succeed(now)
+    assert not breaker.is_open
+    assert breaker.refusals == 0
+
+
+def test_an_outage_during_a_refusal_is_looked_for_as_often_as_any():
+    breaker, now = refused(8)
+    breaker.trip("connection refused", now, uniform=0.5)
+    assert breaker.may_connect(now + PAUSE_MAX_S)
+    assert breaker.refusals == 8, "the refusal is not over"
+
+
+def test_a_relay_tries_at_once_when_the_server_takes_mail_of_another_one():
+    breaker, _ = refused(8)
+    breaker.news = None
+    breaker.adopt("relaying denied", 1.0, NOW)
+    breaker.adopt(None, 0.0, NOW + 1)
+    assert breaker.may_connect(NOW + 1)
+    assert breaker.is_open, "it is not known yet whether the server takes mail from here"

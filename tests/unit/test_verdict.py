@@ -1,14 +1,12 @@
 import pytest
 
 from outbox.verdict import (
-    REPLY_CHARACTERS_MAX,
     Accepted,
     Deferred,
     InDoubt,
     Outcome,
     Refused,
     Withdrawn,
-    judge_reply,
     judge_silence,
     outcome_of,
 )
@@ -17,41 +15,6 @@ from outbox.verdict import (
 def follow(verdict, *, tries=1, doubt_s=None):
     """What follows from a verdict, with delays that cannot be mistaken for each other."""
     return outcome_of(verdict, tries=tries, tries_max=3, backoff_s=30.0, again_s=2.0, doubt_s=doubt_s)
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [
-        *[(200, Accepted), (250, Accepted), (299, Accepted)],
-        *[(400, Deferred), (421, Deferred), (499, Deferred)],
-        *[(500, Refused), (554, Refused), (599, Refused)],
-    ],
-)
-def test_the_first_digit_of_a_reply_judges_it(code, kind):
-    verdict = judge_reply(code, "said so")
-    assert verdict == kind(f"{code} said so")
-
-
-@pytest.mark.parametrize("text", ["Throttling failure: Maximum sending rate exceeded", "4.7.0 Try again later", ""])
-def test_a_server_that_takes_nothing_from_anybody_has_judged_no_message(text):
-    assert judge_reply(454, text) == Withdrawn(f"454 {text}")
-
-
-def test_454_about_one_recipient_is_a_deferral():
-    said = "4.7.1 <p1@example.com>: Relay access denied"  # Postfix, defer_unauth_destination
-    assert judge_reply(454, said) == Deferred(f"454 {said}")
-
-
-@pytest.mark.parametrize("code", [100, 199, 300, 354, 399, 600, 0])
-def test_a_reply_that_ends_no_try_is_no_verdict(code):
-    assert judge_reply(code, "go on") is None
-
-
-def test_a_verdict_keeps_no_more_of_a_reply_than_its_bound():
-    verdict = judge_reply(550, "x" * 10_000)
-    assert verdict is not None
-    assert len(verdict.reply) == REPLY_CHARACTERS_MAX
-    assert verdict.reply.startswith("550 xxx")
 
 
 def test_silence_before_hand_over_is_withdrawn():
