@@ -35,8 +35,9 @@ def debian(*packages: str) -> Path:
         with tempfile.TemporaryDirectory() as downloads:
             # As root apt-get gives up its rights for downloads, and then cannot write here.
             download = ["apt-get", "-o", "APT::Sandbox::User=root", "download", *packages]
-            done = subprocess.run(download, cwd=downloads, capture_output=True, timeout=120, check=False)
-            if done.returncode:
+            if not _succeeds(download, downloads):
+                _succeeds(["apt-get", "update"], downloads)  # the lists of packages are old, or there are none
+            if not (any(Path(downloads).glob("*.deb")) or _succeeds(download, downloads)):
                 raise MissingError(
                     f"the packages {' '.join(packages)} cannot be downloaded; a network and apt-get update are needed"
                 )
@@ -44,6 +45,10 @@ def debian(*packages: str) -> Path:
                 subprocess.run(["dpkg", "-x", package, into], check=True, timeout=60)
 
     return _kept("-".join(packages), unpack)
+
+
+def _succeeds(command: list[str], directory: str | Path) -> bool:
+    return subprocess.run(command, cwd=directory, capture_output=True, timeout=180, check=False).returncode == 0
 
 
 @cache
@@ -66,8 +71,7 @@ def npm(directory: Path) -> Path:
             shutil.copy(directory / name, into)
         quiet = ["--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
         patience = ["--fetch-retries=1", "--fetch-timeout=20000"]
-        done = subprocess.run(["npm", "ci", *quiet, *patience], cwd=into, capture_output=True, timeout=180, check=False)
-        if done.returncode:
+        if not _succeeds(["npm", "ci", *quiet, *patience], into):
             raise MissingError("npm cannot install the test's mail servers; its registry is out of reach")
 
     return _kept(f"npm-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}", install) / "node_modules"
