@@ -42,16 +42,21 @@ def on_the_wire(message: bytes) -> bytes:
     return lines if lines.endswith(b"\r\n") else lines + b"\r\n"
 
 
-async def post(fleet, numbers, *, to="p{n}@example.com"):
-    """Put emails with these numbers into the outbox and announce them."""
+def people(count):
+    """Return the recipients and the numbers of so many emails."""
+    return [(f"p{number}@example.com", number) for number in range(1, count + 1)]
+
+
+async def post(fleet, emails):
+    """Put emails into the outbox and announce them; each is a recipient and the number of a message."""
     await fleet.connection.execute(
         """WITH made AS (
              INSERT INTO outbox.email (key, sender, recipient, message_id, message)
              SELECT recipient, 'reports@example.com', recipient, '<' || recipient || '>', message
                FROM unnest($1::text[], $2::bytea[]) AS given (recipient, message) RETURNING id)
            INSERT INTO outbox.delivery (email) SELECT id FROM made""",
-        [to.format(n=number) for number in numbers],
-        [message(number) for number in numbers],
+        [recipient for recipient, _ in emails],
+        [message(number) for _, number in emails],
     )
     await fleet.connection.execute("NOTIFY outbox")
 

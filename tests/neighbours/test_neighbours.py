@@ -10,7 +10,7 @@ import pytest
 from tests.faults.levers import recipients, status
 from tests.fleet import until
 from tests.neighbours.conftest import needs
-from tests.neighbours.mail import assert_once_and_whole, post
+from tests.neighbours.mail import assert_once_and_whole, people, post
 from tests.neighbours.neighbour import Neighbour
 from tests.neighbours.servers import Aiosmtpd, Exim, Haraka, OpenSmtpd, Postfix, SmtpServer
 from tests.neighbours.wire import wire
@@ -57,7 +57,7 @@ async def test_each_email_arrives_once_with_its_bytes_and_at_the_first_try(fleet
     count = 300
     async with kind.running() as server:
         defaults(fleet, server)
-        await post(fleet, range(1, count + 1))
+        await post(fleet, people(count))
         for _ in range(2):
             await fleet.start("relay")
         await settled(fleet, server, 60)
@@ -74,7 +74,7 @@ async def test_no_email_of_a_killed_relay_arrives_twice_and_each_that_misses_is_
     async with kind.running() as server:
         # Slow enough for kills between the emails.
         defaults(fleet, server, f'connections_max = {connections}\nrate = "100/s"')
-        await post(fleet, range(1, count + 1))
+        await post(fleet, people(count))
         await storm(fleet, random.Random(seed), relays=3, kills=kills)
         await settled(fleet, server, 60)
         in_doubt = await assert_once_and_whole(fleet, await server.delivered(), count)
@@ -88,7 +88,7 @@ async def test_a_server_that_ends_and_starts_again_has_each_email_once_or_it_is_
 ):
     async with kind.running() as server:
         defaults(fleet, server, 'rate = "100/s"')
-        await post(fleet, range(1, count + 1))
+        await post(fleet, people(count))
         for _ in range(2):
             await fleet.start("relay")
         for end in range(ends):
@@ -113,12 +113,11 @@ async def test_only_unknown_recipients_are_refused_and_the_others_of_that_connec
     options = "smtpd_error_sleep_time = 0" if kind is Postfix else ""  # a pause is no refusal, and the test's time
     async with kind.running(options) as server, wire(server) as between:
         defaults(fleet, between, "connections_max = 1")
-        for number in range(1, count + 1):
-            await post(fleet, [number])
-            for unknown in range(1 if number < count else in_a_row):
-                await post(fleet, [number], to=f"unknown+{unknown}.{{n}}@example.com")
+        unknown = [(f"unknown+{number}@example.com", number) for number in range(count + in_a_row)]
+        in_turns = [email for pair in zip(people(count), unknown, strict=False) for email in pair]
+        await post(fleet, in_turns + unknown[count:])
         await fleet.start("relay")
-        dead = count - 1 + in_a_row
+        dead = len(unknown)
         await settled(fleet, server, 60, dead=dead)
         assert await fleet.states() == {"sent": count, "dead": dead}, await trouble(fleet)
         assert await assert_once_and_whole(fleet, await server.delivered(), count) == 0
@@ -188,11 +187,11 @@ async def test_a_limit_of_the_server_costs_no_email_a_try_and_each_arrives_once(
     needs(limit.kind)
     async with limit.kind.running(limit.options) as server, wire(server) as between:
         defaults(fleet, between, limit.more)
-        await post(fleet, range(1, limit.count + 1))
+        await post(fleet, people(limit.count))
         for _ in range(limit.relays):
             await fleet.start("relay")
         try:
-            await settled(fleet, server, 60)
+            await settled(fleet, server, 60 + limit.count / 40)
             assert await assert_once_and_whole(fleet, await server.delivered(), limit.count) == 0
             assert {address: n for address, n in (await tries(fleet)).items() if n > 1} == {}
         finally:
