@@ -145,10 +145,10 @@ def _relays(result: Json) -> Iterator[Panel]:
 
 
 def _roundtrip(result: Json) -> Iterator[Panel]:
-    chained = next(one["limit"] for one in result["targets"] if "share" in one["what"])
+    pipelined = next(one["limit"] for one in result["targets"] if "share" in one["what"])
     yield Bars("One connection over a slow network", "share of the limit by round trips", [
         Bar(f"{row['round_trip_ms']:g} ms, {row['mode']}", _of(row["one"], "share"),
-            target=chained if row["mode"].startswith("PIPELINING") else None)
+            target=pipelined if row["mode"].startswith("PIPELINING") else None)
         for row in result["found"]
     ])  # fmt: skip
     lines = [

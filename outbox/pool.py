@@ -6,7 +6,7 @@ what must be given back there lies in `releases` and `put_off` until the relay's
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,8 +29,10 @@ DEADLINE_CHECK_S: Final = 1.0
 AFTER_STOP_S: Final = 0.05
 STUCK_S: Final = 3.0
 SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
-LIMIT_SEEN_MIN: Final = 2  # so many connections ended after the same number of messages: that is the server's limit
+LIMIT_SEEN_MIN: Final = 3  # so many connections in a row ended after the same number of messages: that is a limit
 LIMIT_KEPT_S: Final = 3600.0
+PROBES_MAX: Final = 64  # claims of which one is chosen to ask a server that refused the sender
+PASSED_OVER_S: Final = 30.0  # so that the next choice sees others
 HOLD_FIRST_S: Final = 1.0  # pause of a sender whom the server refuses while it takes others; doubles each time
 HOLD_MAX_S: Final = 60.0
 
@@ -77,7 +79,8 @@ class Pool:
         """Refusal of the sender or this host for which an `until_empty` ended before the outbox was empty."""
         self.refusals = 0
         """How many replies were about the sender or this host."""
-        self._limits_seen: Counter[int] = Counter()
+        self._refused_senders: set[str] = set()
+        self._limits_seen: deque[int] = deque(maxlen=LIMIT_SEEN_MIN)
         self._limit_until = 0.0
         self._idle: list[Conversation] = []
         self._openings: set[asyncio.Task[None]] = set()
@@ -135,10 +138,10 @@ class Pool:
         live = len(self.conversations)
         if self._is_stuck() or self.pace.is_used_up(now):
             return 0
-        if self.breaker.is_open and live == 0:
-            return int(self.breaker.may_connect(now) and not self.ready and not self._openings)
-        if self.breaker.refusals:
-            return int(self.breaker.may_connect(now) and not self.ready and not self.is_busy)
+        if self.breaker.is_open and (live == 0 or self.breaker.refusals):
+            is_free = not (self.ready or self._openings or self.is_busy)
+            probes = min(PROBES_MAX, self.settings.batch_max) if self.breaker.refusals else 1
+            return probes if is_free and self.breaker.may_connect(now) else 0
         wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.settings.connections_max)
         room = max(0, min(wanted - len(self.ready), self.settings.batch_max))
         return min(room, self.pace.room(len(self.ready))) if self.pace.is_bounded else room
@@ -158,6 +161,8 @@ class Pool:
         """
         if self.holds:
             claims = self._without_held(claims)
+        if self.breaker.refusals:
+            claims = self._probe_of(claims)
         self.ready.extend(claim for claim in claims if not (claim.suspect or claim.urgent))
         self.ready.extendleft(claim for claim in reversed(claims) if claim.urgent and not claim.suspect)
         self.ready.extendleft(claim for claim in claims if claim.suspect)
@@ -232,16 +237,14 @@ class Pool:
         conversation.close_politely()
 
     def session_full(self, _conversation: Conversation, messages: int | None) -> None:
-        """Remember how many messages the server takes on one connection, once several ended at the same number."""
+        """Remember how many messages the server takes on one connection, once several in a row ended at that number."""
         if not messages:
             return
-        now = time.monotonic()
-        if now >= self._limit_until:
-            self.session_limit = None
-            self._limits_seen.clear()
-        self._limit_until = now + LIMIT_KEPT_S
-        self._limits_seen[messages] += 1
-        if self._limits_seen[messages] < LIMIT_SEEN_MIN or (self.session_limit or messages + 1) <= messages:
+        self._limits_seen.append(messages)
+        if len(self._limits_seen) < LIMIT_SEEN_MIN or len(set(self._limits_seen)) > 1:
+            return
+        self._limit_until = time.monotonic() + LIMIT_KEPT_S
+        if messages == self.session_limit:
             return
         self.session_limit = messages
         log.info(
@@ -253,10 +256,11 @@ class Pool:
         for one in list(self.conversations):
             one.limit_to(messages)
 
-    def refused(self, reason: str) -> None:
+    def refused(self, sender: str, reason: str) -> None:
         """Stop sending, since the server refuses the sender or this host; a probe finds out when that is over."""
         now = time.monotonic()
         self.refusals += 1
+        self._refused_senders.add(sender)
         was_refused = self.breaker.refusals > 0
         if self.breaker.may_connect(now) or not was_refused:  # else it is news of the same refusal
             self.breaker.refuse(reason, now)
@@ -295,6 +299,7 @@ class Pool:
 
     def accept_sender(self, sender: str) -> None:
         """Let the mail of a sender go again, since the server takes it."""
+        self._refused_senders.clear()
         if self.holds.pop(sender, None) is not None:
             log.info("sender_accepted", "{route} takes mail from {sender} again", route=self.route.name, sender=sender)
 
@@ -311,6 +316,21 @@ class Pool:
                 self.put_off.append(claim)
                 self.wake()
         return free
+
+    def _probe_of(self, claims: list[Claim]) -> list[Claim]:
+        """Return one claim to ask a server with that refused all; of a sender whom it did not refuse, if possible.
+
+        If all of a full choice are of refused senders they are given back for a while, so that a backlog of one bad
+        sender does not hide the mail of others.
+        """
+        unheard = [claim for claim in claims if claim.sender not in self._refused_senders]
+        chosen = (unheard or claims)[:1] if not (self.ready or self.is_busy) else []
+        for claim in claims:
+            if claim not in chosen:
+                claim.rest_s = PASSED_OVER_S if not unheard and len(claims) >= PROBES_MAX else 0.0
+                (self.put_off if claim.rest_s else self.releases).append(claim)
+                self.wake()
+        return chosen
 
     def _is_refused(self, now: float) -> bool:
         """Return True while nothing may be begun on any connection, since the server refuses all of it."""

@@ -437,9 +437,10 @@ class Relay:
         match verdict:
             case Accepted(reply):
                 now = time.monotonic()
+                was_refused = self.pool.breaker.refusals
                 self.pool.breaker.succeed(now)
                 self.pool.judge.accepted(claim.sender, now)
-                if self.pool.holds:
+                if self.pool.holds or was_refused:
                     self.pool.accept_sender(claim.sender)
                 if log.says(DEBUG):
                     log.debug("email_accepted", "{key} was accepted: {reply}", **_of(claim, attempt), reply=reply)
@@ -533,7 +534,7 @@ class Relay:
             case Ruling.SENDER:
                 self.pool.hold(claim.sender, refusal.reply)
             case Ruling.ROUTE:
-                self.pool.refused(refusal.reply)
+                self.pool.refused(claim.sender, refusal.reply)
         if ruling is not Ruling.SPARE:
             self.pool.undone += self.pool.judge.dead_of_route(refusal, now)
         self.judged(claim, Withdrawn(refusal.reply))

@@ -10,15 +10,12 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytest
 import trustme
 
 from outbox import pool as pool_module
-from outbox import route as route_module
-from outbox.conversation import Conversation
 from outbox.relay import Relay
 from outbox.settings import Settings
 from outbox.sink import Action, Reply, Sink, Stage, Visit
@@ -60,7 +57,7 @@ class Way:
 
 
 PIPELINED = Way(pipelining=True, ready=1, faulty=1)
-CHAINED = Way(pipelining=True, ready=4, faulty=2)
+SEVERAL = Way(pipelining=True, ready=4, faulty=2)
 STEPWISE = Way(pipelining=False, ready=4, faulty=2)
 
 
@@ -81,11 +78,11 @@ class Script:
         self.met = asyncio.Event()
         self.visit: Visit | None = None
         self.behind = b""
-        self.begun = self.chained = 0
+        self.begun = 0
 
     def __call__(self, stage: Stage, visit: Visit) -> Action | None:
         self.begun += stage is Stage.MAIL
-        self.chained += stage is Stage.DOT and visit.behind.removeprefix(b"RSET\r\n").startswith(b"MAIL FROM")
+        assert stage is not Stage.DOT or not visit.behind, "the next envelope waits for the reply to the dot"
         if self.met.is_set():
             is_same = visit is self.visit and self.begun == self.faulty
             return self.then.pop(stage, None) if is_same else None
@@ -137,7 +134,6 @@ class Line:
         faulty = fates.pop(way.faulty - 1)
         usual = [DEAD if self.script.refusing and number == 0 else SENT for number in range(way.ready - 1)]
         assert fates == usual, f"those beside the message that met {action} at {stage}"
-        self._check_chain(stage)
         if way.ready == 1:
             await self._send_another()
         return faulty
@@ -155,15 +151,6 @@ class Line:
                 is_faulty = number + 1 == self.way.faulty
                 await self.fleet.put_emails(1, first=first + number, size=size if is_faulty else 200)
             await self.fleet.connection.execute("NOTIFY outbox")
-
-    def _check_chain(self, stage: Stage) -> None:
-        """Dots and the next envelopes shared their writes, if that is the way."""
-        if self.way is not CHAINED:
-            assert self.script.chained == 0
-            return
-        assert self.script.chained >= 1 or stage in (Stage.CONNECT, Stage.EHLO), "after HELO it goes step by step"
-        if stage is Stage.DOT:
-            assert self.script.behind.startswith(b"MAIL FROM"), "the next envelope had come with the dot"
 
 
 async def fate(fleet: Fleet, number: int) -> Fate:
@@ -208,8 +195,6 @@ async def relaying(fleet: Fleet, smtp_url: str, **changes: Any) -> AsyncIterator
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool_module, "DEADLINE_CHECK_S", 0.05)
-        # A server so near answers a dot before the envelope behind it has waited its moment: here it follows at once.
-        patch.setattr(route_module, "Conversation", partial(Conversation, later=lambda _, chain, claim: chain(claim)))
         certificates = fleet.directory / "authority.pem"
         authority().cert_pem.write_to_path(str(certificates))
         patch.setenv("SSL_CERT_FILE", str(certificates))

@@ -1,4 +1,4 @@
-"""The SMTP server goes away and comes back; it wants TLS and a login; it dies between chained messages."""
+"""The SMTP server goes away and comes back; it wants TLS and a login; it dies between messages."""
 
 import asyncio
 import base64
@@ -72,15 +72,12 @@ async def test_a_server_that_dies_at_a_dot_leaves_its_message_alone_in_doubt(fle
     await fleet.put_emails(10)
     await fleet.relay()
     await script.reached()
-    (connection,) = fleet.sink.connections
-    envelope = b"MAIL FROM:<reports@example.com>"
-    await until(lambda: connection._buffer.startswith(envelope, connection._at), "the next envelope follows the dot")
     fall.set()
     expected = {"sent": 10} if outcome == "sent" else {"sent": 9, "in_doubt": 1}
     assert await fleet.settled() == expected
     in_doubt = await balance(fleet, 10)
     assert in_doubt == (set() if outcome == "sent" else {f"p{k}@example.com"})
-    assert await trail(fleet, f"mail{k}") == (["deferred", "accepted"] if outcome == "sent" else ["in_doubt"])
+    assert await trail(fleet, f"mail{k}") == (["withdrawn", "accepted"] if outcome == "sent" else ["in_doubt"])
     assert await trail(fleet, f"mail{k + 1}") == ["accepted"]
     assert (await delivery(fleet, f"mail{k + 1}"))["attempt"] == 1
 
@@ -107,7 +104,7 @@ def trusting(fleet: Fleet, authority: trustme.CA) -> dict[str, str]:
     return {"SSL_CERT_FILE": str(path)}
 
 
-async def test_chained_mail_goes_through_starttls_and_a_login(secure, authority):
+async def test_mail_goes_through_starttls_and_a_login(secure, authority):
     secure.smtp = f"smtp://user:se%20cret%401@localhost:{secure.sink.port}"
     secure.top = "connections_max = 2"
     await secure.put_emails(50)

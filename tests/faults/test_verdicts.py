@@ -14,6 +14,7 @@ from tests.fleet import Fleet, until
 pipelining = pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
 
 BEFORE_THE_DOT = (Stage.MAIL, Stage.RCPT, Stage.DATA)
+OF_THE_EMAIL = (Stage.RCPT, Stage.DATA)
 IMPATIENT = "connect_timeout_s = 0.5\ncommand_timeout_s = 0.5\ndata_done_timeout_s = 0.5"
 LATER = Reply("451 4.3.0 later")
 NEVER = Reply("550 5.1.1 never")
@@ -61,9 +62,9 @@ async def test_a_4xx_before_the_dot_defers_and_counts(fleet, pipelining: bool):
     fleet.sink.pipelining = pipelining
     table = Table(fleet, times=2)
     relay = await fleet.relay()
-    outcomes = {stage: await table.meet(stage, LATER, "sent") for stage in BEFORE_THE_DOT}
-    assert outcomes == dict.fromkeys(BEFORE_THE_DOT, ("sent", 3, 3, ["deferred", "deferred", "accepted"], 1))
-    for stage in BEFORE_THE_DOT:
+    outcomes = {stage: await table.meet(stage, LATER, "sent") for stage in OF_THE_EMAIL}
+    assert outcomes == dict.fromkeys(OF_THE_EMAIL, ("sent", 3, 3, ["deferred", "deferred", "accepted"], 1))
+    for stage in OF_THE_EMAIL:
         assert any(f"451 4.3.0 later (to {stage})" in line for line in relay.log)
     assert len(fleet.sink.visits) == 1
 
@@ -73,9 +74,21 @@ async def test_a_5xx_before_the_dot_is_a_dead_letter(fleet, pipelining: bool):
     fleet.sink.pipelining = pipelining
     table = Table(fleet)
     await fleet.relay()
-    outcomes = {stage: await table.meet(stage, NEVER, "dead") for stage in BEFORE_THE_DOT}
-    assert outcomes == dict.fromkeys(BEFORE_THE_DOT, ("dead", 1, 1, ["refused"], 0))
+    outcomes = {stage: await table.meet(stage, NEVER, "dead") for stage in OF_THE_EMAIL}
+    assert outcomes == dict.fromkeys(OF_THE_EMAIL, ("dead", 1, 1, ["refused"], 0))
     assert len(fleet.sink.visits) == 1
+
+
+@pipelining
+@pytest.mark.parametrize("action", [LATER, NEVER], ids=["4xx", "5xx"])
+async def test_a_refusal_of_mail_is_no_try_of_the_message(fleet, action: Action, pipelining: bool):
+    """No recipient is named yet: it may be a limit of this connection, so another one asks."""
+    fleet.sink.pipelining = pipelining
+    table = Table(fleet)
+    await fleet.relay()
+    await table.send_another()
+    state, _, tries, _, accepted = await table.meet(Stage.MAIL, action, "sent")
+    assert (state, tries, accepted) == ("sent", 1, 1)
 
 
 @pipelining
@@ -120,9 +133,17 @@ async def test_a_4xx_to_the_dot_defers_and_counts(fleet, pipelining: bool):
     fleet.sink.pipelining = pipelining
     table = Table(fleet, times=2)
     await fleet.relay()
-    for name, action in {"451": LATER, "421": CLOSING}.items():
-        outcome = await table.meet(Stage.DOT, action, "sent")
-        assert outcome == ("sent", 3, 3, ["deferred", "deferred", "accepted"], 1), name
+    assert await table.meet(Stage.DOT, LATER, "sent") == ("sent", 3, 3, ["deferred", "deferred", "accepted"], 1)
+
+
+@pipelining
+async def test_a_421_to_the_dot_is_no_try_of_the_message(fleet, pipelining: bool):
+    """RFC 5321 §3.8: the server closes, whatever it was asked."""
+    fleet.sink.pipelining = pipelining
+    table = Table(fleet, times=2)
+    await fleet.relay()
+    outcome = await table.meet(Stage.DOT, CLOSING, "sent")
+    assert outcome == ("sent", 3, 1, ["withdrawn", "withdrawn", "accepted"], 1)
 
 
 @pipelining

@@ -7,7 +7,6 @@ import random
 import smtplib
 import ssl
 from email import message_from_bytes
-from statistics import median
 
 import pytest
 import trustme
@@ -154,23 +153,6 @@ async def test_over_starttls_each_mailbox_gets_one_message(fleet, tmp_path, pipe
         found = await read_back(fleet, server)
         assert holders(found) == set(mailboxes(count))
         assert all("using TLSv1" in message_from_bytes(mail)["Received"] for (mail,) in found.values())
-
-
-async def test_the_reply_to_a_dot_does_not_wait_for_the_envelope_behind_it(fleet):
-    """Postfix writes no reply while commands that it has read wait, and a kill before the reply means doubt."""
-    count, pause_s = 12, 0.5
-
-    async def pause(state, _recipient):
-        await asyncio.sleep(pause_s if state == AT_DATA else 0)
-
-    fleet.top = "connections_max = 1"
-    async with mail_server(mailboxes(count), pause=pause) as server:
-        await emails_made(fleet, server, count)
-        assert (await fleet.run("relay", "--until-empty")).code == 0
-        rows = await fleet.connection.fetch(
-            "SELECT extract(epoch FROM settled_at - marked_at)::float8 AS s FROM outbox.delivery"
-        )
-        assert median(row["s"] for row in rows) < pause_s / 2, "from the mark to the settle"
 
 
 async def test_dovecot_gets_mail_by_lmtp_over_a_port_and_over_a_socket(fleet):

@@ -1,6 +1,7 @@
 """Which of a relay's claims may start when; no network is needed for that."""
 
 import asyncio
+import itertools
 import threading
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from outbox.pool import Pool
 
 SETTINGS = SimpleNamespace(rate_per_s=10.0, daily_max=None, connections_max=4, batch_max=100)
 CLAIM, CONNECTION = object(), object()
+EMAILS = itertools.count(1)
 
 
 @pytest.fixture
@@ -107,3 +109,77 @@ def test_suspects_wait_in_front_then_urgent_claims_then_the_others_each_in_their
     pool.add([claim("a"), claim("b")])
     pool.add([claim("c"), claim("u", urgent=True), claim("s", suspect=True, urgent=True), claim("v", urgent=True)])
     assert [one.name for one in pool.ready] == ["s", "u", "v", "a", "b", "c"]
+
+
+def claim_of(sender: str) -> SimpleNamespace:
+    return SimpleNamespace(email=next(EMAILS), sender=sender, suspect=False, urgent=False, rest_s=0.0)
+
+
+@pytest.fixture
+def free():
+    """A pool without a rate."""
+    route = SimpleNamespace(letterhead=None, name="mx.example.com:25")
+    return Pool(route, None, SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}), wake=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("seen", "limit"),
+    [([100], None), ([100, 100], None), ([100, 100, 100], 100), ([100, 99, 100, 100], None), ([7, 100, 100, 100], 100)],
+)
+def test_a_limit_of_messages_is_remembered_once_several_connections_in_a_row_ended_at_it(free, seen, limit):
+    for messages in seen:
+        free.session_full(CONNECTION, messages)
+    free.session_full(CONNECTION, None)
+    assert free.session_limit == limit
+
+
+def test_a_learned_limit_follows_the_server(free):
+    for messages in (100, 100, 100, 50, 50, 50):
+        free.session_full(CONNECTION, messages)
+    assert free.session_limit == 50
+
+
+def test_the_mail_of_a_held_sender_waits_and_that_of_others_goes(free):
+    good, bad = claim_of("good@example.com"), claim_of("bad@example.com")
+    free.hold("bad@example.com", "553 not owned by user")
+    free.add([bad, good])
+    assert list(free.ready) == [good]
+    assert free.put_off == [bad]
+    assert bad.rest_s > 0
+    assert "bad@example.com" in free.trouble()
+    free.accept_sender("bad@example.com")
+    free.add([claim_of("bad@example.com")])
+    assert len(free.ready) == 2
+    assert free.trouble() is None
+
+
+def test_what_waits_for_a_connection_is_given_back_when_its_sender_is_refused(free):
+    bad = claim_of("bad@example.com")
+    free.add([bad])
+    free.hold("bad@example.com", "553 not owned by user")
+    assert not free.ready
+    assert free.put_off == [bad]
+
+
+def test_a_refused_route_gives_back_all_and_asks_with_one_email_of_a_sender_that_was_not_refused(free):
+    waiting = claim_of("bad@example.com")
+    free.add([waiting])
+    free.refused("bad@example.com", "550 no")
+    assert free.releases == [waiting]
+    assert free.trouble() == "SMTP: 550 no"
+    assert free.refusals == 1
+    assert free.room(free.breaker.next_at - 0.01) == 0
+    assert free.room(free.breaker.next_at + 0.01) > 1, "of these one is chosen"
+    bad, good = claim_of("bad@example.com"), claim_of("good@example.com")
+    free.add([bad, good])
+    assert list(free.ready) == [good]
+    assert free.releases == [waiting, bad]
+
+
+def test_a_backlog_of_a_refused_sender_makes_room_for_others(free):
+    free.refused("bad@example.com", "550 no")
+    claims = [claim_of("bad@example.com") for _ in range(64)]
+    free.add(claims)
+    assert list(free.ready) == claims[:1], "nobody else's mail is there: ask with this"
+    assert free.put_off == claims[1:]
+    assert all(claim.rest_s > 0 for claim in claims[1:])
