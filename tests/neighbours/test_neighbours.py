@@ -154,7 +154,6 @@ LIMITS = {
     "opensmtpd's 100 messages in a session": Limit(
         OpenSmtpd, "452 4.5.3 Too many recipients: Too many messages sent", more="connections_max = 1", relays=1
     ),
-    "postfix, 4 connections": Limit(Postfix, "421 4.7.0 ", "smtpd_client_connection_count_limit = 4"),
     "postfix, 60 messages a second": Limit(
         Postfix, "450 4.7.1 ", "smtpd_client_message_rate_limit = 60\nanvil_rate_time_unit = 1s"
     ),
@@ -165,6 +164,7 @@ LIMITS = {
 MORE_LIMITS = {
     "exim, 10 messages in a connection": Limit(Exim, "421 ", "smtp_accept_max_per_connection = 10"),
     "opensmtpd with defaults on both sides": Limit(OpenSmtpd, "452 4.5.3 ", count=4000),
+    "postfix, 4 connections": Limit(Postfix, "421 4.7.0 ", "smtpd_client_connection_count_limit = 4"),
     "postfix, 60 recipients a second": Limit(
         Postfix, "450 4.7.1 ", "smtpd_client_recipient_rate_limit = 60\nanvil_rate_time_unit = 1s", count=600
     ),
