@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import random
-import signal
 import smtplib
 import ssl
 from email import message_from_bytes
@@ -13,8 +12,8 @@ import pytest
 import trustme
 
 from tests.faults.levers import delivery, in_state, locked, mark_waits, no_session, recipients, status
-from tests.fleet import until
 from tests.mailserver.postfix import AT_DATA, DOMAIN, mail_server, missing
+from tests.storm import storm
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -54,30 +53,6 @@ async def read_back(fleet, server):
 
 def holders(found):
     return {address for address, mails in found.items() if mails}
-
-
-async def victim(fleet, running, dice, sent_min):
-    """A relay that has mail in hand, marked or not, once so many are sent; None before."""
-    if (await fleet.states()).get("sent", 0) < sent_min:
-        return None
-    rows = await fleet.connection.fetch(
-        "SELECT DISTINCT r.pid FROM outbox.delivery d JOIN outbox.relay r ON r.id = d.relay"
-        " WHERE d.settled_at IS NULL AND d.state IN ('pending', 'sending')"
-    )
-    busy = [process for process in running if process.pid in {row["pid"] for row in rows}]
-    return dice.choice(busy) if busy else None
-
-
-async def storm(fleet, dice, *, relays, kills):
-    """Kill a relay that sends, again and again, each time in favour of a new one; gives way when most is sent."""
-    running = [await fleet.start("relay") for _ in range(relays)]
-    sent_min = 0
-    for _ in range(kills):
-        struck = await until(lambda least=sent_min: victim(fleet, running, dice, least), f"{sent_min} are sent", 60)
-        running.remove(struck)
-        struck.send(signal.SIGKILL)
-        running.append(await fleet.start("relay"))
-        sent_min += dice.randrange(8, 15)  # the storm keeps pace with the mail, however slow this machine is
 
 
 async def test_after_a_storm_of_kills_each_mailbox_holds_one_message_or_its_email_is_in_doubt(fleet):

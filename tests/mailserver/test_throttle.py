@@ -3,12 +3,10 @@
 import pytest
 
 from tests.fleet import until
-from tests.mailserver.exim import exim
-from tests.mailserver.exim import missing as exim_missing
 from tests.mailserver.postfix import DOMAIN, mail_server, missing
+from tests.neighbours.servers import Exim
 
 needs_postfix = pytest.mark.skipif(missing() is not None, reason=str(missing()))
-needs_exim = pytest.mark.skipif(exim_missing() is not None, reason=str(exim_missing()))
 
 COUNT = 600
 ANVIL = "anvil_rate_time_unit = 1s\nsmtpd_client_event_limit_exceptions =\n"
@@ -99,12 +97,13 @@ async def test_connections_are_not_opened_faster_than_the_server_grants(fleet):
         assert await tries_used(fleet) == 0
 
 
-@needs_exim
 async def test_exim_is_sent_to_over_as_many_connections_as_it_grants(fleet):
-    async with exim(conf="smtp_accept_max_per_host = 3\nsmtp_accept_max = 20\n") as server:
+    if (reason := Exim.missing()) is not None:
+        pytest.skip(reason)
+    async with Exim.running("smtp_accept_max_per_host = 3\nsmtp_accept_max = 20\n") as server:
         states = await send_all(fleet, server, 200)
         assert states == {"sent": 200}
-        log = (server.base / "log" / "mainlog").read_text(errors="replace")
+        log = (server.base / "exim-log" / "mainlog").read_text(errors="replace")
         refused = log.count("Connection from [127.0.0.1] refused: too many connections from that IP address")
         print(f"{refused} refused")  # noqa: T201
         assert 0 < refused <= 60
