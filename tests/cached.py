@@ -4,7 +4,7 @@ Debian's mail servers exclude each other, so they cannot be installed side by si
 installing it. Later runs find everything in the cache directory, `~/.cache/outbox-tests`.
 """
 
-import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -81,12 +81,13 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     """Return the cache's directory of this name, which `make` fills if there is none."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "outbox-tests")
     found = base / name
-    if not found.exists():
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=base, prefix=f".{name}-") as made:
-            made_here = Path(made, "whole")
-            made_here.mkdir(mode=0o755)
-            make(made_here)
-            with contextlib.suppress(OSError):  # another test process was faster
-                made_here.rename(found)
+    base.mkdir(parents=True, exist_ok=True)
+    with (base / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes run side by side; the first one fills it
+        if not found.exists():
+            with tempfile.TemporaryDirectory(dir=base, prefix=f".{name}-") as made:
+                whole = Path(made, "whole")
+                whole.mkdir(mode=0o755)
+                make(whole)
+                whole.rename(found)
     return found

@@ -190,7 +190,10 @@ class Postfix(Neighbour):
         shutil.chown(self.base / "data", "postfix")
         shutil.chown(self.base / "mail", "nobody", "nogroup")
         (self.base / "etc/main.cf").write_text(POSTFIX_CONF.format(base=self.base, options=self.options))
-        (self.base / "etc/master.cf").write_text(MASTER_CF.format(smtp=self.port))
+        services = MASTER_CF.format(smtp=self.port)
+        if "postscreen" in self.options:
+            services = services.replace("- smtpd\n", "1 postscreen\n", 1) + POSTSCREEN_CF
+        (self.base / "etc/master.cf").write_text(services)
 
     def command(self) -> Sequence[str | Path]:
         return ["postfix", "-c", self.base / "etc", "start-fg"]
@@ -219,6 +222,12 @@ class Postfix(Neighbour):
         said = path.read_text(errors="replace").splitlines()[-40:] if path.exists() else []
         return super().log() + "\n" + "\n".join(said)
 
+
+POSTSCREEN_CF = """
+smtpd pass - - n - - smtpd
+dnsblog unix - - n - 0 dnsblog
+tlsproxy unix - - n - 0 tlsproxy
+"""
 
 POSTFIX_CONF = """
 compatibility_level = 3.6

@@ -1,5 +1,6 @@
 """Mail servers as they come, with their defaults and ours."""
 
+import asyncio
 import json
 import os
 import random
@@ -199,3 +200,72 @@ async def test_a_limit_of_the_server_costs_no_email_a_try_and_each_arrives_once(
     assert not limit.says or any(limit.says in reply for reply in between.refusals), "the limit was not met"
     # All connections are opened at once, before the first reply says that they are too many.
     assert between.asks_to_slow_down <= limit.relays * CONNECTIONS_MAX + limit.count // 10
+
+
+IDLE = {
+    "exim": (Exim, "smtp_receive_timeout = 1s"),
+    "postfix": (Postfix, "smtpd_timeout = 1s"),
+    "smtp-server": (SmtpServer, '{"socketTimeout": 1000}'),
+    "aiosmtpd": (Aiosmtpd, '{"timeout": 1}'),
+}
+
+
+@pytest.mark.parametrize(("kind", "options"), IDLE.values(), ids=IDLE)
+async def test_a_server_that_closes_idle_connections_before_us_costs_no_email_a_try(fleet, kind, options):
+    needs(kind)
+    dice = random.Random(1)
+    count = 12
+    async with kind.running(options) as server, wire(server) as between:
+        defaults(fleet, between)
+        await fleet.relay()
+        for email in people(count):
+            await post(fleet, [email])
+            await asyncio.sleep(dice.uniform(0.8, 1.2))  # the server's timeout is met before, at and after it
+        await settled(fleet, server, 20)
+        assert await assert_once_and_whole(fleet, await server.delivered(), count) == 0
+    assert between.connections > 1, "the server closed none"
+    assert {address: n for address, n in (await tries(fleet)).items() if n > 1} == {}
+
+
+POSTSCREEN = """
+postscreen_access_list =
+postscreen_greet_wait = 1s
+postscreen_pipelining_enable = yes
+postscreen_non_smtp_command_enable = yes
+postscreen_bare_newline_enable = yes
+"""
+
+
+async def test_postscreen_defers_a_whole_session_of_a_new_client_and_no_email_pays_for_it(fleet):
+    """After its deep tests it answers every RCPT of that session with 450 4.3.2, and lets the next one in."""
+    needs(Postfix)
+    count = 100
+    async with Postfix.running(POSTSCREEN) as server, wire(server) as between:
+        defaults(fleet, between, "connections_max = 4")
+        await post(fleet, people(count))
+        await fleet.start("relay")
+        try:
+            await settled(fleet, server, 60)
+        finally:
+            print(f"{between.connections} connections, {between.open_max} at once, {between.refusals}")  # noqa: T201
+        assert await assert_once_and_whole(fleet, await server.delivered(), count) == 0
+    assert any(reply.startswith("450 4.3.2") for reply in between.refusals)
+    assert {address: n for address, n in (await tries(fleet)).items() if n > 1} == {}
+
+
+async def test_a_server_without_disk_space_costs_no_email_a_try(fleet):
+    needs(Postfix)
+    count = 50
+    async with Postfix.running("queue_minfree = 1000000000000000") as server, wire(server) as between:
+        defaults(fleet, between)
+        await post(fleet, people(count))
+        await fleet.start("relay")
+        full = "452 4.3.1 Insufficient system storage"
+        await until(lambda: any(full in reply for reply in between.refusals), "the server has refused mail")
+        await server.stop()
+        conf = server.base / "etc/main.cf"
+        conf.write_text(conf.read_text().replace("queue_minfree = 1", "#"))
+        await server.start()
+        await settled(fleet, server, 60)
+        assert await assert_once_and_whole(fleet, await server.delivered(), count) == 0
+    assert {address: n for address, n in (await tries(fleet)).items() if n > 1} == {}
