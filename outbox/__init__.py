@@ -17,6 +17,7 @@ newcomer who follows it meets them in this order:
     secret_files      logins that come from files, read again once a server refuses them
     address           where Postgres and the mail server are, shown without their secrets
     database          the way to Postgres; whose advisory locks are whose
+    postgres_hosts    which host and address of the database answers; database_refusal: why none does
     schema            schema.sql applied, upgraded, told apart
     roles             who may do what in it, granted
     period            which stretch of time a report covers; calendars and civil time
@@ -43,7 +44,8 @@ newcomer who follows it meets them in this order:
     verp              tokens by which a bounce proves which email it is about; bounce_key: rotation of their key
     suppression       who gets no more email, and since when: the list that generate and relays obey
     ledger            what a relay writes for every email, as SQL; what is rare is in failover, doubt and breaker
-    failover          what outlives a database that forgot: verdicts told again, and the wait for them
+    failover          verdicts that a relay tells again to a server that lacks them
+    barrier           the wait after a change of servers, until the relays have said what they sent
     doubt             what happens by itself to what is in doubt: sent again, or asked about
     letterhead        last checks, and what a route adds to every email; content: mail data; signature: DKIM
     quarantine        rows that cannot be read or written; isolate: a tick in parts, to find them
@@ -53,6 +55,7 @@ newcomer who follows it meets them in this order:
     refusals          judgement of refusals that may be about the sender or this host, and how it is undone
     pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
+    throttle          rate and number of connections that a mail server takes, found from what it refuses
     routing           which email takes which of several routes, and what waits where nobody relays
     dialing           connections to a host name with several addresses; helo: name of this host in EHLO
     smtp_opening      greeting, EHLO and TLS on one address; smtp_login: AUTH
