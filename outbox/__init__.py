@@ -58,6 +58,7 @@ newcomer who follows it meets them in this order:
     route             opens connections to one mail server; lmtp: by LMTP; maildir: a directory in place of a server
     pool              the relay's connections, and what waits for one
     session           one relay = one Postgres session = one lock = one identity
+    reopening         pauses and log lines of a relay that gets no session
     relay             the corridor: claims to connections, verdicts to the next tick; relays: one for each route
 
     status            what is going on, in one look; watch: the same again and again, with rates; screen: its looks

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
+from outbox.postgres_hosts import plan_of
 from outbox.redaction import Redactor
 from outbox.secret_files import LoginSource
 
@@ -42,6 +43,7 @@ class DatabaseUrl:
             named = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::([0-9]{1,5}))?", host)
             if not named or not 1 <= int(named[1] or 5432) <= 65535:  # noqa: PLR2004 - the ports of TCP
                 raise ValueError(f"has a bad host or port; write host:5432, and {_ENCODE}")
+        plan_of(url.dsn, {})
         return url
 
     @property

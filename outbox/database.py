@@ -3,24 +3,40 @@
 Knows nothing of reports or mail.
 """
 
+import asyncio
 import hashlib
 import os
 import socket
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import asyncpg
 
 from outbox.address import DatabaseUrl
-from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
+from outbox.database_refusal import (
+    AT_ROLE,
+    ITSELF,
+    SESSION_MODE,
+    SHARED_STATEMENTS,
+    Kind,
+    Refusal,
+    reason_of,
+    refusal_of,
+    shows_shared_session,
+)
+from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
+from outbox.log import Events
 from outbox.period import INFINITY, MINUS_INFINITY
+from outbox.postgres_hosts import Dial, Host, NoHostError, PinnedLoop, plan_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+log = Events("outbox.database")
 
 # Advisory locks live in one space per database, shared with everybody who uses it, whatever the schema
 # (PostgreSQL docs, 13.3.5). The two-integer form with the first drawn from our name keeps out of others' way.
@@ -252,7 +268,8 @@ async def connect(
     """Open a connection of our own that belongs to no pool: asyncpg's pool releases advisory locks, others leak them.
 
     Its search path is `TRUSTED_PATH`, and it waits for a lock for `LOCK_TIMEOUT_S` unless `settings` says otherwise.
-    `clamp_timestamps` decodes timestamps out of Python's range to its bounds instead of raising.
+    `clamp_timestamps` decodes timestamps out of Python's range to its bounds instead of raising. All hosts and
+    addresses of the URL are asked within `timeout_s`.
 
     Raises:
         DatabaseUnavailableError: one sentence that says whether it does not answer, or does not let us in.
@@ -260,18 +277,7 @@ async def connect(
 
     """
     settings = settings or {}
-    try:
-        connection = await asyncpg.connect(
-            url.dsn,
-            timeout=timeout_s,
-            max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
-            server_settings={"application_name": application, **settings},
-            connection_class=Connection,
-        )
-    except Exception as error:
-        raise explain_refusal(url, error) from error
-    assert isinstance(connection, Connection)
-    _watch_peer(connection)
+    connection = await _open_renewing(url, {"application_name": application, **settings}, timeout_s)
     try:
         if "idle_session_timeout" in settings:
             await _require_lease(url, connection, settings["idle_session_timeout"], timeout_s)
@@ -283,16 +289,131 @@ async def connect(
         lock_timeout = settings.get("lock_timeout", str(int(LOCK_TIMEOUT_S * 1000)))
         connection.settle = f"SET search_path = {TRUSTED_PATH}; SET lock_timeout = '{lock_timeout}';"
         await connection.execute(connection.settle, timeout=timeout_s)
-    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
+    except SHARED_STATEMENTS as error:
         connection.terminate()
-        raise UnsafeDatabaseError(say_pooler(url, f"it does not keep a session's statements: {error}")) from error
+        raise UnsafeDatabaseError(say_pooler(url, reason_of(error))) from error
     except LOST_SESSION as error:
         connection.terminate()
+        if shows_shared_session(error):
+            raise UnsafeDatabaseError(say_pooler(url, reason_of(error))) from error
         raise explain_refusal(url, error) from error
     except BaseException:
         connection.terminate()
         raise
     return connection
+
+
+async def _open_renewing(url: DatabaseUrl, settings: dict[str, str], timeout_s: float) -> Connection:
+    """Open a session. If the login is refused and came from a file, the file is read again."""
+    login = url.login
+    tried = login.current if login is not None else url
+    while True:
+        try:
+            return await _open(tried, settings, timeout_s)
+        except DatabaseLoginError as error:
+            if login is None:
+                raise
+            # Another task may have read the files meanwhile.
+            if login.renew() is None and login.current == tried:
+                raise DatabaseLoginError(f"{error} {login.problem}".rstrip()) from error
+            log.info("database_login_renewed", "Postgres refuses the login; its file has another one, which is tried")
+            tried = login.current
+
+
+async def _open(url: DatabaseUrl, settings: dict[str, str], timeout_s: float) -> Connection:
+    """Open a session with the first server of the URL that lets us in.
+
+    Raises:
+        DatabaseUnavailableError, UnsafeDatabaseError: as `connect`.
+
+    """
+    try:
+        plan = plan_of(url.dsn)
+    except ValueError as error:  # of the environment: the URL was checked when it was read
+        raise DatabaseRefusedError(f"database_url: {error}.") from None
+
+    async def opening(host: Host | None, address: str, attrs: str | None) -> Connection:
+        loop = PinnedLoop(asyncio.get_running_loop(), address) if address else None
+        place = {} if host is None else {"host": host.name, "port": host.port}
+        opened = await asyncpg.connect(
+            plan.dsn,
+            **place,
+            loop=loop,
+            timeout=timeout_s,
+            target_session_attrs=attrs,
+            max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
+            server_settings=settings,
+            connection_class=Connection,
+        )
+        assert isinstance(opened, Connection)
+        return opened
+
+    try:
+        if plan.hosts:
+            dial = Dial(plan, opening, discard=_abandon, is_definite=_refuses_login, timeout_s=timeout_s)
+            connection = await dial.run()
+        else:
+            connection = await opening(None, "", plan.target_session_attrs)
+    except NoHostError as error:
+        failures = error.failures
+        if any(_refuses_settings(failed) for _, failed in failures) and await _shares_sessions(url):
+            (said,) = {reason_of(failed) for _, failed in failures if _refuses_settings(failed)} or {""}
+            raise UnsafeDatabaseError(say_pooler(url, f"it also refuses a setting of our sessions: {said}")) from error
+        raise explain_refusals(url, failures) from error
+    except Exception as error:
+        raise explain_refusal(url, error) from error
+    _watch_peer(connection)
+    return connection
+
+
+def _abandon(connection: Connection) -> None:
+    """End a session that another server won. Its server learns of it by the end of the connection."""
+    connection.terminate()
+
+
+def _refuses_login(error: Exception) -> bool:
+    refusal = refusal_of(error)
+    return refusal is not None and refusal.kind is Kind.LOGIN
+
+
+def _refuses_settings(error: Exception) -> bool:
+    refusal = refusal_of(error)
+    return refusal is not None and refusal.fix is AT_ROLE
+
+
+BARE_TIMEOUT_S: Final = 2.0
+BARE_ROUNDS: Final = 3
+
+
+async def _shares_sessions(url: DatabaseUrl) -> bool:
+    """Return True if two connections are served by one server process: a pooler in transaction or statement mode.
+
+    A pooler in session mode gives each connection a process of its own, or lets the second one wait.
+    """
+    opened: list[Connection] = []
+    seen: list[set[str]] = [set(), set()]
+    try:
+        async with asyncio.timeout(BARE_TIMEOUT_S):
+            for _ in seen:
+                opened.append(await _open(url, {}, BARE_TIMEOUT_S))  # noqa: PERF401 - closed even if the second fails
+            for _ in range(BARE_ROUNDS):
+                for connection, processes in zip(opened, seen, strict=True):
+                    processes.add(await _server_process(connection))
+    except (OutboxError, asyncpg.PostgresError, *LOST_SESSION):
+        return False
+    finally:
+        for connection in opened:
+            connection.terminate()
+    return bool(seen[0] & seen[1]) or len(seen[0]) > 1
+
+
+async def _server_process(connection: Connection) -> str:
+    """Return the process id of the backend that answers, asked in a simple query, which passes any pooler."""
+    try:
+        await connection.execute("DO $$ BEGIN RAISE EXCEPTION '%', pg_catalog.pg_backend_pid(); END $$")
+    except asyncpg.RaiseError as error:
+        return str(error)
+    raise AssertionError
 
 
 def describe_session(row: Any) -> str:
@@ -394,7 +515,13 @@ async def _require_lease(url: DatabaseUrl, connection: Any, wanted_ms: str, time
         )
     except asyncpg.RaiseError as error:
         fact = f"idle_session_timeout is {error} although {wanted_ms} ms were asked for"
-        raise UnsafeDatabaseError(say_pooler(url, fact)) from error
+        connection.terminate()
+        if await _shares_sessions(url):
+            raise UnsafeDatabaseError(say_pooler(url, fact)) from error
+        raise UnsafeDatabaseError(
+            f"The pooler at {url.redacted} keeps sessions apart, but drops their settings ({fact}); {ITSELF}, "
+            "or set them at the role, as docs/scale.md shows."
+        ) from error
 
 
 def is_lost(error: BaseException | None) -> bool:
@@ -408,42 +535,59 @@ def is_lost(error: BaseException | None) -> bool:
     return False
 
 
-def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:  # noqa: PLR0911 - a table
-    """Why no connection came about, as one sentence with its mend; errors that are no refusal come back as they are."""
-    place = url.redacted
-    match error:
-        case asyncpg.ProtocolViolationError() | asyncpg.FeatureNotSupportedError():
-            return UnsafeDatabaseError(say_pooler(url, f"it refuses the session's settings: {error}"))
-        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
-            return DatabaseRefusedError(
-                f"Postgres at {place} refuses the user or password of database_url ({error}); correct it there."
-            )
-        case asyncpg.InvalidCatalogNameError():
-            return DatabaseRefusedError(f"Postgres at {place} says: {error}; create it or correct database_url.")
-        case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
-            return DatabaseUnavailableError(f"Postgres at {place} takes no connection now ({error}); try again later.")
-        case ssl.SSLError():
-            return DatabaseRefusedError(f"TLS to Postgres at {place} fails ({error}); correct sslmode in database_url.")
-        case OSError() | asyncpg.PostgresConnectionError() | asyncpg.InterfaceError():
-            reason = str(error) or type(error).__name__
-            return DatabaseUnavailableError(
-                f"Postgres at {place} does not answer ({reason}); start it or correct database_url."
-            )
-        case _:
+def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:
+    """Return an error that says in one sentence why there is no session; an error that is no refusal comes back."""
+    refusal = refusal_of(error)
+    return error if refusal is None else _explained(url, refusal)
+
+
+def explain_refusals(url: DatabaseUrl, failures: Sequence[tuple[str, Exception]]) -> Exception:
+    """Return one error for all servers that were asked; a refused login weighs more than a server that is silent."""
+    if len(failures) == 1:
+        return explain_refusal(url, failures[0][1])
+    refusals = [(label, refusal_of(error), error) for label, error in failures]
+    for _, refusal, error in refusals:
+        if refusal is None:
             return error
+    found = [(label, refusal, error) for label, refusal, error in refusals if refusal is not None]
+    worst = min((refusal for _, refusal, _ in found), key=lambda one: list(Kind).index(one.kind))
+    reasons = "; ".join(
+        f"{label}: {reason_of(error) if refusal.is_silent else refusal.says}" for label, refusal, error in found
+    )
+    verb = "does not answer" if all(refusal.is_silent for _, refusal, _ in found) else "gives no session"
+    return _explained(url, replace(worst, says=f"{verb} ({reasons})"))
+
+
+def _explained(url: DatabaseUrl, refusal: Refusal) -> Exception:
+    match refusal.kind:
+        case Kind.LOGIN:
+            error: type[Exception] = DatabaseLoginError
+        case Kind.REFUSED:
+            error = DatabaseRefusedError
+        case Kind.UNSAFE:
+            return UnsafeDatabaseError(f"The pooler at {url.redacted} {refusal.says}; {refusal.fix}.")
+        case Kind.AWAY:
+            error = DatabaseUnavailableError
+        case _:
+            assert_never(refusal.kind)
+    return error(f"Postgres at {url.redacted} {refusal.says}; {refusal.fix}.")
 
 
 def say_pooler(url: DatabaseUrl, fact: str) -> str:
-    """The sentence for what answers like Postgres and is none, told by `fact`."""
+    """Return the sentence about a pooler that shares sessions among its clients, as `fact` shows."""
+    mode = "statement" if "statement pooling" in fact else "transaction"
     return (
-        f"What answers at {url.redacted} is no Postgres session of our own ({fact}): a pooler in transaction mode, "
-        "such as PgBouncer, is in between; give database_url the address of Postgres itself (one connection per "
-        "server is all that is needed)."
+        f"The pooler at {url.redacted} is in {mode} mode ({fact}), so sessions and advisory locks are shared "
+        f"among its clients; {SESSION_MODE}."
     )
 
 
 class DatabaseRefusedError(DatabaseUnavailableError):
     """Postgres answers and says no: waiting does not help, a person must correct something."""
+
+
+class DatabaseLoginError(DatabaseRefusedError):
+    """Postgres refuses user or password: a person must correct them, or a file with newer ones is read."""
 
 
 def engine(url: DatabaseUrl, *, application: str) -> "AsyncEngine":

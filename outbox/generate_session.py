@@ -35,9 +35,11 @@ from outbox.database import (
     is_lost,
     lease_settings,
     plain_timestamps,
+    say_pooler,
     user_search_path,
 )
-from outbox.errors import DatabaseUnavailableError, OutboxError
+from outbox.database_refusal import original_of, reason_of, shows_shared_session
+from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
 from outbox.lock_wait import BlockerWatch, LockWaitError, holders
 from outbox.schema import require_current
 from outbox.settings import Settings
@@ -139,7 +141,10 @@ class GenerateSession:
                 finally:
                     pulse.cancel()
                     await asyncio.gather(pulse, return_exceptions=True)
-        except (SQLAlchemyError, AttributeError, *LOST_SESSION) as error:
+        except (SQLAlchemyError, AttributeError, asyncpg.PostgresError, *LOST_SESSION) as error:
+            cause = original_of(error)
+            if shows_shared_session(cause):
+                raise UnsafeDatabaseError(say_pooler(url, reason_of(cause))) from error
             if is_lost(error) or is_ended(error, driver):
                 raise DatabaseUnavailableError(
                     f"The session with Postgres at {url.redacted} was lost ({session.lost or said_by(error)}); "

@@ -61,6 +61,7 @@ from outbox.quarantine import UNDECODABLE, Quarantine, is_of_a_row
 from outbox.refusals import STATEMENTS as REFUSAL_STATEMENTS
 from outbox.refusals import Ruling, put_back
 from outbox.reply_class import Refusal
+from outbox.reopening import Reopening
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
@@ -307,6 +308,7 @@ class Relay:
         self._former = self._session
         if time.monotonic() - self._opened_at > self.settings.lease_s:
             self._reopen_pause_s = REOPEN_FIRST_S
+        reopening = Reopening(self.database_url)
         while not self._is_done():
             self.turned_at = time.monotonic()
             await asyncio.sleep(self._reopen_pause_s * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
@@ -314,9 +316,14 @@ class Relay:
             try:
                 self._session = await self._open()
             except (OutboxError, *LOST_SESSION, asyncpg.PostgresError) as error:
-                log.warning("session_refused", "no session yet: {reason}", reason=error)
+                await reopening.refused(error, self._is_waited_for)
             else:
                 return
+
+    def _is_waited_for(self) -> bool:
+        """Return True if a pause must end; the relay is not stuck while it asks."""
+        self.turned_at = time.monotonic()
+        return self.stopping
 
     def _is_done(self) -> bool:
         if not self.stopping:

@@ -31,6 +31,7 @@ from outbox.database import (
     lease_settings,
     say_pooler,
 )
+from outbox.database_refusal import reason_of, shows_shared_session
 from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
 from outbox.failover import timeline_of
 from outbox.schema import require_current
@@ -79,8 +80,13 @@ class Session:
             SchemaError: no schema, or another version's.
 
         """
-        await prove_locks(url, lease_s=lease_s)
-        connection = await _connect(url, lease_s)
+        try:
+            await prove_locks(url, lease_s=lease_s)
+            connection = await _connect(url, lease_s)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if not shows_shared_session(error):
+                raise
+            raise UnsafeDatabaseError(say_pooler(url, reason_of(error))) from error
         # A cancelled statement waits for the server's word on the cancel, and a transaction for that of its rollback:
         # only the end of the connection frees a relay from a network that has gone silent.
         silence = asyncio.get_running_loop().call_later(lease_s, connection.terminate)

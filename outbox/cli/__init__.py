@@ -75,7 +75,7 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlalchemy"):
             raise  # a fault of ours, to be seen whole
-        print(f"outbox: Postgres refuses: {_said(error)}.", file=sys.stderr)  # noqa: T201
+        print(f"outbox: Postgres refuses: {_said(error)}{_fix(error)}.", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     finally:
         gc.freeze()  # else the interpreter's last collections walk through all that was imported: 100 ms
@@ -83,5 +83,14 @@ def main() -> None:
 
 def _said(error: BaseException) -> str:
     """What Postgres said, without the statement: it may hold people's data."""
-    original = getattr(error, "orig", None)
-    return str(getattr(original, "__cause__", None) or original or error).splitlines()[0].rstrip(".")
+    from outbox.database_refusal import original_of
+
+    return str(original_of(error)).splitlines()[0].rstrip(".")
+
+
+def _fix(error: BaseException) -> str:
+    """Return what to do about sessions that clients of a pooler share; empty for another error."""
+    from outbox.database_refusal import SESSION_MODE, original_of, shows_shared_session
+
+    is_shared = shows_shared_session(original_of(error))
+    return f", since a pooler in transaction mode or statement mode is in between; {SESSION_MODE}" if is_shared else ""

@@ -1,13 +1,14 @@
 """Behind PgBouncer: what cannot keep the promise is refused in one sentence; generate works in session mode."""
 
 import asyncio
+import signal
 from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
 
 from bench.pooler import PGBOUNCER, pooler
-from outbox.database import lease_settings
+from outbox.database import ALIVE, RELAY_LOCKS, lease_settings
 from tests.fleet import until
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed (apt-get install pgbouncer)")
@@ -136,3 +137,81 @@ async def test_other_clients_of_a_pooler_in_transaction_mode_find_its_sessions_a
     assert (await fleet.run("status")).code == 0
     assert [await client.fetchval(f"SHOW {name}") for name in ("search_path", "lock_timeout")] == before
     await client.close()
+
+
+async def lease_at_the_role(fleet, lease_s=10):
+    """As docs/scale.md says for a relay."""
+    name = await fleet.connection.fetchval("SELECT current_database()")
+    for setting, value in lease_settings(lease_s, statements_too=True).items():
+        await fleet.connection.execute(f"ALTER ROLE postgres IN DATABASE {name} SET {setting} = '{value}'")
+
+
+async def held(fleet):
+    return await fleet.connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+
+
+async def test_a_relay_behind_a_pooler_in_session_mode_works_with_the_lease_as_the_roles_own(pooled):
+    """A stopped relay's session ends after the lease, a killed one's at once, and another relay takes over."""
+    fleet = await pooled("session", ignore=True, sessions=10)
+    await lease_at_the_role(fleet)
+    await fleet.put_emails(20)
+    first = await fleet.relay()
+    await until(lambda: fleet.sink.messages == 20, "all are sent")
+    first.send(signal.SIGSTOP)
+    second = await fleet.relay()
+    await until(lambda: alive(fleet, 1), "the stopped relay's session has ended", deadline_s=40)
+    await fleet.put_emails(20, first=21)
+    await until(lambda: fleet.sink.messages == 40, "the other relay sends")
+    await second.kill()
+    await until(lambda: alive(fleet, 0), "the killed relay's session has ended")
+    first.send(signal.SIGCONT)
+    await fleet.put_emails(20, first=41)
+    await until(lambda: fleet.sink.messages == 60, "the first relay sends again", deadline_s=40)
+    assert fleet.twice == {}
+    assert await fleet.settled() == {"sent": 60}
+
+
+async def alive(fleet, count):
+    return await fleet.connection.fetchval(f"SELECT count(*) {ALIVE}", RELAY_LOCKS) == count
+
+
+async def test_a_pooler_in_session_mode_that_refuses_settings_is_not_called_one_in_transaction_mode(pooled):
+    fleet = await pooled("session", ignore=False)
+    for command in ("relay", "generate"):
+        ended = await fleet.run(command, deadline_s=30)
+        assert ended.code == 1
+        said = ended.sentences[-1]
+        assert "transaction mode" not in said
+        assert "unsupported startup parameter" in said
+        assert "ignore_startup_parameters" in said
+        assert "set them at the role, as docs/scale.md shows" in said
+
+
+async def test_a_pooler_in_session_mode_that_drops_settings_is_not_called_one_in_transaction_mode(pooled):
+    fleet = await pooled("session", ignore=True)
+    ended = await fleet.run("relay", deadline_s=30)
+    assert ended.code == 1
+    assert "transaction mode" not in ended.sentences[-1]
+    assert "set them at the role, as docs/scale.md shows" in ended.sentences[-1]
+
+
+@pytest.mark.parametrize("role_has_lease", [True, False])
+@pytest.mark.parametrize("mode, ignore", POOLED)
+@pytest.mark.parametrize("command", ["relay", "generate", "status", "doctor"])
+async def test_a_pooler_in_transaction_mode_is_called_one(pooled, mode, ignore, command, role_has_lease):
+    fleet = await pooled(mode, ignore=ignore)
+    await fleet.hire(3)
+    if role_has_lease:
+        await lease_at_the_role(fleet)
+    for number in range(3):  # sessions are shared among these
+        ended = await fleet.run(command, deadline_s=40)
+        if number and "Connection refused" in ended.err + ended.out:
+            break  # a request to cancel can end PgBouncer 1.18 ("FATAL … bad client state: 0")
+        assert "Traceback" not in ended.err + ended.out
+        if ended.code == 0:
+            assert command in {"status", "generate"}
+            continue
+        said = " ".join((ended.out if command == "doctor" else ended.sentences[-1]).split())
+        kind = "statement" if "statement pooling" in said else "transaction"
+        assert f"{kind} mode" in said, said
+        assert "pool_mode = session" in said

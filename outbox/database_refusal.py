@@ -1,0 +1,149 @@
+"""Reasons why Postgres, or a pooler before it, gives no session that outbox can use, and what to do about each.
+
+Pure: an error goes in, a `Refusal` comes out. PgBouncer reports most of its refusals as a protocol violation (SQLSTATE
+08P01) and newer versions some of them with a code of their own, so its sentences are recognized by their words.
+"""
+
+import os
+import re
+import socket
+import ssl
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import asyncpg
+
+
+class Kind(StrEnum):
+    """What a refusal asks for."""
+
+    LOGIN = "login"
+    """A person corrects user or password, or a file with a newer one is read."""
+    REFUSED = "refused"
+    """A person corrects something else; waiting does not help."""
+    UNSAFE = "unsafe"
+    """A pooler that cannot keep the promise."""
+    AWAY = "away"
+    """Waiting may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the server does or says, as the rest of a sentence, and the fix."""
+
+    kind: Kind
+    says: str
+    fix: str
+    is_silent: bool = False
+    """True if no server answered."""
+
+
+ITSELF: Final = "give database_url the address of Postgres itself"
+SESSION_MODE: Final = f"{ITSELF}, or set pool_mode = session in the pooler for this database or role"
+AT_ROLE: Final = (
+    f"{ITSELF}, or, with pool_mode = session, let the pooler ignore these settings (ignore_startup_parameters) and set "
+    "them at the role, as docs/scale.md shows"
+)
+
+_LOGIN_FIX: Final = "correct the user or password of database_url"
+_POOL_FIX: Final = "try again later, or raise the pooler's limit"
+
+# Sentence, kind, fix. Sources: PgBouncer, src/client.c, src/objects.c, src/janitor.c, src/server.c, and its
+# documentation, config.md; pgpool-II 4.3, src/protocol; Supavisor, lib/supavisor/client_handler.
+POOLER_SENTENCES: Final[tuple[tuple[str, Kind, str], ...]] = (
+    (r"unsupported startup parameter", Kind.UNSAFE, AT_ROLE),
+    (r"unsupported startup option", Kind.UNSAFE, AT_ROLE),
+    (r"no such database", Kind.REFUSED, "add it to [databases] in pgbouncer.ini, or correct database_url"),
+    (r"tenant or user not found", Kind.LOGIN, _LOGIN_FIX),
+    (r"password authentication failed", Kind.LOGIN, _LOGIN_FIX),
+    (r"SASL authentication failed", Kind.LOGIN, _LOGIN_FIX),
+    (r"authentication failed", Kind.LOGIN, _LOGIN_FIX),
+    (r"auth failed", Kind.LOGIN, _LOGIN_FIX),
+    (r"no such user", Kind.LOGIN, "add the user to PgBouncer's auth_file, or set its auth_query"),
+    (r"login rejected", Kind.LOGIN, "allow it in PgBouncer's auth_hba_file"),
+    (r"(wrong password type|bouncer config error)", Kind.LOGIN, "correct auth_type and auth_file of PgBouncer"),
+    (r"(SSL|TLS) (is )?required", Kind.REFUSED, "add sslmode=require to database_url"),
+    (r"no more connections allowed", Kind.AWAY, _POOL_FIX),
+    (r"max clients reached", Kind.AWAY, _POOL_FIX),
+    (r"too many (clients|connections|active clients)", Kind.AWAY, _POOL_FIX),
+    (r"(does not allow connections|is disabled)", Kind.AWAY, "enable the database in the pooler (ENABLE)"),
+    (r"server login has been failing", Kind.AWAY, "see the pooler's log: it cannot log in to Postgres"),
+    (r"server login failed", Kind.AWAY, "see the pooler's log: it cannot log in to Postgres"),
+    (r"cannot connect to server", Kind.AWAY, "see the pooler's log: it cannot reach Postgres"),
+    (r"all backend nodes are down", Kind.AWAY, "see the pooler's log: it cannot reach Postgres"),
+    (r"failed to create a backend connection", Kind.AWAY, "see the pooler's log: it cannot reach Postgres"),
+    (r"(query_wait_timeout|client_login_timeout|pgbouncer_?timeout)", Kind.AWAY, _POOL_FIX),
+    (r"(shutting down|suspended|paused)", Kind.AWAY, "try again later"),
+)
+_SENTENCES: Final = [(re.compile(words, re.IGNORECASE), kind, fix) for words, kind, fix in POOLER_SENTENCES]
+
+# A statement that was prepared on another server process, or a name that another client's statement has.
+SHARED_STATEMENTS: Final = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+
+# Parameters of database_url go to the server as settings of the session.
+_BAD_PARAMETER: Final = (
+    asyncpg.UndefinedObjectError,
+    asyncpg.InvalidParameterValueError,
+    asyncpg.CantChangeRuntimeParamError,
+    asyncpg.ClientConfigurationError,
+)
+
+
+def refusal_of(error: Exception) -> Refusal | None:  # noqa: C901, PLR0911 - a table
+    """Return why no session came about; None for an error that is no refusal."""
+    said = reason_of(error)
+    match error:
+        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
+            return Refusal(Kind.LOGIN, f"refuses the user or password of database_url ({said})", _LOGIN_FIX)
+        case asyncpg.InvalidCatalogNameError():
+            return Refusal(Kind.REFUSED, f"says: {said}", "create it or correct database_url")
+        case asyncpg.ProtocolViolationError() | asyncpg.InternalServerError():
+            return _of_pooler(said)
+        case asyncpg.FeatureNotSupportedError():
+            return Refusal(Kind.UNSAFE, f"refuses a setting of our sessions ({said})", AT_ROLE)
+        case asyncpg.TargetServerAttributeNotMatched():
+            fix = "promote a server, or correct target_session_attrs in database_url"
+            return Refusal(Kind.AWAY, "is not of the kind that target_session_attrs asks for", fix)
+        case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
+            return Refusal(Kind.AWAY, f"takes no connection now ({said})", "try again later")
+        case ConnectionError() if "rejected SSL upgrade" in said:
+            return Refusal(Kind.REFUSED, "has no TLS", "correct sslmode in database_url, or turn TLS on in the server")
+        case ssl.SSLError():
+            return Refusal(Kind.REFUSED, f"fails in TLS ({said})", "correct sslmode in database_url")
+        case _ if isinstance(error, _BAD_PARAMETER):
+            old = "idle_session_timeout" in said
+            fix = "outbox needs PostgreSQL 14 or later" if old else "correct it in database_url"
+            return Refusal(Kind.REFUSED, f"refuses a parameter ({said})", fix)
+        case OSError() | asyncpg.PostgresConnectionError() | asyncpg.InterfaceError():
+            return Refusal(Kind.AWAY, f"does not answer ({said})", "start it or correct database_url", is_silent=True)
+        case _:
+            return None
+
+
+def _of_pooler(said: str) -> Refusal:
+    for words, kind, fix in _SENTENCES:
+        if words.search(said):
+            subject = "refuses a setting of our sessions" if fix is AT_ROLE else "says through its pooler"
+            return Refusal(kind, f"{subject} ({said})", fix)
+    return Refusal(Kind.AWAY, f"gives no session ({said})", "see its log, and the log of the pooler before it")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the error as words on one line; the system's own for an error of the network."""
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ssl.SSLError):
+        return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+    if isinstance(error, asyncpg.PostgresError):  # without DETAIL and HINT
+        return str(error).partition("\n")[0]
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shows_shared_session(error: BaseException) -> bool:
+    """Return True for an error that only a pooler in transaction or statement mode makes of a statement of ours."""
+    return isinstance(error, SHARED_STATEMENTS) or "not allowed in statement pooling mode" in str(error)
+
+
+def original_of(error: BaseException) -> BaseException:
+    """Return asyncpg's error, which SQLAlchemy wraps twice."""
+    original = getattr(error, "orig", None)
+    return getattr(original, "__cause__", None) or original or error
