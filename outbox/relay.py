@@ -60,8 +60,8 @@ from outbox.pool import Pool
 from outbox.quarantine import UNDECODABLE, Quarantine, is_of_a_row
 from outbox.refusals import STATEMENTS as REFUSAL_STATEMENTS
 from outbox.refusals import Ruling, put_back
-from outbox.reply_class import Refusal
 from outbox.reopening import Reopening
+from outbox.reply_class import Refusal
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
