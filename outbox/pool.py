@@ -19,7 +19,7 @@ from outbox.letterhead import Letterhead
 from outbox.log import Events
 from outbox.pace import Pace
 from outbox.refusals import DeadLetter, RefusalJudge
-from outbox.reply_class import About, classify
+from outbox.reply_class import About, Stage, classify
 from outbox.route import LoginRefusedError, Route, RouteTroubleError
 from outbox.settings import Settings
 
@@ -273,7 +273,8 @@ class Pool:
         if not was_refused:
             log.error(
                 "route_refused",
-                "{route} refuses this sender or host, so nothing is sent and nothing is lost: {reason}",
+                "SMTP is in trouble: {route} refuses this sender or host, so nothing is sent and nothing is lost: "
+                "{reason}",
                 route=self.route.name,
                 reason=reason,
             )
@@ -464,7 +465,10 @@ class Pool:
 
 def _is_refusal(trouble: RouteTroubleError) -> bool:
     """Return True if the server refuses this host, in its greeting or its reply to EHLO: a person must act."""
-    return trouble.code > 0 and classify(trouble.stage, trouble.code, trouble.text) is About.ROUTE
+    return (
+        trouble.stage in (Stage.CONNECT, Stage.EHLO)
+        and classify(trouble.stage, trouble.code, trouble.text) is About.ROUTE
+    )
 
 
 def _is_prepared(claim: Claim) -> bool:
