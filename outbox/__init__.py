@@ -38,7 +38,7 @@ newcomer who follows it meets them in this order:
 
     verdict           what a try ended in, and what follows
     backoff           how long until the next try
-    replies           SMTP replies out of bytes
+    replies           SMTP replies out of bytes; reply_class: table of what a refusal is about
     esmtp             what a server offers beyond the least, and what is said because of it
     verp              tokens by which a bounce proves which email it is about; bounce_key: rotation of their key
     suppression       who gets no more email, and since when: the list that generate and relays obey
@@ -50,6 +50,7 @@ newcomer who follows it meets them in this order:
     budget            memory for large messages; notified: rests after notifications that lead to nothing
     conversation      one SMTP connection: content, mark, guard, dot
     breaker           when the server is the trouble: the pause of a route, for a relay and for the fleet
+    refusals          judgement of refusals that may be about the sender or this host, and how it is undone
     pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
     routing           which email takes which of several routes, and what waits where nobody relays

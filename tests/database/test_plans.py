@@ -10,7 +10,21 @@ import json
 import asyncpg
 import pytest
 
-from outbox import breaker, doubt, failover, fleet, ledger, pace, pause, prune, quarantine, relay, routing, suppression
+from outbox import (
+    breaker,
+    doubt,
+    failover,
+    fleet,
+    ledger,
+    pace,
+    pause,
+    prune,
+    quarantine,
+    refusals,
+    relay,
+    routing,
+    suppression,
+)
 from outbox.session import PLANS
 
 ROWS = 20_000
@@ -36,7 +50,7 @@ WALKS_THE_BACKLOG = {"JUDGE"}
 
 STATEMENTS = {
     name: statement
-    for module in (ledger, breaker, pace, pause, doubt, failover, suppression, quarantine)
+    for module in (ledger, breaker, pace, refusals, pause, doubt, failover, suppression, quarantine)
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement in module.STATEMENTS
 } | {
