@@ -52,6 +52,7 @@ newcomer who follows it meets them in this order:
     refusals          judgement of refusals that may be about the sender or this host, and how it is undone
     pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
+    throttle          rate and connections that a mail server takes, found from what it refuses
     routing           which email takes which of several routes, and what waits where nobody relays
     route             the way to the mail server: a connection that is set up; lmtp: by LMTP; maildir: a directory
                       that stands for a server
