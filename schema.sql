@@ -224,9 +224,19 @@ create table outbox.route (
 );
 
 -- The fleet's rate: whoever moves `next_at` on by n places owns the n moments that it passed over, one email each.
+-- `found_rate` is what the mail server takes, in emails a second, as its refusals show (`said`); null while nothing was
+-- refused because of the rate. It was found at `found_at`; then nothing is sent for `silence_s`, until `resumes_at`.
 create table outbox.pace (
-    route    text primary key,                          -- as in `route`
-    next_at  timestamptz not null default now()
+    route       text primary key,                       -- as in `route`
+    next_at     timestamptz not null default now(),
+    found_rate  double precision,
+    found_at    timestamptz,
+    resumes_at  timestamptz,
+    silence_s   double precision,
+    said        text,
+    constraint pace_found check (
+        num_nulls(found_rate, found_at, resumes_at, silence_s, said) in (0, 5)
+        and (found_rate is null or (found_rate > 0 and found_rate <= 1e6 and silence_s between 0 and 3600)))
 );
 
 -- How many such moments were given out, by the quarter of an hour: a day's sum is what `daily_max` bounds.

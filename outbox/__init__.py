@@ -53,6 +53,7 @@ newcomer who follows it meets them in this order:
     refusals          judgement of refusals that may be about the sender or this host, and how it is undone
     pause             what people hold back: a report, or the fleet
     pace              the rate that the fleet shares: moments at which a relay may start an email
+    throttle          rate and connections that a mail server takes, found from what it refuses
     routing           which email takes which of several routes, and what waits where nobody relays
     dialing           connections to a host name with several addresses; helo: name of this host in EHLO
     smtp_opening      greeting, EHLO and TLS on one address; smtp_login: AUTH

@@ -120,6 +120,18 @@ class Breaker:
             self.probing = False
             self.news = "resume"
 
+    def works_for_others(self) -> None:
+        """End a pause that this relay began, since the server works for other relays."""
+        if self.refusals or self.login_refused:
+            return
+        if self.news == "pause":
+            self.news = None
+        elif self.fleet_retry_at is not None:
+            self.news = "resume"
+        self.retry_at = self.fleet_retry_at = None
+        self.probing = False
+        self._pause_s = PAUSE_FIRST_S
+
     def adopt(self, reason: str | None, wait_s: float, now: float, logins: int = 0) -> None:
         """Take over what the fleet knows: a pause with its reason, or None. A server that works for others may still
         not work from here, so this relay's own pause stays. `logins` is how many were refused in a row.

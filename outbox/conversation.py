@@ -136,6 +136,7 @@ class Conversation(asyncio.Protocol):
         self.mark_asked = False
         self.closing = False
         self.is_closed = False
+        self.began_at = clock()  # when the latest envelope was written
         self.idle_since: float | None = None
         self._parameters = ""  # of MAIL, for an email that is not ASCII
         self._refusal: Refusal | None = None
@@ -255,7 +256,8 @@ class Conversation(asyncio.Protocol):
         """The commands that open a transaction: all that may be said at once."""
         self.ahead = claim
         self._refusal = None
-        self._deadline_s = self.clock() + self.command_timeout_s
+        self.began_at = self.clock()
+        self._deadline_s = self.began_at + self.command_timeout_s
         reset = b""
         if self._reset_needed:  # a refused transaction is still open there, and a second MAIL would be out of order
             self._reset_needed = False

@@ -26,7 +26,7 @@ from outbox.pause import Pause
 from outbox.routing import Unserved, difference
 from outbox.settings import Settings, WhenInDoubt
 from outbox.signature import load_signer
-from outbox.status import RouteStatus, Status, read_status
+from outbox.status import RateStatus, RouteStatus, Status, read_status
 from outbox.verp import TOKEN_MAX
 
 FILES_BESIDE: Final = 64  # what a process holds open beside its SMTP connections
@@ -102,6 +102,7 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
         judge_routes(found.routes, {settings.smtp_url.name, *settings.routes}, relays=len(found.relays)),
         *judge_rules(rules, settings),
         *judge_unserved(found.unserved),
+        *judge_rates(found.rates),
         judge_deliveries(found),
         *judge_pauses(found.pauses),
         *judge_schedules(agendas),
@@ -135,6 +136,19 @@ def judge_rules(differs: str | None, settings: Settings) -> list[Finding]:
 def judge_unserved(routes: Iterable[Unserved]) -> list[Finding]:
     """What waits for a route that nobody serves, a line each."""
     return [fault("route", *one.sentence.rstrip(".").split(": ", 1)) for one in routes]
+
+
+def judge_rates(rates: Iterable[RateStatus]) -> list[Finding]:
+    """Return a note for each mail server that takes only so many emails a second."""
+    return [
+        note(
+            "rate",
+            f"{one.route} takes about {one.per_s:.3g} emails a second, found by its reply at "
+            f"{one.since:%Y-%m-%d %H:%M:%S} UTC: {one.said}",
+            "nothing need be done; with a lower `rate` the server has nothing to refuse",
+        )
+        for one in rates
+    ]
 
 
 def judge_routes(routes: Iterable[RouteStatus], ours: Collection[str], *, relays: int) -> Finding:

@@ -7,6 +7,7 @@ means is `verdict`'s. One tick is one statement, so one snapshot, one commit and
 deliveries it moves: commits are what costs.
 """
 
+import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,8 +15,10 @@ from typing import Any, Final
 
 from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.database import HOLDS_ITS_LOCK, RELAY_LOCKS, storable
+from outbox.pace import FOUND, found_of
 from outbox.quarantine import STATEMENTS as QUARANTINE_STATEMENTS
 from outbox.quarantine import Quarantine, is_of_a_row
+from outbox.throttle import Found
 from outbox.verdict import Outcome
 from outbox.verp import email_of
 
@@ -54,6 +57,8 @@ class Claim:
     """Token that is sent with the email and proves that a bounce is about it (`verp`)."""
     claimed_at: float = 0.0
     """When it was claimed; only where somebody looks on."""
+    started_at: float = 0.0
+    """When the latest try of it began."""
     handed_over_at: float = 0.0
     """When its final dot was written."""
     head: bytes | None = None
@@ -127,6 +132,8 @@ class Tick:
     """Of which emails the mark could not be written."""
     locked: frozenset[int] = frozenset()
     """Of which emails neither mark nor verdict was written, since another session has locked their rows."""
+    found: Found | None = None
+    """Rate that the mail server takes, as far as it is known."""
 
 
 LOOK_FOR_ALL_S: Final = 1.0  # what is due behind the frontier waits for so long, at most
@@ -353,6 +360,9 @@ UNION ALL
 SELECT 'b', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, min(bytes)
   FROM left_over HAVING count(*) > 0
 UNION ALL
+SELECT 'f', NULL, NULL, NULL, NULL, row_to_json(f)::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM (SELECT {FOUND} FROM outbox.pace WHERE route = $13 AND found_rate IS NOT NULL) AS f
+UNION ALL
 SELECT 'p', NULL, NULL, NULL, NULL, report, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM outbox.pause
 UNION ALL
 {_TOKENS}"""
@@ -375,7 +385,7 @@ async def tick(
     bytes_max: int = MESSAGE_BYTES_MAX,
     left_out: Sequence[int] = (),
 ) -> Tick:
-    """Settle, mark and claim in one commit; return what came true, and the fleet's pause of `server`, by that name.
+    """Settle, mark and claim in one commit; return what came true, and what the fleet knows of `server`, by that name.
 
     A settlement or mark that is not in the answer changed nothing: its fence no longer matched. At most `room`
     deliveries of the route, and `suspects` more, are claimed: urgent ones first, of those due since `urgent_since` at
@@ -420,6 +430,7 @@ async def tick(
         listed=frozenset(r["email"] for r in rows if r["part"] == "x" and r["email"] not in unfit),
         unfit=unfit,
         bytes_wanted=next((r["bytes"] for r in rows if r["part"] == "b"), 0),
+        found=next((found_of(json.loads(r["key"])) for r in rows if r["part"] == "f"), None),
     )
 
 
@@ -600,7 +611,7 @@ async def release(
 
 # A session that began before Postgres did was lost with it, and no fault of what it held.
 OTHERS: Final = """
-SELECT id, started_at >= pg_postmaster_start_time() AS died, route FROM outbox.relay
+SELECT id, started_at >= pg_postmaster_start_time() AS died, route, sent FROM outbox.relay
  WHERE ended_at IS NULL AND id <> $1
 """
 
@@ -671,7 +682,8 @@ END_RELAYS: Final = "UPDATE outbox.relay SET ended_at = now() WHERE id = ANY ($1
 class Sweep:
     """What dead relays left behind: how many claims were let go of (free or quarantined), how many are in doubt.
 
-    `alive` is how many others live, and `beside` how many of these serve the same route.
+    `alive` is how many others live, and `beside` how many of these serve the same route; `sent` is how many emails
+    these have sent.
     """
 
     dead: list[int]
@@ -679,6 +691,7 @@ class Sweep:
     doubted: int = 0
     alive: int = 0
     beside: int = 0
+    sent: int = 0
 
 
 async def sweep(
@@ -700,9 +713,9 @@ async def sweep(
         return Sweep([])
     async with connection.transaction():
         dead = [r["id"] for r in await connection.fetch(DEAD, RELAY_LOCKS, list(others))]
-        beside = sum(r["route"] == route and r["id"] not in dead for r in rows)
+        beside = [r["sent"] for r in rows if r["route"] == route and r["id"] not in dead]
         if not dead:
-            return Sweep([], alive=len(others), beside=beside)
+            return Sweep([], alive=len(others), beside=len(beside), sent=sum(beside))
         await connection.fetch(TAKE_LOCKS, RELAY_LOCKS, dead)
         freed = doubted = 0
         for died in (True, False):
@@ -712,7 +725,7 @@ async def sweep(
                     connection, some, doubt_s=doubt_s, died=died, quarantine=quarantine
                 )
                 freed, doubted = freed + more_freed, doubted + more_doubted
-    return Sweep(dead, freed, doubted, len(others) - len(dead), beside)
+    return Sweep(dead, freed, doubted, len(others) - len(dead), len(beside), sum(beside))
 
 
 FORMER: Final = "SELECT r.id FROM outbox.relay r WHERE r.id = $1 AND r.timeline = $2 AND r.ended_at IS NULL"
@@ -852,6 +865,19 @@ async def never_taken(connection: Any, *, route: str = "") -> dict[int, str]:
     return {row["email"]: row["why"] for row in await connection.fetch(NEVER_TAKEN, route, NEVER_TAKEN_SHOWN)}
 
 
+# How often each email was withdrawn since the server said so, by its rate or to everybody. $1 emails.
+PUT_OFF: Final = """
+SELECT email, count(*) AS times FROM outbox.attempt
+ WHERE email = ANY ($1::bigint[]) AND verdict = 'withdrawn' AND reply ~ '^(redirected to [^ ]+: )?[45][0-9][0-9] '
+ GROUP BY email
+"""
+
+
+async def count_put_off(connection: Any, emails: Sequence[int]) -> dict[int, int]:
+    """Return how often each of these emails was withdrawn by a reply of the server, where it was."""
+    return {row["email"]: row["times"] for row in await connection.fetch(PUT_OFF, emails)}
+
+
 STANDING: Final = """
 SELECT n.email, d.state, d.attempt
   FROM unnest($1::bigint[]) AS n (email) LEFT JOIN outbox.delivery d ON d.email = n.email
@@ -901,6 +927,6 @@ async def write_note(connection: Any, relay: int, note: Note) -> None:
 STATEMENTS: Final = (
     *(TICK, LOCKED, FETCH_MESSAGES, EXPIRE, RELEASE, OTHERS, DEAD, TAKE_LOCKS, JUDGE, END_RELAYS, FORMER, EMPTY),
     *(STANDING, NOTE, MESSAGE_LIMIT, STRANDED, NEVER_TAKEN, CANDIDATES, CLAIM_ONE, LATE, EXPIRE_ONE, JUDGE_ONE),
-    *(HELD_BY, NOT_LIVING),
+    *(HELD_BY, NOT_LIVING, PUT_OFF),
     *QUARANTINE_STATEMENTS,
 )

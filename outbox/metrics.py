@@ -164,12 +164,31 @@ class RelayCollector(Collector):
         connections = GaugeMetricFamily(
             "outbox_smtp_connections", "Connections to the mail server.", labels=["state", *self._labels]
         )
+        throttled = CounterMetricFamily(
+            "outbox_route_throttled", "Replies that limited the rate or the connections.", labels=["route"]
+        )
+        rate = GaugeMetricFamily(
+            "outbox_route_rate_found",
+            "Emails a second that the mail server takes from the fleet; absent without a limit.",
+            labels=["route"],
+        )
+        granted = GaugeMetricFamily(
+            "outbox_smtp_connections_granted",
+            "Connections that the mail server grants this relay; absent without a limit.",
+            labels=["route"],
+        )
         for relay in self.relays.each:
+            name, pace, limit = relay.pool.route.name, relay.pool.pace, relay.pool.connection_limit
+            throttled.add_metric([name], relay.pool.throttles)
+            if pace.found_per_s is not None:
+                rate.add_metric([name], pace.found_per_s)
+            if limit.found is not None:
+                granted.add_metric([name], limit.found)
             paused.add_metric([relay.pool.route.name], relay.pool.breaker.is_open)
             refused.add_metric([relay.pool.route.name], relay.pool.refusals)
             for state, number in relay.pool.counts().items():
                 connections.add_metric([state, *self._label(relay)], number)
-        yield from (paused, refused, connections)
+        yield from (paused, refused, throttled, rate, granted, connections)
 
 
 class FleetCollector(Collector):

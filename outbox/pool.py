@@ -5,6 +5,7 @@ what must be given back there lies in `releases` and `put_off` until the relay's
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -17,11 +18,13 @@ from outbox.conversation import Conversation, Desk, Throttle
 from outbox.ledger import Claim
 from outbox.letterhead import Letterhead
 from outbox.log import Events
-from outbox.pace import Pace
+from outbox.pace import Pace, RefusedTry
 from outbox.refusals import DeadLetter, RefusalJudge
 from outbox.reply_class import About, Stage, classify
 from outbox.route import LoginRefusedError, Route, RouteTroubleError
 from outbox.settings import Settings
+from outbox.throttle import ConnectionLimit, Judgement, Meter, RecentReplies
+from outbox.verdict import Deferred
 
 log = Events("outbox.relay")
 
@@ -29,6 +32,12 @@ ROOM_MIN: Final = 8  # claims that a relay without connections starts with
 DEADLINE_CHECK_S: Final = 1.0
 AFTER_STOP_S: Final = 0.05
 STUCK_S: Final = 3.0
+HOLD_S: Final = 5.0  # a claim that can be sent within this time after a refusal is not given back
+BLOCKED_S: Final = 4.0  # a server that wants to be left alone for so long is a trouble to be named
+DEFERS_ALL_S: Final = 30.0  # a reply to everybody is shown for at least so long, if nothing is accepted
+QUOTA: Final = re.compile(r"\bquota\b|\b(dai|hour)ly\b", re.IGNORECASE)
+OTHERS_SEND_S: Final = 10.0  # after another relay's latest email, as far as sweeps tell
+REFUSED_MIN: Final = 400  # RFC 5321 §4.2.1: 4xx and 5xx are refusals
 SILENCE_S: Final = 30.0  # a server that says nothing for so long is a trouble to be named
 LIMIT_SEEN_MIN: Final = 3  # so many connections in a row ended after the same number of messages: that is a limit
 LIMIT_KEPT_S: Final = 3600.0
@@ -57,9 +66,23 @@ class Pool:
         self.wake = wake
         self.breaker = Breaker()
         self.pace = Pace(settings.rate_per_s, settings.daily_max)
+        self.connection_limit = ConnectionLimit()
+        self.replies = RecentReplies()
+        self.throttles = 0
+        """How many replies limited the rate or the connections."""
+        self._defers_all: tuple[str, float] | None = None  # the reply, and when
+        self._taken = Meter()
+        self._accepted_started_at: float | None = None
+        self._sent_by_others: int | None = None
+        self._others_sent_at: float | None = None
+        self._is_paused_by_limit = False
         self.ready: deque[Claim] = deque()
         self.releases: list[Claim] = []
         self.put_off: list[Claim] = []
+        self.dropped: list[tuple[Claim, str]] = []
+        """Claims that met only cut connections, with the reason, which may have to be quarantined."""
+        self.undecided: list[tuple[Claim, Deferred, bool]] = []
+        """Deferrals of which it is not known yet whether most others get the same."""
         self.conversations: set[Conversation] = set()
         self.is_closing = False
         self.fault: BaseException | None = None
@@ -109,7 +132,7 @@ class Pool:
     def in_hand(self) -> list[Claim]:
         """All claims that wait for a connection or are on one."""
         on_the_way = [claim for c in self.conversations for claim in (c.ahead, c.handed_over) if claim is not None]
-        return [*self.ready, *on_the_way]
+        return [*self.ready, *on_the_way, *(one[0] for one in self.undecided), *(one[0] for one in self.dropped)]
 
     def handed_over(self) -> list[Claim]:
         """The claims whose final dot is written and not answered."""
@@ -119,7 +142,18 @@ class Pool:
         """What keeps mail from going out: the server, as far as the connections tell, or the day's maximum."""
         used_up = f"SMTP: {self.pace.used_up}" if self.pace.is_used_up(time.monotonic()) else None
         held = next((f"SMTP refuses mail from {sender}: {hold.reason}" for sender, hold in self.holds.items()), None)
-        return self.broken() or held or used_up
+        return self.broken() or held or used_up or self._throttled_by()
+
+    def _throttled_by(self) -> str | None:
+        """Return why the server takes next to nothing, if it said that it is to be left alone."""
+        found, limit = self.pace.found, self.connection_limit
+        if self._defers_all is not None and time.monotonic() - self._defers_all[1] < 2 * DEFERS_ALL_S:
+            return f"SMTP: the mail server defers every email: {self._defers_all[0]}"
+        if found is not None and found.silence_s >= BLOCKED_S and found.sending_s <= 0:
+            return f"SMTP: the mail server takes no more for now, by its rate limit: {found.said}"
+        if limit.found is not None and not self.conversations and limit.retry_at > time.monotonic():
+            return f"SMTP: the mail server takes no more connections: {limit.said}"
+        return None
 
     def counts(self) -> dict[str, int]:
         """How many connections are `busy`, `idle` and `opening`. May be asked from any thread."""
@@ -138,24 +172,26 @@ class Pool:
     def room(self, now: float) -> int:
         """How many more claims the connections can take soon; none while the route is paused, one for a probe."""
         live = len(self.conversations)
-        if self._is_stuck() or self.pace.is_used_up(now):
+        if self._is_stuck() or self._is_shut_out(now) or self.pace.is_used_up(now):
             return 0
         if self.breaker.is_open and (live == 0 or self.breaker.refusals):
             is_free = not (self.ready or self._openings or self.is_busy)
             probes = min(PROBES_MAX, self.settings.batch_max) if self.breaker.refusals else 1
             return probes if is_free and self.breaker.may_connect(now) else 0
-        wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.settings.connections_max)
+        wanted = min(max(2 * (live + len(self._openings)), ROOM_MIN), 2 * self.connections_max)
         room = max(0, min(wanted - len(self.ready), self.settings.batch_max))
         return min(room, self.pace.room(len(self.ready))) if self.pace.is_bounded else room
 
     def take(self) -> Claim | None:
         """The next ready claim, for a connection that can start on it now."""
         now = time.monotonic()
-        if self.is_closing or not self._has_next() or not self.pace.may_start(now) or self._is_refused(now):
+        if self.is_closing or not self._has_next() or self._is_refused(now) or not self.pace.may_start(now):
             return None
         if len(self.ready) <= len(self.conversations):
             self.wake()  # running low: ask for more before a connection goes idle
-        return self.ready.popleft()
+        claim = self.ready.popleft()
+        claim.started_at = now
+        return claim
 
     def add(self, claims: list[Claim]) -> None:
         """Let claims wait for connections: suspects in front, since each moment in hand is held against them, then
@@ -175,16 +211,140 @@ class Pool:
     def staff(self, now: float) -> None:
         """Give ready claims to idle connections, and open more for the rest."""
         is_refused = self._is_refused(now)
-        while self._has_next() and self._idle and self.pace.may_start(now) and not is_refused:
-            self._idle.pop().start(self.ready.popleft())
+        while self._has_next() and self._idle and not is_refused and self.pace.may_start(now):
+            claim = self.ready.popleft()
+            claim.started_at = now
+            self._idle.pop().start(claim)
         is_shut = self.breaker.is_open and not self.conversations and not self.breaker.may_connect(now)
-        if is_shut or is_refused or self._is_stuck():  # others may do better
+        if is_shut or is_refused or self._is_stuck() or self._is_shut_out(now):  # others may do better
             self.release_ready()
             return
         if self.pace.is_used_up(now):  # what has its moment is counted for the day, and is still sent
             self.release_ready(keep=self.pace.held)
         while len(self._openings) + len(self._idle) < len(self.ready) and self._may_open(now):
             self._open(self._connect())
+
+    def note_accepted(self, claim: Claim, now: float) -> None:
+        """Note that the server took an email."""
+        was_refused = self.breaker.refusals
+        self.breaker.succeed(now)
+        self.judge.accepted(claim.sender, now)
+        if self.holds or was_refused:
+            self.accept_sender(claim.sender)
+        self._taken.note(now)
+        self._defers_all = None
+        self.replies.note_accepted(claim.recipient, now)
+        self._accepted_started_at = max(self._accepted_started_at or claim.started_at, claim.started_at)
+        if self.connection_limit.found is not None:
+            self.connection_limit.note_working(self._working(), now)
+
+    def note_deferral(self, claim: Claim, reply: str, *, tries: int) -> bool:
+        """Note a deferral; return True if it is known already whether it is a try of this email."""
+        now = time.monotonic()
+        self.replies.note_deferred(claim.recipient, reply, now, tries=tries)
+        return self.replies.is_common(claim.recipient, reply, now)
+
+    def may_wait(self, claim: Claim) -> bool:
+        """Return True if other tries will soon tell whether the deferral of this one is its own.
+
+        What is marked is settled at once: if this relay died, its sending would be in doubt.
+        """
+        return not (claim.marked or self.is_closing) and (bool(self.ready) or self.is_busy)
+
+    def judge_deferral(self, claim: Claim, reply: str, *, tries: int) -> Judgement:
+        """Judge whether a deferral is a try of this email, and slow down if most recipients get the same."""
+        now = time.monotonic()
+        judgement = self.replies.judge(claim.email, claim.recipient, reply, now, tries=tries)
+        if judgement.is_of_the_rate:
+            self.refuse_rate(reply, claim.started_at, is_supposed=True)
+            if self._defers_all is None or now - self._defers_all[1] >= DEFERS_ALL_S:
+                self._defers_all = (reply, now)
+        return judgement
+
+    def throttled(self, conversation: Conversation, kind: Throttle, reason: str) -> None:
+        """Slow down, or do with fewer connections: the server said so. A quota that is used up pauses the route too."""
+        if kind == "connections":
+            conversation.close_politely()
+            self._limit_connections(reason)
+            return
+        self.refuse_rate(reason, conversation.began_at)
+        if QUOTA.search(reason):
+            self.paused(reason)
+
+    def refuse_rate(self, said: str, started_at: float, *, is_supposed: bool = False) -> None:
+        """Stop starting emails until the fleet has agreed on a lower rate."""
+        self.throttles += 1
+        now = time.monotonic()
+        self.pace.refuse(
+            RefusedTry(
+                said,
+                started_at,
+                self._accepted_started_at,
+                self._taken.per_s(now) * self.pace.alive,
+                is_supposed,
+                self.replies.accepts(now),
+            )
+        )
+        self.release_ready(keep=self.pace.share)
+        self.wake()
+
+    def note_others(self, sent: int, now: float) -> None:
+        """Note how many emails the other relays of the route have sent, as of a sweep."""
+        if self._sent_by_others is not None and sent > self._sent_by_others:
+            self._others_sent_at = now
+        self._sent_by_others = sent
+        if self._others_send(now):
+            self._end_pause_by_limit()
+        if not (self.conversations or self._others_send(now)):
+            self.connection_limit.hurry(now)  # those that had the connections are gone
+
+    def _others_send(self, now: float) -> bool:
+        """Return True if the server works for other relays, so that it has only no connection left for this one."""
+        return self._others_sent_at is not None and now - self._others_sent_at < OTHERS_SEND_S
+
+    def _end_pause_by_limit(self) -> None:
+        """Let the fleet go on if this relay paused the route, and the server only has no connection left for it."""
+        if self._is_paused_by_limit:
+            self._is_paused_by_limit = False
+            self.breaker.works_for_others()
+            self.wake()
+
+    def may_keep(self, now: float) -> bool:
+        """Return True if one more claim can be sent soon, so that it need not be given back."""
+        if self.is_closing or self.breaker.is_open or self.pace.refused is not None:
+            return False
+        return len(self.ready) < self.pace.share and self.pace.next_at(now) - now < HOLD_S
+
+    def _working(self) -> int:
+        """Return how many connections are open and stay so."""
+        return sum(not conversation.closing for conversation in self.conversations)
+
+    def _limit_connections(self, reason: str, *, opening: int = 0) -> None:
+        """Do with fewer connections, or, if the server grants none at all, take it for broken.
+
+        `opening` is 1 if the connection that was refused is one of those that are being opened.
+        """
+        now = time.monotonic()
+        if not (self._working() or len(self._openings) > opening or self._others_send(now)):
+            self.connection_limit = ConnectionLimit()
+            self._is_paused_by_limit = True
+            self.paused(reason)
+            return
+        self._end_pause_by_limit()
+        limit = self.connection_limit
+        self.throttles += 1
+        if limit.found is None:
+            log.warning(
+                "connections_limited",
+                "the mail server takes only so many connections: {reason}",
+                reason=reason,
+                route=self.route.name,
+            )
+        limit.refuse(self._working(), reason, now)
+        asyncio.get_running_loop().call_later(max(limit.retry_at - now, 0.0), self.wake)
+        if self._is_shut_out(now):
+            self.release_ready()
+        self.wake()
 
     def next_start_at(self, now: float) -> float | None:
         """When the rate lets the next waiting email go; None where the rate is not what it waits for.
@@ -232,11 +392,6 @@ class Pool:
             log.warning("smtp_trouble", "SMTP is in trouble: {reason}", reason=reason, route=self.route.name)
         if self.breaker.may_connect(time.monotonic()):  # else it is news of the same trouble
             self.breaker.trip(reason, time.monotonic())
-
-    def throttled(self, conversation: Conversation, _kind: Throttle, reason: str) -> None:
-        """Pause the route, and let go of the connection that heard it."""
-        self.paused(reason)
-        conversation.close_politely()
 
     def session_full(self, _conversation: Conversation, messages: int | None) -> None:
         """Remember how many messages the server takes on one connection, once several in a row ended at that number."""
@@ -382,6 +537,8 @@ class Pool:
         self.pace.forget()
         self.releases.clear()
         self.put_off.clear()
+        self.undecided.clear()
+        self.dropped.clear()
         for conversation in list(self.conversations):
             if conversation.ahead is not None:
                 conversation.abandon("the session that claimed it is gone")
@@ -428,10 +585,20 @@ class Pool:
 
     def _is_stuck(self) -> bool:
         """Whether each connection that there may be hangs."""
-        return len(self.conversations) >= self.settings.connections_max and self.is_deaf
+        return len(self.conversations) >= self.connections_max and self.is_deaf
+
+    @property
+    def connections_max(self) -> int:
+        """How many connections there may be: what the settings allow, or what the server does if that is less."""
+        return min(self.settings.connections_max, self.connection_limit.found or self.settings.connections_max)
+
+    def _is_shut_out(self, now: float) -> bool:
+        """Return True if there is no connection and the server grants none at this moment."""
+        return not (self.conversations or self._openings) and not self.connection_limit.may_open(0, now)
 
     def _may_open(self, now: float) -> bool:
-        if len(self.conversations) + len(self._openings) >= self.settings.connections_max:
+        open_now = len(self.conversations) + len(self._openings)
+        if open_now >= self.settings.connections_max or not self.connection_limit.may_open(open_now, now):
             return False
         return not self.breaker.is_open or (self.breaker.may_connect(now) and not self._openings)
 
@@ -447,6 +614,8 @@ class Pool:
         except RouteTroubleError as trouble:
             if isinstance(trouble, LoginRefusedError):
                 self.login_refused(trouble)
+            elif _is_limit(trouble):
+                self._limit_connections(str(trouble), opening=1)
             elif _is_refusal(trouble) and not self.conversations:
                 self.refused(None, str(trouble))
             else:
@@ -465,10 +634,16 @@ class Pool:
 
 def _is_refusal(trouble: RouteTroubleError) -> bool:
     """Return True if the server refuses this host, in its greeting or its reply to EHLO: a person must act."""
-    return (
-        trouble.stage in (Stage.CONNECT, Stage.EHLO)
-        and classify(trouble.stage, trouble.code, trouble.text) is About.ROUTE
-    )
+    return trouble.stage in (Stage.CONNECT, Stage.EHLO) and _about(trouble) is About.ROUTE
+
+
+def _is_limit(trouble: RouteTroubleError) -> bool:
+    """Return True if a connection was refused since there are too many, or were too many in a short time."""
+    return trouble.code >= REFUSED_MIN and _about(trouble) in (About.CONNECTIONS, About.RATE)
+
+
+def _about(trouble: RouteTroubleError) -> About:
+    return classify(trouble.stage, trouble.code, trouble.text)
 
 
 def _is_prepared(claim: Claim) -> bool:

@@ -54,7 +54,7 @@ from outbox.log import Events
 from outbox.notified import Notifications
 from outbox.observer import Observer
 from outbox.pace import STATEMENTS as PACE_STATEMENTS
-from outbox.pace import reserve
+from outbox.pace import report_refusal, reserve
 from outbox.pause import FLEET, Pause
 from outbox.pool import Pool
 from outbox.quarantine import UNDECODABLE, Quarantine, is_of_a_row
@@ -65,10 +65,12 @@ from outbox.reply_class import Refusal
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
+from outbox.throttle import Found
 from outbox.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
 log = Events("outbox.relay")
 
+UNDECIDED_S: Final = 0.3  # a deferral waits so long for the replies to others that are under way
 POLL_FIRST_S: Final = 0.1
 GATHER_SHARE: Final = 2.0  # of the last tick's time is rested after it
 GATHER_MAX_S: Final = 0.02
@@ -179,6 +181,7 @@ class Relay:
         if self.stopping:
             return
         self.stopping = True
+        self._decide()
         self._drain_until = time.monotonic() + self.settings.drain_s
         self.pool.close_politely()
         loop = asyncio.get_running_loop()
@@ -350,6 +353,7 @@ class Relay:
     async def _end(self) -> None:
         """Close everything; what is past its dot and unanswered is in doubt from here on."""
         self.stopping = True
+        self._decide()
         self.pool.close_politely()
         await self.pool.end()
         self._marks.clear()  # what is not marked yet stays unmarked, and is freed below
@@ -425,12 +429,31 @@ class Relay:
         self._wake.set()
 
     def judged(self, claim: Claim, verdict: Verdict, *, dropped: bool = False, ruled: bool = False) -> None:
-        """Put the verdict into the next tick; count and say it. `dropped`: the server let go of this very message.
+        """Put the verdict into the next tick, or, if it is a deferral, find out first whether most others get it.
 
-        `ruled`: it came from a refusal that might have been about the route.
+        `dropped`: the server let go of this very message. `ruled`: the verdict came from a refusal that might have been
+        about the route.
         """
-        attempt = claim.attempt if claim.marked else claim.attempt + 1
-        tries = attempt - claim.withdrawn
+        if isinstance(verdict, Deferred):
+            is_clear = self.pool.note_deferral(claim, verdict.reply, tries=_tries(claim))
+            if not is_clear and self.pool.may_wait(claim):
+                if not self.pool.undecided:
+                    asyncio.get_running_loop().call_later(UNDECIDED_S, self._decide)
+                self.pool.undecided.append((claim, verdict, ruled))
+                return
+        self._conclude(claim, verdict, dropped=dropped, ruled=ruled)
+
+    def _decide(self) -> None:
+        """Judge the deferrals that waited for the replies to others."""
+        undecided, self.pool.undecided = self.pool.undecided, []
+        for claim, verdict, ruled in undecided:
+            self._conclude(claim, verdict, ruled=ruled)
+
+    def _conclude(self, claim: Claim, verdict: Verdict, *, dropped: bool = False, ruled: bool = False) -> None:
+        """Put the verdict into the next tick; count and say it."""
+        attempt, tries = _attempt(claim), _tries(claim)
+        if isinstance(verdict, Deferred) and not self.pool.judge_deferral(claim, verdict.reply, tries=tries).is_own:
+            verdict = Withdrawn(verdict.reply)
         outcome = self._outcome(claim, verdict, tries, dropped=dropped)
         self._memory.note(claim, attempt, outcome, time.monotonic())
         self._settlements.append(
@@ -444,12 +467,7 @@ class Relay:
         self._heard = outcome.reply
         match verdict:
             case Accepted(reply):
-                now = time.monotonic()
-                was_refused = self.pool.breaker.refusals
-                self.pool.breaker.succeed(now)
-                self.pool.judge.accepted(claim.sender, now)
-                if self.pool.holds or was_refused:
-                    self.pool.accept_sender(claim.sender)
+                self.pool.note_accepted(claim, time.monotonic())
                 if log.says(DEBUG):
                     log.debug("email_accepted", "{key} was accepted: {reply}", **_of(claim, attempt), reply=reply)
             case Deferred(reply) | Refused(reply):
@@ -497,8 +515,10 @@ class Relay:
         claim.cuts += 1
         if self.pool.breaker.is_open:  # no message is to blame while nobody can be reached; another may find out more
             self.pool.put_off.append(claim)
+        elif claim.cuts >= CUTS_MAX and claim.withdrawn + 1 >= WITHDRAWALS_MAX:
+            self.pool.dropped.append((claim, reason))
         elif claim.cuts >= CUTS_MAX:
-            self.judged(claim, Withdrawn(reason), dropped=True)
+            self._conclude(claim, Withdrawn(reason))
         elif self.stopping or self._held:  # under a pause it is claimed anew, and set aside if it is to be
             self.pool.releases.append(claim)
         else:
@@ -516,6 +536,8 @@ class Relay:
     def throttled(self, conversation: Conversation, kind: Throttle, reason: str) -> None:
         """Send more slowly, or over fewer connections."""
         self.pool.throttled(conversation, kind, reason)
+        self._heard = reason
+        self._wake.set()
 
     def session_full(self, conversation: Conversation, messages: int | None) -> None:
         """Remember how many messages the server takes on one connection."""
@@ -548,16 +570,17 @@ class Relay:
         self.judged(claim, Withdrawn(refusal.reply))
 
     def requeue(self, claim: Claim, reason: str) -> None:
-        """Keep the claim for another connection; it has cost the email nothing."""
+        """Keep the claim for another connection, or for any relay if it cannot be sent soon. It is no try of it."""
         if not self._is_current(claim):
             return
         log.debug("email_requeued", "{key} waits for another connection: {reason}", key=claim.key, reason=reason)
-        if self.pool.breaker.is_open:
-            self.pool.put_off.append(claim)
-        elif self.stopping or self._held:  # under a pause it is claimed anew, and set aside if it is to be
+        self._heard = reason
+        if self.stopping or self._held:  # under a pause it is claimed anew, and set aside if it is to be
             self.pool.releases.append(claim)
-        else:
+        elif self.pool.may_keep(time.monotonic()):
             self.pool.ready.appendleft(claim)
+        else:
+            self.pool.put_off.append(claim)
         self._wake.set()
 
     def closed(self, conversation: Conversation, trouble: str | None) -> None:
@@ -760,6 +783,7 @@ class Relay:
             for claim in done.claims:
                 claim.claimed_at = now
         self._adopt(done.pause, now)
+        self._adopt_found(done.found)
         news = self._adopt_holds(done.held)
         self.share.asked = sum(claim.size for claim in done.claims if not claim.fetched)
         if room:
@@ -1075,6 +1099,7 @@ class Relay:
         )
         pause_s = min(max(SWEEP_SHARE_S * (found.alive + 1), SWEEP_MIN_S), SWEEP_MAX_S)
         self.pool.pace.alive = found.beside + 1
+        self.pool.note_others(found.sent, time.monotonic())
         self.alive = found.alive + 1
         self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         is_news = bool(found.freed or found.doubted or found.dead != self._dead)  # it stays dead while a row is locked
@@ -1195,11 +1220,57 @@ class Relay:
             await self._give_back(session)
         if self.pool.undone:
             await self._put_back(session)
+        if self.pool.dropped:
+            await self._judge_dropped(session)
+        if self.pool.pace.refused is not None:
+            await self._report_refusal(session)
         if not self.stopping:
             await self._reserve(session, now)
         inquirer = self.inquirer
         if inquirer is not None and inquirer.answers and await inquirer.write(session.connection, self._quarantine):
             self._look_again()
+
+    async def _judge_dropped(self, session: Session) -> None:
+        """Withdraw emails whose connections were cut; one that the server dropped too often is quarantined.
+
+        What a server refused by its rate, or deferred for all, was withdrawn too, and does not count for that.
+        """
+        dropped, self.pool.dropped = self.pool.dropped, []
+        by_reply = await ledger.count_put_off(session.connection, [claim.email for claim, _ in dropped])
+        for claim, reason in dropped:
+            is_last = claim.withdrawn - by_reply.get(claim.email, 0) + 1 >= WITHDRAWALS_MAX
+            self._conclude(claim, Withdrawn(reason), dropped=is_last)
+
+    async def _report_refusal(self, session: Session) -> None:
+        """Tell the fleet that the server refused by rate, and take over the rate that it agrees on."""
+        pace = self.pool.pace
+        refused = pace.refused
+        assert refused is not None
+        is_told, found = await report_refusal(session.connection, self.pool.route.name, refused.as_of(time.monotonic()))
+        if not is_told:
+            self._wake.set()
+        elif pace.refused is refused:  # else there was another one meanwhile
+            pace.refused = None
+            self._adopt_found(found)
+
+    def _adopt_found(self, found: Found | None) -> None:
+        """Take over what the fleet knows of the rate that the server takes."""
+        pace, before = self.pool.pace, self.pool.pace.found
+        if found is None and before is None and pace.found_per_s is None:
+            return  # as mostly
+        is_news = pace.adopt(found)
+        if is_news:
+            self.pool.release_ready(keep=pace.share)
+            log.warning(
+                "rate_found",
+                "the mail server takes about {rate:.3g} emails a second from the fleet: {reply}",
+                rate=pace.found_per_s,
+                reply=pace.found.said if pace.found is not None else "",
+                route=self.pool.route.name,
+            )
+        elif before is not None and pace.found is None and pace.refused is None:
+            log.info("rate_forgotten", "the mail server takes whatever is sent again", route=self.pool.route.name)
+            self._wake.set()
 
     async def _reserve(self, session: Session, now: float) -> None:
         """Ask for moments in the fleet's rate, for what waits here."""
@@ -1218,6 +1289,7 @@ class Relay:
             if grant.used_up and pace.used_up is None:
                 log.warning("day_used_up", "nothing more is sent for now: daily_max is reached")
             pace.grant(grant, asked_at, time.monotonic())
+            self._adopt_found(grant.found)
 
     async def _tell_again(self, session: Session) -> None:
         """After a new session: what this process knows and the database may have lost, and the end of its last one."""
@@ -1301,6 +1373,16 @@ def _by_size(done: Tick) -> tuple[Tick, Tick]:
     small, large = ([claim for claim in done.claims if claim.fetched is fetched] for fetched in (True, False))
     listed = done.listed & {claim.email for claim in large}
     return replace(done, claims=small, listed=done.listed - listed), replace(done, claims=large, listed=listed)
+
+
+def _attempt(claim: Claim) -> int:
+    """Return the number of the latest try; before its mark it is not counted in the row yet."""
+    return claim.attempt if claim.marked else claim.attempt + 1
+
+
+def _tries(claim: Claim) -> int:
+    """Return how many tries count, with the latest."""
+    return _attempt(claim) - claim.withdrawn
 
 
 def _check_all(claims: Sequence[Claim]) -> None:

@@ -116,7 +116,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("route", "DELETE"),
         ("pace", "SELECT"),
         ("pace", "INSERT", "route"),
-        ("pace", "UPDATE", "next_at"),
+        ("pace", "UPDATE", "next_at found_rate found_at resumes_at silence_s said"),
         ("allowance", "SELECT"),
         ("allowance", "INSERT"),
         ("allowance", "UPDATE", "emails"),

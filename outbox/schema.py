@@ -160,6 +160,11 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- the barrier after a change of servers
 
         -- what a mail server takes
+        ALTER TABLE outbox.pace ADD COLUMN found_rate double precision, ADD COLUMN found_at timestamptz,
+            ADD COLUMN resumes_at timestamptz, ADD COLUMN silence_s double precision, ADD COLUMN said text,
+            ADD CONSTRAINT pace_found CHECK (
+                num_nulls(found_rate, found_at, resumes_at, silence_s, said) IN (0, 5)
+                AND (found_rate IS NULL OR (found_rate > 0 AND found_rate <= 1e6 AND silence_s BETWEEN 0 AND 3600)));
         ALTER TABLE outbox.route ADD COLUMN logins integer NOT NULL DEFAULT 0 CHECK (logins >= 0);
     """,
 }

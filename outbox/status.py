@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from outbox import suggested
 from outbox.database import ALIVE, RELAY_LOCKS
+from outbox.pace import FOUND, found_of
 from outbox.pause import Pause, read_pauses
 from outbox.prune import BARE
 from outbox.routing import Unserved, read_unserved
@@ -41,6 +42,19 @@ class RouteStatus:
     since: datetime
     reason: str
     failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateStatus:
+    """Rate that the mail server of a route takes, found from what it refused; the fleet sends at it."""
+
+    route: str
+    per_s: float
+    """Emails a second of all relays together, at this moment."""
+    since: datetime
+    """When it was last exceeded."""
+    said: str
+    """Reply that showed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +115,7 @@ class Status:
     schedules: list[ScheduleStatus] = field(default_factory=list)
     """Those in trouble only."""
     unserved: list[Unserved] = field(default_factory=list)
+    rates: list[RateStatus] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
@@ -127,6 +142,8 @@ SELECT r.id, r.host, r.pid, r.version, r.started_at,
 ROUTES: Final = """
 SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
 """
+
+RATES: Final = f"SELECT route, found_at, {FOUND} FROM outbox.pace WHERE found_rate IS NOT NULL ORDER BY route"
 
 # What failed longer ago than any period lasts is of a schedule that nobody follows any more.
 SCHEDULES: Final = """
@@ -179,6 +196,7 @@ async def read_status(connection: Any) -> Status:
         oldest = await connection.fetchval(OLDEST_DUE)
         relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
         routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
+        rates = await read_rates(connection)
         pauses = await read_pauses(connection)
         unserved = await read_unserved(connection)
         schedules = [ScheduleStatus(*row) for row in await connection.fetch(SCHEDULES)]
@@ -186,7 +204,17 @@ async def read_status(connection: Any) -> Status:
         statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
         troubles = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
     counts = {state: found.get(state, 0) for state in STATES}
-    return Status(counts, oldest, relays, routes, pauses, editions, troubles, schedules, unserved)
+    return Status(counts, oldest, relays, routes, pauses, editions, troubles, schedules, unserved, rates)
+
+
+async def read_rates(connection: Any) -> list[RateStatus]:
+    """Return the rates that mail servers take, where one is known."""
+    rates: list[RateStatus] = []
+    for row in await connection.fetch(RATES):
+        found = found_of(row)
+        if found is not None and found.rate_now is not None:
+            rates.append(RateStatus(row["route"], found.rate_now, row["found_at"], found.said))
+    return rates
 
 
 def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:

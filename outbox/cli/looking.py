@@ -121,6 +121,9 @@ def _hindrances(found: "Status") -> Iterator[str]:
     for route in found.routes:
         yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
         yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+    for rate in found.rates:
+        yield f"\n{rate.route} takes about {rate.per_s:.3g} emails a second, so the fleet sends no more:"
+        yield printable(f"  {rate.said} (at {rate.since:%Y-%m-%d %H:%M:%S} UTC)")
     for unserved in found.unserved:
         yield "\n" + printable(unserved.sentence)
     for schedule in found.schedules:

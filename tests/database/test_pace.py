@@ -5,7 +5,9 @@ import asyncio
 import asyncpg
 import pytest
 
-from outbox.pace import HORIZON_S, reserve
+from outbox.ledger import tick
+from outbox.pace import HORIZON_S, report_refusal, reserve
+from outbox.throttle import CUT, SILENCE_MIN_S, Refusal
 
 RATE = 50.0
 GAP_S = 1 / RATE
@@ -126,3 +128,107 @@ async def test_each_route_has_a_line_of_its_own(relays):
     await reserve(relays[0], "other:25", 1, rate_per_s=0.01, daily_max=None)
     assert (await reserve(relays[0], "other:25", 1, rate_per_s=0.01, daily_max=None)).emails == 1
     assert (await ask(relays[0], 1, rate=0.01)).emails == 0
+
+
+TOO_MUCH = "450 4.7.1 Error: too much mail from 192.0.2.1"
+
+
+def refusal(*, age_s=0.01, accepted_age_s=0.02, fleet_rate=40.0):
+    return Refusal(TOO_MUCH, age_s, accepted_age_s, fleet_rate)
+
+
+async def report(connection, **what):
+    return await report_refusal(connection, "mail:25", refusal(**what))
+
+
+async def silence_is_over(connection, *, s=10.0):
+    """As if the silence had ended so long ago, and mail had been sent since."""
+    await connection.execute(
+        "UPDATE outbox.pace SET found_at = now() - ($1::float8 + silence_s) * interval '1 second',"
+        " resumes_at = now() - $1::float8 * interval '1 second', next_at = now()",
+        s,
+    )
+
+
+async def test_relays_that_hear_the_refusals_of_one_moment_slow_down_once(relays, connection):
+    async def tell(own):
+        while not (told := await report(own))[0]:
+            pass
+        return told[1]
+
+    found = await asyncio.gather(*(tell(own) for own in relays))
+    assert {one.rate for one in found} == {CUT * 40}
+    await silence_is_over(connection)
+    found = await asyncio.gather(*(tell(own) for own in relays))
+    assert len({one.rate for one in found}) == 1
+    assert CUT * CUT * 40 < found[0].rate < CUT * 40 * 1.2
+
+
+async def test_the_rate_that_was_found_holds_for_relays_whose_settings_have_none_or_a_higher_one(relays, connection):
+    _, found = await report(relays[0])
+    await silence_is_over(connection, s=0.0)
+    for rate in (None, 1000.0, 1.0):
+        grant = await ask(relays[1], 3, rate=rate)
+        speed = min(rate or found.rate, found.rate)
+        assert grant.emails == 3
+        assert grant.gap_s == pytest.approx(1 / speed, rel=0.05)
+
+
+async def test_the_fleet_sends_nothing_during_the_silence(relays):
+    _, found = await report(relays[0])
+    grant = await ask(relays[1], 1, rate=None)
+    assert grant.wait_s == pytest.approx(found.silence_s, abs=0.2)
+    for _ in range(3):  # each one right after the silence before
+        await relays[0].execute("UPDATE outbox.pace SET resumes_at = now(), next_at = now(), silence_s = silence_s * 4")
+        _, found = await report(relays[0], age_s=0.0, accepted_age_s=None)
+    assert found.silence_s > 10 * SILENCE_MIN_S
+    grant = await ask(relays[1], 1, rate=None)
+    assert grant.emails == 0
+    assert grant.wait_s == pytest.approx(found.silence_s - HORIZON_S, abs=0.5)
+
+
+async def test_the_rate_does_not_grow_while_nothing_is_sent(relays, connection):
+    await report(relays[0])
+    await silence_is_over(connection, s=3600.0)
+    await connection.execute("UPDATE outbox.pace SET next_at = resumes_at + interval '1 second'")
+    before = (await ask(relays[1], 1, rate=None)).found.rate_now
+    after = (await ask(relays[1], 1, rate=None)).found.rate_now
+    assert before == pytest.approx(CUT * 40, rel=0.05)
+    assert after == pytest.approx(before, rel=0.05)
+
+
+async def test_every_tick_tells_the_rate_that_was_found(relays, connection):
+    relay = await connection.fetchval(
+        "INSERT INTO outbox.relay (host, pid, backend_pid, version) VALUES ('h', 1, 1, '') RETURNING id"
+    )
+    assert (await tick(connection, relay, server="mail:25")).found is None
+    _, found = await report(relays[0])
+    told = (await tick(connection, relay, server="mail:25")).found
+    assert (told.rate, told.silence_s, told.said) == (found.rate, found.silence_s, TOO_MUCH)
+    assert (await tick(connection, relay, server="other:25")).found is None
+
+
+async def test_a_silence_of_a_clock_that_was_set_back_is_over(relays, connection):
+    await report(relays[0])
+    await connection.execute(
+        "UPDATE outbox.pace SET (resumes_at, next_at) = (SELECT now() + interval '1 hour', now() + interval '1 hour')"
+    )
+    grant = await ask(relays[1], 1, rate=None)
+    assert (grant.emails, grant.wait_s) == (1, 0)
+
+
+async def test_nobody_waits_for_a_relay_that_is_at_it_to_tell_of_a_refusal(relays):
+    async with relays[0].transaction():
+        await relays[0].fetch("SELECT FROM outbox.pace FOR UPDATE")
+        assert await asyncio.wait_for(report(relays[1]), 5) == (False, None)
+    assert (await report_refusal(relays[1], "new:25", refusal()))[1].rate == CUT * 40
+
+
+async def test_a_rate_is_found_whole_or_not_at_all(connection):
+    for columns in (
+        "found_rate = 1",
+        "found_rate = -1, found_at = now(), resumes_at = now(), silence_s = 1, said = ''",
+    ):
+        await connection.execute("INSERT INTO outbox.pace (route) VALUES ('x') ON CONFLICT DO NOTHING")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(f"UPDATE outbox.pace SET {columns}")

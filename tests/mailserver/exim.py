@@ -101,8 +101,11 @@ class Exim:
 
 
 @asynccontextmanager
-async def exim() -> AsyncIterator[Exim]:
-    """An Exim of the test's own on a port of the loopback interface; gone at the end with all that it took."""
+async def exim(conf: str = "") -> AsyncIterator[Exim]:
+    """An Exim of the test's own on a port of the loopback interface; gone at the end with all that it took.
+
+    `conf` is what its configuration says besides.
+    """
     root = unpacked()
     assert isinstance(root, Path), root
     with socket.socket() as probe:
@@ -111,7 +114,7 @@ async def exim() -> AsyncIterator[Exim]:
     server = Exim(Path(tempfile.mkdtemp(prefix="outbox-exim-", dir="/tmp")), port)
     base, program = server.base, root / "usr/sbin/exim4"
     libraries = next(root.glob("usr/lib/*/libnss_wrapper.so")).parent
-    _prepare(base, program)
+    _prepare(base, program, conf)
     env = {
         "PATH": os.environ["PATH"],
         "LD_LIBRARY_PATH": str(libraries),
@@ -135,14 +138,14 @@ async def exim() -> AsyncIterator[Exim]:
         shutil.rmtree(base)
 
 
-def _prepare(base: Path, program: Path) -> None:
+def _prepare(base: Path, program: Path, conf: str) -> None:
     for directory in (base, base / "spool", base / "log"):
         directory.mkdir(exist_ok=True)
         shutil.chown(directory, "nobody", "nogroup")
     user, group = "Debian-exim:x:65534:65534::/:/usr/sbin/nologin\n", "Debian-exim:x:65534:\n"
     (base / "passwd").write_text(Path("/etc/passwd").read_text() + user)
     (base / "group").write_text(Path("/etc/group").read_text() + group)
-    (base / "conf").write_text(CONF.format(exim=program, base=base))
+    (base / "conf").write_text(conf + CONF.format(exim=program, base=base))
 
 
 def _listens(port: int) -> bool:
