@@ -20,7 +20,7 @@ from outbox.letterhead import Letterhead
 from outbox.log import Events
 from outbox.pace import Pace, RefusedTry
 from outbox.refusals import DeadLetter, RefusalJudge
-from outbox.reply_class import About, classify
+from outbox.reply_class import About, Stage, classify
 from outbox.route import LoginRefusedError, Route, RouteTroubleError
 from outbox.settings import Settings
 from outbox.throttle import ConnectionLimit, Judgement, Meter, RecentReplies
@@ -428,7 +428,8 @@ class Pool:
         if not was_refused:
             log.error(
                 "route_refused",
-                "{route} refuses this sender or host, so nothing is sent and nothing is lost: {reason}",
+                "SMTP is in trouble: {route} refuses this sender or host, so nothing is sent and nothing is lost: "
+                "{reason}",
                 route=self.route.name,
                 reason=reason,
             )
@@ -639,7 +640,16 @@ def _is_limit(trouble: RouteTroubleError) -> bool:
 
 def _is_refusal(trouble: RouteTroubleError) -> bool:
     """Return True if the server refuses this host, in its greeting or its reply to EHLO: a person must act."""
-    return trouble.code > 0 and classify(trouble.stage, trouble.code, trouble.text) is About.ROUTE
+    return trouble.stage in (Stage.CONNECT, Stage.EHLO) and _about(trouble) is About.ROUTE
+
+
+def _is_limit(trouble: RouteTroubleError) -> bool:
+    """Return True if a connection was refused since there are too many, or were too many in a short time."""
+    return trouble.code >= REFUSED_MIN and _about(trouble) in (About.CONNECTIONS, About.RATE)
+
+
+def _about(trouble: RouteTroubleError) -> About:
+    return classify(trouble.stage, trouble.code, trouble.text)
 
 
 def _is_prepared(claim: Claim) -> bool:

@@ -18,7 +18,7 @@ import aiosmtplib
 
 from outbox import maildir
 from outbox.address import SmtpAddress
-from outbox.breaker import login_pause_s
+from outbox.breaker import LOGIN_PAUSE_FIRST_S, login_pause_s
 from outbox.conversation import Conversation, Desk, transport_of
 from outbox.dialing import AllFailedError, Attempt, Dialer
 from outbox.esmtp import Offers
@@ -123,7 +123,7 @@ class Route:
     _login: LoginSource[SmtpAddress] = field(init=False)
     _proving: asyncio.Future[RouteTroubleError | None] | None = None
     _proven_until: float = 0.0
-    _was_read: bool = False  # the files of the login, since the start
+    _refused_at: float | None = None  # the login, here or to another relay
 
     def __post_init__(self) -> None:
         self.letterhead = Letterhead.of(self.settings)
@@ -281,14 +281,18 @@ class Route:
             raise RouteTroubleError(f"{self.address.name}: the connection is not encrypted, so nothing is sent")
 
     def has_new_login(self) -> bool:
-        """Return True once after the settings' files changed since a login was refused, here or to another relay.
+        """Return True once if the settings' files have changed since a login was refused, here or to another relay.
 
-        Also if the login is the same: whoever writes the file again wants it tried.
+        The same login is tried again, too, since whoever writes the file wants that, but not within the first pause:
+        programs write files as well.
         """
         if not self._login.has_changed():
             return False
-        was_read, self._was_read = self._was_read, True
-        if not self._renew_login() and not was_read:
+        now = time.monotonic()
+        if self._refused_at is None:  # it was refused to another relay
+            self._refused_at = now
+        is_early = now < self._refused_at + LOGIN_PAUSE_FIRST_S
+        if not self._renew_login() and (is_early or self._login.problem):
             return False
         self.login_pause.end()
         return True
@@ -332,7 +336,7 @@ class Route:
         if not error.is_judged and pause.lost < LOST_LOGINS_MAX:
             return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
         pause.lost = 0
-        self._was_read = True
+        self._refused_at = time.monotonic()
         if self._renew_login():  # rotated before it was refused
             pause.end()
             return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)

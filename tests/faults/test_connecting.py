@@ -7,6 +7,7 @@ A `Route` connects to scripted servers here; what a relay's process makes of it 
 import asyncio
 import base64
 import logging
+import os
 import socket
 import ssl
 import time
@@ -536,6 +537,9 @@ async def test_a_new_password_in_the_file_is_tried_at_once(monkeypatch, tmp_path
         await refused(route)
         await refused(route)
         assert attempts(server) == 1
+        (tmp_path / "url").write_text("")  # half of a write
+        await refused(route)
+        assert attempts(server) == 1
         write("wrong")
         await refused(route)
         await refused(route)
@@ -544,6 +548,27 @@ async def test_a_new_password_in_the_file_is_tried_at_once(monkeypatch, tmp_path
         assert await opened(route) is True
         assert attempts(server) == 3
         assert route.address.password == "new secret"
+
+
+async def test_a_file_that_is_written_again_with_the_same_password_has_it_tried_after_the_first_pause(
+    monkeypatch, tmp_path, secure
+):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    async with Scripted(wants_login("PLAIN", plain=says("535 5.7.8 wrong")), tls=secure) as server:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "url").write_text(f"smtps://user:old@localhost:{server.port}\n")
+        settings = load(environ={"OUTBOX_SMTP_URL_FILE": "url"})
+        route = Route(settings.smtp_url, settings)
+        await refused(route)
+        now[0] += 61
+        await refused(route)
+        for waited, tries in ((30, 2), (31, 3)):
+            now[0] += waited
+            (tmp_path / "url").write_text(f"smtps://user:old@localhost:{server.port}\n\n")
+            os.utime(tmp_path / "url", (now[0], now[0]))
+            await refused(route)
+            assert attempts(server) == tries
 
 
 async def test_a_password_that_was_changed_before_the_server_refused_the_old_one_costs_no_pause(

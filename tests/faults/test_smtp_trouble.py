@@ -159,7 +159,7 @@ async def test_a_wrong_password_is_sent_once_for_the_whole_fleet_and_a_new_one_a
     await until(lambda: secure.connection.fetchval(told), "the fleet knows")
     second = await secure.relay(environment=environment)
     await second.says("is paused: localhost")
-    assert secure.sink.refused_logins == 1
+    assert secure.sink.refused_logins == 1, "".join([*first.log, "----", *second.log])
     assert (await status(secure))["routes"][0]["reason"].count("535 5.7.8") == 1
     secret_file.write_text(f"smtp://user:se%20cret%401@localhost:{secure.sink.port}\n")
     await all_sent(secure, 40)
