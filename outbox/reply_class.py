@@ -173,6 +173,13 @@ TABLE: Final = (
     ),
     Row(
         About.SESSION,
+        "aiosmtpd command_call_limit: 421 4.7.0 MAIL sent too many times; servers that ask for a new connection",
+        stages=_CONVERSATION,
+        codes="4..",
+        words=(r"sent too many times", r"\bre-?connect\b(?! (in|after|later))"),
+    ),
+    Row(
+        About.SESSION,
         "RFC 3463 4.5.3; with one recipient a message it is the session's limit: OpenSMTPD, qmail-smtpd",
         stages=_CONVERSATION,
         codes="452|421",

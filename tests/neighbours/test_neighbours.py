@@ -146,8 +146,8 @@ class Limit:
     relays: int = 2
 
 
-def calls_max(command):
-    return json.dumps({"command_call_limit": {command: 25, "*": 1000}})
+def calls_max(command, count):
+    return json.dumps({"command_call_limit": {command: count, "*": 1000}})
 
 
 LIMITS = {
@@ -160,7 +160,7 @@ LIMITS = {
     ),
     "haraka, 3 connections": Limit(Haraka, "421 ", "[concurrency]\nenabled=true\nmax=3\n"),
     "smtp-server, 3 connections": Limit(SmtpServer, "421 ", '{"maxClients": 3}'),
-    "aiosmtpd, 25 MAIL in a session": Limit(Aiosmtpd, "421 4.7.0 MAIL", calls_max("MAIL"), "connections_max = 2"),
+    "aiosmtpd, 25 MAIL in a session": Limit(Aiosmtpd, "421 4.7.0 MAIL", calls_max("MAIL", 25), "connections_max = 2"),
 }
 MORE_LIMITS = {
     "exim, 10 messages in a connection": Limit(Exim, "421 ", "smtp_accept_max_per_connection = 10"),
@@ -175,7 +175,8 @@ MORE_LIMITS = {
     "postfix, 5 processes": Limit(Postfix, "", "default_process_limit = 5"),
     "haraka, 100 recipients in 2 s": Limit(Haraka, "450 ", "[rate_rcpt_sender]\nenabled=true\ndefault=100/2s\n"),
     "haraka, 5 connects in 2 s": Limit(Haraka, "421 ", "[rate_conn]\nenabled=true\n127=5/2s\ndefault=5/2s\n"),
-    "aiosmtpd, 25 RCPT in a session": Limit(Aiosmtpd, "421 4.7.0 RCPT", calls_max("RCPT"), "connections_max = 2"),
+    "aiosmtpd, 25 RCPT in a session": Limit(Aiosmtpd, "421 4.7.0 RCPT", calls_max("RCPT", 25), "connections_max = 2"),
+    "aiosmtpd, 1 MAIL in a session": Limit(Aiosmtpd, "421 4.7.0 MAIL", calls_max("MAIL", 1), "connections_max = 2"),
 }
 
 

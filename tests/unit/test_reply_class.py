@@ -120,6 +120,9 @@ SENTENCES = {
         ("EHLO", "550 you are not welcome"),
     ),
     About.SESSION: (
+        ("MAIL", "421 4.7.0 MAIL sent too many times"),
+        ("RSET", "421 4.7.0 RSET sent too many times"),
+        ("MAIL", "421 Message limit reached, please reconnect"),
         ("RCPT", "452 4.5.3 Error: too many recipients"),
         ("MAIL", "421 4.3.2 Too many messages in session"),
         ("MAIL", "452 4.3.1 too many mails for this session"),
