@@ -144,4 +144,5 @@ async def test_a_relay_and_generate_work_through_pgpool_in_streaming_mode(compan
     await until(lambda: fleet.sink.messages == 32, "the first relay sends again", deadline_s=60)
     assert fleet.twice == {}
     ended = await fleet.run("doctor", deadline_s=60)
-    assert "fault" not in [line.split(" ", 1)[0] for line in ended.out.splitlines()], ended.out
+    faults = [line.split()[1] for line in ended.out.splitlines() if line.startswith("fault ")]
+    assert set(faults) <= {"database.durability"}, ended.out  # the tests' servers have fsync off
