@@ -16,6 +16,8 @@ newcomer who follows it meets them in this order:
     redaction         removes a login from the replies of a mail server
     secret_files      logins that come from files, read again once a server refuses them
     address           where Postgres and the mail server are, shown without their secrets
+    postgres_hosts    hosts and addresses of a database URL: which are asked, in which order, for how long
+    database_refusal  reasons why Postgres or a pooler gives no session, and what to do about each
     database          the way to Postgres; whose advisory locks are whose
     postgres_hosts    which host and address of the database answers; database_refusal: why none does
     schema            schema.sql applied, upgraded, told apart

@@ -336,6 +336,11 @@ async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> 
     theirs, other_pid = await other.fetchrow(try_lock, SELFTEST_LOCKS, key)
     pids = {await one.fetchval("SELECT pg_backend_pid()") for _ in range(3)} | {pid}
     if len(pids) > 1 or pid == other_pid:
+        if await _is_pgpool(one):
+            raise UnsafeDatabaseError(
+                f"pgpool-II at {url.redacted} spreads the statements of one session over several servers; set "
+                "load_balance_mode = off there, or give database_url the address of Postgres itself."
+            )
         raise UnsafeDatabaseError(say_pooler(url, "the server process behind a connection changes"))
     if not mine or theirs:
         raise UnsafeDatabaseError(
@@ -343,6 +348,14 @@ async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> 
             "outbox needs PostgreSQL itself."
         )
     return int(pid)
+
+
+async def _is_pgpool(connection: Any) -> bool:
+    try:
+        await connection.execute("SHOW pool_version")  # pgpool answers this itself
+    except asyncpg.PostgresError:
+        return False
+    return True
 
 
 # True if all holders are other roles. Any role can see the key in pg_locks once it is taken, and request its lock.
