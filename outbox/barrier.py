@@ -132,11 +132,12 @@ def awaited_by(kind: Kind, here: Here, standing: Standing) -> frozenset[str]:
     """Return the relays to wait for: the raiser itself, all that may live here, and those that it saw elsewhere.
 
     Back on an old server all that were met on the other are waited for, even if they have been lost there since: this
-    server has nothing of what they sent there.
+    server has nothing of what they sent there. After a gap it is those that lived when it began: a sweep that was under
+    way when the server froze may have ended them here since.
     """
     found = {standing.instance, *(other.instance for other in here.others)}
-    if kind is Kind.MOVE and standing.server is not None:
-        is_return = here.server in standing.visited or here.server[0] < standing.server[0]
+    if standing.server is not None:
+        is_return = kind is Kind.MOVE and (here.server in standing.visited or here.server[0] < standing.server[0])
         since_s = standing.answered_s - (MET_S if is_return else SEEN_S)
         found |= {instance for instance, at_s in standing.seen.items() if at_s >= since_s}
     return frozenset(found)
@@ -208,8 +209,8 @@ class Presence:
     blind_s: float
     answered_s: float = 0.0
     """When Postgres last answered."""
-    has_gap: bool = False
-    """True after a longer time without an answer, until the barrier is raised for it."""
+    silent_since_s: float | None = None
+    """When the answer before a longer time without one came; None again once the barrier is raised for it."""
     visited: set[ServerId] = field(default_factory=set)
     _seen: dict[str, float] = field(default_factory=dict)
 
@@ -220,8 +221,14 @@ class Presence:
 
     def note_answer(self, now_s: float) -> None:
         """Note an answer of Postgres, and whether it was without one for too long before."""
-        self.has_gap = self.has_gap or now_s - self.answered_s > self.blind_s
+        if self.silent_since_s is None and now_s - self.answered_s > self.blind_s:
+            self.silent_since_s = self.answered_s
         self.answered_s = now_s
+
+    @property
+    def has_gap(self) -> bool:
+        """Return True after a longer time without an answer, until the barrier is raised for it."""
+        return self.silent_since_s is not None
 
     def standing(self, last: ServerId | None, *, grace_s: float) -> Standing:
         """Return its knowledge as it opens a session; `last` is the server of the session before."""
@@ -231,7 +238,7 @@ class Presence:
             grace_s=grace_s,
             has_gap=self.has_gap,
             server=last,
-            answered_s=self.answered_s,
+            answered_s=self.answered_s if self.silent_since_s is None else self.silent_since_s,
             seen=dict(self._seen),
             visited=frozenset(self.visited),
         )
@@ -242,7 +249,7 @@ class Presence:
             self._seen.clear()
         self.visited.add(server)
         self.answered_s = now_s
-        self.has_gap = False
+        self.silent_since_s = None
 
     def see(self, instances: Collection[str], now_s: float) -> None:
         """Note which other relays live. Those that it met before are remembered for `MET_S`."""

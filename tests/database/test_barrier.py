@@ -202,3 +202,14 @@ async def test_a_relay_that_registers_is_heard_of_by_the_others(member):
     one = await member("a").open()
     await member("b").open()
     await until(lambda: barrier.JOINED + "b" * 32 in one.heard, "it is heard of")
+
+
+async def test_after_a_gap_one_that_lived_when_it_began_is_waited_for_though_a_sweep_has_ended_it(connection, member):
+    """The sweep was under way when the server froze, and ended the other's session once the server went on."""
+    one = await member("a").open()
+    other = await member("b").open()
+    one.presence.see(["b" * 32], boot_clock_s())
+    other.session.connection.terminate()
+    await connection.execute("UPDATE outbox.relay SET ended_at = now() WHERE instance = $1", "b" * 32)
+    await one.open(last=one.session.server, silent_s=6)
+    assert one.session.barrier.awaited == {"a" * 32, "b" * 32}

@@ -24,7 +24,7 @@ from tests.fleet import until
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
 POSTGRES = max(Path("/usr/lib/postgresql").glob("1[5-6]/bin"), default=None)
 IS_THERE = bool(shutil.which("patroni") and shutil.which("etcd") and Path(HAPROXY).exists() and POSTGRES)
-DEADLINE_S = 90
+DEADLINE_S = 180
 TTL_S = 20  # the shortest that Patroni takes: a frozen leader loses its lock after so long
 
 NODE = """

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +20,7 @@ from tests.fleet import Fleet, Process, until
 __all__ = ["company", "servers"]  # fixtures
 
 LATE_S = 4.0  # longer than those wait that know of no other relay
+PATIENT = {"OUTBOX_FAILOVER_GRACE_S": "60"}
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ async def test_none_is_sent_twice_on_the_way_forward_back_and_forward_again(pair
 
 async def test_no_relay_claims_on_the_old_primary_before_one_that_comes_late_has_told_what_it_sent(pair, company):
     """Both sent on the new primary; one finds the way back at once, the other some seconds later."""
-    company.top += "\nfailover_grace_s = 20"
+    company.top += "\nfailover_grace_s = 60"
     async with way_of_its_own(pair) as (way, own):
         await company.relay(environment=own)
         early = await company.relay()
@@ -156,7 +158,7 @@ async def test_no_relay_claims_on_the_old_primary_before_one_that_comes_late_has
 
 async def test_a_relay_that_joined_on_the_lost_server_is_waited_for_on_the_old_one(pair, company):
     """The old primary has never heard of it; those that met it on the other server have."""
-    company.top += "\nfailover_grace_s = 20"
+    company.top += "\nfailover_grace_s = 60"
     async with way_of_its_own(pair) as (way, own):
         early = await company.relay()
         await pair.caught_up()
@@ -182,9 +184,9 @@ async def test_a_relay_that_joined_on_the_lost_server_is_waited_for_on_the_old_o
 
 async def test_a_relay_that_slept_through_all_of_it_waits_for_those_that_did_not(pair, company):
     """For it nothing has changed: it knows this server, and no other."""
-    company.top += "\nfailover_grace_s = 20"
+    company.top += "\nfailover_grace_s = 4"
     async with way_of_its_own(pair) as (way, own):
-        sleeper = await company.relay()
+        sleeper = await company.relay(environment=PATIENT)
         await company.relay(environment=own)
         await due_soon(company, 40)
         await pair.caught_up()
@@ -202,18 +204,20 @@ async def test_a_relay_that_slept_through_all_of_it_waits_for_those_that_did_not
 
 async def test_a_session_that_froze_with_the_old_primary_waits_when_both_go_on(pair, company):
     """Its connection is never cut, so no new session tells it that others were elsewhere."""
-    company.top = "lease_s = 25\nguard_s = 1\nfailover_grace_s = 9"
+    company.top = "lease_s = 45\nguard_s = 1\nfailover_grace_s = 4"
     async with way_of_its_own(pair) as (_, own):
-        stays = await company.relay(environment=own)
+        stays = await company.relay(environment=own | PATIENT)
         late = await company.relay()
         await due_soon(company, 40)
         await pair.caught_up()
+        noticed_at = time.monotonic() + 17  # a third of the lease, a second, and one to spare
         await forward(pair, company)
         await sessions(late, 2)
         await accepted(company, 40)
+        await asyncio.sleep(max(noticed_at - time.monotonic(), 0))
         pair.front.black_hole = True
         await back(pair, company)
-        await stays.says("barrier", 20)
+        await stays.says('"kind": "gap"')
         await nothing_more_is_sent(company)
         assert "".join(stays.log).count("holds its lock") == 1
         pair.front.heal()
@@ -221,7 +225,7 @@ async def test_a_session_that_froze_with_the_old_primary_waits_when_both_go_on(p
 
 
 async def test_reports_that_are_generated_on_both_servers_are_mailed_once(pair, company):
-    company.top += "\nfailover_grace_s = 20"
+    company.top += "\nfailover_grace_s = 60"
     await company.hire(20)
     await pair.caught_up()
     relays = [await company.relay() for _ in range(2)]

@@ -28,7 +28,9 @@ SLACK_S = 10.0  # of a machine that does more than this test
 async def switchover(patroni: Cluster) -> float:
     """Change the leader in order; return when the next one was promoted."""
     leader = await patroni.leader()
-    candidate = next(node for node in patroni.nodes if node is not leader)
+    roles = {name: role for name, (role, _) in (await patroni.state()).items()}
+    others = [node for node in patroni.nodes if node is not leader]
+    candidate = next((node for node in others if roles[node.name] == "sync_standby"), others[0])
     asking = asyncio.create_task(patroni.switch_over(leader, candidate))
     at = await promoted_at(candidate)
     await asking
