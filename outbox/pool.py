@@ -632,12 +632,6 @@ class Pool:
         conversation.attach(transport)
 
 
-def _is_limit(trouble: RouteTroubleError) -> bool:
-    """Return True if a connection was refused since there are too many, or were too many in a short time."""
-    about = classify(trouble.stage, trouble.code, trouble.text) if trouble.code >= REFUSED_MIN else None
-    return about in (About.CONNECTIONS, About.RATE)
-
-
 def _is_refusal(trouble: RouteTroubleError) -> bool:
     """Return True if the server refuses this host, in its greeting or its reply to EHLO: a person must act."""
     return trouble.stage in (Stage.CONNECT, Stage.EHLO) and _about(trouble) is About.ROUTE
