@@ -254,6 +254,7 @@ TABLE: Final = (
             r"(limit|exceed\w*)( \S+){0,6} (messages|mails|e-?mails|recipients) (per|in|an?|each)\b",
         ),
     ),
+    Row(About.RATE, "Haraka's plugin limit: 450 rcpt rate limit exceeded", codes="4..", words=(r"rate[ -]?limit",)),
     Row(
         About.RECIPIENT,
         "RFC 3463 X.2.2: the recipient's mailbox is full; Dovecot: Quota exceeded",

@@ -152,16 +152,17 @@ class KeepsFiles(Neighbour):
 def maildir(mail: Path, identity: re.Pattern[bytes]) -> list[Received]:
     """Return the messages of a maildir; their recipients stand in `Delivered-To`.
 
-    A server that is killed while it delivers may deliver again. What `identity` finds in the header is the server's own
-    number of a message: two files with the same number are one acceptance.
+    A server that ends while it delivers may leave a part of a message, and deliver it again. What `identity` finds in
+    the header is the server's own number of a message: files with the same number are one acceptance.
     """
-    found = {}
+    found: dict[bytes, Received] = {}
     for path in (mail / "new").glob("*"):
         message = path.read_bytes()
         number, recipient = re.search(identity, message), re.search(rb"^Delivered-To: (.*)", message, re.MULTILINE)
-        assert number is not None, message
-        assert recipient is not None, message
-        found[number[1]] = Received(recipient[1].decode(), crlf(message))
+        if number is not None and recipient is not None:
+            last = found.get(number[1])
+            if last is None or len(last.message) < len(message):
+                found[number[1]] = Received(recipient[1].decode(), crlf(message))
     return list(found.values())
 
 

@@ -189,6 +189,8 @@ class Postfix(Neighbour):
             (self.base / directory).mkdir()
         shutil.chown(self.base / "data", "postfix")
         shutil.chown(self.base / "mail", "nobody", "nogroup")
+        (self.base / "postfix.log").touch()
+        (self.base / "postfix.log").chmod(0o666)  # postsuper writes there as Postfix's user
         (self.base / "etc/main.cf").write_text(POSTFIX_CONF.format(base=self.base, options=self.options))
         services = MASTER_CF.format(smtp=self.port)
         if "postscreen" in self.options:

@@ -139,6 +139,7 @@ SENTENCES = {
         ("MAIL", "452 Too many recipients"),
     ),
     About.RATE: (
+        ("RCPT", "450 rcpt rate limit exceeded"),
         ("DOT", "454 4.7.0 quota exceeded"),
         ("MAIL", "451 4.3.0 later"),
         ("RCPT", "450 4.5.3 Error: too many recipients from x"),
