@@ -447,7 +447,7 @@ class Conversation(asyncio.Protocol):
         match about:
             case About.RECIPIENT | About.MESSAGE:
                 self.desk.judged(claim, refusal.verdict)
-            case About.RATE if is_late and self.desk.is_own_limit(claim):
+            case About.RATE | About.CONNECTIONS | About.SESSION if is_late and self.desk.is_own_limit(claim):
                 self.desk.judged(claim, refusal.verdict)
             case About.UNCLEAR | About.RELAYING | About.ROUTE:
                 self.desk.route_refused(claim, refusal)

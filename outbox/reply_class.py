@@ -102,7 +102,9 @@ _MAILBOX: Final = r"(user|mailbox|mail box|recipient|account|inbox|addressee|rcp
 _COUNTED: Final = r"(messages?|mails?|e-?mails?|transactions?|recipients?|rcpts?)"
 _PERIODIC: Final = r"(daily|hourly|monthly|sending|outgoing|outbound|submission|relay|plan|account)"
 _UNKNOWN: Final = r"(unknown|no such|invalid|bad|non-?existent|unrout\w+|undeliverable|inactive|ambiguous|disabled)"
-_NOT_OURS: Final = r"^(?!.*\b(sender|sending|your|from|helo|ehlo|login|log|auth\w*|too|verif\w+)\b).*"  # not us
+_NOT_OURS: Final = (
+    r"^(?!.*\b(sender|sending|your|from|helo|ehlo|login|log|auth\w*|credentials|too|verif\w+)\b).*"  # not us
+)
 _GONE: Final = (
     r"(unknown|(does|do) ?n.t exist|unavailable|invalid|inactive|disabled|suspended|expired|closed|locked|busy"
     r"|undeliverable|moved|full)"
@@ -163,6 +165,7 @@ TABLE: Final = (
         stages=_CONVERSATION,
         words=(
             rf"{_COUNTED}( \S+){{0,3}} (per|in|for|on|over|during)( \w+)?( smtp)?[ -](connection|session)",
+            rf"too many {_COUNTED} this (connection|session)",
             r"(session|connection) (\w+ )?(limit|quota|expired|has expired|lasted|too long)",
             r"(limit|end|maximum) (\w+ )?(for|of|on|in) (this|the) (smtp )?(connection|session)",
         ),
@@ -270,7 +273,7 @@ TABLE: Final = (
         words=(
             r"(authentication|auth|login|log-?in|starttls|tls|encryption) (is |was )?(required|needed|mandatory)",
             r"(must|need to|have to|please|should)( first)?( be)? (authenticate|log ?in|issue a starttls)",
-            r"authenticate first|not (logged in|authenticated)|requires? (smtp )?auth",
+            r"authenticate first|not (logged in|authenticated)|requires? (smtp )?auth|\bcredentials\b",
         ),
     ),
     # 5. Sending limits: of the account or the host, not of the recipient's mailbox.
@@ -361,7 +364,8 @@ TABLE: Final = (
         stages=_ENVELOPE,
         words=(
             r"sender (\w+ )?(\S+ ){0,3}?(rejected|refused|denied|failed|blocked|invalid|not|unverified)\b",
-            r"not owned by|sendas ?denied|permissions? to send|authori[sz]ed to (send|use)",
+            r"sender (<> )?(is )?(unknown|not known)|not owned by|sendas ?denied",
+            r"permissions? to send|authori[sz]ed to (send|use)",
             r"(send|sending) (\w+ )?(as|from|on behalf of) (this|that|the|another|<)",
             r"(not|isn't) (been )?verified|failed the check in region",
             r"sending (\w+ )?(is |has been )?(suspended|paused|disabled)|your account (is |has been )",

@@ -204,7 +204,7 @@ class RecentReplies:
         return self.accepted_at is not None and now - self.accepted_at < 3 * REMEMBERED_S
 
     def is_own_limit(self, email: int) -> bool:
-        """Note that an email met a limit of the rate; return True if others were accepted between several such.
+        """Note that an email met a limit, of whatever; return True if others were accepted between several such.
 
         Without this a limit of one recipient would keep the email for ever, and slow down all others each time.
         """

@@ -696,13 +696,16 @@ def test_throttling_at_the_dot_is_a_try_that_does_not_count():
     assert talk.desk.verdicts == [(first, Withdrawn("450 4.7.1 Error: too much mail from 192.0.2.1"))]
 
 
-def test_a_limit_of_the_rate_that_one_recipient_meets_alone_is_a_try_of_its_own():
+@pytest.mark.parametrize(
+    "said", ["450 4.7.1 rate limit exceeded", "450 4.2.0 too many connections to mailbox", "452 4.5.3 enough"]
+)
+def test_a_limit_that_one_recipient_meets_alone_is_a_try_of_its_own(said):
     claim = mail()
     talk = Talk(claim)
     talk.desk.own_limit = True
-    talk.say("250", "450 4.7.1 rate limit exceeded", "503")
+    talk.say("250", said, "503")
     assert talk.desk.throttles == []
-    assert talk.desk.verdicts == [(claim, Deferred("450 4.7.1 rate limit exceeded (to RCPT)"))]
+    assert talk.desk.verdicts == [(claim, Deferred(f"{said} (to RCPT)"))]
 
 
 @pytest.mark.parametrize("said", ["450 4.7.1 rate limit exceeded", "452 4.3.1 out of resources"])

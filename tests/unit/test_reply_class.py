@@ -83,6 +83,8 @@ SENTENCES = {
         ("RCPT", "550 5.7.1 <p@x>: Recipient address rejected: Access denied"),
     ),
     About.RELAYING: (
+        ("RCPT", "550 5.7.1 Sender <a@b.c> unknown"),
+        ("RCPT", "550 Invalid account credentials"),
         ("RCPT", "550 Sender verify failed: 550 no such user here"),
         ("RCPT", "550-Verification failed for <a@b.c> The account may not exist. 550 Sender verify failed"),
         ("RCPT", "553 5.1.0 <a@b.c>: Sender address rejected: User unknown in local recipient table"),
@@ -152,6 +154,7 @@ SENTENCES = {
     ),
     About.SESSION: (
         ("MAIL", "452 4.7.0 Too many transactions"),
+        ("RCPT", "550 too many recipients this session"),
         ("MAIL", "421 4.7.0 MAIL sent too many times"),
         ("RSET", "421 4.7.0 RSET sent too many times"),
         ("MAIL", "421 Message limit reached, please reconnect"),
