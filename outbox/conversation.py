@@ -30,6 +30,7 @@ from outbox.verdict import REPLY_CHARACTERS_MAX, Accepted, Refused, Verdict, Wit
 QUIT_TIMEOUT_S: Final = 5.0
 SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; said in reply to anything
 START_CONTENT: Final = 354
+DEFERRALS_MAX: Final = 2  # in a row, after which a connection that took messages may have reached a limit of its own
 REFUSED_MIN: Final = 400  # RFC 5321 §4.2.1: 4xx and 5xx are refusals
 
 Throttle = Literal["rate", "connections"]
@@ -61,6 +62,9 @@ class Desk(Protocol):
 
         The claim that met this comes back by `requeue`, or as withdrawn if its dot was written.
         """
+
+    def is_own_limit(self, claim: Claim) -> bool:
+        """Note that the server wants this email later; return True if it keeps on taking others meanwhile."""
 
     def session_full(self, conversation: "Conversation", messages: int | None) -> None:
         """Hear that the server takes no more on this connection, which closes; nothing is wrong otherwise.
@@ -140,6 +144,7 @@ class Conversation(asyncio.Protocol):
         self.idle_since: float | None = None
         self._parameters = ""  # of MAIL, for an email that is not ASCII
         self._refusal: Refusal | None = None
+        self._deferrals = 0  # since the latest message that was accepted
         self._refusals = 0  # on this connection, which its server may limit too
         self._reset_needed = False
         self._expected: deque[Expected] = deque()
@@ -421,6 +426,7 @@ class Conversation(asyncio.Protocol):
         claim, self.handed_over = self.handed_over, None
         assert claim is not None
         self.accepted += 1
+        self._deferrals = 0
         self._bring(claim, Accepted(f"{reply.code} {reply.text}"[:REPLY_CHARACTERS_MAX]))
         self._go_on()
 
@@ -434,8 +440,14 @@ class Conversation(asyncio.Protocol):
         """Tell the desk what became of a claim whose transaction was refused, by what the refusal is about."""
         about = self._subject_of(refusal)
         self._refusals += 1
+        self._deferrals += not refusal.is_permanent
+        if self.accepted and self._deferrals >= DEFERRALS_MAX:
+            self.closing = True  # in whatever words it is said: a new connection finds out, and costs little
+        is_late = refusal.stage in (Stage.RCPT, Stage.DATA, Stage.DOT)  # so that a recipient is named
         match about:
             case About.RECIPIENT | About.MESSAGE:
+                self.desk.judged(claim, refusal.verdict)
+            case About.RATE | About.CONNECTIONS | About.SESSION if is_late and self.desk.is_own_limit(claim):
                 self.desk.judged(claim, refusal.verdict)
             case About.UNCLEAR | About.RELAYING | About.ROUTE:
                 self.desk.route_refused(claim, refusal)

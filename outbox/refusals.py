@@ -19,6 +19,8 @@ from outbox.reply_class import About, Refusal
 EVIDENCE_S: Final = 60.0  # so long an acceptance shows that the server takes mail of this sender
 REPEATED_MIN: Final = 3  # different recipients in a row that hear the same
 REMEMBERED_MAX: Final = 1000  # dead letters of the last EVIDENCE_S, and senders, that are remembered
+READ_CHARACTERS_MAX: Final = 600  # of a reply; the patterns take the square of the length
+COMPARED_CHARACTERS_MAX: Final = 200  # less than reasons of pauses keep of a reply
 
 # What differs between replies that say the same: addresses, numbers, and what servers call a try.
 _ADDRESS: Final = re.compile(r"<[^<>]*>|\S+@\S+")
@@ -132,11 +134,11 @@ class RefusalJudge:
 
 def _normalised(refusal: Refusal) -> str:
     """Return a reply without what differs from one recipient to the next."""
-    return f"{refusal.stage} {refusal.code} {_masked(refusal.text)}"
+    return f"{refusal.stage} {refusal.code} {_masked(refusal.text)[:COMPARED_CHARACTERS_MAX]}"
 
 
 def _masked(text: str) -> str:
-    return _TOKEN.sub("#", _ADDRESS.sub("@", text.lower()))
+    return _TOKEN.sub("#", _ADDRESS.sub("@", text[:READ_CHARACTERS_MAX].lower()))
 
 
 # $1 are the emails, $2 the attempts that made them dead letters, $3 the reason. Only while each still is that dead

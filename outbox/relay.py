@@ -568,6 +568,10 @@ class Relay:
         self._heard = reason
         self._wake.set()
 
+    def is_own_limit(self, claim: Claim) -> bool:
+        """Note that the server wants this email later; return True if it keeps on taking others meanwhile."""
+        return self.pool.replies.is_own_limit(claim.email)
+
     def session_full(self, conversation: Conversation, messages: int | None) -> None:
         """Remember how many messages the server takes on one connection."""
         self.pool.session_full(conversation, messages)

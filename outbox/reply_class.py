@@ -59,7 +59,8 @@ class Row:
     """One line of the table; `source` names the specification, or the server that says it.
 
     An empty column matches anything, the others are regular expressions: `stages`, `codes` and `enhanced` match as a
-    whole, one of `words` anywhere in the text, which is in small letters and without its enhanced code.
+    whole, one of `words` anywhere in the text, which is in small letters, without its enhanced code, with "<>" for
+    each address and links without their paths.
     """
 
     about: About
@@ -86,6 +87,13 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 TAKES_NOTHING: Final = 454  # Amazon SES, and `maildir`: nothing from anybody for now, said to any command or the dot
 
+TEXT_CHARACTERS_MAX: Final = 1000  # of a reply are read; some patterns take the square of the length
+
+# Addresses and the paths of links name things in all words there are: "550 <rate@example.com>: User unknown".
+_QUOTED_ADDRESS: Final = re.compile(
+    r"<[^<>\s]{0,320}@[^<>\s]{0,320}>|[^\s<>\[\](){},;\"']{1,320}@[^\s<>\[\](){},;\"']+"
+)
+_LINK: Final = re.compile(r"(https?://[^\s/?#]+)[/?#]\S*")
 _ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}\b")
 _CONVERSATION: Final = "MAIL|RCPT|DATA|DOT|RSET"
 _ENVELOPE: Final = "MAIL|RCPT|DATA|DOT"
@@ -94,6 +102,9 @@ _MAILBOX: Final = r"(user|mailbox|mail box|recipient|account|inbox|addressee|rcp
 _COUNTED: Final = r"(messages?|mails?|e-?mails?|transactions?|recipients?|rcpts?)"
 _PERIODIC: Final = r"(daily|hourly|monthly|sending|outgoing|outbound|submission|relay|plan|account)"
 _UNKNOWN: Final = r"(unknown|no such|invalid|bad|non-?existent|unrout\w+|undeliverable|inactive|ambiguous|disabled)"
+_NOT_OURS: Final = (
+    r"^(?!.*\b(sender|sending|your|from|helo|ehlo|login|log|auth\w*|credentials|too|verif\w+)\b).*"  # not us
+)
 _GONE: Final = (
     r"(unknown|(does|do) ?n.t exist|unavailable|invalid|inactive|disabled|suspended|expired|closed|locked|busy"
     r"|undeliverable|moved|full)"
@@ -114,7 +125,10 @@ TABLE: Final = (
         About.RECIPIENT,
         "Gmail 4.2.1 and Microsoft 365 5.2.121: the rate at which the recipient gets mail",
         stages=_RCPT,
-        words=(rf"{_MAILBOX}( \S+){{0,6}} receiv\w+ (mail|messages) at a rate", r"message receive limit"),
+        words=(
+            rf"{_MAILBOX}( \S+){{0,6}} receiv\w+ (mail|messages|e-?mails?) (at a rate|too (quick|fast|often))",
+            r"message receive limit|receiving (rate |message )?(limit|quota)|received (messages|mails|e-?mails)\b",
+        ),
     ),
     Row(
         About.RECIPIENT,
@@ -151,6 +165,7 @@ TABLE: Final = (
         stages=_CONVERSATION,
         words=(
             rf"{_COUNTED}( \S+){{0,3}} (per|in|for|on|over|during)( \w+)?( smtp)?[ -](connection|session)",
+            rf"too many {_COUNTED} this (connection|session)",
             r"(session|connection) (\w+ )?(limit|quota|expired|has expired|lasted|too long)",
             r"(limit|end|maximum) (\w+ )?(for|of|on|in) (this|the) (smtp )?(connection|session)",
         ),
@@ -159,7 +174,7 @@ TABLE: Final = (
         About.SESSION,
         "OpenSMTPD limit session-messages: 452 4.5.3 Too many messages sent",
         stages=_CONVERSATION,
-        words=(r"too many messages sent\.?$",),
+        words=(r"too many messages sent\.?$|too many transactions",),
     ),
     Row(
         About.SESSION,
@@ -187,7 +202,27 @@ TABLE: Final = (
         words=(rf"too many {_COUNTED}$", rf"too many {_COUNTED}(?! from)"),
     ),
     Row(About.SESSION, "RFC 3463 4.5.3 in other words", stages=_CONVERSATION, codes="452|421", enhanced=r"4\.5\.3"),
+    Row(
+        About.RECIPIENT,
+        "an unknown user in so many words, whatever else is said: Outlook.com 550 5.5.0 mailbox unavailable; Exim",
+        stages="RCPT",
+        codes="55[0-46]",
+        words=(
+            rf"{_NOT_OURS}{_MAILBOX} (<> )?(is |was |has )?(been )?(unknown|unavailable|not found|inactive|disabled)\b",
+            rf"{_NOT_OURS}{_MAILBOX} (<> )?(does ?n.t|does not|do not|not) exist",
+            rf"{_NOT_OURS}no such (\w+ )?{_MAILBOX}|{_NOT_OURS}(unknown|invalid) (\w+ )?{_MAILBOX}",
+            rf"{_NOT_OURS}no {_MAILBOX}( \S+){{0,2}} (here|found|by that name)",
+        ),
+    ),
     # 3. Our own syntax, a command out of sequence, or one that the server does not know.
+    Row(
+        About.RELAYING,
+        "Postfix reject_unlisted_sender, said to RCPT: 550 5.1.0 Sender address rejected: User unknown",
+        stages=_RCPT,
+        codes="55[0-4]",
+        enhanced=r"|5\.1\.[01]",
+        words=(r"\bsender address (rejected|invalid|unknown)|\bsender verif",),
+    ),
     Row(
         About.RECIPIENT,
         "RFC 3463 X.1.0 to X.1.6: the recipient's address; Postfix 501 5.1.3, sendmail 553 5.1.3",
@@ -197,10 +232,13 @@ TABLE: Final = (
     ),
     Row(
         About.RECIPIENT,
-        "Exim: 501 <x>: malformed address",
+        "Exim: 501 <x>: malformed address; Postfix 504 5.5.2 <x>: Recipient address rejected: need fully-qualified",
         stages="RCPT",
-        codes="501|553",
-        words=(r"(malformed|bad|invalid|illegal|missing) (\w+ )?(address|domain|local|recipient|mailbox)",),
+        codes="501|504|553",
+        words=(
+            r"(malformed|bad|invalid|illegal|missing) (\w+ )?(address|domain|local|recipient|mailbox)",
+            r"domain missing|recipient address (rejected|must)",
+        ),
     ),
     Row(About.MESSAGE, "RFC 5321 §4.5.3.1.6: a line of the content", stages="DOT", codes="500", words=("long",)),
     Row(About.ROUTE, "RFC 5321 §4.2.2: syntax, sequence, not implemented; Haraka 503", codes="50[0-3]"),
@@ -235,7 +273,7 @@ TABLE: Final = (
         words=(
             r"(authentication|auth|login|log-?in|starttls|tls|encryption) (is |was )?(required|needed|mandatory)",
             r"(must|need to|have to|please|should)( first)?( be)? (authenticate|log ?in|issue a starttls)",
-            r"authenticate first|not (logged in|authenticated)|requires? (smtp )?auth",
+            r"authenticate first|not (logged in|authenticated)|requires? (smtp )?auth|\bcredentials\b",
         ),
     ),
     # 5. Sending limits: of the account or the host, not of the recipient's mailbox.
@@ -269,6 +307,13 @@ TABLE: Final = (
     ),
     Row(
         About.RATE,
+        "Microsoft 365 451 4.7.500 Server busy",
+        stages=_ENVELOPE,
+        codes="4..",
+        words=(r"\bserver (is )?(too )?busy",),
+    ),
+    Row(
+        About.RATE,
         "Postfix anvil 450 4.7.1 too much mail from; SES 454 Throttling failure; Gmail 421 4.7.28; Yahoo 421 4.7.0",
         codes="4..",
         words=(
@@ -298,7 +343,16 @@ TABLE: Final = (
         codes="5..",
         enhanced=r"5\.4\.5|5\.1\.90|5\.7\.7\d\d",
     ),
-    # 6. The sender's address.
+    # 6. The sender's address; before it what is surely the content's.
+    Row(
+        About.MESSAGE,
+        "ClamAV, amavis: what was found in the content, whatever else is said",
+        stages="DATA|DOT",
+        codes="5..",
+        words=(
+            r"\b(virus|malware|infected)\b|eicar|(executable|attachment|file)s? (\w+ ){0,3}(reject|not allowed|block)",
+        ),
+    ),
     Row(
         About.ROUTE,
         "RFC 3463 X.1.7, X.1.8: the sender's address; Exchange 5.7.60, 5.2.252 SendAsDenied",
@@ -311,9 +365,11 @@ TABLE: Final = (
         stages=_ENVELOPE,
         words=(
             r"sender (\w+ )?(\S+ ){0,3}?(rejected|refused|denied|failed|blocked|invalid|not|unverified)\b",
-            r"not owned by|sendas ?denied|permissions? to send|authori[sz]ed to (send|use)",
+            r"sender (<> )?(is )?(unknown|not known)|not owned by|sendas ?denied",
+            r"permissions? to send|authori[sz]ed to (send|use)",
             r"(send|sending) (\w+ )?(as|from|on behalf of) (this|that|the|another|<)",
             r"(not|isn't) (been )?verified|failed the check in region",
+            r"sending (\w+ )?(is |has been )?(suspended|paused|disabled)|your account (is |has been )",
             r"(invalid|bad|unknown|unauthori[sz]ed|outbound) (envelope )?(sender|from|return)",
             r"(from|return-path)( \S+){0,3} (address|domain|identity|header)( \S+){0,3} (not|un)",
         ),
@@ -341,9 +397,9 @@ TABLE: Final = (
     ),
     Row(
         About.RELAYING,
-        "RFC 7372 5.7.20 to 5.7.26; Gmail 5.7.26; Yahoo 5.7.9; Exchange 5.7.5x, 5.7.6xx",
+        "RFC 7372 5.7.20 to 5.7.26; Gmail 5.7.26; Yahoo 5.7.9; Exchange 5.7.5x; Microsoft 365 5.7.5xx, 5.7.6xx",
         stages=_ENVELOPE,
-        enhanced=r"[45]\.7\.(2\d|[89]|5\d|6\d\d)",
+        enhanced=r"[45]\.7\.(2\d|[89]|5\d|6\d\d)|5\.7\.5\d\d",
     ),
     Row(
         About.RELAYING,
@@ -374,6 +430,7 @@ TABLE: Final = (
         words=(
             rf"{_UNKNOWN} (\w+ ){{0,2}}({_MAILBOX}|address|domain|host|person)\b",
             rf"{_MAILBOX}( \S+){{0,6}} ({_GONE}|not (a )?(valid|known|local|active|here|available|found|exist))",
+            rf"not a (valid|known|local) {_MAILBOX}|^<>:? (is )?(unknown|not found)",
             r"no (mailbox|user|account|one|such \w+)( \S+){0,4} (here|by that name)|no (mailbox|such)\b",
             r"does ?n.t (have|like|exist)|does not (exist|like)|null ?mx|not our customer",
         ),
@@ -464,7 +521,7 @@ DEFAULTS: Final[Mapping[tuple[str, int], About]] = {
 
 def row_of(stage: str, code: int, text: str) -> Row | None:
     """Return the row of the table that decides a reply; None if the defaults do."""
-    words = " ".join(text.lower().split())
+    words = _LINK.sub(r"\1", _QUOTED_ADDRESS.sub("<>", " ".join(text[:TEXT_CHARACTERS_MAX].lower().split())))
     found = _ENHANCED.match(words)
     enhanced = found[0] if found else ""
     rest = words[len(enhanced) :].strip()

@@ -191,6 +191,7 @@ class RecentReplies:
     _latest: deque[tuple[str, str, bool, float]] = field(default_factory=lambda: deque(maxlen=REPLIES_MAX))
     _learned: dict[str, float] = field(default_factory=dict)
     _uncounted: dict[int, _Strike] = field(default_factory=dict)
+    _limited: dict[int, _Strike] = field(default_factory=dict)
 
     def note_accepted(self, recipient: str, now: float) -> None:
         """Count an email that the server took."""
@@ -201,6 +202,18 @@ class RecentReplies:
     def accepts(self, now: float) -> bool:
         """Return True if the server took an email in the last seconds."""
         return self.accepted_at is not None and now - self.accepted_at < 3 * REMEMBERED_S
+
+    def is_own_limit(self, email: int) -> bool:
+        """Note that an email met a limit, of whatever; return True if others were accepted between several such.
+
+        Without this a limit of one recipient would keep the email for ever, and slow down all others each time.
+        """
+        last = self._limited.pop(email, None)
+        strikes = last.strikes + (self.accepted > last.accepted) if last is not None else 0
+        self._limited[email] = _Strike(self.accepted, 0, strikes)
+        if len(self._limited) > EMAILS_MAX:
+            del self._limited[next(iter(self._limited))]
+        return strikes >= STRIKES_MAX
 
     def note_deferred(self, recipient: str, reply: str, now: float, *, tries: int) -> None:
         """Note a deferral; `tries` counts this one."""

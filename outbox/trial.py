@@ -196,6 +196,9 @@ class _Desk:
     def throttled(self, _conversation: Conversation, _kind: Throttle, reason: str) -> None:
         self.trial.verdict = Withdrawn(reason)
 
+    def is_own_limit(self, _claim: Claim) -> bool:
+        return False
+
     def session_full(self, _conversation: Conversation, _messages: int | None) -> None:
         """The verdict says it too."""
 

@@ -139,3 +139,31 @@ async def test_what_a_server_put_off_by_its_rate_does_not_quarantine_an_email_wh
     await fleet.relay()
     await all_sent(fleet, 3)
     assert (await trail(fleet))[-2:] == ["withdrawn", "accepted"]
+
+
+@pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT])
+@pytest.mark.parametrize(
+    "said", ["450 4.7.1 message limit reached", "451 4.7.0 please come back some time", "452 4.3.1 out of resources"]
+)
+async def test_a_limit_of_the_connection_in_words_of_a_rate_ends_with_the_connection(fleet, stage, said):
+    """Waiting on the same connection would change nothing, however long."""
+    fleet.top = "connections_max = 1"
+    fleet.sink.script = At(stage, Reply(said), when=lambda visit: visit.accepted >= 20)
+    await fleet.relay()
+    await post(fleet, 60)
+    await all_sent(fleet, 60, 20)
+
+
+@pytest.mark.parametrize("stage", [Stage.RCPT, Stage.DOT])
+async def test_one_recipient_who_meets_a_rate_limit_of_his_own_has_tries_and_slows_nobody_down(fleet, stage):
+    fleet.sink.script = At(
+        stage, Reply("450 4.7.1 rate limit exceeded"), when=lambda visit: visit.recipients == ["p7@example.com"]
+    )
+    await fleet.relay()
+    for batch in range(60):
+        await post(fleet, 20, first=1 + 20 * batch)
+        await until(lambda: fleet.sink.messages >= 20 * (batch + 1) - 1, f"batch {batch} is sent", 30)  # noqa: B023
+        if (await delivery(fleet, "mail7"))["state"] == "dead":
+            break
+    assert (await delivery(fleet, "mail7"))["state"] == "dead"
+    assert set(await trail(fleet, "mail7")) <= {"deferred", "withdrawn"}

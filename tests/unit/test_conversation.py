@@ -73,6 +73,7 @@ class Book:
     full_after: list[int | None] = field(default_factory=list)
     route_refusals: list[tuple[Claim, Refusal]] = field(default_factory=list)
     requeued: list[Claim] = field(default_factory=list)
+    own_limit: bool = False
     ended: list[str | None] = field(default_factory=list)
 
     def take(self) -> Claim | None:
@@ -100,6 +101,10 @@ class Book:
     def throttled(self, _conversation: Conversation, kind: Throttle, reason: str) -> None:
         assert reason
         self.throttles.append(kind)
+
+    def is_own_limit(self, claim: Claim) -> bool:
+        assert claim
+        return self.own_limit
 
     def session_full(self, conversation: Conversation, messages: int | None) -> None:
         assert conversation.closing
@@ -689,6 +694,28 @@ def test_throttling_at_the_dot_is_a_try_that_does_not_count():
     talk.say("450 4.7.1 Error: too much mail from 192.0.2.1")
     assert talk.desk.throttles == ["rate"]
     assert talk.desk.verdicts == [(first, Withdrawn("450 4.7.1 Error: too much mail from 192.0.2.1"))]
+
+
+@pytest.mark.parametrize(
+    "said", ["450 4.7.1 rate limit exceeded", "450 4.2.0 too many connections to mailbox", "452 4.5.3 enough"]
+)
+def test_a_limit_that_one_recipient_meets_alone_is_a_try_of_its_own(said):
+    claim = mail()
+    talk = Talk(claim)
+    talk.desk.own_limit = True
+    talk.say("250", said, "503")
+    assert talk.desk.throttles == []
+    assert talk.desk.verdicts == [(claim, Deferred(f"{said} (to RCPT)"))]
+
+
+@pytest.mark.parametrize("said", ["450 4.7.1 rate limit exceeded", "452 4.3.1 out of resources"])
+def test_a_connection_that_took_messages_and_then_defers_two_in_a_row_is_given_up(said):
+    talk, _ = after_messages(2)
+    assert not talk.conversation.closing
+    talk.say("250", said, "503")
+    assert not talk.conversation.closing
+    talk.say("250", "250", said, "503")
+    assert talk.conversation.closing
 
 
 # ── limits of a session ──────────────────────────────────────────────────────────────────────────────────────

@@ -355,3 +355,14 @@ def test_a_server_that_grants_no_connection_is_asked_with_growing_pauses():
             limit.refuse(0, "421", tenth / 10)
     assert asked[1] - asked[0] < 1
     assert len(asked) <= 30
+
+
+def test_an_email_that_meets_a_limit_while_others_are_taken_has_a_limit_of_its_own():
+    replies = RecentReplies()
+    assert not any(replies.is_own_limit(1) for _ in range(20)), "nobody else is taken"
+    seen = []
+    for now in range(4):
+        replies.note_accepted("other@example.com", float(now))
+        seen.append(replies.is_own_limit(1))
+    assert seen == [False, False, True, True]
+    assert not replies.is_own_limit(2)
