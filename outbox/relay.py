@@ -248,6 +248,11 @@ class Relay:
                 f"Postgres at {self.database_url.redacted} went away while a session was opened "
                 f"({str(error) or type(error).__name__})."
             ) from error
+        except asyncpg.InsufficientPrivilegeError as error:  # after an upgrade: rights on what is new are still to come
+            raise DatabaseUnavailableError(
+                f"Postgres at {self.database_url.redacted} refuses: {error}; "
+                "let the owner of the schema run `outbox init --roles`."
+            ) from error
         finally:
             self._opening = None
         log.info(
