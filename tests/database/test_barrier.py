@@ -8,7 +8,7 @@ from outbox.address import DatabaseUrl
 from outbox.barrier import Barrier, Kind, Presence
 from outbox.database import CHANNEL
 from outbox.ledger import Settlement
-from outbox.session import Session, boot_clock_s
+from outbox.session import PLANS, Session, boot_clock_s
 from outbox.verdict import Outcome
 
 GRACE_S = 30.0
@@ -38,7 +38,7 @@ class Member:
             hear=self.heard.append,
         )
         self.barrier = Barrier(self.session.barrier.epoch, GRACE_S, up=not self.session.barrier.is_lifted)
-        self.presence.arrive(self.session.server, boot_clock_s(), is_move=False)
+        self.presence.arrive(self.session.server, boot_clock_s(), self.session.met)
         return self
 
     async def look(self, now=100.0):
@@ -213,3 +213,42 @@ async def test_after_a_gap_one_that_lived_when_it_began_is_waited_for_though_a_s
     await connection.execute("UPDATE outbox.relay SET ended_at = now() WHERE instance = $1", "b" * 32)
     await one.open(last=one.session.server, silent_s=6)
     assert one.session.barrier.awaited == {"a" * 32, "b" * 32}
+
+
+async def test_one_that_registered_here_is_waited_for_on_the_old_server_though_no_sweep_has_seen_it(member):
+    """The barrier stood until the connection was cut, and relays do not sweep behind it."""
+    await member("b").open()
+    one = await member("a").open(last=ELSEWHERE)
+    standing = one.presence.standing(one.session.server, grace_s=GRACE_S)
+    assert barrier.awaited_by(Kind.MOVE, barrier.Here((0, None)), standing) == {"a" * 32, "b" * 32}
+
+
+async def test_what_was_told_before_the_row_was_deleted_lifts_no_barrier_of_the_new_row(connection, member):
+    other = await member("b").open()
+    await member("a").open(last=ELSEWHERE)
+    await other.look()
+    await connection.execute("DELETE FROM outbox.failover")
+    await member("c").open(last=ELSEWHERE)
+    row = await barrier.read(connection)
+    assert "b" * 32 in row.awaited
+    assert await connection.fetch(barrier.TOLD, row.epoch) == []
+
+
+@pytest.mark.parametrize("last", [None, 7], ids=["a first session", "a session before"])
+async def test_what_is_asked_of_all_relays_that_ever_were_goes_by_index(connection, last):
+    await connection.execute(
+        "INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, ended_at, told_epoch)"
+        " SELECT 'h', 1, 1, 'v', 1, now(), CASE WHEN n % 10 = 0 THEN n END FROM generate_series(1, 20000) n"
+    )
+    await connection.execute("ANALYZE outbox.relay")
+    for name, value in PLANS.items():
+        await connection.execute(f"SET {name} = {value}")
+    for statement, arguments in {
+        barrier.TOLD: "3",
+        barrier.LAST_TOLD: None,
+        barrier.HISTORY: f"{last or 'NULL'}, 'a', 1, 20001",
+    }.items():
+        await connection.execute(f"PREPARE asked AS {statement}")
+        plan = await connection.fetch(f"EXPLAIN EXECUTE asked{f'({arguments})' if arguments else ''}")
+        await connection.execute("DEALLOCATE asked")
+        assert not [line for (line,) in plan if "Seq Scan" in line], plan
