@@ -303,6 +303,10 @@ SELECT pg_notify($2, $3) FROM lifted
 TELL: Final = "UPDATE outbox.relay SET told_epoch = $2 WHERE id = $1"
 TOLD: Final = "SELECT DISTINCT instance FROM outbox.relay WHERE told_epoch = $1 AND instance IS NOT NULL"
 FORGET: Final = "UPDATE outbox.relay SET instance = NULL WHERE id = $1"
+AWAIT_NO_MORE: Final = """
+UPDATE outbox.failover SET awaited = array_remove(awaited, $1)
+ WHERE one AND lifted_at IS NULL AND awaited @> ARRAY[$1::text]
+"""
 NOTIFY: Final = "SELECT pg_notify($1, $2)"
 # Relays of programs that know no barrier have no instance, and are not waited for. Whether another one holds its lock
 # says nothing: a session that was frozen with its server still does.
@@ -322,7 +326,8 @@ SELECT EXISTS (SELECT FROM outbox.relay
    AND NOT EXISTS (SELECT FROM outbox.relay WHERE timeline = $1)
 """
 STATEMENTS: Final = (
-    *(READ, READ_LOCKED, MAKE, LAST_TOLD, RAISE, LIFT, TELL, TOLD, FORGET, NOTIFY, OTHERS_HERE, HISTORY),
+    *(READ, READ_LOCKED, MAKE, LAST_TOLD, RAISE, LIFT, TELL, TOLD, FORGET, AWAIT_NO_MORE, NOTIFY),
+    *(OTHERS_HERE, HISTORY),
 )
 
 
@@ -395,8 +400,9 @@ async def lift(connection: Any, epoch: int, channel: str) -> None:
 
 
 async def leave(connection: Any, relay: int, instance: str, channel: str) -> None:
-    """Note that a relay stops in order. Its memory ends with it, so later barriers do not wait for it."""
+    """Note that a relay stops in order. Its memory ends with it, so no barrier waits for it, not even one that stands."""
     await connection.execute(FORGET, relay)
+    await connection.execute(AWAIT_NO_MORE, instance)
     await connection.fetch(NOTIFY, channel, LEFT + instance)
 
 

@@ -132,6 +132,17 @@ async def test_a_relay_that_stopped_in_order_is_not_waited_for(connection, membe
     assert not await one.look()
 
 
+async def test_a_relay_that_stops_in_order_while_the_barrier_stands_is_waited_for_no_more(connection, member):
+    """It has told all that it knew, and its row no longer says whose that was."""
+    other = await member("b").open()
+    one = await member("a").open(last=ELSEWHERE)
+    assert await one.look()
+    assert await other.look()
+    await barrier.leave(other.session.connection, other.session.relay, other.name, CHANNEL)
+    await pass_the_least_wait(connection)
+    assert not await one.look()
+
+
 async def test_what_one_saw_alive_elsewhere_is_waited_for_though_this_server_never_heard_of_it(connection, member):
     one = member("a")
     one.presence.hear(barrier.JOINED + "d" * 32, boot_clock_s())
