@@ -400,7 +400,7 @@ async def lift(connection: Any, epoch: int, channel: str) -> None:
 
 
 async def leave(connection: Any, relay: int, instance: str, channel: str) -> None:
-    """Note that a relay stops in order. Its memory ends with it, so no barrier waits for it, not even one that stands."""
+    """Note that a relay stops in order. Its memory ends with it, so no barrier waits for it, not even a standing one."""
     await connection.execute(FORGET, relay)
     await connection.execute(AWAIT_NO_MORE, instance)
     await connection.fetch(NOTIFY, channel, LEFT + instance)
