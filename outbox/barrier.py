@@ -400,7 +400,10 @@ async def lift(connection: Any, epoch: int, channel: str) -> None:
 
 
 async def leave(connection: Any, relay: int, instance: str, channel: str) -> None:
-    """Note that a relay stops in order. Its memory ends with it, so no barrier waits for it, not even a standing one."""
+    """Note that a relay stops in order. Its memory ends with it, so no barrier waits for it, not even one that stands.
+
+    Its row does not say any more that it has told what it knew.
+    """
     await connection.execute(FORGET, relay)
     await connection.execute(AWAIT_NO_MORE, instance)
     await connection.fetch(NOTIFY, channel, LEFT + instance)
