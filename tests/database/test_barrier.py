@@ -169,6 +169,16 @@ async def test_a_barrier_ends_by_the_servers_clock_and_by_the_relays_own(connect
     assert not await two.look(100.1)
 
 
+async def test_the_time_that_it_waited_behind_an_earlier_barrier_does_not_count(connection, member):
+    one = await member("a").open(last=ELSEWHERE)
+    await member("b").open(last=ELSEWHERE)
+    assert await one.look(100.0)
+    await barrier.lift(connection, (await barrier.read(connection)).epoch, CHANNEL)
+    assert not await one.look(101.0)
+    await member("c").open(last=ELSEWHERE)
+    assert await one.look(101.0 + 2 * GRACE_S)
+
+
 async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_written(fleet, member):
     await fleet.put_emails(3)
     one = await member("a").open()
