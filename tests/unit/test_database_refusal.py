@@ -8,6 +8,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import (
     DatabaseLoginError,
     DatabaseRefusedError,
+    connect,
     explain_refusal,
     explain_refusals,
     is_lost,
@@ -113,3 +114,11 @@ def test_one_error_names_each_host_and_a_refusal_weighs_more_than_silence(errors
     assert type(found) is expected
     assert words in str(found)
     assert "hidden" not in str(found)
+
+
+@pytest.mark.parametrize("file", ["sslrootcert=/no/such&sslmode=verify-full", "sslcert=/no/such&sslmode=require"])
+async def test_a_missing_file_of_tls_is_not_called_a_server_that_does_not_answer(file):
+    url = DatabaseUrl.parse(f"postgresql://app:hidden@127.0.0.1:1/reports?{file}")
+    with pytest.raises(DatabaseRefusedError, match="a file that a parameter of TLS names") as found:
+        await connect(url, application="test")
+    assert "hidden" not in str(found.value)
