@@ -186,6 +186,9 @@ async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_wr
     first = await ledger.tick(connection, relay, room=2, epoch=0)
     marked = await ledger.tick(connection, relay, marks=[first.claims[0].email], epoch=0)
     assert len(marked.marked) == 1
+    await fleet.put_emails(2, first=4)
+    await fleet.connection.execute("UPDATE outbox.delivery SET priority = 1 WHERE email = 4")
+    await fleet.connection.execute("UPDATE outbox.delivery SET orphaned = 3 WHERE email = 5")
     await (member("b")).open(last=ELSEWHERE)
     (email, attempt), *_ = marked.marked.items()
     settlement = Settlement(relay, email, "mail1", attempt, marked=True, outcome=SENT)
@@ -200,7 +203,9 @@ async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_wr
     await barrier.lift(fleet.connection, row.epoch, CHANNEL)
     still = await ledger.tick(connection, relay, marks=[first.claims[1].email], room=5, epoch=0)
     assert not still.is_open, "what was claimed before it was raised is not marked after it is lifted"
-    assert (await ledger.tick(connection, relay, room=5, epoch=row.epoch)).is_open
+    done = await ledger.tick(connection, relay, room=5, suspects=1, epoch=row.epoch)
+    assert done.is_open
+    assert {claim.email for claim in done.claims} == {3, 4, 5}, "an ordinary, an urgent and a suspect one"
 
 
 async def test_a_barrier_whose_row_is_gone_is_made_anew_and_until_then_lifted(fleet, member):
