@@ -215,6 +215,7 @@ create table outbox.relay (
     told_epoch   bigint
 );
 create index relay_open on outbox.relay (id) where ended_at is null;
+create index relay_told on outbox.relay (told_epoch) where told_epoch is not null;
 
 -- The barrier after a change of servers, in one row. It stands while `lifted_at` is null: relays claim and mark nothing
 -- until all instances in `awaited` have written what they sent, or until `until`, and not before `lift_after`. `epoch`

@@ -88,7 +88,7 @@ class Here:
     has_last: bool = False
     """True if the relay's last session is in the table, so that this server has the history of the last one."""
     is_first: bool = False
-    """True if no relay has been here on this timeline, but on others."""
+    """True if the last relay that registered before was on another timeline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +122,17 @@ def reason_to_raise(here: Here, standing: Standing, now_s: float) -> Kind | None
         if here.is_first or any(other.timeline != here.server[0] for other in here.others):
             return Kind.MOVE  # a standby was promoted, and the relays of the old primary are not back yet
         return Kind.START if here.others else None
-    is_same = here.server == last or (here.server[0] == last[0] > 0 and here.has_last)
+    # A restart gives a start that is new. Two standbys that were promoted apart can have one timeline and the same ids.
+    is_restarted = here.server[0] == last[0] > 0 and here.has_last and here.server not in standing.visited
+    is_same = here.server == last or is_restarted
     if not is_same:
         return Kind.MOVE
     return Kind.GAP if standing.has_gap or now_s - standing.answered_s > standing.blind_s else None
+
+
+def met_here(here: Here) -> frozenset[str]:
+    """Return the relays that have been on this server itself, not only on the one that it comes from."""
+    return frozenset(other.instance for other in here.others if other.timeline == here.server[0])
 
 
 def awaited_by(kind: Kind, here: Here, standing: Standing) -> frozenset[str]:
@@ -243,10 +250,12 @@ class Presence:
             visited=frozenset(self.visited),
         )
 
-    def arrive(self, server: ServerId, now_s: float, *, is_move: bool) -> None:
-        """Note that it has a session with this server. Relays that it saw on another one may not be here."""
-        if is_move:
-            self._seen.clear()
+    def arrive(self, server: ServerId, now_s: float, met: Collection[str] = ()) -> None:
+        """Note that it has a session with this server, and which relays have registered there before it.
+
+        Those that it saw on another server are not forgotten: they may come here, and send before it sees them here.
+        """
+        self.see(met, now_s)
         self.visited.add(server)
         self.answered_s = now_s
         self.silent_since_s = None
@@ -277,6 +286,7 @@ SELECT epoch, kind, awaited, moved_epoch, lifted_at IS NOT NULL AS is_lifted,
 """
 READ_LOCKED: Final = f"{READ.rstrip()} FOR UPDATE"
 MAKE: Final = "INSERT INTO outbox.failover (one) VALUES (true) ON CONFLICT (one) DO NOTHING"
+LAST_TOLD: Final = "SELECT coalesce(max(told_epoch), 0) FROM outbox.relay WHERE told_epoch IS NOT NULL"
 RAISE: Final = """
 UPDATE outbox.failover
    SET epoch = $1, kind = $2, awaited = $3, raised_at = now(), until = now() + $4::float8 * interval '1 second',
@@ -293,6 +303,10 @@ SELECT pg_notify($2, $3) FROM lifted
 TELL: Final = "UPDATE outbox.relay SET told_epoch = $2 WHERE id = $1"
 TOLD: Final = "SELECT DISTINCT instance FROM outbox.relay WHERE told_epoch = $1 AND instance IS NOT NULL"
 FORGET: Final = "UPDATE outbox.relay SET instance = NULL WHERE id = $1"
+AWAIT_NO_MORE: Final = """
+UPDATE outbox.failover SET awaited = array_remove(awaited, $1)
+ WHERE one AND lifted_at IS NULL AND awaited @> ARRAY[$1::text]
+"""
 NOTIFY: Final = "SELECT pg_notify($1, $2)"
 # Relays of programs that know no barrier have no instance, and are not waited for. Whether another one holds its lock
 # says nothing: a session that was frozen with its server still does.
@@ -302,8 +316,8 @@ OTHERS_HERE: Final = (
 # $1 this relay's last session, $2 its instance, $3 the timeline here, $4 this session.
 HISTORY: Final = """
 SELECT EXISTS (SELECT FROM outbox.relay WHERE id = $1 AND instance = $2 AND timeline = $3) AS has_last,
-       NOT EXISTS (SELECT FROM outbox.relay WHERE timeline = $3 AND id <> $4)
-       AND EXISTS (SELECT FROM outbox.relay WHERE timeline > 0 AND timeline <> $3 AND id <> $4) AS is_first
+       coalesce((SELECT timeline > 0 AND timeline <> $3 FROM outbox.relay WHERE id <> $4 ORDER BY id DESC LIMIT 1),
+                false) AS is_first
 """
 # $1 is the timeline. A relay that stopped in order has no instance any more.
 AWAITS_FIRST: Final = """
@@ -311,7 +325,10 @@ SELECT EXISTS (SELECT FROM outbox.relay
                 WHERE ended_at IS NULL AND instance IS NOT NULL AND timeline BETWEEN 1 AND $1 - 1)
    AND NOT EXISTS (SELECT FROM outbox.relay WHERE timeline = $1)
 """
-STATEMENTS: Final = (READ, READ_LOCKED, MAKE, RAISE, LIFT, TELL, TOLD, FORGET, NOTIFY, OTHERS_HERE, HISTORY)
+STATEMENTS: Final = (
+    *(READ, READ_LOCKED, MAKE, LAST_TOLD, RAISE, LIFT, TELL, TOLD, FORGET, AWAIT_NO_MORE, NOTIFY),
+    *(OTHERS_HERE, HISTORY),
+)
 
 
 async def read(connection: Any) -> Row:
@@ -359,7 +376,10 @@ async def raise_barrier(connection: Any, kind: Kind, here: Here, standing: Stand
     if found is None:
         await connection.execute(MAKE)
         found = await connection.fetchrow(READ_LOCKED)
-    row = raised(_row_of(found), kind, awaited_by(kind, here, standing), standing.grace_s)
+    before = _row_of(found)
+    if (last_told := await connection.fetchval(LAST_TOLD)) > before.epoch:  # the row was changed by hand
+        before = replace(before, epoch=last_told)
+    row = raised(before, kind, awaited_by(kind, here, standing), standing.grace_s)
     await connection.execute(
         RAISE,
         row.epoch,
@@ -380,8 +400,12 @@ async def lift(connection: Any, epoch: int, channel: str) -> None:
 
 
 async def leave(connection: Any, relay: int, instance: str, channel: str) -> None:
-    """Note that a relay stops in order. Its memory ends with it, so later barriers do not wait for it."""
+    """Note that a relay stops in order. Its memory ends with it, so no barrier waits for it, not even one that stands.
+
+    Its row does not say any more that it has told what it knew.
+    """
     await connection.execute(FORGET, relay)
+    await connection.execute(AWAIT_NO_MORE, instance)
     await connection.fetch(NOTIFY, channel, LEFT + instance)
 
 

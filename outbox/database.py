@@ -335,16 +335,22 @@ async def _open(url: DatabaseUrl, settings: dict[str, str], timeout_s: float) ->
     async def opening(host: Host | None, address: str, attrs: str | None) -> Connection:
         loop = PinnedLoop(asyncio.get_running_loop(), address) if address else None
         place = {} if host is None else {"host": host.name, "port": host.port}
-        opened = await asyncpg.connect(
-            plan.dsn,
-            **place,
-            loop=loop,
-            timeout=timeout_s,
-            target_session_attrs=attrs,
-            max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
-            server_settings=settings,
-            connection_class=Connection,
-        )
+        try:
+            opened = await asyncpg.connect(
+                plan.dsn,
+                **place,
+                loop=loop,
+                timeout=timeout_s,
+                target_session_attrs=attrs,
+                max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
+                server_settings=settings,
+                connection_class=Connection,
+            )
+        except FileNotFoundError as error:
+            if host is None or host.is_socket:
+                raise
+            words = "a file that a parameter of TLS names, or the default sslrootcert, does not exist"
+            raise asyncpg.ClientConfigurationError(words) from error
         assert isinstance(opened, Connection)
         return opened
 

@@ -109,6 +109,8 @@ def refusal_of(error: Exception) -> Refusal | None:  # noqa: C901, PLR0911 - a t
             return Refusal(Kind.AWAY, f"takes no connection now ({said})", "try again later")
         case ConnectionError() if "rejected SSL upgrade" in said:
             return Refusal(Kind.REFUSED, "has no TLS", "correct sslmode in database_url, or turn TLS on in the server")
+        case UnicodeError():
+            return Refusal(Kind.REFUSED, f"has a host name that cannot be looked up ({said})", "correct database_url")
         case ssl.SSLError():
             return Refusal(Kind.REFUSED, f"fails in TLS ({said})", "correct sslmode in database_url")
         case _ if isinstance(error, _BAD_PARAMETER):

@@ -28,6 +28,7 @@ MESSAGES_BYTES_MAX: Final = 16 * 1024 * 1024  # of messages in doubt; above, onl
 NEWS_BYTES: Final = 700  # of a verdict besides its text
 RETURN_S: Final = 3600.0  # for so long after a change of servers the old one may come back, which lacks all since then
 ASSERTED_AT_ONCE: Final = 1000
+PASSED_BY_MAX: Final = 100
 REMAINS: Final = b"The database lost this message in a failover after it was settled; only its envelope is known.\r\n"
 
 log = Events("outbox.relay")
@@ -253,9 +254,12 @@ async def tell_again(
     """Run `reassert` for any number of news, in portions, each within a `patience()` of its own.
 
     If a row of a portion cannot be written, each verdict is written separately, and one that fails again is logged.
+    A verdict on an email that another session was writing at that moment is told again: it was not there to be read,
+    and once it is committed it cannot be put back.
     """
     emails: dict[str, Found] = {}
     changed = 0
+    retries_left = PASSED_BY_MAX
     portions = [news[begin : begin + ASSERTED_AT_ONCE] for begin in range(0, len(news), ASSERTED_AT_ONCE)]
     for portion in portions:  # the list grows while it runs
         try:
@@ -278,6 +282,10 @@ async def tell_again(
         else:
             emails.update(there)
             changed += new
+            passed_by = [one for one in portion if one.key not in there and one.outcome.state != "pending"]
+            if passed_by and retries_left > 0:
+                retries_left -= 1
+                portions.append(passed_by)
     return emails, changed
 
 

@@ -290,7 +290,7 @@ class Relay:
         is_move = self._former is not None and self._former.server != session.server
         if is_move:
             self._memory.note_move(0.0, time.monotonic())
-        self._presence.arrive(session.server, boot_clock_s(), is_move=is_move)
+        self._presence.arrive(session.server, boot_clock_s(), session.met)
         self._barrier = Barrier(grace_s=self.settings.failover_grace_s)
         self._meet_barrier(session.barrier)
 
@@ -767,7 +767,7 @@ class Relay:
         async with session.connection.transaction():
             here = await barrier.look_around(session.connection, session.server, session.relay, standing, last=None)
             row = await barrier.raise_barrier(session.connection, Kind.GAP, here, standing, CHANNEL)
-        self._presence.arrive(session.server, boot_clock_s(), is_move=False)
+        self._presence.arrive(session.server, boot_clock_s())
         self._meet_barrier(row)
 
     async def _meet_epoch(self, session: Session, done: Tick) -> None:

@@ -159,6 +159,7 @@ UPGRADES: Final[Mapping[int, str]] = {
         SET LOCAL search_path = pg_catalog, pg_temp;
         -- the barrier after a change of servers
         ALTER TABLE outbox.relay ADD COLUMN instance text, ADD COLUMN told_epoch bigint;
+        CREATE INDEX relay_told ON outbox.relay (told_epoch) WHERE told_epoch IS NOT NULL;
         CREATE TABLE outbox.failover (
             one boolean PRIMARY KEY DEFAULT true CHECK (one), epoch bigint NOT NULL DEFAULT 0,
             kind text NOT NULL DEFAULT 'start' CHECK (kind IN ('start', 'gap', 'move')),

@@ -59,6 +59,8 @@ class Session:
     on_lost: Callable[[], None] = lambda: None
     barrier: Row = field(default_factory=Row)
     """Barrier at the time when the session began."""
+    met: frozenset[str] = frozenset()
+    """The other relays that had registered on this server before, and not ended."""
 
     @classmethod
     async def open(
@@ -113,16 +115,16 @@ class Session:
             await connection.add_listener(
                 CHANNEL, lambda *heard: hear(heard[3]) if hear is not None and heard[3] else wake()
             )
-            row = Row()
+            row, met = Row(), frozenset[str]()
 
             async def meet(relay: int) -> None:
-                nonlocal row
+                nonlocal row, met
                 if standing is not None:
-                    row = await _meet_barrier(connection, relay, (timeline, started_at), former, standing)
+                    row, met = await _meet_barrier(connection, relay, (timeline, started_at), former, standing)
 
             instance = standing.instance if standing is not None else None
             relay = await _register(connection, timeline, route, instance=instance, meet=meet)
-            session = cls(connection, relay, timeline, started_at, on_lost=on_lost, barrier=row)
+            session = cls(connection, relay, timeline, started_at, on_lost=on_lost, barrier=row, met=met)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
             connection.add_query_logger(lambda done: None if done.exception else on_answer())
@@ -241,8 +243,8 @@ async def _register(
 
 async def _meet_barrier(
     connection: Any, relay: int, server: ServerId, former: Session | None, standing: Standing
-) -> Row:
-    """Return the barrier, raised if this relay has a reason to.
+) -> tuple[Row, frozenset[str]]:
+    """Return the barrier, raised if this relay has a reason to, and the relays that it has met here.
 
     It runs in the transaction that registers the relay: who sees the relay sees the barrier.
     """
@@ -251,8 +253,8 @@ async def _meet_barrier(
     kind = barrier.reason_to_raise(here, standing, boot_clock_s())
     await connection.fetch(barrier.NOTIFY, CHANNEL, barrier.JOINED + standing.instance)
     if kind is None:
-        return await barrier.read(connection)
-    return await barrier.raise_barrier(connection, kind, here, standing, CHANNEL)
+        return await barrier.read(connection), barrier.met_here(here)
+    return await barrier.raise_barrier(connection, kind, here, standing, CHANNEL), barrier.met_here(here)
 
 
 # $1 the last session, $2 its timeline: on another one its id may be another relay's. $3 the instance.

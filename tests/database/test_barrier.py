@@ -8,7 +8,7 @@ from outbox.address import DatabaseUrl
 from outbox.barrier import Barrier, Kind, Presence
 from outbox.database import CHANNEL
 from outbox.ledger import Settlement
-from outbox.session import Session, boot_clock_s
+from outbox.session import PLANS, Session, boot_clock_s
 from outbox.verdict import Outcome
 
 GRACE_S = 30.0
@@ -38,7 +38,7 @@ class Member:
             hear=self.heard.append,
         )
         self.barrier = Barrier(self.session.barrier.epoch, GRACE_S, up=not self.session.barrier.is_lifted)
-        self.presence.arrive(self.session.server, boot_clock_s(), is_move=False)
+        self.presence.arrive(self.session.server, boot_clock_s(), self.session.met)
         return self
 
     async def look(self, now=100.0):
@@ -132,6 +132,17 @@ async def test_a_relay_that_stopped_in_order_is_not_waited_for(connection, membe
     assert not await one.look()
 
 
+async def test_a_relay_that_stops_in_order_while_the_barrier_stands_is_waited_for_no_more(connection, member):
+    """It has told all that it knew, and its row no longer says whose that was."""
+    other = await member("b").open()
+    one = await member("a").open(last=ELSEWHERE)
+    assert await one.look()
+    assert await other.look()
+    await barrier.leave(other.session.connection, other.session.relay, other.name, CHANNEL)
+    await pass_the_least_wait(connection)
+    assert not await one.look()
+
+
 async def test_what_one_saw_alive_elsewhere_is_waited_for_though_this_server_never_heard_of_it(connection, member):
     one = member("a")
     one.presence.hear(barrier.JOINED + "d" * 32, boot_clock_s())
@@ -158,6 +169,16 @@ async def test_a_barrier_ends_by_the_servers_clock_and_by_the_relays_own(connect
     assert not await two.look(100.1)
 
 
+async def test_the_time_that_it_waited_behind_an_earlier_barrier_does_not_count(connection, member):
+    one = await member("a").open(last=ELSEWHERE)
+    await member("b").open(last=ELSEWHERE)
+    assert await one.look(100.0)
+    await barrier.lift(connection, (await barrier.read(connection)).epoch, CHANNEL)
+    assert not await one.look(101.0)
+    await member("c").open(last=ELSEWHERE)
+    assert await one.look(101.0 + 2 * GRACE_S)
+
+
 async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_written(fleet, member):
     await fleet.put_emails(3)
     one = await member("a").open()
@@ -165,6 +186,9 @@ async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_wr
     first = await ledger.tick(connection, relay, room=2, epoch=0)
     marked = await ledger.tick(connection, relay, marks=[first.claims[0].email], epoch=0)
     assert len(marked.marked) == 1
+    await fleet.put_emails(2, first=4)
+    await fleet.connection.execute("UPDATE outbox.delivery SET priority = 1 WHERE email = 4")
+    await fleet.connection.execute("UPDATE outbox.delivery SET orphaned = 3 WHERE email = 5")
     await (member("b")).open(last=ELSEWHERE)
     (email, attempt), *_ = marked.marked.items()
     settlement = Settlement(relay, email, "mail1", attempt, marked=True, outcome=SENT)
@@ -179,7 +203,9 @@ async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_wr
     await barrier.lift(fleet.connection, row.epoch, CHANNEL)
     still = await ledger.tick(connection, relay, marks=[first.claims[1].email], room=5, epoch=0)
     assert not still.is_open, "what was claimed before it was raised is not marked after it is lifted"
-    assert (await ledger.tick(connection, relay, room=5, epoch=row.epoch)).is_open
+    done = await ledger.tick(connection, relay, room=5, suspects=1, epoch=row.epoch)
+    assert done.is_open
+    assert {claim.email for claim in done.claims} == {3, 4, 5}, "an ordinary, an urgent and a suspect one"
 
 
 async def test_a_barrier_whose_row_is_gone_is_made_anew_and_until_then_lifted(fleet, member):
@@ -213,3 +239,42 @@ async def test_after_a_gap_one_that_lived_when_it_began_is_waited_for_though_a_s
     await connection.execute("UPDATE outbox.relay SET ended_at = now() WHERE instance = $1", "b" * 32)
     await one.open(last=one.session.server, silent_s=6)
     assert one.session.barrier.awaited == {"a" * 32, "b" * 32}
+
+
+async def test_one_that_registered_here_is_waited_for_on_the_old_server_though_no_sweep_has_seen_it(member):
+    """The barrier stood until the connection was cut, and relays do not sweep behind it."""
+    await member("b").open()
+    one = await member("a").open(last=ELSEWHERE)
+    standing = one.presence.standing(one.session.server, grace_s=GRACE_S)
+    assert barrier.awaited_by(Kind.MOVE, barrier.Here((0, None)), standing) == {"a" * 32, "b" * 32}
+
+
+async def test_what_was_told_before_the_row_was_deleted_lifts_no_barrier_of_the_new_row(connection, member):
+    other = await member("b").open()
+    await member("a").open(last=ELSEWHERE)
+    await other.look()
+    await connection.execute("DELETE FROM outbox.failover")
+    await member("c").open(last=ELSEWHERE)
+    row = await barrier.read(connection)
+    assert "b" * 32 in row.awaited
+    assert await connection.fetch(barrier.TOLD, row.epoch) == []
+
+
+@pytest.mark.parametrize("last", [None, 7], ids=["a first session", "a session before"])
+async def test_what_is_asked_of_all_relays_that_ever_were_goes_by_index(connection, last):
+    await connection.execute(
+        "INSERT INTO outbox.relay (host, pid, backend_pid, version, timeline, ended_at, told_epoch)"
+        " SELECT 'h', 1, 1, 'v', 1, now(), CASE WHEN n % 10 = 0 THEN n END FROM generate_series(1, 20000) n"
+    )
+    await connection.execute("ANALYZE outbox.relay")
+    for name, value in PLANS.items():
+        await connection.execute(f"SET {name} = {value}")
+    for statement, arguments in {
+        barrier.TOLD: "3",
+        barrier.LAST_TOLD: None,
+        barrier.HISTORY: f"{last or 'NULL'}, 'a', 1, 20001",
+    }.items():
+        await connection.execute(f"PREPARE asked AS {statement}")
+        plan = await connection.fetch(f"EXPLAIN EXECUTE asked{f'({arguments})' if arguments else ''}")
+        await connection.execute("DEALLOCATE asked")
+        assert not [line for (line,) in plan if "Seq Scan" in line], plan

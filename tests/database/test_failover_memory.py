@@ -1,5 +1,6 @@
 """What a relay tells a Postgres that may have forgotten: its own tries, whatever their age, and nobody else's."""
 
+import asyncio
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from outbox.failover import (
 )
 from outbox.ledger import Claim, Settlement
 from outbox.verdict import Outcome
+from tests.fleet import until
 
 TAKEN_BACK = Outcome("pending", "withdrawn", "its mark was not confirmed", 0.3)
 LATER = Outcome("pending", "deferred", "451 later", 0.3)
@@ -62,6 +64,28 @@ async def test_what_is_told_again_does_not_touch_another_relays_mark(marked_by_a
 async def test_an_acceptance_that_is_told_again_counts_whoever_holds_the_mark(marked_by_another):
     await reassert(marked_by_another.connection, [news(SENT)])
     assert await row(marked_by_another) == ("sent", 1, 1)
+
+
+@pytest.mark.parametrize("outcome", [SENT, DOUBT], ids=["accepted", "in doubt"])
+async def test_an_email_that_another_session_is_writing_again_is_told_too(fleet, database, outcome):
+    """`generate` or the application makes anew what the failover lost, in a transaction that is still open."""
+    teller, watch = await asyncpg.connect(database), await asyncpg.connect(database)
+    transaction = fleet.connection.transaction()
+    await transaction.start()
+    await fleet.put_emails(1)
+    telling = asyncio.ensure_future(tell_again(teller, [news(outcome)], nullcontext))
+
+    async def waits():
+        pid = teller.get_server_pid()
+        return bool(await watch.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", pid))
+
+    await until(waits, "it waits for the other session")
+    await transaction.commit()
+    emails, changed = await telling
+    assert (list(emails), changed) == (["mail1"], 1)
+    assert await row(fleet) == (outcome.state, 1, 1)
+    await teller.close()
+    await watch.close()
 
 
 @pytest.mark.parametrize("outcome", [SENT, DOUBT], ids=["accepted", "in doubt"])

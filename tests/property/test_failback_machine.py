@@ -14,6 +14,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from outbox import barrier
 from outbox.barrier import (
     Answer,
     Here,
@@ -123,8 +124,7 @@ class Relay:
             others,
             has_last=last is not None
             and any((r.sid, r.instance, r.timeline) == (self.last[1], self.name, server.id[0]) for r in server.relays),
-            is_first=not any(r.timeline == server.id[0] for r in server.relays)
-            and any(r.timeline != server.id[0] for r in server.relays),
+            is_first=bool(server.relays) and server.relays[-1].timeline != server.id[0],
         )
 
     def raise_barrier(self, kind, here, standing):
@@ -150,7 +150,7 @@ class Relay:
             self.memory.note_move(0.0, now)
         if row.moved_s is not None:
             self.memory.note_move(row.moved_s, now)
-        self.presence.arrive(server.id, now, is_move=is_move)
+        self.presence.arrive(server.id, now, barrier.met_here(here))
         if self.told != server.id and self.told is not None:
             news = self.memory.recall(self.unsettled, self.awaiting_reply, doubt_s=None)
             for one in news:
@@ -184,7 +184,7 @@ class Relay:
             self.raise_barrier(
                 Kind.GAP, self.look_around(None), self.presence.standing(self.server.id, grace_s=GRACE_S)
             )
-            self.presence.arrive(self.server.id, self.world.now, is_move=False)
+            self.presence.arrive(self.server.id, self.world.now)
             row = self.server.read(self.world.now)
             self.epoch, self.is_up = row.epoch, not row.is_lifted
         for settlement in self.unsettled:

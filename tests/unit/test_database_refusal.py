@@ -8,6 +8,7 @@ from outbox.address import DatabaseUrl
 from outbox.database import (
     DatabaseLoginError,
     DatabaseRefusedError,
+    connect,
     explain_refusal,
     explain_refusals,
     is_lost,
@@ -105,6 +106,7 @@ STANDBY = asyncpg.exceptions.TargetServerAttributeNotMatched("no")
     ([STANDBY, STANDBY], DatabaseUnavailableError, "a:5432: is not of the kind that target_session_attrs asks for"),
     ([STANDBY, SilenceError(10)], DatabaseUnavailableError, "b:5432: no answer within 10 s"),
     ([error_of("3D000", 'database "x" does not exist'), REFUSED], DatabaseRefusedError, "create it or correct"),
+    ([UnicodeError("label empty or too long"), REFUSED], DatabaseRefusedError, "a:5432: has a host name"),
     ([error_of("08P01", "unsupported startup parameter: jit"), REFUSED], UnsafeDatabaseError, "pooler"),
 ])  # fmt: skip
 def test_one_error_names_each_host_and_a_refusal_weighs_more_than_silence(errors, expected, words):
@@ -112,3 +114,11 @@ def test_one_error_names_each_host_and_a_refusal_weighs_more_than_silence(errors
     assert type(found) is expected
     assert words in str(found)
     assert "hidden" not in str(found)
+
+
+@pytest.mark.parametrize("file", ["sslrootcert=/no/such&sslmode=verify-full", "sslcert=/no/such&sslmode=require"])
+async def test_a_missing_file_of_tls_is_not_called_a_server_that_does_not_answer(file):
+    url = DatabaseUrl.parse(f"postgresql://app:hidden@127.0.0.1:1/reports?{file}")
+    with pytest.raises(DatabaseRefusedError, match="a file that a parameter of TLS names") as found:
+        await connect(url, application="test")
+    assert "hidden" not in str(found.value)
