@@ -119,8 +119,11 @@ def _hindrances(found: "Status") -> Iterator[str]:
     for line in said_of(found.pauses):
         yield f"\n{line}"
     for route in found.routes:
-        yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
-        yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+        yield f"\nRoute {route.name} has been failing since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
+        reason = route.reason.removeprefix(f"{route.name}: ")
+        yield printable(f"  {reason}")
+        failed = times(route.failures)
+        yield f"  Failed {failed}; relays keep trying, and no email is lost. `outbox doctor` says what to correct."
     for rate in found.rates:
         yield f"\n{rate.route} takes about {rate.per_s:.3g} emails a second, so the fleet sends no more:"
         yield printable(f"  {rate.said} (at {rate.since:%Y-%m-%d %H:%M:%S} UTC)")
