@@ -122,9 +122,9 @@ async def _examine_unverified(visit: Visit, trouble: BaseException) -> list[Find
             visit.findings.append(
                 note(
                     "smtp.tls",
-                    f"{_cipher(smtp)}, certificate not verified ({_why(trouble)}): without a login that is no fault, "
-                    "and it keeps out who listens, not who stands in between",
-                    "give the mail server a certificate for its name if that must not be",
+                    f"{_cipher(smtp)}, certificate not verified ({_why(trouble)}): without a login that is fine; it "
+                    "protects from passive eavesdroppers, not from an attacker in between",
+                    "give the mail server a certificate for its name if that matters",
                 )
             )
             return await _converse(visit, smtp)
@@ -200,7 +200,7 @@ async def _ask_address(visit: Visit, opening: Opening, endpoint: Endpoint) -> Ex
 
 @asynccontextmanager
 async def _connected(visit: Visit, *, verified: bool) -> AsyncIterator[aiosmtplib.SMTP | None]:
-    """A connection after EHLO, in TLS if that comes first; None, with the finding, if there is none to be had."""
+    """Yield a connection after EHLO, in TLS for smtps://; None, with the finding, if the server cannot be used."""
     opening = _opening(visit, verified=verified)
     try:
         smtp = await visit.dialer.open(

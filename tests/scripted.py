@@ -29,16 +29,6 @@ class Peer:
         while await self.reader.read(4096):
             pass
 
-    async def take_mail(self) -> None:
-        """Answer all that is heard from here on, as a server that takes everything."""
-        while True:
-            line = (await self.hear()).upper()
-            if line == "DATA":
-                await self.say("354 go on")
-                while await self.hear() != ".":
-                    pass
-            await self.say("221 bye" if line == "QUIT" else "250 fine")
-
 
 Act = Callable[[Peer], Awaitable[None]]
 
