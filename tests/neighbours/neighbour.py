@@ -1,4 +1,4 @@
-"""A mail server of the test's own: a process that is started, stopped and killed, and what it has accepted."""
+"""Mail server of one test: its process, which is started, stopped and killed, and the mail that it accepted."""
 
 import asyncio
 import contextlib
