@@ -123,7 +123,8 @@ def _hindrances(found: "Status") -> Iterator[str]:
         reason = route.reason.removeprefix(f"{route.name}: ")
         yield printable(f"  {reason}")
         failed = times(route.failures)
-        yield f"  Failed {failed}; relays keep trying, and no email is lost. `outbox doctor` says what to correct."
+        trying = "relays keep trying, and " if found.relays else ""
+        yield f"  Failed {failed}; {trying}no email is lost. `outbox doctor` says what to correct."
     for rate in found.rates:
         yield f"\n{rate.route} takes about {rate.per_s:.3g} emails a second, so the fleet sends no more:"
         yield printable(f"  {rate.said} (at {rate.since:%Y-%m-%d %H:%M:%S} UTC)")
