@@ -1,4 +1,4 @@
-"""Stop a Postgres as its host would: postmaster and backends at once, to be continued later, or killed."""
+"""Freeze, resume and kill a whole Postgres server: postmaster and backends at once."""
 
 import os
 import signal
@@ -20,24 +20,24 @@ def family_of(pid: int) -> list[int]:
 
 
 def send(pids: list[int], signum: signal.Signals) -> None:
-    """Send a signal to those that are there."""
+    """Send a signal to the processes that still exist."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signum)
 
 
 def freeze(server: Server) -> None:
-    """Stop all its processes (SIGSTOP). The postmaster goes first, so that it has no new child meanwhile."""
+    """Stop all its processes (SIGSTOP). The postmaster comes first, so that it starts no child meanwhile."""
     os.kill(server.pid, signal.SIGSTOP)
     send(family_of(server.pid), signal.SIGSTOP)
 
 
 def thaw(server: Server) -> None:
-    """Let all its processes go on (SIGCONT)."""
+    """Resume all its processes (SIGCONT)."""
     send(family_of(server.pid), signal.SIGCONT)
 
 
 def kill(server: Server) -> None:
-    """End all its processes at once (SIGKILL), as a lost host does."""
+    """Kill all its processes at once (SIGKILL), as a lost host would."""
     send(family_of(server.pid), signal.SIGKILL)
     server.stop("immediate")

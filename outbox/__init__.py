@@ -19,7 +19,6 @@ newcomer who follows it meets them in this order:
     postgres_hosts    hosts and addresses of a database URL: which are asked, in which order, for how long
     database_refusal  reasons why Postgres or a pooler gives no session, and what to do about each
     database          the way to Postgres; whose advisory locks are whose
-    postgres_hosts    which host and address of the database answers; database_refusal: why none does
     schema            schema.sql applied, upgraded, told apart
     roles             who may do what in it, granted
     period            which stretch of time a report covers; calendars and civil time

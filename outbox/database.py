@@ -321,7 +321,7 @@ async def _open_renewing(url: DatabaseUrl, settings: dict[str, str], timeout_s: 
 
 
 async def _open(url: DatabaseUrl, settings: dict[str, str], timeout_s: float) -> Connection:
-    """Open a session with the first server of the URL that lets us in.
+    """Open a session with the first server of the URL that accepts it.
 
     Raises:
         DatabaseUnavailableError, UnsafeDatabaseError: as `connect`.
@@ -542,7 +542,7 @@ def is_lost(error: BaseException | None) -> bool:
 
 
 def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:
-    """Return an error that says in one sentence why there is no session; an error that is no refusal comes back."""
+    """Return an error that says in one sentence why there is no session; return other errors unchanged."""
     refusal = refusal_of(error)
     return error if refusal is None else _explained(url, refusal)
 

@@ -1,4 +1,4 @@
-"""Reasons why Postgres, or a pooler before it, gives no session that outbox can use, and what to do about each.
+"""Reasons why Postgres, or a pooler in front of it, gives no session that outbox can use, each with its fix.
 
 Pure: an error goes in, a `Refusal` comes out. PgBouncer reports most of its refusals as a protocol violation (SQLSTATE
 08P01) and newer versions some of them with a code of their own, so its sentences are recognized by their words.
@@ -16,21 +16,21 @@ import asyncpg
 
 
 class Kind(StrEnum):
-    """What a refusal asks for."""
+    """Action that a refusal needs."""
 
     LOGIN = "login"
     """A person corrects user or password, or a file with a newer one is read."""
     REFUSED = "refused"
     """A person corrects something else; waiting does not help."""
     UNSAFE = "unsafe"
-    """A pooler that cannot keep the promise."""
+    """A pooler through which no email could be sent safely."""
     AWAY = "away"
     """Waiting may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the server does or says, as the rest of a sentence, and the fix."""
+    """Behaviour of the server, as the rest of a sentence that begins with its name, and the fix."""
 
     kind: Kind
     says: str
@@ -128,7 +128,7 @@ def _of_pooler(said: str) -> Refusal:
         if words.search(said):
             subject = "refuses a setting of our sessions" if fix is AT_ROLE else "says through its pooler"
             return Refusal(kind, f"{subject} ({said})", fix)
-    return Refusal(Kind.AWAY, f"gives no session ({said})", "see its log, and the log of the pooler before it")
+    return Refusal(Kind.AWAY, f"gives no session ({said})", "see its log, and the log of the pooler in front of it")
 
 
 def reason_of(error: BaseException) -> str:
@@ -141,7 +141,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def shows_shared_session(error: BaseException) -> bool:
-    """Return True for an error that only a pooler in transaction or statement mode makes of a statement of ours."""
+    """Return True for an error that our statements get only from a pooler in transaction or statement mode."""
     return isinstance(error, SHARED_STATEMENTS) or "not allowed in statement pooling mode" in str(error)
 
 

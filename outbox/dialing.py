@@ -1,8 +1,8 @@
 """Connections to a host name with several addresses ("Happy Eyeballs", RFC 8305).
 
-An address that does not answer delays a connection by a quarter of a second, one that takes the connection and then
-says nothing by a few seconds; neither prevents it. No address is given up before the deadline of all, and each one is
-asked before it: the last of n gets at least 1/n of the time.
+An address that does not answer delays a connection by a quarter of a second, one that accepts the connection and then
+says nothing by a few seconds; neither prevents it. No address is given up before the common deadline, and each one is
+tried before it: the last of n gets at least 1/n of the time.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ async def connect_to(endpoint: Endpoint) -> socket.socket:
 
 
 class Attempt:
-    """One attempt of a race; it reports when its connection stands."""
+    """One attempt of a race; it reports when its connection is established."""
 
     def __init__(self, endpoint: Endpoint, now: float) -> None:
         self.endpoint = endpoint
@@ -83,12 +83,12 @@ class Attempt:
         self._patience_s = STAGGER_S
 
     def is_connected(self) -> None:
-        """Report that the host took the connection, so that what it says is worth some waiting."""
+        """Report that the host accepted the connection, so that its greeting is worth waiting for."""
         self._since = asyncio.get_running_loop().time()
         self._patience_s = SPEECH_S
 
     def is_slow_at(self, share_s: float) -> float:
-        """Return when the next endpoint is to be asked as well; `share_s` is what each has of the time at least."""
+        """Return when the next endpoint is to be asked as well; `share_s` is the least time that each one gets."""
         return self._since + min(self._patience_s, share_s)
 
 
@@ -110,7 +110,7 @@ async def race(
 ) -> Won[T]:
     """Return the first success; the next endpoint is asked when the last one failed or has been silent for a while.
 
-    Attempts that are no longer needed are cancelled; `discard` closes what came out of one all the same.
+    Attempts that are no longer needed are cancelled; `discard` closes the result of one that succeeds all the same.
 
     Raises:
         AllFailedError: none succeeded within this time. Those that said nothing have a TimeoutError.
@@ -169,7 +169,7 @@ class _Race(Generic[T]):
         return attempt
 
     async def end(self) -> None:
-        """Cancel what still runs, and close what came out of it in the same moment."""
+        """Cancel the attempts that still run, and discard the results of those that succeed in the same moment."""
         for task in self._asked:
             task.cancel()
         for outcome in await asyncio.gather(*self._asked, return_exceptions=True):
@@ -178,10 +178,10 @@ class _Race(Generic[T]):
 
 
 class Dialer:
-    """Connections to one host and port. Addresses that failed or were slow lately are asked last.
+    """Connections to one host and port. Addresses that failed or were slow recently are tried last.
 
-    Not the address that worked last is remembered but those that did not: a name with several addresses may be there
-    to spread the load.
+    It remembers the addresses that failed, not the one that worked: a name may have several addresses to spread the
+    load.
     """
 
     def __init__(self, host: str, port: int) -> None:

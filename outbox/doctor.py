@@ -12,7 +12,7 @@ from typing import Final, assert_never
 
 import asyncpg
 
-from outbox.agenda import Agenda, Standing, look, scheduled
+from outbox.agenda import Agenda, Standing, look, scheduled, times
 from outbox.database import LOST_SESSION, connect
 from outbox.doctor_database import Database, examine_database
 from outbox.doctor_local import examine_lmtp, examine_maildir
@@ -143,9 +143,9 @@ def judge_rates(rates: Iterable[RateStatus]) -> list[Finding]:
     return [
         note(
             "rate",
-            f"{one.route} takes about {one.per_s:.3g} emails a second, found by its reply at "
+            f"{one.route} takes about {one.per_s:.3g} emails a second, as found from its reply at "
             f"{one.since:%Y-%m-%d %H:%M:%S} UTC: {one.said}",
-            "nothing need be done; with a lower `rate` the server has nothing to refuse",
+            "no action is needed; set `rate` below that to avoid the refusals",
         )
         for one in rates
     ]
@@ -154,11 +154,13 @@ def judge_rates(rates: Iterable[RateStatus]) -> list[Finding]:
 def judge_routes(routes: Iterable[RouteStatus], ours: Collection[str], *, relays: int) -> Finding:
     """Whether the fleet pauses before a mail server. What dead relays said of it, or of another one, is history."""
     said = {
-        route.name: f"{route.name} since {route.since:%Y-%m-%d %H:%M:%S} UTC, {route.failures} failures: {route.reason}"
+        route.name: f"{route.name} since {route.since:%Y-%m-%d %H:%M:%S} UTC, failed {times(route.failures)}: "
+        + route.reason.removeprefix(f"{route.name}: ")
         for route in routes
     }
     if relays and (broken := [said[name] for name in said if name in ours]):
-        return fault("route", f"the fleet waits for {'; '.join(broken)}", "mend the mail server, or smtp_url")
+        mend = "correct what the reply names, here or at the mail server; relays keep trying"
+        return fault("route", f"the fleet waits for {'; '.join(broken)}", mend)
     if said:
         return note("route", f"last known to be in trouble: {'; '.join(said.values())}", "see that a relay is alive")
     return ok("route", "no mail server is known to be in trouble")

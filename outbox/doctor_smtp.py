@@ -39,6 +39,9 @@ PORT_PLAIN: Final = 25
 PORT_TLS: Final = 465
 DAY_S: Final = 86_400
 RESOLVER_S: Final = 5.0
+# Two kinds of refusal for which correcting the sender would not help.
+_LIMIT: Final = re.compile(r"limit|quota|exceed", re.IGNORECASE)
+_BLOCKED_HOST: Final = re.compile(r"client host|(block|black|deny) ?list|rbl|spamhaus", re.IGNORECASE)
 
 CHECKS: Final = ("smtp.tls", "smtp.login", "smtp.pipelining", "smtp.size", "smtp.helo", "smtp.sender")
 TROUBLE = ERRORS
@@ -119,9 +122,9 @@ async def _examine_unverified(visit: Visit, trouble: BaseException) -> list[Find
             visit.findings.append(
                 note(
                     "smtp.tls",
-                    f"{_cipher(smtp)}, certificate not verified ({_why(trouble)}): without a login that is no fault, "
-                    "and it keeps out who listens, not who stands in between",
-                    "give the mail server a certificate for its name if that must not be",
+                    f"{_cipher(smtp)}, certificate not verified ({_why(trouble)}): without a login that is fine; it "
+                    "protects from passive eavesdroppers, not from an attacker in between",
+                    "give the mail server a certificate for its name if that matters",
                 )
             )
             return await _converse(visit, smtp)
@@ -134,7 +137,7 @@ async def _examine_in_the_clear(visit: Visit, trouble: BaseException) -> list[Fi
         if smtp is None:
             return visit.leave("the mail server cannot be reached")
         found = f"STARTTLS is offered and fails ({visit.said(trouble)}), so emails go in clear text"
-        fix = 'repair TLS in the mail server; write starttls = "always" if nothing may be sent without TLS'
+        fix = 'repair TLS in the mail server, or write starttls = "always" if nothing may be sent without TLS'
         visit.findings.append(note("smtp.tls", found, fix))
         return await _converse(visit, smtp)
 
@@ -159,7 +162,7 @@ async def _greeted(visit: Visit, opening: Opening, attempt: Attempt) -> aiosmtpl
 
 
 async def _survey(visit: Visit) -> None:
-    """Ask each address of a host that has several, if one of them works; where none does, `_connected` says so."""
+    """Ask each address of a host that has several. If none of them works, `_connected` reports it."""
     try:
         async with asyncio.timeout(visit.settings.connect_timeout_s):
             endpoints = await resolve(visit.address.host, visit.address.port)
@@ -197,7 +200,7 @@ async def _ask_address(visit: Visit, opening: Opening, endpoint: Endpoint) -> Ex
 
 @asynccontextmanager
 async def _connected(visit: Visit, *, verified: bool) -> AsyncIterator[aiosmtplib.SMTP | None]:
-    """A connection after EHLO, in TLS if that comes first; None, with the finding, if there is none to be had."""
+    """Yield a connection after EHLO, in TLS for smtps://; None, with the finding, if the server cannot be used."""
     opening = _opening(visit, verified=verified)
     try:
         smtp = await visit.dialer.open(
@@ -267,10 +270,10 @@ def _is_hang_up(error: BaseException | None) -> bool:
 
 
 def judge_refusal(code: int, said: str, *, to: str) -> tuple[str, str]:
-    """Return what a server does that refuses in its greeting, or in its reply to a HELO, and the fix."""
+    """Return what a server says that refuses in its greeting or in its reply to EHLO, and the fix."""
     found = f"answers {to} with {said}" if to else f"greets with {said}"
     if code // 100 == 4:  # noqa: PLR2004 - transient, RFC 5321 §4.2.1
-        return found, "it takes nothing for now, see its log; if these are too many connections, lower connections_max"
+        return found, "it takes no mail for now: see its log, and lower connections_max if it has too many connections"
     if to:
         return found, "set helo_name to a name that it accepts, or ask its operator to allow this host"
     return found, "it takes no mail from this host: ask its operator to allow it, or correct smtp_url"
@@ -383,7 +386,7 @@ async def _log_in(visit: Visit, smtp: aiosmtplib.SMTP) -> Finding:
     except LoginError as error:
         found = f"({visit.without_login(str(error))}; offered: {offered})"
         if error.is_judged:
-            return fault("smtp.login", f"the login of smtp_url is refused {found}", "correct user and password there")
+            return fault("smtp.login", f"the login of smtp_url is refused {found}", "correct its user or password")
         fix = "ask the server's operator for PLAIN, LOGIN or CRAM-MD5, or take the login out"
         if error.is_lost or error.code:
             fix = "see the mail server's log"
@@ -393,7 +396,7 @@ async def _log_in(visit: Visit, smtp: aiosmtplib.SMTP) -> Finding:
 
 def _pipelining(visit: Visit, smtp: aiosmtplib.SMTP) -> Finding:
     if smtp.supports_extension("pipelining"):
-        return ok("smtp.pipelining", "offered: a message takes one round trip")
+        return ok("smtp.pipelining", "offered: a message takes two round trips")
     found = f"not offered: a message takes four round trips on each of {visit.settings.connections_max} connections"
     return note("smtp.pipelining", found, "raise connections_max if that is too slow")
 
@@ -454,7 +457,7 @@ async def judge_helo(name: str, wanted: str | None) -> Finding:
         async with asyncio.timeout(RESOLVER_S):
             await asyncio.get_running_loop().getaddrinfo(name, None)
     except (OSError, TimeoutError, UnicodeError):
-        fix = "set helo_name to the name of this host in the DNS, or to an address literal as [192.0.2.1]"
+        fix = "set helo_name to the name of this host in the DNS, or to an address literal such as [192.0.2.1]"
         return note("smtp.helo", f"{found}, which has no address in the DNS; some servers refuse that", fix)
     return ok("smtp.helo", found)
 
@@ -466,7 +469,11 @@ def judge_envelope(command: str, code: int, text: str, *, login: bool) -> Findin
     found = f"the server says {code} {text} to {command}"
     if code // 100 == 4:  # noqa: PLR2004 - transient, RFC 5321 §4.2.1
         return note("smtp.sender", f"{found}: it asks to be tried again later, as greylisting does, and the relay does")
-    if command.startswith("RCPT"):
+    if _LIMIT.search(text) and not command.startswith("RCPT"):
+        mend = "wait until the limit ends (the relay keeps trying), or ask the server's operator for a higher one"
+    elif _BLOCKED_HOST.search(text):
+        mend = "ask the server's operator to allow this host, and see why its address is on the list"
+    elif command.startswith("RCPT"):
         mend = "correct the address, or ask the server's operator to relay for this host"
     elif login:
         mend = "correct sender, or ask the server's operator which senders this login may use"

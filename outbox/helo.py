@@ -12,8 +12,8 @@ from typing import Any, Final
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 # The last label begins with a letter: "10.0.0.5" is an address, and no top-level domain is a number (RFC 3696 §2).
 _FQDN: Final = re.compile(rf"(?=.{{4,253}}\Z)(?:{_LABEL}\.)+(?=[A-Za-z]){_LABEL}")
-# Names that every machine may have, so that they say nothing of this one.
-_EVERYBODYS: Final = frozenset({"localdomain", "localhost", "local", "invalid"})
+# Names that any machine may have, so they do not identify this one.
+_NOT_UNIQUE: Final = frozenset({"localdomain", "localhost", "local", "invalid"})
 WITHOUT_A_NAME: Final = "localhost"  # on a Unix socket, which has no address
 
 
@@ -35,7 +35,7 @@ def is_literal(name: str) -> bool:
 
 
 def name_of_host() -> str:
-    """Return the host name as the system has it. Not getfqdn(): it asks the resolver, which may not answer."""
+    """Return the system's host name. Not getfqdn(): it asks the resolver, which may not answer."""
     return re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()).strip("-.") or WITHOUT_A_NAME
 
 
@@ -44,7 +44,7 @@ def helo_name(wanted: str | None, sockname: Any) -> str:
     if wanted is not None:
         return wanted
     host = name_of_host()
-    if is_fqdn(host) and host.rpartition(".")[2].lower() not in _EVERYBODYS:
+    if is_fqdn(host) and host.rpartition(".")[2].lower() not in _NOT_UNIQUE:
         return host
     return literal_of(sockname) or WITHOUT_A_NAME
 

@@ -22,7 +22,7 @@ Opened = tuple[Offers, asyncio.Transport]
 
 
 class LmtpError(Exception):
-    """The server refuses, or does not speak LMTP. `code` and `message` are its reply; 0 and "" if it is none.
+    """The server refuses, or does not speak LMTP. `code` and `message` are its reply; 0 and "" if there is none.
 
     `command` is what it replied to: empty for the greeting.
     """
@@ -37,8 +37,8 @@ async def open_lmtp(address: SmtpAddress, helo: str | None, *, dialer: Dialer, w
 
     Raises:
         LmtpError: the server at the socket refuses, or speaks something else.
-        AllFailedError: so it is at each address of the host.
-        OSError: the name has no address, or nobody listens at the socket.
+        AllFailedError: the same at each address of the host.
+        OSError: the name has no address, or nothing listens on the socket.
         TimeoutError: no answer within this time.
 
     """

@@ -47,7 +47,7 @@ class Pace:
     """What is known of the rate that the server takes, as of the last look."""
     found_per_s: float | None = None
     refused: "RefusedTry | None" = None
-    """A refusal that the fleet has still to be told of."""
+    """A refusal that is not reported to the fleet yet."""
     _moments: deque[float] = field(default_factory=deque)
 
     @property

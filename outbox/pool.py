@@ -431,7 +431,7 @@ class Pool:
                 "SMTP is in trouble: {route} refuses this sender or host, so nothing is sent and nothing is lost: "
                 "{reason}",
                 route=self.route.name,
-                reason=reason,
+                reason=reason.removeprefix(f"{self.route.name}: "),
             )
         self.release_ready()
         for conversation in list(self.conversations):
@@ -447,7 +447,7 @@ class Pool:
                 "route_refused",
                 "SMTP is in trouble: {route} refuses the login, so nothing is sent and nothing is lost: {reason}",
                 route=self.route.name,
-                reason=str(trouble),
+                reason=str(trouble).removeprefix(f"{self.route.name}: "),
             )
         now = time.monotonic()
         self.breaker.refuse_login(str(trouble), now, trouble.until - now, is_new=is_new)

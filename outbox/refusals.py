@@ -91,7 +91,7 @@ class RefusalJudge:
     def note_dead(self, refusal: Refusal, email: int, key: str, attempt: int, now: float) -> None:
         """Remember a dead letter that would be put back if the same reply turned out to be about the route.
 
-        None is put back twice, so that a server which is at odds with itself cannot keep an email for ever.
+        None is put back twice, so that a server which contradicts itself cannot keep an email for ever.
         """
         if email not in self._put_back:
             self._dead.append(DeadLetter(now, _normalised(refusal), email, key, attempt))

@@ -303,7 +303,7 @@ class Relay:
             say = log.warning if row.kind is Kind.MOVE else log.info
             say(
                 "barrier_stands",
-                "nothing is claimed until {relays} relays have said what they sent, {grace_s:g} s at most",
+                "no email is claimed until {relays} relays have written what they sent, or for {grace_s:g} s at most",
                 relays=len(row.awaited),
                 grace_s=self.settings.failover_grace_s,
                 epoch=row.epoch,
@@ -439,7 +439,7 @@ class Relay:
             lost = self._session.lost if self._session is not None else "none is opened yet"
             found.append(f"it holds no session with Postgres: {lost}")
         elif self._barrier.up:
-            found.append("after a failover it waits for the other relays to say what they have sent")
+            found.append("it waits at the failover barrier until the other relays have written what they sent")
         broken = self.pool.broken()
         return [*found, broken] if broken else found
 
@@ -1135,7 +1135,9 @@ class Relay:
                 log.info("claim_cancelled", "{key} was cancelled at the last moment; it was not sent", **of)
                 self.counts["cancelled"] += 1
             elif state in ("sent", "in_doubt"):
-                log.info("claim_told", "{key} was sent by another relay, on another server; it was not sent", **of)
+                log.info(
+                    "claim_told", "{key} is not sent: a relay on another Postgres server has sent it, or may have", **of
+                )
             else:
                 log.error("claim_lost", "{key} is no longer this relay's; it was not sent", **of)
                 self.counts["lost claims"] += 1
@@ -1314,7 +1316,10 @@ class Relay:
         if self._barrier.up:
             await self._barrier.look(session.connection, session.relay, now, CHANNEL)
             if not self._barrier.up:
-                log.info("barrier_lifted", "the relays that were waited for said what they sent, or their time is over")
+                log.info(
+                    "barrier_lifted",
+                    "emails are claimed again: the other relays have written what they sent, or time is up",
+                )
                 self._poll_at = self._sweep_at = 0.0
                 self._wake.set()
         if self.pool.breaker.news is not None or self.pool.breaker.wants_probe(now):
@@ -1366,13 +1371,13 @@ class Relay:
             self.pool.release_ready(keep=pace.share)
             log.warning(
                 "rate_found",
-                "the mail server takes about {rate:.3g} emails a second from the fleet: {reply}",
+                "{route} takes about {rate:.3g} emails a second, and the fleet sends at that rate: {reply}",
                 rate=pace.found_per_s,
                 reply=pace.found.said if pace.found is not None else "",
                 route=self.pool.route.name,
             )
         elif before is not None and pace.found is None and pace.refused is None:
-            log.info("rate_forgotten", "the mail server takes whatever is sent again", route=self.pool.route.name)
+            log.info("rate_forgotten", "{route} has no rate limit any more", route=self.pool.route.name)
             self._wake.set()
 
     async def _reserve(self, session: Session, now: float) -> None:

@@ -1,7 +1,7 @@
-"""Pauses and log lines of a relay that has lost its session and gets no other one.
+"""Pauses and log lines of a relay that has lost its session and cannot open a new one.
 
-A server that does not answer is asked again within seconds. One that refuses the login is asked ever more rarely,
-since a person or a file has to change first; a changed file ends the pause. Its reason is logged once a minute.
+A server that does not answer is tried again within seconds. After a refused login the pauses grow, since a person must
+act first; a changed file ends the pause. The reason is logged once a minute.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Reopening:
             self._said, self._pause_s = "", REFUSED_FIRST_S
             log.warning("session_refused", "no session yet: {reason}", reason=error)
             return
-        reason = re.sub(r"[0-9.]+", "", str(error))  # the same reason after another number of seconds is no new one
+        reason = re.sub(r"[0-9.]+", "", str(error))  # the same reason with another number of seconds is not a new one
         if reason != self._said or now - self._said_at > SAME_REASON_S:
             self._said, self._said_at = reason, now
             log.warning("session_refused", "no session yet: {reason}", reason=error)

@@ -142,7 +142,7 @@ class Route:
         """Return a connection that is set up, and the conversation to attach to it.
 
         Raises:
-            LoginRefusedError: the server refused the login, just now or so lately that it is not asked.
+            LoginRefusedError: the server refused the login, just now or so recently that it is not tried.
             RouteTroubleError: one line that says at which step and why, without credentials.
 
         """
@@ -230,7 +230,7 @@ class Route:
             return smtp
 
     async def _greet(self, opening: Opening, attempt: Attempt, *, starttls: bool) -> aiosmtplib.SMTP:
-        """Raises `ERRORS` for what is wrong, TlsBrokenError for a connection that STARTTLS has cost."""
+        """Connect and say EHLO. Raises `ERRORS`, or TlsBrokenError if STARTTLS broke the connection."""
         smtp = await opening.greet(attempt)
         try:
             await say_hello(smtp)
@@ -283,8 +283,8 @@ class Route:
     def has_new_login(self) -> bool:
         """Return True once if the settings' files have changed since a login was refused, here or to another relay.
 
-        The same login is tried again, too, since whoever writes the file wants that, but not within the first pause:
-        programs write files as well.
+        The same login is tried again, too, since a person who writes the file wants that, but not within the first
+        pause, since programs also write files.
         """
         if not self._login.has_changed():
             return False
@@ -403,7 +403,7 @@ class Route:
 
 
 def _most_telling(failed: AllFailedError) -> Exception:
-    """Return an error with a reply if there is one: 4xx before 5xx, since one address that works later is enough."""
+    """Return an error with a reply if there is one, 4xx before 5xx: one address that works later will do."""
     errors = [error for _, error in failed.failures]
     return min(errors, key=lambda error: reply_of(error) or (math.inf, ""))
 

@@ -166,7 +166,8 @@ def reasons(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]]
         yield _pause(pause, frame), "yellow"
     for route in look.routes:
         since = spoken_time(route.since, zone)
-        yield f"The way to {route.name} is in trouble since {since}: {route.reason.rstrip('.')}.", "red"
+        reason = route.reason.removeprefix(f"{route.name}: ").rstrip(".")
+        yield f"Route {route.name} has been failing since {since}: {reason}.", "red"
     yield from ((one.sentence, "red") for one in look.unserved)
     yield from ((_hindrance(relay), "red") for relay in look.relays if relay.trouble)
     if look.open is None:

@@ -8,7 +8,7 @@ The files are the settings file and those that OUTBOX_<KEY>_FILE variables name.
         ...                                       # `address`, now also `login.current`, has another login: use it
     if login.has_changed(): ...                   # while pausing after a refused login: files changed, renew again
 
-Nothing here writes or waits. A file is looked at with stat(2), which costs microseconds, and read only if that differs.
+Nothing here writes or waits. Files are checked with stat(2), which costs microseconds, and read only after a change.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Stamp = tuple[tuple[int, int, int, int] | None, ...]
 
 
 def stamp_of(files: Sequence[Path]) -> Stamp:
-    """Return what differs once one of the files is written, replaced, removed, or reached through another link.
+    """Return a value that changes once one of the files is written, replaced, removed, or reached by another link.
 
     Symbolic links are followed: Kubernetes replaces a secret by turning the link of its directory.
     """
@@ -40,7 +40,7 @@ class LoginSource(Generic[T]):
     """An address with its login, and the files that both came from. Without files it never changes."""
 
     def __init__(self, current: T, files: Sequence[Path], read: Callable[[], T | str]) -> None:
-        """`read` returns the address as the files have it now, or why they have none that can be used."""
+        """`read` returns the address that the files have now, or the reason why it cannot be used."""
         self.current = current
         self.problem = ""
         """Reason why the files' newest content is not used, or empty."""
@@ -49,7 +49,7 @@ class LoginSource(Generic[T]):
         self._seen: Stamp | None = None
 
     def has_changed(self) -> bool:
-        """Return True if a file changed since `renew` last read it, or if it was never read again."""
+        """Return True if a file has changed since `renew` last read it, or if `renew` has not read it yet."""
         return bool(self.files) and stamp_of(self.files) != self._seen
 
     def renew(self) -> T | None:

@@ -39,7 +39,7 @@ class LoginError(Exception):
 
     @property
     def is_judged(self) -> bool:
-        """Return True after a refusal of user and password, or of further tries: another one soon does harm."""
+        """Return True after a refusal of user and password, or of further tries: trying on may lock the account."""
         return self.code >= _PERMANENT or (self.code > 0 and "too many" in self.text.lower())
 
     @property
@@ -51,8 +51,8 @@ class LoginError(Exception):
 async def log_in(smtp: aiosmtplib.SMTP, username: str, password: str, *, passed: Collection[str] = ()) -> str:
     """Log in with the first mechanism that both sides know, and return its name.
 
-    Another one follows only where the server refuses the mechanism instead of the login. `passed` are those with which
-    the server refused this login before; they come last.
+    Another one follows only if the server refuses the mechanism instead of the login. `passed` are the mechanisms with
+    which the server refused this login before; they come last.
 
     Raises:
         LoginError: the server offers no such mechanism, refuses the login, or breaks off.
@@ -103,12 +103,12 @@ async def _try(smtp: aiosmtplib.SMTP, name: str, username: bytes, password: byte
 
 
 def reply_of_response(reply: aiosmtplib.SMTPResponse) -> tuple[int, str]:
-    """Return code and text of a reply; 0 and "" for what is none."""
+    """Return code and text of a reply; 0 and "" if it is not an SMTP reply."""
     return reply_of(aiosmtplib.SMTPResponseException(reply.code, reply.message)) or (0, "")
 
 
 def _decoded(challenge: str) -> bytes:
-    """Return a challenge; servers that send their prompts without base64 are understood, too."""
+    """Return a decoded challenge; some servers send their prompts without base64."""
     raw = challenge.encode("utf-8", "surrogateescape")
     try:
         return base64.b64decode(raw, validate=True)
@@ -130,21 +130,21 @@ class _Dialogue:
 
 
 class _Plain(_Dialogue):
-    """PLAIN (RFC 4616). A server that overlooks the initial response asks for it, and gets it again."""
+    """PLAIN (RFC 4616). A server that ignores the initial response asks for it, and gets it again."""
 
     def first(self) -> bytes | None:
         response = self.answer(b"")
         fits = len(response) * 4 // 3 + len(b"AUTH PLAIN ==\r\n") <= _LINE_MAX
         return response if fits else None
 
-    def answer(self, challenge: bytes) -> bytes:  # noqa: ARG002 - there is nothing in it
+    def answer(self, challenge: bytes) -> bytes:  # noqa: ARG002 - the challenge is empty
         return b"\0" + self.username + b"\0" + self.password
 
 
 class _Login(_Dialogue):
-    """LOGIN (draft-murchison-sasl-login). Without an initial response, which some servers overlook.
+    """LOGIN (draft-murchison-sasl-login), without an initial response, which some servers ignore.
 
-    What is asked for counts; prompts that name neither are taken in their order.
+    Each prompt gets what it asks for; prompts that name neither get user and password in this order.
     """
 
     def __init__(self, username: bytes, password: bytes) -> None:

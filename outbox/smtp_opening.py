@@ -16,14 +16,14 @@ from outbox.dialing import Attempt, connect_to
 from outbox.helo import helo_name
 
 ERRORS: Final = (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError)
-"""Everything that a step raises for what is wrong with a server or the way to it."""
+"""Everything that a step raises if something is wrong with the server or the network."""
 
 _CLOSING: Final = 421
 _READY_MIN, _REFUSALS_MIN, _CODES_END = 200, 400, 600
 
 
 class TlsBrokenError(Exception):
-    """STARTTLS was offered and failed; the connection is of no more use. `__cause__` has the error."""
+    """STARTTLS was offered and failed; the connection cannot be used any more. `__cause__` has the error."""
 
 
 class HelloRefusedError(aiosmtplib.SMTPHeloError):
@@ -35,7 +35,7 @@ class HelloRefusedError(aiosmtplib.SMTPHeloError):
 
 
 def reply_of(error: BaseException) -> tuple[int, str] | None:
-    """Return the reply that an error is about; None if it is about none, or about one that is not SMTP's."""
+    """Return the reply that an error is about; None if there is none, or it is not an SMTP reply."""
     code, text = getattr(error, "code", None), getattr(error, "message", "")
     if not isinstance(code, int) or not _READY_MIN <= code < _CODES_END:
         return None
@@ -104,10 +104,10 @@ class Opening:
 
 
 async def say_hello(smtp: aiosmtplib.SMTP) -> HelloRefusedError | None:
-    """Say EHLO, and HELO to a server that does not know EHLO (RFC 5321 §3.2); return the refusal of EHLO then.
+    """Say EHLO, and HELO to a server that does not know EHLO (RFC 5321 §3.2); then return the refusal of EHLO.
 
     Raises:
-        HelloRefusedError: both are refused, or EHLO for now; the reply to EHLO.
+        HelloRefusedError: both are refused, or EHLO with a 4xx reply; it has the reply to EHLO.
 
     """
     try:
@@ -127,7 +127,7 @@ async def say_hello(smtp: aiosmtplib.SMTP) -> HelloRefusedError | None:
 async def start_tls(smtp: aiosmtplib.SMTP, *, timeout_s: float) -> aiosmtplib.SMTPResponseException | None:
     """Begin TLS with STARTTLS, then say EHLO again; return None, or the refusal if the connection stays usable.
 
-    A certificate or an alert may come to light only with the first reply inside TLS 1.3, so that one belongs to it.
+    In TLS 1.3 a rejected certificate or an alert may show only at the first reply, so that reply belongs to this step.
 
     Raises:
         TlsBrokenError: the connection is lost, silent or out of step.
@@ -155,7 +155,7 @@ async def start_tls(smtp: aiosmtplib.SMTP, *, timeout_s: float) -> aiosmtplib.SM
 
 
 async def goes_on(smtp: aiosmtplib.SMTP) -> bool:
-    """Return True if the server takes further commands; some hang up after they refused STARTTLS."""
+    """Return True if the server takes further commands; some hang up after refusing STARTTLS."""
     try:
         await smtp.noop()
     except ERRORS:

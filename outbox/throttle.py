@@ -107,7 +107,7 @@ def _first_silence_s(rate: float, refusal: Refusal) -> float:
 
 
 def _silence_max_s(refusal: Refusal) -> float:
-    """Longest silence. Where the rate is only supposed to be the reason, waiting may help nobody: greylisting wants
+    """Longest silence. Where the rate is only supposed to be the reason, waiting may not help: greylisting wants
     each recipient to be tried, whatever the pace.
     """
     if not refusal.is_supposed:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -89,6 +90,14 @@ class Process:
     async def says(self, words: str, deadline_s: float = DEADLINE_S) -> None:
         """Wait until its log has these words."""
         await until(lambda: any(words in line for line in self.log), f"log says {words!r}", deadline_s)
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface on which nothing listens at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 async def until(

@@ -1,4 +1,4 @@
-"""A server that says what a test tells it to, line by line: for what no real server here does, and `Sink` neither."""
+"""SMTP server that a test scripts line by line, for behaviour that neither a real server here nor `Sink` shows."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ class Peer:
         self.heard: list[str] = []
 
     async def hear(self) -> str:
-        """Return its next line; ends the visit if there is none."""
+        """Return its next line; end the connection if there is none."""
         line = (await self.reader.readuntil(b"\r\n")).decode(errors="replace").rstrip("\r\n")
         self.heard.append(line)
         return line
@@ -25,26 +25,16 @@ class Peer:
         await self.writer.drain()
 
     async def silence(self) -> None:
-        """Wait until it goes."""
+        """Say nothing until the client hangs up."""
         while await self.reader.read(4096):
             pass
-
-    async def take_mail(self) -> None:
-        """Answer all that is heard from here on, as a server that takes everything."""
-        while True:
-            line = (await self.hear()).upper()
-            if line == "DATA":
-                await self.say("354 go on")
-                while await self.hear() != ".":
-                    pass
-            await self.say("221 bye" if line == "QUIT" else "250 fine")
 
 
 Act = Callable[[Peer], Awaitable[None]]
 
 
 class Scripted:
-    """Plays one act per visit; the last one again and again."""
+    """Plays one act per connection, and the last one for all further connections."""
 
     def __init__(self, *acts: Act, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.acts, self.host, self.port, self.tls = acts, host, port, tls
@@ -72,5 +62,5 @@ class Scripted:
 
     @property
     def heard(self) -> list[str]:
-        """All lines of all visits."""
+        """All lines of all connections."""
         return [line for visit in self.visits for line in visit.heard]

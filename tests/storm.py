@@ -6,7 +6,7 @@ from tests.fleet import until
 
 
 async def storm(fleet, dice, *, relays, kills):
-    """Kill a relay that sends, each time in favour of a new one; the last kill comes before all is sent."""
+    """Kill a relay that sends and start a new one, `kills` times; the last kill comes before all is sent."""
     running = [await fleet.start("relay") for _ in range(relays)]
     sent_min = 0
     for _ in range(kills):
@@ -14,7 +14,7 @@ async def storm(fleet, dice, *, relays, kills):
         running.remove(struck)
         struck.send(signal.SIGKILL)
         running.append(await fleet.start("relay"))
-        sent_min += dice.randrange(8, 15)  # the storm keeps pace with the mail, however slow this machine is
+        sent_min += dice.randrange(8, 15)  # kills keep pace with the mail, however slow this machine is
 
 
 async def _victim(fleet, running, dice, sent_min):

@@ -119,8 +119,12 @@ def _hindrances(found: "Status") -> Iterator[str]:
     for line in said_of(found.pauses):
         yield f"\n{line}"
     for route in found.routes:
-        yield f"\nThe way to {route.name} is in trouble since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
-        yield printable(f"  {route.reason} ({route.failures} tries; it is tried again all the time)")
+        yield f"\nRoute {route.name} has been failing since {route.since:%Y-%m-%d %H:%M:%S} UTC:"
+        reason = route.reason.removeprefix(f"{route.name}: ")
+        yield printable(f"  {reason}")
+        failed = times(route.failures)
+        trying = "relays keep trying, and " if found.relays else ""
+        yield f"  Failed {failed}; {trying}no email is lost. `outbox doctor` says what to correct."
     for rate in found.rates:
         yield f"\n{rate.route} takes about {rate.per_s:.3g} emails a second, so the fleet sends no more:"
         yield printable(f"  {rate.said} (at {rate.since:%Y-%m-%d %H:%M:%S} UTC)")

@@ -70,8 +70,11 @@ async def _relay(settings: "Settings", *, until_empty: bool, generating: Sequenc
             "of its emails may be in doubt; `outbox status` names those that are."
         )
     if sender.left_refused:
-        refused = " ".join(f"{route} refuses this sender or host: {why}." for route, why in sender.left_refused.items())
-        raise OutboxError(printable(f"{refused} The emails stay pending; correct that, then run this again."))
+        refused = " ".join(
+            f"{route} refuses this sender, host or login: {why.removeprefix(f'{route}: ').rstrip('.')}."
+            for route, why in sender.left_refused.items()
+        )
+        raise OutboxError(printable(f"{refused} The emails stay pending; `outbox doctor` says what to correct."))
     if sender.left_held:
         waiting = max(one.waiting for one in sender.left_held)
         paused = " and ".join(f"{one.target} is paused ({one.who}: {one.why})" for one in sender.left_held)

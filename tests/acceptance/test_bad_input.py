@@ -5,7 +5,6 @@ The server of these tests listens on TCP and asks for passwords there, as a comp
 
 import asyncio
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from outbox.embedded import postgres
 from outbox.testing.postgres import FAST
+from tests.fleet import free_port
 
 SECRET = "s3cr3t-Zebra"
 
@@ -23,12 +23,6 @@ recipients = "select id::text as key, email from people"
 data = "select :key as key"
 link = "https://reports.example.com/r/{token}"
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def refused(fleet, *arguments, code=2, environment=None, deadline_s=30):

@@ -9,7 +9,6 @@ import os
 import pwd
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import until
+from tests.fleet import free_port, until
 from tests.web import Browser, link_of, opened
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
@@ -75,12 +74,6 @@ HEADERS = (
 )
 FORMS = ("/confirm", "/decide", "/sign-in", "/sign-out")
 DECISION = {"act": "cancel", "seen": "1:0:pending", "why": "because", "csrf": "x", "name": "Eve", "token": "guess"}
-
-
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 @asynccontextmanager

@@ -730,7 +730,7 @@ async def test_a_fleet_in_trouble_and_what_waits_for_a_person_are_told(fleet):
     found = await examined(fleet)
     assert of_grade(found, "fault") == {"route"}
     assert found["route"]["found"].startswith(f"the fleet waits for {place} since 20")
-    assert found["route"]["found"].endswith("UTC, 7 failures: 454 quota")
+    assert found["route"]["found"].endswith("UTC, failed 7 times: 454 quota")
     assert found["deliveries"]["found"] == "1 dead"
     await fleet.connection.execute("DELETE FROM outbox.route; UPDATE outbox.relay SET trouble = 'it is stuck'")
     found = await examined(fleet)

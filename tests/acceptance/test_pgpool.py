@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import signal
-import socket
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from outbox.database import ALIVE, RELAY_LOCKS
 from outbox.embedded import postgres, standby
 from outbox.testing.postgres import FAST
 from tests.faults.test_failover import PEOPLE
-from tests.fleet import Fleet, until
+from tests.fleet import Fleet, free_port, until
 
 PGPOOL = shutil.which("pgpool") or shutil.which("pgpool", path="/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(PGPOOL is None, reason="pgpool-II is not installed (apt-get install pgpool2)")
@@ -45,11 +44,6 @@ backend_port{number} = {port}
 backend_weight{number} = {number}
 backend_flag{number} = 'DISALLOW_TO_FAILOVER'
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 @asynccontextmanager

@@ -64,7 +64,7 @@ async def pass_the_least_wait(connection):
     await connection.execute("UPDATE outbox.failover SET lift_after = now()")
 
 
-async def test_a_first_relay_and_one_that_reconnects_soon_raise_nothing(connection, member):
+async def test_a_first_relay_and_one_that_reconnects_soon_raise_no_barrier(connection, member):
     one = await member("a").open()
     assert one.session.barrier.is_lifted
     await one.open(last=one.session.server)
@@ -73,7 +73,7 @@ async def test_a_first_relay_and_one_that_reconnects_soon_raise_nothing(connecti
 
 
 @pytest.mark.parametrize("last", [ELSEWHERE, (1, None)], ids=["a later timeline", "another start"])
-async def test_who_comes_from_another_server_waits_for_all_that_may_live_here(connection, member, last):
+async def test_a_relay_from_another_server_waits_for_all_that_may_live_here(connection, member, last):
     other = await member("b").open()
     one = await member("a").open(last=last)
     assert one.session.barrier.kind is Kind.MOVE
@@ -87,7 +87,9 @@ async def test_who_comes_from_another_server_waits_for_all_that_may_live_here(co
     assert not await one.look()
 
 
-async def test_one_that_was_silent_for_long_waits_and_who_was_at_work_all_the_time_lifts(connection, member):
+async def test_a_relay_after_a_long_silence_waits_until_one_that_was_at_work_all_the_time_lifts_the_barrier(
+    connection, member
+):
     other = await member("b").open()
     one = await member("a").open()
     await one.open(last=one.session.server, silent_s=6)
@@ -111,7 +113,7 @@ async def test_a_new_relay_waits_a_little_where_all_that_are_known_are_lost(conn
     assert two.barrier.up, "it is no reason to go on that another one waits"
 
 
-async def test_a_new_relay_waits_for_a_word_of_one_that_was_at_work_here_all_the_time(connection, member):
+async def test_a_new_relay_waits_for_an_answer_of_one_that_was_at_work_here_all_the_time(connection, member):
     """That a session holds its lock is no such word: it may have been frozen with the server."""
     other = await member("b").open()
     one = await member("a").open()
@@ -143,7 +145,9 @@ async def test_a_relay_that_stops_in_order_while_the_barrier_stands_is_waited_fo
     assert not await one.look()
 
 
-async def test_what_one_saw_alive_elsewhere_is_waited_for_though_this_server_never_heard_of_it(connection, member):
+async def test_a_relay_seen_alive_on_another_server_is_waited_for_though_this_server_does_not_know_it(
+    connection, member
+):
     one = member("a")
     one.presence.hear(barrier.JOINED + "d" * 32, boot_clock_s())
     await one.open(last=ELSEWHERE)

@@ -150,7 +150,7 @@ async def silence_is_over(connection, *, s=10.0):
     )
 
 
-async def test_relays_that_hear_the_refusals_of_one_moment_slow_down_once(relays, connection):
+async def test_relays_that_get_refusals_at_the_same_moment_slow_down_once(relays, connection):
     async def tell(own):
         while not (told := await report(own))[0]:
             pass
@@ -217,7 +217,7 @@ async def test_a_silence_of_a_clock_that_was_set_back_is_over(relays, connection
     assert (grant.emails, grant.wait_s) == (1, 0)
 
 
-async def test_nobody_waits_for_a_relay_that_is_at_it_to_tell_of_a_refusal(relays):
+async def test_a_relay_does_not_wait_for_another_that_reports_a_refusal(relays):
     async with relays[0].transaction():
         await relays[0].fetch("SELECT FROM outbox.pace FOR UPDATE")
         assert await asyncio.wait_for(report(relays[1]), 5) == (False, None)

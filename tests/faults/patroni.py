@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import asyncpg
 
 from bench.freeze import family_of, send
-from tests.fleet import until
+from tests.fleet import free_port, until
 
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
 POSTGRES = max(Path("/usr/lib/postgresql").glob("1[5-6]/bin"), default=None)
@@ -69,12 +68,6 @@ listen primary
   default-server inter 500ms fall 2 rise 1 on-marked-down shutdown-sessions
 {servers}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass

@@ -152,7 +152,7 @@ def resolving(monkeypatch):
     [silence, hangs_up, greets("421 4.3.2 too many"), greets("554 5.7.1 no"), greets("what?"), says_to_hello("550 no")],
     ids=["silent", "gone", "421", "554", "garbage", "no EHLO"],
 )
-async def test_an_address_that_cannot_be_used_is_passed_and_asked_last_from_then_on(
+async def test_an_address_that_cannot_be_used_is_skipped_and_tried_last_from_then_on(
     monkeypatch, resolving, scheme, first
 ):
     monkeypatch.setattr(dialing, "SPEECH_S", 0.1)
@@ -164,7 +164,7 @@ async def test_an_address_that_cannot_be_used_is_passed_and_asked_last_from_then
     assert (len(bad.visits), len(good.visits)) == (1, 3)
 
 
-async def test_an_address_where_nobody_listens_is_passed(resolving):
+async def test_an_address_on_which_nothing_listens_is_skipped(resolving):
     async with Scripted(works, host="127.0.0.2") as gone, Scripted(works) as good:
         pass
     async with Scripted(works) as good:
@@ -500,7 +500,7 @@ async def test_connections_that_are_opened_together_send_a_wrong_password_once_a
         assert len(server.visits) == 16
 
 
-async def test_who_waits_for_a_login_goes_on_when_the_one_who_gives_it_is_stopped(secure):
+async def test_a_connection_that_waits_for_a_login_goes_on_when_the_one_that_logs_in_is_stopped(secure):
     async with Scripted(silence, wants_login("PLAIN", plain=says("235 in")), tls=secure) as server:
         route = route_to(f"smtps://user:secret@localhost:{server.port}")
         first, second = (asyncio.create_task(opened(route)) for _ in range(2))

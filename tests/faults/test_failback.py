@@ -1,4 +1,4 @@
-"""Servers that take over and come back: an old primary goes on with what it knew, and is in charge again."""
+"""Failover and failback: an old primary resumes with its old rows and is in charge again."""
 
 import asyncio
 import signal

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ import asyncpg
 import pytest
 import trustme
 
+from bench.freeze import freeze, thaw
 from outbox import embedded, postgres_hosts, schema
 from outbox.address import DatabaseUrl
 from outbox.database import DatabaseRefusedError, connect
@@ -20,7 +20,7 @@ from outbox.embedded import Server, postgres, standby
 from outbox.errors import DatabaseUnavailableError
 from outbox.testing.postgres import FAST
 from tests.faults.test_failover import PEOPLE
-from tests.fleet import Fleet, until
+from tests.fleet import Fleet, free_port, until
 
 SYSTEM = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/none"))
 ATTRS = [pytest.param({"target_session_attrs": "read-write"}, id="read-write"), pytest.param({}, id="any")]
@@ -37,23 +37,14 @@ def servers():
         yield primary, follower
 
 
-def processes_of(server: Server) -> list[int]:
-    """The postmaster and its children."""
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return [server.pid, *map(int, children)]
-
-
 @asynccontextmanager
 async def frozen(server: Server) -> AsyncIterator[None]:
     """The server keeps its sockets and does nothing, as on a host whose disk hangs."""
-    stopped = processes_of(server)
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+    freeze(server)
     try:
         yield
     finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+        thaw(server)
 
 
 def url_of(servers, **parameters) -> str:
@@ -129,11 +120,6 @@ def resolves(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     return names
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 async def test_the_second_address_of_a_name_is_asked_where_the_first_is_silent(resolves):

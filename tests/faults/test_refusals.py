@@ -53,7 +53,7 @@ ROUTE = {
 
 
 @pytest.mark.parametrize(("stage", "reply"), ROUTE.values(), ids=ROUTE)
-async def test_a_refusal_of_the_sender_or_this_host_costs_no_email_anything(fleet: Fleet, stage: Stage, reply: Reply):
+async def test_a_refusal_of_the_sender_or_this_host_costs_no_email_a_try(fleet: Fleet, stage: Stage, reply: Reply):
     fleet.top = SLOW
     fleet.sink.script = script = At(stage, reply)
     await fleet.put_emails(20)

@@ -64,10 +64,10 @@ async def test_a_relay_obeys_the_rate_that_another_one_has_found(fleet):
     await post(fleet, 60, first=100)
     await until(lambda: fleet.sink.messages == 100, "all are sent")
     assert time.monotonic() - began_at >= 60 / (2 * found) - 1
-    await second.says("the mail server takes about")
+    await second.says("takes about")
 
 
-async def test_a_deferral_that_everybody_gets_is_nobodys_try(fleet):
+async def test_a_deferral_that_all_recipients_get_is_not_counted_as_a_try(fleet):
     """The fleet's emails have four tries each here, and the server says no for much longer than those take."""
     fleet.sink.script = closed = At(Stage.RCPT, LATER)
     for _ in range(2):
@@ -112,7 +112,7 @@ async def test_greylisting_is_a_try_of_each_and_does_not_slow_the_fleet_down(fle
     assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.pace WHERE found_rate IS NOT NULL") == 0
 
 
-async def test_greylisting_that_does_not_say_so_keeps_nobody_waiting_for_ever(fleet):
+async def test_greylisting_that_is_not_named_delays_no_email_for_ever(fleet):
     seen = {}
 
     def too_soon(visit):

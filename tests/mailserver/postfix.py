@@ -12,7 +12,6 @@ import imaplib
 import os
 import pwd
 import shutil
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -20,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fleet import until
+from tests.fleet import free_port, until
 
 SBIN = "/usr/sbin:/usr/local/sbin:/sbin"
 LMTP = Path("/usr/lib/dovecot/lmtp")
@@ -31,7 +30,8 @@ READERS_MAX = 4
 # Postfix asks with these words (protocol_state) after DATA and after the final dot.
 AT_DATA, AT_DOT = "DATA", "END-OF-MESSAGE"
 
-MAIN_CF = """
+# Settings of an instance that has everything below one directory.
+INSTANCE_CF = """
 compatibility_level = 3.6
 queue_directory = {base}/queue
 data_directory = {base}/data
@@ -46,6 +46,11 @@ alias_maps =
 alias_database =
 local_recipient_maps =
 smtpd_peername_lookup = no
+"""
+
+MAIN_CF = (
+    INSTANCE_CF
+    + """
 virtual_mailbox_domains = {domain}
 virtual_mailbox_base = {base}/mail
 virtual_mailbox_maps = texthash:{base}/mailboxes
@@ -57,6 +62,7 @@ smtpd_data_restrictions = reject_unauth_pipelining, check_policy_service inet:12
 smtpd_end_of_data_restrictions = check_policy_service inet:127.0.0.1:{policy}
 smtpd_tls_received_header = yes
 """
+)
 
 MASTER_CF = """
 127.0.0.1:{smtp} inet n - n - - smtpd
@@ -208,13 +214,6 @@ class MailServer:
         writer.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def _command(log: Path, *words: str) -> int:
     """Run a command to its end; what it says goes to the log, which a daemon that it leaves may hold open."""
     with log.open("ab") as out:
@@ -236,7 +235,7 @@ async def mail_server(
     """
     # In /tmp whatever TMPDIR says: a socket's path ends at 107 bytes.
     server = MailServer(
-        Path(tempfile.mkdtemp(prefix="outbox-mail-", dir="/tmp")), *(_free_port() for _ in range(3)), pause
+        Path(tempfile.mkdtemp(prefix="outbox-mail-", dir="/tmp")), *(free_port() for _ in range(3)), pause
     )
     log = server.base / "start.log"
     postfix = ("postfix", "-c", str(server.base / "etc"))

@@ -1,4 +1,4 @@
-"""What a real Postfix refuses that is not the email's: the host's name, the sender, relaying, and too many errors."""
+"""Refusals of a real Postfix that are not about the email: host name, sender, relaying, too many errors."""
 
 import pytest
 
@@ -70,7 +70,7 @@ async def test_relaying_denied_for_a_few_makes_dead_letters_of_these_only(fleet)
     assert await recipients(fleet, "dead") == {"p7@elsewhere.example.com", "p12@elsewhere.example.com"}
 
 
-async def test_unknown_users_are_dead_letters_and_too_many_errors_cost_nobody_else_anything(fleet):
+async def test_unknown_users_are_dead_letters_and_too_many_errors_cost_no_other_email_a_try(fleet):
     """After smtpd_hard_error_limit errors Postfix answers the next command with 421 4.7.0 Error: too many errors."""
     fleet.top = "connections_max = 2"
     await fleet.put_emails(60)

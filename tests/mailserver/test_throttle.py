@@ -1,4 +1,4 @@
-"""Real mail servers that limit what one client may send: nothing dies of it, and little is refused."""
+"""Real mail servers that limit one client: no email becomes a dead letter, and few are refused."""
 
 import pytest
 

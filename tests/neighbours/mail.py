@@ -1,4 +1,4 @@
-"""Emails that differ in what servers stumble over, and what must have become of them."""
+"""Emails with content that servers get wrong, and the check that each arrived whole."""
 
 import re
 from collections import Counter

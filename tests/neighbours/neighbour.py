@@ -1,4 +1,4 @@
-"""A mail server of the test's own: a process that is started, stopped and killed, and what it has accepted."""
+"""Mail server of one test: its process, which is started, stopped and killed, and the mail that it accepted."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from tests.fleet import until
+from tests.fleet import free_port, until
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,6 @@ def _directory(name: str) -> Path:
     base = Path(tempfile.mkdtemp(prefix=f"outbox-{name}-", dir="/tmp"))
     base.chmod(0o755)  # servers give up root, and must still get there
     return base
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def with_users(base: Path, *users: str) -> None:

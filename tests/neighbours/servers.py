@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests import cached
-from tests.mailserver.postfix import MASTER_CF, SBIN
+from tests.mailserver.postfix import INSTANCE_CF, MASTER_CF, SBIN
 from tests.neighbours.neighbour import KeepsFiles, Neighbour, Received, crlf, maildir, with_users
 
 HERE = Path(__file__).parent
@@ -231,22 +231,10 @@ dnsblog unix - - n - 0 dnsblog
 tlsproxy unix - - n - 0 tlsproxy
 """
 
-POSTFIX_CONF = """
-compatibility_level = 3.6
-queue_directory = {base}/queue
-data_directory = {base}/data
-maillog_file = {base}/postfix.log
-maillog_file_prefixes = {base}
-myhostname = mail.example.net
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-mydestination =
-alias_maps =
-alias_database =
-local_recipient_maps =
+POSTFIX_CONF = (
+    INSTANCE_CF
+    + """
 enable_long_queue_ids = yes
-smtpd_peername_lookup = no
 smtpd_client_event_limit_exceptions =
 recipient_delimiter = +
 smtpd_recipient_restrictions =
@@ -258,6 +246,7 @@ virtual_uid_maps = static:65534
 virtual_gid_maps = static:65534
 {options}
 """
+)
 
 
 class Haraka(KeepsFiles):

@@ -1,4 +1,4 @@
-"""Mail servers as they come, with their defaults and ours."""
+"""Relays with default settings against mail servers with theirs."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A listener between relays and a mail server: it passes every byte on and knows every reply of the server."""
+"""Proxy between relays and a mail server: it passes every byte on and counts the server's refusals."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Servers that are left and come back, and relays with memories: no email is accepted twice.
+"""Model of failovers, failbacks and what relays remember: no email is accepted twice.
 
 The servers and the way to them are a model; what is decided is decided by the product's own functions: when a relay
 raises the barrier, for whom it waits, when it lifts, what it does about another's, what it remembers and tells.

@@ -138,6 +138,19 @@ def test_a_reply_to_the_envelope_has_its_own_mend(command, code, login, grade, m
 
 
 @pytest.mark.parametrize(
+    "command, text, mend",
+    [
+        ("MAIL FROM:<a@b>", "5.4.5 Daily user sending limit exceeded", "wait until the limit ends"),
+        ("RCPT TO:<a@b>", "5.7.1 Client host [192.0.2.1] blocked using zen.spamhaus.org", "allow this host"),
+    ],
+)
+def test_a_refusal_that_another_sender_would_also_get_is_not_blamed_on_the_sender(command, text, mend):
+    found = judge_envelope(command, 550, text, login=False)
+    assert mend in found.mend
+    assert "correct" not in found.mend
+
+
+@pytest.mark.parametrize(
     "link, grade",
     [
         ("https://reports.example.com/r/{token}", Grade.OK),

@@ -216,7 +216,7 @@ def split(reply):
 
 
 @pytest.mark.parametrize(("stage", "reply", "about"), SAID, ids=lambda value: getattr(value, "name", value))
-def test_a_sentence_is_about_what_it_says(stage, reply, about):
+def test_each_reply_is_classified_by_its_words(stage, reply, about):
     assert classify(stage, *split(reply)) is about
 
 

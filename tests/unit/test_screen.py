@@ -83,7 +83,7 @@ def test_everything_that_waits_is_shown_with_its_reason_and_times_in_the_reports
         "complete 2026-11-16 06:04:12 EST (11:04 UTC)",
         "progress is paused since 2026-11-23 04:04:12 EST (09:04 UTC) by alice: bad data",
         "Everything is paused since 2026-11-23 06:04:12 EST (11:04 UTC) by bob",
-        "The way to mail:25 is in trouble since 2026-11-23 06:01:12 EST (11:01 UTC): mail:25: refused.",
+        "Route mail:25 has been failing since 2026-11-23 06:01:12 EST (11:01 UTC): refused.",
         "Relay 4 on web2 makes no progress: SMTP: 421 go.",
         "2,797 due, the oldest for 42 s, the rate is 14/s; at 20/s about 2 min more",
         "13 put off, to be tried again, the next until 2026-11-23 06:05:12 EST (11:05 UTC)",

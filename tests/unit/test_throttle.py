@@ -147,7 +147,7 @@ def test_a_server_with_a_token_bucket_refuses_at_most_a_tenth(rate):
     is_supposed=st.booleans(),
     windowed=st.booleans(),
 )
-def test_whatever_the_limit_each_email_is_taken_in_the_end(rate, span_s, latency_s, is_supposed, windowed):
+def test_each_email_is_accepted_in_the_end_whatever_the_limit(rate, span_s, latency_s, is_supposed, windowed):
     server = Window(rate, span_s) if windowed else Bucket(rate, max(rate * span_s, 1.0))
     run = send(server, 300, connections=32, latency_s=latency_s, is_supposed=is_supposed, until_s=7200)
     assert run.accepted == 300
@@ -224,7 +224,7 @@ def test_no_refusal_takes_the_rate_to_nothing():
     assert slow_down(supposed, refusal).rate == SUPPOSED_RATE_MIN
 
 
-def test_a_supposed_limit_keeps_nobody_waiting_for_long():
+def test_a_supposed_limit_delays_no_email_for_long():
     """Where the server greylists everybody, each recipient has to be tried, and waiting for an acceptance is vain."""
     refusal = Refusal(TOO_MUCH, 0.01, is_supposed=True, accepts=False)
     first = slow_down(None, refusal)
@@ -259,7 +259,7 @@ def test_a_deferral_amid_acceptances_is_the_recipients_own():
         assert defer(replies, email, 1.1).is_own
 
 
-def test_a_deferral_that_most_others_get_is_nobodys_try():
+def test_a_deferral_that_most_others_get_is_not_counted_as_a_try():
     replies = RecentReplies()
     judged = [defer(replies, email, 1.0) for email in range(10)]
     assert [judgement.is_own for judgement in judged] == 2 * [True] + 8 * [False]
