@@ -127,6 +127,15 @@ async def no_session(fleet: Fleet) -> None:
     await until(none_there, "no relay has a session")
 
 
+async def no_barrier(fleet: Fleet) -> None:
+    """Wait until a relay that has just started is at work beside the others."""
+
+    async def lifted() -> bool:
+        return not await fleet.connection.fetchval("SELECT count(*) FROM outbox.failover WHERE lifted_at IS NULL")
+
+    await until(lifted, "no barrier stands")
+
+
 async def status(fleet: Fleet) -> Any:
     """What `outbox status --json` shows."""
     ended = await fleet.run("status", "--json")

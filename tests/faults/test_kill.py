@@ -17,6 +17,7 @@ from tests.faults.levers import (
     in_state,
     locked,
     mark_held,
+    no_barrier,
     no_session,
     post,
     status,
@@ -38,6 +39,7 @@ async def test_a_kill_before_the_mark_costs_nothing(fleet, stage: Stage, pipelin
     first = await fleet.relay()
     await script.reached()
     await fleet.relay()
+    await no_barrier(fleet)
     assert (await delivery(fleet))["relay"] == 1
     killed_at = time.monotonic()
     await first.kill()
@@ -94,6 +96,7 @@ async def test_a_kill_between_mark_and_settle_is_in_doubt_and_never_sent_again(f
     await script.reached()
     await in_state(fleet, "sending")
     second = await fleet.relay()
+    await no_barrier(fleet)
     await first.kill()
     await in_state(fleet, "in_doubt", deadline_s=TAKEOVER_S)
 
