@@ -55,7 +55,7 @@ def trusting(fleet):
 async def kept(fleet):
     """All text of all rows of the schema that can hold what a server said."""
     rows = []
-    for table in ("attempt", "relay", "route", "delivery", "operation"):
+    for table in ("attempt", "relay", "route", "pace", "delivery", "operation"):
         rows += [row[0] for row in await fleet.connection.fetch(f"SELECT t::text FROM outbox.{table} t")]
     return "\n".join(rows)
 
@@ -82,7 +82,20 @@ async def test_a_login_that_is_echoed_in_auth_is_nowhere_to_be_read(echoing, nam
     assert tells(log) == tells(shown) == tells(await kept(echoing)) == []
 
 
-@pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.DOT])
+async def test_a_login_that_is_echoed_in_a_refusal_of_the_sender_is_nowhere_to_be_read(echoing):
+    said = Reply(f"550-5.7.1 {PLAIN} and {PASSWORD[:5]}\r\n550 5.7.1 {PASSWORD[5:]}\r\n")
+    echoing.sink.script = lambda at, _: said if at is Stage.MAIL else None
+    echoing.top = 'log_level = "debug"'
+    await echoing.put_emails(2)
+    relay = await echoing.relay(environment=trusting(echoing))
+    await until(lambda: echoing.connection.fetchval("SELECT count(*) FROM outbox.route"), "the fleet knows")
+    shown = (await echoing.run("status")).out
+    assert "***" in shown
+    relay.send(15)
+    assert tells((await relay.ended()).err) == tells(shown) == tells(await kept(echoing)) == []
+
+
+@pytest.mark.parametrize("stage", [Stage.RCPT, Stage.DATA, Stage.DOT])
 async def test_a_login_that_is_echoed_to_an_email_is_not_in_its_trail(echoing, stage):
     code = "550" if stage is not Stage.DOT else "250"
     said = Reply(f"{code}-5.7.1 {PLAIN} and {PASSWORD[:5]}\r\n{code} 5.7.1 {PASSWORD[5:]}\r\n")
