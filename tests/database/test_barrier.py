@@ -204,6 +204,7 @@ async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_wr
     claims, _, _ = await ledger.claim_one(connection, relay, 3, budget=100, bytes_max=1000, epoch=0)
     assert claims == []
     row = await barrier.read(fleet.connection)
+    assert not (await ledger.tick(connection, relay, room=5, epoch=row.epoch)).is_open, "to know it is not enough"
     await barrier.lift(fleet.connection, row.epoch, CHANNEL)
     still = await ledger.tick(connection, relay, marks=[first.claims[1].email], room=5, epoch=0)
     assert not still.is_open, "what was claimed before it was raised is not marked after it is lifted"
