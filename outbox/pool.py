@@ -325,12 +325,14 @@ class Pool:
         `opening` is 1 if the connection that was refused is one of those that are being opened.
         """
         now = time.monotonic()
-        if not (self._working() or len(self._openings) > opening or self._others_send(now)):
+        is_working = self._working() > 0 or self._others_send(now)
+        if not (is_working or len(self._openings) > opening):
             self.connection_limit = ConnectionLimit()
             self._is_paused_by_limit = True
             self.paused(reason)
             return
-        self._end_pause_by_limit()
+        if is_working:  # one that is only being opened proves nothing
+            self._end_pause_by_limit()
         limit = self.connection_limit
         self.throttles += 1
         if limit.found is None:
