@@ -69,6 +69,12 @@ class Breaker:
         """Whether no pause is in force for this relay."""
         return self._rested(now) and (self.fleet_retry_at is None or self.probing)
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether the server goes on refusing the sender or this host, or the login, perhaps to another relay."""
+        is_told = self.login_refused and self.fleet_retry_at is not None and not (self.insists or self.probing)
+        return self.refusals >= REFUSALS_MAX or is_told
+
     def wants_probe(self, now: float) -> bool:
         """Whether it is time to ask the database for the turn to probe."""
         return self.fleet_retry_at is not None and not self.probing and (self.insists or now >= self.next_at)
@@ -143,6 +149,7 @@ class Breaker:
                 self.retry_at = min(self.retry_at, now)  # it takes mail of another relay: this one may try, too
             self.fleet_retry_at = None
             self.probing = False
+            self.login_refused = self.login_refused and self.retry_at is not None
         else:
             longest_s = max(PROBE_LEASE_S, login_pause_s(logins)) if logins else PROBE_LEASE_S
             self.fleet_retry_at = now + (wait_s if wait_s <= longest_s else 0.0)  # see `IS_OVER`

@@ -25,6 +25,7 @@ from outbox.breaker import (
     PROBE_LEASE_S,
     REFUSALS_MAX,
     REFUSED_PAUSE_MAX_S,
+    login_pause_s,
     pause_login,
     pause_route,
     probe_route,
@@ -710,7 +711,7 @@ class Relay:
     def _stop_if_refused(self, now: float) -> None:
         """Stop when the server goes on refusing the sender or this host: a person must act, and no mail is lost."""
         pool = self.pool
-        refused = [pool.breaker.reason] if pool.breaker.refusals >= REFUSALS_MAX else []
+        refused = [pool.breaker.reason] if pool.breaker.is_refused else []
         if not refused and self._has_nothing() and now - self.pool.judge.accepted_at > REFUSED_FOR_S:
             refused = [hold.reason for hold in pool.holds.values() if hold.refusals >= REFUSALS_MAX]
         if refused and not self.stopping:
@@ -1465,12 +1466,23 @@ class Relay:
             breaker.fleet_retry_at = now + PROBE_LEASE_S
             self._poll_at = 0.0 if breaker.probing else self._poll_at
 
+    def _has_another_login(self, pause: RoutePause | None) -> bool:
+        """Return True if the login may be another one than the one that was refused, so that it is worth a try."""
+        route = self.pool.route
+        if (
+            pause is not None
+            and pause.logins
+            and route.is_newer_than_refusal(login_pause_s(pause.logins) - pause.wait_s)
+        ):
+            return True
+        return route.has_new_login()
+
     def _adopt(self, pause: RoutePause | None, now: float) -> None:
         """Take over what the fleet knows of the route."""
         breaker, route = self.pool.breaker, self.pool.route.name
         was_open = breaker.is_open
         breaker.adopt(*((pause.reason, pause.wait_s, now, pause.logins) if pause else (None, 0.0, now)))
-        if breaker.login_refused and self.pool.route.has_new_login():
+        if breaker.login_refused and self._has_another_login(pause):
             breaker.insist(now)
         if pause is not None and not was_open:
             log.warning(

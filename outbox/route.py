@@ -124,6 +124,8 @@ class Route:
     _proving: asyncio.Future[RouteTroubleError | None] | None = None
     _proven_until: float = 0.0
     _refused_at: float | None = None  # the login, here or to another relay
+    _made_at: float = field(default_factory=time.monotonic)
+    _is_compared: bool = False
 
     def __post_init__(self) -> None:
         self.letterhead = Letterhead.of(self.settings)
@@ -296,6 +298,18 @@ class Route:
             return False
         self.login_pause.end()
         return True
+
+    def is_newer_than_refusal(self, refused_s: float) -> bool:
+        """Return True once if the login is newer than the refusal of so many seconds ago that the fleet knows of.
+
+        A relay that starts with a corrected password need not wait until the pause is over. A login from the
+        environment is as old as this relay.
+        """
+        if self._is_compared or self._refused_at is not None:
+            return False
+        self._is_compared = True
+        age_s = self.settings.smtp_login_age_s(self.named)
+        return (time.monotonic() - self._made_at if age_s is None else age_s) < refused_s
 
     def _heed_login_pause(self) -> None:
         """Raise the last refusal while its pause lasts."""

@@ -8,6 +8,7 @@ import difflib
 import ipaddress
 import os
 import re
+import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -644,6 +645,19 @@ class Settings(WaySettings):
         if self._origin is None:
             return LoginSource(address, (), lambda: address)
         return LoginSource(address, self._origin.files, partial(_smtp_login_again, self._origin, route, address))
+
+    def smtp_login_age_s(self, route: str) -> float | None:
+        """Return how long ago the file with a route's login was written; None if it came from the environment."""
+        origin = self._origin
+        if origin is None:
+            return None
+        variable = _variable("smtp_url")
+        if not route and variable in origin.environ:
+            return None
+        file = origin.environ.get(f"{variable}_FILE") if not route else None
+        files = origin.files if file is None else (Path(file),)
+        written_at = [path.stat().st_mtime for path in files if path.exists()]
+        return time.time() - max(written_at) if written_at else None
 
     def require(self, *keys: str) -> None:
         """Return if all of these top-level keys are set.

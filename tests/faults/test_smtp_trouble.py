@@ -167,6 +167,37 @@ async def test_a_wrong_password_is_sent_once_for_the_whole_fleet_and_a_new_one_a
     assert await secure.connection.fetchval("SELECT count(*) FROM outbox.route") == 0
 
 
+@pytest.mark.parametrize("source", ["settings", "environment"])
+async def test_a_relay_that_starts_with_a_corrected_password_does_not_wait_for_the_pause(secure, authority, source):
+    def environment(password):
+        smtp = f"smtp://user:{password}@localhost:{secure.sink.port}"
+        if source == "settings":
+            secure.smtp = smtp
+            return trusting(secure, authority)
+        return {**trusting(secure, authority), "OUTBOX_SMTP_URL": smtp}
+
+    await secure.put_emails(1)
+    wrong = await secure.relay(environment=environment("0pen%20sesame"))
+    await until(lambda: secure.connection.fetchval("SELECT logins = 1 FROM outbox.route"), "the fleet knows")
+    wrong.send(15)
+    await wrong.ended()
+    await secure.relay(environment=environment("se%20cret%401"))
+    await all_sent(secure, 1)
+    assert secure.sink.refused_logins == 1
+
+
+async def test_a_relay_until_empty_ends_where_the_login_was_refused_to_another(secure, authority):
+    secret_file = secure.directory / "smtp_url"
+    secret_file.write_text(f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}\n")
+    environment = {**trusting(secure, authority), "OUTBOX_SMTP_URL_FILE": str(secret_file)}
+    await secure.put_emails(1)
+    await secure.relay(environment=environment)
+    await until(lambda: secure.connection.fetchval("SELECT logins = 1 FROM outbox.route"), "the fleet knows")
+    ended = await secure.run("relay", "--until-empty", environment=environment)
+    assert (ended.code, secure.sink.refused_logins) == (1, 1), ended.err
+    assert "535 5.7.8" in ended.err
+
+
 async def test_a_wrong_password_ends_a_relay_that_runs_until_empty(secure, authority):
     secure.smtp = f"smtp://user:0pen%20sesame@localhost:{secure.sink.port}"
     await secure.put_emails(1)
