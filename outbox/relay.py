@@ -249,8 +249,10 @@ class Relay:
                 f"Postgres at {self.database_url.redacted} went away while a session was opened "
                 f"({str(error) or type(error).__name__})."
             ) from error
-        except asyncpg.InsufficientPrivilegeError as error:  # after an upgrade: rights on what is new are still to come
-            raise DatabaseUnavailableError(
+        except asyncpg.InsufficientPrivilegeError as error:
+            if "permission denied for schema" in str(error):  # it has no rights at all, which is no matter of time
+                raise
+            raise DatabaseUnavailableError(  # until the rights on what an upgrade brought are granted
                 f"Postgres at {self.database_url.redacted} refuses: {error}; "
                 "let the owner of the schema run `outbox init --roles`."
             ) from error

