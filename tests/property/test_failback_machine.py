@@ -8,6 +8,7 @@ barrier was over, or was unknown to all who waited.
 """
 
 import copy
+import os
 from dataclasses import dataclass, field, replace
 
 import hypothesis.strategies as st
@@ -578,5 +579,7 @@ class Failback(RuleBasedStateMachine):
         return any(row.state == "pending" and row.relay is None for row in self.lead.rows.values())
 
 
-Failback.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+# A night's run: FAILBACK_EXAMPLES=20000 scripts/test tests/property/test_failback_machine.py
+EXAMPLES = int(os.environ.get("FAILBACK_EXAMPLES", "200"))
+Failback.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None)
 TestFailback = Failback.TestCase
