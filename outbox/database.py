@@ -387,7 +387,7 @@ def _refuses_settings(error: Exception) -> bool:
     return refusal is not None and refusal.fix is AT_ROLE
 
 
-BARE_TIMEOUT_S: Final = 2.0
+BARE_TIMEOUT_S: Final = 5.0
 BARE_ROUNDS: Final = 3
 
 
