@@ -11,6 +11,7 @@ The files are the settings file and those that OUTBOX_<KEY>_FILE variables name.
 Nothing here writes or waits. Files are checked with stat(2), which costs microseconds, and read only after a change.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -34,6 +35,12 @@ def _stamp(path: Path) -> tuple[int, int, int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def age_s(files: Sequence[Path]) -> float | None:
+    """Return how long ago the newest of the files was written, in seconds; None if none can be looked at."""
+    written_ns = [stamp[2] for stamp in stamp_of(files) if stamp is not None]
+    return time.time() - max(written_ns) / 1e9 if written_ns else None
 
 
 class LoginSource(Generic[T]):

@@ -8,7 +8,6 @@ import difflib
 import ipaddress
 import os
 import re
-import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +40,7 @@ from outbox.helo import is_fqdn, is_literal
 from outbox.language import find
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
-from outbox.secret_files import LoginSource
+from outbox.secret_files import LoginSource, age_s
 from outbox.trust import distrust_of
 from outbox.verp import TOKEN_MAX
 
@@ -655,9 +654,7 @@ class Settings(WaySettings):
         if not route and variable in origin.environ:
             return None
         file = origin.environ.get(f"{variable}_FILE") if not route else None
-        files = origin.files if file is None else (Path(file),)
-        written_at = [path.stat().st_mtime for path in files if path.exists()]
-        return time.time() - max(written_at) if written_at else None
+        return age_s(origin.files if file is None else (Path(file),))
 
     def require(self, *keys: str) -> None:
         """Return if all of these top-level keys are set.

@@ -7,6 +7,7 @@ has hashed. Each further mechanism would be another wrong password to a server t
 import base64
 import binascii
 import hmac
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Final
 
@@ -116,7 +117,7 @@ def _decoded(challenge: str) -> bytes:
         return raw
 
 
-class _Dialogue:
+class _Dialogue(ABC):
     """The client's side of a mechanism: its initial response, if it has one, and its answers to challenges."""
 
     def __init__(self, username: bytes, password: bytes) -> None:
@@ -125,8 +126,8 @@ class _Dialogue:
     def first(self) -> bytes | None:
         return None
 
-    def answer(self, challenge: bytes) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def answer(self, challenge: bytes) -> bytes: ...
 
 
 class _Plain(_Dialogue):

@@ -1,9 +1,11 @@
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
 
+from outbox.secret_files import age_s
 from outbox.settings import load
 
 
@@ -124,3 +126,14 @@ def test_relative_paths_are_those_of_the_start(config, tmp_path, monkeypatch):
     (tmp_path / "secret").write_text("postgresql://app:new@db/app")
     monkeypatch.chdir("/")
     assert url.login.renew().dsn == "postgresql://app:new@db/app"
+
+
+def test_the_age_is_that_of_the_newest_file_and_a_file_that_is_gone_has_none(tmp_path):
+    old, new, gone = tmp_path / "old", tmp_path / "new", tmp_path / "gone"
+    old.write_text("")
+    new.write_text("")
+    os.utime(old, (1, 1))
+    os.utime(new, (time.time() - 3600, time.time() - 3600))
+    assert age_s((old, new, gone)) == pytest.approx(3600, abs=600)
+    assert age_s((gone,)) is None
+    assert age_s((old / "below",)) is None
