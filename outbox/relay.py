@@ -373,7 +373,13 @@ class Relay:
     def _has_in_hand(self) -> bool:
         pool = self.pool
         return bool(
-            self._settlements or self._marks or pool.releases or pool.put_off or pool.is_busy or self.pool.undone
+            self._settlements
+            or self._marks
+            or pool.releases
+            or pool.put_off
+            or pool.is_busy
+            or pool.undecided
+            or pool.undone
         )
 
     def _wait_no_more(self) -> None:
