@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 CUT: Final = 0.85  # of the rate is left after a round of refusals
+SHORT_ROUND_S: Final = 5.0  # in a round that lasts less, too few emails were sent to tell what the server takes,
+CUT_MAX: Final = 0.7  # so that at least this part of the rate is left
 GROWTH_PER_S: Final = 0.02  # of the found rate is added in a second,
 GROWTH_PER_EMAIL: Final = 0.003  # but not more than this for each email that is sent meanwhile
 CAUTIOUS: Final = 0.25  # growth up to which the rate is near the one that was refused; beyond, the server takes more,
@@ -97,6 +99,8 @@ def slow_down(found: Found | None, refusal: Refusal) -> Found | None:
     # Of the round that ends the fleet has sent for a part only: what the server takes all the time is as much less.
     sending_s = min(max(since_silence_s, 0.0), found.begun_s)
     steady = rate * sending_s / found.begun_s if found.begun_s > 0 else rate
+    if found.begun_s < SHORT_ROUND_S:
+        steady = max(steady, CUT_MAX * rate)
     rate = max(min(CUT * rate, steady), min(floor, rate))
     silence_s = _first_silence_s(rate, refusal)
     return Found(rate, 0.0, silence_s, silence_s, said=refusal.said)

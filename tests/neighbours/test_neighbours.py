@@ -193,7 +193,7 @@ async def test_a_limit_of_the_server_costs_no_email_a_try_and_each_arrives_once(
         for _ in range(limit.relays):
             await fleet.start("relay")
         try:
-            await settled(fleet, server, 60 + limit.count / 40)
+            await settled(fleet, server, 180 + limit.count / 40)
             assert await assert_once_and_whole(fleet, await server.delivered(), limit.count) == 0
             assert {address: n for address, n in (await tries(fleet)).items() if n > 1} == {}
         finally:

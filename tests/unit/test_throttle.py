@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from outbox.throttle import (
     CUT,
+    CUT_MAX,
     FIRST_RATE_MIN,
     FORGOTTEN_S,
     LEARNED_S,
@@ -203,6 +204,12 @@ def test_a_refusal_after_others_were_accepted_cuts_the_rate():
     assert later.begun_s == 0
     soon = slow_down(found(since_silence_s=0.2, begun_s=60.2, silence_s=32.0), Refusal(TOO_MUCH, 0.05, 0.1, 10.0))
     assert soon.rate < 0.1, "0.2 s of 60 were enough for all that the server takes in them"
+
+
+def test_a_round_that_was_too_short_to_measure_cuts_the_rate_but_little():
+    """Two relays that stall and catch up are refused again at once, though the server takes ten times as much."""
+    short = slow_down(found(since_silence_s=0.2, begun_s=2.2, silence_s=0.5), Refusal(TOO_MUCH, 0.05, 0.1, 10.0))
+    assert short.rate == pytest.approx(10 * CUT_MAX, rel=0.01)
 
 
 def test_the_rate_grows_slowly_while_nothing_is_refused_then_quickly_and_is_forgotten():
