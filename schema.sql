@@ -1,4 +1,4 @@
--- outbox: the one schema, at version 7. `outbox init` applies it (or upgrades an older one) and may be run by
+-- outbox: the one schema, at version 8. `outbox init` applies it (or upgrades an older one) and may be run by
 -- every server at once; `psql -1 -f schema.sql` does the same on an empty database. PostgreSQL 14 or later.
 --
 -- A report travels through these tables in this order:
@@ -940,4 +940,4 @@ create index board_session_expires on outbox.board_session (expires_at);
 -- By default every role may call a function; `outbox init --roles` grants each to the roles that need it.
 revoke all on all functions in schema outbox from public;
 
-insert into outbox.schema_version (version, compatible) values (7, 2);
+insert into outbox.schema_version (version, compatible) values (8, 2);

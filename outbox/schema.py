@@ -14,7 +14,7 @@ from outbox.errors import OutboxError, SchemaError
 
 # To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
 # version COMPATIBLE and later may work on it, leave COMPATIBLE: a fleet is then upgraded server by server.
-VERSION: Final = 7
+VERSION: Final = 8
 COMPATIBLE: Final = 2
 
 # A row outside of the bounds of version 6 could never be updated again: not claimed, not expired, not cancelled. The
@@ -175,6 +175,19 @@ UPGRADES: Final[Mapping[int, str]] = {
                 num_nulls(found_rate, found_at, resumes_at, silence_s, said) IN (0, 5)
                 AND (found_rate IS NULL OR (found_rate > 0 AND found_rate <= 1e6 AND silence_s BETWEEN 0 AND 3600)));
         ALTER TABLE outbox.route ADD COLUMN logins integer NOT NULL DEFAULT 0 CHECK (logins >= 0);
+    """,
+    8: """
+        SET LOCAL search_path = pg_catalog, pg_temp;
+        -- replica identity and plans
+
+        -- editions and schedules
+
+        -- what needs a person
+
+        -- bounces
+
+        -- enqueue
+
     """,
 }
 
