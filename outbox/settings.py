@@ -38,6 +38,7 @@ from outbox.errors import ConfigurationError
 from outbox.fields import CARRIERS, FIELD_NAME, OURS
 from outbox.helo import is_fqdn, is_literal
 from outbox.language import find
+from outbox.parameters import parse
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
 from outbox.secret_files import LoginSource, age_s
@@ -341,8 +342,7 @@ class ReportSettings(EditionSettings):
     @field_validator("data")
     @classmethod
     def _asks_by_key(cls, data: str | None) -> str | None:
-        # What SQLAlchemy's text() takes for a parameter: not a cast (::key), not an escaped colon.
-        asked = {"key", "keys"}.intersection(re.findall(r"(?<![:\w\\]):(\w+)(?!:)", data or ""))
+        asked = {"key", "keys"}.intersection(parse(data or "").names)
         if data is not None and len(asked) != 1:
             wrong = "uses both :key and :keys" if asked else "uses neither :key nor :keys"
             raise ValueError(f"{wrong}; compare with :key (one recipient) or with :keys (a batch of them)")

@@ -12,6 +12,7 @@ from outbox import message
 from outbox.database import storable
 from outbox.digest import ITEMS, RECIPIENTS
 from outbox.errors import ConfigurationError, SourceError
+from outbox.parameters import parse
 from outbox.period import Period
 from outbox.plugin import Aside, UntrustedCodeError, load, said
 from outbox.settings import ReportSettings, Settings
@@ -276,7 +277,7 @@ async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
         return loaded
     assert report.recipients is not None
     assert report.data is not None
-    return SqlSource(name, report.recipients, report.data, ":keys" in report.data, reader, report.zone)
+    return SqlSource(name, report.recipients, report.data, "keys" in parse(report.data).names, reader, report.zone)
 
 
 def load_source(name: str, reference: str, directory: Path) -> PythonSource:
