@@ -29,6 +29,8 @@ newcomer who follows it meets them in this order:
     report            rows become a subject, a mail and a page (templates/)
     message           the RFC 5322 bytes; fields: any text as a header field can hold it
     record            the one transaction: report, email and delivery
+    parameters        what is a parameter of a query, and what is a colon otherwise
+    user_query        the user's queries: prepared once; errors of the query and of one row told apart
     generate_session  generate's connection: our statements, the user's queries, the pulse
     lock_wait         bounded waits for locks of other sessions, and who holds them
     buckets           advisory locks by which the servers share an edition's recipients

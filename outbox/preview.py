@@ -23,7 +23,7 @@ from outbox.record import NewReport
 from outbox.report import explain
 from outbox.routing import route_for
 from outbox.settings import DIGEST, EditionSettings, Settings
-from outbox.source import Content, Recipient, Source, checked, source_of
+from outbox.source import Content, PythonSource, Recipient, Source, UnreadableError, checked, source_of
 
 TOKEN: Final = "PREVIEW"  # noqa: S105 - in the place of a link's secret: it opens nothing
 NAMED_MAX: Final = 5
@@ -199,8 +199,9 @@ async def _find(source: Source, name: str, period: Period, key: str | None) -> R
 async def _content(source: Source, name: str, period: Period, recipient: Recipient) -> Content:
     content = (await source.build([recipient], period))[recipient.key]
     if isinstance(content, Exception):
-        part = "data" if is_caused_by(content, asyncpg.PostgresError) else "source"
-        raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}; mend it there.") from content
+        part = "source" if isinstance(source, PythonSource) else "data"
+        fix = "" if isinstance(content, UnreadableError) else "; mend it there"
+        raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}{fix}.") from content
     return content
 
 

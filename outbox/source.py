@@ -142,6 +142,8 @@ class SqlSource:
             async for rows in self.reader.stream(self.recipients_sql, _parameters(period, self.zone), FETCH_ROWS):
                 for row in rows:
                     yield recipient_of(row, where)
+        except UnreadableError as error:
+            raise SourceError(f"{where}: {error}.") from error
         except (QueryError, RowError) as error:
             raise SourceError(f"{where}: Postgres refuses the query ({error}); mend it there.") from error
 
@@ -187,6 +189,10 @@ class QueryError(Exception):
 
 class RowError(Exception):
     """A source failed on the values of one call: other recipients may do better."""
+
+
+class UnreadableError(RowError):
+    """A row has a value that Python cannot represent; the message names column and value."""
 
 
 def _parameters(period: Period, zone: tzinfo) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 import asyncpg
@@ -16,7 +17,7 @@ from asyncpg.prepared_stmt import PreparedStatement
 
 from outbox.database import Connection, is_lock_timeout, is_lost
 from outbox.parameters import Query, objection, parse
-from outbox.source import QueryError, RowError, Rows
+from outbox.source import QueryError, RowError, Rows, UnreadableError
 
 PREPARED_MAX: Final = 16
 VALUE_MAX: Final = 80  # characters of a value in a message
@@ -45,7 +46,11 @@ class UserQueries:
     """Prepared queries of one session."""
 
     driver: Connection
-    prepared: dict[str, "PreparedStatement[Any]"] = field(default_factory=dict)
+    prepared: dict[str, "Prepared"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Register what the driver decodes wrongly."""
+        install_intervals(self.driver)
 
     async def rows(
         self, query: Query, values: Sequence[Any], *, keep: bool = True, portion: "Portion | None" = None
@@ -60,25 +65,24 @@ class UserQueries:
             RowError: it failed on these values, or one of its rows cannot be decoded.
 
         """
-        statement = self.prepared.get(query.text)
-        is_new = statement is None
-        if statement is None:
-            statement = await self._prepare(query)
+        prepared = self.prepared.get(query.text)
+        is_new = prepared is None
+        if prepared is None:
+            prepared = Prepared.of(await self._prepare(query))
             if keep:
                 if len(self.prepared) >= PREPARED_MAX:
                     self.prepared.clear()
-                self.prepared[query.text] = statement
+                self.prepared[query.text] = prepared
         try:
-            records = await statement.fetch(*values)
+            records = await prepared.statement.fetch(*values)
         except Exception as error:
             if self._ends_session(error):
                 raise
             self.prepared.pop(query.text, None)
             if isinstance(error, STALE) or (not is_new and _may_be_stale(error)):
                 raise StaleStatementError from error
-            raise await self._explained(portion or Portion(query, values), statement, error) from error
-        names = [attribute.name for attribute in statement.get_attributes()]
-        return [dict(zip(names, record, strict=True)) for record in records]
+            raise await self._explained(portion or Portion(query, values), prepared, error) from error
+        return [dict(zip(prepared.columns, record, strict=True)) for record in records]
 
     async def texts(self, portion: "Portion") -> "Texts":
         """Return the rows with every value as Postgres writes it."""
@@ -90,8 +94,8 @@ class UserQueries:
             query, values = Query(f"FETCH FORWARD {portion.count} FROM outbox_again"), []
         with plain_text(self.driver, await self._prepare(query)):
             statement = await self.driver.prepare(query.text)
+            columns = [Column(one.name, one.type.oid) for one in statement.get_attributes()]
             records = await statement.fetch(*values)
-        columns = [Column(one.name, one.type.oid) for one in statement.get_attributes()]
         return Texts(columns, [tuple(record) for record in records])
 
     async def _prepare(self, query: Query) -> "PreparedStatement[Any]":
@@ -114,30 +118,30 @@ class UserQueries:
             return True
         if isinstance(error, asyncpg.PostgresError):
             return is_lost(error)
-        if isinstance(error, (asyncpg.DataError, asyncpg.exceptions.UnsupportedClientFeatureError)):
+        if isinstance(error, asyncpg.exceptions.UnsupportedClientFeatureError):
             return False
         # "cannot switch to state …": a statement met the server's farewell.
         farewell = isinstance(error, asyncpg.InternalClientError) and "another operation" in str(error)
         return farewell or isinstance(error, (asyncpg.InterfaceError, OSError, TimeoutError))
 
-    async def _explained(
-        self, portion: "Portion", statement: "PreparedStatement[Any]", error: Exception
-    ) -> QueryError | RowError:
+    async def _explained(self, portion: "Portion", prepared: "Prepared", error: Exception) -> QueryError | RowError:
         query = portion.query
+        parameter = _parameter_of(query, prepared, error)
+        if parameter is not None:
+            return QueryError(parameter)
         if isinstance(error, asyncpg.PostgresError):
             kind = QueryError if (error.sqlstate or "").startswith("42") else RowError
             return kind(_said(query, error))
-        if isinstance(error, asyncpg.DataError):  # a parameter, not a row: keys and period are always text
-            return QueryError(_parameter_of(query, statement, error))
-        return RowError(await self._unreadable(portion, error))
+        return UnreadableError(await self._unreadable(portion, error))
 
     async def _unreadable(self, portion: "Portion", error: Exception) -> str:
-        """Return which column of which row has a value that the driver cannot decode."""
+        """Return which column of which row has a value that the driver cannot decode.
+
+        The query may not give the same rows again, or be refused now: then the value stays without its name.
+        """
         try:
             return await self.describe(await self.texts(portion), error)
-        except UnicodeDecodeError as undecodable:
-            return f"a row has text that is not UTF-8 ({undecodable.reason}): {undecodable.object[:VALUE_MAX]!r}"
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, QueryError) as second:
+        except Exception as second:
             if self._ends_session(second):
                 raise
             return unnamed(error)
@@ -145,19 +149,23 @@ class UserQueries:
     async def describe(self, found: "Texts", error: Exception) -> str:
         """Return the sentence about the first value of these rows that the driver cannot decode."""
         cells: dict[int, list[Cell]] = {}
+        bad: list[tuple[Cell, str]] = []
         for row, values in enumerate(found.rows):
             for at, value in enumerate(values):
                 if value is not None:
                     cells.setdefault(found.columns[at].type_oid, []).append(Cell(row, at, value))
-        bad: list[tuple[Cell, str]] = []
+        unsure: list[Cell] = []
         for oid, of_type in cells.items():
             name = str(await self.driver.fetchval(TYPE_NAME, oid))
-            cell = await self._first_bad(name, of_type)
-            if cell is not None:
-                bad.append((cell, name))
-        if not bad:
-            return unnamed(error)
-        return found.sentence(*min(bad))
+            try:
+                cell = await self._first_bad(name, of_type)
+            except UnknownInputError:
+                unsure += of_type
+            else:
+                bad += [] if cell is None else [(cell, name)]
+        if bad:
+            return found.sentence(*min(bad))
+        return unnamed(error, found.named(unsure))
 
     async def _first_bad(self, type_name: str, cells: Sequence["Cell"]) -> "Cell | None":
         """Return the first of these values of a type that the driver cannot decode."""
@@ -177,12 +185,34 @@ class UserQueries:
         except asyncpg.PostgresError as error:
             if self._ends_session(error):
                 raise
-            return False  # a type without input, such as an anonymous record
+            raise UnknownInputError from error
         except Exception as error:
             if self._ends_session(error):
                 raise
             return True
         return False
+
+
+class UnknownInputError(Exception):
+    """Postgres cannot read values of a type from their text, such as those of an anonymous record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A prepared statement with the names of its columns and of its parameters' types.
+
+    They are looked up at once: later the driver may know some of the types no more (`plain_text`).
+    """
+
+    statement: "PreparedStatement[Any]"
+    columns: Sequence[str]
+    parameters: Sequence[str]
+
+    @classmethod
+    def of(cls, statement: "PreparedStatement[Any]") -> "Prepared":
+        """Return the statement with these names."""
+        columns = [column.name for column in statement.get_attributes()]
+        return cls(statement, columns, [parameter.name for parameter in statement.get_parameters()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +254,22 @@ class Texts:
         column = self.columns[cell.column].name
         keys = [value for one, value in zip(self.columns, self.rows[cell.row], strict=True) if one.name == "key"]
         whose = f" in the row of key {keys[0]}" if keys and column != "key" else ""
-        shown = cell.text if len(cell.text) <= VALUE_MAX else f"{cell.text[:VALUE_MAX]}…"
         return (
-            f"column {column} has the value {shown}{whose}, which Python cannot represent as {type_name}; "
+            f"column {column} has the value {_short(cell.text)}{whose}, which Python cannot represent as {type_name}; "
             "correct the value, or let the query return it as text"
         )
+
+    def named(self, cells: Sequence[Cell]) -> str:
+        """Return the subject of a sentence about one of these values."""
+        names = sorted({self.columns[cell.column].name for cell in cells})
+        if not names:
+            return "a row has a value"
+        value = f"the value {_short(cells[0].text)}" if len(cells) == 1 else "a value"
+        return f"column {' or '.join(names)} has {value}"
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= VALUE_MAX else f"{value[:VALUE_MAX]}…"
 
 
 @contextmanager
@@ -244,6 +285,31 @@ def plain_text(driver: Connection, statement: "PreparedStatement[Any]") -> Itera
         for oid, name, schema in types:
             settings.remove_python_codec(oid, name, schema)
         driver.install_timestamps()
+        install_intervals(driver)
+
+
+_INTERVAL: Final = 1186  # its fixed OID (pg_type.dat)
+_INFINITE_MONTHS: Final = (2**31 - 1, -(2**31))
+
+
+def install_intervals(driver: Connection) -> None:
+    """Decode intervals as asyncpg does, without its overflow: 178000000 years are 560,000 years there."""
+    settings = driver._protocol.get_settings()  # noqa: SLF001 - as `Connection.install_timestamps`
+    settings.add_python_codec(
+        _INTERVAL, "interval", "pg_catalog", [], "scalar", _encode_interval, _decode_interval, "tuple"
+    )
+
+
+def _encode_interval(value: timedelta) -> tuple[int, int, int]:
+    return 0, value.days, value.seconds * 1_000_000 + value.microseconds
+
+
+def _decode_interval(value: tuple[int, int, int]) -> timedelta:
+    months, days, microseconds = value
+    if months in _INFINITE_MONTHS and days in _INFINITE_MONTHS:
+        raise OverflowError("an infinite interval")
+    years, months = (months // 12, months % 12) if months >= 0 else (-(-months // 12), -(-months % 12))
+    return timedelta(days=days + 30 * months + 365 * years, microseconds=microseconds)
 
 
 def bind(query: Query, parameters: Mapping[str, Any]) -> list[Any]:
@@ -269,10 +335,10 @@ def said(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def unnamed(error: Exception) -> str:
+def unnamed(error: Exception, what: str = "a row has a value") -> str:
     """Return the sentence about a value that could not be found again."""
     return (
-        f"a row has a value that Python cannot represent ({type(error).__name__}: {said(error)}); "
+        f"{what} that Python cannot represent ({type(error).__name__}: {said(error)}); "
         "correct the value, or let the query return it as text"
     )
 
@@ -283,6 +349,7 @@ def _may_be_stale(error: Exception) -> bool:
 
 
 _POSITION: Final = re.compile(r"\$(\d+)")
+_ARGUMENT: Final = re.compile(r"invalid input for query argument \$(\d+)")
 _OPERATOR: Final = re.compile(r"operator does not exist: (.+?) (\S+) (.+?)$")
 
 
@@ -309,11 +376,11 @@ def _fix_of(message: str, query: Query) -> str:
         return ""
     left, _, right = found.groups()
     if "text[]" in (left, right) and "keys" in query.names:
-        element = _short(left if right == "text[]" else right)
+        element = _type_word(left if right == "text[]" else right)
         array = ":keys" if element in ("text", "character varying") else f"cast(:keys as {element}[])"
         return f":keys is an array: write = any({array}) in place of in (:keys)"
     if "text" in (left, right):
-        other = _short(left if right == "text" else right)
+        other = _type_word(left if right == "text" else right)
         if "keys" in query.names:
             return f"keys are text: compare with any(cast(:keys as {other}[]))"
         if "key" in query.names:
@@ -321,17 +388,20 @@ def _fix_of(message: str, query: Query) -> str:
     return ""
 
 
-def _short(type_name: str) -> str:
+def _type_word(type_name: str) -> str:
     return "int" if type_name == "integer" else type_name
 
 
-def _parameter_of(query: Query, statement: "PreparedStatement[Any]", error: asyncpg.DataError) -> str:
-    """Return why a parameter's value does not fit the type that the query asks of it."""
-    found = _POSITION.search(str(error))
+def _parameter_of(query: Query, prepared: Prepared, error: Exception) -> str | None:
+    """Return why a parameter does not fit the type that the query asks of it; None for another error.
+
+    It is the same for every recipient: the keys and the period are always text, so this is one of the bounds.
+    """
+    found = _ARGUMENT.match(str(error))
     if found is None:
-        return said(error)
+        return None
     number = int(found[1])
-    name, wanted = query.names[number - 1], statement.get_parameters()[number - 1].name
+    name, wanted = query.names[number - 1], prepared.parameters[number - 1]
     if wanted == "timestamp":
         return (
             f"it compares :{name} with a timestamp without time zone; say in which time zone the column is written: "

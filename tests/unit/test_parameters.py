@@ -105,5 +105,5 @@ def test_the_message_about_an_unknown_parameter_holds_in_both_kinds_of_strings_o
 
 def test_a_position_in_place_of_a_name_is_refused():
     with pytest.raises(QueryError, match=r"it uses \$1, but parameters have names: :period, :starts_at"):
-        bind(parse("select $1"), {})
+        bind(parse("select $1"), {"period": "", "starts_at": None})
     assert parse("select '$1', $a$ $1 $a$").positions == ()
