@@ -47,16 +47,23 @@ def misspelt_in(directory: Path, template: str) -> dict[str, str]:
         OSError: the directory cannot be read.
 
     """
-    return _misspelt_in(directory, template, frozenset(os.listdir(directory / template)))  # noqa: PTH208 - per email
+    found = _candidates(frozenset(os.listdir(directory / template)))  # noqa: PTH208 - per email
+    if not found:
+        return found
+    names = [f"{template}/{name}" for name in OF_EMAILS]
+    changed = tuple(path.stat().st_mtime_ns for name in names if (path := directory / name).is_file())
+    used, is_complete = _referenced_by(directory, tuple(names), changed)
+    return {name: meant for name, meant in found.items() if is_complete and f"{template}/{name}" not in used}
 
 
 @lru_cache(256)
-def _misspelt_in(directory: Path, template: str, names: frozenset[str]) -> dict[str, str]:
-    found = {name: meant for name in sorted(names) if (meant := _meant(name, names, OF_EMAILS))}
-    if not found:
-        return {}
-    used, is_complete = _referenced(directory, [f"{template}/{name}" for name in OF_EMAILS])
-    return {name: meant for name, meant in found.items() if is_complete and f"{template}/{name}" not in used}
+def _candidates(names: frozenset[str]) -> dict[str, str]:
+    return {name: meant for name in sorted(names) if (meant := _meant(name, names, OF_EMAILS))}
+
+
+@lru_cache(256)
+def _referenced_by(root: Path, names: tuple[str, ...], _changed_ns: tuple[int, ...]) -> tuple[set[str], bool]:
+    return _referenced(root, names)
 
 
 def _meant(name: str, names: Collection[str], right: Sequence[str]) -> str | None:
@@ -129,9 +136,13 @@ class _Tree:
         return "/" not in directory and file in OF_EMAILS and not self._meant_report(directory)
 
     def _meant_report(self, directory: str) -> str | None:
-        """Return the report that a directory of another name is meant for; None if it may be that of an `Email`."""
+        """Return the report that a directory of another name is meant for; None if it may be that of an `Email`.
+
+        It may be where the report has the same files in the directory of its own.
+        """
         meant = nearest(directory, self._reports)
-        return None if meant in self._here else meant
+        files = self._here[directory].intersection(OF_REPORTS)
+        return None if meant is None or files <= self._here.get(meant, set()) else meant
 
     def _directories(self) -> Iterator[tuple[str, str]]:
         for directory, files in self._here.items():
@@ -182,13 +193,18 @@ def _files(root: Path) -> list[str]:
 
     """
     found: list[str] = []
+    seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise error
 
     for directory, below, files in os.walk(root, onerror=refuse, followlinks=True):
-        where = Path(directory).relative_to(root)
+        where, real = Path(directory).relative_to(root), os.path.realpath(directory)
+        if real in seen:  # by a symbolic link
+            below.clear()
+            continue
+        seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith(".") and len(where.parts) < _DEPTH_MAX)
         found += [(where / name).as_posix() for name in sorted(files)]
         if len(found) > _FILES_MAX:
