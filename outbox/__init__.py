@@ -25,7 +25,9 @@ newcomer who follows it meets them in this order:
     edition           one report for one period, and the definition that the fleet shares
     source            who is owed a report and what it says: two queries, or a class of the user's
     language          how a reader's language writes dates, numbers and our words; phrases: these words
+    spelling          suggestions for misspelt names; template_files: templates that are not used because of their names
     table             rows made ready to be shown: numbers, sums, bars
+    jinja             environments of Jinja: which files, what is escaped, errors with file and line
     report            rows become a subject, a mail and a page (templates/)
     message           the RFC 5322 bytes; fields: any text as a header field can hold it
     record            the one transaction: report, email and delivery

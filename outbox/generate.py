@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import ARRAY, Text, bindparam, text
@@ -35,6 +36,7 @@ from outbox.record import BATCH_MAX, NewReport
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
+from outbox.template_files import ignored
 
 log = Events("outbox.generate")
 
@@ -52,12 +54,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class CivilPeriod:
-    """The period as templates see it: in words, and in the report's own time."""
+    """The period as templates see it: in words, and in the report's own time. As text it is its label."""
 
     key: str
     label: str
     starts_at: datetime
     ends_at: datetime
+
+    def __str__(self) -> str:
+        return self.label
 
 
 @dataclass(slots=True)
@@ -139,6 +144,7 @@ async def generate(
     """
     settings.require("database_url", "sender")
     sender_of(settings)
+    warn_of_ignored_templates(settings)
     made, first = 0, True
     patience_until = time.monotonic() + settings.lease_s
     while True:
@@ -162,6 +168,17 @@ async def generate(
                 raise
             log.warning("database_unavailable", "{reason}", reason=error)
             await asyncio.sleep(RECONNECT_S)
+
+
+def warn_of_ignored_templates(settings: Settings) -> None:
+    """Log each template that is not used because of its name, once per process."""
+    _warn_of_ignored(settings.directory, frozenset({*settings.editions, DIGEST}))
+
+
+@cache
+def _warn_of_ignored(directory: Path, reports: frozenset[str]) -> None:
+    for sentence in ignored(directory, reports):
+        log.warning("template_ignored", "{sentence}", sentence=sentence.rstrip("."))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from outbox.digest import Collected
 from outbox.edition import Edition, find_edition, period_for
 from outbox.errors import ConfigurationError, OutboxError, SourceError
-from outbox.generate import Run, sender_of
+from outbox.generate import Run, sender_of, warn_of_ignored_templates
 from outbox.generate_session import GenerateSession, is_caused_by
 from outbox.period import Period, in_words
 from outbox.record import NewReport
@@ -136,6 +136,7 @@ async def preview(
     settings.require("database_url", "sender")
     sender = sender_of(settings)
     report = settings.report(name)
+    warn_of_ignored_templates(settings)
     try:
         async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
             source = await source_of(settings, name, session)

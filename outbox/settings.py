@@ -4,12 +4,11 @@ Every fault is one sentence that says the key, what is wrong and the mend; all o
 with passwords show themselves without their secrets, so that no log, repr or fault can spill one.
 """
 
-import difflib
 import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -42,6 +41,7 @@ from outbox.parameters import parse
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
 from outbox.secret_files import LoginSource, age_s
+from outbox.spelling import did_you_mean as _did_you_mean
 from outbox.trust import distrust_of
 from outbox.verp import TOKEN_MAX
 
@@ -962,7 +962,7 @@ def _is_found(path: Path) -> bool:
 def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
     """What the file says; nothing if it is not there although nobody named it."""
     try:
-        return _toml(path.read_bytes().decode())
+        return _toml(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         if asker:
             faults.append(f"{asker}: {path} does not exist; name a file that does.")
@@ -1020,7 +1020,7 @@ def _read_secret(variable: str, environ: Mapping[str, str], faults: list[str]) -
     if not path:
         return ""
     try:
-        text = Path(path).read_bytes().decode().strip()
+        text = Path(path).read_bytes().decode("utf-8-sig").strip()
     except OSError as error:
         faults.append(f"{variable}: {path} cannot be read ({error.strerror}); name a file that this user can read.")
     except ValueError:
@@ -1103,11 +1103,6 @@ def _unknown(loc: Sequence[str], key: str) -> str:
 def table_of(report: str) -> str:
     """Where a report's settings stand: `reports.progress`, or `digest`."""
     return DIGEST if report == DIGEST else f"reports.{_quoted(report)}"
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _quoted(part: str) -> str:

@@ -208,6 +208,11 @@ def test_whoever_has_the_published_record_can_verify_what_is_sent(tmp_path, key,
     assert b"x-ses-tag" not in signed, "what the next server takes out must not break the signature"
 
 
+def test_a_key_file_with_a_byte_order_mark_and_line_ends_of_windows_can_be_used(tmp_path, key):
+    (tmp_path / "dkim.pem").write_bytes(b"\xef\xbb\xbf" + pem(key).replace(b"\n", b"\r\n"))
+    assert load_signer(table("dkim.pem"), tmp_path).sign(b"From: a@example.com\r\n\r\nx", head=b"")
+
+
 @pytest.mark.parametrize("message", [b"no header at all", b" folded\r\nSubject: hello\r\n\r\nx", b""])
 def test_what_cannot_be_signed_is_refused_and_never_sent_unsigned(tmp_path, key, message):
     (tmp_path / "dkim.pem").write_bytes(pem(key))
