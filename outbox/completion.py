@@ -57,22 +57,25 @@ SELECT EXISTS (SELECT FROM outbox.delivery d JOIN outbox.email m ON m.id = d.ema
                 WHERE d.settled_at IS NULL AND r.edition = $1)
 """
 
-# All of it is looked at, so this comes last, and mostly once in an edition's life.
+# Reads every report of the edition, so it comes last, and mostly once in an edition's life. The email of a report is
+# its own or that of the digest that took it up. Each `OFFSET 0` keeps its subquery from being joined as a whole: the
+# planner can then only look up row by row, by the index of its WHERE. Without statistics it may join all emails to all
+# reports in a nested loop over a materialized scan, which is quadratic.
 UNDONE: Final = """
 SELECT EXISTS (
     SELECT FROM outbox.report r
       JOIN outbox.edition e ON e.id = r.edition
-      LEFT JOIN outbox.digest_item i ON i.report = r.id
-      LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
-      LEFT JOIN outbox.delivery d ON d.email = m.id
+      LEFT JOIN LATERAL (SELECT digest, address FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
+      LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
+      LEFT JOIN LATERAL (SELECT state, attempt FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
      WHERE r.edition = $1
        AND CASE WHEN m.id IS NULL
                 THEN i.digest IS NOT NULL
                      OR coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest')) IS NULL
                 WHEN d.state IN ('sent', 'cancelled') THEN false
-                ELSE d.state IS DISTINCT FROM 'dead'
-                     OR NOT EXISTS (SELECT FROM outbox.attempt a
-                                     WHERE a.email = m.id AND a.attempt = d.attempt AND a.verdict = 'resolved')
+                WHEN d.state IS DISTINCT FROM 'dead' THEN true
+                ELSE NOT EXISTS (SELECT FROM outbox.attempt a
+                                  WHERE a.email = m.id AND a.attempt = d.attempt AND a.verdict = 'resolved' OFFSET 0)
            END)
 """
 
