@@ -10,7 +10,7 @@
 --                                                                       pruned: how far bodies are removed
 --                                                                       suppression: who gets no more · bounce: why
 --                                                                       failover: what claims wait for after one
---     missing: who should have a report and has none · schedule starts editions · digest_item: reports that wait for a digest, which is a report, too
+--     schedule starts editions · digest_item: reports that wait for a digest, which is a report, too
 --     put, enqueue: an application's own emails, in its own transaction
 --
 -- The states of a delivery, and who moves it:
@@ -79,15 +79,6 @@ create table outbox.report (
     html           text not null,
     created_at     timestamptz not null default now(),
     unique (edition, recipient_key)
-);
-
--- Recipients who are owed a report and have none, as of the latest complete look at the edition, and why. A row counts no
--- more once its recipient has a report or a waiver. A key of more than 500 characters is cut.
-create table outbox.missing (
-    edition        integer not null references outbox.edition on delete cascade,
-    recipient_key  text not null check (length(recipient_key) <= 500),
-    why            text not null,
-    primary key (edition, recipient_key)
 );
 
 -- Remove an edition that a generate opened and could make nothing of; true if it is gone. It has no reports, no look at

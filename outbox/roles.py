@@ -47,7 +47,7 @@ def _role(does: str, *rights: tuple[str, ...]) -> Role:
 _LOOKS: Final = (
     *((table, "SELECT") for table in (
         "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
-        "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover", "missing",
+        "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover",
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
@@ -77,10 +77,6 @@ ROLES: Final[Mapping[str, Role]] = {
         ("edition", "SELECT"),
         ("edition", "INSERT", "report period starts_at ends_at"),
         ("edition", "UPDATE", "expected completed_at looked_at may_be_empty"),
-        ("missing", "SELECT"),
-        ("missing", "INSERT"),
-        ("missing", "UPDATE", "why"),
-        ("missing", "DELETE"),
         ("report", "SELECT", "id edition recipient_key title created_at"),
         ("report", "INSERT", "edition recipient_key token title html"),
         ("email", "SELECT", "id key report"),
@@ -135,7 +131,6 @@ ROLES: Final[Mapping[str, Role]] = {
         ("suppression", "SELECT"),
         ("edition", "SELECT"),
         ("edition", "UPDATE", "completed_at"),
-        ("missing", "SELECT"),
         ("report", "SELECT", "id edition recipient_key"),
         ("digest_item", "SELECT", "report address digest"),
         ("schedule", "SELECT"),

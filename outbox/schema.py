@@ -184,10 +184,6 @@ UPGRADES: Final[Mapping[int, str]] = {
         ALTER TABLE outbox.edition ADD COLUMN looked_at timestamptz,
             ADD COLUMN may_be_empty boolean NOT NULL DEFAULT false, ADD COLUMN done_elsewhere_at timestamptz;
         UPDATE outbox.edition SET may_be_empty = true WHERE expected = 0;
-        CREATE TABLE outbox.missing (
-            edition integer NOT NULL REFERENCES outbox.edition ON DELETE CASCADE,
-            recipient_key text NOT NULL CHECK (length(recipient_key) <= 500), why text NOT NULL,
-            PRIMARY KEY (edition, recipient_key));
         ALTER TABLE outbox.schedule ADD COLUMN since timestamptz;
 
         -- what needs a person
