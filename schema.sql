@@ -76,6 +76,27 @@ create table outbox.report (
     unique (edition, recipient_key)
 );
 
+-- Recipients of an edition who have no report, as the latest complete look of `generate` found them, with the reason.
+-- Whoever has got a report since then is reached; readers check `report` too.
+create table outbox.unreached (
+    edition        integer not null references outbox.edition,
+    recipient_key  text not null,
+    reason         text not null,
+    since          timestamptz not null default now(),
+    primary key (edition, recipient_key)
+);
+
+-- Decisions of people that nothing is owed to a recipient for an edition. `generate` makes no report for them and does
+-- not count them as failed; an edition is complete without them. They stay in `edition.expected`.
+create table outbox.waiver (
+    edition        integer not null references outbox.edition,
+    recipient_key  text not null,
+    at             timestamptz not null default now(),
+    who            text not null,
+    why            text not null,
+    primary key (edition, recipient_key)
+);
+
 -- What is sent: envelope and RFC 5322 bytes, fixed when the row is made and never updated, so that a second
 -- try carries the same Message-ID and Date. `key` is what makes an email one email: who deletes old reports must keep
 -- this row. `outbox prune` puts a sentence in the place of `message`, once it is old and settled, and keeps the rest.
