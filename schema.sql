@@ -81,6 +81,27 @@ create table outbox.report (
     unique (edition, recipient_key)
 );
 
+-- Recipients of an edition who have no report, as the latest complete look of `generate` found them, with the reason.
+-- Whoever has got a report since then is reached; readers check `report` too.
+create table outbox.unreached (
+    edition        integer not null references outbox.edition,
+    recipient_key  text not null,
+    reason         text not null,
+    since          timestamptz not null default now(),
+    primary key (edition, recipient_key)
+);
+
+-- Decisions of people that nothing is owed to a recipient for an edition. `generate` makes no report for them and does
+-- not count them as failed; an edition is complete without them. They stay in `edition.expected`.
+create table outbox.waiver (
+    edition        integer not null references outbox.edition,
+    recipient_key  text not null,
+    at             timestamptz not null default now(),
+    who            text not null,
+    why            text not null,
+    primary key (edition, recipient_key)
+);
+
 -- Remove an edition that a generate opened and could make nothing of; true if it is gone. It has no reports, no look at
 -- its recipients was complete, and no person declared anything of it. If another session adds a report at this moment,
 -- the foreign key has the last word. It runs as the schema's owner: no role may remove other editions.

@@ -1,10 +1,10 @@
 """When an edition is complete: it is noted, and the dead man's switch is called. Beside the relay, never in its way.
 
-Complete is an edition of which `generate` has seen all recipients, each has a report, and each report's email was
-sent, or it is decided that it is not to be: by a person (`outbox cancel`, `outbox resolve --discard`) or because the
-address is on the suppression list. A dead letter about which
-nobody has decided, doubt, an expired email: not complete, so that the switch's silence tells of them. A report that
-goes into a digest is done when the digest that took it up is.
+An edition is complete when `generate` has seen all its recipients, each has a report, and the email of each report was
+sent, or it was decided that it will not be: by a person (`outbox cancel`, `outbox resolve --discard`, `outbox waive`)
+or because the address is on the suppression list. A recipient with a waiver needs no report either. An undecided dead
+letter, an email in doubt and an expired email keep the edition incomplete, so that the switch stays silent. A report
+that goes into a digest is done when the digest that took it up is.
 
 `edition.completed_at` is written after the call has succeeded: at least once, and sometimes by two relays.
 """
@@ -48,7 +48,17 @@ SELECT id, report, period, expected FROM outbox.edition
  ORDER BY id DESC LIMIT 100
 """
 
-MADE: Final = "SELECT count(*) FROM outbox.report WHERE edition = $1"
+# Recipients who have a report, or to whom nothing is owed. A waiver counts only for a recipient whom the latest look of
+# `generate` has counted in `expected` and found without a report.
+MADE: Final = """
+SELECT (SELECT count(*) FROM outbox.report WHERE edition = $1)
+     + (SELECT count(*) FROM outbox.waiver w
+         WHERE w.edition = $1
+           AND EXISTS (SELECT FROM outbox.unreached u
+                        WHERE u.edition = w.edition AND u.recipient_key = w.recipient_key OFFSET 0)
+           AND NOT EXISTS (SELECT FROM outbox.report r
+                            WHERE r.edition = w.edition AND r.recipient_key = w.recipient_key OFFSET 0))
+"""
 
 # From what is open, by its index: while much is, the first that is found answers.
 OPEN: Final = """
@@ -69,6 +79,8 @@ SELECT EXISTS (
       LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
       LEFT JOIN LATERAL (SELECT state, attempt FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
      WHERE r.edition = $1
+       AND NOT EXISTS (SELECT FROM outbox.waiver w
+                        WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0)
        AND CASE WHEN m.id IS NULL
                 THEN i.digest IS NOT NULL
                      OR coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest')) IS NULL

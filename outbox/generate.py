@@ -35,6 +35,7 @@ from outbox.record import BATCH_MAX, NewReport
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
+from outbox.waiver import read_waived, record_unreached
 
 log = Events("outbox.generate")
 
@@ -65,7 +66,8 @@ class Result:
     """What one run did for one edition. `failed` says why, by key; `present` counts reports that are there.
 
     `waiting` are reports that wait for the next digest when one is closed. `suppressed` are recipients whose address is
-    on the suppression list: they have a report, and no email goes to them.
+    on the suppression list: they have a report, and no email goes to them. `waived` are recipients to whom nothing is
+    owed for this edition, as a person has decided: no report is made for them.
     """
 
     edition: Edition
@@ -74,6 +76,7 @@ class Result:
     present: int = 0
     waiting: int = 0
     suppressed: int = 0
+    waived: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -242,6 +245,8 @@ class Run:
     """Sessions that held buckets until the wait ended."""
     unknown_locale: str | None = None
     """The first of a recipient that names no language: only that is told of."""
+    waived: frozenset[str] = frozenset()
+    """Keys of the recipients to whom nothing is owed, as of the beginning."""
 
     @classmethod
     async def begin(
@@ -297,16 +302,19 @@ class Run:
     async def finish(self) -> Result:
         """Work through all recipients, a window at a time."""
         somebody = (await self.session.fetch(LISTED, {"reports": self._suppressing}))[0][0]
+        self.waived = await read_waived(self.session, self.result.edition.id)
         async for window in windows(self.source.recipients(self.result.edition.period), WINDOW_MAX):
-            failed_before = len(self.result.failed)
+            settled_before = len(self.result.failed) + len(self.result.waived)
             wanted = self._wanted(window)
-            self.result.expected += len(wanted) + len(self.result.failed) - failed_before
+            settled = len(self.result.failed) + len(self.result.waived) - settled_before
+            self.result.expected += len(wanted) + settled
             self.progress(self.result)
             await self._complete(wanted)
             if somebody:
                 said = {"addresses": [one.email for one in wanted.values()], "reports": self._suppressing}
                 self.result.suppressed += (await self.session.fetch(SUPPRESSED, said, by_index=True))[0][0]
         await self._forgive()
+        await record_unreached(self.session, self.result.edition.id, self.result.failed, self.result.waived)
         await self.session.fetch(EXPECT, {"id": self.result.edition.id, "expected": self.result.expected})
         if self._is_digest:
             self.result.waiting = (await self.session.fetch(WAITING))[0][0]
@@ -326,13 +334,19 @@ class Run:
         self.result.present += len(made_elsewhere)
 
     def _wanted(self, window: Iterable[Recipient]) -> dict[str, Recipient]:
-        """The recipients who can have a report, by key, with their addresses checked; the others are named."""
+        """Return the recipients who can have a report, by key, with their addresses checked.
+
+        The others are named in the result: as failed, or as waived.
+        """
         wanted: dict[str, Recipient] = {}
         for recipient in window:
+            if self.waived and (label := _label(recipient)) in self.waived:
+                self.result.waived.add(label)
+                continue
             try:
                 owed = checked(recipient)
             except ValueError as error:
-                self.result.failed[storable(recipient.key) or f"(no key, {storable(recipient.email)})"] = str(error)
+                self.result.failed[_label(recipient)] = str(error)
             else:
                 if wanted.setdefault(owed.key, owed) is not owed:
                     log.warning("recipient_twice", "recipient {key} comes twice; the first row counts", key=owed.key)
@@ -584,6 +598,11 @@ class Run:
             "sender": self.sender.name,
             **given,
         }
+
+
+def _label(recipient: Recipient) -> str:
+    """Return the name under which a recipient is reported: the key, or the address of one without a key."""
+    return storable(recipient.key) or f"(no key, {storable(recipient.email)})"
 
 
 def one_click(link: str) -> dict[str, str]:

@@ -47,7 +47,7 @@ def _role(does: str, *rights: tuple[str, ...]) -> Role:
 _LOOKS: Final = (
     *((table, "SELECT") for table in (
         "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
-        "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover",
+        "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover", "unreached", "waiver",
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
@@ -77,6 +77,11 @@ ROLES: Final[Mapping[str, Role]] = {
         ("edition", "SELECT"),
         ("edition", "INSERT", "report period starts_at ends_at"),
         ("edition", "UPDATE", "expected completed_at looked_at may_be_empty"),
+        ("unreached", "SELECT"),
+        ("unreached", "INSERT", "edition recipient_key reason"),
+        ("unreached", "UPDATE", "reason"),
+        ("unreached", "DELETE"),
+        ("waiver", "SELECT"),
         ("report", "SELECT", "id edition recipient_key title created_at"),
         ("report", "INSERT", "edition recipient_key token title html"),
         ("email", "SELECT", "id key report"),
@@ -132,6 +137,8 @@ ROLES: Final[Mapping[str, Role]] = {
         ("edition", "SELECT"),
         ("edition", "UPDATE", "completed_at"),
         ("report", "SELECT", "id edition recipient_key"),
+        ("unreached", "SELECT"),
+        ("waiver", "SELECT"),
         ("digest_item", "SELECT", "report address digest"),
         ("schedule", "SELECT"),
         ("schedule", "INSERT"),
@@ -148,7 +155,7 @@ ROLES: Final[Mapping[str, Role]] = {
     ),
     # Looks, and decides under its own name about what was made; reads the messages that it decides about.
     "outbox_operate": _role(
-        "decides: show, retry, cancel, resolve, pause, resume, suppress, mark-done",
+        "decides: show, retry, cancel, resolve, waive, pause, resume, suppress, mark-done",
         *_LOOKS,
         ("email", "SELECT"),
         ("email", "UPDATE", "traceparent"),
@@ -164,6 +171,8 @@ ROLES: Final[Mapping[str, Role]] = {
         ("pause", "DELETE"),
         ("suppression", "INSERT", "address report reason who why"),
         ("suppression", "DELETE"),
+        ("waiver", "INSERT", "edition recipient_key who why"),
+        ("waiver", "DELETE"),
     ),
     # Reads what anybody may write, so it can do little: add to trails and to the suppression list, take nothing off.
     "outbox_bounce": _role(

@@ -187,6 +187,13 @@ UPGRADES: Final[Mapping[int, str]] = {
         ALTER TABLE outbox.schedule ADD COLUMN since timestamptz;
 
         -- what needs a person
+        CREATE TABLE outbox.unreached (
+            edition integer NOT NULL REFERENCES outbox.edition, recipient_key text NOT NULL, reason text NOT NULL,
+            since timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (edition, recipient_key));
+        CREATE TABLE outbox.waiver (
+            edition integer NOT NULL REFERENCES outbox.edition, recipient_key text NOT NULL,
+            at timestamptz NOT NULL DEFAULT now(), who text NOT NULL, why text NOT NULL,
+            PRIMARY KEY (edition, recipient_key));
 
         -- bounces
 

@@ -208,7 +208,7 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
     with Bar(name, counted=True) as bar, tracing.span("outbox generate", environ=os.environ, report=name):
 
         def progress(result: "Result") -> None:
-            done = max(result.present, result.made) + len(result.failed)
+            done = max(result.present, result.made) + len(result.failed) + len(result.waived)
             bar.show(total=result.expected, completed=done, description=result.edition.name)
 
         result = awaited(make(settings, name, period_key=period, progress=progress))
@@ -218,6 +218,8 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
         f"{result.edition.name}: {result.made} made here, {result.elsewhere} elsewhere, "
         f"{len(result.failed)} failed, of {result.expected} recipients."
     )
+    if result.waived:
+        typer.echo(f"{len(result.waived):,} of {result.expected:,} are owed nothing, as decided with `outbox waive`.")
     if result.suppressed:
         one = result.suppressed == 1
         typer.echo(
