@@ -197,6 +197,11 @@ class EditionSettings(_Table):
         return False
 
     @property
+    def is_empty_allowed(self) -> bool:
+        """Return True if an edition without recipients is right; a digest has none when nothing waits for it."""
+        return True
+
+    @property
     def send_before_s(self) -> float | None:
         """How many seconds after it was made an email expires; None is never."""
         return None if self.send_before is None else duration_s(self.send_before)
@@ -304,11 +309,17 @@ class ReportSettings(EditionSettings):
     source: str | None = None
     recipients: str | None = None
     data: str | None = None
+    may_be_empty: Annotated[bool, Field(strict=True)] = False  # an edition without recipients is not an error
 
     @property
     def is_collected(self) -> bool:
         """Whether it goes into a digest instead of an email of its own."""
         return self.deliver is Deliver.DIGEST
+
+    @property
+    def is_empty_allowed(self) -> bool:
+        """Return True if an edition without recipients is right."""
+        return self.may_be_empty
 
     @field_validator("deliver")
     @classmethod

@@ -60,9 +60,9 @@ async def write_unreached(
 ) -> None:
     """Record who has no report after a complete look: `failed` with the reasons, by key, and who is `waived`.
 
-    The transaction is the caller's: the one that writes `expected`, so that both are of the same look. Those of `waived`
-    are recipients that the source names and that have no report. Completion counts a waiver only for a recipient that is
-    recorded here.
+    The transaction is the caller's: the one that writes `expected`, so that both are of the same look. Those of
+    `waived` are recipients that the source names and that have no report. Completion counts a waiver only for a
+    recipient that is recorded here.
     """
     reasons = dict.fromkeys(waived, WAIVED_REASON) | dict(failed)
     found = {storable(key)[:KEY_CHARACTERS_MAX]: storable(why)[:REASON_CHARACTERS_MAX] for key, why in reasons.items()}
