@@ -71,14 +71,13 @@ class Result:
     `waiting` are reports that wait for the next digest when one is closed. `suppressed` are recipients whose address is
     on the suppression list: they have a report, and no email goes to them. `waived` are recipients to whom nothing is
     owed for this edition, as a person has decided: no report is made for them. `found` counts reports that were there
-    when this pass looked for the first time, `made_before` those of earlier passes of the same run. `declared` says
-    that another system made the edition, so that nothing is made here.
+    when this run looked for the first time. `declared` says that another system made the edition, so that nothing is
+    made here.
     """
 
     edition: Edition
     expected: int = 0
     made: int = 0
-    made_before: int = 0
     found: int = 0
     present: int = 0
     waiting: int = 0
@@ -95,7 +94,7 @@ class Result:
     @property
     def already(self) -> int:
         """Number of reports that earlier runs, or other servers, had made when this run looked for the first time."""
-        return min(max(self.found - self.made_before, 0), self.elsewhere)
+        return min(self.found, self.elsewhere)
 
 
 Progress = Callable[[Result], None]
@@ -162,13 +161,15 @@ async def generate(
     """
     settings.require("database_url", "sender")
     sender_of(settings)
-    made, first = 0, True
+    made, found, first = 0, None, True
     patience_until = time.monotonic() + settings.lease_s
     while True:
         try:
             async with GenerateSession.open(settings) as session:
                 run = await Run.begin(settings, name, period_key, session, progress, early=early)
-                run.result.made = run.result.made_before = made
+                run.result.made = made
+                if found is not None:  # what was made since then is not what the run found
+                    run.result.found, run.has_looked = found, True
                 try:
                     with _quick_turns():
                         return await run.finish()
@@ -176,6 +177,8 @@ async def generate(
                     if first or run.result.made > made:  # only progress renews patience
                         first, patience_until = False, time.monotonic() + PATIENCE_S
                     made = run.result.made
+                    if found is None and run.result.expected:
+                        found = run.result.found
         except DatabaseRefusedError:
             raise
         except LockWaitError as error:
@@ -270,6 +273,8 @@ class Run:
 
     repeated: int = 0
     """Rows whose key came before."""
+    has_looked: bool = False
+    """Another pass of the same run has counted what it found."""
 
     @classmethod
     async def begin(
@@ -437,7 +442,7 @@ class Run:
         present_before, pause_s, is_idle = self.result.present, WAIT_FIRST_S, False
         patience = Patience(self.wait_s)
         order = random.sample(range(BUCKETS), BUCKETS)  # another order on each server, so that they seldom meet
-        is_first = True
+        is_first = not self.has_looked
         while True:
             missing = await self._missing([key for key in wanted if key not in self.result.failed])
             failed = sum(key in self.result.failed for key in wanted)
