@@ -185,6 +185,8 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- what needs a person
 
         -- bounces
+        ALTER TABLE outbox.bounce ADD COLUMN proves boolean NOT NULL DEFAULT false,
+            ADD COLUMN counts boolean NOT NULL DEFAULT false;
 
         -- enqueue
 
