@@ -404,8 +404,42 @@ create table outbox.bounce (
     at       timestamptz not null default now(),
     kind     text not null check (kind in ('hard', 'soft', 'complained')),
     status   text,                                      -- RFC 3463: 5.1.1
+    proves   boolean not null default false,            -- a server accepted the email: nobody else can have written it
+    counts   boolean not null default false,            -- a failure that counts towards `bounces_max`
     primary key (email, message)
 );
+
+-- Settles as sent what is in doubt and bounced after its mark: a bounce proves that a server accepted the email. For one
+-- email, or without it for all: a bounce may come before the relay gives up waiting for the reply. Gives how many. It runs as
+-- the schema's owner, so that the role that reads bounces can change no delivery otherwise. What another transaction decides
+-- at this moment is left to it. An email that is pending again, because it was decided to resend it, stays so: that decision
+-- counted with its being accepted, and the bounce may be about either try.
+create function outbox.settle_bounced(email bigint default null) returns bigint language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    doubtful bigint[] := array[settle_bounced.email];
+    settled  bigint;
+begin
+    if settle_bounced.email is null then
+        doubtful := array(select d.email from outbox.delivery d where d.settled_at is null and d.doubted_at is not null);
+    end if;
+    with chosen as (
+        select d.email from outbox.delivery d
+         where d.email = any (doubtful) and d.state = 'in_doubt'
+           and exists (select from outbox.bounce b where b.email = d.email and b.proves and b.at >= d.marked_at)
+         order by d.email for update skip locked
+    ), decided as (
+        update outbox.delivery d set state = 'sent', settled_at = now(), doubted_at = null
+          from chosen c where d.email = c.email
+        returning d.email, d.attempt, d.relay, d.marked_at
+    ), trail as (
+        insert into outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
+        select s.email, s.attempt, s.relay, 'resolved', 'a bounce of it proves that a server accepted it: sent', s.marked_at
+          from decided s
+    )
+    select count(*) into settled from decided;
+    return settled;
+end $$;
 
 -- Secrets that sign the bounce tokens of emails; only the owner reads them. The key that is not retired signs; tokens of a
 -- former key stay valid for 30 days. `outbox init --rotate-bounce-key` makes the next.

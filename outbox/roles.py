@@ -173,6 +173,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("suppression", "DELETE"),
         ("waiver", "INSERT", "edition recipient_key who why"),
         ("waiver", "DELETE"),
+        ("bounce", "UPDATE", "counts"),  # bounces before an address was taken off the list count no more
     ),
     # Reads what anybody may write, so it can do little: add to trails and to the suppression list, take nothing off.
     "outbox_bounce": _role(
@@ -182,10 +183,11 @@ ROLES: Final[Mapping[str, Role]] = {
         ("delivery", "SELECT", "email attempt"),
         ("attempt", "INSERT", "email attempt verdict reply"),
         ("bounce", "SELECT"),
-        ("bounce", "INSERT", "email message kind status"),
+        ("bounce", "INSERT", "email message kind status proves counts"),
         ("suppression", "SELECT"),
         ("suppression", "INSERT", "address reason who why email"),
         ("bounce_email", "EXECUTE"),
+        ("settle_bounced", "EXECUTE"),
     ),
     # Opens a page by its token, finds earlier editions of its recipient, and keeps the board's sessions.
     "outbox_web": _role(

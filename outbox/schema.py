@@ -196,6 +196,8 @@ UPGRADES: Final[Mapping[int, str]] = {
             PRIMARY KEY (edition, recipient_key));
 
         -- bounces
+        ALTER TABLE outbox.bounce ADD COLUMN proves boolean NOT NULL DEFAULT false,
+            ADD COLUMN counts boolean NOT NULL DEFAULT false;
 
         -- enqueue
 

@@ -602,6 +602,10 @@ class Settings(WaySettings):
     doubt_grace_s: Annotated[float, _seconds(1, 604_800)] = 60.0  # how long late news may take before the policy acts
     resolver: str | None = None  # "module:callable", for in_doubt = "ask"
     asks_max: Annotated[int, _count(1000)] = 10
+    # An address is suppressed once so many different emails to it failed within that time, whatever the bounces say
+    # of its mailbox; None: only bounces that say that the address does not exist suppress it.
+    bounces_max: Annotated[int, _count(1000)] | None = None
+    bounces_within: str = "90d"
     retry: RetrySettings = RetrySettings()
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
     digest: DigestSettings | None = None
@@ -630,6 +634,18 @@ class Settings(WaySettings):
     log_addresses: Annotated[bool, Field(strict=True)] = False  # else each is shown as <address>
     http: str | None = None  # "127.0.0.1:9464": where a relay answers /metrics, /livez and /readyz
     dead_man_url: str | None = None  # called when an edition is complete: each report is made and sent
+
+    @property
+    def bounces_within_s(self) -> float:
+        """Return `bounces_within` in seconds."""
+        return duration_s(self.bounces_within)
+
+    @field_validator("bounces_within")
+    @classmethod
+    def _is_a_duration(cls, length: str) -> str:
+        if not 0 < duration_s(length) <= _UNITS_S["d"] * _DAYS_MAX:
+            raise ValueError(f'{_shown(length)} is not a duration; use for example "90d", "26w" or "48h"')
+        return length
 
     @property
     def wants_verified_tls(self) -> bool:
