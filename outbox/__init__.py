@@ -27,7 +27,8 @@ newcomer who follows it meets them in this order:
     language          how a reader's language writes dates, numbers and our words; phrases: these words
     table             rows made ready to be shown: numbers, sums, bars
     report            rows become a subject, a mail and a page (templates/)
-    message           the RFC 5322 bytes; fields: any text as a header field can hold it
+    message           the RFC 5322 bytes; fields: any text as a header field can hold it; mailbox: addresses and names;
+                      structured: further fields, each in its own syntax
     record            the one transaction: report, email and delivery
     generate_session  generate's connection: our statements, the user's queries, the pulse
     lock_wait         bounded waits for locks of other sessions, and who holds them

@@ -187,7 +187,7 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- bounces
 
         -- enqueue
-
+        DROP FUNCTION IF EXISTS outbox.header_text(text, integer);
     """,
 }
 
