@@ -29,7 +29,8 @@ newcomer who follows it meets them in this order:
     table             rows made ready to be shown: numbers, sums, bars
     jinja             environments of Jinja: which files, what is escaped, errors with file and line
     report            rows become a subject, a mail and a page (templates/)
-    message           the RFC 5322 bytes; fields: any text as a header field can hold it
+    message           the RFC 5322 bytes; fields: any text as a header field can hold it; mailbox: addresses and names;
+                      structured: further fields, each in its own syntax
     record            the one transaction: report, email and delivery
     parameters        what is a parameter of a query, and what is a colon otherwise
     user_query        the user's queries: prepared once; errors of the query and of one row told apart

@@ -18,6 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from outbox.fields import check_one_line
 from outbox.message import Attachment, Mailbox, build, parse_sender
 from outbox.spelling import did_you_mean
 
@@ -66,7 +67,8 @@ class Email:
       with `subject.txt.j2`, `email.txt.j2` and `email.html.j2`, rendered with `context` (Jinja; only html is escaped; a
       name that is not there is an error). What is given beside it goes before its file.
     - `attachments`: files; one with a `cid` is shown in the html by `<img src="cid:…">`.
-    - `headers`: further header fields.
+    - `headers`: further header fields. Those that programs read, such as References and List-Unsubscribe, are folded
+      and never encoded; all others may be any text on one line.
     - `send_at`, `send_before`: aware times; before the one it is not due, after the other it expires.
     - `priority`: `urgent` goes before others that wait for the same route.
     - `route`: one of the settings' routes by name, `""` is the usual one; without it the rules say it by the recipient.
@@ -112,6 +114,10 @@ class Email:
         for name in ("sender", "to", "cc", "bcc", "reply_to"):
             if getattr(self, name) is None:  # as a row gives it where nobody wrote an address
                 raise ValueError(f"{name} is None; give an address, such as user@example.com, or leave it out.")
+        if self.subject is not None:
+            check_one_line("The subject", self.subject)
+        for name, value in self.headers.items():
+            check_one_line(f"The header {name}", value)
         self._check_times()
 
     def _check_times(self) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from outbox import content
-from outbox.fields import extra_field
 from outbox.signature import Signer, UnsignableError, load_signer
+from outbox.structured import extra_field
 
 if TYPE_CHECKING:
     from outbox.ledger import Claim
@@ -74,7 +74,11 @@ class Letterhead:
         check(claim)
         if claim.head is not None or claim.fault is not None:
             return
-        head = self._fields_of(claim)
+        try:
+            head = self._fields_of(claim)
+        except ValueError as error:  # a field in which the email's key cannot be written
+            claim.fault = f"its route's headers cannot be written: {error}"
+            return
         if self.signer is not None:
             try:
                 head = self.signer.sign(claim.message, head=head) + head

@@ -64,8 +64,8 @@ ROLES: Final[Mapping[str, Role]] = {
     "outbox_enqueue": _role(
         "puts emails into the outbox",
         *((function, "EXECUTE") for function in (
-            "put", "enqueue", "mailbox", "address_of", "mailboxes_header", "header_text", "one_line",
-            "body_base64",
+            "put", "enqueue", "mailbox", "address_of", "mailboxes_header", "header_field", "header_items", "text_field",
+            "phrase", "encoded_words", "folded", "listed", "one_line", "check_one_line", "body_base64",
         )),
     ),
     # Writes reports and cannot read them again; finds by key what is made.

@@ -200,7 +200,7 @@ UPGRADES: Final[Mapping[int, str]] = {
             ADD COLUMN counts boolean NOT NULL DEFAULT false;
 
         -- enqueue
-
+        DROP FUNCTION IF EXISTS outbox.header_text(text, integer);
     """,
 }
 
