@@ -26,7 +26,7 @@ from outbox.generate_session import GenerateSession, is_caused_by, said_by
 from outbox.period import Period, in_words, period_at
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
-from outbox.source import Content, PythonSource, Recipient, Source, checked, source_of
+from outbox.source import Content, PythonSource, Recipient, SharedAddresses, Source, UnreadableError, checked, source_of
 from outbox.template_files import ignored
 
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
@@ -254,6 +254,9 @@ def _refused(check: str, error: Exception, whose: str = "") -> Finding:
         return note(check, f"{whose}the query did not end within {STATEMENT_MAX_S} s, so it is not checked", mend)
     if isinstance(error, OutboxError):
         return fault_of(check, error)
+    if isinstance(error, UnreadableError):
+        found, _, fix = str(error).partition("; ")
+        return fault(check, f"{whose}{found}", fix)
     return fault(check, f"{whose}{said_by(error)}", "mend it there")
 
 
@@ -268,8 +271,7 @@ class Crowd:
     refused_count: int = 0
     twice: int = 0
     keys: set[str] = field(default_factory=set)
-    addresses: dict[str, str] = field(default_factory=dict)
-    shared: list[str] = field(default_factory=list)
+    addresses: SharedAddresses = field(default_factory=SharedAddresses)
 
     def take(self, recipient: Recipient) -> None:
         """Count one, as generate would take it."""
@@ -285,8 +287,7 @@ class Crowd:
             self.twice += 1
             return
         self.keys.add(owed.key)
-        if self.addresses.setdefault(owed.email, owed.key) != owed.key:
-            self.shared.append(owed.email)
+        self.addresses.note(owed)
         if len(self.sample) < SAMPLE_MAX:
             self.sample.append(owed)
 
@@ -312,10 +313,11 @@ class Crowd:
                 f"{self.refused_count} of {self.count} get no report: {', '.join(self.refused)}{more}",
                 "correct them where the recipients query reads; the others get theirs",
             )
-        if self.shared and not is_collected:
+        if self.addresses.count and not is_collected:
             return note(
                 check,
-                f"{len(self.shared)} belong to more than one key and get an email for each, such as {self.shared[0]}",
+                f"{self.addresses.count} belong to more than one key and get an email for each, "
+                f"such as {self.addresses.first}",
                 "return one row per person if that is not meant",
             )
         return ok(check, "all can be written to")
