@@ -64,6 +64,7 @@ class Audit:
     expected: int = 0
     sent: int = 0
     bounced: Unsents = field(default_factory=lambda: Unsents(None))
+    may_be_empty: bool = False
 
     @property
     def name(self) -> str:
@@ -78,7 +79,8 @@ class Audit:
     @property
     def is_well(self) -> bool:
         """Whether each expected recipient's email is sent, or suppressed; never of an edition that no run opened."""
-        return self.made and self.sent + self.unsent[SUPPRESSED].count == self.expected
+        has_whom = self.expected > 0 or self.may_be_empty
+        return self.made and has_whom and self.sent + self.unsent[SUPPRESSED].count == self.expected
 
     @property
     def sentence(self) -> str:
@@ -86,6 +88,11 @@ class Audit:
         if not self.made:
             command = DIGEST if self.report == DIGEST else f"generate {self.report}"
             return f"Not well: {self.name} was never generated; run `outbox {command} --period {self.period.key}`."
+        if not (self.expected or self.may_be_empty):
+            return (
+                f"Not well: the source of {self.name} names no recipient, and its settings do not allow that; "
+                f"`outbox generate {self.report} --period {self.period.key}` says what the reason may be."
+            )
         if not self.is_well:
             faults = {kind: found for kind, found in self.unsent.items() if found.count and kind != SUPPRESSED}
             parts = [f"{found.count:,} {spoken(kind)}" for kind, found in faults.items()]
@@ -131,7 +138,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
     """Compare who is expected now with what the outbox holds; in one snapshot, in which nothing can be written.
 
     Without `period_key` it is the period that a generate would make at this moment. Memory holds a window of
-    recipients and the names. A key that comes twice counts once, as for generate: within a window.
+    recipients, all keys and the names. A key that comes twice counts once, as for generate.
 
     Raises:
         OutboxError: the settings, the source or the database make it impossible; the sentence says which.
@@ -148,6 +155,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
             (reports,) = (await session.fetch(REPORTS, {"edition": edition}))[0]
             found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
             found.bounced.names_max = names_max
+            found.may_be_empty = report.is_empty_allowed
             expected = Expected(_sender(settings), has_reports=reports > 0)
             async for window in windows(source.recipients(period), WINDOW_MAX):
                 await _look(session, edition, found, window, expected)
