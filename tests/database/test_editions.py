@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from outbox import generate as making
+from outbox.agenda import read
 from outbox.audit import audit
 from outbox.completion import CANDIDATES, COMPLETE, Candidate, is_complete
 from outbox.database import EDITION_LOCKS, engine
@@ -406,6 +407,15 @@ async def test_a_stranger_who_holds_the_lock_of_an_edition_stops_nobody(settings
         "it is gone",
     )
     await connection.execute("DROP ROLE n_edition")
+
+
+async def test_a_report_is_new_to_schedules_until_outbox_has_made_an_edition_or_followed_one(connection):
+    await connection.execute("""
+        INSERT INTO outbox.edition (report, period, starts_at, ends_at, done_elsewhere_at)
+        VALUES ('made', '1', 'yesterday', now(), NULL), ('declared', '1', 'yesterday', now(), now());
+        INSERT INTO outbox.schedule (report, tick_at) VALUES ('followed', now())""")
+    seen = await read(connection, ["made", "declared", "followed", "unknown"])
+    assert seen.new == {"declared", "unknown"}
 
 
 async def test_a_period_that_is_none_cannot_be_declared(settings):
