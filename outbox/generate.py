@@ -35,7 +35,7 @@ from outbox.record import BATCH_MAX, NewReport
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
-from outbox.waiver import read_waived, record_unreached
+from outbox.waiver import label_of, read_waived, record_unreached
 
 log = Events("outbox.generate")
 
@@ -340,13 +340,13 @@ class Run:
         """
         wanted: dict[str, Recipient] = {}
         for recipient in window:
-            if self.waived and (label := _label(recipient)) in self.waived:
+            if self.waived and (label := label_of(recipient)) in self.waived:
                 self.result.waived.add(label)
                 continue
             try:
                 owed = checked(recipient)
             except ValueError as error:
-                self.result.failed[_label(recipient)] = str(error)
+                self.result.failed[label_of(recipient)] = str(error)
             else:
                 if wanted.setdefault(owed.key, owed) is not owed:
                     log.warning("recipient_twice", "recipient {key} comes twice; the first row counts", key=owed.key)
@@ -598,11 +598,6 @@ class Run:
             "sender": self.sender.name,
             **given,
         }
-
-
-def _label(recipient: Recipient) -> str:
-    """Return the name under which a recipient is reported: the key, or the address of one without a key."""
-    return storable(recipient.key) or f"(no key, {storable(recipient.email)})"
 
 
 def one_click(link: str) -> dict[str, str]:

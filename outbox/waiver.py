@@ -16,9 +16,16 @@ from outbox.database import storable
 
 if TYPE_CHECKING:
     from outbox.generate_session import GenerateSession
+    from outbox.source import Recipient
 
 REASON_CHARACTERS_MAX: Final = 2000
 WAIVED_REASON: Final = "nothing is owed to this recipient"
+
+
+def label_of(recipient: "Recipient") -> str:
+    """Return the name under which a recipient is recorded: the key, or the address of one without a key."""
+    return storable(recipient.key) or f"(no key, {storable(recipient.email)})"
+
 
 READ_WAIVED: Final = text("SELECT recipient_key FROM outbox.waiver WHERE edition = :edition")
 
