@@ -16,6 +16,7 @@ from outbox.failover import REMAINS
 from outbox.pause import Pause, read_pauses
 from outbox.prune import PRUNED
 from outbox.stored_mail import StoredMessage, read_header, read_message
+from outbox.waiver import read_absence
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,8 @@ async def read_story(connection: Any, key: str) -> Story:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(STORY, key) if storable(key) == key else None
         if row is None:
-            raise OutboxError(f"{key} is no email's key; {_nearest(key)} finds it.")
+            reason = await read_absence(connection, key)
+            raise OutboxError(reason or f"{key} is no email's key; {_nearest(key)} finds it.")
         tries = [Try(*found) for found in await connection.fetch(TRIES, row["id"])]
         pauses = await read_pauses(connection) if row["state"] == "pending" else []
     known = {name: value for name, value in row.items() if name not in ("id", "recipient", "recipient_key")}
