@@ -229,6 +229,33 @@ create table outbox.attempt (
 );
 create index attempt_email on outbox.attempt (email);
 
+-- Emails that failed and about which nobody has decided: dead letters, and emails of reports that expired. A trigger keeps
+-- it, since an index on `state` would make every mark an update with new index entries (PostgreSQL docs, 73.7). An
+-- application's own email that expired is as it asked for. A waiver decides too; readers look for it.
+create table outbox.failure (
+    email  bigint primary key,
+    at     timestamptz not null default now()
+);
+
+create function outbox.note_failure() returns trigger language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if (new.state = 'dead'
+        or new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null))
+       and not exists (select from outbox.attempt a
+                        where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved') then
+        insert into outbox.failure (email) values (new.email) on conflict (email) do nothing;
+    else
+        delete from outbox.failure where email = new.email;
+    end if;
+    return null;
+end $$;
+create trigger delivery_failure_insert after insert on outbox.delivery
+    for each row when (new.state in ('dead', 'expired')) execute function outbox.note_failure();
+create trigger delivery_failure_update after update of state on outbox.delivery
+    for each row when (new.state in ('dead', 'expired') or old.state in ('dead', 'expired'))
+    execute function outbox.note_failure();
+
 -- One row per relay session: its id is its identity and, in namespace 1779102894, its advisory lock. While the
 -- lock is held the relay lives; when it is free the relay is dead, whatever this table says. `timeline` is the WAL
 -- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than

@@ -75,6 +75,7 @@ newcomer who follows it meets them in this order:
     reopening         pauses and log lines of a relay that gets no session
     relay             the corridor: claims to connections, verdicts to the next tick; relays: one for each route
 
+    attention         the one rule that decides what needs a person; deferrals: what waits after a try, by the reply
     status            what is going on, in one look; watch: the same again and again, with rates; screen: its looks
     audit             whether all of an edition is sent, by name
     selection         which emails a person means: by key, edition, state or address

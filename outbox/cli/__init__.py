@@ -10,7 +10,8 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     reading    list, show                ... email by email
     watching   watch                     ... live
     serving    web                       ... in a browser
-    deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
+    deciding   retry, cancel, resolve,   a person decides, and is asked before much is touched
+               waive
     holding    pause, resume             a person holds back a report, or all mail
     refusing   suppress, bounce          who gets no more email
     trying     preview, test-send, demo  nothing of it comes into the outbox
