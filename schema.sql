@@ -50,16 +50,21 @@ create table outbox.definition (
     defined_at  timestamptz not null default now()
 );
 
--- One report for one period, for all its recipients.
+-- One report for one period, for all its recipients. `generate` reads all recipients in a *look*; the results of the look
+-- that began last are kept. A person can declare that another system made an edition (`outbox mark-done`): generate then
+-- makes nothing of it, and `outbox.operation` has who and why.
 create table outbox.edition (
     id          integer generated always as identity primary key,
     report      text not null,
     period      text not null,
     starts_at   timestamptz not null,
     ends_at     timestamptz not null,
-    expected    bigint check (expected >= 0),           -- recipients found by the latest complete look; null before
+    expected    bigint check (expected >= 0),           -- distinct recipients of the latest complete look; null before
     created_at  timestamptz not null default now(),
     completed_at timestamptz,                           -- when a relay first saw that every report is made and sent
+    looked_at   timestamptz,                            -- when that look began
+    may_be_empty boolean not null default false,        -- without recipients it is complete; else that is an error
+    done_elsewhere_at timestamptz,                      -- when it was declared as made by another system
     unique (report, period),
     check (starts_at < ends_at)
 );
@@ -96,6 +101,20 @@ create table outbox.waiver (
     why            text not null,
     primary key (edition, recipient_key)
 );
+
+-- Remove an edition that a generate opened and could make nothing of; true if it is gone. It has no reports, no look at
+-- its recipients was complete, and no person declared anything of it. If another session adds a report at this moment,
+-- the foreign key has the last word. It runs as the schema's owner: no role may remove other editions.
+create function outbox.remove_unused_edition(edition integer) returns boolean language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    delete from outbox.edition e
+     where e.id = remove_unused_edition.edition and e.expected is null and e.done_elsewhere_at is null
+       and not exists (select from outbox.report r where r.edition = e.id);
+    return found;
+exception when foreign_key_violation then
+    return false;
+end $$;
 
 -- What is sent: envelope and RFC 5322 bytes, fixed when the row is made and never updated, so that a second
 -- try carries the same Message-ID and Date. `key` is what makes an email one email: who deletes old reports must keep
@@ -346,14 +365,16 @@ create table outbox.pause (
 );
 
 -- The latest tick of a report's schedule that the fleet has taken up; no row, none yet. Not done yet, and its
--- `retry_at` is over: another relay may try again.
+-- `retry_at` is over: another relay may try again. Ticks up to `since` are not followed: the schedule was new then, and
+-- `tick_at` is its last tick before that.
 create table outbox.schedule (
     report    text primary key,
     tick_at   timestamptz not null,
     done_at   timestamptz,
     failures  integer not null default 0 check (failures >= 0),
     retry_at  timestamptz not null default now(),
-    said      text                                      -- why the last try failed
+    said      text,                                     -- why the last try failed
+    since     timestamptz                               -- null: its first tick was followed at once
 );
 
 -- A report that goes into a digest instead of an email of its own. `digest` is the report that took it up. No foreign

@@ -33,6 +33,9 @@ newcomer who follows it meets them in this order:
     lock_wait         bounded waits for locks of other sessions, and who holds them
     buckets           advisory locks by which the servers share an edition's recipients
     batch_writer      commits batches of reports; a blocked recipient does not stop the others
+    edition_lock      shared by the generates of an edition, exclusive for who removes it or declares it done
+    no_recipients     why a source may name nobody
+    mark_done         editions that another system made
     waiver            recipients without a report, and decisions that nothing is owed to them
     generate          the corridor: buckets, what is missing, made here or elsewhere
     email             an application's own email, whole and checked; enqueuing: put in, in the application's transaction

@@ -8,6 +8,7 @@ An email counts for a recipient if its key, its envelope and its report are as e
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
@@ -19,8 +20,8 @@ from outbox.edition import find_edition
 from outbox.generate_session import GenerateSession
 from outbox.period import Period
 from outbox.settings import DIGEST, Settings
-from outbox.source import WINDOW_MAX, Recipient, checked, source_of, windows
-from outbox.waiver import label_of, read_waived
+from outbox.source import WINDOW_MAX, Recipient, checked, label_of, source_of, windows
+from outbox.waiver import read_waived
 
 IN_DOUBT, FAILED, WAITING, MISSING = NEEDED = ("in_doubt", "failed", "waiting", "missing")
 SUPPRESSED, CANCELLED, WAIVED = SETTLED = ("suppressed", "cancelled", "waived")
@@ -71,6 +72,9 @@ class Audit:
     expected: int = 0
     sent: int = 0
     bounced: Unsents = field(default_factory=lambda: Unsents(None))
+    may_be_empty: bool = False
+    done_elsewhere_at: datetime | None = None
+    """When a person declared that another system made it."""
 
     @property
     def name(self) -> str:
@@ -85,7 +89,10 @@ class Audit:
     @property
     def is_well(self) -> bool:
         """Return True if each expected recipient's email is sent or settled; False if no run opened the edition."""
-        return self.made and self.sent + self._settled == self.expected
+        if self.done_elsewhere_at is not None:
+            return True
+        has_whom = self.expected > 0 or self.may_be_empty
+        return self.made and has_whom and self.sent + self._settled == self.expected
 
     @property
     def _settled(self) -> int:
@@ -93,15 +100,33 @@ class Audit:
 
     @property
     def sentence(self) -> str:
-        """Whether all is well, in one sentence."""
+        """Return whether all is well, in one sentence."""
+        return self._fault or self._praise
+
+    @property
+    def _fault(self) -> str | None:
+        if self.done_elsewhere_at is not None:
+            return None
         if not self.made:
             command = DIGEST if self.report == DIGEST else f"generate {self.report}"
             return f"Not well: {self.name} was never generated; run `outbox {command} --period {self.period.key}`."
+        if not (self.expected or self.may_be_empty):
+            return (
+                f"Not well: the source of {self.name} names no recipient, and its settings do not allow that; "
+                f"`outbox generate {self.report} --period {self.period.key}` says what the reason may be."
+            )
         if not self.is_well:
             faults = {kind: self.unsent[kind] for kind in NEEDED if self.unsent[kind].count}
             parts = [f"{found.count:,} {spoken(kind)}" for kind, found in faults.items()]
             missed = sum(found.count for found in faults.values())
             return f"Not well: {missed:,} of {self.expected:,} emails of {self.name} are not sent: {', '.join(parts)}."
+        return None
+
+    @property
+    def _praise(self) -> str:
+        if self.done_elsewhere_at is not None:
+            at = f"{self.done_elsewhere_at:%Y-%m-%d %H:%M} UTC"
+            return f"All is well: {self.name} was done elsewhere, as declared on {at}, so nothing is to be sent."
         if not self.expected:
             return f"All is well: the source of {self.name} names no recipient, so nothing was to be sent."
         if self._settled == self.unsent[SUPPRESSED].count != 0:
@@ -126,6 +151,7 @@ class Audit:
             "sent": self.sent,
             **{kind: found.count for kind, found in self.unsent.items()},
             BOUNCED: self.bounced.count,
+            "done_elsewhere_at": self.done_elsewhere_at,
             "no_longer_expected": self.left,
             "is_well": self.is_well,
             "sentence": self.sentence,
@@ -145,7 +171,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
     """Compare who is expected now with what the outbox holds; in one snapshot, in which nothing can be written.
 
     Without `period_key` it is the period that a generate would make at this moment. Memory holds a window of
-    recipients and the names. A key that comes twice counts once, as for generate: within a window.
+    recipients, all keys and the names. A key that comes twice counts once, as for generate.
 
     Raises:
         OutboxError: the settings, the source or the database make it impossible; the sentence says which.
@@ -163,6 +189,9 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
             found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
             found.bounced.names_max = names_max
             waived = frozenset() if edition is None else await read_waived(session, edition)
+            found.may_be_empty = report.is_empty_allowed
+            if edition is not None:
+                found.done_elsewhere_at = (await session.fetch(ELSEWHERE, {"edition": edition}))[0][0]
             expected = Expected(_sender(settings), has_reports=reports > 0, waived=waived)
             async for window in windows(source.recipients(period), WINDOW_MAX):
                 await _look(session, edition, found, window, expected)
@@ -208,6 +237,7 @@ def _sender(settings: Settings) -> str | None:
     return None if settings.sender is None else message.parse_sender(settings.sender).address
 
 
+ELSEWHERE: Final = text("SELECT done_elsewhere_at FROM outbox.edition WHERE id = :edition")
 REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:edition AS integer)")
 
 # Through the email's key, which stays when somebody has deleted the report. A delivery that is not there although

@@ -2,7 +2,8 @@
 
 An edition is complete when `generate` has seen all its recipients, each has a report, and the email of each report was
 sent, or it was decided that it will not be: by a person (`outbox cancel`, `outbox resolve --discard`, `outbox waive`)
-or because the address is on the suppression list. A recipient with a waiver needs no report either. An undecided dead
+or because the address is on the suppression list. A recipient with a waiver needs no report either. An edition without
+recipients is complete only if its report allows that (`may_be_empty`). An undecided dead
 letter, an email in doubt and an expired email keep the edition incomplete, so that the switch stays silent. A report
 that goes into a digest is done when the digest that took it up is.
 
@@ -45,6 +46,7 @@ CANDIDATES: Final = """
 SELECT id, report, period, expected FROM outbox.edition
  WHERE completed_at IS NULL AND created_at > now() - interval '40 days'
    AND (expected IS NOT NULL OR created_at > now() - interval '1 hour')
+   AND (expected IS DISTINCT FROM 0 OR may_be_empty)
  ORDER BY id DESC LIMIT 100
 """
 
@@ -58,6 +60,17 @@ SELECT (SELECT count(*) FROM outbox.report WHERE edition = $1)
                         WHERE u.edition = w.edition AND u.recipient_key = w.recipient_key OFFSET 0)
            AND NOT EXISTS (SELECT FROM outbox.report r
                             WHERE r.edition = w.edition AND r.recipient_key = w.recipient_key OFFSET 0))
+"""
+
+# A recipient whom the latest look found without a report, and who has neither a report nor a waiver since. Numbers
+# alone do not tell: a recipient who has left keeps a report, and counts for one who has come and has none.
+UNREACHED: Final = """
+EXISTS (SELECT FROM outbox.unreached u
+         WHERE u.edition = $1
+           AND (SELECT r.id FROM outbox.report r
+                 WHERE r.edition = u.edition AND r.recipient_key = u.recipient_key) IS NULL
+           AND (SELECT w.edition FROM outbox.waiver w
+                 WHERE w.edition = u.edition AND w.recipient_key = u.recipient_key) IS NULL)
 """
 
 # From what is open, by its index: while much is, the first that is found answers.
@@ -90,9 +103,10 @@ SELECT EXISTS (
            END)
 """
 
-# Not where a generate has found more people since it was looked at.
-COMPLETE: Final = """
-UPDATE outbox.edition SET completed_at = now() WHERE id = $1 AND completed_at IS NULL AND expected = $2
+# Not where a generate has found other recipients since it was looked at.
+COMPLETE: Final = f"""
+UPDATE outbox.edition SET completed_at = now()
+ WHERE id = $1 AND completed_at IS NULL AND expected = $2 AND NOT {UNREACHED}
 """
 
 
@@ -114,10 +128,14 @@ class Candidate:
 
 
 async def is_complete(connection: Any, edition: Candidate) -> bool:
-    """Whether it is; cheap while it is far from it."""
+    """Return True if the edition is complete; cheap while it is far from it."""
     if edition.expected is None or await connection.fetchval(MADE, edition.id) < edition.expected:
         return False
-    return not (await connection.fetchval(OPEN, edition.id) or await connection.fetchval(UNDONE, edition.id))
+    undone = (f"SELECT {UNREACHED}", OPEN, UNDONE)
+    for statement in undone:
+        if await connection.fetchval(statement, edition.id):
+            return False
+    return True
 
 
 class Completion:

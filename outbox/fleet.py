@@ -33,7 +33,7 @@ STATES: Final = ("pending", "paused", "sending", "in_doubt")
 
 @dataclass(frozen=True, slots=True)
 class EditionGauge:
-    """The newest edition of a report. `made` is counted to `COUNT_MAX`."""
+    """The newest edition of a report whose period has begun. `made` is counted to `COUNT_MAX`."""
 
     report: str
     period: str
@@ -88,12 +88,13 @@ INCOMPLETE: Final = f"""
 SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL AND created_at > now() - {EDITIONS_FOR}
 """
 
+# The newest that has begun: one that was made early for a period of the future does not hide it.
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected,
        (SELECT count(*) FROM (SELECT FROM outbox.report r WHERE r.edition = e.id LIMIT $1) r),
        e.completed_at IS NOT NULL
   FROM (SELECT DISTINCT ON (report) * FROM outbox.edition WHERE created_at > now() - interval '40 days'
-         ORDER BY report, starts_at DESC, id DESC LIMIT 100) e
+         ORDER BY report, starts_at > now(), starts_at DESC, id DESC LIMIT 100) e
 """
 
 

@@ -77,7 +77,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("definition", "INSERT", "report cadence covers timezone"),
         ("edition", "SELECT"),
         ("edition", "INSERT", "report period starts_at ends_at"),
-        ("edition", "UPDATE", "expected completed_at"),
+        ("edition", "UPDATE", "expected completed_at looked_at may_be_empty"),
         ("unreached", "SELECT"),
         ("unreached", "INSERT", "edition recipient_key reason"),
         ("unreached", "UPDATE", "reason"),
@@ -99,6 +99,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
         ("failover", "SELECT"),
         ("adopt_email", "EXECUTE"),  # one that a failover left without its report
+        ("remove_unused_edition", "EXECUTE"),
         ("route_of", "EXECUTE"),
         ("suppressed", "EXECUTE"),
     ),
@@ -156,13 +157,17 @@ ROLES: Final[Mapping[str, Role]] = {
     ),
     # Looks, and decides under its own name about what was made; reads the messages that it decides about.
     "outbox_operate": _role(
-        "decides: show, retry, cancel, resolve, waive, pause, resume, suppress",
+        "decides: show, retry, cancel, resolve, waive, pause, resume, suppress, mark-done",
         *_LOOKS,
         ("email", "SELECT"),
         ("email", "UPDATE", "traceparent"),
         ("delivery", "UPDATE", "due_at settled_at doubted_at relay withdrawn orphaned state send_before paused"),
+        ("definition", "INSERT", "report cadence covers timezone"),
+        ("edition", "INSERT", "report period starts_at ends_at"),
+        ("edition", "UPDATE", "expected completed_at done_elsewhere_at"),
         ("attempt", "INSERT"),
         ("operation", "INSERT", "who what target why emails"),
+        ("remove_unused_edition", "EXECUTE"),
         ("operation", "UPDATE", "emails"),  # counted as a decision about many goes on
         ("pause", "INSERT", "report who why"),
         ("pause", "DELETE"),

@@ -181,6 +181,10 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- replica identity and plans
 
         -- editions and schedules
+        ALTER TABLE outbox.edition ADD COLUMN looked_at timestamptz,
+            ADD COLUMN may_be_empty boolean NOT NULL DEFAULT false, ADD COLUMN done_elsewhere_at timestamptz;
+        UPDATE outbox.edition SET may_be_empty = true WHERE expected = 0;
+        ALTER TABLE outbox.schedule ADD COLUMN since timestamptz;
 
         -- what needs a person
         CREATE TABLE outbox.unreached (

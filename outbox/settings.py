@@ -171,6 +171,13 @@ class Priority(StrEnum):
     URGENT = "urgent"
 
 
+class FirstTick(StrEnum):
+    """Tick of its schedule that a report starts with when it is new to outbox."""
+
+    NEXT = "next"
+    LATEST = "latest"
+
+
 class EditionSettings(_Table):
     """What reports and the digest have in common: when, about which period, and what their emails are like."""
 
@@ -180,6 +187,7 @@ class EditionSettings(_Table):
     link: str
     unsubscribe: str | None = None  # where one click ends the emails, as the link; of mail readers, too (RFC 8058)
     schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
+    first_tick: FirstTick = FirstTick.NEXT  # which tick of its schedule a report that is new to outbox starts with
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
     priority: Priority = Priority.NORMAL  # urgent: before others that wait for the same route
@@ -195,6 +203,11 @@ class EditionSettings(_Table):
     def is_collected(self) -> bool:
         """Whether it goes into a digest instead of an email of its own."""
         return False
+
+    @property
+    def is_empty_allowed(self) -> bool:
+        """Return True if an edition without recipients is right; a digest has none when nothing waits for it."""
+        return True
 
     @property
     def send_before_s(self) -> float | None:
@@ -229,12 +242,12 @@ class EditionSettings(_Table):
             raise ValueError(f'{_shown(length)} is no length of time; write one like "48h", "90min" or "5d"')
         return length
 
-    @field_validator("catch_up")
+    @field_validator("catch_up", "first_tick")
     @classmethod
-    def _follows_a_schedule(cls, catch_up: str | None, info: ValidationInfo) -> str | None:
-        if catch_up is not None and info.data.get("schedule", "") is None:
+    def _follows_a_schedule(cls, given: str | None, info: ValidationInfo) -> str | None:
+        if given not in (None, FirstTick.NEXT) and info.data.get("schedule", "") is None:
             raise ValueError('stands without a schedule; write one beside it, like schedule = "0 6 * * mon"')
-        return catch_up
+        return given
 
     @field_validator("timezone")
     @classmethod
@@ -304,11 +317,17 @@ class ReportSettings(EditionSettings):
     source: str | None = None
     recipients: str | None = None
     data: str | None = None
+    may_be_empty: Annotated[bool, Field(strict=True)] = False  # an edition without recipients is not an error
 
     @property
     def is_collected(self) -> bool:
         """Whether it goes into a digest instead of an email of its own."""
         return self.deliver is Deliver.DIGEST
+
+    @property
+    def is_empty_allowed(self) -> bool:
+        """Return True if an edition without recipients is right."""
+        return self.may_be_empty
 
     @field_validator("deliver")
     @classmethod

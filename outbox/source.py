@@ -94,10 +94,33 @@ def checked(recipient: Recipient) -> Recipient:
     return Recipient(recipient.key, address, recipient.name, recipient.columns)
 
 
-async def windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
-    """The stream in windows of at most `size`; the last may be empty."""
+def label_of(recipient: Recipient) -> str:
+    """Return the name under which a recipient is reported: the key.
+
+    It is the address of one without a key, and the escaped form of a key that Postgres cannot hold, so that no two
+    recipients share a name.
+    """
+    if not recipient.key:
+        return f"(no key, {storable(recipient.email)})"
+    return recipient.key if storable(recipient.key) == recipient.key else ascii(recipient.key)
+
+
+async def windows(
+    recipients: AsyncIterator[Recipient], size: int, on_repeat: Callable[[Recipient], None] = lambda _: None
+) -> AsyncIterator[list[Recipient]]:
+    """Yield the distinct recipients of the stream in windows of at most `size`; the last may be empty.
+
+    Of rows with the same key the first counts, however far apart they are; the others go to `on_repeat`. So memory
+    holds a window, and every key.
+    """
+    seen: set[str] = set()
     window: list[Recipient] = []
     async for recipient in recipients:
+        seen_before = len(seen)
+        seen.add(label_of(recipient))
+        if len(seen) == seen_before:
+            on_repeat(recipient)
+            continue
         window.append(recipient)
         if len(window) == size:
             yield window

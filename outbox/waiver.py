@@ -17,17 +17,13 @@ from outbox.agenda import making
 from outbox.database import storable
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from outbox.generate_session import GenerateSession
-    from outbox.source import Recipient
 
 REASON_CHARACTERS_MAX: Final = 2000
+KEY_CHARACTERS_MAX: Final = 600  # of a key that fails because it is too long: Postgres indexes at most 2,700 octets
 WAIVED_REASON: Final = "nothing is owed to this recipient"
-
-
-def label_of(recipient: "Recipient") -> str:
-    """Return the name under which a recipient is recorded: the key, or the address of one without a key."""
-    return storable(recipient.key) or f"(no key, {storable(recipient.email)})"
-
 
 READ_WAIVED: Final = text("SELECT recipient_key FROM outbox.waiver WHERE edition = :edition")
 
@@ -56,14 +52,23 @@ async def read_waived(session: "GenerateSession", edition: int) -> frozenset[str
 async def record_unreached(
     session: "GenerateSession", edition: int, failed: Mapping[str, str], waived: Iterable[str] = ()
 ) -> None:
+    """Record who has no report after a complete look, in a transaction of its own (`write_unreached`)."""
+    async with session.ours() as connection, connection.begin():
+        await write_unreached(connection, edition, failed, waived)
+
+
+async def write_unreached(
+    connection: "AsyncConnection", edition: int, failed: Mapping[str, str], waived: Iterable[str] = ()
+) -> None:
     """Record who has no report after a complete look: `failed` with the reasons, by key, and who is `waived`.
 
-    Those of `waived` are recipients that the source names and that have no report. Call it before `expected` is
-    written: completion counts a waiver only for a recipient that is recorded here.
+    The transaction is the caller's: the one that writes `expected`, so that both are of the same look. Those of
+    `waived` are recipients that the source names and that have no report. Completion counts a waiver only for a
+    recipient that is recorded here.
     """
-    found = {storable(key): storable(reason)[:REASON_CHARACTERS_MAX] for key, reason in failed.items()}
-    found = dict.fromkeys(map(storable, waived), WAIVED_REASON) | found
-    await session.fetch(RECORD, {"edition": edition, "keys": list(found), "reasons": list(found.values())})
+    reasons = dict.fromkeys(waived, WAIVED_REASON) | dict(failed)
+    found = {storable(key)[:KEY_CHARACTERS_MAX]: storable(why)[:REASON_CHARACTERS_MAX] for key, why in reasons.items()}
+    await connection.execute(RECORD, {"edition": edition, "keys": list(found), "reasons": list(found.values())})
 
 
 # What may be waived: no report was made, or its email can no longer be sent by itself. $1 report, $2 period, $3 keys of

@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong.
 commands that need them, so that cron pays for what it uses. The commands sit by what a person wants of them:
 
     making     init, generate, digest    reports come to be
-    scheduling schedule                  when editions are started without a cron
+    scheduling schedule, mark-done       which editions are started when, and which are not
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
     reading    list, show                ... email by email

@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 # In which `outbox --help` names them: as one meets them.
 ORDER = (
-    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "relay"),
+    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "mark-done", "relay"),
     *("status", "watch", "list", "show", "audit"),
     *("retry", "cancel", "resolve", "pause", "resume", "suppress", "bounce", "prune", "web", "demo"),
 )
