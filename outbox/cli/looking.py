@@ -100,7 +100,10 @@ def _print_status(found: "Status") -> None:
             "bounced": [e.bounced for e in found.editions],
             "for a digest": [e.collected for e in found.editions],
         }
-        further = {title: numbers for title, numbers in seldom.items() if any(numbers)}
+        further: dict[str, list[int] | list[str]] = {title: ns for title, ns in seldom.items() if any(ns)}
+        if any(e.done_elsewhere_at for e in found.editions):
+            dates = [e.done_elsewhere_at for e in found.editions]
+            further["done elsewhere"] = [f"{at:%Y-%m-%d}" if at else "" for at in dates]
         editions = table("\neditions", "report", "period", "expected", "made", "sent", "waiting", "failed", *further)
         for at, e in enumerate(found.editions):
             expected = "?" if e.expected is None else str(e.expected)
