@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
-from outbox.database import ALIVE, RELAY_LOCKS
+from outbox.database import ALIVE, EMAIL_OF_REPORT, RELAY_LOCKS
 from outbox.pace import FOUND, found_of
 from outbox.pause import Pause, read_pauses
 from outbox.prune import BARE
@@ -151,21 +151,20 @@ SELECT report, tick_at, failures, retry_at, coalesce(said, '')
   FROM outbox.schedule WHERE done_at IS NULL AND failures > 0 AND tick_at > now() - interval '32 days' ORDER BY report
 """
 
-EDITIONS: Final = """
+EDITIONS: Final = f"""
 SELECT e.report, e.period, e.expected, count(r.id) AS made,
        count(*) FILTER (WHERE d.state = 'sent') AS sent,
        count(*) FILTER (WHERE d.state <> 'sent' AND s.verdict IS DISTINCT FROM 'suppressed') AS not_sent,
        count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected,
        count(*) FILTER (WHERE s.verdict = 'suppressed') AS suppressed,
-       count(*) FILTER (WHERE d.state = 'sent' AND b.email IS NOT NULL) AS bounced
+       count(*) FILTER (WHERE d.state = 'sent' AND EXISTS (
+           SELECT FROM outbox.bounce b
+            WHERE b.email = d.email AND b.kind IN ('hard', 'complained') OFFSET 0)) AS bounced
   FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e
   LEFT JOIN outbox.report r ON r.edition = e.id
-  LEFT JOIN outbox.digest_item i ON i.report = r.id
-  LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
-  LEFT JOIN outbox.delivery d ON d.email = m.id
+  {EMAIL_OF_REPORT}
   LEFT JOIN LATERAL (SELECT a.verdict FROM outbox.attempt a WHERE a.email = d.email AND d.state = 'cancelled'
                       ORDER BY a.settled_at DESC LIMIT 1) s ON true
-  LEFT JOIN (SELECT DISTINCT email FROM outbox.bounce WHERE kind IN ('hard', 'complained')) b ON b.email = d.email
  GROUP BY e.id, e.report, e.period, e.expected, e.starts_at
  ORDER BY e.starts_at DESC, e.id DESC
 """
@@ -175,11 +174,13 @@ SELECT m.key, d.state,
        coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = d.email
                   ORDER BY a.settled_at DESC LIMIT 1), ''),
        {bare}
-  FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
- WHERE d.state IN ('in_doubt', 'dead')
-   AND NOT EXISTS (SELECT FROM outbox.attempt a
-                    WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved')
- ORDER BY d.state DESC, d.email DESC LIMIT $1
+  FROM (SELECT d.email, d.state FROM outbox.delivery d
+         WHERE d.state IN ('in_doubt', 'dead')
+           AND NOT EXISTS (SELECT FROM outbox.attempt a
+                            WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved' OFFSET 0)
+         ORDER BY d.state DESC, d.email DESC LIMIT $1) d
+  JOIN outbox.email m ON m.id = d.email
+ ORDER BY d.state DESC, d.email DESC
 """
 
 

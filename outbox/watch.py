@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database import ALIVE, LOST_SESSION, RELAY_LOCKS, connect, is_ended
+from outbox.database import ALIVE, EMAIL_OF_REPORT, LOST_SESSION, RELAY_LOCKS, connect, is_ended
 from outbox.errors import OutboxError
 from outbox.routing import Unserved, read_unserved
 from outbox.schema import require_current
@@ -138,15 +138,15 @@ SELECT CASE WHEN state <> 'pending' THEN state WHEN paused IS NOT NULL THEN 'pau
   FROM outbox.delivery WHERE settled_at IS NULL GROUP BY 1, 2, 3
 """
 
-COUNTED: Final = """
+COUNTED: Final = f"""
 SELECT count(*) AS made, count(*) FILTER (WHERE d.state = 'sent') AS sent,
        count(*) FILTER (WHERE d.state = 'in_doubt') AS in_doubt,
        count(*) FILTER (WHERE d.state IN ('dead', 'expired', 'cancelled')
                           AND s.verdict IS DISTINCT FROM 'suppressed') AS lost,
        count(*) FILTER (WHERE s.verdict = 'suppressed') AS suppressed,
        count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected
-  FROM outbox.report r LEFT JOIN outbox.digest_item i ON i.report = r.id
-  LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id) LEFT JOIN outbox.delivery d ON d.email = m.id
+  FROM outbox.report r
+  {EMAIL_OF_REPORT}
   LEFT JOIN LATERAL (SELECT a.verdict FROM outbox.attempt a WHERE a.email = d.email AND d.state = 'cancelled'
                       ORDER BY a.settled_at DESC LIMIT 1) s ON true
  WHERE r.edition = $1
