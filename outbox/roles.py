@@ -65,6 +65,7 @@ ROLES: Final[Mapping[str, Role]] = {
         "puts emails into the outbox",
         *((function, "EXECUTE") for function in (
             "put", "enqueue", "mailbox", "address_of", "mailboxes_header", "header_text", "one_line",
+            "default_fields",
             "body_base64",
         )),
     ),
