@@ -50,16 +50,21 @@ create table outbox.definition (
     defined_at  timestamptz not null default now()
 );
 
--- One report for one period, for all its recipients.
+-- One report for one period, for all its recipients. `generate` reads all recipients in a *look*; the results of the look
+-- that began last are kept. A person can declare that another system made an edition (`outbox mark-done`): generate then
+-- makes nothing of it, and `outbox.operation` has who and why.
 create table outbox.edition (
     id          integer generated always as identity primary key,
     report      text not null,
     period      text not null,
     starts_at   timestamptz not null,
     ends_at     timestamptz not null,
-    expected    bigint check (expected >= 0),           -- recipients found by the latest complete look; null before
+    expected    bigint check (expected >= 0),           -- distinct recipients of the latest complete look; null before
     created_at  timestamptz not null default now(),
     completed_at timestamptz,                           -- when a relay first saw that every report is made and sent
+    looked_at   timestamptz,                            -- when that look began
+    may_be_empty boolean not null default false,        -- without recipients it is complete; else that is an error
+    done_elsewhere_at timestamptz,                      -- when it was declared as made by another system
     unique (report, period),
     check (starts_at < ends_at)
 );
@@ -75,6 +80,41 @@ create table outbox.report (
     created_at     timestamptz not null default now(),
     unique (edition, recipient_key)
 );
+
+-- Recipients of an edition who have no report, as the latest complete look of `generate` found them, with the reason.
+-- Whoever has got a report since then is reached; readers check `report` too.
+create table outbox.unreached (
+    edition        integer not null references outbox.edition,
+    recipient_key  text not null,
+    reason         text not null,
+    since          timestamptz not null default now(),
+    primary key (edition, recipient_key)
+);
+
+-- Decisions of people that nothing is owed to a recipient for an edition. `generate` makes no report for them and does
+-- not count them as failed; an edition is complete without them. They stay in `edition.expected`.
+create table outbox.waiver (
+    edition        integer not null references outbox.edition,
+    recipient_key  text not null,
+    at             timestamptz not null default now(),
+    who            text not null,
+    why            text not null,
+    primary key (edition, recipient_key)
+);
+
+-- Remove an edition that a generate opened and could make nothing of; true if it is gone. It has no reports, no look at
+-- its recipients was complete, and no person declared anything of it. If another session adds a report at this moment,
+-- the foreign key has the last word. It runs as the schema's owner: no role may remove other editions.
+create function outbox.remove_unused_edition(edition integer) returns boolean language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    delete from outbox.edition e
+     where e.id = remove_unused_edition.edition and e.expected is null and e.done_elsewhere_at is null
+       and not exists (select from outbox.report r where r.edition = e.id);
+    return found;
+exception when foreign_key_violation then
+    return false;
+end $$;
 
 -- What is sent: envelope and RFC 5322 bytes, fixed when the row is made and never updated, so that a second
 -- try carries the same Message-ID and Date. `key` is what makes an email one email: who deletes old reports must keep
@@ -298,14 +338,16 @@ create table outbox.pause (
 );
 
 -- The latest tick of a report's schedule that the fleet has taken up; no row, none yet. Not done yet, and its
--- `retry_at` is over: another relay may try again.
+-- `retry_at` is over: another relay may try again. Ticks up to `since` are not followed: the schedule was new then, and
+-- `tick_at` is its last tick before that.
 create table outbox.schedule (
     report    text primary key,
     tick_at   timestamptz not null,
     done_at   timestamptz,
     failures  integer not null default 0 check (failures >= 0),
     retry_at  timestamptz not null default now(),
-    said      text                                      -- why the last try failed
+    said      text,                                     -- why the last try failed
+    since     timestamptz                               -- null: its first tick was followed at once
 );
 
 -- A report that goes into a digest instead of an email of its own. `digest` is the report that took it up. No foreign
@@ -801,29 +843,115 @@ begin
     return true;
 end $$;
 
--- What `enqueue` is made of. RFC 5322 in SQL, as `outbox/message.py` writes it in Python.
+-- What `enqueue` is made of: RFC 5322 in SQL. outbox/fields.py, outbox/mailbox.py and outbox/structured.py write the same
+-- bytes in Python; the tests run one table of cases through both.
 
--- The text as a header can hold it: runs of white space and control characters are one space.
+-- The text as a header can hold it: runs of spaces and control characters are one space; no white space at the ends.
 create function outbox.one_line(value text) returns text language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 begin
-    return btrim(regexp_replace(value, '[[:cntrl:][:space:]\u0080-\u009f\u2028\u2029]+', ' ', 'g'));
+    return btrim(regexp_replace(value, '[\u0001-\u0020\u007f-\u009f\u2028\u2029]+', ' ', 'g'),
+                 U&' \00A0\1680\2000\2001\2002\2003\2004\2005\2006\2007\2008\2009\200A\202F\205F\3000');
 end $$;
 
--- Free text in a header: as it is if it is ASCII and no longer than `plain_max`, else as encoded words (RFC 2047 §2: lines
--- of 76 characters at most, no word cut within a character; nine characters take 36 bytes, so 48 of base64, at most).
-create function outbox.header_text(value text, plain_max integer default 60) returns text language plpgsql immutable
+-- Raises an exception if a text has a line break or another control character; a tab is allowed.
+create function outbox.check_one_line(value text, what text) returns void language plpgsql immutable
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+begin
+    if value ~ '[\u0001-\u0008\u000a-\u001f\u007f-\u009f\u2028\u2029]' then
+        raise exception using errcode = '22023',
+            message = format('%s has a line break or another control character', what), hint = 'Write it on one line.';
+    end if;
+end $$;
+
+-- Encoded words (RFC 2047 §2: at most 75 characters each, never cut within a character), Q or B, whichever is shorter.
+create function outbox.encoded_words(value text) returns text[] language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
-    line text := outbox.one_line(value);
+    characters text[];
+    quoted     text[];
+    is_q       boolean;
+    one        text;
+    run        text := '';
+    words      text[] := '{}';
 begin
-    if line = '' or line ~ '^[ -~]*$' and line !~ '=\?' and length(line) <= plain_max then
-        return line;
+    select array_agg(c order by n), array_agg(q order by n), sum(length(q)) <= (sum(octet_length(c)) + 2) / 3 * 4
+      into characters, quoted, is_q
+      from (select c, n, case when c = ' ' then '_' when c ~ '^[A-Za-z0-9!*+/-]$' then c
+                              else regexp_replace(upper(encode(convert_to(c, 'UTF8'), 'hex')), '(..)', '=\1', 'g') end as q
+              from string_to_table(value, null) with ordinality as s (c, n)) as each;
+    foreach one in array case when is_q then quoted else characters end loop
+        if (case when is_q then length(run) + length(one) > 54 else octet_length(run) + octet_length(one) > 39 end) then
+            words := words || run;
+            run := '';
+        end if;
+        run := run || one;
+    end loop;
+    words := words || run;
+    if is_q then
+        return (select array_agg('=?utf-8?q?' || w || '?=' order by n) from unnest(words) with ordinality as u (w, n));
     end if;
-    return (select string_agg('=?utf-8?b?' || replace(encode(convert_to(p.part[1], 'UTF8'), 'base64'), E'\n', '')
-                              || '?=', E'\r\n ' order by p.number)
-              from regexp_matches(line, '.{1,9}', 'g') with ordinality as p (part, number));
+    return (select array_agg('=?utf-8?b?' || replace(encode(convert_to(w, 'UTF8'), 'base64'), E'\n', '') || '?=' order by n)
+              from unnest(words) with ordinality as u (w, n));
 end $$;
+
+-- A header field, its words spread over lines of at most 76 characters, as far as single words allow. No CRLF at its end.
+create function outbox.folded(field text, words text[]) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    lines text := '';
+    line  text := field || ': ' || coalesce(words[1], '');
+    word  text;
+begin
+    foreach word in array words[2:] loop
+        if length(line) + 1 + length(word) > 76 then
+            lines := lines || line || E'\r\n';
+            line := '';
+        end if;
+        line := line || ' ' || word;
+    end loop;
+    return lines || line;
+end $$;
+
+-- An unstructured field: ASCII that can be folded at its spaces as it is, other text as encoded words.
+create function outbox.text_field(field text, value text, word_max integer) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+declare
+    line    text := outbox.one_line(value);
+    is_text boolean := line ~ '^[ -~]*$' and line !~ '=\?';
+begin
+    if is_text and length(field) + 2 + length(line) <= 76 then
+        return field || ': ' || line;
+    end if;
+    if is_text and not exists (select from string_to_table(line, ' ') as word where length(word) > word_max) then
+        return outbox.folded(field, string_to_array(line, ' '));
+    end if;
+    return outbox.folded(field, outbox.encoded_words(line));
+end $$;
+
+-- A display name as atoms, one quoted string or encoded words (RFC 5322 §3.2.5, RFC 2047 §5); no words for an empty one.
+create function outbox.phrase(value text) returns text[] language plpgsql immutable
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+declare
+    line text := regexp_replace(outbox.one_line(value), '[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+', ' ', 'g');
+begin
+    if line = '' then
+        return '{}';
+    elsif line !~ '^[ -~]*$' or line ~ '=\?' or length(line) > 66 then
+        return outbox.encoded_words(line);
+    elsif line ~ '^[A-Za-z0-9!#$%&''*+/=?^_`{|}~ -]*$' then
+        return array[line];
+    end if;
+    return array['"' || regexp_replace(line, '(["\\])', '\\\1', 'g') || '"'];
+end $$;
+
+-- The words of a list, with a comma after each item but the last; an item is given as a JSON array of words.
+create function outbox.listed(items jsonb[]) returns text[] language sql immutable
+    set search_path = pg_catalog, pg_temp as $$
+    select array_agg(w.word || case when w.n = jsonb_array_length(i.item) and i.n < cardinality(items) then ',' else '' end
+                     order by i.n, w.n)
+      from unnest(items) with ordinality as i (item, n), jsonb_array_elements_text(i.item) with ordinality as w (word, n)
+$$;
 
 -- A body's bytes: base64 in lines of 76, every line end CRLF (RFC 2045 §6.8).
 create function outbox.body_base64(body text) returns text language plpgsql immutable
@@ -843,13 +971,13 @@ begin
         raise exception using errcode = '22023', message = format('%s has more than 2000 octets', what),
             hint = 'Shorten the name before the address.';
     end if;
-    if said is null or said ~ '[\u0001-\u001f\u007f-\u009f]' then
+    if said is null or said ~ '[\u0001-\u001f\u007f-\u009f\u2028\u2029]' then
         raise exception using errcode = '22023', message = format('%s is missing or has a control character', what),
             hint = 'Write an address such as user@example.com, or Name <user@example.com>.';
     end if;
-    parts := regexp_match(btrim(said), '^(?:"((?:[^"\\]|\\.)*)"|([^"<>]*?))\s*<([^<>]*)>$');
+    parts := regexp_match(btrim(said), '^(?:"((?:[^"\\]|\\.)*)"|([^"<>]*)) *<([^<>]*)>$');
     name := coalesce(regexp_replace(parts[1], '\\(.)', '\1', 'g'), parts[2], '');
-    address := outbox.address_of(coalesce(parts[3], btrim(said)), what);
+    address := outbox.address_of(btrim(coalesce(parts[3], said)), what);
 end $$;
 
 -- Fields that every email has unless `headers` gives them another value (fields.DEFAULT_FIELDS).
@@ -861,17 +989,117 @@ create function outbox.default_fields(headers jsonb) returns text language sql i
                         where lower(h.name) = lower(d.name) and h.value is not null)
 $$;
 
--- A header field of mailboxes, one to a line, with its CRLF; nothing where there is none.
-create function outbox.mailboxes_header(field text, said text[]) returns text language sql immutable
+-- A header field of mailboxes, with its CRLF; nothing where there is none.
+create function outbox.mailboxes_header(field text, said text[]) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(cardinality(said), 0) = 0 then
+        return '';
+    end if;
+    return outbox.folded(field, outbox.listed((
+        select array_agg(to_jsonb(case when p.words = '{}' then array[m.address] else p.words || ('<' || m.address || '>') end)
+                         order by s.number)
+          from unnest(said) with ordinality as s (mailbox, number), lateral outbox.mailbox(s.mailbox, field) as m,
+               lateral outbox.phrase(m.name) as p (words)))) || E'\r\n';
+end $$;
+
+-- The items of a list with commas between them, of a header field; a comma in quotes is text.
+create function outbox.header_items(field text, value text) returns text[] language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
-    select coalesce(field || ': ' || string_agg(
-        case when m.name = '' then m.address else
-            case when outbox.one_line(m.name) ~ '^[ -~]*$' and outbox.one_line(m.name) !~ '=\?' and length(m.name) <= 60
-                 then '"' || regexp_replace(outbox.one_line(m.name), '(["\\])', '\\\1', 'g') || '"'
-                 else outbox.header_text(m.name) end || E'\r\n <' || m.address || '>' end,
-        E',\r\n ' order by s.number) || E'\r\n', '')
-      from unnest(said) with ordinality as s (mailbox, number), lateral outbox.mailbox(s.mailbox, field) as m
-$$;
+begin
+    if value !~ '^(?:[^"\\]|\\.|"(?:[^"\\]|\\.)*")*$' then
+        raise exception using errcode = '22023', message = format('the header %s has a quotation mark without its pair', field),
+            hint = 'Write "…", and \" within it.';
+    end if;
+    return (select coalesce(array_agg(btrim(m.part[1]) order by m.n), '{}')
+              from regexp_matches(value, '(?:[^",\\]|\\.|"(?:[^"\\]|\\.)*")+', 'g') with ordinality as m (part, n));
+end $$;
+
+-- A header field in the syntax that its name has, with its CRLF. Programs read structured fields (RFC 5322 §2.2.2): they are
+-- folded, and text is encoded only in a phrase or a comment of theirs (RFC 2047 §5). Every other field is free text.
+create function outbox.header_field(field text, value text) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+declare
+    word_max constant integer := 998 - length(field) - 2;
+    kind  text := lower(field collate "C");
+    line  text := outbox.one_line(value);
+    items text[];
+    words text[];
+    parts text[];
+    phrases jsonb[];
+begin
+    if kind in ('sender', 'resent-sender', 'from', 'to', 'cc', 'bcc', 'reply-to', 'resent-from', 'resent-to', 'resent-cc',
+                'resent-bcc', 'errors-to', 'disposition-notification-to', 'return-receipt-to', 'mail-followup-to',
+                'mail-reply-to') then
+        items := outbox.header_items(field, line);
+        if cardinality(items) = 0 or cardinality(items) > 1 and kind in ('sender', 'resent-sender') then
+            raise exception using errcode = '22023',
+                message = format('the header %s has %s addresses', field, cardinality(items)),
+                hint = 'Write Name <user@example.com>, and put a name with a comma into quotation marks.';
+        end if;
+        return outbox.mailboxes_header(field, items);
+    elsif kind = 'keywords' then
+        select array_agg(to_jsonb(outbox.phrase(
+                   case when i.item ~ '^"(?:[^"\\]|\\.)*"$'
+                        then regexp_replace(substr(i.item, 2, length(i.item) - 2), '\\(.)', '\1', 'g') else i.item end))
+               order by i.n)
+          into phrases from unnest(outbox.header_items(field, line)) with ordinality as i (item, n);
+        words := outbox.listed(phrases);
+        if words is null or '[]' = any (phrases) then
+            raise exception using errcode = '22023', message = format('the header %s has an empty phrase', field),
+                hint = 'Write words with commas between them.';
+        end if;
+    elsif kind = 'list-id' then
+        parts := regexp_match(line, '^(?:"((?:[^"\\]|\\.)*)"|([^"<>]*)) *<([!-;=?-~]+)>$');
+        if line ~ '^[!-;=?-~]+$' then
+            words := array['<' || line || '>'];
+        elsif parts is null then
+            raise exception using errcode = '22023', message = format('the header %s is not a list''s id', field),
+                hint = 'Write Name <list.example.com> (RFC 2919).';
+        else
+            words := outbox.phrase(coalesce(regexp_replace(parts[1], '\\(.)', '\1', 'g'), parts[2]))
+                || ('<' || parts[3] || '>');
+        end if;
+    elsif kind in ('message-id', 'in-reply-to', 'references', 'resent-message-id', 'content-id', 'original-message-id',
+                   'supersedes', 'obsoletes', 'date', 'resent-date', 'expires', 'expiry-date', 'reply-by',
+                   'deferred-delivery', 'latest-delivery-time', 'list-help', 'list-unsubscribe', 'list-unsubscribe-post',
+                   'list-subscribe', 'list-post', 'list-owner', 'list-archive', 'archived-at', 'feedback-id',
+                   'auto-submitted', 'precedence', 'importance', 'priority', 'sensitivity', 'content-language',
+                   'accept-language', 'content-location', 'content-base', 'content-disposition', 'content-type',
+                   'content-transfer-encoding', 'mime-version', 'original-recipient', 'authentication-results',
+                   'received-spf', 'arc-seal', 'arc-message-signature', 'arc-authentication-results',
+                   'require-recipient-valid-since', 'mt-priority', 'tls-required', 'bimi-selector', 'autocrypt') then
+        if line ~ '[^ -~]' then   -- it may be in a comment in parentheses (RFC 2047 §5 (2))
+            select string_agg(case when m.part[1] ~ '^\(' and m.part[1] ~ '[^ -~]'
+                                   then '(' || array_to_string(outbox.encoded_words(
+                                            substr(m.part[1], 2, length(m.part[1]) - 2)), ' ') || ')'
+                                   else m.part[1] end, '' order by m.n)
+              into line
+              from regexp_matches(line, '<[^<>]*>|"[^"]*"|\([^()]*\)|[^<"(]+|[<"(]', 'g') with ordinality as m (part, n);
+        end if;
+        if line = '' then
+            raise exception using errcode = '22023', message = format('the header %s is empty', field),
+                hint = 'Leave it out.';
+        elsif line ~ '[^ -~]' then
+            raise exception using errcode = '22023',
+                message = format('the header %s has a character beyond ASCII outside of a comment in parentheses', field),
+                hint = 'Percent-encode it in a URL, as %C3%BC, or leave it out (RFC 2047 §5).';
+        end if;
+        if exists (select from string_to_table(line, ' ') as word where length(word) >= 76) then
+            -- Ids and URLs side by side: white space may be put between them (RFC 5322 §3.6.4, RFC 2369 §2).
+            line := regexp_replace(line, '>(,?)<', '>\1 <', 'g');
+        end if;
+        words := string_to_array(line, ' ');
+    else
+        return outbox.text_field(field, line, word_max) || E'\r\n';
+    end if;
+    if exists (select from unnest(words) as word where length(word) > word_max) then
+        raise exception using errcode = '22023',
+            message = format('the header %s has a part of more than %s octets without a space', field, word_max),
+            hint = 'Shorten it: it cannot be folded into lines of 998 octets (RFC 5322 §2.1.1).';
+    end if;
+    return outbox.folded(field, words) || E'\r\n';
+end $$;
 
 -- `select outbox.enqueue(key => …, sender => …, recipient => …, subject => …, body_text => …, body_html => …)`: an email of
 -- an application's own, in its own transaction; true if it is new, false if its key is there already. Several
@@ -905,6 +1133,7 @@ begin
         raise exception using errcode = '22023', message = 'the subject has more than 998 characters',
             hint = 'Shorten it.';
     end if;
+    perform outbox.check_one_line(enqueue.subject, 'the subject');
     if jsonb_typeof(enqueue.headers) not in ('object', 'null') or octet_length(enqueue.headers::text) > 65536 then
         raise exception using errcode = '22023', message = 'headers is not an object, or has more than 65536 octets',
             hint = 'Write {"X-Order": "4711"}.';
@@ -945,7 +1174,8 @@ begin
                 message = format('the header %s cannot be given: its name is not valid, or outbox writes it', left(part.name, 100)),
                 hint = 'Use letters, digits and hyphens, as in X-Order.';
         end if;
-        further := further || part.name || ': ' || outbox.header_text(part.value, 900) || E'\r\n';
+        perform outbox.check_one_line(part.value, 'the header ' || part.name);
+        further := further || outbox.header_field(part.name, part.value);
     end loop;
     if enqueue.body_text is null or enqueue.body_html is null then
         body := 'Content-Type: text/' || case when enqueue.body_html is null then 'plain' else 'html' end
@@ -962,7 +1192,7 @@ begin
         enqueue.key, from_address, addresses,
         convert_to(outbox.mailboxes_header('From', array[enqueue.sender]) || outbox.mailboxes_header('To', visible)
             || outbox.mailboxes_header('Cc', enqueue.cc) || outbox.mailboxes_header('Reply-To', enqueue.reply_to)
-            || 'Subject: ' || outbox.header_text(coalesce(enqueue.subject, '')) || E'\r\nDate: '
+            || outbox.text_field('Subject', coalesce(enqueue.subject, ''), 66) || E'\r\nDate: '
             || to_char(now() at time zone 'UTC', 'Dy, DD Mon YYYY HH24:MI:SS') || E' +0000\r\nMessage-ID: <', 'UTF8'),
         split_part(from_address, '@', -1),
         convert_to(E'>\r\n' || outbox.default_fields(enqueue.headers) || further

@@ -25,14 +25,23 @@ newcomer who follows it meets them in this order:
     edition           one report for one period, and the definition that the fleet shares
     source            who is owed a report and what it says: two queries, or a class of the user's
     language          how a reader's language writes dates, numbers and our words; phrases: these words
+    spelling          suggestions for misspelt names; template_files: templates that are not used because of their names
     table             rows made ready to be shown: numbers, sums, bars
+    jinja             environments of Jinja: which files, what is escaped, errors with file and line
     report            rows become a subject, a mail and a page (templates/)
-    message           the RFC 5322 bytes; fields: any text as a header field can hold it
+    message           the RFC 5322 bytes; fields: any text as a header field can hold it; mailbox: addresses and names;
+                      structured: further fields, each in its own syntax
     record            the one transaction: report, email and delivery
+    parameters        what is a parameter of a query, and what is a colon otherwise
+    user_query        the user's queries: prepared once; errors of the query and of one row told apart
     generate_session  generate's connection: our statements, the user's queries, the pulse
     lock_wait         bounded waits for locks of other sessions, and who holds them
     buckets           advisory locks by which the servers share an edition's recipients
     batch_writer      commits batches of reports; a blocked recipient does not stop the others
+    edition_lock      shared by the generates of an edition, exclusive for who removes it or declares it done
+    no_recipients     why a source may name nobody
+    mark_done         editions that another system made
+    waiver            recipients without a report, and decisions that nothing is owed to them
     generate          the corridor: buckets, what is missing, made here or elsewhere
     email             an application's own email, whole and checked; enqueuing: put in, in the application's transaction
     digest            a report over reports: what waits for an address, told of in one email

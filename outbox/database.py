@@ -50,6 +50,7 @@ def lock_namespace(name: str) -> int:
 
 RELAY_LOCKS: Final = lock_namespace("relay")
 BUCKET_LOCKS: Final = lock_namespace("bucket")
+EDITION_LOCKS: Final = lock_namespace("edition")
 INIT_LOCK: Final = lock_namespace("init")
 SELFTEST_LOCKS: Final = lock_namespace("selftest")
 PRUNE_LOCK: Final = lock_namespace("prune")

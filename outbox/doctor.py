@@ -12,7 +12,7 @@ from typing import Final, assert_never
 
 import asyncpg
 
-from outbox.agenda import Agenda, Standing, look, scheduled, times
+from outbox.agenda import Agenda, Latest, Standing, look, scheduled, times
 from outbox.database import LOST_SESSION, connect
 from outbox.doctor_database import Database, examine_database
 from outbox.doctor_local import examine_lmtp, examine_maildir
@@ -189,28 +189,46 @@ def judge_pauses(pauses: Iterable[Pause]) -> list[Finding]:
 
 
 def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:
-    """Whether the editions that schedules were to start came to be; no line where no report has a schedule."""
+    """Return what became of the editions that schedules were to start, and what a relay that is started now does.
+
+    No line where no report has a schedule.
+    """
     if not agendas:
         return []
-    said: dict[Standing, list[str]] = {Standing.FAILING: [], Standing.MISSED: []}
+    said: dict[Standing, list[str]] = {standing: [] for standing in Standing}
     for one in agendas:
-        if one.last is None or one.last.standing not in said:
-            continue
-        row, said_here = one.last.row, f"{one.name} {one.last.tick.period}"
-        if one.last.standing is Standing.MISSED:
-            said_here += f" was not done by {one.last.until:%Y-%m-%d %H:%M:%S} UTC"
-        elif row is not None:
-            said_here += f" {row.failed}"
-        said[one.last.standing].append(said_here)
+        if one.last is not None:
+            said[one.last.standing].append(_spoken(one, one.last))
     if failing := said[Standing.FAILING]:
-        mend = "mend that; relays try again by themselves, and at once when one is started"
+        mend = "correct that; relays try again by themselves, and at once when one is started"
         return [fault(SCHEDULES, "; ".join(failing), mend)]
     if missed := said[Standing.MISSED]:
         mend = "run `outbox generate` (or `outbox digest`) with `--period` for what is wanted"
         return [note(SCHEDULES, "; ".join(missed), mend)]
+    if due := said[Standing.DUE]:
+        mend = "if another system has made one of them, run `outbox mark-done REPORT PERIOD` before a relay starts"
+        return [note(SCHEDULES, "; ".join(due), mend)]
+    if new := said[Standing.NEW]:
+        return [ok(SCHEDULES, "; ".join(new))]
     ticks = [(one.ticks[0].at, one.name) for one in agendas if one.ticks]
     ahead = f", next {min(ticks)[1]} at {min(ticks)[0]:%Y-%m-%d %H:%M} UTC" if ticks else ""
     return [ok(SCHEDULES, f"{', '.join(one.name for one in agendas)}{ahead}")]
+
+
+def _spoken(one: Agenda, last: Latest) -> str:
+    edition, row = f"{one.name} {last.tick.period}", last.row
+    match last.standing:
+        case Standing.FAILING if row is not None:
+            return f"{edition} {row.failed}"
+        case Standing.MISSED:
+            return f"{edition} was not done by {last.until:%Y-%m-%d %H:%M:%S} UTC"
+        case Standing.DUE:
+            return f"a relay makes {edition} at once, since its schedule ticked at {last.tick.at:%Y-%m-%d %H:%M} UTC"
+        case Standing.NEW:
+            first = f"with {one.ticks[0].period} at {one.ticks[0].at:%Y-%m-%d %H:%M} UTC" if one.ticks else "never"
+            return f"{one.name} is new: relays start {first}, and make nothing of {last.tick.period}"
+        case _:
+            return edition
 
 
 def look_at_dkim(settings: Settings, sender: str) -> list[Finding]:

@@ -27,6 +27,7 @@ from outbox.period import Period, in_words, period_at
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
 from outbox.source import Content, PythonSource, Recipient, Source, checked, source_of
+from outbox.template_files import ignored
 
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
 STATEMENT_MAX_S: Final = 30
@@ -61,6 +62,16 @@ async def examine_reports(settings: Settings, database: Database) -> Reports:
                 await Look(settings, name, report, session, database.is_ours, found).look()
         except TROUBLE as error:  # the database went away meanwhile
             found.findings.append(_refused(table_of(name), error))
+    found.findings += look_at_template_files(settings)
+    return found
+
+
+def look_at_template_files(settings: Settings) -> list[Finding]:
+    """Return a finding for each template that is not used because of its name."""
+    found = []
+    for sentence in ignored(settings.directory, {*settings.editions, DIGEST}):
+        what, _, fix = sentence.rstrip(".").partition("; ")
+        found.append(note("templates", what, fix))
     return found
 
 

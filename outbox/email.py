@@ -18,7 +18,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from outbox.fields import check_one_line
 from outbox.message import Attachment, Mailbox, build, parse_sender
+from outbox.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -65,7 +67,8 @@ class Email:
       with `subject.txt.j2`, `email.txt.j2` and `email.html.j2`, rendered with `context` (Jinja; only html is escaped; a
       name that is not there is an error). What is given beside it goes before its file.
     - `attachments`: files; one with a `cid` is shown in the html by `<img src="cid:…">`.
-    - `headers`: further header fields.
+    - `headers`: further header fields. Those that programs read, such as References and List-Unsubscribe, are folded
+      and never encoded; all others may be any text on one line.
     - `send_at`, `send_before`: aware times; before the one it is not due, after the other it expires.
     - `priority`: `urgent` goes before others that wait for the same route.
     - `route`: one of the settings' routes by name, `""` is the usual one; without it the rules say it by the recipient.
@@ -111,6 +114,10 @@ class Email:
         for name in ("sender", "to", "cc", "bcc", "reply_to"):
             if getattr(self, name) is None:  # as a row gives it where nobody wrote an address
                 raise ValueError(f"{name} is None; give an address, such as user@example.com, or leave it out.")
+        if self.subject is not None:
+            check_one_line("The subject", self.subject)
+        for name, value in self.headers.items():
+            check_one_line(f"The header {name}", value)
         self._check_times()
 
     def _check_times(self) -> None:
@@ -144,17 +151,16 @@ class Email:
         """What the template's files say; those that are not there are left out."""
         from jinja2 import TemplateError, TemplateNotFound
 
-        from outbox.report import explain
+        from outbox.jinja import explain, is_html
 
         made, directory = {}, Path(self.templates)
-        if not (directory / str(self.template)).is_dir():
-            wanted = f"{directory}/{self.template}/email.txt.j2"
-            raise ValueError(f"There is no template {self.template} in {directory}; write {wanted}.")
+        _check_files(directory, str(self.template))
         for name, file in (("subject", "subject.txt.j2"), *zip(("text", "html"), _BODIES, strict=True)):
             if getattr(self, name) is not None:
                 continue
             try:
-                template = _environment(directory).get_template(f"{self.template}/{file}")
+                environment = _environment(directory, escapes=is_html(file))
+                template = environment.get_template(f"{self.template}/{file}")
             except TemplateNotFound:
                 continue
             except TemplateError as error:
@@ -187,18 +193,34 @@ class Email:
         return Pieces(sender.address, recipients, head, domain, tail)
 
 
+def _check_files(directory: Path, template: str) -> None:
+    """Return if there is a directory for this template, and no file in it with a misspelt name.
+
+    Raises:
+        ValueError: there is none, or a file in it would be ignored.
+
+    """
+    from outbox.template_files import misspelt_in
+
+    try:
+        misspelt = misspelt_in(directory, template)
+    except OSError:
+        wanted = f"{directory}/{template}/email.txt.j2"
+        others = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+        guess = did_you_mean(template, others)
+        raise ValueError(f"There is no template {template} in {directory}{guess}; write {wanted}.") from None
+    for name, meant in misspelt.items():
+        raise ValueError(
+            f"{directory / template / name}: outbox reads no file of this name (did you mean {meant}?); rename it."
+        )
+
+
 def _mailboxes(said: Mailboxes) -> list[Mailbox]:
     return [parse_sender(one) for one in ((said,) if isinstance(said, str) else said)]
 
 
 @cache
-def _environment(directory: Path) -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def _environment(directory: Path, *, escapes: bool) -> "Environment":
+    from outbox.jinja import FileLoader, environment
 
-    return Environment(
-        loader=FileSystemLoader(directory),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),  # noqa: S701 - text is no markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return environment([FileLoader(directory, checks_trust=False)], escapes=escapes)

@@ -1,6 +1,6 @@
 """Header fields: permitted names, text encoded for a field, and folded lines.
 
-Knows no message: `message` writes its own fields with it, `letterhead` those that a route adds to every email.
+Knows no message: `message` writes its own fields with it, `structured` those that others ask for.
 """
 
 import re
@@ -16,6 +16,8 @@ ENCODED_WORD_MAX = 66  # leaves room for "Subject: " on the first line
 
 # C0, DEL, C1, Unicode's line and paragraph separators: whatever a reader may take for the end of a header.
 BREAKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
+# What no single line of text has; a tab is white space.
+_NOT_IN_LINE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 FIELD_NAME = re.compile(r"[!-9;-~]{1,64}")
 OURS = frozenset({
     "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "list-id", "mime-version", "content-type",
@@ -46,18 +48,14 @@ def default_fields(given: Iterable[str]) -> list[str]:
     return [f"{name}: {value}" for name, value in DEFAULT_FIELDS.items() if name.lower() not in names]
 
 
-def extra_field(field: str, value: str) -> str:
-    """A field that others than `message` ask for; ValueError for a name that is none, or not theirs to write."""
-    if not FIELD_NAME.fullmatch(field):
-        raise ValueError(f"{field!r} cannot be a header's name: use letters, digits and hyphens.")
-    if field.lower() in OURS | CARRIERS:
-        raise ValueError(f"The header {field} is written by outbox itself or by mail servers, and cannot be given.")
-    # A long word may be an URL, as in List-Unsubscribe: there it has to stay readable for machines.
-    return text_field(field, value, word_max=HARD_LINE_MAX - len(field) - len(": "))
+def check_one_line(what: str, text: str) -> None:
+    """Raise ValueError if a text has a line break or another control character; a tab is allowed."""
+    if _NOT_IN_LINE.search(text):
+        raise ValueError(f"{what} has a line break or another control character; write it on one line.")
 
 
 def text_field(field: str, text: str, *, word_max: int) -> str:
-    """Free text as it is if it is ASCII and can be folded at its spaces, else as encoded words."""
+    """Return an unstructured field: ASCII that can be folded at its spaces as it is, other text as encoded words."""
     text = one_line(text)
     if len(field) + len(": ") + len(text) <= LINE_MAX and text.isascii() and "=?" not in text:
         return f"{field}: {text}"

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from outbox import content
-from outbox.fields import DEFAULT_FIELDS, extra_field
+from outbox.fields import DEFAULT_FIELDS
 from outbox.signature import Signer, UnsignableError, load_signer
+from outbox.structured import extra_field, header_field
 
 if TYPE_CHECKING:
     from outbox.ledger import Claim
@@ -78,7 +79,11 @@ class Letterhead:
         if claim.head is not None or claim.fault is not None:
             return
         self._drop_defaults(claim)
-        head = self._fields_of(claim)
+        try:
+            head = self._fields_of(claim)
+        except ValueError as error:  # a field in which the email's key cannot be written
+            claim.fault = f"its route's headers cannot be written: {error}"
+            return
         if self.signer is not None:
             try:
                 head = self.signer.sign(claim.message, head=head) + head
@@ -115,4 +120,4 @@ class Letterhead:
 
 
 def _line_of(name: str, value: str) -> str:
-    return f"{name}: {value.strip()}" if name.lower() == "reply-to" else extra_field(name, value)
+    return header_field(name, value) if name.lower() == "reply-to" else extra_field(name, value)

@@ -1,4 +1,4 @@
-"""The RFC 5322 bytes of one email and the addresses in them; knows nothing of reports, rows or servers.
+"""RFC 5322 bytes of one email; knows nothing of reports, rows or servers.
 
 The same arguments give the same bytes, for ever: a re-send must be recognisable as the same mail (same
 Message-ID *and* Date). The output is pure ASCII, but for an address that is not, which stands there in UTF-8 (RFC
@@ -20,50 +20,25 @@ from typing import Self
 from urllib.parse import quote
 
 from outbox.fields import (
-    BREAKS,
     ENCODED_WORD_MAX,
     LINE_MAX,
     SUBJECT_MAX,
     check_header,
     default_fields,
-    encoded_words,
-    extra_field,
-    folded,
     one_line,
     runs,
     text_field,
 )
+from outbox.mailbox import Mailbox, check_address, comparable, mailbox_header, mailboxes_header, parse_sender
+from outbox.structured import extra_field
 
-_ADDRESS_MAX = 254  # bytes; RFC 3696 erratum 1690
-_LOCAL_MAX = 64  # bytes; RFC 5321 §4.5.3.1.1, RFC 6531 §3.2
+# Those of `mailbox` are part of this module's names.
+__all__ = ["Attachment", "Mailbox", "build", "check_address", "comparable", "parse_sender"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_ADDRESS = re.compile(rf"(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
-# The same with a local part in any letters (RFC 6531 §3.3), as `check_address` lets pass.
-_ATOM_UTF8 = _ATOM.replace("A-Z", "\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffffA-Z")
-_ADDRESS_UTF8 = re.compile(rf"(?=.{{1,64}}@){_ATOM_UTF8}(?:\.{_ATOM_UTF8})*@{_LABEL}(?:\.{_LABEL})*")
-# What needs a closer look than a pattern: Punycode and other labels with "--" in third place (RFC 5890
-# §2.3.1), domains that end in a number (an IP address), and names that can never receive mail (RFC 6761,
-# RFC 7686, RFC 3172).
-_DOUBTFUL_DOMAIN = re.compile(r"[@.]..--|[@.][0-9]+$|[@.](?:invalid|onion|arpa)$", re.IGNORECASE)
-# Blanks before the < belong to the name, which is stripped: a second run for them would make many blanks quadratic.
-_SENDER = re.compile(r"(?P<name>\"(?:[^\"\\]|\\.)*\" *|[^\"<>]*)<(?P<address>[^<>]*)>")
-_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
 _BRACKETED_ID = re.compile(r"<?([!-;=?-~]{1,900})>?")
-
-
-@dataclass(frozen=True, slots=True)
-class Mailbox:
-    """Who sends or receives: `name` may be empty, `address` is as `check_address` gives it."""
-
-    name: str
-    address: str
-
-
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(; [!-~ ]+)?")
 _TYPE_MAX, _NAME_MAX = 200, 255  # characters
 _CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]{1,200}")
@@ -102,73 +77,6 @@ class Attachment:
         return cls(there.name, there.read_bytes(), type or guess_type(there.name)[0] or "application/octet-stream", cid)
 
 
-def check_address(text: str) -> str:
-    """The address in the form in which it goes to the server: the domain in lower case and as A-labels.
-
-    So it is too behind a local part that is not ASCII, where U-labels would be as right (RFC 6531 §3.7.3): one domain
-    has one spelling. Such a local part is in Unicode's NFC; the server must offer SMTPUTF8 for it.
-
-    Spaces around it are dropped, since char(n) columns have them. Dotless and test domains (`localhost`,
-    `x.test`) pass: the server knows what it can deliver. ValueError with one sentence otherwise. No DNS.
-    """
-    text = text.strip(" ")
-    if len(text) <= _ADDRESS_MAX and _ADDRESS.fullmatch(text) and not _DOUBTFUL_DOMAIN.search(text):
-        local, _, domain = text.partition("@")
-        return f"{local}@{domain.lower()}"
-    return _checked_closely(text)
-
-
-def comparable(address: str) -> str:
-    """The one form in which addresses are compared: A to Z in lower case, the domain as A-labels. Else ValueError.
-
-    In SQL it is `lower(recipient COLLATE "C")`, since what is in the outbox has its domain as A-labels already.
-    """
-    return check_address(address).encode().lower().decode()
-
-
-def _checked_closely(text: str) -> str:
-    if BREAKS.search(text):
-        raise ValueError(f"{text!r} is no email address: spaces and control characters cannot be in one.")
-    from email_validator import EmailNotValidError, validate_email
-
-    try:
-        found = validate_email(
-            text,
-            check_deliverability=False,
-            allow_smtputf8=True,
-            strict=True,
-            test_environment=True,
-            globally_deliverable=False,
-        )
-    except EmailNotValidError as error:
-        raise ValueError(f"{text!r} is no email address: {error}") from error
-    if found.ascii_domain.rpartition(".")[2].isdigit():
-        raise ValueError(f"{text!r} is no email address: a domain name is needed after the @, not a number.")
-    address = f"{found.local_part}@{found.ascii_domain}"
-    if len(found.local_part.encode()) > _LOCAL_MAX or len(address.encode()) > _ADDRESS_MAX:
-        raise ValueError(
-            f"{text!r} is no email address: in UTF-8 it has more than {_LOCAL_MAX} bytes before the @, "
-            f"or more than {_ADDRESS_MAX} in all."
-        )
-    return address
-
-
-def parse_sender(text: str) -> Mailbox:
-    """`Progress reports <reports@example.com>`, `"A, B" <…>` or the address alone; else ValueError."""
-    text = text.strip(" ")
-    if BREAKS.search(text.replace(" ", "")):
-        raise ValueError(f"{text!r} is no sender: it contains a line break or a control character.")
-    if "<" not in text and ">" not in text:
-        return Mailbox("", check_address(text))
-    match = _SENDER.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no sender: write Name <user@example.com>, or the address alone.")
-    name = match["name"].strip(" ")
-    if name.startswith('"'):
-        name = re.sub(r"\\(.)", r"\1", name[1:-1])
-    return Mailbox(one_line(name), check_address(match["address"]))
-
-
 def build(
     *,
     sender: Mailbox,
@@ -200,10 +108,10 @@ def build(
     if len(subject) > SUBJECT_MAX:
         raise ValueError(f"The subject has {len(subject):,} characters, more than {SUBJECT_MAX}; shorten it.")
     lines = [
-        _mailbox_header("From", sender),
-        *_mailboxes_header("To", (recipient,) if isinstance(recipient, Mailbox) else recipient),
-        *_mailboxes_header("Cc", cc),
-        *_mailboxes_header("Reply-To", reply_to),
+        mailbox_header("From", sender),
+        *mailboxes_header("To", (recipient,) if isinstance(recipient, Mailbox) else recipient),
+        *mailboxes_header("Cc", cc),
+        *mailboxes_header("Reply-To", reply_to),
         text_field("Subject", subject, word_max=ENCODED_WORD_MAX),
         f"Date: {_rfc5322_date(date)}",
         f"Message-ID: {_bracketed(message_id)}",
@@ -340,34 +248,3 @@ def _bracketed(identifier: str) -> str:
     if match is None:
         raise ValueError(f"{identifier!r} cannot be an id in a header: use printable ASCII without spaces.")
     return f"<{match[1]}>"
-
-
-def _mailboxes_header(field: str, mailboxes: Sequence[Mailbox]) -> list[str]:
-    """A field of several mailboxes, in one header; nothing if there is none."""
-    words = [_mailbox_words(field, mailbox) for mailbox in mailboxes]
-    for one in words[:-1]:
-        one[-1] += ","
-    return [folded(field, [word for one in words for word in one])] if words else []
-
-
-def _mailbox_header(field: str, mailbox: Mailbox) -> str:
-    return folded(field, _mailbox_words(field, mailbox))
-
-
-def _mailbox_words(field: str, mailbox: Mailbox) -> list[str]:
-    if not (_ADDRESS.fullmatch(mailbox.address) or _ADDRESS_UTF8.fullmatch(mailbox.address)):
-        raise ValueError(f"{mailbox.address!r} cannot stand in {field}: pass it through check_address.")
-    # A no-break space says nothing in a name, and parsers lose it where it stands beside another space.
-    name = " ".join(one_line(mailbox.name).split())
-    return [*_phrase(name), f"<{mailbox.address}>"] if name else [mailbox.address]
-
-
-def _phrase(name: str) -> list[str]:
-    """The display name as atoms, as one quoted string, or as encoded words (RFC 5322 §3.2.5, RFC 2047 §5)."""
-    # Readers decode "=?…?=" even inside quotes, and some keep the line break of a folded quoted string.
-    if not name.isascii() or "=?" in name or len(name) > ENCODED_WORD_MAX:
-        return encoded_words(name)
-    if _PHRASE.fullmatch(name):
-        return [name]
-    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-    return [f'"{escaped}"']

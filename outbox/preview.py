@@ -16,14 +16,14 @@ from sqlalchemy import text
 from outbox.digest import Collected
 from outbox.edition import Edition, find_edition, period_for
 from outbox.errors import ConfigurationError, OutboxError, SourceError
-from outbox.generate import Run, sender_of
+from outbox.generate import Run, sender_of, warn_of_ignored_templates
 from outbox.generate_session import GenerateSession, is_caused_by
 from outbox.period import Period, in_words
 from outbox.record import NewReport
 from outbox.report import explain
 from outbox.routing import route_for
 from outbox.settings import DIGEST, EditionSettings, Settings
-from outbox.source import Content, Recipient, Source, checked, source_of
+from outbox.source import Content, PythonSource, Recipient, Source, UnreadableError, checked, source_of
 
 TOKEN: Final = "PREVIEW"  # noqa: S105 - in the place of a link's secret: it opens nothing
 NAMED_MAX: Final = 5
@@ -136,6 +136,7 @@ async def preview(
     settings.require("database_url", "sender")
     sender = sender_of(settings)
     report = settings.report(name)
+    warn_of_ignored_templates(settings)
     try:
         async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
             source = await source_of(settings, name, session)
@@ -199,8 +200,9 @@ async def _find(source: Source, name: str, period: Period, key: str | None) -> R
 async def _content(source: Source, name: str, period: Period, recipient: Recipient) -> Content:
     content = (await source.build([recipient], period))[recipient.key]
     if isinstance(content, Exception):
-        part = "data" if is_caused_by(content, asyncpg.PostgresError) else "source"
-        raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}; mend it there.") from content
+        part = "source" if isinstance(source, PythonSource) else "data"
+        fix = "" if isinstance(content, UnreadableError) else "; mend it there"
+        raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}{fix}.") from content
     return content
 
 

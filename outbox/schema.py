@@ -181,15 +181,26 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- replica identity and plans
 
         -- editions and schedules
+        ALTER TABLE outbox.edition ADD COLUMN looked_at timestamptz,
+            ADD COLUMN may_be_empty boolean NOT NULL DEFAULT false, ADD COLUMN done_elsewhere_at timestamptz;
+        UPDATE outbox.edition SET may_be_empty = true WHERE expected = 0;
+        ALTER TABLE outbox.schedule ADD COLUMN since timestamptz;
 
         -- what needs a person
+        CREATE TABLE outbox.unreached (
+            edition integer NOT NULL REFERENCES outbox.edition, recipient_key text NOT NULL, reason text NOT NULL,
+            since timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (edition, recipient_key));
+        CREATE TABLE outbox.waiver (
+            edition integer NOT NULL REFERENCES outbox.edition, recipient_key text NOT NULL,
+            at timestamptz NOT NULL DEFAULT now(), who text NOT NULL, why text NOT NULL,
+            PRIMARY KEY (edition, recipient_key));
 
         -- bounces
         ALTER TABLE outbox.bounce ADD COLUMN proves boolean NOT NULL DEFAULT false,
             ADD COLUMN counts boolean NOT NULL DEFAULT false;
 
         -- enqueue
-
+        DROP FUNCTION IF EXISTS outbox.header_text(text, integer);
     """,
 }
 

@@ -8,6 +8,7 @@ take a time that grows with the square of a run of blanks.
 import base64
 import hashlib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,20 @@ from outbox.errors import ConfigurationError
 if TYPE_CHECKING:
     from outbox.settings import DkimSettings
 
-# What is signed where the message has it: what a reader sees or acts on (RFC 6376 §5.4.1), one-click unsubscription
-# (RFC 8058 §4) and what Gmail wants signed. Not X- fields and what else is meant for the next server, which may take
-# them out, as Amazon SES does.
-SIGNED: Final = frozenset({
+# Fields that a reader sees or a mail program acts on. Each is signed as often as the message has it and once more, so
+# that the signature breaks if another is added (RFC 6376 §5.4.2 and §8.15; M3AAWG Email Authentication Recommended Best
+# Practices): of two, readers show the first and verifiers hash the last. One-click unsubscription needs both of its
+# fields signed (RFC 8058 §4).
+OVERSIGNED: Final = (
     b"from", b"sender", b"reply-to", b"to", b"cc", b"subject", b"date", b"message-id", b"in-reply-to", b"references",
-    b"mime-version", b"content-type", b"content-transfer-encoding", b"content-id", b"content-description",
-    b"list-id", b"list-help", b"list-unsubscribe", b"list-unsubscribe-post", b"list-subscribe", b"list-post",
-    b"list-owner", b"list-archive", b"feedback-id", b"auto-submitted",
-})  # fmt: skip
+    b"mime-version", b"content-type", b"content-transfer-encoding", b"content-disposition", b"content-description",
+    b"content-id", b"list-id", b"list-help", b"list-unsubscribe", b"list-unsubscribe-post", b"list-subscribe",
+    b"list-post", b"list-owner", b"list-archive", b"importance", b"disposition-notification-to",
+)  # fmt: skip
+# Signed where the message has them, and not once more, since a server on the way may add its own, as Amazon SES does a
+# Feedback-ID. Not signed at all: Resent- fields, which whoever resends an email adds (RFC 5322 §3.6.6); Comments and
+# Keywords (RFC 6376 §5.4.1); X- fields, which are meant for the next server, and which Amazon SES takes out.
+SIGNED: Final = frozenset(OVERSIGNED) | {b"feedback-id", b"auto-submitted"}
 HEADER_MAX: Final = 256 * 1024
 """Largest header that is signed, in bytes: four times the limit of the schema."""
 _PROBE: Final = b"From: a@example.com\r\n\r\n"
@@ -56,7 +62,7 @@ class Signer:
     def sign(self, message: bytes, *, head: bytes = b"") -> bytes:
         """Return the DKIM-Signature field, with its CRLF, of `head` and the message after it.
 
-        From is over-signed: a second one cannot be added. `head` is whole header lines.
+        None of the OVERSIGNED fields can be added later. `head` is whole header lines.
 
         Raises:
             UnsignableError: one sentence that says why.
@@ -79,7 +85,7 @@ class Signer:
                 self.domain,
                 self.key,
                 canonicalize=(b"relaxed", b"relaxed"),
-                include_headers=[*there, b"from"],
+                include_headers=[*there, *OVERSIGNED],
             )
         except Exception as error:
             # What is no message makes dkimpy stumble in many ways (IndexError, TypeError); no relay may fall with it.
@@ -143,7 +149,7 @@ def load_signer(settings: "DkimSettings", directory: Path) -> Signer:
         raise ConfigurationError("dkim: needs dkimpy; install outbox-mail[dkim], or take the table out.") from None
     path = directory / settings.key_file
     try:
-        key = path.read_bytes()
+        key = path.read_bytes().removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")  # as saved on Windows
     except OSError as error:
         raise ConfigurationError(
             f"dkim.key_file: {path} cannot be read ({error.strerror}); name a file that this user can read."

@@ -12,6 +12,7 @@ from outbox import message
 from outbox.database import storable
 from outbox.digest import ITEMS, RECIPIENTS
 from outbox.errors import ConfigurationError, SourceError
+from outbox.parameters import parse
 from outbox.period import Period
 from outbox.plugin import Aside, UntrustedCodeError, load, said
 from outbox.settings import ReportSettings, Settings
@@ -94,10 +95,33 @@ def checked(recipient: Recipient) -> Recipient:
     return Recipient(recipient.key, address, recipient.name, recipient.columns)
 
 
-async def windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
-    """The stream in windows of at most `size`; the last may be empty."""
+def label_of(recipient: Recipient) -> str:
+    """Return the name under which a recipient is reported: the key.
+
+    It is the address of one without a key, and the escaped form of a key that Postgres cannot hold, so that no two
+    recipients share a name.
+    """
+    if not recipient.key:
+        return f"(no key, {storable(recipient.email)})"
+    return recipient.key if storable(recipient.key) == recipient.key else ascii(recipient.key)
+
+
+async def windows(
+    recipients: AsyncIterator[Recipient], size: int, on_repeat: Callable[[Recipient], None] = lambda _: None
+) -> AsyncIterator[list[Recipient]]:
+    """Yield the distinct recipients of the stream in windows of at most `size`; the last may be empty.
+
+    Of rows with the same key the first counts, however far apart they are; the others go to `on_repeat`. So memory
+    holds a window, and every key.
+    """
+    seen: set[str] = set()
     window: list[Recipient] = []
     async for recipient in recipients:
+        seen_before = len(seen)
+        seen.add(label_of(recipient))
+        if len(seen) == seen_before:
+            on_repeat(recipient)
+            continue
         window.append(recipient)
         if len(window) == size:
             yield window
@@ -141,6 +165,8 @@ class SqlSource:
             async for rows in self.reader.stream(self.recipients_sql, _parameters(period, self.zone), FETCH_ROWS):
                 for row in rows:
                     yield recipient_of(row, where)
+        except UnreadableError as error:
+            raise SourceError(f"{where}: {error}.") from error
         except (QueryError, RowError) as error:
             raise SourceError(f"{where}: Postgres refuses the query ({error}); mend it there.") from error
 
@@ -186,6 +212,10 @@ class QueryError(Exception):
 
 class RowError(Exception):
     """A source failed on the values of one call: other recipients may do better."""
+
+
+class UnreadableError(RowError):
+    """A row has a value that Python cannot represent; the message names column and value."""
 
 
 def _parameters(period: Period, zone: tzinfo) -> dict[str, Any]:
@@ -276,7 +306,7 @@ async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
         return loaded
     assert report.recipients is not None
     assert report.data is not None
-    return SqlSource(name, report.recipients, report.data, ":keys" in report.data, reader, report.zone)
+    return SqlSource(name, report.recipients, report.data, "keys" in parse(report.data).names, reader, report.zone)
 
 
 def load_source(name: str, reference: str, directory: Path) -> PythonSource:

@@ -186,8 +186,13 @@ def _open(story: "Story") -> None:
         page = story.part("html")
     except OutboxError:
         page = f"<meta charset=utf-8><pre>{html.escape(story.part('plain'))}</pre>"
-    with tempfile.NamedTemporaryFile("w", prefix="outbox-", suffix=".html", encoding="utf-8", delete=False) as file:
-        file.write(_HARMLESS + page)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="outbox-", suffix=".html", encoding="utf-8", delete=False) as file:
+            file.write(_HARMLESS + page)
+    except OSError as error:
+        raise OutboxError(
+            f"No temporary file can be written for the browser ({error.strerror}); use --text or --eml FILE."
+        ) from error
     opened = False
     with suppress(webbrowser.Error):
         opened = webbrowser.open(Path(file.name).as_uri())

@@ -63,9 +63,7 @@ def _log_plainly() -> None:
 
 
 def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
-    from tempfile import mkdtemp
-
-    directory = out if out is not None else Path(mkdtemp(prefix="outbox-preview-"))
+    directory = out if out is not None else _make_directory()
     written = found.write(directory)
     person = found.recipient
     route = {"route": found.route} if found.route else {}
@@ -90,6 +88,18 @@ def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
         for path in written:
             if path.suffix == ".html":
                 webbrowser.open(path.resolve().as_uri())
+
+
+def _make_directory() -> Path:
+    from tempfile import mkdtemp
+
+    try:
+        return Path(mkdtemp(prefix="outbox-preview-"))
+    except OSError as error:
+        raise OutboxError(
+            f"No temporary directory can be written to ({error.strerror}); name a directory with --out DIR, "
+            "or use --text or --json, which write no files."
+        ) from error
 
 
 def _has_browser() -> bool:

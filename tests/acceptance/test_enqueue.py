@@ -274,12 +274,20 @@ def test_what_cannot_be_sent_is_refused_with_a_sentence_when_it_is_made(fault, s
         welcome(**fault)
 
 
-def test_no_value_begins_a_header_of_its_own():
-    hostile = "x\r\nBcc: spy@example.com"
-    pieces = welcome(subject=hostile, headers={"X-A": hostile}, attachments=[Attachment(hostile, b"")]).pieces
-    whole = pieces.head + pieces.tail
-    assert b"\nBcc" not in whole
-    assert not message_from_bytes(whole, policy=default)["bcc"]
+@pytest.mark.parametrize(
+    "hostile", ["x\r\nBcc: spy@example.com", "x\ny", "x\ry", "x\0y", "x\x85y", "x\u2028y", "x\x7f"]
+)
+def test_no_value_begins_a_header_of_its_own(hostile):
+    named = f"{hostile} <ada@example.com>"
+    for fault in (
+        {"subject": hostile}, {"headers": {"X-A": hostile}}, {"headers": {"References": hostile}}, {"key": hostile},
+        {"sender": named}, {"to": named}, {"cc": [named]}, {"bcc": named}, {"reply_to": named}, {"to": hostile},
+        {"to": f"ada@example.com{hostile[1:]}"}, {"headers": {f"X-A{hostile}": "b"}},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"control character|cannot be a header's name|no email address"):
+            welcome(**fault)
+    pieces = welcome(attachments=[Attachment(hostile, b"")]).pieces
+    assert b"\nBcc" not in pieces.head + pieces.tail
 
 
 async def test_another_database_and_a_missing_schema_are_told(postgres_server, tmp_path):

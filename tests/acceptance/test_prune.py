@@ -110,7 +110,7 @@ async def test_an_old_edition_that_is_generated_again_sends_nothing(edition):
     assert (await edition.run("prune", *KEEP)).code == 0
     mails = dict(edition.sink.addresses)
     ended = await edition.run("generate", "--period", WEEK)
-    assert (ended.code, ended.out) == (0, f"progress {WEEK}: 0 made here, 4 elsewhere, 0 failed, of 4 recipients.\n")
+    assert (ended.code, ended.out) == (0, f"progress {WEEK}: 0 made here, 4 already made, 0 failed, of 4 recipients.\n")
     assert (await edition.run("relay", "--until-empty")).code == 0
     assert (dict(edition.sink.addresses), await edition.states()) == (mails, {"sent": 3, "dead": 1})
     assert await bodies(edition) == (0, 0)
@@ -118,7 +118,7 @@ async def test_an_old_edition_that_is_generated_again_sends_nothing(edition):
 
     await edition.hire(1, first=5)
     ended = await edition.run("generate", "--period", WEEK)
-    assert ended.out == f"progress {WEEK}: 1 made here, 4 elsewhere, 0 failed, of 5 recipients.\n"
+    assert ended.out == f"progress {WEEK}: 1 made here, 4 already made, 0 failed, of 5 recipients.\n"
     assert (await edition.run("relay", "--until-empty")).code == 0
     assert dict(edition.sink.addresses) == {**mails, "p5@example.com": 1}
 

@@ -72,7 +72,7 @@ async def test_one_recipient_whose_query_fails_is_named_and_the_next_run_makes_w
     fleet.data = "select cast(:key as int) as share"
     mended = await fleet.run("generate")
     assert (mended.code, mended.err) == (0, "")
-    assert "1 made here, 2 elsewhere, 0 failed, of 3 recipients." in mended.out
+    assert "1 made here, 2 already made, 0 failed, of 3 recipients." in mended.out
 
 
 async def test_every_server_says_who_failed(fleet):

@@ -97,7 +97,7 @@ async def test_of_two_digests_with_common_items_the_first_to_commit_tells_what_i
     last = (await items(connection, settings, NEXT))[-1]
     async with connection.transaction():
         await connection.execute("UPDATE outbox.digest_item SET digest = 1 WHERE report = $1", last)
-        closing = asyncio.create_task(generate(settings, "digest", period_key="2026-W49"))
+        closing = asyncio.create_task(generate(settings, "digest", period_key="2026-W43"))
         await waited_for(connection)
     result = await closing
     assert (result.made, result.expected, result.failed) == (0, 0, {})

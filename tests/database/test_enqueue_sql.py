@@ -20,6 +20,10 @@ MANY = """select outbox.enqueue(key => k, sender => s, recipient => r, subject =
 
 # What Postgres can hold.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=998)
+LINE = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=998),
+    st.sampled_from(["", ".", "a" * 998, "a\tb", "🙂" * 40, "שלום", "=?utf-8?q?x?=", "\u00a0a \u00a0 b\u3000"]),
+)
 TRICKY = st.sampled_from(
     ["", ".", "\r\n.\r\n", "From me\nFrom you", "a" * 998, "a\rb\r\nc\n", "🙂" * 40, "שלום", "=?utf-8?q?x?="]
 )
@@ -27,7 +31,7 @@ NAMES = st.one_of(
     st.text(st.characters(categories=["L", "N", "P", "S", "Zs"], exclude_characters='<>\\"'), max_size=60), st.just("")
 )
 EXAMPLES = st.lists(
-    st.tuples(NAMES, st.one_of(TEXT, TRICKY), st.one_of(TEXT, TRICKY), st.one_of(st.none(), TEXT, TRICKY)),
+    st.tuples(NAMES, LINE, st.one_of(TEXT, TRICKY), st.one_of(st.none(), TEXT, TRICKY)),
     min_size=10, max_size=40,
 )  # fmt: skip
 
@@ -172,6 +176,16 @@ async def test_each_of_several_recipients_has_a_delivery_and_none_sees_the_hidde
         ("recipient => 'a@b.example', headers => '{\"A B\": \"x\"}'", "the header A B cannot be given"),
         ("recipient => repeat('ü', 33) || '@b.example'", "recipient is not an email address"),
         ("subject => 's'", "needs a recipient"),
+        ("recipient => 'a@b.example', subject => E'a\\r\\nBcc: x@y.example'", "the subject has a line break"),
+        ("recipient => 'a@b.example', subject => U&'a\\2028b'", "the subject has a line break"),
+        ("recipient => 'a@b.example', headers => '{\"X-A\": \"a\\nb\"}'", "the header X-A has a line break"),
+        ("recipient => E'A\\nb <a@b.example>'", "recipient is missing or has a control character"),
+        ("recipient => 'a@b.example', cc => array[E'a@b.example\\n']", "recipient is missing or has a control"),
+        (
+            "recipient => 'a@b.example', reply_to => array[E'A\\rb <a@b.example>']",
+            "Reply-To is missing or has a control",
+        ),
+        ("recipient => 'a@b.example', sender => E'A\\tb <a@b.example>'", "sender is missing or has a control"),
         ("recipient => 'a@b.example', priority => 'high'", "the priority high is unknown"),
         ("recipient => 'a@b.example', route => 'Bulk'", "the route Bulk is not a valid name"),
     ],

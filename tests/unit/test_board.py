@@ -9,12 +9,14 @@ from email.message import EmailMessage
 
 import pytest
 
+from outbox.settings import WebSettings
 from outbox.status import RouteStatus
 from outbox.watch import EditionSeen, Look, Open, PauseSeen, RelaySeen
 from outbox.web.board.hour import HEIGHT, WIDTH, Hour
 from outbox.web.board.live import Seen
 from outbox.web.board.mail import PICTURES_MAX, has_remote_pictures, mail_of, read_mail
 from outbox.web.board.overview import bar, verdict
+from outbox.web.board.signing import _token_of
 from outbox.web.looks import TEXT_MAX, bigint, printable
 
 NOW = datetime(2026, 11, 23, 11, 4, 12, tzinfo=UTC)
@@ -173,3 +175,8 @@ async def test_the_event_loop_goes_on_while_a_message_is_read():
         turns += 1
     assert all(one.result().notes for one in reading)
     assert turns > 20, "read on the loop they would take one turn each"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_token(tmp_path):
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbf" + b"x" * 32 + b"\r\n")
+    assert _token_of(WebSettings(board_token_file=str(tmp_path / "token"))) == "x" * 32
