@@ -1007,6 +1007,15 @@ begin
     address := outbox.address_of(btrim(coalesce(parts[3], said)), what);
 end $$;
 
+-- Fields that every email has unless `headers` gives them another value (fields.DEFAULT_FIELDS).
+create function outbox.default_fields(headers jsonb) returns text language sql immutable
+    set search_path = pg_catalog, pg_temp as $$
+    select coalesce(string_agg(d.name || ': ' || d.value || E'\r\n', '' order by d.name), '')
+      from (values ('Auto-Submitted', 'auto-generated'), ('X-Auto-Response-Suppress', 'OOF, AutoReply')) as d (name, value)
+     where not exists (select from jsonb_each_text(coalesce(nullif(default_fields.headers, 'null'), '{}')) as h (name, value)
+                        where lower(h.name) = lower(d.name) and h.value is not null)
+$$;
+
 -- A header field of mailboxes, with its CRLF; nothing where there is none.
 create function outbox.mailboxes_header(field text, said text[]) returns text language plpgsql immutable
     set search_path = pg_catalog, pg_temp as $$
@@ -1185,8 +1194,8 @@ begin
     for part in select name, value from jsonb_each_text(coalesce(nullif(enqueue.headers, 'null'), '{}')) as h (name, value) loop
         continue when part.value is null;
         if part.name !~ '^[!-9;-~]{1,64}$' or lower(part.name) in (
-            'from', 'to', 'cc', 'bcc', 'reply-to', 'subject', 'date', 'message-id', 'list-id', 'auto-submitted',
-            'x-auto-response-suppress', 'mime-version', 'content-type', 'content-transfer-encoding',
+            'from', 'to', 'cc', 'bcc', 'reply-to', 'subject', 'date', 'message-id', 'list-id',
+            'mime-version', 'content-type', 'content-transfer-encoding',
             'dkim-signature', 'return-path', 'delivered-to', 'received', 'x-outbox-redirected-from') then
             raise exception using errcode = '22023',
                 message = format('the header %s cannot be given: its name is not valid, or outbox writes it', left(part.name, 100)),
@@ -1213,7 +1222,7 @@ begin
             || outbox.text_field('Subject', coalesce(enqueue.subject, ''), 66) || E'\r\nDate: '
             || to_char(now() at time zone 'UTC', 'Dy, DD Mon YYYY HH24:MI:SS') || E' +0000\r\nMessage-ID: <', 'UTF8'),
         split_part(from_address, '@', -1),
-        convert_to(E'>\r\nAuto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: All\r\n' || further
+        convert_to(E'>\r\n' || outbox.default_fields(enqueue.headers) || further
             || E'MIME-Version: 1.0\r\n' || body, 'UTF8'),
         enqueue.send_at, enqueue.send_before, (enqueue.priority = 'urgent')::integer, enqueue.route);
 end $$;

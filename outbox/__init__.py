@@ -85,7 +85,8 @@ newcomer who follows it meets them in this order:
     show              the whole story of one
     mime              bounded reader of MIME messages; stored_mail: a stored email's headers, text, page and files
     suggested         commands that are suggested to people, quoted for a shell
-    bounce            parser of bounces and complaints; returned: their verification and recording
+    bounce            parser of bounces and complaints; bounce_class: how they weigh against an address
+    returned          verification and recording of bounces and complaints
 
     schedule          the ticks of a cron expression in civil time
     agenda            how the schedules stand: the latest tick, its edition, what became of it

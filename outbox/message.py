@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from outbox.fields import ENCODED_WORD_MAX, LINE_MAX, SUBJECT_MAX, check_header, one_line, runs, text_field
+from outbox.fields import (
+    ENCODED_WORD_MAX,
+    LINE_MAX,
+    SUBJECT_MAX,
+    check_header,
+    default_fields,
+    one_line,
+    runs,
+    text_field,
+)
 from outbox.mailbox import Mailbox, check_address, comparable, mailbox_header, mailboxes_header, parse_sender
 from outbox.structured import extra_field
 
@@ -107,8 +116,7 @@ def build(
         f"Date: {_rfc5322_date(date)}",
         f"Message-ID: {_bracketed(message_id)}",
         *([] if list_id is None else [f"List-Id: {_bracketed(list_id)}"]),  # RFC 2919
-        "Auto-Submitted: auto-generated",  # RFC 3834: out-of-office robots keep silent
-        "X-Auto-Response-Suppress: All",  # the same for Exchange
+        *default_fields(headers),
         *(extra_field(name, value) for name, value in headers.items()),
         "MIME-Version: 1.0",
         "",

@@ -528,8 +528,10 @@ class WaySettings(_Table):
         for name, value in headers.items():
             if not FIELD_NAME.fullmatch(name):
                 raise ValueError(f"{_shown(name)} is no header field's name; use letters, digits and hyphens")
-            if name.lower() in OURS | CARRIERS:
+            if name.lower() in (OURS | CARRIERS) - {"reply-to"}:
                 raise ValueError(f"{name} is written by outbox or by mail servers; take it out")
+            if name.lower() == "reply-to" and not (value.isascii() and _RCPT.fullmatch(value.strip())):
+                raise ValueError(f"{name} must be one address; use for example help@example.com")
             if _CONTROL.search(value):
                 raise ValueError(f"{name} has a line break or another control character; write it on one line")
             unknown = set(re.findall(r"\{(.*?)\}", value)) - {"email_id", "key"}

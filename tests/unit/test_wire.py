@@ -170,6 +170,41 @@ def test_a_field_that_the_message_has_is_left_to_it():
     assert claim.head == b"X-Other: route\r\n"
 
 
+WRITTEN = b"Auto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: OOF, AutoReply\r\n"
+
+
+@pytest.mark.parametrize(
+    "header, fields, sent",
+    [
+        (WRITTEN, {"X-Tag": "t"}, b"X-Tag: t\r\n" + WRITTEN),
+        (
+            WRITTEN,
+            {"X-Auto-Response-Suppress": "None", "auto-submitted": "no"},
+            b"X-Auto-Response-Suppress: None\r\nauto-submitted: no\r\n",
+        ),
+        (
+            b"X-Auto-Response-Suppress: All\r\n",
+            {"x-auto-response-suppress": "OOF"},
+            b"x-auto-response-suppress: OOF\r\n",
+        ),
+        (b"Auto-Submitted: auto-notified\r\n", {"Auto-Submitted": "no"}, b"Auto-Submitted: auto-notified\r\n"),
+        (b"X-A: b\r\n", {"Reply-To": "help@example.com"}, b"Reply-To: help@example.com\r\nX-A: b\r\n"),
+        (b"Reply-To: a@b.example\r\n", {"Reply-To": "help@example.com"}, b"Reply-To: a@b.example\r\n"),
+    ],
+    ids=["others", "defaults", "former default", "chosen", "Reply-To", "Reply-To chosen"],
+)
+def test_a_route_replaces_the_default_fields_and_no_field_that_an_application_chose(header, fields, sent):
+    begin, end = b"From: a@example.com\r\n", b"Subject: x\r\n\r\nAuto-Submitted: auto-generated\r\n"
+    claim = mail(begin + header + end)
+    letterhead = Letterhead(fields)
+    for _ in range(2):
+        letterhead.prepare(claim)
+    whole = claim.head + claim.message
+    assert sorted(whole.split(b"\r\n")) == sorted((sent + begin + end).split(b"\r\n"))
+    assert whole.endswith(end)
+    assert claim.wire_bytes == len(claim.message)
+
+
 @pytest.fixture(scope="module")
 def key():
     return rsa.generate_private_key(65537, 2048)
