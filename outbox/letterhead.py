@@ -9,15 +9,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import quote
 
 from outbox import content
 from outbox.signature import Signer, UnsignableError, load_signer
-from outbox.structured import extra_field
+from outbox.structured import extra_field, is_free_text
 
 if TYPE_CHECKING:
     from outbox.ledger import Claim
     from outbox.settings import Settings
 
+_SAFE: Final = "!#$&'*+-./:=?@^_`{|}~"  # in a field that programs read, beside letters and digits
 _PLACEHOLDER: Final = re.compile(r"\{email_id\}|\{key\}")
 
 
@@ -76,7 +78,7 @@ class Letterhead:
             return
         try:
             head = self._fields_of(claim)
-        except ValueError as error:  # a field in which the email's key cannot be written
+        except ValueError as error:  # a field that the email's key makes too long
             claim.fault = f"its route's headers cannot be written: {error}"
             return
         if self.signer is not None:
@@ -93,10 +95,16 @@ class Letterhead:
         if not self.fields:
             return b""
         there = b"\n" + content.header_of(claim.message).lower()
-        values = {"{email_id}": str(claim.email), "{key}": claim.key}
         lines = [
-            extra_field(name, _PLACEHOLDER.sub(lambda found: values[found[0]], value))
+            extra_field(name, _filled(name, value, claim))
             for name, value in self.fields.items()
             if f"\n{name.lower()}:".encode() not in there
         ]
         return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def _filled(name: str, value: str, claim: "Claim") -> str:
+    """Return the value for an email; where programs read the field, the key is percent-encoded."""
+    key = claim.key if is_free_text(name) else quote(claim.key, safe=_SAFE)
+    values = {"{email_id}": str(claim.email), "{key}": key}
+    return _PLACEHOLDER.sub(lambda found: values[found[0]], value)
