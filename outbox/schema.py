@@ -210,6 +210,9 @@ UPGRADES: Final[Mapping[int, str]] = {
 
         -- enqueue
         DROP FUNCTION IF EXISTS outbox.header_text(text, integer);
+        DROP FUNCTION IF EXISTS outbox.enqueue(
+            text, text, text, text, text, text, text[], text[], text[], text[], jsonb, timestamptz, timestamptz,
+            text, text);
     """,
 }
 
