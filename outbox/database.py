@@ -6,9 +6,10 @@ Knows nothing of reports or mail.
 import asyncio
 import hashlib
 import os
+import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -22,6 +23,7 @@ from outbox.database_refusal import (
     ITSELF,
     SESSION_MODE,
     SHARED_STATEMENTS,
+    UNVERIFIED,
     Kind,
     Refusal,
     reason_of,
@@ -32,6 +34,8 @@ from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseE
 from outbox.log import Events
 from outbox.period import INFINITY, MINUS_INFINITY
 from outbox.postgres_hosts import Dial, Host, NoHostError, PinnedLoop, plan_of
+from outbox.postgres_local import require_user, resolve
+from outbox.postgres_parameters import warn_unknown
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -349,30 +353,27 @@ async def _open(url: DatabaseUrl, settings: dict[str, str], timeout_s: float) ->
     """
     try:
         plan = plan_of(url.dsn)
+        given = resolve(plan.parameters.given, has_tcp=not plan.hosts or not all(host.is_socket for host in plan.hosts))
+        require_user(plan.users)
     except ValueError as error:  # of the environment: the URL was checked when it was read
         raise DatabaseRefusedError(f"database_url: {error}.") from None
+    _warn(*plan.parameters.warnings)
 
     async def opening(host: Host | None, address: str, attrs: str | None) -> Connection:
         loop = PinnedLoop(asyncio.get_running_loop(), address) if address else None
         place = {} if host is None else {"host": host.name, "port": host.port}
-        try:
-            opened = await asyncpg.connect(
-                plan.dsn,
-                **place,
-                loop=loop,
-                timeout=timeout_s,
-                target_session_attrs=attrs,
-                max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
-                server_settings=settings,
-                connection_class=Connection,
-            )
-        except FileNotFoundError as error:
-            if host is None or host.is_socket:
-                raise
-            words = "a file that a parameter of TLS names, or the default sslrootcert, does not exist"
-            raise asyncpg.ClientConfigurationError(words) from error
-        assert isinstance(opened, Connection)
-        return opened
+        options = {**place, "loop": loop, "timeout": timeout_s, "target_session_attrs": attrs}
+        while True:
+            known = {name: value for name, value in given.items() if name not in _unknown}
+            try:
+                return await _connect(plan.dsn_of(known), settings, options)
+            except asyncpg.UndefinedObjectError as error:
+                # A setting that the server does not know. If the URL has it, it is another tool's, or misspelt.
+                name = _unrecognized(error, known)
+                if not name or name in settings:
+                    raise
+                _unknown.add(name)
+                _warn(warn_unknown(name))
 
     try:
         if plan.hosts:
@@ -390,6 +391,46 @@ async def _open(url: DatabaseUrl, settings: dict[str, str], timeout_s: float) ->
         raise explain_refusal(url, error) from error
     _watch_peer(connection)
     return connection
+
+
+async def _connect(dsn: str, settings: dict[str, str], options: dict[str, Any]) -> Connection:
+    opened = await asyncpg.connect(
+        dsn,
+        **options,
+        max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
+        server_settings=settings,
+        connection_class=Connection,
+    )
+    assert isinstance(opened, Connection)
+    return opened
+
+
+_unknown: set[str] = set()
+"""Parameters of this process's database URLs that a server did not know."""
+_warned: set[str] = set()
+
+
+def _warn(*sentences: str) -> None:
+    """Log each sentence once in the life of the process."""
+    for sentence in sentences:
+        if sentence not in _warned:
+            _warned.add(sentence)
+            log.warning("database_parameter_ignored", "outbox {reason}", reason=sentence)
+
+
+def ignored_parameters(url: DatabaseUrl) -> list[str]:
+    """Return a sentence for each parameter of the URL that is ignored.
+
+    Those that a server does not know are among them after `connect`.
+    """
+    parameters = plan_of(url.dsn).parameters
+    return [*parameters.warnings, *(warn_unknown(name) for name in parameters.given if name in _unknown)]
+
+
+def _unrecognized(error: Exception, names: Iterable[str]) -> str:
+    """Return which of these settings the server does not know. Its sentence may be in any language (lc_messages)."""
+    quoted = re.findall(r"[\"'«»„“”]([^\"'«»„“”]+)[\"'«»„“”]", str(error))
+    return next((name for name in names if name in quoted), "")
 
 
 def _abandon(connection: Connection) -> None:
@@ -585,6 +626,12 @@ def explain_refusals(url: DatabaseUrl, failures: Sequence[tuple[str, Exception]]
 
 
 def _explained(url: DatabaseUrl, refusal: Refusal) -> Exception:
+    if refusal.fix is UNVERIFIED and "channel_binding=require" in url.dsn:
+        why = "it is verified for channel_binding=require, since asyncpg has no channel binding"
+        refusal = replace(refusal, says=f"{refusal.says}; {why}")
+    if refusal.is_silent and "sslnegotiation=direct" in url.dsn:
+        fix = f"{refusal.fix}; sslnegotiation=direct needs PostgreSQL 17 or later with TLS"
+        refusal = replace(refusal, fix=fix)
     match refusal.kind:
         case Kind.LOGIN:
             error: type[Exception] = DatabaseLoginError

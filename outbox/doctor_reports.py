@@ -29,6 +29,7 @@ from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
 from outbox.source import Content, PythonSource, Recipient, SharedAddresses, Source, UnreadableError, checked, source_of
 from outbox.template_files import ignored
+from outbox.timezones import current
 
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
 STATEMENT_MAX_S: Final = 30
@@ -128,6 +129,10 @@ class Look:
 
     async def look(self) -> None:
         """One line each; a line that fails keeps those that need it from being looked at."""
+        if (current_name := current(self.report.timezone)) != self.report.timezone:
+            found = f"{self.report.timezone} is a former name of {current_name}"
+            mend = f"write {current_name}; the periods stay the same"
+            self.found.findings.append(note(self._check("timezone"), found, mend))
         try:
             await self.session.use_timezone(self.report.timezone)
             period, now = await self._look_at_period()
