@@ -218,7 +218,7 @@ SELECT 'failed', '', '', count(*) FROM (SELECT FROM {UNDECIDED} LIMIT $1) f
  UNION ALL
 SELECT 'missing', e.report, e.period, found.n
   FROM outbox.edition e CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM {MISSING} LIMIT $1) u) found
- WHERE e.created_at > now() - {EDITIONS_FOR}
+ WHERE e.created_at > now() - {EDITIONS_FOR} AND e.done_elsewhere_at IS NULL
  UNION ALL
 SELECT 'unfinished', e.report, e.period, 1 FROM outbox.edition e
  WHERE e.expected IS NULL AND e.completed_at IS NULL

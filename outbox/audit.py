@@ -8,6 +8,7 @@ An email counts for a recipient if its key, its envelope and its report are as e
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
@@ -72,6 +73,8 @@ class Audit:
     sent: int = 0
     bounced: Unsents = field(default_factory=lambda: Unsents(None))
     may_be_empty: bool = False
+    done_elsewhere_at: datetime | None = None
+    """When a person declared that another system made it."""
 
     @property
     def name(self) -> str:
@@ -86,6 +89,8 @@ class Audit:
     @property
     def is_well(self) -> bool:
         """Return True if each expected recipient's email is sent or settled; False if no run opened the edition."""
+        if self.done_elsewhere_at is not None:
+            return True
         has_whom = self.expected > 0 or self.may_be_empty
         return self.made and has_whom and self.sent + self._settled == self.expected
 
@@ -94,27 +99,36 @@ class Audit:
         return sum(self.unsent[kind].count for kind in SETTLED)
 
     @property
-    def _sentence_of_nobody(self) -> str:
-        if self.may_be_empty:
-            return f"All is well: the source of {self.name} names no recipient, so nothing was to be sent."
-        return (
-            f"Not well: the source of {self.name} names no recipient, and its settings do not allow that; "
-            f"`outbox generate {self.report} --period {self.period.key}` says what the reason may be."
-        )
+    def sentence(self) -> str:
+        """Return whether all is well, in one sentence."""
+        return self._fault or self._praise
 
     @property
-    def sentence(self) -> str:
-        """Whether all is well, in one sentence."""
+    def _fault(self) -> str | None:
+        if self.done_elsewhere_at is not None:
+            return None
         if not self.made:
             command = DIGEST if self.report == DIGEST else f"generate {self.report}"
             return f"Not well: {self.name} was never generated; run `outbox {command} --period {self.period.key}`."
-        if not self.expected:
-            return self._sentence_of_nobody
+        if not (self.expected or self.may_be_empty):
+            return (
+                f"Not well: the source of {self.name} names no recipient, and its settings do not allow that; "
+                f"`outbox generate {self.report} --period {self.period.key}` says what the reason may be."
+            )
         if not self.is_well:
             faults = {kind: self.unsent[kind] for kind in NEEDED if self.unsent[kind].count}
             parts = [f"{found.count:,} {spoken(kind)}" for kind, found in faults.items()]
             missed = sum(found.count for found in faults.values())
             return f"Not well: {missed:,} of {self.expected:,} emails of {self.name} are not sent: {', '.join(parts)}."
+        return None
+
+    @property
+    def _praise(self) -> str:
+        if self.done_elsewhere_at is not None:
+            at = f"{self.done_elsewhere_at:%Y-%m-%d %H:%M} UTC"
+            return f"All is well: {self.name} was done elsewhere, as declared on {at}, so nothing is to be sent."
+        if not self.expected:
+            return f"All is well: the source of {self.name} names no recipient, so nothing was to be sent."
         if self._settled == self.unsent[SUPPRESSED].count != 0:
             but = f"all but {self._settled:,} of its {self.expected:,} recipients, who are on the suppression list"
             return f"All is well: {self.name} is sent to {but}."
@@ -137,6 +151,7 @@ class Audit:
             "sent": self.sent,
             **{kind: found.count for kind, found in self.unsent.items()},
             BOUNCED: self.bounced.count,
+            "done_elsewhere_at": self.done_elsewhere_at,
             "no_longer_expected": self.left,
             "is_well": self.is_well,
             "sentence": self.sentence,
@@ -173,8 +188,10 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
             (reports,) = (await session.fetch(REPORTS, {"edition": edition}))[0]
             found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
             found.bounced.names_max = names_max
-            found.may_be_empty = report.is_empty_allowed
             waived = frozenset() if edition is None else await read_waived(session, edition)
+            found.may_be_empty = report.is_empty_allowed
+            if edition is not None:
+                found.done_elsewhere_at = (await session.fetch(ELSEWHERE, {"edition": edition}))[0][0]
             expected = Expected(_sender(settings), has_reports=reports > 0, waived=waived)
             async for window in windows(source.recipients(period), WINDOW_MAX):
                 await _look(session, edition, found, window, expected)
@@ -220,6 +237,7 @@ def _sender(settings: Settings) -> str | None:
     return None if settings.sender is None else message.parse_sender(settings.sender).address
 
 
+ELSEWHERE: Final = text("SELECT done_elsewhere_at FROM outbox.edition WHERE id = :edition")
 REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:edition AS integer)")
 
 # Through the email's key, which stays when somebody has deleted the report. A delivery that is not there although

@@ -134,7 +134,9 @@ def _progress(edition: EditionSeen, frame: Frame) -> Iterator[str]:
         if edition.made != edition.expected:
             yield f"{edition.made:,} made"
         yield from (f"{count:,} {word}" for count, word in progress_of(edition))
-    if edition.completed_at is not None:
+    if edition.done_elsewhere_at is not None:
+        yield f"done elsewhere, as declared {spoken_time(edition.done_elsewhere_at, frame.zone(edition.report))}"
+    elif edition.completed_at is not None:
         yield f"complete {spoken_time(edition.completed_at, frame.zone(edition.report))}"
 
 

@@ -97,6 +97,8 @@ class EditionStatus:
     collected: int
     suppressed: int = 0
     bounced: int = 0
+    done_elsewhere_at: datetime | None = None
+    """When a person declared that another system made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ SELECT r.id, r.host, r.pid, r.version, r.started_at,
 RATES: Final = f"SELECT route, found_at, {FOUND} FROM outbox.pace WHERE found_rate IS NOT NULL ORDER BY route"
 
 EDITIONS: Final = f"""
-SELECT e.report, e.period, e.expected, c.*
+SELECT e.report, e.period, e.expected, c.*, e.done_elsewhere_at
   FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e CROSS JOIN LATERAL ({COUNTED}) c
  ORDER BY e.starts_at DESC, e.id DESC
 """
@@ -191,7 +193,8 @@ UNREACHED: Final = f"""
 SELECT e.report || '/' || e.period || '/' || u.key, u.reason
   FROM outbox.edition e CROSS JOIN LATERAL (
     SELECT u.recipient_key AS key, u.reason FROM {MISSING} ORDER BY u.recipient_key LIMIT $1) u
- WHERE e.created_at > now() - {EDITIONS_FOR} ORDER BY e.starts_at DESC, e.id DESC, u.key LIMIT $1
+ WHERE e.created_at > now() - {EDITIONS_FOR} AND e.done_elsewhere_at IS NULL
+ ORDER BY e.starts_at DESC, e.id DESC, u.key LIMIT $1
 """
 
 

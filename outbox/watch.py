@@ -78,6 +78,8 @@ class EditionSeen:
     period: str
     expected: int | None
     completed_at: datetime | None
+    done_elsewhere_at: datetime | None = None
+    """When a person declared that another system made it."""
     made: int | None = None
     sent: int | None = None
     waiting: int | None = None
@@ -131,7 +133,8 @@ SELECT report, since, left(who, 500) AS who, left(why, 2000) AS why FROM outbox.
 """
 
 EDITIONS: Final = """
-SELECT id, report, period, expected, completed_at FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1
+SELECT id, report, period, expected, completed_at, done_elsewhere_at FROM outbox.edition
+ ORDER BY starts_at DESC, id DESC LIMIT $1
 """
 
 # By the index of what is in doubt alone.

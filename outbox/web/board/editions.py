@@ -25,11 +25,13 @@ ID_MAX: Final = 2**31 - 1
 # In the order of their beginnings; the table is small, some rows for each report and week. A page begins after an
 # edition, whose time Postgres looks up itself: it may be one that Python cannot represent.
 EDITIONS: Final = """
-SELECT id, report, period, expected, completed_at FROM outbox.edition
+SELECT id, report, period, expected, completed_at, done_elsewhere_at FROM outbox.edition
  WHERE ($1::int IS NULL OR (starts_at, id) < (SELECT a.starts_at, a.id FROM outbox.edition a WHERE a.id = $1))
  ORDER BY starts_at DESC, id DESC LIMIT $2
 """
-EDITION: Final = "SELECT id, report, period, expected, completed_at FROM outbox.edition WHERE id = $1"
+EDITION: Final = (
+    "SELECT id, report, period, expected, completed_at, done_elsewhere_at FROM outbox.edition WHERE id = $1"
+)
 
 BY_STATE: Final = """
 SELECT coalesce(d.state, 'none') AS state, count(*) AS n
@@ -138,7 +140,7 @@ class Editions:
 
 
 def _edition(row: Any) -> EditionSeen:
-    return EditionSeen(row["id"], row["report"], row["period"], row["expected"], row["completed_at"])
+    return EditionSeen(*row)
 
 
 def _edition_id(text: str) -> int | None:
