@@ -255,7 +255,7 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
                             WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), '')
             ELSE (SELECT left(a.reply, 2000) FROM outbox.attempt a
                    WHERE a.email = d.email AND a.verdict = 'bounced' AND EXISTS (SELECT FROM outbox.bounce b
-                         WHERE b.email = d.email AND b.kind IN ('hard', 'complained'))
+                         WHERE b.email = d.email AND b.kind IN ('hard', 'complained') OFFSET 0)
                    ORDER BY a.settled_at DESC LIMIT 1)
         END AS said,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL
@@ -269,16 +269,17 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
           FROM outbox.waiver w
          WHERE w.edition = CAST(:edition AS integer) AND w.recipient_key = n.key) AS waived
   FROM unnest(:keys) AS n (key)
-  LEFT JOIN outbox.report r ON r.edition = CAST(:edition AS integer) AND r.recipient_key = n.key
+  LEFT JOIN LATERAL (SELECT id, edition, recipient_key FROM outbox.report
+                      WHERE edition = CAST(:edition AS integer) AND recipient_key = n.key OFFSET 0) r ON true
   LEFT JOIN outbox.edition e ON e.id = r.edition
-  LEFT JOIN outbox.digest_item i ON i.report = r.id
+  LEFT JOIN LATERAL (SELECT report, address, digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
   LEFT JOIN LATERAL (
     SELECT own.id, own.key, own.report, own.sender, own.recipient FROM outbox.email own
      WHERE own.key = :prefix || n.key AND i.digest IS NULL
      UNION ALL
     SELECT its.id, its.key, its.report, its.sender, its.recipient FROM outbox.email its WHERE its.report = i.digest
   ) m ON true
-  LEFT JOIN outbox.delivery d ON d.email = m.id
+  LEFT JOIN LATERAL (SELECT email, state, paused, attempt FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
   LEFT JOIN LATERAL {LAST_VERDICT} s ON true
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 

@@ -92,7 +92,19 @@ LOST_SESSION = (
 # be read whole for every batch, by a plan that the session then keeps; a bitmap scan gives no order, so that a claim
 # would read and sort the whole backlog. BY_INDEX says it for a transaction.
 NOT_BY_INDEX: Final = ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin")
+
+# Joins to each report `r` its digest item `i`, the email `m` (its own, or that of the digest that took it up) and the
+# email's delivery `d`. Each `OFFSET 0` keeps its subquery from being joined as a whole: the planner can then only look
+# it up for one row at a time, by the index of its WHERE. Without statistics it may join all emails to all reports in a
+# nested loop over a materialized scan, which is quadratic.
+EMAIL_OF_REPORT: Final = """
+  LEFT JOIN LATERAL (SELECT report, digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
+  LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
+  LEFT JOIN LATERAL (SELECT email, state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
+"""
 BY_INDEX: Final = "SELECT " + ", ".join(f"set_config('{way}', 'off', true)" for way in NOT_BY_INDEX)
+# The same for a statement that joins arrays of a batch to each other: these have no index, so they are hashed.
+BATCH_BY_INDEX: Final = BY_INDEX + ", set_config('enable_hashjoin', 'on', true)"
 
 
 def is_ended(error: BaseException, connection: Any) -> bool:
@@ -161,7 +173,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
     local_path: str | None = None
     """Search path of the open transaction, if it is not the trusted one."""
     settle: str = ""
-    """Statements that set up the session: the search path and `lock_timeout`."""
+    """Statements that set up the session: the search path, `lock_timeout` and `plan_cache_mode`."""
     is_pooled: bool = False
     """True behind a pooler: the backend is not the one that the connection was opened with."""
 
@@ -169,7 +181,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
         """Close in order. A pooler in transaction mode reuses the backend as it is, so settings are reset first."""
         if self.is_pooled and not self.is_closed():
             with suppress(asyncpg.PostgresError, *LOST_SESSION):
-                await self.execute("RESET search_path; RESET lock_timeout", timeout=timeout)
+                await self.execute("RESET search_path; RESET lock_timeout; RESET plan_cache_mode", timeout=timeout)
         await super().close(timeout=timeout)
 
     def get_reset_query(self) -> str:
@@ -265,12 +277,17 @@ async def connect(
     settings: dict[str, str] | None = None,
     timeout_s: float = CONNECT_TIMEOUT_S,
     clamp_timestamps: bool = True,
+    keep_plans: bool = False,
 ) -> Connection:
     """Open a connection of our own that belongs to no pool: asyncpg's pool releases advisory locks, others leak them.
 
     Its search path is `TRUSTED_PATH`, and it waits for a lock for `LOCK_TIMEOUT_S` unless `settings` says otherwise.
     `clamp_timestamps` decodes timestamps out of Python's range to its bounds instead of raising. All hosts and
     addresses of the URL are asked within `timeout_s`.
+
+    Statements with parameters are planned for each execution. A plan that a long session made for empty tables reads
+    whole tables in nested loops once these are large, and Postgres keeps it until the next ANALYZE. `keep_plans` is for
+    sessions whose statements say how they are planned (`BY_INDEX`); `plan_cache_mode` in `settings` wins.
 
     Raises:
         DatabaseUnavailableError: one sentence that says whether it does not answer, or does not let us in.
@@ -289,6 +306,8 @@ async def connect(
         connection.user_search_path, connection.is_pooled = path, backend != connection.get_server_pid()
         lock_timeout = settings.get("lock_timeout", str(int(LOCK_TIMEOUT_S * 1000)))
         connection.settle = f"SET search_path = {TRUSTED_PATH}; SET lock_timeout = '{lock_timeout}';"
+        if not (keep_plans or "plan_cache_mode" in settings):
+            connection.settle += " SET plan_cache_mode = 'force_custom_plan';"
         await connection.execute(connection.settle, timeout=timeout_s)
     except SHARED_STATEMENTS as error:
         connection.terminate()

@@ -120,7 +120,7 @@ class GenerateSession:
         timeout_s = min(lease_s, CONNECT_TIMEOUT_S)
         opened: list[Any] = []
         database = engine_on(url, opened.pop)  # first, since it imports SQLAlchemy: a session would idle meanwhile
-        driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s)
+        driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s, keep_plans=True)
         opened.append(driver)
         session = cls(driver, settings)
         try:

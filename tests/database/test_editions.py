@@ -10,6 +10,8 @@ import asyncpg
 import pytest
 
 from outbox import generate as making
+from outbox.agenda import read
+from outbox.attention import Kind, read_concerns
 from outbox.audit import audit
 from outbox.completion import CANDIDATES, COMPLETE, Candidate, is_complete
 from outbox.database import EDITION_LOCKS, engine
@@ -209,11 +211,14 @@ async def test_an_edition_without_recipients_is_an_error_and_never_complete(writ
         await make(settings, "sql")
     assert await expected(connection) == 0
     assert await complete(connection) == []
+    (concern,) = await read_concerns(connection)
+    assert (concern.kind, concern.subject) == (Kind.EMPTY, f"sql {WEEK}")
     assert not (await audit(settings, "sql", WEEK)).is_well
     assert "names no recipient" in (await audit(settings, "sql", WEEK)).sentence
 
     allowing = write("may_be_empty = true")
     assert (await make(allowing, "sql")).expected == 0
+    assert await read_concerns(connection) == []
     assert await complete(connection) == ["sql"]
     assert (await audit(allowing, "sql", WEEK)).is_well
 
@@ -406,6 +411,15 @@ async def test_a_stranger_who_holds_the_lock_of_an_edition_stops_nobody(settings
         "it is gone",
     )
     await connection.execute("DROP ROLE n_edition")
+
+
+async def test_a_report_is_new_to_schedules_until_outbox_has_made_an_edition_or_followed_one(connection):
+    await connection.execute("""
+        INSERT INTO outbox.edition (report, period, starts_at, ends_at, done_elsewhere_at)
+        VALUES ('made', '1', 'yesterday', now(), NULL), ('declared', '1', 'yesterday', now(), now());
+        INSERT INTO outbox.schedule (report, tick_at) VALUES ('followed', now())""")
+    seen = await read(connection, ["made", "declared", "followed", "unknown"])
+    assert seen.new == {"declared", "unknown"}
 
 
 async def test_a_period_that_is_none_cannot_be_declared(settings):

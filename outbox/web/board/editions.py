@@ -45,19 +45,25 @@ UNREACHED_MAX: Final = 20
 
 BY_STATE: Final = """
 SELECT coalesce(d.state, 'none') AS state, count(*) AS n
-  FROM outbox.report r JOIN outbox.email m ON m.report = r.id LEFT JOIN outbox.delivery d ON d.email = m.id
+  FROM outbox.report r
+ CROSS JOIN LATERAL (SELECT id FROM outbox.email WHERE report = r.id OFFSET 0) m
+  LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
  WHERE r.edition = $1 GROUP BY 1
 """
 # As `outbox status` says it: what is suppressed is cancelled, and what bounced is of those that were sent.
 CAME_BACK: Final = """
 SELECT 'suppressed' AS what, count(*) AS n
-  FROM outbox.report r JOIN outbox.email m ON m.report = r.id JOIN outbox.delivery d ON d.email = m.id
+  FROM outbox.report r
+ CROSS JOIN LATERAL (SELECT id FROM outbox.email WHERE report = r.id OFFSET 0) m
+ CROSS JOIN LATERAL (SELECT email, state FROM outbox.delivery WHERE email = m.id OFFSET 0) d
  WHERE r.edition = $1 AND d.state = 'cancelled'
    AND 'suppressed' = (SELECT a.verdict FROM outbox.attempt a
                         WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
 UNION ALL
 SELECT 'bounced', count(DISTINCT b.email)
-  FROM outbox.bounce b JOIN outbox.email m ON m.id = b.email JOIN outbox.report r ON r.id = m.report
+  FROM outbox.bounce b
+ CROSS JOIN LATERAL (SELECT report FROM outbox.email WHERE id = b.email OFFSET 0) m
+ CROSS JOIN LATERAL (SELECT edition FROM outbox.report WHERE id = m.report OFFSET 0) r
  WHERE r.edition = $1 AND b.kind IN ('hard', 'complained')
 """
 
