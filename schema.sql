@@ -52,7 +52,7 @@ create table outbox.definition (
 
 -- One report for one period, for all its recipients. `generate` reads all recipients in a *look*; the results of the look
 -- that began last are kept. A person can declare that another system made an edition (`outbox mark-done`): generate then
--- makes nothing of it, and `outbox.operation` has who and why.
+-- makes nothing of it.
 create table outbox.edition (
     id          integer generated always as identity primary key,
     report      text not null,
@@ -64,7 +64,9 @@ create table outbox.edition (
     completed_at timestamptz,                           -- when a relay first saw that every report is made and sent
     looked_at   timestamptz,                            -- when that look began
     may_be_empty boolean not null default false,        -- without recipients it is complete; else that is an error
-    done_elsewhere_at timestamptz,                      -- when it was declared as made by another system
+    done_elsewhere_at timestamptz,                      -- when a person declared that another system made it
+    done_elsewhere_by text,                             -- ... who
+    done_elsewhere_why text,                            -- ... and why
     unique (report, period),
     check (starts_at < ends_at)
 );

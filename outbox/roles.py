@@ -165,7 +165,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("delivery", "UPDATE", "due_at settled_at doubted_at relay withdrawn orphaned state send_before paused"),
         ("definition", "INSERT", "report cadence covers timezone"),
         ("edition", "INSERT", "report period starts_at ends_at"),
-        ("edition", "UPDATE", "expected completed_at done_elsewhere_at"),
+        ("edition", "UPDATE", "expected completed_at done_elsewhere_at done_elsewhere_by done_elsewhere_why"),
         ("attempt", "INSERT"),
         ("operation", "INSERT", "who what target why emails"),
         ("remove_unused_edition", "EXECUTE"),
