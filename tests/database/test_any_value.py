@@ -189,6 +189,7 @@ async def test_no_value_of_any_type_ends_in_an_error_of_another_kind(connection,
     await connection.execute("CREATE TYPE mood AS ENUM ('bad'); CREATE DOMAIN due_days AS date[];")
     named = {}
     async with GenerateSession.open(settings_of()) as session:
+        await session.use_timezone("America/New_York")
         for value in EXTREMES:
             for query in (f"select {value} as v where :key <> ''", f"select :key as k, {value} as v, {value} as w"):
                 try:

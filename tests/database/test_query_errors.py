@@ -133,6 +133,26 @@ async def test_a_timestamp_without_time_zone_in_the_recipients_query_is_told_wit
             await run()
 
 
+# Queries that run, and the bounds whose comparison depends on the session's time zone.
+DEPEND = [
+    ("done_at >= cast(:starts_at as timestamptz) and at < :ends_at", ["starts_at"]),
+    ("done_at >= :starts_at::timestamptz and done_at < :ends_at :: timestamp with time zone", ["starts_at", "ends_at"]),
+    ("at >= :starts_at and done_at < :starts_at", ["starts_at"]),
+    ("due >= :starts_at and done_at >= :starts_at", ["starts_at"]),
+    ("at >= :starts_at::timestamptz and due < :ends_at::date", []),
+    ("done_at >= :starts_at::timestamptz at time zone 'UTC'", []),
+    ("done_at at time zone 'UTC' >= cast(:starts_at as timestamptz)", []),
+    ("at >= :starts_at group by at - :starts_at, slug", []),
+]
+
+
+async def test_a_comparison_that_depends_on_the_time_zone_of_the_session_is_found(settings_of):
+    async with GenerateSession.open(settings_of()) as session:
+        for condition, bounds in DEPEND:
+            assert await session.plain_timestamps(f"select slug from task where :key <> '' and {condition}") == bounds
+        assert await session.plain_timestamps("select nothing from nowhere where a = :starts_at") == []
+
+
 async def test_a_key_that_is_no_number_costs_its_recipient_alone_a_report(settings_of):
     people = "select case id when 7 then 'seven' else id::text end as key, email from people"
     for data in (
