@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from sqlalchemy import text
 
 from outbox.audit import audit
 from outbox.errors import SourceError
@@ -73,26 +74,26 @@ def by_keys(bad, good):
 
 @pytest.mark.parametrize("query", [by_key, by_keys])
 async def test_a_value_that_python_cannot_hold_costs_its_recipient_alone_a_report(connection, settings_of, query):
-    for bad, text, good in UNREADABLE.values():
+    for bad, shown, good in UNREADABLE.values():
         result = await generate(settings_of(query(bad, good)), "progress", period_key=WEEK)
         assert (result.made, list(result.failed)) == (8, ["7"]), bad
         (said,) = result.failed.values()
         assert said.startswith("column due has the value "), said
-        assert text in said
+        assert shown in said
         await connection.execute("TRUNCATE outbox.edition CASCADE")
 
 
 async def test_a_value_of_the_recipients_query_that_python_cannot_hold_is_one_error_with_column_value_and_key(
     connection, settings_of
 ):
-    for bad, text, good in UNREADABLE.values():
+    for bad, shown, good in UNREADABLE.values():
         recipients = f"select id::text as key, email, case when id = 7 then {bad} else {good} end as since from people"
         settings = settings_of(recipients=recipients)
         with pytest.raises(SourceError) as refused:
             await generate(settings, "progress", period_key=WEEK)
         words = str(refused.value)
         assert words.startswith("reports.progress.recipients: column since has the value "), words
-        assert text in words
+        assert shown in words
         assert " in the row of key 7, which Python cannot represent as " in words
     for run in (audit(settings, "progress", WEEK), preview(settings, "progress", key="7", period_key=WEEK)):
         with pytest.raises(SourceError, match=r"^reports\.progress\.recipients: column since has the value"):
@@ -122,6 +123,8 @@ async def test_the_session_reads_times_as_before_after_a_value_that_it_could_not
             with pytest.raises(Exception, match="column due has the value"):
                 await session.rows(f"select {bad} as due, now() as at, '{{}}'::jsonb as j", {})
         assert await session.rows(again, {}) == before
+        ((latest,),) = await session.fetch(text("SELECT timestamptz '20226-11-24 00:00+00'"))
+        assert latest.year == 9999, "our own statements read the nearest time that Python has"
 
 
 # Values at the ends of every built-in type. None of them may end a run.
