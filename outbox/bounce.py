@@ -34,7 +34,10 @@ _ID: Final = re.compile(r"<[^<>\s]{1,900}>")
 # Anyone may send such a text: each expression begins where a word or a line does, and looks a bounded way ahead.
 _ADDRESS: Final = re.compile(r"(?<![^\s<>,;\"])[^\s<>,;\"@]{1,64}@[^\s<>,;\"]{1,255}")
 _ADDRESS_ALONE: Final = re.compile(r"(?m)^[ \t]{0,80}<?([^\s<>@]{1,64}@[^\s<>:]{1,255})>?:?[ \t\r]{0,80}$")
-_COPY: Final = re.compile(r"(?im)^(?:-+ ?(?:below this line|this is a copy|original message|the header of)|return-path:|received:|dkim-signature:).*$")
+_COPY: Final = re.compile(
+    r"(?im)^(?:-+ ?(?:below this line|this is a copy|original message|the header of)|return-path:|received:"
+    r"|dkim-signature:).*$"
+)
 _LINE_ENDS: Final = re.compile(rb"\r++(\n?)")
 # QSBMF, https://cr.yp.to/proto/qsbmf.txt: the first paragraph, one paragraph for each recipient, and a line with "-".
 _QMAIL: Final = re.compile(r"\s{0,200}Hi\. This is the ")
@@ -104,7 +107,7 @@ class Notice:
     @cached_property
     def judged(self) -> Judged:
         """Return what it weighs against the recipient that it names."""
-        return judge(self.stated, self.diagnostic, asked=self.transcript)
+        return judge(self.stated, self.diagnostic, quoted=self.transcript)
 
     @property
     def kind(self) -> Kind:
@@ -186,9 +189,7 @@ class Bounce:
             return _of_another(complaint)
         ours = [one for one in self.notices if one.is_about(recipient)][:JUDGED_MAX]
         if not ours:
-            return _of_another(
-                next((one for one in self.notices if one.is_related(recipient)), self.notices[0])
-            )
+            return _of_another(next((one for one in self.notices if one.is_related(recipient)), self.notices[0]))
         failed = [one for one in ours if one.has_failed]
         one = next((one for one in failed or ours if one.kind is Kind.SOFT), (failed or ours)[0])
         counts = one.kind is Kind.SOFT and one.has_failed and one.judged.counts
@@ -371,14 +372,15 @@ def _joined(groups: list[mime.Head]) -> list[mime.Head]:
     """Return the groups, each that has no recipient joined to the recipient before it if that has no action."""
     made: list[mime.Head] = []
     for group in groups:
-        has_recipient = any(group.value(name) for name in _RECIPIENT_FIELDS)
-        before = made[-1] if made else None
-        if before is not None and not has_recipient and not before.value("Action"):
-            if any(before.value(name) for name in _RECIPIENT_FIELDS):
-                made[-1] = mime.Head(before.fields + group.fields)
-                continue
-        made.append(group)
+        if made and _names_a_recipient(made[-1]) and not made[-1].value("Action") and not _names_a_recipient(group):
+            made[-1] = mime.Head(made[-1].fields + group.fields)
+        else:
+            made.append(group)
     return made
+
+
+def _names_a_recipient(group: mime.Head) -> bool:
+    return any(group.value(name) for name in _RECIPIENT_FIELDS)
 
 
 def _untyped(value: str) -> str:
@@ -448,7 +450,7 @@ def _each_with_rest(pattern: re.Pattern[str], text: str) -> Iterator[tuple[re.Ma
 
 
 def _is_from_a_person(head: mime.Head) -> bool:
-    """Return True if the message answers another one, or its sender is not a mail system and its return path not null."""
+    """Return True if the message answers another one, or is from no mail system and has no null return path."""
     if head.value("In-Reply-To") or head.value("References"):
         return True
     return_path = head.value("Return-Path").strip()

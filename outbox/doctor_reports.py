@@ -23,11 +23,13 @@ from outbox.errors import OutboxError
 from outbox.finding import Finding, fault, fault_of, not_checked, note, ok
 from outbox.generate import Run
 from outbox.generate_session import GenerateSession, is_caused_by, said_by
+from outbox.no_recipients import explain_no_recipients
 from outbox.period import Period, in_words, period_at
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
 from outbox.source import Content, PythonSource, Recipient, SharedAddresses, Source, UnreadableError, checked, source_of
 from outbox.template_files import ignored
+from outbox.timezones import current
 
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
 STATEMENT_MAX_S: Final = 30
@@ -127,6 +129,10 @@ class Look:
 
     async def look(self) -> None:
         """One line each; a line that fails keeps those that need it from being looked at."""
+        if (current_name := current(self.report.timezone)) != self.report.timezone:
+            found = f"{self.report.timezone} is a former name of {current_name}"
+            mend = f"write {current_name}; the periods stay the same"
+            self.found.findings.append(note(self._check("timezone"), found, mend))
         try:
             await self.session.use_timezone(self.report.timezone)
             period, now = await self._look_at_period()
@@ -185,7 +191,12 @@ class Look:
             self.found.findings.append(_refused(self._check("recipients"), error))
             self.found.findings += not_checked([self._check("addresses")], "the recipients are not known")
             return []
-        self.found.findings += [crowd.judge(self._check("recipients")), self._judged(crowd)]
+        if not (crowd.count or self.report.is_empty_allowed):
+            what, fix = await explain_no_recipients(self.session, self.name, self.report)
+            self.found.findings.append(fault(self._check("recipients"), what, fix))
+        else:
+            self.found.findings.append(crowd.judge(self._check("recipients")))
+        self.found.findings.append(self._judged(crowd))
         if crowd.sample and self.found.recipient is None:
             self.found.recipient = crowd.sample[0].email
         return crowd.sample
@@ -312,7 +323,7 @@ class Crowd:
         """Whether there is somebody, once each."""
         people = f"the first {self.count}" if self.is_cut else str(self.count)
         if not self.count:
-            return note(check, "nobody is owed a report", "see that the query means it")
+            return ok(check, "nobody is owed a report, which the settings allow")
         if self.twice:
             return note(
                 check,

@@ -163,9 +163,9 @@ WITH new AS (
 SELECT EXISTS (SELECT FROM new) AS is_new, EXISTS (SELECT FROM listed) AS is_listed
 """
 
-# $1 an address, $2 seconds, $3 how many emails have to have bounced, $4 their last words. The address goes onto the list
-# if as many different emails to it bounced; `lower` without a collation is what the index on recipients has. The
-# statement runs after the commit of the bounce, so of two processes that record one each, the later counts both.
+# $1 an address, $2 seconds, $3 bounces_max, $4 what the last bounce said. The address goes onto the list if so many
+# different emails to it failed. `lower` without a collation is what the index on recipients has. The statement runs
+# after the commit of the bounce, so of two processes that record one each, the later counts both.
 LIST_COUNTED: Final = """
 WITH counted AS (
     SELECT count(*) AS emails, max(m.id) AS email FROM outbox.email m
@@ -174,7 +174,8 @@ WITH counted AS (
                     WHERE b.email = m.id AND b.counts AND b.at > now() - $2 * interval '1 second')
 ), listed AS (
     INSERT INTO outbox.suppression (address, reason, who, why, email)
-    SELECT lower($1::text COLLATE "C"), $5, 'outbox bounce', emails || ' emails bounced ' || $4::text, email
+    SELECT lower($1::text COLLATE "C"), $5, 'outbox bounce',
+           emails || CASE WHEN emails = 1 THEN ' email' ELSE ' emails' END || ' bounced ' || $4::text, email
       FROM counted WHERE emails >= $3::integer
     ON CONFLICT (address, report) DO NOTHING RETURNING address
 )
@@ -266,7 +267,7 @@ async def _record(connection: Any, proof: Proof, bounce: Bounce, policy: Policy)
     if is_listed:
         follows = f"{sent.recipient} gets no more email"
     elif bounced is not None:
-        follows = f"{sent.recipient} gets no more email, since {bounced} emails to it bounced within {policy.within}"
+        follows = f"{sent.recipient} gets no more email, since {_emails(bounced)} to it bounced within {policy.within}"
     elif proof.shared and found.kind in _REASONS:
         follows = (
             f"{sent.recipient} is still written to, since others who got a copy could say this; see outbox suppress"
@@ -278,6 +279,10 @@ async def _record(connection: Any, proof: Proof, bounce: Bounce, policy: Policy)
     if is_settled:
         follows += "; the email was in doubt and is sent now, since the bounce proves that a server accepted it"
     return Read(Outcome(found.kind.value), f"{sent.key}: {_WORDS[found.kind]} ({said}); {follows}.")
+
+
+def _emails(count: int) -> str:
+    return f"{count:,} email{'' if count == 1 else 's'}"
 
 
 async def _list_counted(connection: Any, sent: Sent, said: str, policy: Policy) -> int | None:

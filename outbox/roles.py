@@ -48,6 +48,7 @@ _LOOKS: Final = (
     *((table, "SELECT") for table in (
         "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
         "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover", "unreached", "waiver",
+        "failure",
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
@@ -66,6 +67,7 @@ ROLES: Final[Mapping[str, Role]] = {
         *((function, "EXECUTE") for function in (
             "put", "enqueue", "mailbox", "address_of", "mailboxes_header", "header_field", "header_items", "text_field",
             "phrase", "encoded_words", "folded", "listed", "one_line", "check_one_line", "body_base64",
+            "default_fields",
         )),
     ),
     # Writes reports and cannot read them again; finds by key what is made.
@@ -139,6 +141,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("report", "SELECT", "id edition recipient_key"),
         ("unreached", "SELECT"),
         ("waiver", "SELECT"),
+        ("failure", "SELECT"),
         ("digest_item", "SELECT", "report address digest"),
         ("schedule", "SELECT"),
         ("schedule", "INSERT"),

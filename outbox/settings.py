@@ -42,6 +42,7 @@ from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
 from outbox.secret_files import LoginSource, age_s
 from outbox.spelling import did_you_mean as _did_you_mean
+from outbox.structured import header_field
 from outbox.trust import distrust_of
 from outbox.verp import TOKEN_MAX
 
@@ -528,13 +529,19 @@ class WaySettings(_Table):
         for name, value in headers.items():
             if not FIELD_NAME.fullmatch(name):
                 raise ValueError(f"{_shown(name)} is no header field's name; use letters, digits and hyphens")
-            if name.lower() in OURS | CARRIERS:
+            if name.lower() in (OURS | CARRIERS) - {"reply-to"}:
                 raise ValueError(f"{name} is written by outbox or by mail servers; take it out")
+            if name.lower() == "reply-to" and not (value.isascii() and _RCPT.fullmatch(value.strip())):
+                raise ValueError(f"{name} must be one address; use for example help@example.com")
             if _CONTROL.search(value):
                 raise ValueError(f"{name} has a line break or another control character; write it on one line")
             unknown = set(re.findall(r"\{(.*?)\}", value)) - {"email_id", "key"}
             if unknown:
                 raise ValueError(f"{name} has {{{min(unknown)}}}; write {{email_id}} or {{key}}, or neither")
+            try:
+                header_field(name, value.replace("{email_id}", "1").replace("{key}", "key"))
+            except ValueError as error:
+                raise ValueError(f"{name} cannot be written: {error}") from None
         if len({name.lower() for name in headers}) < len(headers):
             raise ValueError("has a field twice, in capitals and in small letters; keep one of them")
         return headers

@@ -185,10 +185,12 @@ Hello
 """
 
 
-def report(*, token="", final="rfc822; bo@example.com", original="", status="5.1.1", diagnostic="", more="") -> bytes:
+def report(
+    *, token="", final="rfc822; bo@example.com", original="", action="failed", status="5.1.1", diagnostic="", more=""
+) -> bytes:
     """The least that a report says: whose address failed, and why. The token is in the address that it came to."""
     fields = {"Final-Recipient": final, "Original-Recipient": original}
-    fields |= {"Action": "failed", "Status": status, "Diagnostic-Code": diagnostic}
+    fields |= {"Action": action, "Status": status, "Diagnostic-Code": diagnostic}
     group = "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
     return f"""\
 Delivered-To: bounces+{token}@example.com

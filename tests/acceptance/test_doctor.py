@@ -667,9 +667,14 @@ async def test_addresses_that_would_be_refused_are_named_up_to_ten(fleet):
     assert sum("recipient " in sentence for sentence in ended.sentences) == 13
 
 
-async def test_keys_that_come_twice_addresses_of_two_keys_and_nobody_at_all_are_notes(fleet):
+async def test_keys_that_come_twice_and_addresses_of_two_keys_are_notes_and_nobody_at_all_is_a_fault(fleet):
+    line = (await examined(fleet))["reports.progress.recipients"]
+    assert (line["grade"], line["found"]) == ("fault", "the recipients query returns no row")
+    assert "may_be_empty = true" in line["mend"]
+    usual, fleet.report = fleet.report, f"may_be_empty = true\n{fleet.report}"
     found = await examined(fleet, code=0)
-    assert found["reports.progress.recipients"]["found"] == "nobody is owed a report"
+    assert found["reports.progress.recipients"]["found"] == "nobody is owed a report, which the settings allow"
+    fleet.report = usual
     await fleet.hire(3)
     fleet.recipients = "select id::text as key, email from people, generate_series(1, 2)"
     line = (await examined(fleet, code=0))["reports.progress.recipients"]

@@ -10,7 +10,8 @@ from contextlib import suppress
 import pytest
 
 from outbox.bounce import HARD, Kind, take_apart
-from tests.bounces import ARF, EXCHANGE, EXIM, PERSON, QMAIL, postfix, report as small
+from tests.bounces import ARF, EXCHANGE, EXIM, PERSON, QMAIL, postfix
+from tests.bounces import report as small
 
 HEADER = "From: Reports <reports@example.com>\nTo: bo@example.com\nMessage-ID:\n <7.abcd@example.com>\nSubject: x"
 ID = "<7.abcd@example.com>"
@@ -223,8 +224,11 @@ def test_of_two_statements_about_one_recipient_the_milder_counts():
 def in_part(kind, content, *, encoding="", outer="multipart/report; report-type=delivery-status"):
     head = f"Content-Transfer-Encoding: {encoding}\n" if encoding else ""
     return (
-        f'From: MAILER-DAEMON@mx.example.net\nReturn-Path: <>\nMessage-ID: <b@c>\nContent-Type: {outer}; boundary="B"\n\n'
-        f"--B\nContent-Type: {kind}\n{head}\n".encode() + content + b"\n--B--\n"
+        f"From: MAILER-DAEMON@mx.example.net\nReturn-Path: <>\nMessage-ID: <b@c>\n"
+        f'Content-Type: {outer}; boundary="B"\n\n'
+        f"--B\nContent-Type: {kind}\n{head}\n".encode()
+        + content
+        + b"\n--B--\n"
     )
 
 
@@ -245,7 +249,7 @@ DSN = "message/delivery-status"
         in_part(DSN, b64encode(FIELDS.replace(b"\n", b"\r\n")), encoding="BASE64"),
         in_part(DSN, b2a_qp(FIELDS.replace(b"failed", b"=66ailed").replace(b"=66", b"f")), encoding="quoted-printable"),
         in_part(DSN, FIELDS.replace(b":", b"=3A").replace(b"bo@", b"bo=40"), encoding="quoted-printable"),
-        in_part(DSN, FIELDS.replace(b"Action", b"Diagnostic-Code: smtp; 550\n5.1.1 <bo@example.com>: no\nsuch user\nAction")),
+        in_part(DSN, FIELDS.replace(b"Action", b"Diagnostic-Code: smtp; 550\n5.1.1 <bo@c.d>: no\nuser\nAction")),
         in_part(DSN, FIELDS.replace(b"Action", b"Diagnostic-Code: smtp; 550 5.1.1\n\nno such user\n\nAction")),
         in_part(DSN, FIELDS.replace(b"smtp; ", b"smtp;\n\t")),
         in_part(DSN, FIELDS.replace(b"no such", b"no\n  such")),
