@@ -252,11 +252,28 @@ class Look:
                 contents[key] = content
             elif finding is None:
                 finding = _refused(check, content, f"recipient {key}: ")
+        finding = finding or await self._judge_bounds(check)
         if finding is None:
             rows = max(len(content) for content in contents.values())
             finding = ok(check, f"asked for {len(contents)} of them, gives up to {rows} rows")
         self.found.findings.append(finding)
         return contents
+
+    async def _judge_bounds(self, check: str) -> Finding | None:
+        """Return a note if the rows depend on the time zone in which a column without one is read."""
+        assert isinstance(self.report, ReportSettings)
+        if self.report.data is None or self.report.timezone in ("UTC", "Etc/UTC"):
+            return None
+        names = await self.session.plain_timestamps(self.report.data)
+        if not names:
+            return None
+        bounds = " and ".join(f":{name}" for name in names)
+        return note(
+            check,
+            f"{bounds} is compared with a timestamp without time zone, which Postgres reads in {self.report.timezone}",
+            f"write (col at time zone 'UTC') >= :{names[0]} if the column is written in UTC, and "
+            f"(col at time zone '{self.report.timezone}') if it is not",
+        )
 
     async def _look_at_templates(self, check: str, run: Run, pairs: list[tuple[Recipient, Content]]) -> Finding:
         try:
