@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.bounce import READ_MAX, Bounce, Kind, take_apart
+from outbox.bounce import READ_MAX, Bounce, Kind, normal_address, take_apart
 from outbox.database import is_lost, storable
 from outbox.errors import ConfigurationError
 from outbox.suppression import Reason
@@ -138,7 +138,7 @@ async def _of_copies(connection: Any, first: Sent, one: Sent | None, bounce: Bou
     copies = [Sent(*row) for row in await connection.fetch(COPIES, first.key, first.message_id, COPIES_MAX)]
     if one is None and copies:
         named = {address for notice in bounce.notices for address in notice.addresses}
-        one = next((copy for copy in (first, *copies) if copy.recipient.lower() in named), None)
+        one = next((copy for copy in (first, *copies) if normal_address(copy.recipient) in named), None)
     if one is None and not copies:
         one = first
     return Proof(one, shared=bool(copies)) if one is not None else None
