@@ -229,6 +229,33 @@ create table outbox.attempt (
 );
 create index attempt_email on outbox.attempt (email);
 
+-- Emails that failed and about which nobody has decided: dead letters, and emails of reports that expired. A trigger keeps
+-- it, since an index on `state` would make every mark an update with new index entries (PostgreSQL docs, 73.7). An
+-- application's own email that expired is as it asked for. A waiver decides too; readers look for it.
+create table outbox.failure (
+    email  bigint primary key,
+    at     timestamptz not null default now()
+);
+
+create function outbox.note_failure() returns trigger language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if (new.state = 'dead'
+        or new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null))
+       and not exists (select from outbox.attempt a
+                        where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved') then
+        insert into outbox.failure (email) values (new.email) on conflict (email) do nothing;
+    else
+        delete from outbox.failure where email = new.email;
+    end if;
+    return null;
+end $$;
+create trigger delivery_failure_insert after insert on outbox.delivery
+    for each row when (new.state in ('dead', 'expired')) execute function outbox.note_failure();
+create trigger delivery_failure_update after update of state on outbox.delivery
+    for each row when (new.state in ('dead', 'expired') or old.state in ('dead', 'expired'))
+    execute function outbox.note_failure();
+
 -- One row per relay session: its id is its identity and, in namespace 1779102894, its advisory lock. While the
 -- lock is held the relay lives; when it is free the relay is dead, whatever this table says. `timeline` is the WAL
 -- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than
@@ -1104,13 +1131,14 @@ end $$;
 -- `select outbox.enqueue(key => …, sender => …, recipient => …, subject => …, body_text => …, body_html => …)`: an email of
 -- an application's own, in its own transaction; true if it is new, false if its key is there already. Several
 -- recipients are given as `recipients`; each is sent to by itself, and those of `bcc` stand in no header. `priority` is
--- normal or urgent; without `route` the rules say it.
+-- normal or urgent; without `route` the rules say it. `calendar` is an iCalendar object with its METHOD, an invitation.
 create function outbox.enqueue(
     key text, sender text, recipient text default null, subject text default '', body_text text default null,
     body_html text default null, recipients text[] default null, cc text[] default null, bcc text[] default null,
     reply_to text[] default null, headers jsonb default null, send_at timestamptz default null,
-    send_before timestamptz default null, priority text default 'normal', route text default null
-) returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
+    send_before timestamptz default null, priority text default 'normal', route text default null,
+    calendar text default null
+) returns boolean language plpgsql set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     visible   text[];
     addresses text[];
@@ -1119,13 +1147,15 @@ declare
     boundary  text := '=_' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 20);
     further   text := '';
     body      text;
+    method    text;
     part      record;
 begin
     if coalesce(enqueue.body_text, enqueue.body_html) is null then
         raise exception using errcode = '22023', message = 'an email needs body_text or body_html, or both',
             hint = 'An empty one is given as an empty text.';
     end if;
-    if coalesce(octet_length(enqueue.body_text), 0)::bigint + coalesce(octet_length(enqueue.body_html), 0) > 104857600 then
+    if coalesce(octet_length(enqueue.body_text), 0)::bigint + coalesce(octet_length(enqueue.body_html), 0)
+       + coalesce(octet_length(enqueue.calendar), 0) > 104857600 then
         raise exception using errcode = '22023', message = 'the bodies have more than 104857600 octets',
             hint = 'Send a link to what is large.';
     end if;
@@ -1177,16 +1207,27 @@ begin
         perform outbox.check_one_line(part.value, 'the header ' || part.name);
         further := further || outbox.header_field(part.name, part.value);
     end loop;
-    if enqueue.body_text is null or enqueue.body_html is null then
-        body := 'Content-Type: text/' || case when enqueue.body_html is null then 'plain' else 'html' end
-            || E'; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n'
-            || outbox.body_base64(coalesce(enqueue.body_text, enqueue.body_html));
-    else
-        body := 'Content-Type: multipart/alternative; boundary="' || boundary || E'"\r\n\r\n--' || boundary
-            || E'\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n'
-            || outbox.body_base64(enqueue.body_text) || '--' || boundary
-            || E'\r\nContent-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n\r\n'
-            || outbox.body_base64(enqueue.body_html) || '--' || boundary || E'--\r\n';
+    if enqueue.calendar is not null then   -- its part has to repeat its METHOD (RFC 6047 §2.4)
+        calendar := ltrim(enqueue.calendar, U&'\FEFF\000D\000A ');
+        select max(upper(m.part[1])) into method
+          from regexp_matches(calendar, '^METHOD(?:;[^:\r\n]*)?:[ \t]*([A-Za-z-]{1,40})[ \t]*\r?$', 'ign') as m (part)
+        having count(distinct upper(m.part[1])) = 1;
+        if upper(left(calendar, 15)) <> 'BEGIN:VCALENDAR' or method is null then
+            raise exception using errcode = '22023', message = 'the calendar is no iCalendar object with one METHOD',
+                hint = 'Begin it with BEGIN:VCALENDAR, and write METHOD:REQUEST into it.';
+        end if;
+    end if;
+    -- The last alternative is the richest (RFC 2046 §5.1.4).
+    for part in select name, content, more from (values (1, 'plain', enqueue.body_text, ''), (2, 'html', enqueue.body_html, ''),
+                    (3, 'calendar', calendar, '; method=' || method)) as p (number, name, content, more)
+                 where content is not null order by number loop
+        body := coalesce(body, '') || case when body is null then '' else '--' || boundary || E'\r\n' end
+            || 'Content-Type: text/' || part.name || '; charset=utf-8' || part.more
+            || E'\r\nContent-Transfer-Encoding: base64\r\n\r\n' || outbox.body_base64(part.content);
+    end loop;
+    if num_nonnulls(enqueue.body_text, enqueue.body_html, enqueue.calendar) > 1 then
+        body := 'Content-Type: multipart/alternative; boundary="' || boundary || E'"\r\n\r\n--' || boundary || E'\r\n'
+            || body || '--' || boundary || E'--\r\n';
     end if;
     return outbox.put(
         enqueue.key, from_address, addresses,

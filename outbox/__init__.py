@@ -17,11 +17,14 @@ newcomer who follows it meets them in this order:
     secret_files      logins that come from files, read again once a server refuses them
     address           where Postgres and the mail server are, shown without their secrets
     postgres_hosts    hosts and addresses of a database URL: which are asked, in which order, for how long
+    postgres_parameters  parameters of a database URL: those of libpq, in other spellings, of other tools
+    postgres_local    files of TLS and the name of the user, which a connection takes from this machine
     database_refusal  reasons why Postgres or a pooler gives no session, and what to do about each
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
     roles             who may do what in it, granted
     period            which stretch of time a report covers; calendars and civil time
+    timezones         names of time zones: which mean the same zone, and which is current
     edition           one report for one period, and the definition that the fleet shares
     source            who is owed a report and what it says: two queries, or a class of the user's
     language          how a reader's language writes dates, numbers and our words; phrases: these words
@@ -75,6 +78,7 @@ newcomer who follows it meets them in this order:
     reopening         pauses and log lines of a relay that gets no session
     relay             the corridor: claims to connections, verdicts to the next tick; relays: one for each route
 
+    attention         the one rule that decides what needs a person; deferrals: what waits after a try, by the reply
     status            what is going on, in one look; watch: the same again and again, with rates; screen: its looks
     audit             whether all of an edition is sent, by name
     selection         which emails a person means: by key, edition, state or address

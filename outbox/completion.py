@@ -98,9 +98,8 @@ SELECT EXISTS (
                 THEN i.digest IS NOT NULL
                      OR coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest')) IS NULL
                 WHEN d.state IN ('sent', 'cancelled') THEN false
-                WHEN d.state IS DISTINCT FROM 'dead' THEN true
-                ELSE NOT EXISTS (SELECT FROM outbox.attempt a
-                                  WHERE a.email = m.id AND a.attempt = d.attempt AND a.verdict = 'resolved' OFFSET 0)
+                WHEN d.state = 'dead' THEN EXISTS (SELECT FROM outbox.failure f WHERE f.email = m.id OFFSET 0)
+                ELSE true
            END)
 """
 

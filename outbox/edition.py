@@ -9,6 +9,7 @@ from sqlalchemy import DateTime, bindparam, text
 from outbox.errors import ConfigurationError
 from outbox.period import Covers, Period, in_words, period_at, period_of, spoken_time
 from outbox.settings import EditionSettings, table_of
+from outbox.timezones import canonical
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -226,7 +227,7 @@ def _refuse_other_definition(name: str, report: EditionSettings, agreed: Any) ->
     other = [
         f"{key} = {agreed[key]!r} (here {mine[key]!r})"
         for key in ("cadence", "covers", "timezone")
-        if agreed[key] != mine[key]
+        if agreed[key] != mine[key] and not (key == "timezone" and canonical(agreed[key]) == canonical(mine[key]))
     ]
     if other:
         raise ConfigurationError(

@@ -40,7 +40,12 @@ _OF_REPORTS: Final = re.compile(
 # Times that every client of the database can read.
 _TIMES: Final = (datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC))
 _ROUTE: Final = re.compile(r"[a-z][a-z0-9_-]*")
-_BODIES: Final = ("email.txt.j2", "email.html.j2")
+_FILES: Final = {
+    "subject": "subject.txt.j2",
+    "text": "email.txt.j2",
+    "html": "email.html.j2",
+    "calendar": "calendar.ics.j2",
+}
 
 
 class Pieces(NamedTuple):
@@ -64,8 +69,9 @@ class Email:
       Each recipient is sent to by itself, and is refused by itself; those of `bcc` stand in no header. At most
       `RECIPIENTS_MAX` together.
     - `subject`, `text`, `html`: either body may be missing. Or `template`, the name of a directory below `templates`
-      with `subject.txt.j2`, `email.txt.j2` and `email.html.j2`, rendered with `context` (Jinja; only html is escaped; a
-      name that is not there is an error). What is given beside it goes before its file.
+      with `subject.txt.j2`, `email.txt.j2`, `email.html.j2` and `calendar.ics.j2`, rendered with `context` (Jinja; only
+      html is escaped; a name that is not there is an error). What is given beside it goes before its file.
+    - `calendar`: an invitation beside the bodies, an iCalendar object with its METHOD (RFC 5545, RFC 6047).
     - `attachments`: files; one with a `cid` is shown in the html by `<img src="cid:…">`.
     - `headers`: further header fields. Those that programs read, such as References and List-Unsubscribe, are folded
       and never encoded; all others may be any text on one line.
@@ -83,6 +89,7 @@ class Email:
     subject: str | None = None
     text: str | None = None
     html: str | None = None
+    calendar: str | bytes | None = None
     template: str | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
     templates: str | PathLike[str] = "templates"
@@ -97,13 +104,15 @@ class Email:
     def __post_init__(self) -> None:
         self._check()
         said = self._rendered() if self.template is not None else {}
-        subject, text, html = (
+        subject, text, html, calendar = (
             given if given is not None else said.get(name)
-            for name, given in (("subject", self.subject), ("text", self.text), ("html", self.html))
-        )
+            for name, given in (
+                ("subject", self.subject), ("text", self.text), ("html", self.html), ("calendar", self._calendar()),
+            )
+        )  # fmt: skip
         if subject is None:
             raise ValueError("An email needs a subject; an empty one is said as subject=''.")
-        object.__setattr__(self, "pieces", self._pieces(subject, text, html))
+        object.__setattr__(self, "pieces", self._pieces(subject, text, html, calendar))
 
     def _check(self) -> None:
         self._check_key()
@@ -155,7 +164,7 @@ class Email:
 
         made, directory = {}, Path(self.templates)
         _check_files(directory, str(self.template))
-        for name, file in (("subject", "subject.txt.j2"), *zip(("text", "html"), _BODIES, strict=True)):
+        for name, file in _FILES.items():
             if getattr(self, name) is not None:
                 continue
             try:
@@ -173,7 +182,16 @@ class Email:
             made["subject"] = " ".join(made["subject"].split())
         return made
 
-    def _pieces(self, subject: str, text: str | None, html: str | None) -> Pieces:
+    def _calendar(self) -> str | None:
+        """Return the calendar as text; libraries give it as bytes in UTF-8 (RFC 5545 §3.1.4)."""
+        if not isinstance(self.calendar, bytes):
+            return self.calendar
+        try:
+            return self.calendar.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The calendar is not UTF-8 ({error.reason}); encode it so (RFC 5545 §3.1.4).") from None
+
+    def _pieces(self, subject: str, text: str | None, html: str | None, calendar: str | None) -> Pieces:
         sender = parse_sender(self.sender)
         to, cc, bcc, reply_to = (_mailboxes(some) for some in (self.to, self.cc, self.bcc, self.reply_to))
         recipients = list(dict.fromkeys(one.address for one in (*to, *cc, *bcc)))
@@ -188,6 +206,7 @@ class Email:
         message = build(
             sender=sender, recipient=to, cc=cc, reply_to=reply_to, subject=subject, text=text, html=html,
             date=datetime.now(UTC), message_id=stand_in, headers=self.headers, attachments=self.attachments,
+            calendar=calendar,
         )  # fmt: skip
         head, _, tail = message.partition(stand_in.encode())
         return Pieces(sender.address, recipients, head, domain, tail)

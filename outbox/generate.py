@@ -37,7 +37,7 @@ from outbox.no_recipients import NoRecipientsError, explain_no_recipients
 from outbox.record import BATCH_MAX, NewReport
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, Settings
-from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, label_of, source_of, windows
+from outbox.source import WINDOW_MAX, Content, Recipient, SharedAddresses, Source, checked, label_of, source_of, windows
 from outbox.template_files import ignored
 from outbox.waiver import read_waived, write_unreached
 
@@ -281,6 +281,7 @@ class Run:
     writer: BatchWriter
     wait_s: float
     """Longest wait for buckets of other servers that make no report."""
+    addresses: SharedAddresses = field(default_factory=SharedAddresses)
     given_up: set[str] = field(default_factory=set)
     """Sessions that held buckets until the wait ended."""
     unknown_locale: str | None = None
@@ -389,6 +390,14 @@ class Run:
                 self.result.suppressed += (await self.session.fetch(SUPPRESSED, said, by_index=True))[0][0]
         if self.repeated > REPEATED_MAX:
             log.warning("recipient_twice", "{count} further rows repeat a key", count=self.repeated - REPEATED_MAX)
+        if self.addresses.count and not self.report.is_collected and not self._is_digest:
+            log.warning(
+                "address_shared",
+                "{count} recipients have an address that another key has, too, such as {address}: "
+                "it gets an email for each key; return one row per person if that is not meant",
+                count=self.addresses.count,
+                address=self.addresses.first,
+            )
         await self._forgive()
 
     async def _record(self, looked_at: datetime) -> None:
@@ -452,6 +461,7 @@ class Run:
                 self.result.failed[label] = str(error)
             else:
                 wanted[owed.key] = owed
+                self.addresses.note(owed)
         return wanted
 
     async def _complete(self, wanted: dict[str, Recipient]) -> None:

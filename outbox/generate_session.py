@@ -40,12 +40,13 @@ from outbox.database import (
     user_search_path,
 )
 from outbox.database_refusal import original_of, reason_of, shows_shared_session
-from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
+from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
 from outbox.lock_wait import BlockerWatch, LockWaitError, holders
 from outbox.parameters import Query
 from outbox.schema import require_current
 from outbox.settings import Settings
 from outbox.source import RowError, Rows
+from outbox.timezones import alternatives
 from outbox.user_query import Portion, StaleStatementError, UserQueries, bind, query_of
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class GenerateSession:
         timeout_s = min(lease_s, CONNECT_TIMEOUT_S)
         opened: list[Any] = []
         database = engine_on(url, opened.pop)  # first, since it imports SQLAlchemy: a session would idle meanwhile
-        driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s)
+        driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s, keep_plans=True)
         opened.append(driver)
         session = cls(driver, settings)
         try:
@@ -201,8 +202,9 @@ class GenerateSession:
         return self.connection.begin_nested() if self.connection.in_transaction() else self.connection.begin()
 
     async def _keep(self, name: str, value: str) -> None:
-        self._kept[name] = KEEP.format(name=name, value=value.replace("'", "''"))
-        await self._driver.execute(self._kept[name])
+        statement = KEEP.format(name=name, value=value.replace("'", "''"))
+        await self._driver.execute(statement)
+        self._kept[name] = statement
 
     async def keep(self, name: str, value: str) -> None:
         """Set a setting for the rest of the session; the user's queries see it, but cannot change it for later ones."""
@@ -210,8 +212,27 @@ class GenerateSession:
             await self._keep(name, value)
 
     async def use_timezone(self, name: str) -> None:
-        """From now on days begin and end in this civil time in the user's queries too."""
-        await self.keep("TimeZone", name)
+        """Let days begin and end in this civil time in the user's queries, too.
+
+        Postgres may lack the name, and know the zone by another one: by its current one, or on an old system by the
+        former one.
+
+        Raises:
+            ConfigurationError: it knows none of them.
+
+        """
+        async with self.ours():
+            for known in alternatives(name):
+                try:
+                    async with self._driver.transaction():  # a savepoint: a name that is not known aborts nothing
+                        await self._keep("TimeZone", known)
+                except asyncpg.InvalidParameterValueError:
+                    continue
+                return
+        raise ConfigurationError(
+            f'timezone: Postgres does not know "{name}", by any of its names; update the time zones of the database '
+            "server (package tzdata), or write another one."
+        )
 
     @asynccontextmanager
     async def waiting_at_most(self, lock_s: float) -> AsyncIterator[None]:

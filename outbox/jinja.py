@@ -20,6 +20,7 @@ from jinja2 import (
     StrictUndefined,
     TemplateError,
     TemplateNotFound,
+    TemplatesNotFound,
     TemplateSyntaxError,
     UndefinedError,
     nodes,
@@ -167,14 +168,18 @@ class Shown(Extension):
 
     @staticmethod
     def _with_filter(stream: TokenStream) -> Iterator[Token]:
+        is_open = False
         for token in stream:
-            if token.type == TOKEN_VARIABLE_END:
+            if token.type == TOKEN_VARIABLE_END and is_open:
                 yield Token(token.lineno, TOKEN_RPAREN, ")")
                 yield Token(token.lineno, TOKEN_PIPE, "|")
                 yield Token(token.lineno, TOKEN_NAME, "shown")
+                is_open = False
             yield token
-            if token.type == TOKEN_VARIABLE_BEGIN:
+            # An empty `{{ }}` stays as it is, which is an error: `()` would be a value.
+            if token.type == TOKEN_VARIABLE_BEGIN and stream.current.type != TOKEN_VARIABLE_END:
                 yield Token(token.lineno, TOKEN_LPAREN, "(")
+                is_open = True
 
 
 def environment(loaders: Iterable[BaseLoader], *, escapes: bool) -> Environment:
@@ -229,6 +234,8 @@ def _explain_syntax(error: TemplateSyntaxError) -> str:
 
 
 def _explain_not_found(error: TemplateNotFound) -> str:
+    if isinstance(error, TemplatesNotFound):
+        return f"there is none of the templates {', '.join(map(str, error.templates))}"
     known: list[str] = []
     if isinstance(error, MissingTemplateError):
         known = error.loader.list_templates()

@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import quote
 
 from outbox import content
 from outbox.fields import DEFAULT_FIELDS
 from outbox.signature import Signer, UnsignableError, load_signer
-from outbox.structured import extra_field, header_field
+from outbox.structured import extra_field, header_field, is_free_text
 
 if TYPE_CHECKING:
     from outbox.ledger import Claim
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # The default fields as outbox writes them, now and before: a route may give them another value. A value that an
 # application chose stays.
 _DEFAULTS: Final = (*(f"{name}: {value}" for name, value in DEFAULT_FIELDS.items()), "X-Auto-Response-Suppress: All")
+_SAFE: Final = "!#$&'*+-./:=?@^_`{|}~"  # in a field that programs read, beside letters and digits
 _PLACEHOLDER: Final = re.compile(r"\{email_id\}|\{key\}")
 
 
@@ -81,7 +83,7 @@ class Letterhead:
         self._drop_defaults(claim)
         try:
             head = self._fields_of(claim)
-        except ValueError as error:  # a field in which the email's key cannot be written
+        except ValueError as error:  # a field that the email's key makes too long
             claim.fault = f"its route's headers cannot be written: {error}"
             return
         if self.signer is not None:
@@ -110,9 +112,8 @@ class Letterhead:
         if not self.fields:
             return b""
         there = b"\n" + content.header_of(claim.message).lower()
-        values = {"{email_id}": str(claim.email), "{key}": claim.key}
         lines = [
-            _line_of(name, _PLACEHOLDER.sub(lambda found: values[found[0]], value))
+            _line_of(name, _filled(name, value, claim))
             for name, value in self.fields.items()
             if f"\n{name.lower()}:".encode() not in there
         ]
@@ -121,3 +122,10 @@ class Letterhead:
 
 def _line_of(name: str, value: str) -> str:
     return header_field(name, value) if name.lower() == "reply-to" else extra_field(name, value)
+
+
+def _filled(name: str, value: str, claim: "Claim") -> str:
+    """Return the value for an email; where programs read the field, the key is percent-encoded."""
+    key = claim.key if is_free_text(name) else quote(claim.key, safe=_SAFE)
+    values = {"{email_id}": str(claim.email), "{key}": key}
+    return _PLACEHOLDER.sub(lambda found: values[found[0]], value)

@@ -25,6 +25,7 @@ from outbox.fields import (
     SUBJECT_MAX,
     check_header,
     default_fields,
+    encoded_words,
     one_line,
     runs,
     text_field,
@@ -42,13 +43,19 @@ _BRACKETED_ID = re.compile(r"<?([!-;=?-~]{1,900})>?")
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(; [!-~ ]+)?")
 _TYPE_MAX, _NAME_MAX = 200, 255  # characters
 _CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]{1,200}")
+_HAS_NAME = re.compile(r";\s*name\*?[0-9*]*\s*=", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[/\\]")
+# What hides the end of a file's name, such as .exe (Unicode Standard Annex 9, §2).
+_DIRECTIONS = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_METHOD = re.compile(r"^METHOD(?:;[^:\r\n]*)?:[ \t]*([A-Za-z-]{1,40})[ \t]*\r?$", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that goes with an email. With a `cid` it is shown in the html instead: `<img src="cid:logo">` (RFC 2392).
+    """File that goes with an email. With a `cid` it is shown in the html instead: `<img src="cid:logo">` (RFC 2392).
 
-    `type` is a MIME type, `text/csv; charset=utf-8`. ValueError for a name, type or cid that cannot be written.
+    `name` is no path: separators become `_`, and control characters are taken out, those of text direction, too. `type`
+    is a MIME type, `text/csv; charset=utf-8`. ValueError for a name, type or cid that cannot be written.
     """
 
     name: str
@@ -57,7 +64,7 @@ class Attachment:
     cid: str | None = None
 
     def __post_init__(self) -> None:
-        if not one_line(self.name) or len(self.name) > _NAME_MAX:
+        if not file_name(self.name).strip(". ") or len(self.name) > _NAME_MAX:
             raise ValueError(f"An attachment needs a name of at most {_NAME_MAX} characters, such as report.pdf.")
         if (
             len(self.type) > _TYPE_MAX
@@ -77,6 +84,11 @@ class Attachment:
         return cls(there.name, there.read_bytes(), type or guess_type(there.name)[0] or "application/octet-stream", cid)
 
 
+def file_name(text: str) -> str:
+    """Return a file's name as others may store it: without path separators (RFC 2183 §2.3) and control characters."""
+    return one_line(_SEPARATORS.sub("_", _DIRECTIONS.sub("", text)))
+
+
 def build(
     *,
     sender: Mailbox,
@@ -91,9 +103,11 @@ def build(
     list_id: str | None = None,
     headers: Mapping[str, str] = {},
     attachments: Sequence[Attachment] = (),
+    calendar: str | None = None,
 ) -> bytes:
     """The whole message, from the first header to the CRLF at its end: both bodies as multipart/alternative, or the
-    one that there is; pictures with a cid beside the html (multipart/related), other attachments after all (mixed).
+    one that there is; pictures with a cid beside the html (multipart/related), an iCalendar object as the last
+    alternative, other attachments after all (mixed).
 
     `recipient` may be none at all (then nothing is said of it) or several, who see each other.
 
@@ -123,10 +137,12 @@ def build(
     ]
     header = "\r\n".join(lines).encode()
     check_header(header)
-    return header + _body(text, html, attachments, message_id)
+    return header + _body(text, html, calendar, attachments, message_id)
 
 
-def _body(text: str | None, html: str | None, attachments: Sequence[Attachment], message_id: str) -> bytes:
+def _body(
+    text: str | None, html: str | None, calendar: str | None, attachments: Sequence[Attachment], message_id: str
+) -> bytes:
     """The header fields and content of the outermost part, and in it all others."""
     pictures = [one for one in attachments if one.cid is not None]
     files = [one for one in attachments if one.cid is None]
@@ -139,10 +155,27 @@ def _body(text: str | None, html: str | None, attachments: Sequence[Attachment],
         kind = 'related; type="text/html"'
         shown = _multipart(kind, [shown, *(_attached(one) for one in pictures)], message_id)
     bodies = [*([_part("plain", text)] if text is not None else []), *([shown] if shown else [])]
+    if calendar is not None:
+        calendar = calendar.lstrip("\ufeff\r\n ")
+        bodies.append(_part("calendar", calendar, f"; method={calendar_method(calendar)}"))
     whole = bodies[0] if len(bodies) == 1 else _multipart("alternative", bodies, message_id)
     if files:
         whole = _multipart("mixed", [whole, *(_attached(one) for one in files)], message_id)
     return whole
+
+
+def calendar_method(calendar: str) -> str:
+    """Return the METHOD of an iCalendar object, such as REQUEST, which its part has to repeat (RFC 6047 §2.4).
+
+    ValueError if it is no such object, or has no METHOD or two.
+    """
+    methods: set[str] = {found.upper() for found in _METHOD.findall(calendar)}
+    if not calendar[:15].upper() == "BEGIN:VCALENDAR" or len(methods) != 1:
+        raise ValueError(
+            "The calendar is no iCalendar object with one METHOD, without which it is no invitation; begin it with "
+            "BEGIN:VCALENDAR and write METHOD:REQUEST into it, or give it as an Attachment."
+        )
+    return methods.pop()
 
 
 def _multipart(kind: str, parts: Sequence[bytes], message_id: str) -> bytes:
@@ -158,12 +191,18 @@ def _multipart(kind: str, parts: Sequence[bytes], message_id: str) -> bytes:
 
 
 def _attached(attachment: Attachment) -> bytes:
-    """A file as a part, base64 (RFC 2045 §6.8), its name after RFC 2183 and RFC 2231."""
+    """Return a file as a part, base64 (RFC 2045 §6.8).
+
+    Its name is in Content-Disposition after RFC 2183 and RFC 2231, and in Content-Type as an encoded word, which no
+    standard allows and Outlook, for one, reads: it does not know RFC 2231.
+    """
     disposition = "attachment" if attachment.cid is None else "inline"
+    name = file_name(attachment.name)
+    named = [] if _HAS_NAME.search(attachment.type) else [_plain_name(name)]
     lines = [
-        f"Content-Type: {attachment.type}",
+        ";\r\n ".join([f"Content-Type: {attachment.type}", *named]),
         "Content-Transfer-Encoding: base64",
-        ";\r\n ".join([f"Content-Disposition: {disposition}", *_file_name(one_line(attachment.name))]),
+        ";\r\n ".join([f"Content-Disposition: {disposition}", *_file_name(name)]),
         *([] if attachment.cid is None else [f"Content-ID: <{attachment.cid}>"]),
         "\r\n",
     ]
@@ -173,11 +212,24 @@ def _attached(attachment: Attachment) -> bytes:
 _CHARSET = "utf-8''"  # RFC 2231 §4: charset, no language
 
 
+def _is_plain(name: str) -> bool:
+    return name.isascii() and len(name) <= ENCODED_WORD_MAX and "=?" not in name
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _plain_name(name: str) -> str:
+    """Return the parameter with a file's name for mail programs that do not know RFC 2231."""
+    return f"name={_quoted(name)}" if _is_plain(name) else 'name="' + "\r\n ".join(encoded_words(name)) + '"'
+
+
 def _file_name(name: str) -> list[str]:
-    """The parameters that say a file's name: quoted if it is ASCII and short, else percent-encoded, in pieces."""
-    if name.isascii() and len(name) <= ENCODED_WORD_MAX:
-        escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-        return [f'filename="{escaped}"']
+    """Return the parameters with a file's name: quoted if it is ASCII and short, else percent-encoded, in pieces."""
+    if _is_plain(name):
+        return [f"filename={_quoted(name)}"]
     characters = [quote(character.encode("utf-8", "replace"), safe="") for character in name]
     pieces = list(runs(characters, ENCODED_WORD_MAX - len("filename*99*=") - len(_CHARSET)))
     if len(pieces) == 1:
@@ -190,8 +242,8 @@ def _boundary(message_id: str) -> str:
     return "=_" + hashlib.blake2b(message_id.encode("utf-8", "replace"), digest_size=12).hexdigest()
 
 
-def _part(subtype: str, content: str) -> bytes:
-    """A body part up to and including the CRLF that belongs to the next boundary (RFC 2046 §5.1.1)."""
+def _part(subtype: str, content: str, parameters: str = "") -> bytes:
+    """Return a body part up to and including the CRLF that belongs to the next boundary (RFC 2046 §5.1.1)."""
     if "\r" in content:
         content = content.replace("\r\n", "\n").replace("\r", "\n")
     raw = content.replace("\n", "\r\n").encode("utf-8", "replace")
@@ -199,7 +251,7 @@ def _part(subtype: str, content: str) -> bytes:
     groups = -(-len(raw) // 3)
     if 0 < groups * 4 + 2 * -(-groups // (LINE_MAX // 4)) < len(body):
         encoding, body = "base64", _base64(raw)
-    head = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
+    head = f"Content-Type: text/{subtype}; charset=utf-8{parameters}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
     return head.encode("ascii") + body
 
 

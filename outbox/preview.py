@@ -14,7 +14,7 @@ import asyncpg
 from sqlalchemy import text
 
 from outbox.digest import Collected
-from outbox.edition import Edition, find_edition, period_for
+from outbox.edition import Edition, find_edition, period_for, too_early
 from outbox.errors import ConfigurationError, OutboxError, SourceError
 from outbox.generate import Run, sender_of, warn_of_ignored_templates
 from outbox.generate_session import GenerateSession, is_caused_by
@@ -57,6 +57,8 @@ class Preview:
     """Which one the settings' rules give the email; '' is the usual one."""
     locale: str
     """The language that it is in, as BCP 47 names it."""
+    early: str | None = None
+    """Why generate would not make this period yet; None if it would."""
 
     def the_mail(self) -> Mail:
         """The email that there is.
@@ -96,6 +98,7 @@ class Preview:
             "text": mail and mail.text,
             "html": mail and mail.html,
             "page": self.page,
+            "early": self.early,
         }
 
     def write(self, directory: Path) -> list[Path]:
@@ -159,7 +162,8 @@ async def preview(
     locale = run.language_of(recipient).tag
     route = route_for(settings, name, recipient.email) if mail is not None else ""
     words = in_words(period, report.zone)
-    return Preview(name, period, words, recipient, shown, made.title, made.html, mail, route, locale)
+    early = too_early(report, period, now)
+    return Preview(name, period, words, recipient, shown, made.title, made.html, mail, route, locale, early)
 
 
 async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:

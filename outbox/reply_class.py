@@ -543,3 +543,18 @@ def classify(stage: str, code: int, text: str) -> About:
     row = row_of(stage, code, text)
     about = DEFAULTS.get((stage, code // 100), About.CLOSING) if row is None else row.about
     return About.ROUTE if about is About.RELAYING and stage == Stage.MAIL else about
+
+
+_TRAIL: Final = re.compile(r"(?:redirected to \S+: )?(\d{3}) (.*?)(?: \(to ([A-Z]+)\))?", re.DOTALL)
+
+
+def names_recipient(reply: str) -> bool:
+    """Return True if a reply as the trail keeps it says that it is about the recipient, as a full mailbox does.
+
+    A reply that says nothing of its subject is not: by default one to RCPT counts as the recipient's.
+    """
+    found = _TRAIL.fullmatch(reply)
+    if found is None:
+        return False
+    row = row_of(found[3] or Stage.DOT, int(found[1]), found[2])
+    return row is not None and row.about is About.RECIPIENT

@@ -1,6 +1,6 @@
-"""What is said: one recipient's rows become a subject, a mail and a page. Reads templates, and nothing else.
+"""Rendering: one recipient's rows become a subject, a mail and a page. Reads templates, and nothing else.
 
-What the rows look like is decided in `table`, in which language in `language`; the templates only lay it out.
+`table` decides what rows look like, `language` in which language, `jinja` what is escaped; templates only lay it out.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ PACKAGED = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What one recipient is told: the subject in one line, the two bodies of the mail, and the page."""
+    """One recipient's report: the subject in one line, the two bodies of the mail, and the page."""
 
     subject: str
     text: str
@@ -43,17 +43,19 @@ class Rendered:
 
 
 class Templates:
-    """The four templates of one report: `{subject.txt,email.txt,email.html,report.html}.j2`.
+    """Templates of one report: `{subject.txt,email.txt,email.html,report.html}.j2`.
 
     Each is the first found of `<directory>/<report>/<name>`, `<directory>/<name>` and the packaged one. What begins
     with `{% extends "outbox:email.html.j2" %}` builds upon that, with `{% set own_content = true %}` and a block
     `content`. The digest has packaged ones of its own (`outbox:digest/email.html.j2`), which come before
-    `<directory>/<name>`. Only `.html.j2` is autoescaped; a name that is not there is an error.
+    `<directory>/<name>`. The two of HTML escape every value, also in what they include, import or extend; the other two
+    escape none. A name that does not exist is an error.
 
     They are given:
 
     - `report` (the name, `progress`), `title` (`Progress`), `link`, `sender` (the sender's name): str
-    - `period`: `.key` (`2026-W48`), `.label` (see `Language.label`), `.starts_at`, `.ends_at` (civil times)
+    - `period`: `.key` (`2026-W48`), `.label` (see `Language.label`), `.starts_at`, `.ends_at` (civil times); as text
+      it is its label
     - `recipient`: `key`, `email`, `name` (may be empty) and the further columns of the recipients query
     - `language`: the recipient's (see `Language`: `.tag`, `.direction`), and `say`, which gives a packaged phrase in it
     - `unsubscribe`: the address of a page where one click ends the emails, or None
@@ -62,8 +64,11 @@ class Templates:
     - the filters `cell` (any value as text), `number(places)`, `percent(places)` (0.42 as `42%`), `humanise`
       (`done_count` as `Done count`) and `lines` (a text in lines of a plain mail)
 
+    `{{ value }}` writes arrays, mappings, ranges, intervals, yes and no, and NULL as the filter `cell` does, and other
+    values as Python's `str`.
+
     Raises:
-        SourceError: one of them cannot be read or compiled; the sentence names file, line and fault.
+        SourceError: one of them cannot be read or compiled; the message names file, line and reason.
     """
 
     def __init__(self, directory: Path | None, report: str) -> None:
@@ -73,9 +78,9 @@ class Templates:
         )
 
     def render(self, context: Mapping[str, object], language: Language = ENGLISH) -> Rendered:
-        """One recipient's report in their language, in which the context's `period` is labelled already.
+        """Return one recipient's report in their language, in which the context's `period` is labelled already.
 
-        What a template raises comes through; `explain` puts it into words.
+        Raises whatever a template raises; `explain` describes it.
         """
         given = self._given(context, language)
         return Rendered(
@@ -86,7 +91,7 @@ class Templates:
         )
 
     def page(self, context: Mapping[str, object], language: Language = ENGLISH) -> str:
-        """The page alone, as `render` gives it."""
+        """Return the page alone, as `render` gives it."""
         return self._page.render(self._given(context, language)).strip() + "\n"
 
     @staticmethod
@@ -101,14 +106,14 @@ class Templates:
 
 
 class _Later:
-    """A table that is made when a template first looks into it: half of a trivial report's time, and many need none."""
+    """Table that is made when a template first reads it: half of a trivial report's time, and many need none."""
 
     def __init__(self, make: Callable[[], Table]) -> None:
         self._make = make
         self._made: Table | None = None
 
     def there(self) -> Table:
-        """The table itself."""
+        """Return the table itself."""
         if self._made is None:
             self._made = self._make()
         return self._made

@@ -48,6 +48,7 @@ _LOOKS: Final = (
     *((table, "SELECT") for table in (
         "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
         "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover", "unreached", "waiver",
+        "failure",
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
@@ -140,6 +141,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("report", "SELECT", "id edition recipient_key"),
         ("unreached", "SELECT"),
         ("waiver", "SELECT"),
+        ("failure", "SELECT"),
         ("digest_item", "SELECT", "report address digest"),
         ("schedule", "SELECT"),
         ("schedule", "INSERT"),

@@ -194,6 +194,15 @@ UPGRADES: Final[Mapping[int, str]] = {
             edition integer NOT NULL REFERENCES outbox.edition, recipient_key text NOT NULL,
             at timestamptz NOT NULL DEFAULT now(), who text NOT NULL, why text NOT NULL,
             PRIMARY KEY (edition, recipient_key));
+        CREATE TABLE outbox.failure (email bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
+        -- Relays settle nothing from here to the commit, so that the trigger, which comes last, misses no failure.
+        LOCK TABLE outbox.delivery IN SHARE ROW EXCLUSIVE MODE;
+        INSERT INTO outbox.failure (email, at)
+        SELECT d.email, d.settled_at FROM outbox.delivery d
+         WHERE (d.state = 'dead' OR d.state = 'expired' AND EXISTS (
+                   SELECT FROM outbox.email m WHERE m.id = d.email AND m.report IS NOT NULL))
+           AND NOT EXISTS (SELECT FROM outbox.attempt a
+                            WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved');
 
         -- bounces
         ALTER TABLE outbox.bounce ADD COLUMN proves boolean NOT NULL DEFAULT false,
@@ -201,6 +210,9 @@ UPGRADES: Final[Mapping[int, str]] = {
 
         -- enqueue
         DROP FUNCTION IF EXISTS outbox.header_text(text, integer);
+        DROP FUNCTION IF EXISTS outbox.enqueue(
+            text, text, text, text, text, text, text[], text[], text[], text[], jsonb, timestamptz, timestamptz,
+            text, text);
     """,
 }
 

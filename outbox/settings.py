@@ -42,6 +42,7 @@ from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
 from outbox.secret_files import LoginSource, age_s
 from outbox.spelling import did_you_mean as _did_you_mean
+from outbox.structured import header_field
 from outbox.trust import distrust_of
 from outbox.verp import TOKEN_MAX
 
@@ -537,6 +538,10 @@ class WaySettings(_Table):
             unknown = set(re.findall(r"\{(.*?)\}", value)) - {"email_id", "key"}
             if unknown:
                 raise ValueError(f"{name} has {{{min(unknown)}}}; write {{email_id}} or {{key}}, or neither")
+            try:
+                header_field(name, value.replace("{email_id}", "1").replace("{key}", "key"))
+            except ValueError as error:
+                raise ValueError(f"{name} cannot be written: {error}") from None
         if len({name.lower() for name in headers}) < len(headers):
             raise ValueError("has a field twice, in capitals and in small letters; keep one of them")
         return headers

@@ -83,7 +83,7 @@ def recipient_of(row: Mapping[str, Any], where: str) -> Recipient:
 
 
 def checked(recipient: Recipient) -> Recipient:
-    """The recipient with its address in the form that SMTP takes.
+    """Return the recipient with its address in the form that SMTP takes.
 
     Raises:
         ValueError: one sentence that says what is wrong with key or address.
@@ -91,6 +91,10 @@ def checked(recipient: Recipient) -> Recipient:
     """
     if not recipient.key or storable(recipient.key) != recipient.key:
         raise ValueError("the key is empty or no text that Postgres can hold; give every recipient a key of its own.")
+    if not recipient.email.strip():
+        raise ValueError(
+            "there is no email address (it is NULL or empty); enter one, or leave such rows out of the recipients."
+        )
     address = message.check_address(recipient.email)
     return Recipient(recipient.key, address, recipient.name, recipient.columns)
 
@@ -102,8 +106,25 @@ def label_of(recipient: Recipient) -> str:
     recipients share a name.
     """
     if not recipient.key:
-        return f"(no key, {storable(recipient.email)})"
+        return f"(no key, {storable(recipient.email).strip() or 'no email address'})"
     return recipient.key if storable(recipient.key) == recipient.key else ascii(recipient.key)
+
+
+@dataclass(slots=True)
+class SharedAddresses:
+    """Recipients whose address an earlier one has, under another key. Memory holds a number for each address."""
+
+    count: int = 0
+    first: str = ""
+    _seen: set[int] = field(default_factory=set)
+
+    def note(self, recipient: Recipient) -> None:
+        """Count a recipient, whose address is checked and whose key has not come before."""
+        seen_before = len(self._seen)
+        self._seen.add(hash(recipient.email.lower()))
+        if len(self._seen) == seen_before:
+            self.count += 1
+            self.first = self.first or recipient.email
 
 
 async def windows(

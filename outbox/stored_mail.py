@@ -61,7 +61,8 @@ def read_message(raw: bytes) -> StoredMessage:
                 message.note(f"its {part.type} part is larger than {TEXT_MAX} bytes")
             bodies[part.type] = part.text(TEXT_MAX).replace("\r\n", "\n")
         elif part.start < part.end or disposition or len(message.parts) > 1:
-            attachments.append(_attachment(part, more.get("filename") or part.parameters.get("name", "")))
+            usual = "invite.ics" if part.type == "text/calendar" else ""  # an alternative has no name of its own
+            attachments.append(_attachment(part, more.get("filename") or part.parameters.get("name", usual)))
     headers = [(one.name, one.text) for one in message.head.fields]
     return StoredMessage(headers, bodies.get("text/plain"), bodies.get("text/html"), attachments, message.notes)
 

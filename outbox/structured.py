@@ -61,6 +61,11 @@ def extra_field(field: str, value: str) -> str:
     return header_field(field, value)
 
 
+def is_free_text(field: str) -> bool:
+    """Return True if text in any language may stand in the field, as in Comments and X-Order."""
+    return field.lower() not in _MAILBOXES | _PHRASES | _TOKENS | {_LIST_ID}
+
+
 def header_field(field: str, value: str) -> str:
     """Return a header field in the syntax that its name has, folded, without its last CRLF.
 

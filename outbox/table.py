@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import Decimal, InvalidOperation
+from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 from unicodedata import category, combining, east_asian_width
@@ -41,6 +42,7 @@ _HEADLINE_MAX = 3
 _DEPTH_MAX = 8  # of values within values
 _PLAIN_MAX = Decimal(10) ** 21  # a larger number is written with its power of ten
 _PLACES_MAX = 30
+_EXPONENT_MAX = 200_000  # more than PostgreSQL's numeric has; arithmetic with larger numbers could overflow
 _QUOTED_MAX = 60
 _HEADLINE_CHARACTERS_MAX = 18  # in large figures, beside each other on a phone
 
@@ -97,7 +99,7 @@ class Table:
     def figures(self) -> str:
         """The headline for programs, as JSON (`[["Done", 12]]`): a later edition draws a line through them."""
         told = [(column.title, float(column.figure)) for column in self.headline if column.figure is not None]
-        return json.dumps(told, ensure_ascii=False)
+        return json.dumps([(title, figure) for title, figure in told if isfinite(figure)], ensure_ascii=False)
 
     @property
     def text(self) -> str:
@@ -424,7 +426,7 @@ def _decimal(value: float | Decimal) -> Decimal | None:
             number = Decimal(value)  # its repr may not have more than 4,300 digits
         case _:
             number = Decimal(float.__repr__(value))  # that of a subclass, as numpy's, may be no number
-    return number if number.is_finite() else None
+    return number if number.is_finite() and number.adjusted() <= _EXPONENT_MAX else None
 
 
 def _places(value: float | Decimal) -> int:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
+from outbox import suggested
+from outbox.agenda import making
 from outbox.database import storable
 
 if TYPE_CHECKING:
@@ -205,3 +207,31 @@ async def unreached_of(connection: Any, report: str, period: str) -> list[Owed]:
     """Return the recipients of an edition who have no report and about whom nobody has decided."""
     rows = await connection.fetch(UNREACHED, storable(report), storable(period))
     return [Owed(report, period, row["recipient_key"]) for row in rows]
+
+
+ABSENCE: Final = """
+SELECT e.id AS edition, left(u.reason, 2000) AS reason, w.who, w.why, w.at,
+       (SELECT r.id FROM outbox.report r WHERE r.edition = e.id AND r.recipient_key = $3) AS report
+  FROM outbox.edition e
+  LEFT JOIN outbox.unreached u ON u.edition = e.id AND u.recipient_key = $3
+  LEFT JOIN outbox.waiver w ON w.edition = e.id AND w.recipient_key = $3
+ WHERE e.report = $1 AND e.period = $2
+"""
+
+
+async def read_absence(connection: Any, key: str) -> str | None:
+    """Return why there is no email of this key, with what can be done; None if nothing is known of it."""
+    one = Owed.parse(key)
+    row = None if one is None else await connection.fetchrow(ABSENCE, one.report, one.period, one.recipient)
+    if one is None or row is None or row["report"] is not None or (row["reason"] is None and row["who"] is None):
+        return None
+    if row["who"] is not None:
+        because = f", because {row['why']}" if row["why"] else ""
+        undo = suggested.command("waive", "--undo", keys=[key])
+        return f"{key} has no email: {row['who']} decided that nothing is owed{because}; `{undo}` takes that back."
+    again = suggested.command(*making(one.report), suggested.option("--period", one.period))
+    waive = suggested.command("waive", keys=[key])
+    return (
+        f"{key} has no report: {row['reason'].rstrip('.')}; correct that and run `{again}`, "
+        f"or decide with `{waive}` that nothing is owed."
+    )

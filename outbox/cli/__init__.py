@@ -10,13 +10,15 @@ commands that need them, so that cron pays for what it uses. The commands sit by
     reading    list, show                ... email by email
     watching   watch                     ... live
     serving    web                       ... in a browser
-    deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
+    deciding   retry, cancel, resolve,   a person decides, and is asked before much is touched
+               waive
     holding    pause, resume             a person holds back a report, or all mail
     refusing   suppress, bounce          who gets no more email
     trying     preview, test-send, demo  nothing of it comes into the outbox
     selecting  what those share that pick emails
     attending  what runs beside a relay: measures, health, traces
     frame      what every command shares
+    streams    standard output and error, in any encoding
 """
 
 import errno
@@ -24,6 +26,7 @@ import gc
 
 gc.set_threshold(20_000)  # before all else: imports make many objects and no garbage, and collecting at 700 costs 50 ms
 
+import logging
 import os
 import signal
 import sys
@@ -82,6 +85,8 @@ __all__ = [
 def main() -> None:
     """Run a command. An error that a user can meet is one sentence on stderr."""
     streams.prepare()
+    if logging.lastResort is not None:  # of commands that configure no log: a warning is a sentence of outbox, too
+        logging.lastResort.setFormatter(logging.Formatter("outbox: %(message)s"))
     try:
         app(prog_name="outbox")
     except OutboxError as error:

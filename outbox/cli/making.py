@@ -45,13 +45,7 @@ def init(
     for name in redefine or []:
         settings.report(name)
     (before, after), renewed, changes = awaited(_initialise(settings, redefine or [], roles=roles))
-    if before is None:
-        typer.echo(f"The outbox schema is there now, at version {after}.")
-    elif before < after:
-        typer.echo(f"The outbox schema was upgraded from version {before} to {after}.")
-    else:
-        typer.echo(f"The outbox schema is at version {after} already.")
-    for line in changes:
+    for line in (_describe_version(before, after), *changes, *_former_timezones(settings)):
         typer.echo(line)
     for name in redefine or []:
         report = settings.report(name)
@@ -64,6 +58,27 @@ def init(
         typer.echo("The rights of its roles were renewed.")
     elif renewed is False:
         typer.echo("Its roles have no rights on new objects yet; run `outbox init --roles`.")
+
+
+def _describe_version(before: int | None, after: int) -> str:
+    if before is None:
+        return f"The outbox schema is there now, at version {after}."
+    if before < after:
+        return f"The outbox schema was upgraded from version {before} to {after}."
+    return f"The outbox schema is at version {after} already."
+
+
+def _former_timezones(settings: "Settings") -> list[str]:
+    """Return a line for each report whose timezone is written by a former name."""
+    from outbox.settings import table_of
+    from outbox.timezones import current
+
+    return [
+        f"{table_of(name)}.timezone: {report.timezone} is a former name of {current(report.timezone)}, which is used "
+        "where Postgres lacks it; both mean the same periods."
+        for name, report in settings.editions.items()
+        if report.timezone != current(report.timezone)
+    ]
 
 
 def _print_roles() -> None:

@@ -239,6 +239,10 @@ def _print_story(story: "Story", zone: "tzinfo | None") -> None:
     typer.echo("" if rows else "\nIt has not been tried yet.")
     for line in table(["try", "verdict", "relay", "marked", "settled", "what was heard"], rows) if rows else []:
         typer.echo(line)
+    if story.choices:
+        typer.echo("")
+    for choice in story.choices:
+        typer.echo(f"{choice.name:<9}  {choice.effect}")
     if story.remedies:
         typer.echo("\nYou may type one of these:" if len(story.remedies) > 1 else "\nYou may type:")
     for remedy in story.remedies:

@@ -1,7 +1,7 @@
-"""Standard output and error of a command: any text can be written, whatever encoding the locale or PYTHONIOENCODING asks for.
+r"""Standard output and error of a command, which take any text in any encoding that the locale asks for.
 
 Characters that the encoding lacks are written in another way, never with an error: punctuation and bars as their ASCII
-neighbours, others as `\\u4e2d`. JSON stays JSON: see `is_unicode`.
+neighbours, others as `\u4e2d`. JSON stays JSON: see `is_unicode`.
 """
 
 import codecs

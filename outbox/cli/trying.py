@@ -81,6 +81,8 @@ def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
         typer.echo(f"{'':<9}{path}")
     if found.mail is None:
         typer.echo("It has no email of its own: a digest tells of it, see `outbox preview digest`.")
+    if found.early is not None:
+        typer.echo(printable(f"`outbox generate` does not make it yet: {found.early}"))
     typer.echo("Nothing was written to the database, and the link opens nothing.")
     if opened and sys.stdout.isatty() and _has_browser():
         import webbrowser

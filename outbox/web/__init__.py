@@ -4,6 +4,7 @@
     serve        a process of its own around it: `outbox web`
     connections  bounds on that process's connections, in all and per client
     pages        /r/{token}: the report as it was generated; /u/{token}: no more emails
+    words        what the pages behind a link say, in the reader's language
     history      the earlier editions of a report for its recipient, and a line through their figures
     board        /: the operators' pages, for those who sign in
     looks        templates and answers, each with a policy that lets nothing else run

@@ -39,7 +39,7 @@ def create(settings: Settings, *, link_token: str | None = None) -> Starlette:
     assert settings.database_url is not None
     web = settings.web
     store, callers = Store(settings.database_url), Callers(web.proxies)
-    routes = Pages(web, store, callers).routes()
+    routes = Pages(web, store, callers, settings.editions).routes()
     live = None
     if web.board and not web.has_sign_in and not link_token:
         log.warning(

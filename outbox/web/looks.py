@@ -76,9 +76,9 @@ def page(request: Request, template: str, *, status: int = 200, **context: Any) 
     return HTMLResponse(html, status, headers)
 
 
-def notice(request: Request, status: int, title: str, words: str, **headers: str) -> Response:
-    """Return a page that says one thing."""
-    response = page(request, "notice.html.j2", status=status, title=title, words=words)
+def notice(request: Request, status: int, title: str, words: str, *, language: str = "en", **headers: str) -> Response:
+    """Return a page that says one thing, in a language with this tag."""
+    response = page(request, "notice.html.j2", status=status, title=title, words=words, language=language)
     response.headers["Referrer-Policy"] = "no-referrer"
     for name, value in headers.items():
         response.headers[name.replace("_", "-")] = value

@@ -7,26 +7,38 @@ expired, pruned or another recipient's gets the same answer.
 
 import hmac
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from outbox.settings import WebSettings
+from outbox.errors import DatabaseUnavailableError
+from outbox.settings import EditionSettings, WebSettings
 from outbox.web.guard import Callers, FailedAttemptLimiter, Lookups, body_of, is_own
 from outbox.web.history import read_history, with_history
-from outbox.web.looks import NO_PAGE, NOT_FOUND, notice, page
+from outbox.web.looks import notice, page
 from outbox.web.store import Store
+from outbox.web.words import WORDS, language_of
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")  # generate makes 22 characters, 128 bits
-FIELD: Final = re.compile(rb'name="?List-Unsubscribe"?(?:\r\n|$)')
+FIELD: Final = re.compile(rb'name="?List-Unsubscribe"?(?:[;\n]|$)', re.IGNORECASE)
+VALUE: Final = re.compile(rb"\n\n[ \t]*One-Click[ \t]*(?:\n|$)", re.IGNORECASE)
+FIELD_MAX: Final = 200  # bytes of the one field that is looked for in a form, however it is encoded
 
 UNDO: Final = b"undo=yes"
 UNSUBSCRIBE: Final = "SELECT outbox.unsubscribe($1)"
 RESUBSCRIBE: Final = "SELECT outbox.resubscribe($1)"
+# The report of a token and the language of its page, which is the reader's.
+ABOUT: Final = """
+SELECT e.report, r.title,
+       substring(left(r.html, 2000) from '<html[^>]*[[:space:]]lang=["'']?([A-Za-z0-9-]{2,35})') AS lang
+  FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition WHERE r.token = $1
+"""
 
 POLICY: Final = (
     "sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; img-src data: https:; "
@@ -46,22 +58,43 @@ SELECT r.id, r.token, r.html
 
 
 def is_one_click(body: bytes) -> bool:
-    """Return True if a form has the one field of RFC 8058 §3.1, in either of the two encodings of forms.
+    """Return True if a form has the field of RFC 8058 §3.1, in any of the encodings of forms, among any others.
 
-    The form is untrusted, so each byte is read only a few times: the head of a part is the text before its value, after
-    the last empty line.
+    Mail providers send it with a line end, with further fields, percent-encoded or in other letters. The form is
+    untrusted, so each byte is read only a few times.
     """
-    if body == b"List-Unsubscribe=One-Click":
+    if any(_is_the_field(pair) for pair in re.split(rb"[&\r\n]+", body) if len(pair) <= FIELD_MAX):
         return True
-    before = body.split(b"\r\n\r\nOne-Click\r\n")[:-1]
-    return any(FIELD.search(one.rpartition(b"\r\n\r\n")[2]) for one in before)
+    # Of a multipart form, the head of a part is the text before its value, after the last empty line.
+    before = VALUE.split(body.replace(b"\r\n", b"\n"))[:-1]
+    return any(FIELD.search(one.rpartition(b"\n\n")[2]) for one in before)
+
+
+def _is_the_field(pair: bytes) -> bool:
+    name, _, value = pair.partition(b"=")
+    return _decoded(name) == b"list-unsubscribe" and _decoded(value) == b"one-click"
+
+
+def _decoded(text: bytes) -> bytes:
+    return unquote_to_bytes(text.replace(b"+", b" ")).strip().lower()
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Report of a token, as its reader knows it."""
+
+    title: str = ""
+    language: str | None = None
 
 
 class Pages:
     """Pages for those who hold a link. A valid link is never refused: only failed attempts are counted."""
 
-    def __init__(self, settings: WebSettings, store: Store, callers: Callers) -> None:
+    def __init__(
+        self, settings: WebSettings, store: Store, callers: Callers, reports: Mapping[str, EditionSettings]
+    ) -> None:
         self.settings = settings
+        self.reports = reports
         self.store = store
         self.callers = callers
         self.lookups = Lookups()
@@ -92,30 +125,60 @@ class Pages:
         return html
 
     async def offer(self, request: Request) -> Response:
-        """GET /u/{token}: change nothing, since programs follow the links in emails."""
-        return page(request, "unsubscribe.html.j2", title="Unsubscribe")
+        """GET /u/{token}: change nothing, since programs follow the links in emails.
+
+        It does not name the report, so that it tells a guesser nothing.
+        """
+        try:
+            about = await self._about(request)
+        except DatabaseUnavailableError:
+            about = None
+        return self._page(
+            request, about or About(), "unsubscribe.html.j2", "unsubscribe", "offer", button="unsubscribe"
+        )
 
     async def unsubscribe(self, request: Request) -> Response:
-        """POST /u/{token}: from a mail program (RFC 8058), or from a button of ours, which may also undo it."""
+        """POST /u/{token}: from a mail program (RFC 8058), or from a button of ours, which may also undo it.
+
+        A request without a body counts as one click: the address alone names the list and the reader.
+        """
         body = await body_of(request)
         undoes = body == UNDO and is_own(request)
-        if not undoes and not is_one_click(body):
+        if not undoes and body.strip() and not is_one_click(body):
             return notice(request, 400, "Not done", "The request does not say List-Unsubscribe=One-Click.")
-        name = await self._decided(request, RESUBSCRIBE if undoes else UNSUBSCRIBE)
-        if name is None:
+        about = await self._about(request, RESUBSCRIBE if undoes else UNSUBSCRIBE)
+        if about is None:
             return self._missing(request, self.failed_unsubscribes)
         if undoes:
-            return notice(request, 200, "Undone", f"You get emails of “{name}” again.")
-        return page(request, "unsubscribed.html.j2", title="Done", name=name)
+            return self._page(request, about, "notice.html.j2", "undone", "again")
+        return self._page(request, about, "unsubscribed.html.j2", "done", "no more", button="undo")
 
-    async def _decided(self, request: Request, statement: str) -> str | None:
-        """Return the report's name; None if no report has the token."""
+    def _page(
+        self, request: Request, about: About, template: str, title: str, text: str, *, button: str = "undo"
+    ) -> Response:
+        """Return a page in the reader's language."""
+        language = language_of(about.language, request.headers.get("accept-language", ""))
+        words = WORDS[language]
+        said = words[text].replace("{title}", about.title)
+        return page(request, template, title=words[title], words=said, button=words[button], language=language)
+
+    async def _about(self, request: Request, decision: str | None = None) -> About | None:
+        """Return the report of the token, after a decision about it; None if no report has the token."""
         token = request.path_params["token"]
         if not TOKEN.fullmatch(token):
             return None
         async with self._connection(request) as connection:
-            name: str | None = await connection.fetchval(statement, token)
-        return name
+            if decision is not None and await connection.fetchval(decision, token) is None:
+                return None
+            row = await connection.fetchrow(ABOUT, token)
+        if row is None:
+            return None
+        ours = self.reports.get(row["report"])
+        # A page that is pruned has no language any more; a report that these settings do not have is known by its page.
+        return About(
+            ours.title if ours is not None else row["title"],
+            row["lang"] or (ours.locale if ours is not None else None),
+        )
 
     @asynccontextmanager
     async def _connection(self, request: Request) -> AsyncIterator[Any]:
@@ -125,10 +188,12 @@ class Pages:
 
     def _missing(self, request: Request, failures: FailedAttemptLimiter) -> Response:
         """Return the one answer for each way in which a link is not valid."""
+        language = language_of(None, request.headers.get("accept-language", ""))
+        words = WORDS[language]
         if (wait_s := failures.take(self.callers.address(request))) > 0:
             after = str(int(wait_s) + 1)
-            return notice(request, 429, "Too many attempts", "Wait a little and try again.", Retry_After=after)
-        return notice(request, 404, NOT_FOUND, NO_PAGE)
+            return notice(request, 429, words["too many"], words["wait"], language=language, Retry_After=after)
+        return notice(request, 404, words["not found"], words["no page"], language=language)
 
     def routes(self) -> list[Route]:
         """Return their routes."""

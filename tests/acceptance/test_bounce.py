@@ -109,7 +109,10 @@ async def test_who_bounces_for_good_is_not_written_to_again_and_everybody_else_i
     assert f"All is well: progress {NEXT} is sent to all but 1 of its 3 recipients" in found.out
     assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL") == 0
     status = json.loads((await fleet.run("status", "--json")).out)
-    assert [(e["not_sent"], e["suppressed"], e["bounced"]) for e in status["editions"]] == [(0, 1, 0), (0, 0, 1)]
+    assert [(e["waiting"] + e["failed"], e["suppressed"], e["bounced"]) for e in status["editions"]] == [
+        (0, 1, 0),
+        (0, 0, 1),
+    ]
     key = f"progress/{NEXT}/2"
     assert "since its address was on the suppression list" in (await fleet.run("show", key)).out
     (said,) = (await fleet.run("retry", key)).sentences

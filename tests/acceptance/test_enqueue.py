@@ -2,10 +2,12 @@
 
 import asyncio
 import inspect
+import re
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
-from email.policy import default
+from email.header import decode_header, make_header
+from email.policy import compat32, default
 
 import asyncpg
 import psycopg
@@ -17,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from outbox import Attachment, Email, enqueue
 from outbox.errors import OutboxError, SchemaError
 from outbox.sink import Reply, Stage
+from outbox.stored_mail import read_message
 
 
 def welcome(key="welcome/1", **more):
@@ -225,6 +228,7 @@ async def test_a_mail_of_many_parts_arrives_as_it_was_meant(fleet):
 
 async def test_a_template_is_rendered_and_only_its_html_is_escaped(tmp_path, connection):
     files = {"subject.txt.j2": "Order {{ order }}\n for {{ name }}", "email.txt.j2": "Hi {{ name }}"}
+    files["calendar.ics.j2"] = "BEGIN:VCALENDAR\nMETHOD:PUBLISH\nX-ORDER:{{ order }}\nEND:VCALENDAR\n"
     for name, said in {**files, "email.html.j2": "<p>{{ name }}</p>"}.items():
         path = tmp_path / "receipt" / name
         path.parent.mkdir(exist_ok=True)
@@ -237,6 +241,7 @@ async def test_a_template_is_rendered_and_only_its_html_is_escaped(tmp_path, con
         "Hi A & B",
         "<p>A &amp; B</p>",
     ]
+    assert "X-ORDER:7" in got.get_payload()[-1].get_content()
     with pytest.raises(ValueError, match=r"receipt failed: .*email\.html\.j2, line 1: 'name' is undefined\."):
         welcome(template="receipt", templates=tmp_path, context={"order": 7}, subject="x")
     with pytest.raises(ValueError, match="There is no template nothing in"):
@@ -272,6 +277,118 @@ async def test_times_are_kept(connection):
 def test_what_cannot_be_sent_is_refused_with_a_sentence_when_it_is_made(fault, sentence):
     with pytest.raises(ValueError, match=sentence):
         welcome(**fault)
+
+
+INVITE = """BEGIN:VCALENDAR
+VERSION:2.0
+PRODID:-//example.com//shop//EN
+METHOD:REQUEST
+BEGIN:VEVENT
+UID:4711@example.com
+DTSTAMP:20261123T060000Z
+DTSTART:20261201T090000Z
+DTEND:20261201T100000Z
+ORGANIZER:mailto:shop@example.com
+ATTENDEE;RSVP=TRUE:mailto:ada@example.com
+SUMMARY:Übergabe 🙂
+END:VEVENT
+END:VCALENDAR
+""".replace("\n", "\r\n")
+NAMES = [
+    ("report.pdf", "report.pdf"), ("Übersicht März.pdf", "Übersicht März.pdf"), ("報告書.pdf", "報告書.pdf"),
+    ("🙂.png", "🙂.png"), ("x" * 120 + ".csv", "x" * 120 + ".csv"), ("é" * 120 + ".csv", "é" * 120 + ".csv"),
+    ("=?utf-8?q?x?=", "=?utf-8?q?x?="), ('a "quoted"; name=b.txt', 'a "quoted"; name=b.txt'),
+    ("2026/11 Zahlen.pdf", "2026_11 Zahlen.pdf"), ("../../etc/passwd", ".._.._etc_passwd"),
+    ("C:\\Users\\Ada\\x.doc", "C:_Users_Ada_x.doc"), ("a\r\nb\x00c.txt", "a b c.txt"),
+    ("invoice\u202efdp.exe", "invoicefdp.exe"), ("it's 50%.pdf", "it's 50%.pdf"),
+]  # fmt: skip
+ENQUEUE = """SELECT outbox.enqueue(key => 'k', sender => 's@example.com', recipient => 'ada@example.com',
+                                   body_text => 't', body_html => 'h', calendar => $1)"""
+
+
+@pytest.mark.parametrize(("name", "read"), NAMES)
+def test_a_files_name_is_read_by_new_and_by_old_mail_programs_and_is_no_path(name, read):
+    pieces = welcome(attachments=[Attachment(name, b"x", "text/csv; charset=utf-8")]).pieces
+    whole = pieces.head + b"1@example.com" + pieces.tail
+    assert whole.isascii()
+    assert max(map(len, whole.split(b"\r\n"))) <= 78
+    assert [file.name for file in read_message(whole).attachments] == [read]
+    for policy in (default, compat32):
+        (part,) = [
+            one for one in message_from_bytes(whole, policy=policy).walk() if one.get_content_type() == "text/csv"
+        ]
+        assert part.get_filename() == read
+        assert part.get_content_charset() == "utf-8"
+    # Outlook knows no RFC 2231: it reads a parameter as if it were text (RFC 2047).
+    plain = re.search(r'name="((?:[^"\\]|\\.)*)"', part["Content-Type"].replace("\r\n", ""))[1]
+    assert str(make_header(decode_header(re.sub(r"\\(.)", r"\1", plain)))) == read
+    if not read.isascii() or len(read) > 66:
+        assert re.search(r"filename(\*0)?\*=utf-8''", part["Content-Disposition"])
+
+
+@pytest.mark.parametrize("name", ["", " ", "\r\n", ".", "..", "\u202e", "x" * 256])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(ValueError, match="needs a name"):
+        Attachment(name, b"")
+
+
+def structure(part):
+    kind = part.get_content_type()
+    return [kind, *map(structure, part.iter_parts())] if part.is_multipart() else kind
+
+
+def test_an_invitation_is_the_last_alternative_and_files_come_after_all():
+    given = {"html": "<img src='cid:logo'>", "calendar": INVITE}
+    logo, invoice = (
+        Attachment("logo.png", b"x", "image/png", "logo"),
+        Attachment("invoice.pdf", b"x", "application/pdf"),
+    )
+    both = ["multipart/alternative", "text/plain", "text/html", "text/calendar"]
+    for more, wanted in (
+        ({"calendar": INVITE}, ["multipart/alternative", "text/plain", "text/calendar"]),
+        ({"html": "<p>x", "calendar": INVITE.encode()}, both),
+        ({"html": "<p>x", "calendar": "\ufeff" + INVITE.replace("\r\n", "\n")}, both),
+        ({"html": "<p>x", "calendar": INVITE, "attachments": [invoice]}, ["multipart/mixed", both, "application/pdf"]),
+        (
+            {**given, "attachments": [logo, invoice]},
+            ["multipart/mixed", ["multipart/alternative", "text/plain", ["multipart/related", "text/html", "image/png"],
+             "text/calendar"], "application/pdf"],
+        ),
+    ):  # fmt: skip
+        pieces = welcome(**more).pieces
+        whole = pieces.head + b"1@example.com" + pieces.tail
+        message = message_from_bytes(whole, policy=default)
+        assert structure(message) == wanted
+        (part,) = [one for one in message.walk() if one.get_content_type() == "text/calendar"]
+        assert part["Content-Type"].params == {"charset": "utf-8", "method": "REQUEST"}
+        assert part.get_payload(decode=True).decode() == INVITE
+        assert "invite.ics" in [file.name for file in read_message(whole).attachments]
+
+
+async def test_sql_writes_the_same_invitation(connection):
+    await connection.fetchval(ENQUEUE, INVITE.replace("\r\n", "\n"))
+    message = message_from_bytes(await connection.fetchval("SELECT message FROM outbox.email"), policy=default)
+    assert structure(message) == ["multipart/alternative", "text/plain", "text/html", "text/calendar"]
+    part = message.get_payload()[-1]
+    assert part["Content-Type"].params == {"charset": "utf-8", "method": "REQUEST"}
+    assert part.get_payload(decode=True).decode() == INVITE
+
+
+@pytest.mark.parametrize(
+    "calendar",
+    [
+        "",
+        "hello",
+        INVITE.replace("METHOD:REQUEST\r\n", ""),
+        INVITE.replace("VERSION:2.0", "METHOD:CANCEL"),
+        f"x{INVITE}",
+    ],
+)
+async def test_what_is_no_invitation_is_refused(connection, calendar):
+    with pytest.raises(ValueError, match="no iCalendar object with one METHOD"):
+        welcome(calendar=calendar)
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="no iCalendar object with one METHOD"):
+        await connection.fetchval(ENQUEUE, calendar)
 
 
 @pytest.mark.parametrize(

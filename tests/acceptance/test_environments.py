@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import sys
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -29,15 +31,15 @@ for arguments in json.loads(sys.argv[1]):
     print("=ended=", json.dumps([arguments, code]))
     sys.stdout.flush()
 """
-NAME = "Zoë – 漢字 … 😀"
+NAME = "Zoë \N{EN DASH} 漢字 … 😀"
 
 
-async def each(fleet, *commands, **environment):
+async def each(fleet, *commands, within=(), **environment):
     """Run commands in an environment of their own; return for each its exit code and what it wrote to stdout."""
     fleet.write_settings()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", EACH, json.dumps(commands),
-        cwd=fleet.directory, env={**os.environ, "PYTHONPATH": os.getcwd(), **environment},
+        *within, sys.executable, "-c", EACH, json.dumps(commands),
+        cwd=fleet.directory, env={**os.environ, "PYTHONPATH": str(Path.cwd()), **environment},
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), 90)
@@ -73,7 +75,8 @@ async def test_every_command_writes_any_text_in_any_encoding(fleet, encoding):
         ["preview", "progress", "--out", "here"], ["preview", "progress", "--text"], ["preview", "progress", "--json"],
         ["show", key], ["show", key, "--json"], ["show", key, "--text"], ["status"], ["status", "--json"],
         ["schedule"], ["suppress"], ["suppress", "ü@example.com", "--why", "…漢字"], ["suppress", "--json"],
-        ["generate", "prögress…"], ["retry", "…", "--why", "…"], ["pause", "progress", "--why", NAME], ["resume", "all"],
+        ["generate", "prögress…"], ["retry", "…", "--why", "…"], ["pause", "progress", "--why", NAME],
+        ["resume", "all"],
         ["--help"], ["relay", "--help"], ["list", "--nö…"], ["relay", "--until-empty"], ["init"],
         PYTHONIOENCODING=encoding,
     )  # fmt: skip
@@ -176,3 +179,104 @@ class Slow:
     def build(self, keys, period):
         return {}
 """
+
+
+# ── users, directories and disks ─────────────────────────────────────────────────────────────────────────────────────
+
+NAMELESS = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
+"""Runs a command under a user id without an entry in /etc/passwd, as OpenShift does."""
+READ_ONLY = (
+    "unshare", "--mount", "sh", "-c",
+    'for dir in / /tmp /var/tmp /dev/shm; do mount --bind $dir $dir && mount -o remount,bind,ro $dir; done; exec "$@"',
+    "sh",
+)  # fmt: skip
+"""Runs a command on a file system that cannot be written to, as with Kubernetes' readOnlyRootFilesystem."""
+
+
+async def within_or_skip(within):
+    process = await asyncio.create_subprocess_exec(*within, "true", stderr=asyncio.subprocess.DEVNULL)
+    if await process.wait() != 0:
+        pytest.skip(f"{within[1]} is not permitted here")
+
+
+WORK = (
+    ("init",), ("doctor",), ("generate",), ("preview", "progress", "--text"), ("relay", "--until-empty"), ("status",),
+    ("list",), ("audit", "progress"), ("pause", "progress", "--why", "late"), ("resume", "progress"),
+    ("suppress", "p1@example.com"), ("prune", "--keep", "400d"),
+)  # fmt: skip
+
+
+@asynccontextmanager
+async def over_tcp(fleet):
+    """The fleet's database through TCP: its socket is in a directory that only some users may enter."""
+    directory = parse_qs(urlsplit(fleet.database).query)["host"][0]
+
+    async def pump(reader, writer):
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def forward(reader, writer):
+        there, back = await asyncio.open_unix_connection(f"{directory}/.s.PGSQL.5432")
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+
+    server = await asyncio.start_server(forward, "127.0.0.1", 0)
+    before, port = fleet.database, server.sockets[0].getsockname()[1]
+    fleet.database = f"postgresql://postgres@127.0.0.1:{port}{urlsplit(before).path}"
+    try:
+        yield
+    finally:
+        fleet.database = before
+        server.close()
+
+
+@pytest.mark.parametrize("within, who", [
+    (NAMELESS, "uid54321@"), ((*NAMELESS, "env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME"), "uid54321@"),
+    (READ_ONLY, ""),
+])  # fmt: skip
+async def test_all_works_without_a_name_a_home_or_a_disk_to_write_to(fleet, within, who):
+    await within_or_skip(within)
+    await fleet.hire(2)
+    async with over_tcp(fleet):
+        found, err = await each(fleet, *WORK, within=within, USER="", LOGNAME="")
+    assert b"Traceback" not in err, err.decode()
+    assert {tuple(arguments): code for arguments, code, _ in found if code != 0 and arguments != ["doctor"]} == {}
+    assert await fleet.states() == {"sent": 2}
+    assert who in await fleet.connection.fetchval("SELECT who FROM outbox.operation LIMIT 1")
+
+
+async def test_without_a_disk_to_write_to_preview_says_what_to_do(fleet):
+    await within_or_skip(READ_ONLY)
+    await fleet.hire(1)
+    process = await fleet.start("preview", "progress", within=READ_ONLY)
+    ended = await process.ended()
+    assert ended.code == 1
+    (sentence,) = ended.sentences
+    assert sentence.startswith("No temporary directory can be written to")
+    assert "--out DIR" in sentence
+    process = await fleet.start("preview", "progress", "--out", "here", within=READ_ONLY)
+    (sentence,) = (await process.ended()).sentences
+    assert "here cannot be written to (Read-only file system)" in sentence
+    process = await fleet.start("demo", within=READ_ONLY)
+    assert "--keep DIR" in (await process.ended()).sentences[0]
+
+
+async def test_a_user_id_without_a_name_is_asked_for_one_where_postgres_needs_it(fleet):
+    within = (*NAMELESS, "env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME", "-u", "PGUSER")
+    await within_or_skip(NAMELESS)
+    fleet.database = "postgresql://localhost/try"
+    found, err = await each(fleet, ["status"], ["preview", "progress"], ["doctor"], ["generate"], within=within)
+    assert [code for _, code, _ in found] == [1, 1, 1, 1], err.decode()
+    assert err.count(b"names no user, and the user id 54321 of this process") == 3
+    assert b"names no user" in found[2][2]
+    assert b"Traceback" not in err
+    process = await fleet.start("demo", within=within)
+    assert "has no entry in /etc/passwd" in (await process.ended()).sentences[0]
+
+
+async def test_a_full_disk_is_one_sentence(fleet):
+    process = await fleet.start("status", within=("sh", "-c", 'exec "$@" > /dev/full', "sh"))
+    ended = await process.ended()
+    assert (ended.code, ended.sentences) == (1, ["No space left on device."])

@@ -2,6 +2,8 @@
 
 import pytest
 
+from outbox.address import DatabaseUrl
+from outbox.fleet import read_fleet
 from outbox.generate import generate
 from outbox.settings import load
 
@@ -100,6 +102,28 @@ def _example(cadence):
 async def nothing_written(fleet):
     tables = ("definition", "edition", "report", "email", "delivery")
     return [await fleet.connection.fetchval(f"SELECT count(*) FROM outbox.{table}") for table in tables] == [0] * 5
+
+
+async def test_a_period_that_is_not_over_is_made_only_if_that_is_asked_for(fleet):
+    await fleet.hire(2)
+    ended = await fleet.run("generate", "--period", "9998-W10")
+    assert (ended.code, ended.out) == (2, "")
+    (sentence,) = ended.sentences
+    assert sentence.startswith("--period, for report progress: 9998-W10 has not begun (9998-03-02 00:00 to 9998-03-09 ")
+    assert "add --early" in sentence
+    assert await nothing_written(fleet)
+    shown = await fleet.run("preview", "progress", "--period", "9998-W10", "--out", str(fleet.directory / "shown"))
+    assert "`outbox generate` does not make it yet: 9998-W10 has not begun" in shown.out
+    alone = await fleet.run("generate", "--early")
+    assert (alone.code, alone.sentences[0].partition(":")[0]) == (2, "--early")
+
+    early = await fleet.run("generate", "--period", "9998-W10", "--early")
+    assert (early.code, early.err) == (0, "")
+    assert "2 made here" in early.out
+    usual = await fleet.run("generate")
+    assert (usual.code, usual.err) == (0, "")
+    (newest,) = (await read_fleet(DatabaseUrl.parse(fleet.database))).editions
+    assert newest.period == usual.out.split()[1].rstrip(":"), "not the one of the future"
 
 
 async def test_each_period_has_a_report_of_its_own(fleet):

@@ -106,7 +106,7 @@ async def test_an_address_beyond_ascii_is_written_to_where_smtputf8_is_offered_a
         (got,) = able.accepted
         assert got.recipients == ("jürgen@b.example",)
         assert got.mail_said.endswith("BODY=8BITMIME SMTPUTF8")
-        assert "\r\n <jürgen@b.example>\r\n" in got.message.decode()
+        assert "To: =?utf-8?q?J=C3=BCrgen?= <jürgen@b.example>\r\n" in got.message.decode()
     await fleet.connection.execute(put, "b")
     await fleet.put_emails(1)
     fleet.smtp = fleet.sink.url

@@ -153,7 +153,7 @@ async def test_one_click_ends_the_emails_and_looking_does_not(fleet):
     for _ in range(2):
         done = await browser.ask(f"/u/{token}", form={"List-Unsubscribe": "One-Click"}, Sec_Fetch_Site="cross-site")
         assert done.status == 200
-        assert "progress" in done.body
+        assert "“Progress”" in done.body
         assert not {"set-cookie", "location"} & {name.lower() for name in done.headers}
         assert await suppressed() == ["p1@example.com"]
     assert (await browser.ask("/u/" + "x" * 22, form={"List-Unsubscribe": "One-Click"})).status == 404
@@ -162,6 +162,65 @@ async def test_one_click_ends_the_emails_and_looking_does_not(fleet):
     assert await suppressed() == ["p1@example.com"]
     assert (await browser.ask(f"/u/{token}", form={"undo": "yes"})).status == 200
     assert await suppressed() == []
+    # How mail programs say it differs; what a link checker does must change nothing.
+    for body in (
+        b"",
+        b"\r\n",
+        b"List-Unsubscribe=One-Click\r\n",
+        b"List-Unsubscribe=One%2DClick",
+        b"a=1&List-Unsubscribe=One-Click",
+    ):
+        for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", ""):
+            assert (await browser.ask(f"/u/{token}", form=body, Content_Type=kind)).status == 200, (body, kind)
+            assert await suppressed() == ["p1@example.com"]
+            assert (await browser.ask(f"/u/{token}", form={"undo": "yes"})).status == 200
+            assert await suppressed() == []
+    asked = f"/u/{token}?List-Unsubscribe=One-Click HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nList-\r\n15\r\nUnsubscribe=One-Click\r\n0\r\n\r\n"
+    for request, status in (
+        (f"GET {asked}\r\n", 200), (f"HEAD {asked}\r\n", 200), (f"PUT {asked}\r\n", 405), (f"DELETE {asked}\r\n", 405),
+        (f"GET {asked}Content-Length: 26\r\n\r\nList-Unsubscribe=One-Click", 200),
+    ):  # fmt: skip
+        assert (await raw(browser, request)).startswith(f"HTTP/1.1 {status} ")
+        assert await suppressed() == []
+    for request in (f"POST {asked}\r\n", f"POST {asked}{chunked}"):
+        assert (await raw(browser, request)).startswith("HTTP/1.1 200 ")
+        assert await suppressed() == ["p1@example.com"]
+        await fleet.connection.execute("DELETE FROM outbox.suppression")
+
+
+async def raw(browser, request):
+    reader, writer = await asyncio.open_connection(browser.host, browser.port)
+    writer.write(request.encode())
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    return answer.decode()
+
+
+async def test_the_unsubscribe_pages_are_in_the_readers_language_and_name_the_report_by_its_title(fleet):
+    fleet.report = 'title = "Umsätze <Süd>"\nlocale = "de"\n'
+    await fleet.hire(1)
+    assert (await fleet.run("generate")).code == 0
+    (token,) = (await tokens(fleet)).values()
+    _, browser = await opened(fleet)
+    english = {"Accept_Language": "en-US,en;q=0.9"}
+    offer = await browser.ask(f"/u/{token}", **english)
+    done = await browser.ask(f"/u/{token}", form=b"List-Unsubscribe=One-Click", **english)
+    undone = await browser.ask(f"/u/{token}", form={"undo": "yes"}, **english)
+    for answer, words in ((offer, "Abbestellen"), (done, "keine E-Mails von"), (undone, "wieder E-Mails von")):
+        assert (answer.status, '<html lang="de">' in answer.body, words in answer.body) == (200, True, True)
+    for answer in (done, undone):
+        assert "„Umsätze &lt;Süd&gt;“" in answer.body
+        assert "progress" not in answer.body
+    # What holds without a report, too: the browser's language.
+    unknown = "/u/" + "x" * 22
+    assert "<button>Se désabonner</button>" in (await browser.ask(unknown, Accept_Language="fr-CA, fr;q=0.9")).body
+    missing = await browser.ask(unknown, form=b"", Accept_Language="nl")
+    assert (missing.status, "Deze link is onvolledig" in missing.body) == (404, True)
+    # A page that is pruned has no language: the report's settings have.
+    await fleet.connection.execute("UPDATE outbox.report SET html = ''")
+    assert '<html lang="de">' in (await browser.ask(f"/u/{token}", **english)).body
 
 
 async def test_names_subjects_and_data_are_text_on_the_page_and_a_template_that_runs_script_cannot(fleet):

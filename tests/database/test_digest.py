@@ -158,7 +158,7 @@ async def test_a_collected_report_is_sent_when_its_digest_is_and_keeps_its_page_
         edition = (await read_status(connection)).editions[-1]
         return [
             *[(one.state, one.said) for kind in looked.unsent.values() for one in kind.named],
-            (looked.sent, edition.sent, edition.not_sent, edition.collected),
+            (looked.sent, edition.sent, edition.waiting, edition.collected),
         ]
 
     async def pruned():

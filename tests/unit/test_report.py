@@ -317,6 +317,7 @@ def test_a_subject_has_one_line(tmp_path):
         (b"ok\n{% if %}", "line 2"),
         (b"ok\n\n{{ x|nosuch }}", "line 3: No filter named 'nosuch'"),
         (b"{{ x", "line 1"),
+        (b"ok {{ }}", "line 1: Expected an expression"),
         (b"ok\n\xff", "line 2: is not UTF-8; save the file as UTF-8"),
         (b"{{ x|nubmer }}", "No filter named 'nubmer' (did you mean number?)"),
         (b"{{ x|nosuch }}", "those of outbox are cell, humanise, lines, number, percent"),
@@ -373,6 +374,7 @@ def test_a_broken_template_is_named_with_line_and_fault(tmp_path, source, fault)
             "{% include 'subject.txt.j2' %}",
             "line 1: there is no template subject.txt.j2 (did you mean outbox:subject.txt.j2?).",
         ),
+        ("{% include ['a', 'b'] %}", "line 1: there is none of the templates a, b."),
         ("{{ 'abc'|number }}", 'line 1: number: "abc" is not a number; give a number, or use cell for other values.'),
         ("{{ true|percent }}", "line 1: percent: True is not a number; give a number, or use cell for other values."),
         ("{{ rows|number }}", "line 1: number: [{'day': "),
@@ -404,7 +406,9 @@ def test_filters_take_numbers_as_text_and_null(tmp_path):
     assert render_text(tmp_path, "{{ '0.42'|percent }} {{ none|percent }} {{ 1e300|percent }}") == "42% \u2013 1E+302%"
     rest = "{{ none|humanise }} {{ 5|humanise }} {{ none|lines }} {{ [1, 2]|lines }}"
     assert render_text(tmp_path, rest) == "\u2013 5 \u2013 1, 2"
+    assert render_text(tmp_path, "{{ '1e999999'|percent }}{% include 'gone' ignore missing %}") == "\u2013"
     assert cell(10**5000) == "1E+5000"
+    assert table([{"who": "a", "n": Decimal("9e999999")}, {"who": "b", "n": Decimal("9e999999")}]).totals
     assert table([{"who": "a", "n": 10**5000}, {"who": "b", "n": 10**5000}]).totals == ["Total", "2E+5000"]
 
 

@@ -813,3 +813,19 @@ def test_the_page_of_settings_names_every_key_with_its_default():
             default = model.model_fields[key].default
             if isinstance(default, str | float | bool) and default != "":
                 assert shown.strip("`").lower() == str(default).lower().removesuffix(".0"), key
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ('{ "References" = "<{key}@bücher.example>" }', "beyond ASCII"),
+        ('{ "Sender" = "nobody" }', "Sender cannot be written: 'nobody' is no email address"),
+        ('{ "List-Unsubscribe" = "" }', "is empty"),
+        ('{ "X-A" = "a\\nb" }', "X-A has a line break"),
+    ],
+)
+def test_a_field_that_could_never_be_written_is_an_error_of_the_settings(headers, said):
+    (fault,) = faults(f"headers = {headers}")
+    assert fault.startswith("headers")
+    assert said in fault
+    assert read('headers = { "Feedback-ID" = "{key}:a", "X-A" = "Grüße {email_id}" }\n' + WHOLE).headers

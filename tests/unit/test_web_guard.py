@@ -9,6 +9,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 
 import outbox.web
+from outbox.phrases import PHRASES
 from outbox.settings import Settings, WebSettings
 from outbox.web.board.live import VIEWERS_MAX, Live
 from outbox.web.board.signing import Authenticator, fields_of
@@ -26,6 +27,7 @@ from outbox.web.guard import (
 from outbox.web.history import Earlier, read_history, with_history
 from outbox.web.looks import notice
 from outbox.web.pages import is_one_click
+from outbox.web.words import WORDS, language_of
 
 TOKEN = "an-operators-token-of-32-letters"
 PROXY = {"trusted_proxies": ["10.0.0.0/8", "::1"]}
@@ -197,6 +199,12 @@ async def test_a_form_of_too_many_fields_or_another_kind_has_none():
     assert await fields_of(request(body=b"a=1")) == {}
 
 
+MULTIPART = b"".join((
+    b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n--x\r\n",
+    b"Content-Disposition: form-data; name=List-Unsubscribe\r\nContent-Type: text/plain\r\n\r\nOne-Click\r\n--x--",
+))  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -205,9 +213,28 @@ async def test_a_form_of_too_many_fields_or_another_kind_has_none():
             b'--x\r\nContent-Disposition: form-data; name="List-Unsubscribe"\r\n\r\nOne-Click\r\n--x--\r\n',
             True,
         ),
+        (b"List-Unsubscribe=One-Click\r\n", True),
+        (b"List-Unsubscribe=One-Click\n", True),
+        (b"list-unsubscribe=one-click", True),
+        (b"List-Unsubscribe=One%2DClick", True),
+        (b"List%2dUnsubscribe=One%2dClick", True),
+        (b"List-Unsubscribe=+One-Click%0D%0A", True),
+        (b"a=1&List-Unsubscribe=One-Click&b=2", True),
+        (b"b=" + b"x" * 60_000 + b"&List-Unsubscribe=One-Click", True),
+        (b"a=1\r\nList-Unsubscribe=One-Click\r\n", True),  # text/plain, HTML Living Standard §4.10.21.8
+        (
+            MULTIPART,
+            True,
+        ),
+        (b'--x\nContent-Disposition: form-data; name="list-unsubscribe"; x=y\n\none-click\n--x--\n', True),
         (b"", False),
         (b"List-Unsubscribe=No", False),
+        (b"List-Unsubscribe", False),
+        (b"One-Click", False),
+        (b"List-Unsubscribe=One-Click-Not", False),
         (b"a=List-Unsubscribe=One-Click", False),
+        (b"a=List-Unsubscribe%3DOne-Click", False),
+        (b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nOne-Click\r\n--x--\r\n', False),
     ],
 )
 def test_one_click_is_said_in_either_kind_of_form(body, says):
@@ -241,10 +268,39 @@ def test_a_history_stands_before_the_pages_end_and_draws_what_several_editions_s
 
 
 def test_a_long_form_that_says_it_almost_is_read_in_a_moment():
-    body = b"name=List-Unsubscribe\r\n" * (BODY_MAX // 23)
-    began_at = time.perf_counter()
-    assert not is_one_click(body)
-    assert time.perf_counter() - began_at < 0.25
+    for almost in (
+        b"name=List-Unsubscribe\r\n",
+        b"&",
+        b"=&",
+        b"List-Unsubscribe=%",
+        b"\n\nOne-Click\n",
+        b"%2B" * 60 + b"&",
+    ):
+        body = almost * (BODY_MAX // len(almost))
+        began_at = time.perf_counter()
+        assert not is_one_click(body)
+        assert time.perf_counter() - began_at < 0.25
+
+
+@pytest.mark.parametrize(
+    ("report", "accepted", "language"),
+    [
+        ("de", "", "de"), ("de-CH", "fr", "de"), ("pt-BR", "en-US,en;q=0.9", "pt"), ("en-GB", "de", "en"),
+        ("en", "", "en"), ("en", "de-DE,de;q=0.9,en;q=0.8", "de"), (None, "en;q=0.4, fr;q=0.5", "fr"),
+        (None, "ja, sv", "sv"), ("ar", "", "en"), ("ar", "nl", "nl"), (None, "de;q=0", "en"),
+        (None, "de;q=0, it;q=0.1", "it"), (None, "*", "en"),
+        (None, "ja", "en"), (None, ",;q=,de;q=x,DE ; q=0.3", "de"), (None, "x" * 10_000, "en"), ("", "pl", "pl"),
+    ],
+)  # fmt: skip
+def test_a_page_is_in_the_language_of_its_report_else_of_the_browser(report, accepted, language):
+    assert language_of(report, accepted) == language
+
+
+def test_every_language_of_the_packaged_reports_has_all_words():
+    assert set(WORDS) == set(PHRASES)
+    assert {frozenset(words) for words in WORDS.values()} == {frozenset(WORDS["en"])}
+    for key, text in WORDS["en"].items():
+        assert all(words[key].count("{title}") == text.count("{title}") for words in WORDS.values()), key
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,38 @@ def test_a_key_in_a_field_is_always_one_field_of_ascii(key):
         assert lines[0] == "X-Key: {email_id}", "what a key holds is no placeholder"
 
 
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [
+        ("order/7:ü@x", "order/7:%C3%BC@x"),
+        ('a b"<c>, (d)\r\n', "a%20b%22%3Cc%3E%2C%20%28d%29%0D%0A"),
+        ("x" * 900, "x" * 900),
+    ],
+)
+def test_a_key_in_a_field_that_programs_read_is_percent_encoded(key, written):
+    claim = mail()
+    claim.key = key
+    Letterhead({"Feedback-ID": "{key}:shop", "Keywords": "{key}", "References": "<{key}@a.example>"}).prepare(claim)
+    lines = [f"Feedback-ID: {written}:shop", f"Keywords: {written}", f"References: <{written}@a.example>"]
+    if "@" in written:
+        lines[1] = f'Keywords: "{written}"'  # a phrase of more than atoms stands in quotes (RFC 5322 §3.2.5)
+    if len(written) > 66:
+        assert b"=?utf-8?q?xxx" in claim.head
+        lines.pop(1)
+    assert set(lines) <= set(claim.head.decode().split("\r\n"))
+    assert claim.fault is None
+
+
+def test_a_key_that_no_line_can_hold_keeps_its_email_alone():
+    claim = mail()
+    claim.key = "ü" * 400
+    Letterhead({"Feedback-ID": "{key}"}).prepare(claim)
+    assert claim.head is None
+    assert claim.fault.startswith(
+        "its route's headers cannot be written: The header Feedback-ID has a part of more than"
+    )
+
+
 def test_a_field_that_the_message_has_is_left_to_it():
     claim = mail(b"Subject: x\r\nx-tag: mine\r\n\r\nX-Other: no field\r\n")
     Letterhead({"X-Tag": "route", "X-Other": "route"}).prepare(claim)
