@@ -459,7 +459,7 @@ begin
     with chosen as (
         select d.email from outbox.delivery d
          where d.email = any (doubtful) and d.state = 'in_doubt'
-           and exists (select from outbox.bounce b where b.email = d.email and b.proves and b.at >= d.marked_at)
+           and (select bool_or(b.proves) from outbox.bounce b where b.email = d.email and b.at >= d.marked_at)
          order by d.email for update skip locked
     ), decided as (
         update outbox.delivery d set state = 'sent', settled_at = now(), doubted_at = null
