@@ -187,7 +187,7 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- bounces
 
         -- enqueue
-        DROP FUNCTION IF EXISTS outbox.header_text(text, integer);
+        DROP FUNCTION IF EXISTS outbox.header_text(text, integer), outbox.body_base64(text);
         DROP FUNCTION IF EXISTS outbox.enqueue(
             text, text, text, text, text, text, text[], text[], text[], text[], jsonb, timestamptz, timestamptz,
             text, text);
