@@ -788,7 +788,7 @@ begin
     end if;
 end $$;
 
--- Encoded words (RFC 2047 §2: at most 75 characters each, never cut within a character), Q or B, whichever is shorter.
+-- Encoded words (RFC 2047 §2: at most 75 characters each, never cut within a character), Q where it is shorter, else B.
 create function outbox.encoded_words(value text) returns text[] language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
@@ -799,7 +799,7 @@ declare
     run        text := '';
     words      text[] := '{}';
 begin
-    select array_agg(c order by n), array_agg(q order by n), sum(length(q)) <= (sum(octet_length(c)) + 2) / 3 * 4
+    select array_agg(c order by n), array_agg(q order by n), sum(length(q)) < (sum(octet_length(c)) + 2) / 3 * 4
       into characters, quoted, is_q
       from (select c, n, case when c = ' ' then '_' when c ~ '^[A-Za-z0-9!*+/-]$' then c
                               else regexp_replace(upper(encode(convert_to(c, 'UTF8'), 'hex')), '(..)', '=\1', 'g') end as q
