@@ -66,8 +66,8 @@ ROLES: Final[Mapping[str, Role]] = {
         "puts emails into the outbox",
         *((function, "EXECUTE") for function in (
             "put", "enqueue", "mailbox", "address_of", "mailboxes_header", "header_field", "header_items", "text_field",
-            "phrase", "encoded_words", "folded", "listed", "one_line", "check_one_line", "body_base64",
-            "default_fields",
+            "phrase", "encoded_words", "folded", "listed", "one_line", "check_one_line", "body_part",
+            "quoted_lines", "default_fields",
         )),
     ),
     # Writes reports and cannot read them again; finds by key what is made.

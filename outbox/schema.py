@@ -214,7 +214,7 @@ UPGRADES: Final[Mapping[int, str]] = {
             ADD COLUMN counts boolean NOT NULL DEFAULT false;
 
         -- enqueue
-        DROP FUNCTION IF EXISTS outbox.header_text(text, integer);
+        DROP FUNCTION IF EXISTS outbox.header_text(text, integer), outbox.body_base64(text);
         DROP FUNCTION IF EXISTS outbox.enqueue(
             text, text, text, text, text, text, text[], text[], text[], text[], jsonb, timestamptz, timestamptz,
             text, text);
