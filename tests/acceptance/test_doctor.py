@@ -639,7 +639,7 @@ async def test_queries_that_write_are_a_note_and_write_nothing(fleet):
     "template, says",
     [
         ("{{ recipient.name", "progress/email.html.j2, line 1: "),
-        ("{{ recipient.nmae }}", "progress/email.html.j2, line 1: 'dict object' has no attribute 'nmae'"),
+        ("{{ recipient.nmae }}", "progress/email.html.j2, line 1: recipient has no nmae (did you mean name?)"),
     ],
     ids=["compile", "render"],
 )
