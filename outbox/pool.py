@@ -20,10 +20,10 @@ from outbox.letterhead import Letterhead
 from outbox.log import Events
 from outbox.pace import Pace, RefusedTry
 from outbox.refusals import DeadLetter, RefusalJudge
-from outbox.reply_class import About, Stage, classify, names_recipient
+from outbox.reply_class import About, Stage, classify, is_server_trouble, names_recipient
 from outbox.route import LoginRefusedError, Route, RouteTroubleError
 from outbox.settings import Settings
-from outbox.throttle import ConnectionLimit, Judgement, Meter, RecentReplies
+from outbox.throttle import RECIPIENTS_MIN, ConnectionLimit, Judgement, Meter, RecentReplies
 from outbox.verdict import Deferred
 
 log = Events("outbox.relay")
@@ -71,6 +71,7 @@ class Pool:
         self.throttles = 0
         """How many replies limited the rate or the connections."""
         self._defers_all: tuple[str, float] | None = None  # the reply, and until when it is believed
+        self._refused_in_a_row = 0  # by a limit, since the server took an email
         self._taken = Meter()
         self._accepted_started_at: float | None = None
         self._sent_by_others: int | None = None
@@ -242,6 +243,7 @@ class Pool:
             self.accept_sender(claim.sender)
         self._taken.note(now)
         self._defers_all = None
+        self._refused_in_a_row = 0
         self.replies.note_accepted(claim.recipient, now)
         self._accepted_started_at = max(self._accepted_started_at or claim.started_at, claim.started_at)
         if self.connection_limit.found is not None:
@@ -282,6 +284,13 @@ class Pool:
             self._limit_connections(reason)
             return
         self.refuse_rate(reason, conversation.began_at)
+        self._refused_in_a_row += 1
+        if (
+            self._refused_in_a_row >= RECIPIENTS_MIN
+            and not self.replies.accepts(time.monotonic())
+            and is_server_trouble(reason)
+        ):
+            self._defers_all = (reason, time.monotonic() + max(2 * DEFERS_ALL_S, self.settings.retry.max_s))
         if QUOTA.search(reason):
             self.paused(reason)
 

@@ -548,6 +548,16 @@ def classify(stage: str, code: int, text: str) -> About:
 _TRAIL: Final = re.compile(r"(?:redirected to \S+: )?(\d{3}) (.*?)(?: \(to ([A-Z]+)\))?", re.DOTALL)
 
 
+def is_server_trouble(reply: str) -> bool:
+    """Return True if a reply as the trail keeps it reports temporary trouble of the server before a recipient is named.
+
+    It is answered like a rate limit, although it says nothing of a rate.
+    """
+    found = _TRAIL.fullmatch(reply)
+    row = None if found is None else row_of(found[3] or Stage.DOT, int(found[1]), found[2])
+    return row is not None and row.about is About.RATE and not row.words and not row.codes.startswith("421")
+
+
 def names_recipient(reply: str) -> bool:
     """Return True if a reply as the trail keeps it says that it is about the recipient, as a full mailbox does.
 

@@ -152,7 +152,7 @@ def _why_not(key: str, row: Any, decision: Decision) -> str:
     if row is None:
         return f"{key} is no email's key; take one that `outbox status` shows."
     if row["state"] == "dead" and decision is Decision.SENT:
-        return f"{key} is dead: the server refused it, so it cannot be declared sent; say --resend or --discard."
+        return f"{key} is dead: the server refused it, so it cannot be declared sent; use `outbox retry`, or --discard."
     if row["lost"] and decision is Decision.RESEND:
         return f"{key} cannot be sent: a failover of Postgres lost its message, and only its envelope is known."
     if row["pruned"] and decision is Decision.RESEND and row["state"] in DECIDABLE:

@@ -179,13 +179,14 @@ TROUBLES: Final = f"""
 SELECT m.key, t.state, m.report IS NOT NULL,
        coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = t.email
                   ORDER BY a.settled_at DESC LIMIT 1), ''),
-       {{bare}}
+       m.bare
   FROM (
     (SELECT email, 'in_doubt' AS state FROM outbox.delivery
       WHERE settled_at IS NULL AND doubted_at IS NOT NULL ORDER BY email DESC LIMIT $1)
     UNION ALL
     (SELECT d.email, d.state FROM {UNDECIDED} ORDER BY d.state, d.email DESC LIMIT $1)
-  ) t JOIN outbox.email m ON m.id = t.email
+  ) t
+ CROSS JOIN LATERAL (SELECT key, report, {{bare}} AS bare FROM outbox.email m WHERE m.id = t.email OFFSET 0) m
  ORDER BY array_position(array['in_doubt', 'dead', 'expired'], t.state), t.email DESC LIMIT $1
 """
 

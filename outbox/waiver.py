@@ -81,10 +81,11 @@ WITH named AS MATERIALIZED (
     INSERT INTO outbox.waiver (edition, recipient_key, who, why)
     SELECT n.edition, n.key, $4, $5
       FROM named n
-      LEFT JOIN outbox.report r ON r.edition = n.edition AND r.recipient_key = n.key
-      LEFT JOIN outbox.digest_item i ON i.report = r.id
-      LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
-      LEFT JOIN outbox.delivery d ON d.email = m.id
+      LEFT JOIN LATERAL (SELECT id FROM outbox.report
+                          WHERE edition = n.edition AND recipient_key = n.key OFFSET 0) r ON true
+      LEFT JOIN LATERAL (SELECT digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
+      LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
+      LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
      WHERE r.id IS NULL OR d.state IN ('dead', 'expired')
      ORDER BY n.key
     ON CONFLICT (edition, recipient_key) DO NOTHING
@@ -101,6 +102,9 @@ WITH undone AS (
     DELETE FROM outbox.waiver w USING outbox.edition e
      WHERE e.report = $1 AND e.period = $2 AND w.edition = e.id AND w.recipient_key = ANY ($3::text[])
     RETURNING w.recipient_key
+), reopened AS (
+    UPDATE outbox.edition SET completed_at = NULL
+     WHERE report = $1 AND period = $2 AND completed_at IS NOT NULL AND EXISTS (SELECT FROM undone)
 ), operation AS (
     INSERT INTO outbox.operation (who, what, target, why, emails)
     SELECT $4, 'waive --undo', $6, $5, count(*) FROM undone HAVING count(*) > 0
@@ -114,10 +118,10 @@ SELECT n.key, e.id IS NOT NULL AS has_edition, r.id IS NOT NULL AS has_report, d
        i.report IS NOT NULL AND i.digest IS NULL AS is_collected, w.who
   FROM unnest($3::text[]) AS n (key)
   LEFT JOIN outbox.edition e ON e.report = $1 AND e.period = $2
-  LEFT JOIN outbox.report r ON r.edition = e.id AND r.recipient_key = n.key
-  LEFT JOIN outbox.digest_item i ON i.report = r.id
-  LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
-  LEFT JOIN outbox.delivery d ON d.email = m.id
+  LEFT JOIN LATERAL (SELECT id FROM outbox.report WHERE edition = e.id AND recipient_key = n.key OFFSET 0) r ON true
+  LEFT JOIN LATERAL (SELECT report, digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
+  LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
+  LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
   LEFT JOIN outbox.waiver w ON w.edition = e.id AND w.recipient_key = n.key
 """
 

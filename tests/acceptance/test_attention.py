@@ -305,3 +305,23 @@ async def test_a_server_that_defers_everybody_is_loud_everywhere_and_loses_nothi
 
     await until(is_ready, "it is ready again")
     await asyncio.gather(relay.kill())
+
+
+async def test_a_server_that_defers_every_sender_is_loud_too(fleet):
+    await fleet.put_emails(5)
+    fleet.sink.script = lambda at, _: Reply("451 4.3.5 Server configuration error") if at is Stage.MAIL else None
+    relay = await fleet.relay("--http", "127.0.0.1:0")
+    place = await place_of(relay)
+
+    async def is_not_ready():
+        code, body = await asked(f"{place}/readyz")
+        return code == 503 and "defers every email: 451 4.3.5 Server configuration error (to MAIL)" in body
+
+    await until(is_not_ready, "/readyz says why")
+
+    async def is_said():
+        return "Needs a person: a relay makes no progress." in (await fleet.run("status")).out
+
+    await until(is_said, "status says so")
+    fleet.sink.script = None
+    assert await fleet.settled(60) == {"sent": 5}

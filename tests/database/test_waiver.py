@@ -75,8 +75,10 @@ async def test_a_waiver_completes_an_edition_and_undone_it_is_open_again(session
     assert await unreached_of(connection, *WEEK) == []
     row = await connection.fetchrow("SELECT who, what, target, why, emails FROM outbox.operation")
     assert tuple(row) == ("ann", "waive", "progress/2026-W48/3", "left", 1)
+    await connection.execute("UPDATE outbox.edition SET completed_at = now()")
     assert await waive(connection, owed("3"), who="ann", why="", undo=True) == (owed("3"), {})
     assert not await complete(connection, edition)
+    assert await connection.fetchval("SELECT completed_at FROM outbox.edition") is None
     assert await unreached_of(connection, *WEEK) == owed("3")
 
 

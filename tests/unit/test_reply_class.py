@@ -5,7 +5,17 @@ import time
 import pytest
 
 from outbox.refusals import RefusalJudge
-from outbox.reply_class import DEFAULTS, TABLE, About, Refusal, Stage, classify, names_recipient, row_of
+from outbox.reply_class import (
+    DEFAULTS,
+    TABLE,
+    About,
+    Refusal,
+    Stage,
+    classify,
+    is_server_trouble,
+    names_recipient,
+    row_of,
+)
 from outbox.verdict import Deferred, Refused
 
 SENTENCES = {
@@ -305,3 +315,18 @@ def test_a_long_reply_is_judged_in_no_time(piece):
 )
 def test_a_deferral_names_its_recipient_only_in_so_many_words(reply, names):
     assert names_recipient(reply) is names
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_trouble"),
+    [
+        ("451 4.3.5 Server configuration error (to MAIL)", True),
+        ("451 4.4.1 no answer from the directory (to MAIL)", True),
+        ("450 4.7.1 not now (to MAIL)", True),
+        ("450 4.7.1 Error: too much mail from 192.0.2.1 (to MAIL)", False),
+        ("421 4.7.0 Try again later, closing connection (to MAIL)", False),
+        ("451 4.3.5 Server configuration error (to RCPT)", False),
+    ],
+)
+def test_trouble_of_the_server_is_told_from_a_rate_limit(reply, is_trouble):
+    assert is_server_trouble(reply) is is_trouble
