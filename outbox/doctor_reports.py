@@ -27,7 +27,17 @@ from outbox.no_recipients import explain_no_recipients
 from outbox.period import Period, in_words, period_at
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
-from outbox.source import Content, PythonSource, Recipient, SharedAddresses, Source, UnreadableError, checked, source_of
+from outbox.source import (
+    Content,
+    PythonSource,
+    Recipient,
+    SharedAddresses,
+    Source,
+    UnreadableError,
+    checked,
+    label_of,
+    source_of,
+)
 from outbox.template_files import ignored
 from outbox.timezones import current
 
@@ -182,6 +192,7 @@ class Look:
         """Who is owed a report, and who of them would be refused; gives the first few who would not."""
         crowd = Crowd()
         try:
+            crowd.waived = await self._waived(period)
             async for recipient in source.recipients(period):
                 if crowd.count == RECIPIENTS_MAX:
                     crowd.is_cut = True
@@ -201,6 +212,13 @@ class Look:
         if crowd.sample and self.found.recipient is None:
             self.found.recipient = crowd.sample[0].email
         return crowd.sample
+
+    async def _waived(self, period: Period) -> frozenset[str]:
+        """Return to whom nothing is owed for the edition of this period."""
+        if not self.is_ours:
+            return frozenset()
+        found = await self.session.fetch(WAIVED, {"report": self.name, "period": period.key})
+        return frozenset(row.recipient_key for row in found)
 
     def _judged(self, crowd: "Crowd") -> Finding:
         return crowd.judge_addresses(self._check("addresses"), is_collected=self.report.is_collected)
@@ -289,6 +307,12 @@ def _refused(check: str, error: Exception, whose: str = "") -> Finding:
     return fault(check, f"{whose}{said_by(error)}", "mend it there")
 
 
+WAIVED: Final = text("""
+SELECT w.recipient_key FROM outbox.waiver w JOIN outbox.edition e ON e.id = w.edition
+ WHERE e.report = :report AND e.period = :period
+""")
+
+
 @dataclass(slots=True)
 class Crowd:
     """The recipients as they come by."""
@@ -301,10 +325,14 @@ class Crowd:
     twice: int = 0
     keys: set[str] = field(default_factory=set)
     addresses: SharedAddresses = field(default_factory=SharedAddresses)
+    waived: frozenset[str] = frozenset()
+    """To whom nothing is owed: they are not asked for an address."""
 
     def take(self, recipient: Recipient) -> None:
         """Count one, as generate would take it."""
         self.count += 1
+        if self.waived and label_of(recipient) in self.waived:
+            return
         try:
             owed = checked(recipient)
         except ValueError as error:
