@@ -206,7 +206,8 @@ class Look:
             what, fix = await explain_no_recipients(self.session, self.name, self.report)
             self.found.findings.append(fault(self._check("recipients"), what, fix))
         else:
-            self.found.findings.append(crowd.judge(self._check("recipients")))
+            note_of_bounds = await self._judge_bounds("recipients")
+            self.found.findings.append(note_of_bounds or crowd.judge(self._check("recipients")))
         self.found.findings.append(self._judged(crowd))
         if crowd.sample and self.found.recipient is None:
             self.found.recipient = crowd.sample[0].email
@@ -252,24 +253,24 @@ class Look:
                 contents[key] = content
             elif finding is None:
                 finding = _refused(check, content, f"recipient {key}: ")
-        finding = finding or await self._judge_bounds(check)
+        finding = finding or await self._judge_bounds("data")
         if finding is None:
             rows = max(len(content) for content in contents.values())
             finding = ok(check, f"asked for {len(contents)} of them, gives up to {rows} rows")
         self.found.findings.append(finding)
         return contents
 
-    async def _judge_bounds(self, check: str) -> Finding | None:
-        """Return a note if the rows depend on the time zone in which a column without one is read."""
-        assert isinstance(self.report, ReportSettings)
-        if self.report.data is None or self.report.timezone in ("UTC", "Etc/UTC"):
+    async def _judge_bounds(self, look: str) -> Finding | None:
+        """Return a note if a query's rows depend on the time zone in which a column without one is read."""
+        query: str | None = getattr(self.report, look)
+        if query is None or self.report.timezone in ("UTC", "Etc/UTC"):
             return None
-        names = await self.session.plain_timestamps(self.report.data)
+        names = await self.session.plain_timestamps(query)
         if not names:
             return None
         bounds = " and ".join(f":{name}" for name in names)
         return note(
-            check,
+            self._check(look),
             f"{bounds} is compared with a timestamp without time zone, which Postgres reads in {self.report.timezone}",
             f"write (col at time zone 'UTC') >= :{names[0]} if the column is written in UTC, and "
             f"(col at time zone '{self.report.timezone}') if it is not",

@@ -29,8 +29,12 @@ STALE: Final = (
     asyncpg.exceptions.OutdatedSchemaCacheError,
 )
 
-# Classes of SQLSTATE that do not depend on the query when it is prepared (PostgreSQL docs, appendix A).
-_PASSING: Final = ("25", "40", "53", "55", "57", "58", "XX")
+# Classes of SQLSTATE (PostgreSQL docs, appendix A): of an error that another transaction caused, of errors that a
+# statement can have because it was prepared before a migration, and of those that do not depend on the query when it is
+# prepared.
+PASSING: Final = ("40",)
+MAY_BE_STALE: Final = ("0A", "26", "42", "XX")
+NOT_OF_THE_QUERY: Final = ("25", "40", "53", "55", "57", "58", "XX")
 
 TYPE_NAME: Final = "SELECT pg_catalog.format_type($1::pg_catalog.oid, NULL)"
 # Reads values again from their text, to find the one that cannot be decoded.
@@ -38,7 +42,7 @@ AGAIN: Final = "SELECT v::{type} FROM pg_catalog.unnest($1::pg_catalog.text[]) A
 
 
 class StaleStatementError(Exception):
-    """A statement that was prepared earlier is no longer valid; in a new transaction it is prepared anew."""
+    """A statement that was prepared earlier is no longer valid, or met a deadlock; a new transaction may do better."""
 
 
 @dataclass(slots=True)
@@ -79,7 +83,7 @@ class UserQueries:
             if self._ends_session(error):
                 raise
             self.prepared.pop(query.text, None)
-            if isinstance(error, STALE) or (not is_new and _may_be_stale(error)):
+            if isinstance(error, STALE) or _is_in(error, PASSING) or (not is_new and _is_in(error, MAY_BE_STALE)):
                 raise StaleStatementError from error
             raise await self._explained(portion or Portion(query, values), prepared, error) from error
         return [dict(zip(prepared.columns, record, strict=True)) for record in records]
@@ -118,7 +122,7 @@ class UserQueries:
         try:
             return await self.driver.prepare(query.text)
         except asyncpg.PostgresError as error:
-            if self._ends_session(error) or (error.sqlstate or "XX").startswith(_PASSING):
+            if self._ends_session(error) or (error.sqlstate or "XX").startswith(NOT_OF_THE_QUERY):
                 raise
             raise QueryError(_said(query, error)) from error
         except Exception as error:
@@ -359,9 +363,9 @@ def unnamed(error: Exception, what: str = "a row has a value") -> str:
     )
 
 
-def _may_be_stale(error: Exception) -> bool:
-    """Return True for an error that a statement can have because it was prepared before a migration."""
-    return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(("42", "0A", "XX", "26"))
+def _is_in(error: Exception, classes: tuple[str, ...]) -> bool:
+    """Return True for an error of Postgres in one of these classes of SQLSTATE."""
+    return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(classes)
 
 
 _POSITION: Final = re.compile(r"\$(\d+)")

@@ -199,6 +199,21 @@ async def test_a_statement_that_is_gone_is_prepared_again(settings_of):
             )
 
 
+async def test_a_deadlock_costs_nobody_a_report(connection, settings_of):
+    await connection.execute(
+        "CREATE SEQUENCE calls; CREATE FUNCTION meets(error text, times int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+        " IF nextval('calls') <= times THEN RAISE EXCEPTION 'met' USING ERRCODE = error; END IF; RETURN 1; END $$"
+    )
+    async with GenerateSession.open(settings_of()) as session:
+        for error in ("40P01", "40001"):
+            await connection.execute("ALTER SEQUENCE calls RESTART")
+            assert await session.rows(f"select meets('{error}', 2) as a", {}) == [{"a": 1}]
+        await connection.execute("ALTER SEQUENCE calls RESTART")
+        with pytest.raises(RowError, match="met"):
+            await session.rows("select meets('40P01', 99) as a", {})
+        assert await connection.fetchval("SELECT last_value FROM calls") == 3
+
+
 async def test_a_table_that_is_gone_is_told_as_such(connection, settings_of):
     async with GenerateSession.open(settings_of()) as session:
         await session.rows("select * from task where :key <> ''", {"key": "1"})
