@@ -52,7 +52,7 @@ create table outbox.definition (
 
 -- One report for one period, for all its recipients. `generate` reads all recipients in a *look*; the results of the look
 -- that began last are kept. A person can declare that another system made an edition (`outbox mark-done`): generate then
--- makes nothing of it, and `outbox.operation` has who and why.
+-- makes nothing of it.
 create table outbox.edition (
     id          integer generated always as identity primary key,
     report      text not null,
@@ -64,7 +64,9 @@ create table outbox.edition (
     completed_at timestamptz,                           -- when a relay first saw that every report is made and sent
     looked_at   timestamptz,                            -- when that look began
     may_be_empty boolean not null default false,        -- without recipients it is complete; else that is an error
-    done_elsewhere_at timestamptz,                      -- when it was declared as made by another system
+    done_elsewhere_at timestamptz,                      -- when a person declared that another system made it
+    done_elsewhere_by text,                             -- ... who
+    done_elsewhere_why text,                            -- ... and why
     unique (report, period),
     check (starts_at < ends_at)
 );
@@ -228,6 +230,10 @@ create table outbox.attempt (
     settled_at  timestamptz not null default now()
 );
 create index attempt_email on outbox.attempt (email);
+-- It has no key of its own, and a publication of all tables refuses to delete from a table that has neither. Rows are never
+-- changed, so this costs only what `outbox prune` deletes, and that only where wal_level is logical. A key would cost an
+-- index entry for each try, and on an upgrade all rows would have to be written again.
+alter table outbox.attempt replica identity full;
 
 -- Emails that failed and about which nobody has decided: dead letters, and emails of reports that expired. A trigger keeps
 -- it, since an index on `state` would make every mark an update with new index entries (PostgreSQL docs, 73.7). An
@@ -754,6 +760,8 @@ end $$;
 -- `tail`. Each recipient has a delivery of its own, so that a refusal of one never mails another again: the first under
 -- the key itself, the others as `key#2`, `key#3` and so on. Without `route` the rules say it.
 -- In a race for one key the later transaction waits for the end of the earlier one.
+-- `enable_seqscan = off` is for the foreign key of `delivery`: a session that first enqueues into tables that were analysed
+-- when they were empty would check it by reading all of `email`, for each email until the next ANALYZE.
 --
 -- It runs as the schema's owner, for callers without a right on any table, so it trusts nothing: each argument is checked,
 -- ids and Message-IDs are made here, and `made_by` ends with the name of the login.
@@ -762,7 +770,7 @@ create function outbox.put(
     send_at timestamptz default null, send_before timestamptz default null, priority integer default 0,
     route text default null, traceparent text default null, made_by text default null
 ) returns boolean language plpgsql security definer
-    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on set enable_seqscan = off as $$
 declare
     id          bigint;
     message_id  text;
@@ -891,7 +899,7 @@ begin
     end if;
 end $$;
 
--- Encoded words (RFC 2047 §2: at most 75 characters each, never cut within a character), Q or B, whichever is shorter.
+-- Encoded words (RFC 2047 §2: at most 75 characters each, never cut within a character), Q where it is shorter, else B.
 create function outbox.encoded_words(value text) returns text[] language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
@@ -902,7 +910,7 @@ declare
     run        text := '';
     words      text[] := '{}';
 begin
-    select array_agg(c order by n), array_agg(q order by n), sum(length(q)) <= (sum(octet_length(c)) + 2) / 3 * 4
+    select array_agg(c order by n), array_agg(q order by n), sum(length(q)) < (sum(octet_length(c)) + 2) / 3 * 4
       into characters, quoted, is_q
       from (select c, n, case when c = ' ' then '_' when c ~ '^[A-Za-z0-9!*+/-]$' then c
                               else regexp_replace(upper(encode(convert_to(c, 'UTF8'), 'hex')), '(..)', '=\1', 'g') end as q
@@ -980,12 +988,82 @@ create function outbox.listed(items jsonb[]) returns text[] language sql immutab
       from unnest(items) with ordinality as i (item, n), jsonb_array_elements_text(i.item) with ordinality as w (word, n)
 $$;
 
--- A body's bytes: base64 in lines of 76, every line end CRLF (RFC 2045 §6.8).
-create function outbox.body_base64(body text) returns text language plpgsql immutable
-    set search_path = pg_catalog, pg_temp as $$
+-- A body part with its header, up to and including the CRLF before the next boundary: quoted-printable or base64, whichever
+-- is shorter, every line end CRLF (RFC 2045 §6.7 and §6.8).
+create function outbox.body_part(subtype text, content text, parameters text) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+declare
+    raw     constant text := replace(replace(replace(content, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\r\n');
+    octets  constant bigint := octet_length(raw);
+    groups  constant bigint := (octets + 2) / 3;
+    base64  constant bigint := groups * 4 + 2 * ((groups + 18) / 19);   -- its length
+    escaped text := raw;
+    one     text;
+    body    text;
 begin
-    body := replace(replace(replace(body, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\r\n');
-    return replace(encode(convert_to(body, 'UTF8'), 'base64'), E'\n', E'\r\n') || E'\r\n';
+    -- Each octet that is escaped takes three: where base64 is shorter than that already, nothing more has to be known.
+    if octets = 0 or base64 >= octets + 2
+       + 2 * (octets - length(regexp_replace(raw, '[^ -<>-~\t\r\n]', '', 'g'))) then
+        escaped := replace(raw, '=', '=3D');
+        if octets <> length(raw) or raw ~ '[^ -~\t\r\n]' then
+            for one in select distinct m.part[1] from regexp_matches(raw, '[^ -~\t\r\n]', 'g') as m (part) loop
+                escaped := replace(escaped, one,
+                                   regexp_replace(upper(encode(convert_to(one, 'UTF8'), 'hex')), '(..)', '=\1', 'g'));
+            end loop;
+        end if;
+        body := outbox.quoted_lines(escaped) || E'\r\n';
+    end if;
+    if body is null or base64 > 0 and base64 < length(body) then
+        body := replace(rtrim(encode(convert_to(raw, 'UTF8'), 'base64'), E'\n'), E'\n', E'\r\n') || E'\r\n';
+        return format(E'Content-Type: text/%s; charset=utf-8%s\r\nContent-Transfer-Encoding: base64\r\n\r\n%s',
+                      subtype, parameters, body);
+    end if;
+    return format(E'Content-Type: text/%s; charset=utf-8%s\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n%s',
+                  subtype, parameters, body);
+end $$;
+
+-- Quoted-printable text, its octets escaped already, in lines of at most 76 characters with soft breaks.
+create function outbox.quoted_lines(escaped text) returns text language plpgsql immutable
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+declare
+    line   text;
+    octets bytea;   -- of a line, which is ASCII: parts of it are found in constant time
+    at     integer;
+    size   integer;
+    lines  text[] := '{}';
+    from_  integer;   -- the first of a line's parts
+begin
+    foreach line in array string_to_array(escaped, E'\r\n') loop
+        from_ := cardinality(lines) + 1;
+        if length(line) > 75 then
+            octets := convert_to(line, 'UTF8');
+            at := 1;
+            while octet_length(octets) - at + 1 > 75 loop
+                size := case 61 when get_byte(octets, at + 73) then 74 when get_byte(octets, at + 72) then 73 else 75 end;
+                lines := lines || (convert_from(substr(octets, at, size), 'UTF8') || '=');   -- never within =XX
+                at := at + size;
+            end loop;
+            line := convert_from(substr(octets, at), 'UTF8');
+        end if;
+        if right(line, 1) in (' ', E'\t') then   -- no blank stands at the end of a line
+            if length(line) = 75 then
+                lines := lines || (left(line, -1) || '=');
+                line := right(line, 1);
+            end if;
+            line := left(line, -1) || case right(line, 1) when ' ' then '=20' else '=09' end;
+        end if;
+        lines := lines || line;
+        -- A lone dot ends a message, and old mailbox formats change a line that begins with "From ".
+        for number in from_ .. cardinality(lines) loop
+            if lines[number] = '.' then
+                lines[number] := '=2E';
+            elsif left(lines[number], 5) = 'From ' then
+                line := (regexp_match(lines[number], '^(?:From )+'))[1];
+                lines[number] := repeat(E'=46rom =\r\n', length(line) / 5) || substr(lines[number], length(line) + 1);
+            end if;
+        end loop;
+    end loop;
+    return array_to_string(lines, E'\r\n');
 end $$;
 
 -- Parses `Name <user@example.com>` or an address alone; raises an exception if it is not valid.
@@ -1144,7 +1222,7 @@ declare
     addresses text[];
     from_name text;
     from_address text;
-    boundary  text := '=_' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 20);
+    boundary  text := '=_' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 24);
     further   text := '';
     body      text;
     method    text;
@@ -1222,8 +1300,7 @@ begin
                     (3, 'calendar', calendar, '; method=' || method)) as p (number, name, content, more)
                  where content is not null order by number loop
         body := coalesce(body, '') || case when body is null then '' else '--' || boundary || E'\r\n' end
-            || 'Content-Type: text/' || part.name || '; charset=utf-8' || part.more
-            || E'\r\nContent-Transfer-Encoding: base64\r\n\r\n' || outbox.body_base64(part.content);
+            || outbox.body_part(part.name, part.content, part.more);
     end loop;
     if num_nonnulls(enqueue.body_text, enqueue.body_html, enqueue.calendar) > 1 then
         body := 'Content-Type: multipart/alternative; boundary="' || boundary || E'"\r\n\r\n--' || boundary || E'\r\n'

@@ -91,11 +91,11 @@ def folded(field: str, words: Sequence[str]) -> str:
 
 
 def encoded_words(text: str) -> list[str]:
-    """RFC 2047 encoded words, Q or B, whichever is shorter, never cut inside a character."""
+    """Return RFC 2047 encoded words: Q where it is shorter, else B; never cut inside a character."""
     characters = [character.encode("utf-8", "replace") for character in text]
     quoted = ["".join([_Q[byte] for byte in character]) for character in characters]
     room = ENCODED_WORD_MAX - len("=?utf-8?q??=")
-    if sum(map(len, quoted)) <= -(-sum(map(len, characters)) // 3) * 4:
+    if sum(map(len, quoted)) < -(-sum(map(len, characters)) // 3) * 4:
         return [f"=?utf-8?q?{run}?=" for run in runs(quoted, room)]
     return [f"=?utf-8?b?{b2a_base64(run, newline=False).decode()}?=" for run in runs(characters, room // 4 * 3)]
 
