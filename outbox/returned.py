@@ -263,7 +263,7 @@ async def _record(connection: Any, proof: Proof, bounce: Bounce, policy: Policy)
         counts,
     )
     bounced = await _list_counted(connection, sent, said, policy) if counts else None
-    is_settled = not proof.shared and await connection.fetchval(SETTLE, sent.id) > 0
+    is_settled = await connection.fetchval(SETTLE, sent.id) > 0
     if not (is_new or is_settled or bounced):
         return Read(Outcome.AGAIN, f"{sent.key}: this bounce was read before; nothing was changed.")
     if is_listed:
