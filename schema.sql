@@ -50,16 +50,21 @@ create table outbox.definition (
     defined_at  timestamptz not null default now()
 );
 
--- One report for one period, for all its recipients.
+-- One report for one period, for all its recipients. `generate` reads all recipients in a *look*; the results of the look
+-- that began last are kept. A person can declare that another system made an edition (`outbox mark-done`): generate then
+-- makes nothing of it, and `outbox.operation` has who and why.
 create table outbox.edition (
     id          integer generated always as identity primary key,
     report      text not null,
     period      text not null,
     starts_at   timestamptz not null,
     ends_at     timestamptz not null,
-    expected    bigint check (expected >= 0),           -- recipients found by the latest complete look; null before
+    expected    bigint check (expected >= 0),           -- distinct recipients of the latest complete look; null before
     created_at  timestamptz not null default now(),
     completed_at timestamptz,                           -- when a relay first saw that every report is made and sent
+    looked_at   timestamptz,                            -- when that look began
+    may_be_empty boolean not null default false,        -- without recipients it is complete; else that is an error
+    done_elsewhere_at timestamptz,                      -- when it was declared as made by another system
     unique (report, period),
     check (starts_at < ends_at)
 );
@@ -75,6 +80,41 @@ create table outbox.report (
     created_at     timestamptz not null default now(),
     unique (edition, recipient_key)
 );
+
+-- Recipients of an edition who have no report, as the latest complete look of `generate` found them, with the reason.
+-- Whoever has got a report since then is reached; readers check `report` too.
+create table outbox.unreached (
+    edition        integer not null references outbox.edition,
+    recipient_key  text not null,
+    reason         text not null,
+    since          timestamptz not null default now(),
+    primary key (edition, recipient_key)
+);
+
+-- Decisions of people that nothing is owed to a recipient for an edition. `generate` makes no report for them and does
+-- not count them as failed; an edition is complete without them. They stay in `edition.expected`.
+create table outbox.waiver (
+    edition        integer not null references outbox.edition,
+    recipient_key  text not null,
+    at             timestamptz not null default now(),
+    who            text not null,
+    why            text not null,
+    primary key (edition, recipient_key)
+);
+
+-- Remove an edition that a generate opened and could make nothing of; true if it is gone. It has no reports, no look at
+-- its recipients was complete, and no person declared anything of it. If another session adds a report at this moment,
+-- the foreign key has the last word. It runs as the schema's owner: no role may remove other editions.
+create function outbox.remove_unused_edition(edition integer) returns boolean language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    delete from outbox.edition e
+     where e.id = remove_unused_edition.edition and e.expected is null and e.done_elsewhere_at is null
+       and not exists (select from outbox.report r where r.edition = e.id);
+    return found;
+exception when foreign_key_violation then
+    return false;
+end $$;
 
 -- What is sent: envelope and RFC 5322 bytes, fixed when the row is made and never updated, so that a second
 -- try carries the same Message-ID and Date. `key` is what makes an email one email: who deletes old reports must keep
@@ -189,6 +229,33 @@ create table outbox.attempt (
 );
 create index attempt_email on outbox.attempt (email);
 
+-- Emails that failed and about which nobody has decided: dead letters, and emails of reports that expired. A trigger keeps
+-- it, since an index on `state` would make every mark an update with new index entries (PostgreSQL docs, 73.7). An
+-- application's own email that expired is as it asked for. A waiver decides too; readers look for it.
+create table outbox.failure (
+    email  bigint primary key,
+    at     timestamptz not null default now()
+);
+
+create function outbox.note_failure() returns trigger language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+begin
+    if (new.state = 'dead'
+        or new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null))
+       and not exists (select from outbox.attempt a
+                        where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved') then
+        insert into outbox.failure (email) values (new.email) on conflict (email) do nothing;
+    else
+        delete from outbox.failure where email = new.email;
+    end if;
+    return null;
+end $$;
+create trigger delivery_failure_insert after insert on outbox.delivery
+    for each row when (new.state in ('dead', 'expired')) execute function outbox.note_failure();
+create trigger delivery_failure_update after update of state on outbox.delivery
+    for each row when (new.state in ('dead', 'expired') or old.state in ('dead', 'expired'))
+    execute function outbox.note_failure();
+
 -- One row per relay session: its id is its identity and, in namespace 1779102894, its advisory lock. While the
 -- lock is held the relay lives; when it is free the relay is dead, whatever this table says. `timeline` is the WAL
 -- timeline that its session began on: a relay of an earlier one has been through a failover and may know more than
@@ -298,14 +365,16 @@ create table outbox.pause (
 );
 
 -- The latest tick of a report's schedule that the fleet has taken up; no row, none yet. Not done yet, and its
--- `retry_at` is over: another relay may try again.
+-- `retry_at` is over: another relay may try again. Ticks up to `since` are not followed: the schedule was new then, and
+-- `tick_at` is its last tick before that.
 create table outbox.schedule (
     report    text primary key,
     tick_at   timestamptz not null,
     done_at   timestamptz,
     failures  integer not null default 0 check (failures >= 0),
     retry_at  timestamptz not null default now(),
-    said      text                                      -- why the last try failed
+    said      text,                                     -- why the last try failed
+    since     timestamptz                               -- null: its first tick was followed at once
 );
 
 -- A report that goes into a digest instead of an email of its own. `digest` is the report that took it up. No foreign
@@ -362,8 +431,42 @@ create table outbox.bounce (
     at       timestamptz not null default now(),
     kind     text not null check (kind in ('hard', 'soft', 'complained')),
     status   text,                                      -- RFC 3463: 5.1.1
+    proves   boolean not null default false,            -- a server accepted the email: nobody else can have written it
+    counts   boolean not null default false,            -- a failure that counts towards `bounces_max`
     primary key (email, message)
 );
+
+-- Settles as sent what is in doubt and bounced after its mark: a bounce proves that a server accepted the email. For one
+-- email, or without it for all: a bounce may come before the relay gives up waiting for the reply. Gives how many. It runs as
+-- the schema's owner, so that the role that reads bounces can change no delivery otherwise. What another transaction decides
+-- at this moment is left to it. An email that is pending again, because it was decided to resend it, stays so: that decision
+-- counted with its being accepted, and the bounce may be about either try.
+create function outbox.settle_bounced(email bigint default null) returns bigint language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    doubtful bigint[] := array[settle_bounced.email];
+    settled  bigint;
+begin
+    if settle_bounced.email is null then
+        doubtful := array(select d.email from outbox.delivery d where d.settled_at is null and d.doubted_at is not null);
+    end if;
+    with chosen as (
+        select d.email from outbox.delivery d
+         where d.email = any (doubtful) and d.state = 'in_doubt'
+           and exists (select from outbox.bounce b where b.email = d.email and b.proves and b.at >= d.marked_at)
+         order by d.email for update skip locked
+    ), decided as (
+        update outbox.delivery d set state = 'sent', settled_at = now(), doubted_at = null
+          from chosen c where d.email = c.email
+        returning d.email, d.attempt, d.relay, d.marked_at
+    ), trail as (
+        insert into outbox.attempt (email, attempt, relay, verdict, reply, marked_at)
+        select s.email, s.attempt, s.relay, 'resolved', 'a bounce of it proves that a server accepted it: sent', s.marked_at
+          from decided s
+    )
+    select count(*) into settled from decided;
+    return settled;
+end $$;
 
 -- Secrets that sign the bounce tokens of emails; only the owner reads them. The key that is not retired signs; tokens of a
 -- former key stay valid for 30 days. `outbox init --rotate-bounce-key` makes the next.
@@ -974,6 +1077,15 @@ begin
     address := outbox.address_of(btrim(coalesce(parts[3], said)), what);
 end $$;
 
+-- Fields that every email has unless `headers` gives them another value (fields.DEFAULT_FIELDS).
+create function outbox.default_fields(headers jsonb) returns text language sql immutable
+    set search_path = pg_catalog, pg_temp as $$
+    select coalesce(string_agg(d.name || ': ' || d.value || E'\r\n', '' order by d.name), '')
+      from (values ('Auto-Submitted', 'auto-generated'), ('X-Auto-Response-Suppress', 'OOF, AutoReply')) as d (name, value)
+     where not exists (select from jsonb_each_text(coalesce(nullif(default_fields.headers, 'null'), '{}')) as h (name, value)
+                        where lower(h.name) = lower(d.name) and h.value is not null)
+$$;
+
 -- A header field of mailboxes, with its CRLF; nothing where there is none.
 create function outbox.mailboxes_header(field text, said text[]) returns text language plpgsql immutable
     set search_path = pg_catalog, pg_temp as $$
@@ -1155,8 +1267,8 @@ begin
     for part in select name, value from jsonb_each_text(coalesce(nullif(enqueue.headers, 'null'), '{}')) as h (name, value) loop
         continue when part.value is null;
         if part.name !~ '^[!-9;-~]{1,64}$' or lower(part.name) in (
-            'from', 'to', 'cc', 'bcc', 'reply-to', 'subject', 'date', 'message-id', 'list-id', 'auto-submitted',
-            'x-auto-response-suppress', 'mime-version', 'content-type', 'content-transfer-encoding',
+            'from', 'to', 'cc', 'bcc', 'reply-to', 'subject', 'date', 'message-id', 'list-id',
+            'mime-version', 'content-type', 'content-transfer-encoding',
             'dkim-signature', 'return-path', 'delivered-to', 'received', 'x-outbox-redirected-from') then
             raise exception using errcode = '22023',
                 message = format('the header %s cannot be given: its name is not valid, or outbox writes it', left(part.name, 100)),
@@ -1193,7 +1305,7 @@ begin
             || outbox.text_field('Subject', coalesce(enqueue.subject, ''), 66) || E'\r\nDate: '
             || to_char(now() at time zone 'UTC', 'Dy, DD Mon YYYY HH24:MI:SS') || E' +0000\r\nMessage-ID: <', 'UTF8'),
         split_part(from_address, '@', -1),
-        convert_to(E'>\r\nAuto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: All\r\n' || further
+        convert_to(E'>\r\n' || outbox.default_fields(enqueue.headers) || further
             || E'MIME-Version: 1.0\r\n' || body, 'UTF8'),
         enqueue.send_at, enqueue.send_before, (enqueue.priority = 'urgent')::integer, enqueue.route);
 end $$;

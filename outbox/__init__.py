@@ -17,23 +17,34 @@ newcomer who follows it meets them in this order:
     secret_files      logins that come from files, read again once a server refuses them
     address           where Postgres and the mail server are, shown without their secrets
     postgres_hosts    hosts and addresses of a database URL: which are asked, in which order, for how long
+    postgres_parameters  parameters of a database URL: those of libpq, in other spellings, of other tools
+    postgres_local    files of TLS and the name of the user, which a connection takes from this machine
     database_refusal  reasons why Postgres or a pooler gives no session, and what to do about each
     database          the way to Postgres; whose advisory locks are whose
     schema            schema.sql applied, upgraded, told apart
     roles             who may do what in it, granted
     period            which stretch of time a report covers; calendars and civil time
+    timezones         names of time zones: which mean the same zone, and which is current
     edition           one report for one period, and the definition that the fleet shares
     source            who is owed a report and what it says: two queries, or a class of the user's
     language          how a reader's language writes dates, numbers and our words; phrases: these words
+    spelling          suggestions for misspelt names; template_files: templates that are not used because of their names
     table             rows made ready to be shown: numbers, sums, bars
+    jinja             environments of Jinja: which files, what is escaped, errors with file and line
     report            rows become a subject, a mail and a page (templates/)
     message           the RFC 5322 bytes; fields: any text as a header field can hold it; mailbox: addresses and names;
                       structured: further fields, each in its own syntax
     record            the one transaction: report, email and delivery
+    parameters        what is a parameter of a query, and what is a colon otherwise
+    user_query        the user's queries: prepared once; errors of the query and of one row told apart
     generate_session  generate's connection: our statements, the user's queries, the pulse
     lock_wait         bounded waits for locks of other sessions, and who holds them
     buckets           advisory locks by which the servers share an edition's recipients
     batch_writer      commits batches of reports; a blocked recipient does not stop the others
+    edition_lock      shared by the generates of an edition, exclusive for who removes it or declares it done
+    no_recipients     why a source may name nobody
+    mark_done         editions that another system made
+    waiver            recipients without a report, and decisions that nothing is owed to them
     generate          the corridor: buckets, what is missing, made here or elsewhere
     email             an application's own email, whole and checked; enqueuing: put in, in the application's transaction
     digest            a report over reports: what waits for an address, told of in one email
@@ -67,6 +78,7 @@ newcomer who follows it meets them in this order:
     reopening         pauses and log lines of a relay that gets no session
     relay             the corridor: claims to connections, verdicts to the next tick; relays: one for each route
 
+    attention         the one rule that decides what needs a person; deferrals: what waits after a try, by the reply
     status            what is going on, in one look; watch: the same again and again, with rates; screen: its looks
     audit             whether all of an edition is sent, by name
     selection         which emails a person means: by key, edition, state or address
@@ -76,7 +88,8 @@ newcomer who follows it meets them in this order:
     show              the whole story of one
     mime              bounded reader of MIME messages; stored_mail: a stored email's headers, text, page and files
     suggested         commands that are suggested to people, quoted for a shell
-    bounce            parser of bounces and complaints; returned: their verification and recording
+    bounce            parser of bounces and complaints; bounce_class: how they weigh against an address
+    returned          verification and recording of bounces and complaints
 
     schedule          the ticks of a cron expression in civil time
     agenda            how the schedules stand: the latest tick, its edition, what became of it

@@ -12,6 +12,8 @@ from outbox.redaction import Redactor
 from outbox.secret_files import LoginSource
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# SQLAlchemy names a driver behind a plus; JDBC, django-environ, GeoDjango and Phoenix have schemes of their own.
+_POSTGRES = re.compile(r"(jdbc:)?(postgres|postgresql|pgsql|psql|postgis|ecto|timescale)(\+[a-z0-9_]+)?")
 _PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
 _ENCODE = "percent-encode @ / ? # : and % in the user and the password (p@ss is p%40ss)"
 
@@ -28,13 +30,14 @@ class DatabaseUrl:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read postgresql://, postgres:// or postgresql+asyncpg://; `?host=/socket/dir` names a socket.
+        """Read postgresql://, postgres:// and the schemes that frameworks write, with any driver, such as
+        postgresql+psycopg://; `?host=/socket/dir` names a socket.
 
         Raises:
             ValueError: how the URL is wrong, without any part of it.
         """
         scheme, separator, rest = text.strip().partition("://")
-        if not separator or scheme.lower() not in {"postgresql", "postgres", "postgresql+asyncpg"}:
+        if not separator or not _POSTGRES.fullmatch(scheme.lower()):
             raise ValueError("is not a Postgres URL; write one like postgresql://user:password@host/database")
         url = cls(f"postgresql://{rest}")
         _refuse_what_hides_a_secret(url.dsn)

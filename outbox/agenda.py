@@ -11,14 +11,17 @@ from itertools import islice
 from typing import Any, Final
 
 from outbox.period import Cadence, Covers, first_instant, period_at
-from outbox.settings import DIGEST, EditionSettings, Settings, duration_s
+from outbox.settings import DIGEST, EditionSettings, FirstTick, Settings, duration_s
 
 # A tick that lies so far ahead was taken up when the database's clock was wrong; nobody waits for it.
 AHEAD_MAX: Final = timedelta(days=1)
 NAMED_MAX: Final = 10
 
+# A report of which outbox has made editions is not new to it, whoever started them.
 READ: Final = """
-SELECT now() AS now, n.report, s.tick_at, s.done_at, s.failures, s.retry_at, s.said
+SELECT now() AS now, n.report, s.tick_at, s.done_at, s.failures, s.retry_at, s.said, s.since,
+       s.report IS NULL AND NOT EXISTS (SELECT FROM outbox.edition e
+                                         WHERE e.report = n.report AND e.done_elsewhere_at IS NULL) AS is_new
   FROM unnest($1::text[]) AS n (report) LEFT JOIN outbox.schedule s ON s.report = n.report
 """
 
@@ -30,18 +33,19 @@ class Standing(StrEnum):
     DUE = "due"  # it is to be started, or is under way
     FAILING = "failing"
     MISSED = "missed"  # catch_up was over before it was done
-    NEW = "new"  # it is older than catch_up, and nobody has followed the schedule before
+    NEW = "new"  # it came before the schedule was followed
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The latest tick that the fleet has taken up."""
+    """The latest tick that the fleet has taken up; ticks up to `since` came before the schedule was followed."""
 
     tick_at: datetime
     done_at: datetime | None
     failures: int
     retry_at: datetime
     said: str | None
+    since: datetime | None = None
 
     @property
     def failed(self) -> str:
@@ -116,24 +120,37 @@ async def look(connection: Any, settings: Settings, names: Sequence[str], count:
     """How the schedules of these reports stand, and their next ticks."""
     if not names:
         return []
-    now, rows = await read(connection, names)
-    found = []
+    seen = await read(connection, names)
+    now, found = seen.now, []
     for name in names:
         report = settings.report(name)
-        last = latest(report, rows.get(name), now)
+        last = seen.latest(name, report)
         found.append(Agenda(name, report, now, last, upcoming(report, now, count)))
     return found
 
 
-async def read(connection: Any, reports: Iterable[str]) -> tuple[datetime, dict[str, Row]]:
-    """The database's time, and the rows of these reports (at least one)."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the database knows of schedules at one moment: the rows of reports, and which reports are new to it."""
+
+    now: datetime
+    rows: Mapping[str, Row]
+    new: frozenset[str]
+
+    def latest(self, name: str, report: EditionSettings) -> "Latest | None":
+        """Return the latest tick of a report's schedule (`agenda.latest`)."""
+        return latest(report, self.rows.get(name), self.now, is_new=name in self.new)
+
+
+async def read(connection: Any, reports: Iterable[str]) -> Seen:
+    """Return what the database knows of these reports (at least one)."""
     rows = await connection.fetch(READ, list(reports))
     known = {
-        row["report"]: Row(row["tick_at"], row["done_at"], row["failures"], row["retry_at"], row["said"])
+        row["report"]: Row(row["tick_at"], row["done_at"], row["failures"], row["retry_at"], row["said"], row["since"])
         for row in rows
         if row["tick_at"] is not None
     }
-    return rows[0]["now"], known
+    return Seen(rows[0]["now"], known, frozenset(row["report"] for row in rows if row["is_new"]))
 
 
 def scheduled(settings: Settings) -> Mapping[str, EditionSettings]:
@@ -141,10 +158,12 @@ def scheduled(settings: Settings) -> Mapping[str, EditionSettings]:
     return {name: report for name, report in settings.editions.items() if report.schedule is not None}
 
 
-def latest(report: EditionSettings, row: Row | None, now: datetime) -> Latest | None:
-    """The latest tick of a report's schedule, or of the fleet's where another server's schedule was later.
+def latest(report: EditionSettings, row: Row | None, now: datetime, *, is_new: bool = False) -> Latest | None:
+    """Return the latest tick of a report's schedule, or of the fleet's where another server's schedule was later.
 
-    None if there never was one.
+    `is_new` is a report that outbox has neither started nor made anything of: unless its settings ask for the latest
+    tick, it starts with the next one, since another system may have made the edition of the latest. None if there never
+    was a tick.
     """
     assert report.ticks is not None
     at = report.ticks.latest(now)
@@ -152,15 +171,22 @@ def latest(report: EditionSettings, row: Row | None, now: datetime) -> Latest | 
         row = None
     if row is not None and (at is None or row.tick_at >= at):
         tick = tick_of(report, row.tick_at)
-        return Latest(tick, _standing(row, now, caught_up_until(report, tick)), caught_up_until(report, tick), row)
+        until = caught_up_until(report, tick)
+        return Latest(tick, _standing(row, now, until), until, row)
     if at is None:
         return None
     until = caught_up_until(report, tick := tick_of(report, at))
+    if row is None and is_new and report.first_tick is FirstTick.NEXT:
+        return Latest(tick, Standing.NEW, until, None)
+    if row is not None and row.since is not None and at <= row.since:
+        return Latest(tick, Standing.NEW, until, None)
     late = Standing.NEW if row is None else Standing.MISSED
     return Latest(tick, Standing.DUE if now < until else late, until, None)
 
 
 def _standing(row: Row, now: datetime, until: datetime) -> Standing:
+    if row.since is not None and row.tick_at <= row.since:
+        return Standing.NEW
     if row.done_at is not None:
         return Standing.DONE
     if now >= until:

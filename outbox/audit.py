@@ -1,24 +1,31 @@
 """Audit of one edition: what became of each recipient's email, by name. It changes nothing.
 
+It is well when everything is sent or decided, by the same rule as everywhere (`attention`).
+
 The report's source says who is expected, asked as generate asks it; what became of them is read from the same snapshot.
 An email counts for a recipient if its key, its envelope and its report are as expected, not by its key alone.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
 from outbox import message
+from outbox.attention import LAST_VERDICT, OUTCOME
 from outbox.database import storable
 from outbox.edition import find_edition
 from outbox.generate_session import GenerateSession
 from outbox.period import Period
 from outbox.settings import DIGEST, Settings
-from outbox.source import WINDOW_MAX, Recipient, checked, source_of, windows
+from outbox.source import WINDOW_MAX, Recipient, checked, label_of, source_of, windows
+from outbox.waiver import read_waived
 
-IN_DOUBT, DEAD, NOT_SENT, MISSING, SUPPRESSED = KINDS = ("in_doubt", "dead", "not_sent", "missing", "suppressed")
+IN_DOUBT, FAILED, WAITING, MISSING = NEEDED = ("in_doubt", "failed", "waiting", "missing")
+SUPPRESSED, CANCELLED, WAIVED = SETTLED = ("suppressed", "cancelled", "waived")
+KINDS = (*NEEDED, *SETTLED)
 BOUNCED = "bounced"
 MISADDRESSED, DETACHED = "misaddressed", "without its report"  # states of emails that are not the report's
 
@@ -52,8 +59,9 @@ class Unsents:
 class Audit:
     """What became of an edition. `made` is false if no run ever opened it; `left` are reports of who is not named now.
 
-    Every expected recipient is counted once: as sent, or as one of `KINDS`. Suppressed is decided, so nothing is wrong
-    with it. `bounced` are of those that are sent: a server took them, and they came back.
+    Every expected recipient is counted once: as sent, or as one of `KINDS`. Those of `SETTLED` are decided: the address
+    is on the suppression list, or a person cancelled or discarded the email, or waived it. `bounced` are of those that
+    are sent: a server took them, and they came back.
     """
 
     report: str
@@ -64,6 +72,9 @@ class Audit:
     expected: int = 0
     sent: int = 0
     bounced: Unsents = field(default_factory=lambda: Unsents(None))
+    may_be_empty: bool = False
+    done_elsewhere_at: datetime | None = None
+    """When a person declared that another system made it."""
 
     @property
     def name(self) -> str:
@@ -77,25 +88,53 @@ class Audit:
 
     @property
     def is_well(self) -> bool:
-        """Whether each expected recipient's email is sent, or suppressed; never of an edition that no run opened."""
-        return self.made and self.sent + self.unsent[SUPPRESSED].count == self.expected
+        """Return True if each expected recipient's email is sent or settled; False if no run opened the edition."""
+        if self.done_elsewhere_at is not None:
+            return True
+        has_whom = self.expected > 0 or self.may_be_empty
+        return self.made and has_whom and self.sent + self._settled == self.expected
+
+    @property
+    def _settled(self) -> int:
+        return sum(self.unsent[kind].count for kind in SETTLED)
 
     @property
     def sentence(self) -> str:
-        """Whether all is well, in one sentence."""
+        """Return whether all is well, in one sentence."""
+        return self._fault or self._praise
+
+    @property
+    def _fault(self) -> str | None:
+        if self.done_elsewhere_at is not None:
+            return None
         if not self.made:
             command = DIGEST if self.report == DIGEST else f"generate {self.report}"
             return f"Not well: {self.name} was never generated; run `outbox {command} --period {self.period.key}`."
+        if not (self.expected or self.may_be_empty):
+            return (
+                f"Not well: the source of {self.name} names no recipient, and its settings do not allow that; "
+                f"`outbox generate {self.report} --period {self.period.key}` says what the reason may be."
+            )
         if not self.is_well:
-            faults = {kind: found for kind, found in self.unsent.items() if found.count and kind != SUPPRESSED}
+            faults = {kind: self.unsent[kind] for kind in NEEDED if self.unsent[kind].count}
             parts = [f"{found.count:,} {spoken(kind)}" for kind, found in faults.items()]
             missed = sum(found.count for found in faults.values())
             return f"Not well: {missed:,} of {self.expected:,} emails of {self.name} are not sent: {', '.join(parts)}."
+        return None
+
+    @property
+    def _praise(self) -> str:
+        if self.done_elsewhere_at is not None:
+            at = f"{self.done_elsewhere_at:%Y-%m-%d %H:%M} UTC"
+            return f"All is well: {self.name} was done elsewhere, as declared on {at}, so nothing is to be sent."
         if not self.expected:
             return f"All is well: the source of {self.name} names no recipient, so nothing was to be sent."
-        suppressed = self.unsent[SUPPRESSED].count
-        if suppressed:
-            but = f"all but {suppressed:,} of its {self.expected:,} recipients, who are on the suppression list"
+        if self._settled == self.unsent[SUPPRESSED].count != 0:
+            but = f"all but {self._settled:,} of its {self.expected:,} recipients, who are on the suppression list"
+            return f"All is well: {self.name} is sent to {but}."
+        if self._settled:
+            parts = [f"{self.unsent[kind].count:,} {kind}" for kind in SETTLED if self.unsent[kind].count]
+            but = f"all but {self._settled:,} of its {self.expected:,} recipients: {', '.join(parts)}"
             return f"All is well: {self.name} is sent to {but}."
         return f"All is well: {self.name} is sent to all of its {self.expected:,} recipients."
 
@@ -112,6 +151,7 @@ class Audit:
             "sent": self.sent,
             **{kind: found.count for kind, found in self.unsent.items()},
             BOUNCED: self.bounced.count,
+            "done_elsewhere_at": self.done_elsewhere_at,
             "no_longer_expected": self.left,
             "is_well": self.is_well,
             "sentence": self.sentence,
@@ -131,7 +171,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
     """Compare who is expected now with what the outbox holds; in one snapshot, in which nothing can be written.
 
     Without `period_key` it is the period that a generate would make at this moment. Memory holds a window of
-    recipients and the names. A key that comes twice counts once, as for generate: within a window.
+    recipients, all keys and the names. A key that comes twice counts once, as for generate.
 
     Raises:
         OutboxError: the settings, the source or the database make it impossible; the sentence says which.
@@ -148,7 +188,11 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
             (reports,) = (await session.fetch(REPORTS, {"edition": edition}))[0]
             found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
             found.bounced.names_max = names_max
-            expected = Expected(_sender(settings), has_reports=reports > 0)
+            waived = frozenset() if edition is None else await read_waived(session, edition)
+            found.may_be_empty = report.is_empty_allowed
+            if edition is not None:
+                found.done_elsewhere_at = (await session.fetch(ELSEWHERE, {"edition": edition}))[0][0]
+            expected = Expected(_sender(settings), has_reports=reports > 0, waived=waived)
             async for window in windows(source.recipients(period), WINDOW_MAX):
                 await _look(session, edition, found, window, expected)
     found.left = max(found.left, 0)
@@ -159,11 +203,13 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
 class Expected:
     """Conditions for an email to be one of the edition. Without a `sender` in the settings any sender is accepted.
 
-    If the edition has no reports at all, retention has removed them, and emails may be without a report.
+    If the edition has no reports at all, retention has removed them, and emails may be without a report. `waived` are
+    the keys of the recipients to whom nothing is owed.
     """
 
     sender: str | None
     has_reports: bool
+    waived: frozenset[str]
 
     def objection(self, recipient: Recipient, row: Any) -> tuple[str, str] | None:
         """Return the state and the reason if the email is not the one that this recipient is due; None if it is."""
@@ -191,12 +237,13 @@ def _sender(settings: Settings) -> str | None:
     return None if settings.sender is None else message.parse_sender(settings.sender).address
 
 
+ELSEWHERE: Final = text("SELECT done_elsewhere_at FROM outbox.edition WHERE id = :edition")
 REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:edition AS integer)")
 
 # Through the email's key, which stays when somebody has deleted the report. A delivery that is not there although
 # its report or email is has no state that could be trusted, so it is not sent. A report that is collected has the
 # email of the digest that took it up. `belongs`: the email is the report's; `of_report`: it is some report's.
-LOOK: Final = text("""
+LOOK: Final = text(f"""
 SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m.recipient, m.sender,
        m.report IS NOT NULL AS of_report, coalesce(m.report = coalesce(i.digest, r.id), false) AS belongs,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'collected'
@@ -208,7 +255,7 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
                             WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), '')
             ELSE (SELECT left(a.reply, 2000) FROM outbox.attempt a
                    WHERE a.email = d.email AND a.verdict = 'bounced' AND EXISTS (SELECT FROM outbox.bounce b
-                         WHERE b.email = d.email AND b.kind IN ('hard', 'complained'))
+                         WHERE b.email = d.email AND b.kind IN ('hard', 'complained') OFFSET 0)
                    ORDER BY a.settled_at DESC LIMIT 1)
         END AS said,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL
@@ -216,18 +263,24 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
             WHEN d.state = 'cancelled'
             THEN (SELECT CASE a.verdict WHEN 'suppressed' THEN left(a.reply, 2000) END FROM outbox.attempt a
                    WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
-        END AS suppressed
+        END AS suppressed,
+       CASE WHEN r.id IS NOT NULL OR m.id IS NOT NULL THEN {OUTCOME} END AS outcome,
+       (SELECT left(w.who || ' decided that nothing is owed' || coalesce(', because ' || nullif(w.why, ''), ''), 2000)
+          FROM outbox.waiver w
+         WHERE w.edition = CAST(:edition AS integer) AND w.recipient_key = n.key) AS waived
   FROM unnest(:keys) AS n (key)
-  LEFT JOIN outbox.report r ON r.edition = CAST(:edition AS integer) AND r.recipient_key = n.key
+  LEFT JOIN LATERAL (SELECT id, edition FROM outbox.report
+                      WHERE edition = CAST(:edition AS integer) AND recipient_key = n.key OFFSET 0) r ON true
   LEFT JOIN outbox.edition e ON e.id = r.edition
-  LEFT JOIN outbox.digest_item i ON i.report = r.id
+  LEFT JOIN LATERAL (SELECT report, address, digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
   LEFT JOIN LATERAL (
     SELECT own.id, own.key, own.report, own.sender, own.recipient FROM outbox.email own
      WHERE own.key = :prefix || n.key AND i.digest IS NULL
      UNION ALL
     SELECT its.id, its.key, its.report, its.sender, its.recipient FROM outbox.email its WHERE its.report = i.digest
   ) m ON true
-  LEFT JOIN outbox.delivery d ON d.email = m.id
+  LEFT JOIN LATERAL (SELECT email, state, paused, attempt FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
+  LEFT JOIN LATERAL {LAST_VERDICT} s ON true
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
 
@@ -241,7 +294,9 @@ async def _look(
             wanted.setdefault(recipient.key, recipient)
         else:
             found.expected += 1
-            found.unsent[MISSING].add(_missing(recipient))
+            missing = _missing(recipient)
+            kind = WAIVED if label_of(recipient) in expected.waived else MISSING
+            found.unsent[kind].add(replace(missing, state=kind))
     found.expected += len(wanted)
     prefix = f"{found.report}/{found.period.key}/"
     rows = await session.fetch(LOOK, {"edition": edition, "prefix": prefix, "keys": list(wanted)})
@@ -250,8 +305,10 @@ async def _look(
         row = rows_by_key[key]
         found.left -= row.reported
         objection = expected.objection(recipient, row)
-        if objection is not None:
-            found.unsent[NOT_SENT].add(Unsent(key, storable(recipient.email), *objection))
+        if row.waived is not None and (not row.reported or row.outcome == CANCELLED):
+            found.unsent[WAIVED].add(Unsent(key, row.recipient or storable(recipient.email), WAIVED, row.waived))
+        elif objection is not None:
+            found.unsent[FAILED].add(Unsent(key, storable(recipient.email), *objection))
         elif row.state == "sent":
             found.sent += 1
             if row.said is not None:
@@ -259,7 +316,7 @@ async def _look(
         elif row.state is None:
             found.unsent[MISSING].add(_missing(recipient))
         else:
-            kind = row.state if row.state in (IN_DOUBT, DEAD) else NOT_SENT
+            kind = WAITING if row.outcome == "collected" else row.outcome
             address = row.recipient or storable(recipient.email)
             if row.suppressed is not None:
                 found.unsent[SUPPRESSED].add(Unsent(key, address, SUPPRESSED, row.suppressed))

@@ -6,9 +6,10 @@ Knows nothing of reports or mail.
 import asyncio
 import hashlib
 import os
+import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -22,6 +23,7 @@ from outbox.database_refusal import (
     ITSELF,
     SESSION_MODE,
     SHARED_STATEMENTS,
+    UNVERIFIED,
     Kind,
     Refusal,
     reason_of,
@@ -32,6 +34,8 @@ from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseE
 from outbox.log import Events
 from outbox.period import INFINITY, MINUS_INFINITY
 from outbox.postgres_hosts import Dial, Host, NoHostError, PinnedLoop, plan_of
+from outbox.postgres_local import require_user, resolve
+from outbox.postgres_parameters import warn_unknown
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -50,6 +54,7 @@ def lock_namespace(name: str) -> int:
 
 RELAY_LOCKS: Final = lock_namespace("relay")
 BUCKET_LOCKS: Final = lock_namespace("bucket")
+EDITION_LOCKS: Final = lock_namespace("edition")
 INIT_LOCK: Final = lock_namespace("init")
 SELFTEST_LOCKS: Final = lock_namespace("selftest")
 PRUNE_LOCK: Final = lock_namespace("prune")
@@ -91,7 +96,19 @@ LOST_SESSION = (
 # be read whole for every batch, by a plan that the session then keeps; a bitmap scan gives no order, so that a claim
 # would read and sort the whole backlog. BY_INDEX says it for a transaction.
 NOT_BY_INDEX: Final = ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin")
+
+# Joins to each report `r` its digest item `i`, the email `m` (its own, or that of the digest that took it up) and the
+# email's delivery `d`. Each `OFFSET 0` keeps its subquery from being joined as a whole: the planner can then only look
+# it up for one row at a time, by the index of its WHERE. Without statistics it may join all emails to all reports in a
+# nested loop over a materialized scan, which is quadratic.
+EMAIL_OF_REPORT: Final = """
+  LEFT JOIN LATERAL (SELECT report, digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
+  LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
+  LEFT JOIN LATERAL (SELECT email, state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
+"""
 BY_INDEX: Final = "SELECT " + ", ".join(f"set_config('{way}', 'off', true)" for way in NOT_BY_INDEX)
+# The same for a statement that joins arrays of a batch to each other: these have no index, so they are hashed.
+BATCH_BY_INDEX: Final = BY_INDEX + ", set_config('enable_hashjoin', 'on', true)"
 
 
 def is_ended(error: BaseException, connection: Any) -> bool:
@@ -160,7 +177,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
     local_path: str | None = None
     """Search path of the open transaction, if it is not the trusted one."""
     settle: str = ""
-    """Statements that set up the session: the search path and `lock_timeout`."""
+    """Statements that set up the session: the search path, `lock_timeout` and `plan_cache_mode`."""
     is_pooled: bool = False
     """True behind a pooler: the backend is not the one that the connection was opened with."""
 
@@ -168,7 +185,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
         """Close in order. A pooler in transaction mode reuses the backend as it is, so settings are reset first."""
         if self.is_pooled and not self.is_closed():
             with suppress(asyncpg.PostgresError, *LOST_SESSION):
-                await self.execute("RESET search_path; RESET lock_timeout", timeout=timeout)
+                await self.execute("RESET search_path; RESET lock_timeout; RESET plan_cache_mode", timeout=timeout)
         await super().close(timeout=timeout)
 
     def get_reset_query(self) -> str:
@@ -264,12 +281,17 @@ async def connect(
     settings: dict[str, str] | None = None,
     timeout_s: float = CONNECT_TIMEOUT_S,
     clamp_timestamps: bool = True,
+    keep_plans: bool = False,
 ) -> Connection:
     """Open a connection of our own that belongs to no pool: asyncpg's pool releases advisory locks, others leak them.
 
     Its search path is `TRUSTED_PATH`, and it waits for a lock for `LOCK_TIMEOUT_S` unless `settings` says otherwise.
     `clamp_timestamps` decodes timestamps out of Python's range to its bounds instead of raising. All hosts and
     addresses of the URL are asked within `timeout_s`.
+
+    Statements with parameters are planned for each execution. A plan that a long session made for empty tables reads
+    whole tables in nested loops once these are large, and Postgres keeps it until the next ANALYZE. `keep_plans` is for
+    sessions whose statements say how they are planned (`BY_INDEX`); `plan_cache_mode` in `settings` wins.
 
     Raises:
         DatabaseUnavailableError: one sentence that says whether it does not answer, or does not let us in.
@@ -288,6 +310,8 @@ async def connect(
         connection.user_search_path, connection.is_pooled = path, backend != connection.get_server_pid()
         lock_timeout = settings.get("lock_timeout", str(int(LOCK_TIMEOUT_S * 1000)))
         connection.settle = f"SET search_path = {TRUSTED_PATH}; SET lock_timeout = '{lock_timeout}';"
+        if not (keep_plans or "plan_cache_mode" in settings):
+            connection.settle += " SET plan_cache_mode = 'force_custom_plan';"
         await connection.execute(connection.settle, timeout=timeout_s)
     except SHARED_STATEMENTS as error:
         connection.terminate()
@@ -329,30 +353,27 @@ async def _open(url: DatabaseUrl, settings: dict[str, str], timeout_s: float) ->
     """
     try:
         plan = plan_of(url.dsn)
+        given = resolve(plan.parameters.given, has_tcp=not plan.hosts or not all(host.is_socket for host in plan.hosts))
+        require_user(plan.users)
     except ValueError as error:  # of the environment: the URL was checked when it was read
         raise DatabaseRefusedError(f"database_url: {error}.") from None
+    _warn(*plan.parameters.warnings)
 
     async def opening(host: Host | None, address: str, attrs: str | None) -> Connection:
         loop = PinnedLoop(asyncio.get_running_loop(), address) if address else None
         place = {} if host is None else {"host": host.name, "port": host.port}
-        try:
-            opened = await asyncpg.connect(
-                plan.dsn,
-                **place,
-                loop=loop,
-                timeout=timeout_s,
-                target_session_attrs=attrs,
-                max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
-                server_settings=settings,
-                connection_class=Connection,
-            )
-        except FileNotFoundError as error:
-            if host is None or host.is_socket:
-                raise
-            words = "a file that a parameter of TLS names, or the default sslrootcert, does not exist"
-            raise asyncpg.ClientConfigurationError(words) from error
-        assert isinstance(opened, Connection)
-        return opened
+        options = {**place, "loop": loop, "timeout": timeout_s, "target_session_attrs": attrs}
+        while True:
+            known = {name: value for name, value in given.items() if name not in _unknown}
+            try:
+                return await _connect(plan.dsn_of(known), settings, options)
+            except asyncpg.UndefinedObjectError as error:
+                # A setting that the server does not know. If the URL has it, it is another tool's, or misspelt.
+                name = _unrecognized(error, known)
+                if not name or name in settings:
+                    raise
+                _unknown.add(name)
+                _warn(warn_unknown(name))
 
     try:
         if plan.hosts:
@@ -370,6 +391,46 @@ async def _open(url: DatabaseUrl, settings: dict[str, str], timeout_s: float) ->
         raise explain_refusal(url, error) from error
     _watch_peer(connection)
     return connection
+
+
+async def _connect(dsn: str, settings: dict[str, str], options: dict[str, Any]) -> Connection:
+    opened = await asyncpg.connect(
+        dsn,
+        **options,
+        max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
+        server_settings=settings,
+        connection_class=Connection,
+    )
+    assert isinstance(opened, Connection)
+    return opened
+
+
+_unknown: set[str] = set()
+"""Parameters of this process's database URLs that a server did not know."""
+_warned: set[str] = set()
+
+
+def _warn(*sentences: str) -> None:
+    """Log each sentence once in the life of the process."""
+    for sentence in sentences:
+        if sentence not in _warned:
+            _warned.add(sentence)
+            log.warning("database_parameter_ignored", "outbox {reason}", reason=sentence)
+
+
+def ignored_parameters(url: DatabaseUrl) -> list[str]:
+    """Return a sentence for each parameter of the URL that is ignored.
+
+    Those that a server does not know are among them after `connect`.
+    """
+    parameters = plan_of(url.dsn).parameters
+    return [*parameters.warnings, *(warn_unknown(name) for name in parameters.given if name in _unknown)]
+
+
+def _unrecognized(error: Exception, names: Iterable[str]) -> str:
+    """Return which of these settings the server does not know. Its sentence may be in any language (lc_messages)."""
+    quoted = re.findall(r"[\"'«»„“”]([^\"'«»„“”]+)[\"'«»„“”]", str(error))
+    return next((name for name in names if name in quoted), "")
 
 
 def _abandon(connection: Connection) -> None:
@@ -565,6 +626,12 @@ def explain_refusals(url: DatabaseUrl, failures: Sequence[tuple[str, Exception]]
 
 
 def _explained(url: DatabaseUrl, refusal: Refusal) -> Exception:
+    if refusal.fix is UNVERIFIED and "channel_binding=require" in url.dsn:
+        why = "it is verified for channel_binding=require, since asyncpg has no channel binding"
+        refusal = replace(refusal, says=f"{refusal.says}; {why}")
+    if refusal.is_silent and "sslnegotiation=direct" in url.dsn:
+        fix = f"{refusal.fix}; sslnegotiation=direct needs PostgreSQL 17 or later with TLS"
+        refusal = replace(refusal, fix=fix)
     match refusal.kind:
         case Kind.LOGIN:
             error: type[Exception] = DatabaseLoginError

@@ -46,6 +46,13 @@ AT_ROLE: Final = (
     "them at the role, as docs/scale.md shows"
 )
 
+UNVERIFIED: Final = (
+    "name the authority's certificate with sslrootcert in database_url, or the server by the name in its certificate"
+)
+_NO_TLS_FIX: Final = (
+    "turn TLS on in the server (ssl = on), or, on a network that nobody else can reach, take sslmode out of "
+    "database_url (also sslrootcert=system and channel_binding=require)"
+)
 _LOGIN_FIX: Final = "correct the user or password of database_url"
 _POOL_FIX: Final = "try again later, or raise the pooler's limit"
 
@@ -90,7 +97,7 @@ _BAD_PARAMETER: Final = (
 )
 
 
-def refusal_of(error: Exception) -> Refusal | None:  # noqa: C901, PLR0911 - a table
+def refusal_of(error: Exception) -> Refusal | None:  # noqa: C901, PLR0911, PLR0912 - a table
     """Return why no session came about; None for an error that is no refusal."""
     said = reason_of(error)
     match error:
@@ -107,16 +114,22 @@ def refusal_of(error: Exception) -> Refusal | None:  # noqa: C901, PLR0911 - a t
             return Refusal(Kind.AWAY, "is not of the kind that target_session_attrs asks for", fix)
         case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
             return Refusal(Kind.AWAY, f"takes no connection now ({said})", "try again later")
-        case ConnectionError() if "rejected SSL upgrade" in said:
-            return Refusal(Kind.REFUSED, "has no TLS", "correct sslmode in database_url, or turn TLS on in the server")
+        case OSError() if "rejected SSL upgrade" in said:
+            return Refusal(Kind.REFUSED, "has no TLS, which database_url requires", _NO_TLS_FIX)
         case UnicodeError():
             return Refusal(Kind.REFUSED, f"has a host name that cannot be looked up ({said})", "correct database_url")
+        case ssl.SSLCertVerificationError():
+            says = f"has a certificate that cannot be verified ({error.verify_message})"
+            return Refusal(Kind.REFUSED, says, UNVERIFIED)
         case ssl.SSLError():
             return Refusal(Kind.REFUSED, f"fails in TLS ({said})", "correct sslmode in database_url")
         case _ if isinstance(error, _BAD_PARAMETER):
             old = "idle_session_timeout" in said
             fix = "outbox needs PostgreSQL 14 or later" if old else "correct it in database_url"
             return Refusal(Kind.REFUSED, f"refuses a parameter ({said})", fix)
+        case OSError() if error.filename and not isinstance(error, ConnectionError):  # a file of this machine
+            says = f"is not asked, since {error.filename} cannot be read ({said})"
+            return Refusal(Kind.REFUSED, says, "make it readable, or set HOME to a directory of this user")
         case OSError() | asyncpg.PostgresConnectionError() | asyncpg.InterfaceError():
             return Refusal(Kind.AWAY, f"does not answer ({said})", "start it or correct database_url", is_silent=True)
         case _:

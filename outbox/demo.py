@@ -90,11 +90,20 @@ class Server:
 
 def tell(*, people: int, servers: int, keep: Path | None, console: Console | None = None) -> int:
     """Play the story and print it; gives the exit code: 0 if every person got exactly one email."""
-    directory = keep or Path(tempfile.mkdtemp(prefix="outbox-demo-"))
+    directory = keep or _make_directory()
     directory.mkdir(parents=True, exist_ok=True)
     console = console or Console(highlight=False)
     with postgres() as server:
         return asyncio.run(_play(server.url, people, servers, directory, console))
+
+
+def _make_directory() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="outbox-demo-"))
+    except OSError as error:
+        raise OutboxError(
+            f"No temporary directory can be written to ({error.strerror}); name one with --keep DIR."
+        ) from error
 
 
 def _slowly(_stage: Stage, _visit: Visit) -> Action | None:
@@ -116,7 +125,7 @@ async def _play(database: str, people: int, servers: int, directory: Path, conso
     await connection.execute(FILL_PROGRESS)
     async with Sink(_slowly) as sink:
         config = directory / "outbox.toml"
-        config.write_text(SETTINGS.format(database=database, smtp=sink.url))
+        config.write_text(SETTINGS.format(database=database, smtp=sink.url), encoding="utf-8")
         fleet = [Server(f"server-{n}", await _start(directory, "relay")) for n in range(1, servers + 1)]
         try:
             await _until_alive(connection, servers)

@@ -89,7 +89,8 @@ WITH made AS (
     RETURNING id, recipient_key
 ), item AS (
     INSERT INTO outbox.digest_item (report, address, name, link)
-    SELECT r.id, m.address, nullif(m.name, ''), m.link FROM report r JOIN made m USING (recipient_key)
+    SELECT m.id, m.address, nullif(m.name, ''), m.link
+      FROM (SELECT id, key, address, name, link FROM report JOIN made USING (recipient_key) OFFSET 0) m
      WHERE (SELECT e.id FROM outbox.email e WHERE e.key = m.key) IS NULL
     RETURNING report
 )
@@ -123,8 +124,9 @@ async def collect(connection: "AsyncConnection", edition: int, reports: Sequence
 
 # In the order of ids, so that two digests with common items wait for each other instead of deadlocking. Who waited
 # sees the row as the other left it: what was taken up meanwhile does not come back (PostgreSQL docs, 13.2.1).
+# Written as `digest IS NULL`, the condition lets the planner read the index of all open items, once per batch.
 HOLD: Final = text("""
-SELECT i.report FROM outbox.digest_item i WHERE i.report = ANY (:items) AND i.digest IS NULL
+SELECT i.report FROM outbox.digest_item i WHERE i.report = ANY (:items) AND coalesce(i.digest, 0) = 0
  ORDER BY i.report FOR UPDATE
 """).bindparams(bindparam("items", type_=ARRAY(BigInteger)))
 
@@ -134,9 +136,10 @@ async def hold(connection: "AsyncConnection", items: Sequence[int]) -> frozenset
     return frozenset((await connection.scalars(HOLD, {"items": items})).all())
 
 
+# Only for items that `HOLD` has locked in the same transaction, so each of them is open.
 TAKE_UP: Final = text("""
 UPDATE outbox.digest_item i SET digest = n.digest FROM unnest(:items, :digests) AS n (item, digest)
- WHERE i.report = n.item AND i.digest IS NULL
+ WHERE i.report = n.item
 """).bindparams(bindparam("items", type_=ARRAY(BigInteger)), bindparam("digests", type_=ARRAY(BigInteger)))
 
 

@@ -12,8 +12,10 @@ from typing import Final, assert_never
 
 import asyncpg
 
-from outbox.agenda import Agenda, Standing, look, scheduled, times
+from outbox.agenda import Agenda, Latest, Standing, look, scheduled, times
+from outbox.attention import WAITED_MAX_S, Kind, RouteStatus
 from outbox.database import LOST_SESSION, connect
+from outbox.deferrals import GROUPS_MAX
 from outbox.doctor_database import Database, examine_database
 from outbox.doctor_local import examine_lmtp, examine_maildir
 from outbox.doctor_reports import examine_reports
@@ -26,11 +28,10 @@ from outbox.pause import Pause
 from outbox.routing import Unserved, difference
 from outbox.settings import Settings, WhenInDoubt
 from outbox.signature import load_signer
-from outbox.status import RateStatus, RouteStatus, Status, read_status
+from outbox.status import RateStatus, Status, read_status
 from outbox.verp import TOKEN_MAX
 
 FILES_BESIDE: Final = 64  # what a process holds open beside its SMTP connections
-WAITED_MAX_S: Final = 60.0
 FLEET: Final = ("relays", "route", "deliveries")
 SCHEDULES: Final = "schedules"
 
@@ -102,8 +103,9 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
         judge_routes(found.routes, {settings.smtp_url.name, *settings.routes}, relays=len(found.relays)),
         *judge_rules(rules, settings),
         *judge_unserved(found.unserved),
-        *judge_rates(found.rates),
-        judge_deliveries(found),
+        *judge_rates(found.limiting_rates),
+        *judge_deferrals(found),
+        *judge_deliveries(found),
         *judge_pauses(found.pauses),
         *judge_schedules(agendas),
     ]
@@ -166,13 +168,22 @@ def judge_routes(routes: Iterable[RouteStatus], ours: Collection[str], *, relays
     return ok("route", "no mail server is known to be in trouble")
 
 
-def judge_deliveries(found: Status) -> Finding:
-    """Whether something waits for a person."""
-    counts = {state.replace("_", " "): found.counts[state] for state in ("in_doubt", "dead") if found.counts[state]}
-    if counts:
-        said = ", ".join(f"{count} {state}" for state, count in counts.items())
-        return note("deliveries", said, "see `outbox status`, decide with `outbox resolve`")
-    return ok("deliveries", f"none in doubt or dead, {found.counts['pending']} pending, {found.counts['sent']} sent")
+OWN_LINES: Final = (Kind.ROUTE, Kind.UNSERVED, Kind.NO_RELAY, Kind.RELAY, Kind.SCHEDULE)
+
+
+def judge_deliveries(found: Status) -> list[Finding]:
+    """Return a line for each thing that needs a person (`attention`) and has no line of its own among the others."""
+    concerns = [one for one in found.concerns if one.kind not in OWN_LINES]
+    if concerns:
+        return [fault("deliveries", one.sentence.rstrip("."), one.fix) for one in concerns]
+    pending, sent = found.counts["pending"], found.counts["sent"]
+    return [ok("deliveries", f"nothing is in doubt, failed or without a report, {pending} pending, {sent} sent")]
+
+
+def judge_deferrals(found: Status) -> list[Finding]:
+    """Return a note for each of the most frequent replies that emails wait after."""
+    fix = "no action is needed if the server takes other emails; they are tried again"
+    return [note("deferred", one.sentence.rstrip("."), fix) for one in found.deferrals[:GROUPS_MAX]]
 
 
 def judge_pauses(pauses: Iterable[Pause]) -> list[Finding]:
@@ -189,28 +200,46 @@ def judge_pauses(pauses: Iterable[Pause]) -> list[Finding]:
 
 
 def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:
-    """Whether the editions that schedules were to start came to be; no line where no report has a schedule."""
+    """Return what became of the editions that schedules were to start, and what a relay that is started now does.
+
+    No line where no report has a schedule.
+    """
     if not agendas:
         return []
-    said: dict[Standing, list[str]] = {Standing.FAILING: [], Standing.MISSED: []}
+    said: dict[Standing, list[str]] = {standing: [] for standing in Standing}
     for one in agendas:
-        if one.last is None or one.last.standing not in said:
-            continue
-        row, said_here = one.last.row, f"{one.name} {one.last.tick.period}"
-        if one.last.standing is Standing.MISSED:
-            said_here += f" was not done by {one.last.until:%Y-%m-%d %H:%M:%S} UTC"
-        elif row is not None:
-            said_here += f" {row.failed}"
-        said[one.last.standing].append(said_here)
+        if one.last is not None:
+            said[one.last.standing].append(_spoken(one, one.last))
     if failing := said[Standing.FAILING]:
-        mend = "mend that; relays try again by themselves, and at once when one is started"
+        mend = "correct that; relays try again by themselves, and at once when one is started"
         return [fault(SCHEDULES, "; ".join(failing), mend)]
     if missed := said[Standing.MISSED]:
         mend = "run `outbox generate` (or `outbox digest`) with `--period` for what is wanted"
         return [note(SCHEDULES, "; ".join(missed), mend)]
+    if due := said[Standing.DUE]:
+        mend = "if another system has made one of them, run `outbox mark-done REPORT PERIOD` before a relay starts"
+        return [note(SCHEDULES, "; ".join(due), mend)]
+    if new := said[Standing.NEW]:
+        return [ok(SCHEDULES, "; ".join(new))]
     ticks = [(one.ticks[0].at, one.name) for one in agendas if one.ticks]
     ahead = f", next {min(ticks)[1]} at {min(ticks)[0]:%Y-%m-%d %H:%M} UTC" if ticks else ""
     return [ok(SCHEDULES, f"{', '.join(one.name for one in agendas)}{ahead}")]
+
+
+def _spoken(one: Agenda, last: Latest) -> str:
+    edition, row = f"{one.name} {last.tick.period}", last.row
+    match last.standing:
+        case Standing.FAILING if row is not None:
+            return f"{edition} {row.failed}"
+        case Standing.MISSED:
+            return f"{edition} was not done by {last.until:%Y-%m-%d %H:%M:%S} UTC"
+        case Standing.DUE:
+            return f"a relay makes {edition} at once, since its schedule ticked at {last.tick.at:%Y-%m-%d %H:%M} UTC"
+        case Standing.NEW:
+            first = f"with {one.ticks[0].period} at {one.ticks[0].at:%Y-%m-%d %H:%M} UTC" if one.ticks else "never"
+            return f"{one.name} is new: relays start {first}, and make nothing of {last.tick.period}"
+        case _:
+            return edition
 
 
 def look_at_dkim(settings: Settings, sender: str) -> list[Finding]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database import LOST_SESSION, connect, explain_refusal, lease_settings
+from outbox.database import LOST_SESSION, connect, explain_refusal, ignored_parameters, lease_settings
 from outbox.doctor_access import look_at_connect, look_at_locks, look_at_path
 from outbox.doctor_rights import look_at_rights
 from outbox.errors import OutboxError, SchemaError
@@ -73,6 +73,7 @@ async def examine_database(settings: Settings) -> Database:
             ok("database", f"Postgres answers at {url.redacted}"),
             judge_version(version.major, getattr(said, "server_version", "")),
             judge_encoding(getattr(said, "server_encoding", "UTF8")),
+            *(note("database.parameters", f"outbox {one}", "take it out") for one in ignored_parameters(url)),
         ]
     finally:
         connection.terminate()

@@ -23,10 +23,13 @@ from outbox.errors import OutboxError
 from outbox.finding import Finding, fault, fault_of, not_checked, note, ok
 from outbox.generate import Run
 from outbox.generate_session import GenerateSession, is_caused_by, said_by
+from outbox.no_recipients import explain_no_recipients
 from outbox.period import Period, in_words, period_at
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
-from outbox.source import Content, PythonSource, Recipient, Source, checked, source_of
+from outbox.source import Content, PythonSource, Recipient, SharedAddresses, Source, UnreadableError, checked, source_of
+from outbox.template_files import ignored
+from outbox.timezones import current
 
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
 STATEMENT_MAX_S: Final = 30
@@ -61,6 +64,16 @@ async def examine_reports(settings: Settings, database: Database) -> Reports:
                 await Look(settings, name, report, session, database.is_ours, found).look()
         except TROUBLE as error:  # the database went away meanwhile
             found.findings.append(_refused(table_of(name), error))
+    found.findings += look_at_template_files(settings)
+    return found
+
+
+def look_at_template_files(settings: Settings) -> list[Finding]:
+    """Return a finding for each template that is not used because of its name."""
+    found = []
+    for sentence in ignored(settings.directory, {*settings.editions, DIGEST}):
+        what, _, fix = sentence.rstrip(".").partition("; ")
+        found.append(note("templates", what, fix))
     return found
 
 
@@ -116,6 +129,10 @@ class Look:
 
     async def look(self) -> None:
         """One line each; a line that fails keeps those that need it from being looked at."""
+        if (current_name := current(self.report.timezone)) != self.report.timezone:
+            found = f"{self.report.timezone} is a former name of {current_name}"
+            mend = f"write {current_name}; the periods stay the same"
+            self.found.findings.append(note(self._check("timezone"), found, mend))
         try:
             await self.session.use_timezone(self.report.timezone)
             period, now = await self._look_at_period()
@@ -174,7 +191,12 @@ class Look:
             self.found.findings.append(_refused(self._check("recipients"), error))
             self.found.findings += not_checked([self._check("addresses")], "the recipients are not known")
             return []
-        self.found.findings += [crowd.judge(self._check("recipients")), self._judged(crowd)]
+        if not (crowd.count or self.report.is_empty_allowed):
+            what, fix = await explain_no_recipients(self.session, self.name, self.report)
+            self.found.findings.append(fault(self._check("recipients"), what, fix))
+        else:
+            self.found.findings.append(crowd.judge(self._check("recipients")))
+        self.found.findings.append(self._judged(crowd))
         if crowd.sample and self.found.recipient is None:
             self.found.recipient = crowd.sample[0].email
         return crowd.sample
@@ -243,6 +265,9 @@ def _refused(check: str, error: Exception, whose: str = "") -> Finding:
         return note(check, f"{whose}the query did not end within {STATEMENT_MAX_S} s, so it is not checked", mend)
     if isinstance(error, OutboxError):
         return fault_of(check, error)
+    if isinstance(error, UnreadableError):
+        found, _, fix = str(error).partition("; ")
+        return fault(check, f"{whose}{found}", fix)
     return fault(check, f"{whose}{said_by(error)}", "mend it there")
 
 
@@ -257,8 +282,7 @@ class Crowd:
     refused_count: int = 0
     twice: int = 0
     keys: set[str] = field(default_factory=set)
-    addresses: dict[str, str] = field(default_factory=dict)
-    shared: list[str] = field(default_factory=list)
+    addresses: SharedAddresses = field(default_factory=SharedAddresses)
 
     def take(self, recipient: Recipient) -> None:
         """Count one, as generate would take it."""
@@ -274,8 +298,7 @@ class Crowd:
             self.twice += 1
             return
         self.keys.add(owed.key)
-        if self.addresses.setdefault(owed.email, owed.key) != owed.key:
-            self.shared.append(owed.email)
+        self.addresses.note(owed)
         if len(self.sample) < SAMPLE_MAX:
             self.sample.append(owed)
 
@@ -283,7 +306,7 @@ class Crowd:
         """Whether there is somebody, once each."""
         people = f"the first {self.count}" if self.is_cut else str(self.count)
         if not self.count:
-            return note(check, "nobody is owed a report", "see that the query means it")
+            return ok(check, "nobody is owed a report, which the settings allow")
         if self.twice:
             return note(
                 check,
@@ -301,10 +324,11 @@ class Crowd:
                 f"{self.refused_count} of {self.count} get no report: {', '.join(self.refused)}{more}",
                 "correct them where the recipients query reads; the others get theirs",
             )
-        if self.shared and not is_collected:
+        if self.addresses.count and not is_collected:
             return note(
                 check,
-                f"{len(self.shared)} belong to more than one key and get an email for each, such as {self.shared[0]}",
+                f"{self.addresses.count} belong to more than one key and get an email for each, "
+                f"such as {self.addresses.first}",
                 "return one row per person if that is not meant",
             )
         return ok(check, "all can be written to")

@@ -1,21 +1,26 @@
 """An edition: one report for one period, and the definition of its periods that the whole fleet shares."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import text
+from sqlalchemy import DateTime, bindparam, text
 
 from outbox.errors import ConfigurationError
-from outbox.period import Period, period_at, period_of
+from outbox.period import Covers, Period, in_words, period_at, period_of, spoken_time
 from outbox.settings import EditionSettings, table_of
+from outbox.timezones import canonical
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
+MARK_DONE: Final = "mark-done"  # in `operation.what`
+
+
 @dataclass(frozen=True, slots=True)
 class Edition:
-    """One report for one period, as the database knows it."""
+    """One report for one period, as the database knows it; `id` is 0 if it is not in the database yet."""
 
     id: int
     report: str
@@ -54,12 +59,32 @@ SELECT id, least(greatest(starts_at, '0001-01-03 00:00+00'), '9999-12-29 00:00+0
   FROM outbox.edition WHERE report = :report AND period = :period
 """)
 
-# An edition that was complete is not while more people are owed it than before.
+# The result of a complete look. Of two looks that overlap, the one that began later counts, whichever ends first; one
+# from the future is of a database whose clock was ahead. An
+# edition that was complete is not while it has more recipients than before, one without a report, or a report that was
+# made since.
 EXPECT: Final = text("""
 UPDATE outbox.edition
-   SET expected = :expected,
-       completed_at = CASE WHEN CAST(:expected AS bigint) > coalesce(expected, 0) THEN NULL ELSE completed_at END
- WHERE id = :id AND expected IS DISTINCT FROM :expected
+   SET expected = :expected, looked_at = :looked_at, may_be_empty = :may_be_empty,
+       completed_at = CASE WHEN CAST(:expected AS bigint) > coalesce(expected, 0) OR CAST(:failed AS bigint) > 0
+                                OR (CAST(:made AS bigint) > 0 AND completed_at < :looked_at) THEN NULL
+                           ELSE completed_at END
+ WHERE id = :id AND (looked_at IS NULL OR looked_at <= :looked_at OR looked_at > now())
+""").bindparams(bindparam("looked_at", type_=DateTime(timezone=True)))
+
+# An empty look that should not be empty. What an earlier look found stays.
+EMPTY: Final = text("""
+UPDATE outbox.edition SET expected = 0, may_be_empty = false
+ WHERE id = :id AND coalesce(expected, 0) = 0 AND NOT EXISTS (SELECT FROM outbox.report r WHERE r.edition = :id)
+""")
+
+# A person's declaration that another system made the edition; null if there is none.
+DECLARED: Final = text(f"""
+SELECT e.done_elsewhere_at AS at, o.who, o.why FROM outbox.edition e
+  LEFT JOIN LATERAL (SELECT who, why FROM outbox.operation
+                      WHERE what = '{MARK_DONE}' AND target = e.report || ' ' || e.period
+                      ORDER BY id DESC LIMIT 1) o ON true
+ WHERE e.id = :id
 """)
 
 
@@ -72,23 +97,82 @@ def _definition(name: str, report: EditionSettings) -> dict[str, Any]:
     }
 
 
-async def open_edition(
-    connection: "AsyncConnection", name: str, report: EditionSettings, period_key: str | None
-) -> Edition:
-    """The edition to generate now, or the one that `period_key` names; made if it is new.
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A person's declaration that another system made an edition, so that generate makes nothing of it."""
 
-    The period comes from the database's clock: servers whose clocks differ agree around midnight.
+    at: datetime
+    who: str
+    why: str
+
+    @classmethod
+    def of(cls, row: Any) -> "Declared | None":
+        """Return the declaration in a row of DECLARED, or None if the edition has none."""
+        at, who, why = row
+        return None if at is None else cls(at, who or "a person", why or "")
+
+    @property
+    def sentence(self) -> str:
+        """Who, when and why, as the end of a sentence."""
+        return f"declared as done elsewhere by {self.who} at {spoken_time(self.at)}{self.why and f' ({self.why})'}"
+
+
+async def plan_edition(
+    connection: "AsyncConnection",
+    name: str,
+    report: EditionSettings,
+    period_key: str | None,
+    *,
+    early: bool = False,
+    asker: str = "--period",
+) -> Edition:
+    """Return the edition to generate now, or the one that `period_key` names. Nothing is written.
+
+    The period comes from the database's clock: servers whose clocks differ agree around midnight. `early` allows a
+    period that has not ended; `asker` is what the user wrote the key after.
 
     Raises:
-        ConfigurationError: the key is none, or this server's cadence, covers or timezone are not the fleet's.
+        ConfigurationError: the key is not a period or its period has not ended, or this server's cadence, covers or
+            timezone are not the fleet's.
+
+    """
+    async with connection.begin():
+        agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().one_or_none()
+        if agreed is not None:
+            _refuse_other_definition(name, report, agreed)
+        now = await connection.scalar(text("SELECT now()"))
+        period = period_for(name, report, period_key, now, asker=asker)
+        if not early and (objection := too_early(report, period, now)) is not None:
+            raise ConfigurationError(f"{asker}, for report {name}: {objection}")
+        found = await _find(connection, name, period.key)
+    return Edition(0, name, period) if found is None else Edition(found[0], name, found[1])
+
+
+def too_early(report: EditionSettings, period: Period, now: datetime) -> str | None:
+    """Return why an edition of this period should not be made yet, with the fix; None if its time has come.
+
+    The running period is refused, too, unless the report covers the current one.
+    """
+    if period.ends_at <= now or (report.covers is Covers.CURRENT and period.starts_at <= now):
+        return None
+    state = "has not begun" if period.starts_at > now else "is not over"
+    return (
+        f"{period.key} {state} ({in_words(period, report.zone)}), and its edition is made only once; wait for its end, "
+        "or add --early to make it from the data of this moment."
+    )
+
+
+async def open_edition(connection: "AsyncConnection", name: str, report: EditionSettings, period: Period) -> Edition:
+    """Return the edition of this period, made if it is new.
+
+    Raises:
+        ConfigurationError: this server's cadence, covers or timezone are not the fleet's.
 
     """
     async with connection.begin():
         await connection.execute(DEFINE, _definition(name, report))
         agreed = (await connection.execute(DEFINITION, {"report": name})).mappings().one()
         _refuse_other_definition(name, report, agreed)
-        now = await connection.scalar(text("SELECT now()"))
-        period = period_for(name, report, period_key, now)
         values = {"report": name, "period": period.key}
         await connection.execute(OPEN, {**values, "starts_at": period.starts_at, "ends_at": period.ends_at})
         row = (await connection.execute(FIND, values)).mappings().one()
@@ -143,7 +227,7 @@ def _refuse_other_definition(name: str, report: EditionSettings, agreed: Any) ->
     other = [
         f"{key} = {agreed[key]!r} (here {mine[key]!r})"
         for key in ("cadence", "covers", "timezone")
-        if agreed[key] != mine[key]
+        if agreed[key] != mine[key] and not (key == "timezone" and canonical(agreed[key]) == canonical(mine[key]))
     ]
     if other:
         raise ConfigurationError(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from outbox.fields import check_one_line
 from outbox.message import Attachment, Mailbox, build, parse_sender
+from outbox.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -159,17 +160,16 @@ class Email:
         """What the template's files say; those that are not there are left out."""
         from jinja2 import TemplateError, TemplateNotFound
 
-        from outbox.report import explain
+        from outbox.jinja import explain, is_html
 
         made, directory = {}, Path(self.templates)
-        if not (directory / str(self.template)).is_dir():
-            wanted = f"{directory}/{self.template}/email.txt.j2"
-            raise ValueError(f"There is no template {self.template} in {directory}; write {wanted}.")
+        _check_files(directory, str(self.template))
         for name, file in _FILES.items():
             if getattr(self, name) is not None:
                 continue
             try:
-                template = _environment(directory).get_template(f"{self.template}/{file}")
+                environment = _environment(directory, escapes=is_html(file))
+                template = environment.get_template(f"{self.template}/{file}")
             except TemplateNotFound:
                 continue
             except TemplateError as error:
@@ -212,18 +212,34 @@ class Email:
         return Pieces(sender.address, recipients, head, domain, tail)
 
 
+def _check_files(directory: Path, template: str) -> None:
+    """Return if there is a directory for this template, and no file in it with a misspelt name.
+
+    Raises:
+        ValueError: there is none, or a file in it would be ignored.
+
+    """
+    from outbox.template_files import misspelt_in
+
+    try:
+        misspelt = misspelt_in(directory, template)
+    except OSError:
+        wanted = f"{directory}/{template}/email.txt.j2"
+        others = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+        guess = did_you_mean(template, others)
+        raise ValueError(f"There is no template {template} in {directory}{guess}; write {wanted}.") from None
+    for name, meant in misspelt.items():
+        raise ValueError(
+            f"{directory / template / name}: outbox reads no file of this name (did you mean {meant}?); rename it."
+        )
+
+
 def _mailboxes(said: Mailboxes) -> list[Mailbox]:
     return [parse_sender(one) for one in ((said,) if isinstance(said, str) else said)]
 
 
 @cache
-def _environment(directory: Path) -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def _environment(directory: Path, *, escapes: bool) -> "Environment":
+    from outbox.jinja import FileLoader, environment
 
-    return Environment(
-        loader=FileSystemLoader(directory),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),  # noqa: S701 - text is no markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return environment([FileLoader(directory, checks_trust=False)], escapes=escapes)

@@ -229,7 +229,7 @@ class Server:
 
     def _make_socket_directory(self) -> Path:
         # In /tmp whatever TMPDIR says: a socket's path ends at 107 bytes.
-        sockets = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        sockets = _make_temporary("pg-")
         if os.geteuid() == 0:
             os.chown(sockets, self._account.pw_uid, self._account.pw_gid)
         return sockets
@@ -241,7 +241,8 @@ class Server:
             command,
             cwd=self.data,
             capture_output=True,
-            text=True,
+            encoding="utf-8",  # whatever the locale: paths in it may have any character
+            errors="replace",
             check=False,
             user=self._account.pw_uid if as_root else None,
             group=self._account.pw_gid if as_root else None,
@@ -290,6 +291,16 @@ class Server:
             log.seek(offset)
             lines = log.read().decode(errors="replace").splitlines()
         return "\n".join(lines[-_LOG_LINES_MAX:])
+
+
+def _make_temporary(prefix: str) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    except OSError as error:
+        raise OutboxError(
+            f"The embedded Postgres needs a directory in /tmp, which cannot be written to ({error.strerror}): "
+            "make it writable, or give the database_url of a running server."
+        ) from error
 
 
 def _make_base(base: Path) -> None:
@@ -379,7 +390,7 @@ def _directory(base: Path | None) -> Iterator[Path]:
     if base is not None:
         yield base.absolute()
         return
-    temporary = Path(tempfile.mkdtemp(prefix="outbox-pg-", dir="/tmp"))
+    temporary = _make_temporary("outbox-pg-")
     try:
         yield temporary
     finally:

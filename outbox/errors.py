@@ -33,3 +33,10 @@ class UnsafeDatabaseError(OutboxError):
 
 class SourceError(OutboxError):
     """A report's source (its queries, templates or Python class) failed as a whole, not for one recipient."""
+
+
+class TemplateUseError(ValueError):
+    """A template uses a filter or phrase in a way that is not possible; the message says what to write instead.
+
+    It belongs to one recipient's values, so the others go on; `jinja.explain` adds file and line.
+    """

@@ -5,7 +5,7 @@ Knows no message: `message` writes its own fields with it, `structured` those th
 
 import re
 from binascii import b2a_base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import AnyStr
 
 LINE_MAX = 76  # RFC 2047 §2 and RFC 2045 §6.7 for encoded text; RFC 5322 §2.1.1 would allow 78
@@ -20,9 +20,12 @@ BREAKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 _NOT_IN_LINE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 FIELD_NAME = re.compile(r"[!-9;-~]{1,64}")
 OURS = frozenset({
-    "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "list-id", "auto-submitted",
-    "x-auto-response-suppress", "mime-version", "content-type", "content-transfer-encoding",
+    "from", "to", "cc", "bcc", "reply-to", "subject", "date", "message-id", "list-id", "mime-version", "content-type",
+    "content-transfer-encoding",
 })  # fmt: skip
+# Every email has these unless the caller gives the field another value. RFC 3834: out-of-office robots keep silent; the
+# same for Exchange, but it still sends non-delivery reports, which "All" would suppress ([MS-OXCMAIL] 2.1.3.2.20).
+DEFAULT_FIELDS = {"Auto-Submitted": "auto-generated", "X-Auto-Response-Suppress": "OOF, AutoReply"}
 # What is written by those who sign and carry a message: nobody who makes one may say it.
 CARRIERS = frozenset({"dkim-signature", "return-path", "delivered-to", "received", "x-outbox-redirected-from"})
 
@@ -37,6 +40,12 @@ def one_line(text: str) -> str:
     At the ends there is no white space of any kind, no-break spaces included.
     """
     return BREAKS.sub(" ", text).strip()
+
+
+def default_fields(given: Iterable[str]) -> list[str]:
+    """Return the lines of the default fields, without those whose names are given."""
+    names = {name.lower() for name in given}
+    return [f"{name}: {value}" for name, value in DEFAULT_FIELDS.items() if name.lower() not in names]
 
 
 def check_one_line(what: str, text: str) -> None:

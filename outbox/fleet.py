@@ -7,18 +7,20 @@ Nothing here walks over what is settled, and what is open is counted to `COUNT_M
 import asyncio
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import asyncpg
 
 from outbox.address import DatabaseUrl
+from outbox.attention import EDITIONS_FOR, OLDEST_DUE, ROUTES, counts_of, read_concerns
 from outbox.database import ALIVE, BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
+from outbox.deferrals import read_deferrals
 from outbox.errors import OutboxError, SchemaError
 from outbox.ledger import LANES
 from outbox.routing import read_unserved
 from outbox.schema import require_current
-from outbox.status import ROUTES
 
 FRESH_S: Final = 5.0
 COST_MAX: Final = 20  # a look is kept for so many times as long as it took
@@ -31,7 +33,7 @@ STATES: Final = ("pending", "paused", "sending", "in_doubt")
 
 @dataclass(frozen=True, slots=True)
 class EditionGauge:
-    """The newest edition of a report. `made` is counted to `COUNT_MAX`."""
+    """The newest edition of a report whose period has begun. `made` is counted to `COUNT_MAX`."""
 
     report: str
     period: str
@@ -52,6 +54,9 @@ class Fleet:
     routes_paused: int = 0
     routes_unserved: int = 0
     editions_incomplete: int = 0
+    attention: Mapping[str, int] = field(default_factory=dict)
+    """What needs a person, by kind: emails or recipients where they are counted, else routes, relays and so on."""
+    deferred: int = 0
     editions: tuple[EditionGauge, ...] = ()
 
 
@@ -75,30 +80,21 @@ SELECT 'paused', count(*) FROM (
     SELECT FROM outbox.delivery WHERE settled_at IS NULL AND paused IS NOT NULL AND state = 'pending' LIMIT $1) d
 """
 
-OLDEST_DUE: Final = f"""
-WITH RECURSIVE {LANES}
-SELECT coalesce(extract(epoch FROM now() - min(greatest(d.due_at, timestamptz 'epoch'))), 0)::float8
-  FROM lane l CROSS JOIN LATERAL (
-    SELECT due_at FROM outbox.delivery
-     WHERE settled_at IS NULL AND route = l.route AND priority = l.priority AND due_at <= now()
-       AND state IN ('pending', 'sending')
-     ORDER BY due_at LIMIT 1) d
-"""
-
 RELAYS: Final = f"SELECT count(*) {ALIVE}"
 
 ROUTES_PAUSED: Final = f"SELECT count(*) FROM ({ROUTES}) AS paused"
 
-INCOMPLETE: Final = """
-SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL AND created_at > now() - interval '40 days'
+INCOMPLETE: Final = f"""
+SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL AND created_at > now() - {EDITIONS_FOR}
 """
 
+# The newest that has begun: one that was made early for a period of the future does not hide it.
 EDITIONS: Final = """
 SELECT e.report, e.period, e.expected,
        (SELECT count(*) FROM (SELECT FROM outbox.report r WHERE r.edition = e.id LIMIT $1) r),
        e.completed_at IS NOT NULL
   FROM (SELECT DISTINCT ON (report) * FROM outbox.edition WHERE created_at > now() - interval '40 days'
-         ORDER BY report, starts_at DESC, id DESC LIMIT 100) e
+         ORDER BY report, starts_at > now(), starts_at DESC, id DESC LIMIT 100) e
 """
 
 
@@ -123,6 +119,8 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
                 routes_paused=await connection.fetchval(ROUTES_PAUSED),
                 routes_unserved=len(await read_unserved(connection)),
                 editions_incomplete=await connection.fetchval(INCOMPLETE),
+                attention=counts_of(await read_concerns(connection)),
+                deferred=sum(one.count for one in await read_deferrals(connection)),
                 editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS, COUNT_MAX)),
             )
     finally:

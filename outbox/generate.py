@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import ARRAY, Text, bindparam, text
@@ -25,21 +26,26 @@ from outbox.batch_writer import BatchWriter
 from outbox.buckets import BUCKETS, BucketLocks, bucket_of
 from outbox.database import DatabaseRefusedError, storable
 from outbox.digest import WAITING, Collected
-from outbox.edition import EXPECT, Edition, open_edition
-from outbox.errors import ConfigurationError, DatabaseUnavailableError
+from outbox.edition import EMPTY, EXPECT, Declared, Edition, plan_edition
+from outbox.edition_lock import declared, open_shared, remove_unused
+from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.generate_session import GenerateSession
 from outbox.language import ENGLISH, Language, find
 from outbox.lock_wait import UNKNOWN, LockWaitError
 from outbox.log import Events
+from outbox.no_recipients import NoRecipientsError, explain_no_recipients
 from outbox.record import BATCH_MAX, NewReport
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, Settings
-from outbox.source import WINDOW_MAX, Content, Recipient, Source, checked, source_of, windows
+from outbox.source import WINDOW_MAX, Content, Recipient, SharedAddresses, Source, checked, label_of, source_of, windows
+from outbox.template_files import ignored
+from outbox.waiver import read_waived, write_unreached
 
 log = Events("outbox.generate")
 
 BUCKETS_AT_ONCE: Final = 4
 KEY_COLUMN_MAX: Final = 1000  # octets
+REPEATED_MAX: Final = 10  # recipients that come twice are named
 WAIT_FIRST_S: Final = 0.02
 WAIT_MAX_S: Final = 0.5
 PATIENCE_S: Final = 60.0  # how long a run outlives a database that went away
@@ -52,12 +58,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class CivilPeriod:
-    """The period as templates see it: in words, and in the report's own time."""
+    """The period as templates see it: in words, and in the report's own time. As text it is its label."""
 
     key: str
     label: str
     starts_at: datetime
     ends_at: datetime
+
+    def __str__(self) -> str:
+        return self.label
 
 
 @dataclass(slots=True)
@@ -65,21 +74,32 @@ class Result:
     """What one run did for one edition. `failed` says why, by key; `present` counts reports that are there.
 
     `waiting` are reports that wait for the next digest when one is closed. `suppressed` are recipients whose address is
-    on the suppression list: they have a report, and no email goes to them.
+    on the suppression list: they have a report, and no email goes to them. `waived` are recipients to whom nothing is
+    owed for this edition, as a person has decided: no report is made for them. `found` counts reports that were there
+    when this run looked for the first time. `declared` says that another system made the edition, so that nothing is
+    made here.
     """
 
     edition: Edition
     expected: int = 0
     made: int = 0
+    found: int = 0
     present: int = 0
     waiting: int = 0
     suppressed: int = 0
+    waived: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    declared: Declared | None = None
 
     @property
     def elsewhere(self) -> int:
-        """Recipients whose report is there and was not made by this run."""
+        """Number of recipients whose report is there and was not made by this run."""
         return max(self.present - self.made, 0)
+
+    @property
+    def already(self) -> int:
+        """Number of reports that earlier runs, or other servers, had made when this run looked for the first time."""
+        return min(self.found, self.elsewhere)
 
 
 Progress = Callable[[Result], None]
@@ -126,26 +146,36 @@ class Patience:
 
 
 async def generate(
-    settings: Settings, name: str, *, period_key: str | None = None, progress: Progress = lambda _: None
+    settings: Settings,
+    name: str,
+    *,
+    period_key: str | None = None,
+    early: bool = False,
+    progress: Progress = lambda _: None,
 ) -> Result:
     """Make what is missing of one edition, and wait until nothing is: made here, elsewhere, or failed by name.
 
     A database that goes away in mid-run is waited for, at most `PATIENCE_S`; one that does not answer at the start
-    only as long as a lease. What was committed stays, so beginning again repeats nothing.
+    only as long as a lease. What was committed stays, so beginning again repeats nothing. `early` allows a period that
+    has not ended.
 
     Raises:
+        NoRecipientsError: the source names no recipient, and the report does not allow that.
         OutboxError: the settings, the source or the database make it impossible; the sentence says which.
 
     """
     settings.require("database_url", "sender")
     sender_of(settings)
-    made, first = 0, True
+    warn_of_ignored_templates(settings)
+    made, found, first = 0, None, True
     patience_until = time.monotonic() + settings.lease_s
     while True:
         try:
             async with GenerateSession.open(settings) as session:
-                run = await Run.begin(settings, name, period_key, session, progress)
+                run = await Run.begin(settings, name, period_key, session, progress, early=early)
                 run.result.made = made
+                if found is not None:  # what was made since then is not what the run found
+                    run.result.found, run.has_looked = found, True
                 try:
                     with _quick_turns():
                         return await run.finish()
@@ -153,6 +183,8 @@ async def generate(
                     if first or run.result.made > made:  # only progress renews patience
                         first, patience_until = False, time.monotonic() + PATIENCE_S
                     made = run.result.made
+                    if found is None and run.result.expected:
+                        found = run.result.found
         except DatabaseRefusedError:
             raise
         except LockWaitError as error:
@@ -162,6 +194,17 @@ async def generate(
                 raise
             log.warning("database_unavailable", "{reason}", reason=error)
             await asyncio.sleep(RECONNECT_S)
+
+
+def warn_of_ignored_templates(settings: Settings) -> None:
+    """Log each template that is not used because of its name, once per process."""
+    _warn_of_ignored(settings.directory, frozenset({*settings.editions, DIGEST}))
+
+
+@cache
+def _warn_of_ignored(directory: Path, reports: frozenset[str]) -> None:
+    for sentence in ignored(directory, reports):
+        log.warning("template_ignored", "{sentence}", sentence=sentence.rstrip("."))
 
 
 @contextmanager
@@ -238,10 +281,18 @@ class Run:
     writer: BatchWriter
     wait_s: float
     """Longest wait for buckets of other servers that make no report."""
+    addresses: SharedAddresses = field(default_factory=SharedAddresses)
     given_up: set[str] = field(default_factory=set)
     """Sessions that held buckets until the wait ended."""
     unknown_locale: str | None = None
     """The first of a recipient that names no language: only that is told of."""
+    waived: frozenset[str] = frozenset()
+    """Keys of the recipients to whom nothing is owed, as of the beginning."""
+
+    repeated: int = 0
+    """Rows whose key came before."""
+    has_looked: bool = False
+    """Another pass of the same run has counted what it found."""
 
     @classmethod
     async def begin(
@@ -251,13 +302,15 @@ class Run:
         period_key: str | None,
         session: GenerateSession,
         progress: Progress,
+        *,
+        early: bool = False,
     ) -> "Run":
-        """What can be wrong for all recipients is found here, except in templates: those before the first report."""
+        """Find what is wrong for all recipients, except in templates and queries. Nothing is written yet."""
         report = settings.report(name)
         source = await source_of(settings, name, session)
         await session.use_timezone(report.timezone)
         async with session.ours() as connection:
-            edition = await open_edition(connection, name, report, period_key)
+            edition = await plan_edition(connection, name, report, period_key, early=early)
         (now,) = (await session.fetch(text("SELECT now()")))[0]
         return cls.of(settings, edition, session, source, now, progress)
 
@@ -295,22 +348,88 @@ class Run:
         )
 
     async def finish(self) -> Result:
-        """Work through all recipients, a window at a time."""
-        somebody = (await self.session.fetch(LISTED, {"reports": self._suppressing}))[0][0]
-        async for window in windows(self.source.recipients(self.result.edition.period), WINDOW_MAX):
-            failed_before = len(self.result.failed)
-            wanted = self._wanted(window)
-            self.result.expected += len(wanted) + len(self.result.failed) - failed_before
-            self.progress(self.result)
-            await self._complete(wanted)
-            if somebody:
-                said = {"addresses": [one.email for one in wanted.values()], "reports": self._suppressing}
-                self.result.suppressed += (await self.session.fetch(SUPPRESSED, said, by_index=True))[0][0]
-        await self._forgive()
-        await self.session.fetch(EXPECT, {"id": self.result.edition.id, "expected": self.result.expected})
+        """Work through all recipients, a window at a time.
+
+        The edition is opened when the first recipients are read, and removed if nothing could be made of it.
+        """
+        planned = self.result.edition
+        if planned.id and (declaration := await declared(self.session, planned.id)) is not None:
+            self.result.declared = declaration
+            return self.result
+        looked_at = self.now
+        rows = windows(self.source.recipients(planned.period), WINDOW_MAX, self._note_repeated)
+        first = await anext(rows)
+        edition, self.result.declared = await open_shared(self.session, planned.report, self.report, planned.period)
+        if self.result.declared is not None:
+            return self.result
+        self.result.edition = edition
+        self.locks = BucketLocks(self.session, edition.id)
+        self.writer = BatchWriter(self.session, edition, self.report)
+        try:
+            await self._work_through(first, rows)
+            await self._record(looked_at)
+        except OutboxError:
+            if not self.result.made:
+                await remove_unused(self.session, edition.id)
+            raise
         if self._is_digest:
             self.result.waiting = (await self.session.fetch(WAITING))[0][0]
         return self.result
+
+    async def _work_through(self, first: list[Recipient], rows: AsyncIterator[list[Recipient]]) -> None:
+        """Make the reports of all recipients: of the window that was read first, and of the others."""
+        has_suppressed = (await self.session.fetch(LISTED, {"reports": self._suppressing}))[0][0]
+        self.waived = await read_waived(self.session, self.result.edition.id)
+        async for window in _chained(first, rows):
+            self.result.expected += len(window)
+            wanted = self._wanted(window)
+            self.progress(self.result)
+            await self._complete(wanted)
+            if has_suppressed:
+                said = {"addresses": [one.email for one in wanted.values()], "reports": self._suppressing}
+                self.result.suppressed += (await self.session.fetch(SUPPRESSED, said, by_index=True))[0][0]
+        if self.repeated > REPEATED_MAX:
+            log.warning("recipient_twice", "{count} further rows repeat a key", count=self.repeated - REPEATED_MAX)
+        if self.addresses.count and not self.report.is_collected and not self._is_digest:
+            log.warning(
+                "address_shared",
+                "{count} recipients have an address that another key has, too, such as {address}: "
+                "it gets an email for each key; return one row per person if that is not meant",
+                count=self.addresses.count,
+                address=self.addresses.first,
+            )
+        await self._forgive()
+
+    async def _record(self, looked_at: datetime) -> None:
+        """Record the result of a complete look at the recipients, unless a look that began later has ended before.
+
+        Raises:
+            NoRecipientsError: there are none, and the report does not allow that.
+
+        """
+        found, edition = self.result, self.result.edition
+        if not (found.expected or self.report.is_empty_allowed):
+            await self.session.fetch(EMPTY, {"id": edition.id})
+            what, fix = await explain_no_recipients(self.session, edition.report, self.report)
+            raise NoRecipientsError(f"{edition.name}: {what}, so nobody gets an email; {fix}.")
+        look = {
+            "id": edition.id,
+            "expected": found.expected,
+            "looked_at": looked_at,
+            "may_be_empty": self.report.is_empty_allowed,
+            "failed": len(found.failed),
+            "made": found.made,
+        }
+        async with self.session.ours() as connection, connection.begin():
+            if (await connection.execute(EXPECT, look)).rowcount:
+                await write_unreached(connection, edition.id, found.failed, found.waived)
+
+    def _note_repeated(self, recipient: Recipient) -> None:
+        """Log a row whose key came before; only the first few."""
+        self.repeated += 1
+        if self.repeated <= REPEATED_MAX:
+            label = label_of(recipient)
+            log.warning("recipient_twice", "recipient {key} comes twice; the first row counts", key=label)
 
     @property
     def _suppressing(self) -> list[str]:
@@ -326,16 +445,23 @@ class Run:
         self.result.present += len(made_elsewhere)
 
     def _wanted(self, window: Iterable[Recipient]) -> dict[str, Recipient]:
-        """The recipients who can have a report, by key, with their addresses checked; the others are named."""
+        """Return the recipients who can have a report, by key, with their addresses checked.
+
+        The others are named in the result: as failed, or as waived.
+        """
         wanted: dict[str, Recipient] = {}
         for recipient in window:
+            label = label_of(recipient)
+            if label in self.waived:
+                self.result.waived.add(label)
+                continue
             try:
                 owed = checked(recipient)
             except ValueError as error:
-                self.result.failed[storable(recipient.key) or f"(no key, {storable(recipient.email)})"] = str(error)
+                self.result.failed[label] = str(error)
             else:
-                if wanted.setdefault(owed.key, owed) is not owed:
-                    log.warning("recipient_twice", "recipient {key} comes twice; the first row counts", key=owed.key)
+                wanted[owed.key] = owed
+                self.addresses.note(owed)
         return wanted
 
     async def _complete(self, wanted: dict[str, Recipient]) -> None:
@@ -343,10 +469,14 @@ class Run:
         present_before, pause_s, is_idle = self.result.present, WAIT_FIRST_S, False
         patience = Patience(self.wait_s)
         order = random.sample(range(BUCKETS), BUCKETS)  # another order on each server, so that they seldom meet
+        is_first = not self.has_looked
         while True:
             missing = await self._missing([key for key in wanted if key not in self.result.failed])
             failed = sum(key in self.result.failed for key in wanted)
             self.result.present = present_before + len(wanted) - failed - len(missing)
+            if is_first:
+                self.result.found += len(wanted) - failed - len(missing)
+                is_first = False
             self.progress(self.result)
             if not missing:
                 return
@@ -584,6 +714,12 @@ class Run:
             "sender": self.sender.name,
             **given,
         }
+
+
+async def _chained(first: list[Recipient], others: AsyncIterator[list[Recipient]]) -> AsyncIterator[list[Recipient]]:
+    yield first
+    async for window in others:
+        yield window
 
 
 def one_click(link: str) -> dict[str, str]:

@@ -14,19 +14,20 @@ the next statement of ours.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
-from sqlalchemy import ARRAY, Text, bindparam, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, ProgrammingError, SQLAlchemyError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from outbox.address import DatabaseUrl
 from outbox.database import (
     BY_INDEX,
     CONNECT_TIMEOUT_S,
     LOST_SESSION,
+    TRUSTED_PATH,
     Connection,
     connect,
     engine_on,
@@ -39,19 +40,23 @@ from outbox.database import (
     user_search_path,
 )
 from outbox.database_refusal import original_of, reason_of, shows_shared_session
-from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
+from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
 from outbox.lock_wait import BlockerWatch, LockWaitError, holders
+from outbox.parameters import Query
 from outbox.schema import require_current
 from outbox.settings import Settings
-from outbox.source import QueryError, RowError, Rows
+from outbox.source import RowError, Rows
+from outbox.timezones import alternatives
+from outbox.user_query import Portion, StaleStatementError, UserQueries, bind, query_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import CursorResult, Executable
+    from sqlalchemy import Executable
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
 SILENT_LEASES_MAX: Final = 3
 LOCK_LEASES_MAX: Final = 1.5  # a stopped server loses its session, and the locks with it, after one lease
 LOOKS_MAX: Final = 2
+STALE_TRIES_MAX: Final = 3
 
 # A backend that waits for its client between two messages of one query counts as active.
 AT_WORK: Final = """
@@ -85,6 +90,7 @@ class GenerateSession:
         self.lock = asyncio.Lock()
         self.lost: str | None = None
         self._driver = driver
+        self._queries = UserQueries(driver)
         self._url: DatabaseUrl = settings.database_url
         self._lease_s = settings.lease_s
         self._lock_s = LOCK_LEASES_MAX * settings.lease_s
@@ -120,7 +126,7 @@ class GenerateSession:
         timeout_s = min(lease_s, CONNECT_TIMEOUT_S)
         opened: list[Any] = []
         database = engine_on(url, opened.pop)  # first, since it imports SQLAlchemy: a session would idle meanwhile
-        driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s)
+        driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s, keep_plans=True)
         opened.append(driver)
         session = cls(driver, settings)
         try:
@@ -196,8 +202,9 @@ class GenerateSession:
         return self.connection.begin_nested() if self.connection.in_transaction() else self.connection.begin()
 
     async def _keep(self, name: str, value: str) -> None:
-        self._kept[name] = KEEP.format(name=name, value=value.replace("'", "''"))
-        await self._driver.execute(self._kept[name])
+        statement = KEEP.format(name=name, value=value.replace("'", "''"))
+        await self._driver.execute(statement)
+        self._kept[name] = statement
 
     async def keep(self, name: str, value: str) -> None:
         """Set a setting for the rest of the session; the user's queries see it, but cannot change it for later ones."""
@@ -205,8 +212,27 @@ class GenerateSession:
             await self._keep(name, value)
 
     async def use_timezone(self, name: str) -> None:
-        """From now on days begin and end in this civil time in the user's queries too."""
-        await self.keep("TimeZone", name)
+        """Let days begin and end in this civil time in the user's queries, too.
+
+        Postgres may lack the name, and know the zone by another one: by its current one, or on an old system by the
+        former one.
+
+        Raises:
+            ConfigurationError: it knows none of them.
+
+        """
+        async with self.ours():
+            for known in alternatives(name):
+                try:
+                    async with self._driver.transaction():  # a savepoint: a name that is not known aborts nothing
+                        await self._keep("TimeZone", known)
+                except asyncpg.InvalidParameterValueError:
+                    continue
+                return
+        raise ConfigurationError(
+            f'timezone: Postgres does not know "{name}", by any of its names; update the time zones of the database '
+            "server (package tzdata), or write another one."
+        )
 
     @asynccontextmanager
     async def waiting_at_most(self, lock_s: float) -> AsyncIterator[None]:
@@ -340,28 +366,55 @@ class GenerateSession:
 
     async def _rows(self, statement: str, parameters: Mapping[str, Any], path: str | None) -> Rows:
         """Return all rows, with that search path, or the trusted one if it is None."""
-        async with self.theirs(self._lock_s if path is None else self._query_lock_s) as connection:
+        query = query_of(statement)
+        return await self._run(query, bind(query, parameters), path)
+
+    async def _run(
+        self,
+        query: Query,
+        values: Sequence[Any],
+        path: str | None,
+        *,
+        keep: bool = True,
+        portion: Portion | None = None,
+    ) -> Rows:
+        """Run a query in a transaction of its own; once more if a migration changed what was prepared for it."""
+        for _ in range(STALE_TRIES_MAX - 1):
+            with suppress(StaleStatementError):
+                return await self._run_once(query, values, path, keep, portion)
+        try:
+            return await self._run_once(query, values, path, keep, portion)
+        except StaleStatementError as error:
+            cause = original_of(error.__cause__ or error)
+            if shows_shared_session(cause):
+                raise cause from None
+            raise RowError(said_by(cause)) from error
+
+    async def _run_once(
+        self, query: Query, values: Sequence[Any], path: str | None, keep: bool, portion: Portion | None
+    ) -> Rows:
+        lock_s = self._lock_s if path is None else self._query_lock_s
+        async with self.theirs(lock_s) as connection:
             if path is None and self._may_be_changed:
                 await self._restore()
             try:
-                query, values = _bound(statement, parameters)
                 async with self._transaction():
-                    if path is None:
-                        return _as_dicts(await connection.execute(query, values))
-                    self._may_be_changed = True
-                    await connection.exec_driver_sql(AS_USER, (path, _in_ms(self._query_lock_s)))
+                    self._may_be_changed = self._may_be_changed or path is not None
+                    # SQLAlchemy begins the transaction with this statement; the driver runs the next ones in it.
+                    await connection.exec_driver_sql(AS_USER, (path or TRUSTED_PATH, _in_ms(lock_s)))
                     with self._as_user(path):
-                        return _as_dicts(await connection.execute(query, values))
-            except SQLAlchemyError as error:
+                        return await self._queries.rows(query, values, keep=keep, portion=portion)
+            except (SQLAlchemyError, asyncpg.PostgresError) as error:
                 if is_lost(error) or is_lock_timeout(error):
                     raise
-                raise _fault(error) from error
-            except OverflowError as error:  # asyncpg's decoder: a date BC, or one after 9999
-                raise RowError(f"it gives a time that Python cannot represent ({error})") from error
+                raise RowError(said_by(error)) from error
 
     @contextmanager
-    def _as_user(self, path: str) -> Iterator[None]:
-        """Mark the user's query for the driver."""
+    def _as_user(self, path: str | None) -> Iterator[None]:
+        """Mark a query of the user's for the driver; one of ours has no path."""
+        if path is None:
+            yield
+            return
         self._driver.local_path = path
         try:
             with plain_timestamps(self._driver):
@@ -381,13 +434,17 @@ class GenerateSession:
     async def _stream(
         self, statement: str, parameters: Mapping[str, Any], portion: int, path: str | None
     ) -> AsyncIterator[Rows]:
-        query = statement.strip().rstrip(";")
-        await self._rows(f"DECLARE outbox_rows NO SCROLL CURSOR WITH HOLD FOR {query}", parameters, path)
-        while rows := await self._rows(f"FETCH FORWARD {portion} FROM outbox_rows", {}, path):
+        query = query_of(statement)
+        values = bind(query, parameters)
+        declared = Query(f"DECLARE outbox_rows NO SCROLL CURSOR WITH HOLD FOR {query.text}", query.names)
+        await self._run(declared, values, path, keep=False)
+        fetch, start = Query(f"FETCH FORWARD {portion} FROM outbox_rows"), 0
+        while rows := await self._run(fetch, [], path, keep=False, portion=Portion(query, values, start, portion)):
             yield rows
             if len(rows) < portion:
                 break
-        await self._rows("CLOSE outbox_rows", {}, path)
+            start += portion
+        await self._run(Query("CLOSE outbox_rows"), [], path, keep=False)
 
     @property
     def trusted(self) -> "TrustedReader":
@@ -415,42 +472,8 @@ class TrustedReader:
         return self.session._stream(statement, parameters, portion, None)  # noqa: SLF001
 
 
-def _as_dicts(result: "CursorResult[Any]") -> Rows:
-    if not result.returns_rows:
-        return []
-    names = list(result.keys())
-    return [dict(zip(names, row, strict=True)) for row in result]
-
-
 def _in_ms(seconds: float) -> str:
     return str(int(seconds * 1000))
-
-
-def _bound(statement: str, parameters: Mapping[str, Any]) -> "tuple[Executable, dict[str, Any]]":
-    """The statement with those of our parameters that it names; keys are text, so a query casts them itself."""
-    query = text(statement)
-    names = query.compile().params.keys()
-    unknown = sorted(names - parameters.keys())
-    if unknown:
-        known = ", ".join(f":{name}" for name in parameters)
-        raise QueryError(f"it uses :{unknown[0]}, but there are only {known}; write \\: for a colon of its own")
-    used = {name: value for name, value in parameters.items() if name in names}
-    types: dict[str, Any] = {"key": Text(), "keys": ARRAY(Text()), "period": Text()}
-    return query.bindparams(*(bindparam(name, type_=types[name]) for name in used if name in types)), used
-
-
-def _fault(error: SQLAlchemyError) -> QueryError | RowError:
-    said = said_by(error)
-    match error:
-        case ProgrammingError() | InvalidRequestError() | ArgumentError():
-            hint = (
-                "; compare with cast(:key as int) if the column is a number"
-                if "operator does not exist" in said
-                else ""
-            )
-            return QueryError(said + hint)
-        case _:
-            return RowError(said)
 
 
 def said_by(error: BaseException) -> str:

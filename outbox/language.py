@@ -12,7 +12,9 @@ from datetime import date, datetime, time, timedelta
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
+from outbox.errors import TemplateUseError
 from outbox.phrases import PHRASES, Phrase
+from outbox.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from babel import Locale
@@ -97,22 +99,39 @@ class Language:
     def __repr__(self) -> str:
         return f"<Language {self.tag}>"
 
+    def __str__(self) -> str:
+        return self.tag
+
     def say(self, phrase: str, **given: object) -> str:
-        """A phrase of the packaged templates, with the number `n` deciding its plural.
+        """Return a phrase of the packaged templates; where it has a plural, the whole number `n` decides which.
 
         Raises:
-            KeyError: there is none of that name, or it needs something that is not given.
+            TemplateUseError: there is no such phrase, or it needs something that is not given.
 
         """
-        text: Phrase = self._phrases[phrase]
+        try:
+            text: Phrase = self._phrases[phrase]
+        except (KeyError, TypeError):
+            known = ", ".join(self._phrases)
+            guess = did_you_mean(str(phrase), self._phrases)
+            raise TemplateUseError(f"say: there is no phrase {phrase!r}{guess}; there are {known}") from None
         if self._isolates and phrase != "entry":
             given = {name: value if name == "n" else f"{_ISOLATE}{value}{_END}" for name, value in given.items()}
         if not isinstance(text, str):
-            n = given["n"]
-            assert isinstance(n, int)
+            n = given.get("n")
+            if not isinstance(n, int):
+                raise TemplateUseError(f"say: the phrase {phrase!r} needs a whole number n, not {n!r}; give it as n=3")
             text = text.get(self._manner.plural(n)) or text["other"]
             given["n"] = self.number(str(n), grouped=n >= GROUPED_MIN)
-        return text.format(**given) if given else text
+        if "{" not in text:
+            return text
+        try:
+            return text.format(**given)
+        except KeyError as error:
+            wanted = error.args[0]
+            raise TemplateUseError(
+                f"say: the phrase {phrase!r} needs {wanted}; give it as say({phrase!r}, {wanted}=…)"
+            ) from None
 
     def label(self, starts_at: datetime, ends_at: datetime, cadence: str) -> str:
         """The period as a person says it: `24 November 2026`, `November 2026`, for weeks first and last day.
@@ -213,7 +232,8 @@ class English:
 
     def lasting(self, count: int, unit: str) -> str:
         """`2 h`, `5 min`, `1 s`."""
-        return f"{count} {({'hour': 'h', 'minute': 'min', 'second': 's'})[unit]}"
+        shown = _THIN.join(_groups(str(count), 3)) if count >= GROUPED_MIN else str(count)
+        return f"{shown} {({'hour': 'h', 'minute': 'min', 'second': 's'})[unit]}"
 
 
 ENGLISH_MANNER: Final = English()

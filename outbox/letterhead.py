@@ -1,8 +1,8 @@
 """Last step before an email is sent: it is checked, and gets the additions of its route.
 
-`check` refuses messages that must not be sent. A route may add header fields before the stored message, its signature
-and a return path. The same email gets the same fields with every try. None of this is stored: an email that takes
-another route gets the additions of that route.
+`check` refuses messages that must not be sent. A route may add header fields before the stored message, replace the
+default ones, and add its signature and a return path. The same email gets the same fields with every try. None of this
+is stored: an email that takes another route gets the additions of that route.
 """
 
 import re
@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
 from outbox import content
+from outbox.fields import DEFAULT_FIELDS
 from outbox.signature import Signer, UnsignableError, load_signer
-from outbox.structured import extra_field, is_free_text
+from outbox.structured import extra_field, header_field, is_free_text
 
 if TYPE_CHECKING:
     from outbox.ledger import Claim
     from outbox.settings import Settings
 
+# The default fields as outbox writes them, now and before: a route may give them another value. A value that an
+# application chose stays.
+_DEFAULTS: Final = (*(f"{name}: {value}" for name, value in DEFAULT_FIELDS.items()), "X-Auto-Response-Suppress: All")
 _SAFE: Final = "!#$&'*+-./:=?@^_`{|}~"  # in a field that programs read, beside letters and digits
 _PLACEHOLDER: Final = re.compile(r"\{email_id\}|\{key\}")
 
@@ -76,6 +80,7 @@ class Letterhead:
         check(claim)
         if claim.head is not None or claim.fault is not None:
             return
+        self._drop_defaults(claim)
         try:
             head = self._fields_of(claim)
         except ValueError as error:  # a field that the email's key makes too long
@@ -90,17 +95,33 @@ class Letterhead:
         claim.fault = content.refusal(head)
         claim.head = head
 
+    def _drop_defaults(self, claim: "Claim") -> None:
+        """Remove from the message the default fields that the route gives another value."""
+        given = {name.lower() for name in self.fields}
+        for line in (line for line in _DEFAULTS if line.partition(":")[0].lower() in given):
+            written = f"\r\n{line}\r\n".encode()
+            at = claim.message.find(written, 0, content.header_end(claim.message))
+            after = at + len(written)
+            if at < 0 or claim.message[after : after + 1] in (b" ", b"\t"):
+                continue
+            claim.message = claim.message[: at + 2] + claim.message[after:]
+            claim.wire_bytes = len(claim.message) + content.lone_line_ends(claim.message)
+
     def _fields_of(self, claim: "Claim") -> bytes:
         """Return the fields, without those that the message has itself."""
         if not self.fields:
             return b""
         there = b"\n" + content.header_of(claim.message).lower()
         lines = [
-            extra_field(name, _filled(name, value, claim))
+            _line_of(name, _filled(name, value, claim))
             for name, value in self.fields.items()
             if f"\n{name.lower()}:".encode() not in there
         ]
         return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def _line_of(name: str, value: str) -> str:
+    return header_field(name, value) if name.lower() == "reply-to" else extra_field(name, value)
 
 
 def _filled(name: str, value: str, claim: "Claim") -> str:

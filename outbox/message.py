@@ -24,6 +24,7 @@ from outbox.fields import (
     LINE_MAX,
     SUBJECT_MAX,
     check_header,
+    default_fields,
     encoded_words,
     one_line,
     runs,
@@ -129,8 +130,7 @@ def build(
         f"Date: {_rfc5322_date(date)}",
         f"Message-ID: {_bracketed(message_id)}",
         *([] if list_id is None else [f"List-Id: {_bracketed(list_id)}"]),  # RFC 2919
-        "Auto-Submitted: auto-generated",  # RFC 3834: out-of-office robots keep silent
-        "X-Auto-Response-Suppress: All",  # the same for Exchange
+        *default_fields(headers),
         *(extra_field(name, value) for name, value in headers.items()),
         "MIME-Version: 1.0",
         "",

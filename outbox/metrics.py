@@ -158,6 +158,9 @@ class RelayCollector(Collector):
         paused = GaugeMetricFamily(
             "outbox_route_paused", "Whether this relay takes the mail server for broken.", labels=["route"]
         )
+        deferring = GaugeMetricFamily(
+            "outbox_route_deferring", "Whether the mail server defers every email of this relay.", labels=["route"]
+        )
         refused = CounterMetricFamily(
             "outbox_route_refusals", "Replies that refused the sender or this host.", labels=["route"]
         )
@@ -185,10 +188,11 @@ class RelayCollector(Collector):
             if limit.found is not None:
                 granted.add_metric([name], limit.found)
             paused.add_metric([relay.pool.route.name], relay.pool.breaker.is_open)
+            deferring.add_metric([relay.pool.route.name], relay.pool.defers_all() is not None)
             refused.add_metric([relay.pool.route.name], relay.pool.refusals)
             for state, number in relay.pool.counts().items():
                 connections.add_metric([state, *self._label(relay)], number)
-        yield from (paused, refused, throttled, rate, granted, connections)
+        yield from (paused, deferring, refused, throttled, rate, granted, connections)
 
 
 class FleetCollector(Collector):
@@ -220,6 +224,17 @@ def _of_fleet(fleet: Fleet) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "outbox_routes_unserved", "Routes that emails wait for and no living relay serves.", fleet.routes_unserved
+    )
+    attention = GaugeMetricFamily(
+        "outbox_attention",
+        "What needs a person, by kind: emails, recipients, routes and so on; counted to 10,000 each.",
+        labels=["kind"],
+    )
+    for kind, number in fleet.attention.items():
+        attention.add_metric([kind], number)
+    yield attention
+    yield GaugeMetricFamily(
+        "outbox_emails_deferred", "Emails that wait after a try; counted among 10,000 of a route.", fleet.deferred
     )
     yield GaugeMetricFamily(
         "outbox_editions_incomplete", "Editions of the last 40 days not yet complete.", fleet.editions_incomplete

@@ -20,7 +20,7 @@ from outbox.letterhead import Letterhead
 from outbox.log import Events
 from outbox.pace import Pace, RefusedTry
 from outbox.refusals import DeadLetter, RefusalJudge
-from outbox.reply_class import About, Stage, classify
+from outbox.reply_class import About, Stage, classify, names_recipient
 from outbox.route import LoginRefusedError, Route, RouteTroubleError
 from outbox.settings import Settings
 from outbox.throttle import ConnectionLimit, Judgement, Meter, RecentReplies
@@ -70,7 +70,7 @@ class Pool:
         self.replies = RecentReplies()
         self.throttles = 0
         """How many replies limited the rate or the connections."""
-        self._defers_all: tuple[str, float] | None = None  # the reply, and when
+        self._defers_all: tuple[str, float] | None = None  # the reply, and until when it is believed
         self._taken = Meter()
         self._accepted_started_at: float | None = None
         self._sent_by_others: int | None = None
@@ -147,13 +147,22 @@ class Pool:
     def _throttled_by(self) -> str | None:
         """Return why the server takes next to nothing, if it said that it is to be left alone."""
         found, limit = self.pace.found, self.connection_limit
-        if self._defers_all is not None and time.monotonic() - self._defers_all[1] < 2 * DEFERS_ALL_S:
-            return f"SMTP: the mail server defers every email: {self._defers_all[0]}"
+        if (deferring := self.defers_all()) is not None:
+            return deferring
         if found is not None and found.silence_s >= BLOCKED_S and found.sending_s <= 0:
             return f"SMTP: the mail server takes no more for now, by its rate limit: {found.said}"
         if limit.found is not None and not self.conversations and limit.retry_at > time.monotonic():
             return f"SMTP: the mail server takes no more connections: {limit.said}"
         return None
+
+    def defers_all(self) -> str | None:
+        """Return why the mail server is at fault although it answers: different recipients get the same deferral.
+
+        It holds until the server takes an email, or has not deferred one for as long as the longest pause of an email.
+        """
+        if self._defers_all is None or time.monotonic() >= self._defers_all[1]:
+            return None
+        return f"SMTP: the mail server defers every email: {self._defers_all[0]}"
 
     def counts(self) -> dict[str, int]:
         """How many connections are `busy`, `idle` and `opening`. May be asked from any thread."""
@@ -254,11 +263,16 @@ class Pool:
     def judge_deferral(self, claim: Claim, reply: str, *, tries: int) -> Judgement:
         """Judge whether a deferral is a try of this email, and slow down if most recipients get the same."""
         now = time.monotonic()
-        judgement = self.replies.judge(claim.email, claim.recipient, reply, now, tries=tries)
+        known = self.pace.found.said if self.pace.found is not None else ""
+        names = names_recipient(reply)
+        judgement = self.replies.judge(
+            claim.email, claim.recipient, reply, now, tries=tries, known=known, names_recipient=names
+        )
         if judgement.is_of_the_rate:
             self.refuse_rate(reply, claim.started_at, is_supposed=True)
-            if self._defers_all is None or now - self._defers_all[1] >= DEFERS_ALL_S:
-                self._defers_all = (reply, now)
+            if not self.replies.accepts(now):
+                lasts_s = 2 * DEFERS_ALL_S if names else max(2 * DEFERS_ALL_S, self.settings.retry.max_s)
+                self._defers_all = (reply, now + lasts_s)
         return judgement
 
     def throttled(self, conversation: Conversation, kind: Throttle, reason: str) -> None:

@@ -6,7 +6,7 @@ first that lets us in wins. Hosts are asked in their order. Where `target_sessio
 any order is right, so the next host is asked soon; otherwise the order is a preference, and a host gets
 `connect_timeout` before the next is asked. A host or address that did not answer is asked last for `SILENT_S`.
 
-Parameters are libpq's (PostgreSQL docs, 34.1.2), also those that asyncpg would send to the server.
+Parameters are libpq's (PostgreSQL docs, 34.1.2); `postgres_parameters` translates all others.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from outbox.postgres_parameters import Parameters, translate
+
 T = TypeVar("T")
 
 ADDRESS_STAGGER_S: Final = 0.3  # RFC 8305 §5 recommends 0.25 s
@@ -35,11 +37,8 @@ SILENT_S: Final = 60.0
 DEFAULT_PORT: Final = 5432
 
 SESSION_ATTRS: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
-# Parameters of libpq that concern the client only; a server refuses those that it does not know.
-_LIBPQ_ONLY: Final = frozenset({
-    "connect_timeout", "hostaddr", "load_balance_hosts", "keepalives", "keepalives_idle", "keepalives_interval",
-    "keepalives_count", "gssencmode", "channel_binding", "sslcompression", "sslsni", "fallback_application_name",
-})  # fmt: skip
+# Parameters that this module acts on by itself.
+_OURS: Final = frozenset({"host", "hostaddr", "port", "target_session_attrs", "connect_timeout", "load_balance_hosts"})
 
 # Not urlsplit: newer Pythons refuse brackets that do not begin the host, as in a list of hosts.
 _URL: Final = re.compile(r"[a-z]+://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?", re.DOTALL)
@@ -64,14 +63,30 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What of a database URL decides where to connect. `dsn` is the rest, for asyncpg; it names no host."""
+    """Parts of a database URL that decide where to connect, and the rest of it, for asyncpg."""
 
-    dsn: str = field(repr=False)
+    base: str = field(repr=False)
+    """The URL without hosts and parameters."""
     hosts: tuple[Host, ...]
     """Empty if the URL and the environment name none: asyncpg then has defaults, or finds them in a service file."""
     target_session_attrs: str | None
     connect_timeout_s: float | None
     shuffles: bool
+    parameters: Parameters = field(repr=False)
+    """All parameters of the URL, as libpq spells them."""
+    users: tuple[str | None, ...] = field(repr=False)
+    """Where the user may be named: the URL, the environment, a service file."""
+
+    @property
+    def dsn(self) -> str:
+        """Return the URL for asyncpg; it names no host."""
+        return self.dsn_of(self.parameters.given)
+
+    def dsn_of(self, parameters: Mapping[str, str]) -> str:
+        """Return the URL for asyncpg with these parameters."""
+        ours = _OURS - {"port"} if not self.hosts else _OURS
+        rest = urlencode([(name, value) for name, value in parameters.items() if name not in ours], quote_via=quote)
+        return f"{self.base}{'?' if rest else ''}{rest}"
 
     @property
     def is_ordered(self) -> bool:
@@ -89,26 +104,24 @@ def plan_of(dsn: str, environ: Mapping[str, str] = os.environ) -> Plan:
     parts = _URL.fullmatch(dsn)
     assert parts is not None
     userinfo, at, listed = parts["authority"].rpartition("@")
-    given = dict(parse_qsl(parts["query"] or ""))
-    if given.get("channel_binding") == "require":
-        raise ValueError("asks for channel_binding=require, which asyncpg does not have; write sslmode=verify-full")
+    parameters = translate(dict(parse_qsl(parts["query"] or "")), environ)
+    given = parameters.given
     attrs = given.get("target_session_attrs") or environ.get("PGTARGETSESSIONATTRS") or None
     if attrs is not None and attrs not in SESSION_ATTRS:
         raise ValueError(f"has a bad target_session_attrs; write one of {', '.join(SESSION_ATTRS)}")
     balance = given.get("load_balance_hosts") or environ.get("PGLOADBALANCEHOSTS") or "disable"
     if balance not in {"disable", "random"}:
         raise ValueError("has a bad load_balance_hosts; write disable or random")
-    ours = _LIBPQ_ONLY | {"host", "port", "target_session_attrs"}
-    rest = urlencode([(name, value) for name, value in given.items() if name not in ours], quote_via=quote)
     hosts = _hosts(listed, given, environ)
-    if not hosts and given.get("port"):
-        rest = "&".join(filter(None, [rest, f"port={given['port']}"]))
+    service = given.get("service") or environ.get("PGSERVICE")
     return Plan(
-        f"postgresql://{userinfo}{at}{parts['path']}{'?' if rest else ''}{rest}",
+        f"postgresql://{userinfo}{at}{parts['path']}",
         hosts,
         attrs,
         _connect_timeout(given.get("connect_timeout") or environ.get("PGCONNECT_TIMEOUT") or ""),
         balance == "random",
+        parameters,
+        (userinfo.partition(":")[0], given.get("user"), environ.get("PGUSER"), service),
     )
 
 

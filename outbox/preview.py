@@ -14,16 +14,16 @@ import asyncpg
 from sqlalchemy import text
 
 from outbox.digest import Collected
-from outbox.edition import Edition, find_edition, period_for
+from outbox.edition import Edition, find_edition, period_for, too_early
 from outbox.errors import ConfigurationError, OutboxError, SourceError
-from outbox.generate import Run, sender_of
+from outbox.generate import Run, sender_of, warn_of_ignored_templates
 from outbox.generate_session import GenerateSession, is_caused_by
 from outbox.period import Period, in_words
 from outbox.record import NewReport
 from outbox.report import explain
 from outbox.routing import route_for
 from outbox.settings import DIGEST, EditionSettings, Settings
-from outbox.source import Content, Recipient, Source, checked, source_of
+from outbox.source import Content, PythonSource, Recipient, Source, UnreadableError, checked, source_of
 
 TOKEN: Final = "PREVIEW"  # noqa: S105 - in the place of a link's secret: it opens nothing
 NAMED_MAX: Final = 5
@@ -57,6 +57,8 @@ class Preview:
     """Which one the settings' rules give the email; '' is the usual one."""
     locale: str
     """The language that it is in, as BCP 47 names it."""
+    early: str | None = None
+    """Why generate would not make this period yet; None if it would."""
 
     def the_mail(self) -> Mail:
         """The email that there is.
@@ -96,6 +98,7 @@ class Preview:
             "text": mail and mail.text,
             "html": mail and mail.html,
             "page": self.page,
+            "early": self.early,
         }
 
     def write(self, directory: Path) -> list[Path]:
@@ -136,6 +139,7 @@ async def preview(
     settings.require("database_url", "sender")
     sender = sender_of(settings)
     report = settings.report(name)
+    warn_of_ignored_templates(settings)
     try:
         async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
             source = await source_of(settings, name, session)
@@ -158,7 +162,8 @@ async def preview(
     locale = run.language_of(recipient).tag
     route = route_for(settings, name, recipient.email) if mail is not None else ""
     words = in_words(period, report.zone)
-    return Preview(name, period, words, recipient, shown, made.title, made.html, mail, route, locale)
+    early = too_early(report, period, now)
+    return Preview(name, period, words, recipient, shown, made.title, made.html, mail, route, locale, early)
 
 
 async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:
@@ -199,8 +204,9 @@ async def _find(source: Source, name: str, period: Period, key: str | None) -> R
 async def _content(source: Source, name: str, period: Period, recipient: Recipient) -> Content:
     content = (await source.build([recipient], period))[recipient.key]
     if isinstance(content, Exception):
-        part = "data" if is_caused_by(content, asyncpg.PostgresError) else "source"
-        raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}; mend it there.") from content
+        part = "source" if isinstance(source, PythonSource) else "data"
+        fix = "" if isinstance(content, UnreadableError) else "; mend it there"
+        raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}{fix}.") from content
     return content
 
 

@@ -169,7 +169,7 @@ SELECT (SELECT count(*) FROM bared) AS bared, 0 AS attempts, {WALKED}
 
 _SENDABLE: Final = """
 m.message <> ALL ($4::bytea[]) AND NOT (m.created_at < $3 AND EXISTS (
-    SELECT FROM outbox.delivery d WHERE d.email = m.id AND d.settled_at IS NOT NULL))"""
+    SELECT FROM outbox.delivery d WHERE d.email = m.id AND d.settled_at IS NOT NULL OFFSET 0))"""
 LOOK_AT_REPORTS: Final = f"""
 WITH {REPORTS.format(sendable=_SENDABLE)}
 SELECT count(*) FILTER (WHERE goes AND NOT bare) AS bared, 0 AS attempts, {WALKED}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
 from outbox import digest
-from outbox.database import BY_INDEX, CHANNEL, storable
+from outbox.database import BATCH_BY_INDEX, CHANNEL, storable
 from outbox.errors import OutboxError
 from outbox.tracing import made_by
 
@@ -160,7 +160,7 @@ async def enqueue_reports(
     assert len(reports) <= BATCH_MAX
     items = {report.recipient_key: report.items for report in reports if report.items}
     async with connection.begin():
-        await connection.execute(text(BY_INDEX))
+        await connection.execute(text(BATCH_BY_INDEX))
         if items:
             held = await digest.hold(connection, [item for some in items.values() for item in some])
             reports = [report for report in reports if held.issuperset(report.items)]
@@ -201,7 +201,7 @@ async def collect_reports(connection: "AsyncConnection", edition: int, reports: 
     """
     assert len(reports) <= BATCH_MAX
     async with connection.begin():
-        await connection.execute(text(BY_INDEX))
+        await connection.execute(text(BATCH_BY_INDEX))
         made = await digest.collect(connection, edition, reports)
         if without := {row.recipient_key: row.id for row in made if not row.has_item}:
             await _adopt(connection, without, reports)

@@ -449,7 +449,7 @@ class Relay:
             found.append(f"it holds no session with Postgres: {lost}")
         elif self._barrier.up:
             found.append("it waits at the failover barrier until the other relays have written what they sent")
-        broken = self.pool.broken()
+        broken = self.pool.broken() or self.pool.defers_all()
         return [*found, broken] if broken else found
 
     def summary(self) -> str:

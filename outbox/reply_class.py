@@ -73,10 +73,15 @@ class Row:
     def matches(self, stage: str, code: str, enhanced: str, text: str) -> bool:
         """Return True if each column matches."""
         return (
-            (not self.stages or _compiled(self.stages).fullmatch(stage) is not None)
-            and (not self.codes or _compiled(self.codes).fullmatch(code) is not None)
+            self.may_be_said(stage, code)
             and (not self.enhanced or _compiled(self.enhanced).fullmatch(enhanced) is not None)
             and (not self.words or any(_compiled(words).search(text) is not None for words in self.words))
+        )
+
+    def may_be_said(self, stage: str, code: str) -> bool:
+        """Return True if the row is about replies to that command with that code."""
+        return (not self.stages or _compiled(self.stages).fullmatch(stage) is not None) and (
+            not self.codes or _compiled(self.codes).fullmatch(code) is not None
         )
 
 
@@ -519,9 +524,14 @@ DEFAULTS: Final[Mapping[tuple[str, int], About]] = {
 }
 
 
+def normal_words(text: str) -> str:
+    """Return the beginning of a text in small letters, "<>" for each address, and links without their paths."""
+    return _LINK.sub(r"\1", _QUOTED_ADDRESS.sub("<>", " ".join(text[:TEXT_CHARACTERS_MAX].lower().split())))
+
+
 def row_of(stage: str, code: int, text: str) -> Row | None:
     """Return the row of the table that decides a reply; None if the defaults do."""
-    words = _LINK.sub(r"\1", _QUOTED_ADDRESS.sub("<>", " ".join(text[:TEXT_CHARACTERS_MAX].lower().split())))
+    words = normal_words(text)
     found = _ENHANCED.match(words)
     enhanced = found[0] if found else ""
     rest = words[len(enhanced) :].strip()
@@ -533,3 +543,18 @@ def classify(stage: str, code: int, text: str) -> About:
     row = row_of(stage, code, text)
     about = DEFAULTS.get((stage, code // 100), About.CLOSING) if row is None else row.about
     return About.ROUTE if about is About.RELAYING and stage == Stage.MAIL else about
+
+
+_TRAIL: Final = re.compile(r"(?:redirected to \S+: )?(\d{3}) (.*?)(?: \(to ([A-Z]+)\))?", re.DOTALL)
+
+
+def names_recipient(reply: str) -> bool:
+    """Return True if a reply as the trail keeps it says that it is about the recipient, as a full mailbox does.
+
+    A reply that says nothing of its subject is not: by default one to RCPT counts as the recipient's.
+    """
+    found = _TRAIL.fullmatch(reply)
+    if found is None:
+        return False
+    row = row_of(found[3] or Stage.DOT, int(found[1]), found[2])
+    return row is not None and row.about is About.RECIPIENT

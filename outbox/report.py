@@ -1,20 +1,29 @@
-"""What is said: one recipient's rows become a subject, a mail and a page. Reads templates, and nothing else.
+"""Rendering: one recipient's rows become a subject, a mail and a page. Reads templates, and nothing else.
 
-What the rows look like is decided in `table`, in which language in `language`; the templates only lay it out.
+`table` decides what rows look like, `language` in which language, `jinja` what is escaped; templates only lay it out.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cache, lru_cache
 from pathlib import Path
-from traceback import extract_tb
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from outbox.errors import SourceError
-from outbox.language import ENGLISH, Language
-from outbox.table import TEXT_WIDTH_MAX, Table, cell, excerpt_of, humanise, number_of, percent_of, table_of
-from outbox.trust import distrust_of
+from outbox.language import DASH, ENGLISH, Language
+from outbox.table import (
+    TEXT_WIDTH_MAX,
+    Table,
+    asked_number,
+    cell,
+    excerpt_of,
+    humanise,
+    number_of,
+    percent_of,
+    table_of,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -25,7 +34,7 @@ PACKAGED = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """What one recipient is told: the subject in one line, the two bodies of the mail, and the page."""
+    """One recipient's report: the subject in one line, the two bodies of the mail, and the page."""
 
     subject: str
     text: str
@@ -34,17 +43,19 @@ class Rendered:
 
 
 class Templates:
-    """The four templates of one report: `{subject.txt,email.txt,email.html,report.html}.j2`.
+    """Templates of one report: `{subject.txt,email.txt,email.html,report.html}.j2`.
 
     Each is the first found of `<directory>/<report>/<name>`, `<directory>/<name>` and the packaged one. What begins
     with `{% extends "outbox:email.html.j2" %}` builds upon that, with `{% set own_content = true %}` and a block
     `content`. The digest has packaged ones of its own (`outbox:digest/email.html.j2`), which come before
-    `<directory>/<name>`. Only `.html.j2` is autoescaped; a name that is not there is an error.
+    `<directory>/<name>`. The two of HTML escape every value, also in what they include, import or extend; the other two
+    escape none. A name that does not exist is an error.
 
     They are given:
 
     - `report` (the name, `progress`), `title` (`Progress`), `link`, `sender` (the sender's name): str
-    - `period`: `.key` (`2026-W48`), `.label` (see `Language.label`), `.starts_at`, `.ends_at` (civil times)
+    - `period`: `.key` (`2026-W48`), `.label` (see `Language.label`), `.starts_at`, `.ends_at` (civil times); as text
+      it is its label
     - `recipient`: `key`, `email`, `name` (may be empty) and the further columns of the recipients query
     - `language`: the recipient's (see `Language`: `.tag`, `.direction`), and `say`, which gives a packaged phrase in it
     - `unsubscribe`: the address of a page where one click ends the emails, or None
@@ -53,8 +64,11 @@ class Templates:
     - the filters `cell` (any value as text), `number(places)`, `percent(places)` (0.42 as `42%`), `humanise`
       (`done_count` as `Done count`) and `lines` (a text in lines of a plain mail)
 
+    `{{ value }}` writes arrays, mappings, ranges, intervals, yes and no, and NULL as the filter `cell` does, and other
+    values as Python's `str`.
+
     Raises:
-        SourceError: one of them cannot be read or compiled; the sentence names file, line and fault.
+        SourceError: one of them cannot be read or compiled; the message names file, line and reason.
     """
 
     def __init__(self, directory: Path | None, report: str) -> None:
@@ -64,9 +78,9 @@ class Templates:
         )
 
     def render(self, context: Mapping[str, object], language: Language = ENGLISH) -> Rendered:
-        """One recipient's report in their language, in which the context's `period` is labelled already.
+        """Return one recipient's report in their language, in which the context's `period` is labelled already.
 
-        What a template raises comes through; `explain` puts it into words.
+        Raises whatever a template raises; `explain` describes it.
         """
         given = self._given(context, language)
         return Rendered(
@@ -77,7 +91,7 @@ class Templates:
         )
 
     def page(self, context: Mapping[str, object], language: Language = ENGLISH) -> str:
-        """The page alone, as `render` gives it."""
+        """Return the page alone, as `render` gives it."""
         return self._page.render(self._given(context, language)).strip() + "\n"
 
     @staticmethod
@@ -92,14 +106,14 @@ class Templates:
 
 
 class _Later:
-    """A table that is made when a template first looks into it: half of a trivial report's time, and many need none."""
+    """Table that is made when a template first reads it: half of a trivial report's time, and many need none."""
 
     def __init__(self, make: Callable[[], Table]) -> None:
         self._make = make
         self._made: Table | None = None
 
     def there(self) -> Table:
-        """The table itself."""
+        """Return the table itself."""
         if self._made is None:
             self._made = self._make()
         return self._made
@@ -107,107 +121,121 @@ class _Later:
     def __getattr__(self, name: str) -> object:
         return getattr(self.there(), name)
 
+    def __str__(self) -> str:
+        return str(self.there())
+
+    def __dir__(self) -> list[str]:
+        return dir(self.there())
+
 
 def explain(error: Exception) -> str:
-    """What went wrong in a template, in one sentence, with the template's path and line if they are known."""
-    from jinja2 import TemplateNotFound, TemplateSyntaxError
+    """Return what went wrong in a template, in one sentence, with its path and line if they are known."""
+    from outbox.jinja import explain as explained
 
-    lines = [(frame.filename, frame.lineno) for frame in extract_tb(error.__traceback__)]
-    fault = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    if isinstance(error, TemplateSyntaxError):
-        lines.append((f"{error.filename or error.name}.j2".removesuffix(".j2"), error.lineno))
-        fault = " ".join(str(error.message).split()).rstrip(".")
-    elif isinstance(error, TemplateNotFound):
-        fault = f"there is no template {error.message}"
-    elif not type(error).__module__.startswith("jinja2"):
-        fault = f"{type(error).__name__}: {fault}"
-    places = [f"{path}, line {line}: " for path, line in lines if path.endswith(".j2")]
-    return f"{places[-1] if places else ''}{fault}."
-
-
-def _is_markup(name: str | None) -> bool:
-    return name is not None and name.endswith(".html.j2")
+    return explained(error)
 
 
 def _language(context: "Context") -> Language:
-    """Who includes a macro of another file without its context reads English."""
+    """Return the reader's language; English in a macro that was imported without its context."""
     found: Language = context.get("language", ENGLISH)
     return found
 
 
+def _cell_of(context: "Context", value: object) -> str:
+    """Return a value as text, in the language and the civil time of the report."""
+    period = context.get("period")
+    starts_at = getattr(period, "starts_at", None)
+    if starts_at is None:  # in a macro that was imported without its context
+        return cell(value, language=_language(context))
+    return cell(value, starts_at.tzinfo, starts_at.year, _language(context))
+
+
+# Values whose `str` people can read; the others are shown as the filter `cell` shows them.
+_READABLE: Final = frozenset({str, int, float, Decimal, date, datetime, time})
+
+
+def _shown(context: "Context", value: object) -> object:
+    """Return what `{{ value }}` writes: no array, row, range, interval or NULL as Python's source code."""
+    kind = type(value)
+    if kind in _READABLE or isinstance(value, str):  # a str may be markup, which stays it
+        return value
+    if value is None or isinstance(value, bool | timedelta | list | tuple | set | frozenset | bytes | Mapping):
+        return _cell_of(context, value)
+    if hasattr(kind, "isempty") or hasattr(kind, "as_string") or hasattr(kind, "points") or hasattr(kind, "_asdict"):
+        return _cell_of(context, value)
+    return _cell_of(context, value) if kind.__name__ == "Record" and hasattr(kind, "items") else value
+
+
 @lru_cache(256)
-def _lines(text: str) -> str:
-    """The text in lines of at most `TEXT_WIDTH_MAX`, as far as its words allow; there are few, since phrases recur."""
+def _wrapped(text: str) -> str:
+    """Return the text in lines of at most `TEXT_WIDTH_MAX`, as far as its words allow; few differ, as phrases recur."""
     from textwrap import wrap
 
     return "\n".join(wrap(text, TEXT_WIDTH_MAX, break_long_words=False, break_on_hyphens=False))
 
 
+def _lines(context: "Context", value: object) -> str:
+    return _wrapped(str(value) if isinstance(value, str) else _cell_of(context, value))
+
+
+def _number(context: "Context", value: object, places: int | None = None) -> str:
+    number = asked_number(_defined(value), "number", places)
+    return DASH if number is None else number_of(number, places, _language(context))
+
+
+def _percent(context: "Context", value: object, places: int = 0) -> str:
+    number = asked_number(_defined(value), "percent", places)
+    return DASH if number is None else percent_of(number, places or 0, _language(context))
+
+
+def _humanise(value: object) -> str:
+    return humanise(_defined(value))
+
+
+def _defined(value: object) -> object:
+    """Return the value; one that is undefined raises its own error."""
+    from jinja2 import Undefined
+
+    if isinstance(value, Undefined):
+        str(value)
+    return value
+
+
 @cache
-def _environment(directory: Path | None) -> "Environment":
-    """One per directory, so that the packaged templates are compiled once for all reports."""
+def _environment(directory: Path | None, *, escapes: bool) -> "Environment":
+    """Return the one environment per directory and kind, so that packaged templates are compiled once."""
     # 74 ms that only those pay who have something to render.
-    from jinja2 import (
-        ChoiceLoader,
-        Environment,
-        FileSystemLoader,
-        PrefixLoader,
-        StrictUndefined,
-        TemplateError,
-        pass_context,
-    )
+    from jinja2 import PrefixLoader, pass_context
 
-    class TrustedLoader(FileSystemLoader):
-        """Loader of the user's templates. Templates can run code, so others must not be able to write them."""
+    from outbox.jinja import FileLoader, Shown, environment
 
-        def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
-            source, path, is_up_to_date = super().get_source(environment, template)
-            if (distrust := distrust_of(Path(path))) is not None:
-                raise TemplateError(f"{path}: not used, since a template can run code and {distrust}")
-            return source, path, is_up_to_date
-
-    def cell_here(context: "Context", value: object) -> str:
-        starts_at = context["period"].starts_at
-        return cell(value, starts_at.tzinfo, starts_at.year, _language(context))
-
-    def number_here(context: "Context", value: float | Decimal | None, places: int | None = None) -> str:
-        return cell(None) if value is None else number_of(value, places, _language(context))
-
-    def percent_here(context: "Context", value: float | Decimal | None, places: int = 0) -> str:
-        return cell(None) if value is None else percent_of(value, places, _language(context))
-
-    packaged = FileSystemLoader(PACKAGED)
     # No report's name has a colon, so the packaged names cannot be shadowed, nor extend themselves.
-    loaders = [
-        PrefixLoader({"outbox": packaged}, delimiter=":"),
-        *([TrustedLoader(directory)] if directory else []),
-    ]
-    environment = Environment(
-        loader=ChoiceLoader(loaders),
-        autoescape=_is_markup,  # noqa: S701 — text and subject are no markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = pass_context(cell_here)
-    environment.filters["number"] = pass_context(number_here)
-    environment.filters["percent"] = pass_context(percent_here)
-    environment.filters["humanise"] = humanise
-    environment.filters["lines"] = _lines
-    return environment
+    packaged = PrefixLoader({"outbox": FileLoader(PACKAGED, checks_trust=False)}, delimiter=":")
+    users = [FileLoader(directory, checks_trust=True)] if directory else []
+    made = environment([packaged, *users], escapes=escapes)
+    made.add_extension(Shown)
+    made.filters["shown"] = pass_context(_shown)
+    made.filters["cell"] = pass_context(_cell_of)
+    made.filters["number"] = pass_context(_number)
+    made.filters["percent"] = pass_context(_percent)
+    made.filters["lines"] = pass_context(_lines)
+    made.filters["humanise"] = _humanise
+    return made
 
 
 def _compiled(directory: Path | None, report: str, name: str) -> "Template":
-    environment = _environment(directory)
     from jinja2 import TemplateError
 
+    from outbox.jinja import is_html
+
+    environment = _environment(directory, escapes=is_html(name))
     try:
         template = environment.select_template([f"{report}/{name}", f"outbox:{report}/{name}", name, f"outbox:{name}"])
-    except (TemplateError, OSError, UnicodeDecodeError) as error:
-        fault = explain(error).rstrip(".")
+    except (TemplateError, ValueError, ArithmeticError, SyntaxError, RecursionError) as error:
+        problem = explain(error).rstrip(".")
         raise SourceError(
-            f"The template {name} of the report {report} cannot be used: {fault}; "
-            "mend it, or remove it and the packaged one is used."
+            f"The template {name} of the report {report} cannot be used: {problem}; "
+            "correct it, or remove it and the packaged one is used."
         ) from error
     # A chain of mappings as Jinja leaves it, which each rendering walks through: flat, it saves 10 us a time.
     template.globals = dict(template.globals)

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.bounce import READ_MAX, Bounce, Kind, Notice, take_apart
+from outbox.bounce import READ_MAX, Bounce, Kind, take_apart
 from outbox.database import is_lost, storable
 from outbox.errors import ConfigurationError
 from outbox.suppression import Reason
@@ -144,10 +144,11 @@ async def _of_copies(connection: Any, first: Sent, one: Sent | None, bounce: Bou
     return Proof(one, shared=bool(copies)) if one is not None else None
 
 
-# One statement, so one commit: a bounce is written completely or not at all, and only once.
+# One statement, so one commit: a bounce is written completely or not at all, and only once. $8: others cannot have
+# written it; $9: it counts towards `bounces_max`.
 RECORD: Final = """
 WITH new AS (
-    INSERT INTO outbox.bounce (email, message, kind, status) VALUES ($1, $2, $3, $4)
+    INSERT INTO outbox.bounce (email, message, kind, status, proves, counts) VALUES ($1, $2, $3, $4, $8, $9)
     ON CONFLICT (email, message) DO NOTHING RETURNING email
 ), trail AS (
     INSERT INTO outbox.attempt (email, attempt, verdict, reply)
@@ -162,6 +163,28 @@ WITH new AS (
 SELECT EXISTS (SELECT FROM new) AS is_new, EXISTS (SELECT FROM listed) AS is_listed
 """
 
+# $1 an address, $2 seconds, $3 bounces_max, $4 what the last bounce said. The address goes onto the list if so many
+# different emails to it failed. `lower` without a collation is what the index on recipients has. The statement runs
+# after the commit of the bounce, so of two processes that record one each, the later counts both.
+LIST_COUNTED: Final = """
+WITH counted AS (
+    SELECT count(*) AS emails, max(m.id) AS email FROM outbox.email m
+     WHERE lower(m.recipient) = lower($1::text) AND lower(m.recipient COLLATE "C") = lower($1::text COLLATE "C")
+       AND EXISTS (SELECT FROM outbox.bounce b
+                    WHERE b.email = m.id AND b.counts AND b.at > now() - $2 * interval '1 second')
+), listed AS (
+    INSERT INTO outbox.suppression (address, reason, who, why, email)
+    SELECT lower($1::text COLLATE "C"), $5, 'outbox bounce',
+           emails || CASE WHEN emails = 1 THEN ' email' ELSE ' emails' END || ' bounced ' || $4::text, email
+      FROM counted WHERE emails >= $3::integer
+    ON CONFLICT (address, report) DO NOTHING RETURNING address
+)
+SELECT emails FROM counted WHERE EXISTS (SELECT FROM listed)
+"""
+
+SETTLE: Final = "SELECT outbox.settle_bounced($1)"
+SETTLE_ALL: Final = "SELECT outbox.settle_bounced()"
+
 _WORDS: Final = {
     Kind.HARD: "bounced for good",
     Kind.SOFT: "bounced, perhaps for now",
@@ -170,48 +193,82 @@ _WORDS: Final = {
 _REASONS: Final = {Kind.HARD: Reason.BOUNCED, Kind.COMPLAINED: Reason.COMPLAINED}
 
 
-async def read(connection: Any, raw: bytes, *, name: str, suppressing: bool = True) -> Read:
-    """Read one message and record what it proves. Without `suppressing` the suppression list does not change."""
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Effect of bounces on the suppression list.
+
+    Without `suppressing` the list does not change. `bounces_max` different emails to an address that failed within
+    `within_s` put it onto the list, although none of the bounces says that it does not exist; None is never.
+    """
+
+    suppressing: bool = True
+    bounces_max: int | None = None
+    within_s: float = 0.0
+    within: str = ""
+
+
+async def read(connection: Any, raw: bytes, *, name: str, policy: Policy = Policy()) -> Read:
+    """Read one message and record what it proves."""
     try:
         bounce = take_apart(raw)
     except ValueError as error:
         return Read(Outcome.UNREADABLE, f"{name}: {error}; nothing was changed.")
-    return await _believe(connection, bounce, name=name, suppressing=suppressing)
+    return await _believe(connection, bounce, name=name, policy=policy)
 
 
-async def _believe(connection: Any, bounce: Bounce | None, *, name: str, suppressing: bool) -> Read:
+async def settle_doubts(connection: Any) -> int:
+    """Settle as sent what came into doubt after its bounce was read; return how many emails that were.
+
+    A server may send a bounce before the relay gives up waiting for its reply.
+    """
+    return int(await connection.fetchval(SETTLE_ALL))
+
+
+async def _believe(connection: Any, bounce: Bounce | None, *, name: str, policy: Policy) -> Read:
     if bounce is None:
         return Read(Outcome.OTHER, f"{name}: it is neither a bounce nor a complaint; nothing was changed.")
     proof = await find(connection, bounce)
-    notice = bounce.about(proof.email.recipient) if proof is not None else None
-    if proof is None or notice is None:
+    if proof is None:
         return Read(
             Outcome.UNBELIEVED,
             f"{name}: it cannot be verified, since it has neither a valid token nor the unpredictable Message-ID of an "
             "email that outbox sent to its recipient; nothing was changed.",
         )
-    return await _record(connection, proof, bounce, notice, suppressing=suppressing and not proof.shared)
+    return await _record(connection, proof, bounce, policy)
 
 
-async def _record(connection: Any, proof: Proof, bounce: Bounce, notice: Notice, *, suppressing: bool) -> Read:
+async def _record(connection: Any, proof: Proof, bounce: Bounce, policy: Policy) -> Read:
+    """Record a bounce that was verified, and what follows from it.
+
+    Each statement is idempotent and commits by itself, so after a kill in between the message is read again.
+    """
     sent = proof.email
-    said = storable(notice.said) or "it gives no reason"
-    reason = _REASONS.get(notice.kind) if suppressing else None
+    found = bounce.about(sent.recipient)
+    said = storable(found.said) or "it gives no reason"
+    suppressing = policy.suppressing and not proof.shared
+    reason = _REASONS.get(found.kind) if suppressing else None
+    counts = suppressing and found.counts
     is_new, is_listed = await connection.fetchrow(
         RECORD,
         sent.id,
         bounce.identity,
-        notice.kind.value,
-        notice.status,
-        f"{_WORDS[notice.kind]}: {said}",
+        found.kind.value,
+        found.status,
+        f"{_WORDS[found.kind]}: {said}",
         reason and reason.value,
         said,
+        not proof.shared,
+        counts,
     )
-    if not is_new:
+    bounced = await _list_counted(connection, sent, said, policy) if counts else None
+    is_settled = not proof.shared and await connection.fetchval(SETTLE, sent.id) > 0
+    if not (is_new or is_settled or bounced):
         return Read(Outcome.AGAIN, f"{sent.key}: this bounce was read before; nothing was changed.")
     if is_listed:
         follows = f"{sent.recipient} gets no more email"
-    elif proof.shared and notice.kind in _REASONS:
+    elif bounced is not None:
+        follows = f"{sent.recipient} gets no more email, since {_emails(bounced)} to it bounced within {policy.within}"
+    elif proof.shared and found.kind in _REASONS:
         follows = (
             f"{sent.recipient} is still written to, since others who got a copy could say this; see outbox suppress"
         )
@@ -219,10 +276,31 @@ async def _record(connection: Any, proof: Proof, bounce: Bounce, notice: Notice,
         follows = f"{sent.recipient} is on the suppression list already"
     else:
         follows = f"{sent.recipient} is still written to"
-    return Read(Outcome(notice.kind.value), f"{sent.key}: {_WORDS[notice.kind]} ({said}); {follows}.")
+    if is_settled:
+        follows += "; the email was in doubt and is sent now, since the bounce proves that a server accepted it"
+    return Read(Outcome(found.kind.value), f"{sent.key}: {_WORDS[found.kind]} ({said}); {follows}.")
 
 
-async def read_maildir(connection: Any, directory: Path, *, suppressing: bool = True) -> AsyncIterator[Read]:
+def _emails(count: int) -> str:
+    return f"{count:,} email{'' if count == 1 else 's'}"
+
+
+async def _list_counted(connection: Any, sent: Sent, said: str, policy: Policy) -> int | None:
+    """Suppress the recipient if too many emails to it failed; return how many did, None if it is not suppressed."""
+    if policy.bounces_max is None:
+        return None
+    emails: int | None = await connection.fetchval(
+        LIST_COUNTED,
+        sent.recipient,
+        policy.within_s,
+        policy.bounces_max,
+        f"within {policy.within}, the last one with {said}",
+        Reason.BOUNCED.value,
+    )
+    return emails
+
+
+async def read_maildir(connection: Any, directory: Path, *, policy: Policy = Policy()) -> AsyncIterator[Read]:
     """Read the messages in `new` of a Maildir, and move each to `cur` once its result is committed.
 
     Messages that were read get the flag S (seen), and also F (flagged) if they could not be verified or read. One
@@ -243,13 +321,13 @@ async def read_maildir(connection: Any, directory: Path, *, suppressing: bool = 
             yield Read(Outcome.BUSY, f"{directory} is being read by another process; nothing was done.")
             return
         for name in _names(new):
-            found = await _read_file(connection, new / name, failures, suppressing=suppressing)
+            found = await _read_file(connection, new / name, failures, policy)
             if found is not None:
                 yield _moved(found, new / name, cur)
         failures.keep_only(_names(new))
 
 
-async def _read_file(connection: Any, path: Path, failures: "Failures", *, suppressing: bool) -> Read | None:
+async def _read_file(connection: Any, path: Path, failures: "Failures", policy: Policy) -> Read | None:
     """Read one file; return None if it is gone. It counts as failed while it is parsed, in case the process crashes."""
     name, before = storable(path.name), failures.of(path.name)
     if before >= FAILURES_MAX:
@@ -258,7 +336,7 @@ async def _read_file(connection: Any, path: Path, failures: "Failures", *, suppr
         failures.note(path.name, before + 1)
         bounce = take_apart(_bytes_of(path))
         failures.note(path.name, before)
-        found = await _believe(connection, bounce, name=name, suppressing=suppressing)
+        found = await _believe(connection, bounce, name=name, policy=policy)
     except FileNotFoundError:  # moved by hand, or by a mail reader
         found = None
     except _FileError as error:

@@ -47,7 +47,8 @@ def _role(does: str, *rights: tuple[str, ...]) -> Role:
 _LOOKS: Final = (
     *((table, "SELECT") for table in (
         "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
-        "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover",
+        "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover", "unreached", "waiver",
+        "failure",
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
@@ -65,8 +66,8 @@ ROLES: Final[Mapping[str, Role]] = {
         "puts emails into the outbox",
         *((function, "EXECUTE") for function in (
             "put", "enqueue", "mailbox", "address_of", "mailboxes_header", "header_field", "header_items", "text_field",
-            "phrase", "encoded_words", "folded", "listed", "one_line", "check_one_line", "body_part",
-            "quoted_lines",
+            "phrase", "encoded_words", "folded", "listed", "one_line", "check_one_line", "body_part", "quoted_lines",
+            "default_fields",
         )),
     ),
     # Writes reports and cannot read them again; finds by key what is made.
@@ -77,7 +78,12 @@ ROLES: Final[Mapping[str, Role]] = {
         ("definition", "INSERT", "report cadence covers timezone"),
         ("edition", "SELECT"),
         ("edition", "INSERT", "report period starts_at ends_at"),
-        ("edition", "UPDATE", "expected completed_at"),
+        ("edition", "UPDATE", "expected completed_at looked_at may_be_empty"),
+        ("unreached", "SELECT"),
+        ("unreached", "INSERT", "edition recipient_key reason"),
+        ("unreached", "UPDATE", "reason"),
+        ("unreached", "DELETE"),
+        ("waiver", "SELECT"),
         ("report", "SELECT", "id edition recipient_key title created_at"),
         ("report", "INSERT", "edition recipient_key token title html"),
         ("email", "SELECT", "id key report"),
@@ -94,6 +100,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
         ("failover", "SELECT"),
         ("adopt_email", "EXECUTE"),  # one that a failover left without its report
+        ("remove_unused_edition", "EXECUTE"),
         ("route_of", "EXECUTE"),
         ("suppressed", "EXECUTE"),
     ),
@@ -132,6 +139,9 @@ ROLES: Final[Mapping[str, Role]] = {
         ("edition", "SELECT"),
         ("edition", "UPDATE", "completed_at"),
         ("report", "SELECT", "id edition recipient_key"),
+        ("unreached", "SELECT"),
+        ("waiver", "SELECT"),
+        ("failure", "SELECT"),
         ("digest_item", "SELECT", "report address digest"),
         ("schedule", "SELECT"),
         ("schedule", "INSERT"),
@@ -148,18 +158,25 @@ ROLES: Final[Mapping[str, Role]] = {
     ),
     # Looks, and decides under its own name about what was made; reads the messages that it decides about.
     "outbox_operate": _role(
-        "decides: show, retry, cancel, resolve, pause, resume, suppress",
+        "decides: show, retry, cancel, resolve, waive, pause, resume, suppress, mark-done",
         *_LOOKS,
         ("email", "SELECT"),
         ("email", "UPDATE", "traceparent"),
         ("delivery", "UPDATE", "due_at settled_at doubted_at relay withdrawn orphaned state send_before paused"),
+        ("definition", "INSERT", "report cadence covers timezone"),
+        ("edition", "INSERT", "report period starts_at ends_at"),
+        ("edition", "UPDATE", "expected completed_at done_elsewhere_at"),
         ("attempt", "INSERT"),
         ("operation", "INSERT", "who what target why emails"),
+        ("remove_unused_edition", "EXECUTE"),
         ("operation", "UPDATE", "emails"),  # counted as a decision about many goes on
         ("pause", "INSERT", "report who why"),
         ("pause", "DELETE"),
         ("suppression", "INSERT", "address report reason who why"),
         ("suppression", "DELETE"),
+        ("waiver", "INSERT", "edition recipient_key who why"),
+        ("waiver", "DELETE"),
+        ("bounce", "UPDATE", "counts"),  # bounces before an address was taken off the list count no more
     ),
     # Reads what anybody may write, so it can do little: add to trails and to the suppression list, take nothing off.
     "outbox_bounce": _role(
@@ -169,10 +186,11 @@ ROLES: Final[Mapping[str, Role]] = {
         ("delivery", "SELECT", "email attempt"),
         ("attempt", "INSERT", "email attempt verdict reply"),
         ("bounce", "SELECT"),
-        ("bounce", "INSERT", "email message kind status"),
+        ("bounce", "INSERT", "email message kind status proves counts"),
         ("suppression", "SELECT"),
         ("suppression", "INSERT", "address reason who why email"),
         ("bounce_email", "EXECUTE"),
+        ("settle_bounced", "EXECUTE"),
     ),
     # Opens a page by its token, finds earlier editions of its recipient, and keeps the board's sessions.
     "outbox_web": _role(

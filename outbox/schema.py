@@ -181,10 +181,32 @@ UPGRADES: Final[Mapping[int, str]] = {
         -- replica identity and plans
 
         -- editions and schedules
+        ALTER TABLE outbox.edition ADD COLUMN looked_at timestamptz,
+            ADD COLUMN may_be_empty boolean NOT NULL DEFAULT false, ADD COLUMN done_elsewhere_at timestamptz;
+        UPDATE outbox.edition SET may_be_empty = true WHERE expected = 0;
+        ALTER TABLE outbox.schedule ADD COLUMN since timestamptz;
 
         -- what needs a person
+        CREATE TABLE outbox.unreached (
+            edition integer NOT NULL REFERENCES outbox.edition, recipient_key text NOT NULL, reason text NOT NULL,
+            since timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (edition, recipient_key));
+        CREATE TABLE outbox.waiver (
+            edition integer NOT NULL REFERENCES outbox.edition, recipient_key text NOT NULL,
+            at timestamptz NOT NULL DEFAULT now(), who text NOT NULL, why text NOT NULL,
+            PRIMARY KEY (edition, recipient_key));
+        CREATE TABLE outbox.failure (email bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
+        -- Relays settle nothing from here to the commit, so that the trigger, which comes last, misses no failure.
+        LOCK TABLE outbox.delivery IN SHARE ROW EXCLUSIVE MODE;
+        INSERT INTO outbox.failure (email, at)
+        SELECT d.email, d.settled_at FROM outbox.delivery d
+         WHERE (d.state = 'dead' OR d.state = 'expired' AND EXISTS (
+                   SELECT FROM outbox.email m WHERE m.id = d.email AND m.report IS NOT NULL))
+           AND NOT EXISTS (SELECT FROM outbox.attempt a
+                            WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved');
 
         -- bounces
+        ALTER TABLE outbox.bounce ADD COLUMN proves boolean NOT NULL DEFAULT false,
+            ADD COLUMN counts boolean NOT NULL DEFAULT false;
 
         -- enqueue
         DROP FUNCTION IF EXISTS outbox.header_text(text, integer), outbox.body_base64(text);

@@ -1,4 +1,4 @@
-"""What `outbox watch` looks like: what was seen, as rows of text with bars. It reads nothing and prints nothing."""
+"""Screen of `outbox watch`: what was seen, as rows of text with bars. It reads nothing and prints nothing."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,18 +10,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from outbox.attention import headline
+from outbox.deferrals import GROUPS_MAX
 from outbox.period import spoken_time
 from outbox.settings import Settings
 from outbox.suggested import word
-from outbox.watch import EditionSeen, Look, PauseSeen, Rates, RelaySeen
+from outbox.watch import EditionSeen, Look, PauseSeen, Rates
 
 BAR: Final = 30
 STALE_S: Final = 3.0  # what is older says how old it is
-SENT, MADE, LOST, SUPPRESSED, MISSING = "█", "▒", "!", "-", "·"
-STYLES: Final = {SENT: "green", MADE: "yellow", LOST: "red", SUPPRESSED: "dim", MISSING: "dim"}
+SENT, WAITING, FAILED, DECIDED, MISSING = "█", "▒", "!", "-", "·"
+STYLES: Final = {SENT: "green", WAITING: "yellow", FAILED: "red", DECIDED: "dim", MISSING: "dim"}
 LEGEND: Final = (
-    f"{SENT} sent  {MADE} made, waits  {LOST} not sent: dead, expired or cancelled  {SUPPRESSED} suppressed  "
-    f"{MISSING} not made yet"
+    f"{SENT} sent  {WAITING} waiting  {FAILED} failed: dead or expired  {DECIDED} cancelled, waived or suppressed  "
+    f"{MISSING} no report"
 )
 
 
@@ -71,6 +73,7 @@ def draw(
         seen = "" if look is None else f"; this is {spoken_s(age_s)} old"
         parts.append(Text(f"Postgres is slow to answer{seen}.", "yellow"))
     if look is not None:
+        parts.append(Text(_printable(headline(look.concerns)), "bold red" if look.concerns else "green"))
         parts += [_editions(look, frame), _relays(look, rates), *_waits(look, rates, frame), _settled(look)]
     return Group(*parts)
 
@@ -98,16 +101,28 @@ def _editions(look: Look, frame: Frame) -> RenderableType:
 
 
 def bar(edition: EditionSeen, width: int = BAR) -> Text:
-    """An edition as a bar. It is full of `SENT` only when every report is made and sent, and what is lost is seen."""
-    made, sent, lost = edition.made or 0, edition.sent or 0, edition.lost or 0
-    total, settled = max(edition.expected or 0, made, 1), sent + lost + (edition.suppressed or 0)
-    sent_to, lost_to, settled_to, made_to = (width * count // total for count in (sent, sent + lost, settled, made))
-    if lost:
-        lost_to = max(lost_to, sent_to + 1)
+    """Return an edition as a bar: full of `SENT` only when every report is made and sent, with any failure visible."""
+    made, sent, failed = edition.made or 0, edition.sent or 0, edition.failed or 0
+    waived = edition.waived or 0
+    decided = sent + failed + (edition.suppressed or 0) + (edition.cancelled or 0) + waived
+    total = max(edition.expected or 0, made + waived, 1)
+    ends = [width * count // total for count in (sent, sent + failed, decided, made + waived)]
+    if failed:
+        ends[1] = max(ends[1], ends[0] + 1)
     text = Text(no_wrap=True)
-    for cell, to in ((SENT, sent_to), (LOST, lost_to), (SUPPRESSED, settled_to), (MADE, made_to), (MISSING, width)):
+    for cell, to in zip((SENT, FAILED, DECIDED, WAITING, MISSING), (*ends, width), strict=True):
         text.append(cell * (to - len(text)), STYLES[cell])
     return text
+
+
+def progress_of(edition: EditionSeen) -> Iterator[tuple[int, str]]:
+    """Yield each count of an edition that is not zero, beside those that are always shown, with its word."""
+    counts = (
+        (edition.waiting, "waiting"), (edition.collected, "for a digest"), (edition.in_doubt, "in doubt"),
+        (edition.failed, "failed"), (edition.missing, "without a report"), (edition.cancelled, "cancelled"),
+        (edition.waived, "waived"), (edition.suppressed, "suppressed"),
+    )  # fmt: skip
+    yield from ((count, word) for count, word in counts if count)
 
 
 def _progress(edition: EditionSeen, frame: Frame) -> Iterator[str]:
@@ -116,16 +131,12 @@ def _progress(edition: EditionSeen, frame: Frame) -> Iterator[str]:
         yield f"{expected} expected, not counted"
     else:
         yield f"{edition.sent:,} of {expected} sent"
-        known = (edition.sent, edition.lost, edition.suppressed, edition.in_doubt, edition.collected)
-        waits = edition.made - sum(count or 0 for count in known)
         if edition.made != edition.expected:
             yield f"{edition.made:,} made"
-        collected = (edition.collected, "for a digest")
-        ended = (edition.in_doubt, "in doubt"), (edition.lost, "not sent"), (edition.suppressed, "suppressed")
-        for count, what in ((waits, "wait"), collected, *ended):
-            if count:
-                yield f"{count:,} {what}"
-    if edition.completed_at is not None:
+        yield from (f"{count:,} {word}" for count, word in progress_of(edition))
+    if edition.done_elsewhere_at is not None:
+        yield f"done elsewhere, as declared {spoken_time(edition.done_elsewhere_at, frame.zone(edition.report))}"
+    elif edition.completed_at is not None:
         yield f"complete {spoken_time(edition.completed_at, frame.zone(edition.report))}"
 
 
@@ -155,21 +166,18 @@ def _waits(look: Look, rates: Rates, frame: Frame) -> list[RenderableType]:
     """What waits and why."""
     lines = [Text(_printable(line), style) for line, style in reasons(look, rates, frame)]
     if look.in_doubt:
-        lines.append(Text(_printable(f"In doubt, for `outbox resolve`: {', '.join(map(word, look.in_doubt))}"), "red"))
+        lines.append(
+            Text(_printable(f"In doubt (see `outbox show KEY`): {', '.join(map(word, look.in_doubt))}"), "red")
+        )
     return [_heading("what waits, and why" if lines else "nothing waits"), *lines]
 
 
 def reasons(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]]:
-    """A sentence for each thing that waits or hinders, with its style: red is for a person."""
-    zone = frame.zone("")
+    """Yield a sentence for each thing that waits or needs a person, with its style: red is for a person."""
+    yield from ((f"{one.sentence} Fix: {one.fix}.", "red") for one in look.concerns)
     for pause in look.pauses:
         yield _pause(pause, frame), "yellow"
-    for route in look.routes:
-        since = spoken_time(route.since, zone)
-        reason = route.reason.removeprefix(f"{route.name}: ").rstrip(".")
-        yield f"Route {route.name} has been failing since {since}: {reason}.", "red"
-    yield from ((one.sentence, "red") for one in look.unserved)
-    yield from ((_hindrance(relay), "red") for relay in look.relays if relay.trouble)
+    yield from ((one.sentence, "yellow") for one in (look.deferrals or [])[:GROUPS_MAX])
     if look.open is None:
         yield "It is not counted: there is too much of it, or this is the first look.", "dim"
     else:
@@ -190,8 +198,6 @@ def _counts(look: Look, rates: Rates, frame: Frame) -> Iterator[tuple[str, str]]
     if found.put_off:
         until = "" if found.next_at is None else f", the next until {spoken_time(found.next_at, frame.zone(''))}"
         yield f"{found.put_off:,} put off, to be tried again{until}", ""
-    if found.in_doubt:
-        yield f"{found.in_doubt:,} in doubt: nobody knows whether they arrived", "red"
     for report, n in sorted(found.paused.items()):
         yield f"{n:,} held back by the pause of {report or 'everything'}", "yellow"
 
@@ -206,10 +212,6 @@ def _pause(pause: PauseSeen, frame: Frame) -> str:
     why = f": {pause.why}" if pause.why else ""
     since = spoken_time(pause.since, frame.zone(pause.report))
     return f"{pause.report or 'Everything'} is paused since {since} by {pause.who}{why}"
-
-
-def _hindrance(relay: RelaySeen) -> str:
-    return f"Relay {relay.id} on {relay.host} makes no progress: {(relay.trouble or '').rstrip('.')}."
 
 
 def _settled(look: Look) -> RenderableType:

@@ -4,12 +4,11 @@ Every fault is one sentence that says the key, what is wrong and the mend; all o
 with passwords show themselves without their secrets, so that no log, repr or fault can spill one.
 """
 
-import difflib
 import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -38,9 +37,11 @@ from outbox.errors import ConfigurationError
 from outbox.fields import CARRIERS, FIELD_NAME, OURS
 from outbox.helo import is_fqdn, is_literal
 from outbox.language import find
+from outbox.parameters import parse
 from outbox.period import Cadence, Covers
 from outbox.schedule import Schedule, fault_of
 from outbox.secret_files import LoginSource, age_s
+from outbox.spelling import did_you_mean as _did_you_mean
 from outbox.structured import header_field
 from outbox.trust import distrust_of
 from outbox.verp import TOKEN_MAX
@@ -172,6 +173,13 @@ class Priority(StrEnum):
     URGENT = "urgent"
 
 
+class FirstTick(StrEnum):
+    """Tick of its schedule that a report starts with when it is new to outbox."""
+
+    NEXT = "next"
+    LATEST = "latest"
+
+
 class EditionSettings(_Table):
     """What reports and the digest have in common: when, about which period, and what their emails are like."""
 
@@ -181,6 +189,7 @@ class EditionSettings(_Table):
     link: str
     unsubscribe: str | None = None  # where one click ends the emails, as the link; of mail readers, too (RFC 8058)
     schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
+    first_tick: FirstTick = FirstTick.NEXT  # which tick of its schedule a report that is new to outbox starts with
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
     priority: Priority = Priority.NORMAL  # urgent: before others that wait for the same route
@@ -196,6 +205,11 @@ class EditionSettings(_Table):
     def is_collected(self) -> bool:
         """Whether it goes into a digest instead of an email of its own."""
         return False
+
+    @property
+    def is_empty_allowed(self) -> bool:
+        """Return True if an edition without recipients is right; a digest has none when nothing waits for it."""
+        return True
 
     @property
     def send_before_s(self) -> float | None:
@@ -230,12 +244,12 @@ class EditionSettings(_Table):
             raise ValueError(f'{_shown(length)} is no length of time; write one like "48h", "90min" or "5d"')
         return length
 
-    @field_validator("catch_up")
+    @field_validator("catch_up", "first_tick")
     @classmethod
-    def _follows_a_schedule(cls, catch_up: str | None, info: ValidationInfo) -> str | None:
-        if catch_up is not None and info.data.get("schedule", "") is None:
+    def _follows_a_schedule(cls, given: str | None, info: ValidationInfo) -> str | None:
+        if given not in (None, FirstTick.NEXT) and info.data.get("schedule", "") is None:
             raise ValueError('stands without a schedule; write one beside it, like schedule = "0 6 * * mon"')
-        return catch_up
+        return given
 
     @field_validator("timezone")
     @classmethod
@@ -305,11 +319,17 @@ class ReportSettings(EditionSettings):
     source: str | None = None
     recipients: str | None = None
     data: str | None = None
+    may_be_empty: Annotated[bool, Field(strict=True)] = False  # an edition without recipients is not an error
 
     @property
     def is_collected(self) -> bool:
         """Whether it goes into a digest instead of an email of its own."""
         return self.deliver is Deliver.DIGEST
+
+    @property
+    def is_empty_allowed(self) -> bool:
+        """Return True if an edition without recipients is right."""
+        return self.may_be_empty
 
     @field_validator("deliver")
     @classmethod
@@ -342,8 +362,7 @@ class ReportSettings(EditionSettings):
     @field_validator("data")
     @classmethod
     def _asks_by_key(cls, data: str | None) -> str | None:
-        # What SQLAlchemy's text() takes for a parameter: not a cast (::key), not an escaped colon.
-        asked = {"key", "keys"}.intersection(re.findall(r"(?<![:\w\\]):(\w+)(?!:)", data or ""))
+        asked = {"key", "keys"}.intersection(parse(data or "").names)
         if data is not None and len(asked) != 1:
             wrong = "uses both :key and :keys" if asked else "uses neither :key nor :keys"
             raise ValueError(f"{wrong}; compare with :key (one recipient) or with :keys (a batch of them)")
@@ -510,8 +529,10 @@ class WaySettings(_Table):
         for name, value in headers.items():
             if not FIELD_NAME.fullmatch(name):
                 raise ValueError(f"{_shown(name)} is no header field's name; use letters, digits and hyphens")
-            if name.lower() in OURS | CARRIERS:
+            if name.lower() in (OURS | CARRIERS) - {"reply-to"}:
                 raise ValueError(f"{name} is written by outbox or by mail servers; take it out")
+            if name.lower() == "reply-to" and not (value.isascii() and _RCPT.fullmatch(value.strip())):
+                raise ValueError(f"{name} must be one address; use for example help@example.com")
             if _CONTROL.search(value):
                 raise ValueError(f"{name} has a line break or another control character; write it on one line")
             unknown = set(re.findall(r"\{(.*?)\}", value)) - {"email_id", "key"}
@@ -588,6 +609,10 @@ class Settings(WaySettings):
     doubt_grace_s: Annotated[float, _seconds(1, 604_800)] = 60.0  # how long late news may take before the policy acts
     resolver: str | None = None  # "module:callable", for in_doubt = "ask"
     asks_max: Annotated[int, _count(1000)] = 10
+    # An address is suppressed once so many different emails to it failed within that time, whatever the bounces say
+    # of its mailbox; None: only bounces that say that the address does not exist suppress it.
+    bounces_max: Annotated[int, _count(1000)] | None = None
+    bounces_within: str = "90d"
     retry: RetrySettings = RetrySettings()
     reports: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")], ReportSettings] = {}
     digest: DigestSettings | None = None
@@ -616,6 +641,18 @@ class Settings(WaySettings):
     log_addresses: Annotated[bool, Field(strict=True)] = False  # else each is shown as <address>
     http: str | None = None  # "127.0.0.1:9464": where a relay answers /metrics, /livez and /readyz
     dead_man_url: str | None = None  # called when an edition is complete: each report is made and sent
+
+    @property
+    def bounces_within_s(self) -> float:
+        """Return `bounces_within` in seconds."""
+        return duration_s(self.bounces_within)
+
+    @field_validator("bounces_within")
+    @classmethod
+    def _is_a_duration(cls, length: str) -> str:
+        if not 0 < duration_s(length) <= _UNITS_S["d"] * _DAYS_MAX:
+            raise ValueError(f'{_shown(length)} is not a duration; use for example "90d", "26w" or "48h"')
+        return length
 
     @property
     def wants_verified_tls(self) -> bool:
@@ -967,7 +1004,7 @@ def _is_found(path: Path) -> bool:
 def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
     """What the file says; nothing if it is not there although nobody named it."""
     try:
-        return _toml(path.read_bytes().decode())
+        return _toml(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         if asker:
             faults.append(f"{asker}: {path} does not exist; name a file that does.")
@@ -1025,7 +1062,7 @@ def _read_secret(variable: str, environ: Mapping[str, str], faults: list[str]) -
     if not path:
         return ""
     try:
-        text = Path(path).read_bytes().decode().strip()
+        text = Path(path).read_bytes().decode("utf-8-sig").strip()
     except OSError as error:
         faults.append(f"{variable}: {path} cannot be read ({error.strerror}); name a file that this user can read.")
     except ValueError:
@@ -1108,11 +1145,6 @@ def _unknown(loc: Sequence[str], key: str) -> str:
 def table_of(report: str) -> str:
     """Where a report's settings stand: `reports.progress`, or `digest`."""
     return DIGEST if report == DIGEST else f"reports.{_quoted(report)}"
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _quoted(part: str) -> str:

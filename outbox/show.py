@@ -9,12 +9,14 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested, suppression
+from outbox.attention import Choice, choices_of
 from outbox.database import storable
 from outbox.errors import OutboxError
 from outbox.failover import REMAINS
 from outbox.pause import Pause, read_pauses
 from outbox.prune import PRUNED
 from outbox.stored_mail import StoredMessage, read_header, read_message
+from outbox.waiver import read_absence
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +81,15 @@ class Story:
         """What a person may type about it as it stands."""
         if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
             return [suppression.remedy(self.to, self.suppressed, self.report)]
-        can = [] if self.gone else [suggested.command("retry", keys=[self.key])]
-        match self.state:
-            case "in_doubt":
-                return [self._resolve(decision) for decision in ("--sent", "--resend", "--discard")]
-            case "dead":
-                return [*can, self._resolve("--discard")]
-            case "cancelled" | "expired":
-                return can
-            case "pending":
-                return [one.remedy for one in self.pauses] + [suggested.command("cancel", keys=[self.key])]
-            case _:
-                return []
+        if self.state == "pending":
+            return [one.remedy for one in self.pauses] + [suggested.command("cancel", keys=[self.key])]
+        return [choice.command for choice in self.choices]
 
-    def _resolve(self, decision: str) -> str:
-        return suggested.command("resolve", keys=[self.key], after=[decision])
+    @property
+    def choices(self) -> list[Choice]:
+        """What a person may decide about it as it stands."""
+        is_of_report = self.report is not None
+        return choices_of(self.key, self.state, is_gone=self.gone is not None, is_of_report=is_of_report)
 
     def whole(self) -> bytes:
         """The message as it is sent.
@@ -169,7 +165,8 @@ async def read_story(connection: Any, key: str) -> Story:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(STORY, key) if storable(key) == key else None
         if row is None:
-            raise OutboxError(f"{key} is no email's key; {_nearest(key)} finds it.")
+            reason = await read_absence(connection, key)
+            raise OutboxError(reason or f"{key} is no email's key; {_nearest(key)} finds it.")
         tries = [Try(*found) for found in await connection.fetch(TRIES, row["id"])]
         pauses = await read_pauses(connection) if row["state"] == "pending" else []
     known = {name: value for name, value in row.items() if name not in ("id", "recipient", "recipient_key")}

@@ -8,6 +8,7 @@ take a time that grows with the square of a run of blanks.
 import base64
 import hashlib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def load_signer(settings: "DkimSettings", directory: Path) -> Signer:
         raise ConfigurationError("dkim: needs dkimpy; install outbox-mail[dkim], or take the table out.") from None
     path = directory / settings.key_file
     try:
-        key = path.read_bytes()
+        key = path.read_bytes().removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")  # as saved on Windows
     except OSError as error:
         raise ConfigurationError(
             f"dkim.key_file: {path} cannot be read ({error.strerror}); name a file that this user can read."

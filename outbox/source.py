@@ -12,6 +12,7 @@ from outbox import message
 from outbox.database import storable
 from outbox.digest import ITEMS, RECIPIENTS
 from outbox.errors import ConfigurationError, SourceError
+from outbox.parameters import parse
 from outbox.period import Period
 from outbox.plugin import Aside, UntrustedCodeError, load, said
 from outbox.settings import ReportSettings, Settings
@@ -82,7 +83,7 @@ def recipient_of(row: Mapping[str, Any], where: str) -> Recipient:
 
 
 def checked(recipient: Recipient) -> Recipient:
-    """The recipient with its address in the form that SMTP takes.
+    """Return the recipient with its address in the form that SMTP takes.
 
     Raises:
         ValueError: one sentence that says what is wrong with key or address.
@@ -90,14 +91,58 @@ def checked(recipient: Recipient) -> Recipient:
     """
     if not recipient.key or storable(recipient.key) != recipient.key:
         raise ValueError("the key is empty or no text that Postgres can hold; give every recipient a key of its own.")
+    if not recipient.email.strip():
+        raise ValueError(
+            "there is no email address (it is NULL or empty); enter one, or leave such rows out of the recipients."
+        )
     address = message.check_address(recipient.email)
     return Recipient(recipient.key, address, recipient.name, recipient.columns)
 
 
-async def windows(recipients: AsyncIterator[Recipient], size: int) -> AsyncIterator[list[Recipient]]:
-    """The stream in windows of at most `size`; the last may be empty."""
+def label_of(recipient: Recipient) -> str:
+    """Return the name under which a recipient is reported: the key.
+
+    It is the address of one without a key, and the escaped form of a key that Postgres cannot hold, so that no two
+    recipients share a name.
+    """
+    if not recipient.key:
+        return f"(no key, {storable(recipient.email).strip() or 'no email address'})"
+    return recipient.key if storable(recipient.key) == recipient.key else ascii(recipient.key)
+
+
+@dataclass(slots=True)
+class SharedAddresses:
+    """Recipients whose address an earlier one has, under another key. Memory holds a number for each address."""
+
+    count: int = 0
+    first: str = ""
+    _seen: set[int] = field(default_factory=set)
+
+    def note(self, recipient: Recipient) -> None:
+        """Count a recipient, whose address is checked and whose key has not come before."""
+        seen_before = len(self._seen)
+        self._seen.add(hash(recipient.email.lower()))
+        if len(self._seen) == seen_before:
+            self.count += 1
+            self.first = self.first or recipient.email
+
+
+async def windows(
+    recipients: AsyncIterator[Recipient], size: int, on_repeat: Callable[[Recipient], None] = lambda _: None
+) -> AsyncIterator[list[Recipient]]:
+    """Yield the distinct recipients of the stream in windows of at most `size`; the last may be empty.
+
+    Of rows with the same key the first counts, however far apart they are; the others go to `on_repeat`. So memory
+    holds a window, and every key.
+    """
+    seen: set[str] = set()
     window: list[Recipient] = []
     async for recipient in recipients:
+        seen_before = len(seen)
+        seen.add(label_of(recipient))
+        if len(seen) == seen_before:
+            on_repeat(recipient)
+            continue
         window.append(recipient)
         if len(window) == size:
             yield window
@@ -141,6 +186,8 @@ class SqlSource:
             async for rows in self.reader.stream(self.recipients_sql, _parameters(period, self.zone), FETCH_ROWS):
                 for row in rows:
                     yield recipient_of(row, where)
+        except UnreadableError as error:
+            raise SourceError(f"{where}: {error}.") from error
         except (QueryError, RowError) as error:
             raise SourceError(f"{where}: Postgres refuses the query ({error}); mend it there.") from error
 
@@ -186,6 +233,10 @@ class QueryError(Exception):
 
 class RowError(Exception):
     """A source failed on the values of one call: other recipients may do better."""
+
+
+class UnreadableError(RowError):
+    """A row has a value that Python cannot represent; the message names column and value."""
 
 
 def _parameters(period: Period, zone: tzinfo) -> dict[str, Any]:
@@ -276,7 +327,7 @@ async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
         return loaded
     assert report.recipients is not None
     assert report.data is not None
-    return SqlSource(name, report.recipients, report.data, ":keys" in report.data, reader, report.zone)
+    return SqlSource(name, report.recipients, report.data, "keys" in parse(report.data).names, reader, report.zone)
 
 
 def load_source(name: str, reference: str, directory: Path) -> PythonSource:

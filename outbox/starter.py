@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.agenda import AHEAD_MAX, Latest, Row, Standing, latest, making, passed_over, read, scheduled, upcoming
+from outbox.agenda import AHEAD_MAX, Latest, Row, Seen, Standing, making, passed_over, read, scheduled, upcoming
 from outbox.database import LOST_SESSION, connect, storable
 from outbox.errors import OutboxError
 from outbox.lock_wait import lock_waits
@@ -49,6 +49,12 @@ ON CONFLICT (report) DO UPDATE
    SET tick_at = excluded.tick_at, done_at = NULL, failures = 0, retry_at = now(), said = NULL
  WHERE s.tick_at < excluded.tick_at OR s.tick_at > now() + $3::interval
 RETURNING s.tick_at
+"""
+
+# A report that is new to outbox starts with its next tick: $2 is the latest before.
+FOLLOW: Final = """
+INSERT INTO outbox.schedule (report, tick_at, done_at, since) VALUES ($1, $2, now(), now())
+ON CONFLICT (report) DO NOTHING RETURNING report
 """
 
 DONE: Final = """
@@ -119,22 +125,23 @@ class Starter:
         if self._stopping:
             return LOOK_MAX_S
         async with self._connected() as connection:
-            now, rows = await read(connection, self.reports)
+            seen = await read(connection, self.reports)
+            now = seen.now
             looked_at = time.monotonic()
             moments = [now + timedelta(seconds=LOOK_MAX_S)]
             for name, report in self.reports.items():
-                found = latest(report, rows.get(name), now)
-                if found is not None:
-                    moments += await self._consider(connection, name, found, rows, now)
+                found = seen.latest(name, report)
+                if name in seen.new and (found is None or found.standing is Standing.NEW):
+                    await self._follow(connection, name, found, now)
+                elif found is not None:
+                    moments += await self._consider(connection, name, found, seen)
                 moments += [tick.at for tick in upcoming(report, now, 1)]
         passed_s = time.monotonic() - looked_at
         return max((min(moments) - now).total_seconds() - passed_s, LOOK_MIN_S)
 
-    async def _consider(
-        self, connection: Any, name: str, found: Latest, rows: Mapping[str, Row], now: datetime
-    ) -> list[datetime]:
-        """Start the latest tick of a report if it is due; gives the moment at which it will be, if that is known."""
-        row = rows.get(name)
+    async def _consider(self, connection: Any, name: str, found: Latest, seen: Seen) -> list[datetime]:
+        """Start the latest tick of a report if it is due; return the moment at which it will be, if that is known."""
+        now, row = seen.now, seen.rows.get(name)
         if found.standing is Standing.MISSED:
             self._say_missed(name, found)
         if found.standing not in (Standing.DUE, Standing.FAILING) or (name, found.tick.period) in self._under_way:
@@ -142,7 +149,7 @@ class Starter:
         # Another server's failure may be its own fault: each tries once by itself before it waits.
         if found.row is not None and self._tried.get(name) == found.tick.at and found.row.retry_at > now:
             return [found.row.retry_at]
-        if name == DIGEST and self._is_too_early(found, rows, now):
+        if name == DIGEST and self._is_too_early(found, seen):
             return [now + timedelta(seconds=EARLY_S)]
         if len(self._under_way) >= AT_ONCE_MAX:
             return []  # the next that ends wakes us
@@ -164,15 +171,38 @@ class Starter:
         task.add_done_callback(partial(self._ended, under))
         return []
 
-    def _is_too_early(self, found: Latest, rows: Mapping[str, Row], now: datetime) -> bool:
+    def _is_too_early(self, found: Latest, seen: Seen) -> bool:
         """Whether a report that the digest is to tell of is still to be made: it ticked before, and is not done.
 
         One that fails is waited for a while only, since it may fail for a single recipient for days.
         """
         collected = [(name, report) for name, report in self.reports.items() if report.is_collected]
-        before = [latest(report, rows.get(name), now) for name, report in collected]
-        waited_for = {Standing.DUE} | ({Standing.FAILING} if now < found.tick.at + FAILING_PATIENCE else set())
+        before = [seen.latest(name, report) for name, report in collected]
+        waited_for = {Standing.DUE} | ({Standing.FAILING} if seen.now < found.tick.at + FAILING_PATIENCE else set())
         return any(one.tick.at <= found.tick.at and one.standing in waited_for for one in before if one is not None)
+
+    async def _follow(self, connection: Any, name: str, found: Latest | None, now: datetime) -> None:
+        """Begin to follow the schedule of a report that is new to outbox: its next tick is the first."""
+        if await connection.fetchval(FOLLOW, name, now if found is None else found.tick.at) is None:
+            return  # another relay was first
+        report = self.reports[name]
+        first = [_civil(tick.at, report) for tick in upcoming(report, now, 1)]
+        log.info(
+            "schedule_new",
+            "{report}: its schedule is followed from now on, with the next tick: {first}",
+            report=name,
+            first=", ".join(first),
+        )
+        if found is not None:
+            log.info(
+                "schedule_new",
+                "{report} {period}: nothing is made for the tick before, at {tick}; run `outbox {command} --period "
+                "{period}` if no other system has made it",
+                report=name,
+                command=" ".join(making(name)),
+                period=found.tick.period,
+                tick=_civil(found.tick.at, report),
+            )
 
     async def _take_up(self, connection: Any, name: str, found: Latest, row: Row | None) -> None:
         taken = await connection.fetchval(TAKE_UP, name, found.tick.at, AHEAD_MAX)

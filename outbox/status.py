@@ -1,11 +1,26 @@
-"""What is going on, read from the database: counts, the living relays, recent editions, and what needs a person."""
+"""State of the fleet, read from the database: counts, living relays, recent editions, and what needs a person."""
 
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
+from outbox.attention import (
+    COUNTED,
+    EDITIONS_FOR,
+    MISSING,
+    ROUTES,
+    SCHEDULES,
+    UNDECIDED,
+    Choice,
+    Concern,
+    RouteStatus,
+    choices_of,
+    headline,
+    read_concerns,
+)
 from outbox.database import ALIVE, RELAY_LOCKS
+from outbox.deferrals import Deferral, read_deferrals
 from outbox.pace import FOUND, found_of
 from outbox.pause import Pause, read_pauses
 from outbox.prune import BARE
@@ -35,16 +50,6 @@ class RelayStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteStatus:
-    """A way to a mail server that is in trouble: nobody connects but one probe at a time."""
-
-    name: str
-    since: datetime
-    reason: str
-    failures: int
-
-
-@dataclass(frozen=True, slots=True)
 class RateStatus:
     """Rate that the mail server of a route takes, found from what it refused; the fleet sends at it."""
 
@@ -70,10 +75,12 @@ class ScheduleStatus:
 
 @dataclass(frozen=True, slots=True)
 class EditionStatus:
-    """An edition as it goes; `expected` is null until one run has seen all recipients.
+    """An edition by what became of its recipients; `expected` is null until one run has seen all of them.
 
-    A report that is in a digest is sent when that is; `collected` are those that wait for one. `suppressed` are not
-    sent since their address is on the suppression list, and not in `not_sent`; `bounced` are of those that are sent.
+    Each report is counted once: as `sent`, `waiting` (pending or being sent), `in_doubt`, `failed` (dead or expired,
+    and undecided), `cancelled` (a person decided not to send it), `suppressed` (the address is on the suppression list)
+    or `collected` (it waits for a digest; a report in a digest is what the digest is). `missing` are recipients without
+    a report, `waived` those to whom nothing is owed; `bounced` are of those that are sent.
     """
 
     report: str
@@ -81,24 +88,30 @@ class EditionStatus:
     expected: int | None
     made: int
     sent: int
-    not_sent: int
+    waiting: int
+    in_doubt: int
+    failed: int
+    cancelled: int
+    missing: int
+    waived: int
     collected: int
     suppressed: int = 0
     bounced: int = 0
+    done_elsewhere_at: datetime | None = None
+    """When a person declared that another system made it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A delivery that waits for a person, the last thing heard of it, and a command that decides.
-
-    The command ends with the first of `choices`; each of the others may stand in its place.
-    """
+    """An email, or a recipient without a report (`missing`), that needs a person, with the last thing heard of it."""
 
     key: str
     state: str
     said: str
     command: str
-    choices: list[str]
+    """Shows all that is known of it, and changes nothing."""
+    choices: list[Choice]
+    """What a person may decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +129,26 @@ class Status:
     """Those in trouble only."""
     unserved: list[Unserved] = field(default_factory=list)
     rates: list[RateStatus] = field(default_factory=list)
+    deferrals: list[Deferral] = field(default_factory=list)
+    """Emails that wait after a try, by the reply."""
+    concerns: list[Concern] = field(default_factory=list)
+    """All that needs a person."""
+
+    @property
+    def limiting_rates(self) -> list[RateStatus]:
+        """Rates of servers that take some mail: not of one that a relay reports as taking none, with the same reply."""
+        troubles = [relay.trouble for relay in self.relays if relay.trouble]
+        return [rate for rate in self.rates if not any(rate.said in trouble for trouble in troubles)]
+
+    @property
+    def attention(self) -> str:
+        """Whether a person is needed, in one line."""
+        return headline(self.concerns)
 
     def as_json(self) -> dict[str, Any]:
         """The counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
         rest = {k: v for k, v in asdict(self).items() if k != "counts"}
-        return {**self.counts, **rest}
+        return {**self.counts, **rest, "attention": self.attention}
 
 
 COUNTS: Final = "SELECT state, count(*) AS n FROM outbox.delivery GROUP BY state"
@@ -138,48 +166,35 @@ SELECT r.id, r.host, r.pid, r.version, r.started_at,
 {ALIVE} ORDER BY r.id
 """
 
-# A pause that nobody has tried to end for a minute is nobody's any more: its relays are gone or use another server.
-ROUTES: Final = """
-SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
-"""
-
 RATES: Final = f"SELECT route, found_at, {FOUND} FROM outbox.pace WHERE found_rate IS NOT NULL ORDER BY route"
 
-# What failed longer ago than any period lasts is of a schedule that nobody follows any more.
-SCHEDULES: Final = """
-SELECT report, tick_at, failures, retry_at, coalesce(said, '')
-  FROM outbox.schedule WHERE done_at IS NULL AND failures > 0 AND tick_at > now() - interval '32 days' ORDER BY report
-"""
-
-EDITIONS: Final = """
-SELECT e.report, e.period, e.expected, count(r.id) AS made,
-       count(*) FILTER (WHERE d.state = 'sent') AS sent,
-       count(*) FILTER (WHERE d.state <> 'sent' AND s.verdict IS DISTINCT FROM 'suppressed') AS not_sent,
-       count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected,
-       count(*) FILTER (WHERE s.verdict = 'suppressed') AS suppressed,
-       count(*) FILTER (WHERE d.state = 'sent' AND b.email IS NOT NULL) AS bounced
-  FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e
-  LEFT JOIN outbox.report r ON r.edition = e.id
-  LEFT JOIN outbox.digest_item i ON i.report = r.id
-  LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id)
-  LEFT JOIN outbox.delivery d ON d.email = m.id
-  LEFT JOIN LATERAL (SELECT a.verdict FROM outbox.attempt a WHERE a.email = d.email AND d.state = 'cancelled'
-                      ORDER BY a.settled_at DESC LIMIT 1) s ON true
-  LEFT JOIN (SELECT DISTINCT email FROM outbox.bounce WHERE kind IN ('hard', 'complained')) b ON b.email = d.email
- GROUP BY e.id, e.report, e.period, e.expected, e.starts_at
+EDITIONS: Final = f"""
+SELECT e.report, e.period, e.expected, c.*, e.done_elsewhere_at
+  FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e CROSS JOIN LATERAL ({COUNTED}) c
  ORDER BY e.starts_at DESC, e.id DESC
 """
 
-TROUBLES: Final = """
-SELECT m.key, d.state,
-       coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = d.email
+# What is in doubt and what failed, each in the order in which it was made, the newest first.
+TROUBLES: Final = f"""
+SELECT m.key, t.state, m.report IS NOT NULL,
+       coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = t.email
                   ORDER BY a.settled_at DESC LIMIT 1), ''),
-       {bare}
-  FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
- WHERE d.state IN ('in_doubt', 'dead')
-   AND NOT EXISTS (SELECT FROM outbox.attempt a
-                    WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved')
- ORDER BY d.state DESC, d.email DESC LIMIT $1
+       {{bare}}
+  FROM (
+    (SELECT email, 'in_doubt' AS state FROM outbox.delivery
+      WHERE settled_at IS NULL AND doubted_at IS NOT NULL ORDER BY email DESC LIMIT $1)
+    UNION ALL
+    (SELECT d.email, d.state FROM {UNDECIDED} ORDER BY d.state, d.email DESC LIMIT $1)
+  ) t JOIN outbox.email m ON m.id = t.email
+ ORDER BY array_position(array['in_doubt', 'dead', 'expired'], t.state), t.email DESC LIMIT $1
+"""
+
+UNREACHED: Final = f"""
+SELECT e.report || '/' || e.period || '/' || u.key, u.reason
+  FROM outbox.edition e CROSS JOIN LATERAL (
+    SELECT u.recipient_key AS key, u.reason FROM {MISSING} ORDER BY u.recipient_key LIMIT $1) u
+ WHERE e.created_at > now() - {EDITIONS_FOR} AND e.done_elsewhere_at IS NULL
+ ORDER BY e.starts_at DESC, e.id DESC, u.key LIMIT $1
 """
 
 
@@ -203,8 +218,14 @@ async def read_status(connection: Any) -> Status:
         editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
         statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
         troubles = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
+        missing = await connection.fetch(UNREACHED, NAMED_MAX - len(troubles))
+        troubles += [_trouble(key, "missing", True, reason, False) for key, reason in missing]
+        deferrals = await read_deferrals(connection)
+        concerns = await read_concerns(connection)
     counts = {state: found.get(state, 0) for state in STATES}
-    return Status(counts, oldest, relays, routes, pauses, editions, troubles, schedules, unserved, rates)
+    return Status(
+        counts, oldest, relays, routes, pauses, editions, troubles, schedules, unserved, rates, deferrals, concerns
+    )
 
 
 async def read_rates(connection: Any) -> list[RateStatus]:
@@ -217,6 +238,6 @@ async def read_rates(connection: Any) -> list[RateStatus]:
     return rates
 
 
-def _trouble(key: str, state: str, said: str, bare: bool) -> Trouble:
-    choices = (["--sent"] if state == "in_doubt" else []) + ([] if bare else ["--resend"]) + ["--discard"]
-    return Trouble(key, state, said, suggested.command("resolve", keys=[key], after=choices[:1]), choices)
+def _trouble(key: str, state: str, is_of_report: bool, said: str, is_gone: bool) -> Trouble:
+    choices = choices_of(key, state, is_gone=is_gone, is_of_report=is_of_report)
+    return Trouble(key, state, said, suggested.command("show", keys=[key]), choices)

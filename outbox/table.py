@@ -5,12 +5,16 @@ All judgement on that lies here, where it can be tested; the templates only lay 
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 from unicodedata import category, combining, east_asian_width
 
+from outbox.errors import TemplateUseError
 from outbox.language import DASH, ENGLISH, GROUPED_MIN, Language
 
 # Figures that name something are not quantities, and some quantities do not add up. Both are told by the
@@ -35,6 +39,11 @@ _TEXT_BAR_MIN, _TEXT_BAR_MAX = 8, 24  # of a longest bar
 _BARS_COLUMNS_MAX = 4  # where there are more, they need the room
 _WORD_MAX = 24
 _HEADLINE_MAX = 3
+_DEPTH_MAX = 8  # of values within values
+_PLAIN_MAX = Decimal(10) ** 21  # a larger number is written with its power of ten
+_PLACES_MAX = 30
+_EXPONENT_MAX = 200_000  # more than PostgreSQL's numeric has; arithmetic with larger numbers could overflow
+_QUOTED_MAX = 60
 _HEADLINE_CHARACTERS_MAX = 18  # in large figures, beside each other on a phone
 
 
@@ -52,6 +61,9 @@ class Column:
     breaks: bool = False
     figure: Decimal | None = None
 
+    def __str__(self) -> str:
+        return self.title
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -59,6 +71,9 @@ class Row:
 
     cells: list[str]
     percent: int
+
+    def __str__(self) -> str:
+        return ", ".join(self.cells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +92,14 @@ class Table:
     more: int
     language: Language
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def figures(self) -> str:
         """The headline for programs, as JSON (`[["Done", 12]]`): a later edition draws a line through them."""
         told = [(column.title, float(column.figure)) for column in self.headline if column.figure is not None]
-        return json.dumps(told, ensure_ascii=False)
+        return json.dumps([(title, figure) for title, figure in told if isfinite(figure)], ensure_ascii=False)
 
     @property
     def text(self) -> str:
@@ -125,8 +143,11 @@ class Table:
         return "  ".join(padded).rstrip()
 
 
-def humanise(name: str) -> str:
-    """A column's name as a heading: `done_count` as `Done count`, `person_id` as `Person ID`."""
+def humanise(name: object) -> str:
+    """Return a column's name as a heading: `done_count` as `Done count`, `person_id` as `Person ID`; None is a dash."""
+    if name is None:
+        return DASH
+    name = str(name)
     words = [_CAPITALS.get(word, word) for word in name.replace("_", " ").split()]
     title = " ".join(words)
     return title[:1].upper() + title[1:] if title else name
@@ -183,38 +204,146 @@ def excerpt_of(
 
 
 def cell(value: object, zone: tzinfo | None = None, year: int | None = None, language: Language = ENGLISH) -> str:
-    """Any value as short text: None is a dash, a date `Mon 16 Nov`, an aware time is shown in `zone`.
+    """Return any value as short text: None is a dash, a date `Mon 16 Nov`, an aware time is shown in `zone`.
 
-    A date outside `year` (where one is given) shows its own year instead of the day of the week.
+    A date outside `year` (where one is given) shows its own year instead of the day of the week. The elements of an
+    array stand after commas (`backend, urgent`), those of JSON and of composite types with their names, and ranges of
+    whole numbers and of days from first to last.
     """
+    return _cell(value, _Look(zone, year, language), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How the values of one cell are shown."""
+
+    zone: tzinfo | None
+    year: int | None
+    language: Language
+
+
+def _cell(value: object, look: _Look, depth: int) -> str:
     match value:
         case None | bool():
-            return DASH if value is None else language.say("yes" if value else "no")
+            return DASH if value is None else look.language.say("yes" if value else "no")
         case date() | time() | timedelta():
-            return _when(value, zone, year, language)
+            return _when(value, look.zone, look.year, look.language)
         case int() | float() | Decimal():
-            return number_of(value, None, language)
-        case dict() | list() | tuple():
-            return json.dumps(value, ensure_ascii=False, default=str)
-        case bytes():
-            return language.say("bytes", n=len(value))
-        case _:
+            return number_of(value, None, look.language)
+        case bytes() | bytearray() | memoryview():
+            return look.language.say("bytes", n=memoryview(value).nbytes)
+        case str():
             return str(value)
+        case _:
+            return _compound(value, look, depth)
+
+
+def _compound(value: Any, look: _Look, depth: int) -> str:
+    """Return a value with parts: an array, an object of JSON, a row, a range, a shape; other values as str does."""
+    if hasattr(value, "isempty") and hasattr(value, "lower_inc"):  # a range of asyncpg, psycopg or SQLAlchemy
+        text = DASH if value.isempty else _range(value, look, depth)
+        is_one = True
+    elif hasattr(value, "items") and hasattr(value, "keys"):  # a mapping; asyncpg's rows are not registered as such
+        pairs = [(str(key), _part(one, look, depth)) for key, one in value.items()]
+        text = ", ".join(look.language.say("entry", name=key, value=part) for key, part in pairs)
+        is_one = False
+    elif isinstance(value, list | tuple | set | frozenset) or hasattr(value, "points"):  # a path or polygon has points
+        text = ", ".join(_part(one, look, depth) for one in getattr(value, "points", value))
+        is_one = False
+    else:
+        return str(value.as_string() if hasattr(value, "as_string") else value).strip()  # bits as 101
+    if not text:
+        return DASH
+    return text if is_one or depth == 0 else f"({text})"
+
+
+def _part(value: object, look: _Look, depth: int) -> str:
+    return _cell(value, look, depth + 1) if depth < _DEPTH_MAX else "…"
+
+
+def _range(value: Any, look: _Look, depth: int) -> str:
+    """Return first and last value of a range, with an ellipsis where it has no bound.
+
+    Those of whole numbers and days are stored half-open (PostgreSQL docs, 8.17.7), which people do not expect.
+    """
+    first, last = value.lower, value.upper
+    first = None if first in (date.min, datetime.min) else first  # noqa: DTZ901 - asyncpg's own values of infinity
+    last = None if last in (date.max, datetime.max) else last  # noqa: DTZ901
+    if first is not None and not value.lower_inc and (step := _step(first)) is not None:
+        first += step
+    if last is not None and not value.upper_inc and (step := _step(last)) is not None:
+        last -= step
+    if first is not None and first == last:
+        return _part(first, look, depth)
+    ends = ("…" if end is None else _part(end, look, depth) for end in (first, last))
+    return f" {DASH} ".join(ends)
+
+
+def _step(value: object) -> Any:
+    """Return the distance to the next value of a discrete type; None for others."""
+    if isinstance(value, int):
+        return 1
+    return timedelta(days=1) if isinstance(value, date) and not isinstance(value, datetime) else None
 
 
 def number_of(value: float | Decimal, places: int | None = None, language: Language = ENGLISH) -> str:
-    """A number with so many decimals, or as many as say enough; what is none, or endless, is a dash."""
+    """Return a number with so many decimals, or as many as say enough; NaN and the infinities are a dash.
+
+    From `_PLAIN_MAX` on it is written as 1.5E+30.
+    """
     number = _decimal(value)
     grouped = number is not None and abs(number) >= GROUPED_MIN
     return _number(number, _places(value) if places is None else places, language, grouped=grouped)
 
 
 def percent_of(value: float | Decimal, places: int = 0, language: Language = ENGLISH) -> str:
-    """A share of one (0.42) as a percentage; what is no number, or endless, is a dash."""
+    """Return a share of one (0.42) as a percentage; NaN and the infinities are a dash."""
     number = _decimal(value)
     if number is None:
         return DASH
-    return language.percent(number_of(100 * number, places, language))
+    return language.percent(number_of(number.scaleb(2), places, language))
+
+
+def asked_number(value: object, name: str, places: object) -> float | Decimal | None:
+    """Return what a template gave the filter `name`, as a number; None for NULL and for an empty text.
+
+    A number that comes as text is one, as of a `text` column or of JSON.
+
+    Raises:
+        TemplateUseError: it is no number, or `places` is no number of decimals.
+
+    """
+    if places is not None and (
+        not isinstance(places, int) or isinstance(places, bool) or not 0 <= places <= _PLACES_MAX
+    ):
+        raise TemplateUseError(
+            f"{name}: {_quoted(places)} is not a number of decimals; give a whole number from 0 to {_PLACES_MAX}"
+        )
+    match value:
+        case None:
+            return None
+        case bool():
+            pass
+        case int() | float() | Decimal():
+            return value
+        case Integral():
+            return int(value)
+        case Real():
+            return float(value)
+        case str():
+            if not value.strip():
+                return None
+            try:
+                return Decimal(value.strip())
+            except InvalidOperation:
+                pass
+    raise TemplateUseError(f"{name}: {_quoted(value)} is not a number; give a number, or use cell for other values")
+
+
+def _quoted(value: object) -> str:
+    text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
+    text = text if len(text) <= _QUOTED_MAX else f"{text[:_QUOTED_MAX]}…"
+    return f'"{text}"' if isinstance(value, str) else text
 
 
 def _is_quantity(name: str, values: Iterable[object]) -> bool:
@@ -290,8 +419,14 @@ def _percents(values: Sequence[Any]) -> list[int]:
 
 def _decimal(value: float | Decimal) -> Decimal | None:
     """The number as a person reads it (0.1 is 0.1), or None for what is no number or endless."""
-    number = value if isinstance(value, Decimal) else Decimal(repr(value))
-    return number if number.is_finite() else None
+    match value:
+        case Decimal():
+            number = value
+        case int():
+            number = Decimal(value)  # its repr may not have more than 4,300 digits
+        case _:
+            number = Decimal(float.__repr__(value))  # that of a subclass, as numpy's, may be no number
+    return number if number.is_finite() and number.adjusted() <= _EXPONENT_MAX else None
 
 
 def _places(value: float | Decimal) -> int:
@@ -306,6 +441,10 @@ def _places(value: float | Decimal) -> int:
 def _number(number: Decimal | None, places: int, language: Language, *, grouped: bool) -> str:
     if number is None:
         return DASH
+    if abs(number) >= _PLAIN_MAX:
+        text, _, power = f"{abs(number):.2E}".partition("E")
+        shown = language.number(text.rstrip("0").rstrip("."), grouped=False, negative=number < 0)
+        return f"{shown}E{power}"
     text = f"{abs(number):.{places}f}"
     return language.number(text, grouped=grouped, negative=number < 0 and bool(text.strip("0.")))
 
@@ -318,11 +457,12 @@ def _when(value: date | time | timedelta, zone: tzinfo | None, year: int | None,
     if not isinstance(value, datetime):
         return language.day(value, year)
     if value.tzinfo is not None and value.replace(tzinfo=UTC) not in _ENDLESS:
-        value = value.astimezone(zone)
+        with suppress(OverflowError, ValueError):  # at an end of the calendar, beyond which the zone is: shown as it is
+            value = value.astimezone(zone)
     return language.moment(value, year)
 
 
-# PostgreSQL's ±infinity, as asyncpg gives it: no other zone can hold it.
+# PostgreSQL's ±infinity, as asyncpg gives it: the same in every zone.
 _ENDLESS = frozenset({datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)})
 
 

@@ -223,8 +223,22 @@ class RecentReplies:
         """Note a deferral; `tries` counts this one."""
         self._latest.append((recipient, sentence_of(reply), tries <= 1, now))
 
-    def judge(self, email: int, recipient: str, reply: str, now: float, *, tries: int) -> Judgement:
-        """Judge a deferral that is noted. A recipient that is greylisted by name has a try of its own."""
+    def judge(
+        self,
+        email: int,
+        recipient: str,
+        reply: str,
+        now: float,
+        *,
+        tries: int,
+        known: str = "",
+        names_recipient: bool = False,
+    ) -> Judgement:
+        """Judge a deferral that is noted. A recipient that is greylisted by name has a try of its own.
+
+        `known` is a reply that the fleet has found to be the route's; it counts while this relay has sent nothing.
+        `names_recipient`: the reply says that it is about the recipient, as a full mailbox does.
+        """
         if GREYLISTED.search(reply):
             return Judgement(is_own=True, is_of_the_rate=False)
         sentence = sentence_of(reply)
@@ -232,11 +246,21 @@ class RecentReplies:
         if is_common:
             self._learned[sentence] = now
         is_learned = tries <= 1 and now - self._learned.get(sentence, -LEARNED_S) < LEARNED_S
+        # Tries get rare as their pauses grow, so that few are near each other. While the server has taken nothing since
+        # the sentence was learned, it still says the same to all.
+        is_learned = is_learned or (not names_recipient and self._says_only(sentence, known))
         is_own = not (is_common or is_learned) or self._is_its_own(email, is_learned=is_learned and not is_common)
         if not is_own:
             self._remember(email)
             self.deferred += 1
         return Judgement(is_own, is_of_the_rate=not is_own)
+
+    def _says_only(self, sentence: str, known: str) -> bool:
+        """Return True if the server has taken nothing since most recipients got this sentence."""
+        learned_at = self._learned.get(sentence)
+        if learned_at is None:
+            return self.accepted_at is None and bool(known) and sentence_of(known) == sentence
+        return self.accepted_at is None or self.accepted_at < learned_at
 
     def is_common(self, recipient: str, reply: str, now: float) -> bool:
         """Return True if most of the other recipients that were tried in the last seconds got the same reply."""

@@ -15,12 +15,14 @@ from typing import Any, Final
 
 import asyncpg
 
+from outbox.attention import COUNTED as COUNTED_OF
+from outbox.attention import ROUTES, Concern, RouteStatus, read_concerns
 from outbox.database import ALIVE, LOST_SESSION, RELAY_LOCKS, connect, is_ended
+from outbox.deferrals import DEFERRED, LOOKED_AT_MAX, Deferral, deferrals_of
 from outbox.errors import OutboxError
 from outbox.routing import Unserved, read_unserved
 from outbox.schema import require_current
 from outbox.settings import Settings
-from outbox.status import ROUTES, RouteStatus
 
 REST: Final = 20.0  # times as long as a count took: it is not asked for again before
 REST_SETTLED: Final = 100.0  # the same, for what hardly changes any more
@@ -76,15 +78,27 @@ class EditionSeen:
     period: str
     expected: int | None
     completed_at: datetime | None
+    done_elsewhere_at: datetime | None = None
+    """When a person declared that another system made it."""
     made: int | None = None
     sent: int | None = None
+    waiting: int | None = None
+    """Pending or being sent."""
     in_doubt: int | None = None
-    lost: int | None = None
-    """Dead, expired or cancelled by a person."""
+    failed: int | None = None
+    """Dead or expired, and nobody has decided."""
+    cancelled: int | None = None
+    """A person decided not to send it: cancelled, discarded or waived."""
+    missing: int | None = None
+    """Recipients without a report, as the latest run of generate found them."""
+    waived: int | None = None
+    """Recipients without a report to whom nothing is owed."""
+    collected: int | None = None
+    """Reports that wait for a digest."""
     suppressed: int | None = None
     """Cancelled, since the address is on the suppression list."""
-    collected: int | None = None
-    """Those that wait for a digest."""
+    bounced: int | None = None
+    """Of those that are sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,10 @@ class Look:
     given_today: int | None = None
     """Emails of the last 24 hours that count for `daily_max`, where there is one."""
     unserved: list[Unserved] = field(default_factory=list)
+    concerns: list[Concern] = field(default_factory=list)
+    """All that needs a person."""
+    deferrals: list[Deferral] | None = None
+    """Emails that wait after a try, by the reply."""
 
 
 NOW: Final = "SELECT now()"
@@ -115,7 +133,8 @@ SELECT report, since, left(who, 500) AS who, left(why, 2000) AS why FROM outbox.
 """
 
 EDITIONS: Final = """
-SELECT id, report, period, expected, completed_at FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1
+SELECT id, report, period, expected, completed_at, done_elsewhere_at FROM outbox.edition
+ ORDER BY starts_at DESC, id DESC LIMIT $1
 """
 
 # By the index of what is in doubt alone.
@@ -138,19 +157,7 @@ SELECT CASE WHEN state <> 'pending' THEN state WHEN paused IS NOT NULL THEN 'pau
   FROM outbox.delivery WHERE settled_at IS NULL GROUP BY 1, 2, 3
 """
 
-COUNTED: Final = """
-SELECT count(*) AS made, count(*) FILTER (WHERE d.state = 'sent') AS sent,
-       count(*) FILTER (WHERE d.state = 'in_doubt') AS in_doubt,
-       count(*) FILTER (WHERE d.state IN ('dead', 'expired', 'cancelled')
-                          AND s.verdict IS DISTINCT FROM 'suppressed') AS lost,
-       count(*) FILTER (WHERE s.verdict = 'suppressed') AS suppressed,
-       count(*) FILTER (WHERE i.report IS NOT NULL AND i.digest IS NULL) AS collected
-  FROM outbox.report r LEFT JOIN outbox.digest_item i ON i.report = r.id
-  LEFT JOIN outbox.email m ON m.report = coalesce(i.digest, r.id) LEFT JOIN outbox.delivery d ON d.email = m.id
-  LEFT JOIN LATERAL (SELECT a.verdict FROM outbox.attempt a WHERE a.email = d.email AND d.state = 'cancelled'
-                      ORDER BY a.settled_at DESC LIMIT 1) s ON true
- WHERE r.edition = $1
-"""
+COUNTED: Final = f"SELECT c.* FROM outbox.edition e CROSS JOIN LATERAL ({COUNTED_OF}) c WHERE e.id = $1"
 
 SETTLED: Final = """
 SELECT state, count(*) AS n FROM outbox.delivery WHERE settled_at IS NOT NULL GROUP BY state
@@ -229,6 +236,7 @@ class Watcher:
         self._route = settings.smtp_url.name if settings.smtp_url is not None and settings.daily_max else None
         self._connection: Any = None
         self._open = Seldom()
+        self._deferred = Seldom()
         self._settled = Seldom()
         self._settled_of = (SETTLED,) if newest is None else (SETTLED_OF_NEWEST, newest)
         self._counted: dict[int, Seldom] = {}
@@ -290,6 +298,7 @@ class Watcher:
             look = await self._read_cheap(connection)
             self._show(look)
             await self._open.ask(connection, look.at, OPEN)
+            await self._deferred.ask(connection, look.at, DEFERRED, LOOKED_AT_MAX)
             self._show(look)
             for edition in look.editions:
                 rest = REST if edition.completed_at is None else REST_SETTLED
@@ -308,6 +317,7 @@ class Watcher:
             look,
             editions=editions,
             open=None if self._open.value is None else open_of(self._open.value),
+            deferrals=None if self._deferred.value is None else deferrals_of(self._deferred.value),
             settled=None if self._settled.value is None else {row["state"]: row["n"] for row in self._settled.value},
             settled_at=self._settled.counted_at,
         )
@@ -326,6 +336,7 @@ class Watcher:
             [EditionSeen(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)],
             [row["key"] for row in await connection.fetch(IN_DOUBT, IN_DOUBT_MAX)],
             unserved=await read_unserved(connection),
+            concerns=await read_concerns(connection),
             given_today=None if self._route is None else await connection.fetchval(GIVEN, self._route),
         )
 

@@ -183,3 +183,44 @@ Content-Type: message/rfc822
 Hello
 --part--
 """
+
+
+def report(
+    *, token="", final="rfc822; bo@example.com", original="", action="failed", status="5.1.1", diagnostic="", more=""
+) -> bytes:
+    """The least that a report says: whose address failed, and why. The token is in the address that it came to."""
+    fields = {"Final-Recipient": final, "Original-Recipient": original}
+    fields |= {"Action": action, "Status": status, "Diagnostic-Code": diagnostic}
+    group = "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
+    return f"""\
+Delivered-To: bounces+{token}@example.com
+From: MAILER-DAEMON@mx.example.net
+Message-ID: <a1.{abs(hash((token, group, more)))}@mx.example.net>
+MIME-Version: 1.0
+Content-Type: multipart/report; report-type=delivery-status; boundary="B"
+
+--B
+Content-Type: message/delivery-status
+
+Reporting-MTA: dns; mx.example.net
+
+{group}{more}
+--B--
+""".encode()
+
+
+# A reply of a person, quoted below what he or she writes, with the first words of qmail's format.
+PERSON = """\
+Return-Path: <bo@example.com>
+From: Bo <bo@example.com>
+To: reports@example.com
+Subject: Re: Progress
+Message-ID: <p1@example.com>
+In-Reply-To: {message_id}
+References: {message_id}
+
+Hi. This is the third week in which section 5.1.1 of my report is empty.
+
+<bo@example.com>:
+5.1.1 is what I mean.
+"""

@@ -4,27 +4,49 @@ Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong.
 commands that need them, so that cron pays for what it uses. The commands sit by what a person wants of them:
 
     making     init, generate, digest    reports come to be
-    scheduling schedule                  when editions are started without a cron
+    scheduling schedule, mark-done       which editions are started when, and which are not
     sending    relay, prune              emails go out, and grow old
     looking    status, audit, doctor     nothing is changed
     reading    list, show                ... email by email
     watching   watch                     ... live
     serving    web                       ... in a browser
-    deciding   retry, cancel, resolve    a person decides, and is asked before much is touched
+    deciding   retry, cancel, resolve,   a person decides, and is asked before much is touched
+               waive
     holding    pause, resume             a person holds back a report, or all mail
     refusing   suppress, bounce          who gets no more email
     trying     preview, test-send, demo  nothing of it comes into the outbox
     selecting  what those share that pick emails
     attending  what runs beside a relay: measures, health, traces
     frame      what every command shares
+    streams    standard output and error, in any encoding
 """
 
+import errno
 import gc
 
 gc.set_threshold(20_000)  # before all else: imports make many objects and no garbage, and collecting at 700 costs 50 ms
 
+import logging
 import os
+import signal
 import sys
+import threading
+from contextlib import suppress
+
+
+def _end_at_once(signum: int, _frame: object) -> None:
+    """End the process as the signal itself would, with the exit code that a shell gives it."""
+    os._exit(128 + signum)
+
+
+# The first process of a container (PID 1) ignores every signal that it has no handler for (pid_namespaces(7)), so that
+# `docker stop` and Kubernetes would wait for their whole grace period before they kill it. Commands that finish
+# something first, such as the relay, replace these handlers. A command that ends by a signal leaves nothing half done:
+# what a transaction has not committed never was. The handlers come before the imports below, which take long.
+if os.getpid() == 1 and threading.current_thread() is threading.main_thread():
+    for _signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(_signum) is signal.SIG_DFL:
+            signal.signal(_signum, _end_at_once)
 
 from outbox.cli import (
     deciding,
@@ -36,6 +58,7 @@ from outbox.cli import (
     scheduling,
     sending,
     serving,
+    streams,
     trying,
     watching,
 )
@@ -60,7 +83,10 @@ __all__ = [
 
 
 def main() -> None:
-    """Run a command; every fault that a user can meet is one sentence on stderr."""
+    """Run a command. An error that a user can meet is one sentence on stderr."""
+    streams.prepare()
+    if logging.lastResort is not None:  # of commands that configure no log: a warning is a sentence of outbox, too
+        logging.lastResort.setFormatter(logging.Formatter("outbox: %(message)s"))
     try:
         app(prog_name="outbox")
     except OutboxError as error:
@@ -70,7 +96,14 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
+        _discard_output()  # the reader has seen enough
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        _discard_output()
+        path = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        print(f"outbox: {path}{os.strerror(error.errno)}.", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlalchemy"):
@@ -79,6 +112,18 @@ def main() -> None:
         sys.exit(1)
     finally:
         gc.freeze()  # else the interpreter's last collections walk through all that was imported: 100 ms
+
+
+# Errors of the machine that a command runs on: a disk that is full or read-only, a missing right, too many open files.
+_OF_THE_SYSTEM = {
+    errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+
+
+def _discard_output() -> None:
+    """Write what standard output still holds nowhere: Python would try again at exit, and report it a second time."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _said(error: BaseException) -> str:

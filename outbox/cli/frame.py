@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from outbox.cli import streams
+
 if TYPE_CHECKING:
     from outbox.settings import Settings
 
@@ -19,7 +21,7 @@ _T = TypeVar("_T")
 
 # In which `outbox --help` names them: as one meets them.
 ORDER = (
-    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "relay"),
+    *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "mark-done", "relay"),
     *("status", "watch", "list", "show", "audit"),
     *("retry", "cancel", "resolve", "pause", "resume", "suppress", "bounce", "prune", "web", "demo"),
 )
@@ -76,10 +78,24 @@ def settings_of(context: typer.Context, config: Path | None) -> "Settings":
 
 
 def awaited(main: Coroutine[Any, Any, _T]) -> _T:
-    """What a coroutine gives."""
+    """Return the result of a coroutine.
+
+    Raises:
+        KeyboardInterrupt: SIGINT ended it, whatever the cancelled code raised.
+
+    """
     import asyncio
 
-    return asyncio.run(main)
+    async def interruptible() -> _T:
+        try:
+            return await main
+        except Exception as error:
+            # asyncio cancels the task on SIGINT. What is cancelled in mid-statement may report a lost session instead.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError from error
+            raise
+
+    return asyncio.run(interruptible())
 
 
 @asynccontextmanager
@@ -100,10 +116,13 @@ async def connected(settings: "Settings", application: str) -> AsyncIterator[Any
 
 
 def to_json(found: Any) -> str:
-    """Return one line for scripts, with times as ISO 8601 and terminal control characters escaped."""
+    """Return one line for scripts, with times as ISO 8601 and terminal control characters escaped.
+
+    Where standard output is not in a Unicode encoding, the line is in ASCII: it is the same JSON in any encoding.
+    """
     import json
 
-    made = json.dumps(found, default=lambda at: at.isoformat(), ensure_ascii=False)
+    made = json.dumps(found, default=lambda at: at.isoformat(), ensure_ascii=not streams.is_unicode())
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", made)
 
 

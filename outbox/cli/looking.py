@@ -92,15 +92,22 @@ def _print_status(found: "Status") -> None:
         console.print(line, markup=False)
     if found.editions:
         seldom = {
+            "in doubt": [e.in_doubt for e in found.editions],
+            "cancelled": [e.cancelled for e in found.editions],
+            "missing": [e.missing for e in found.editions],
+            "waived": [e.waived for e in found.editions],
             "suppressed": [e.suppressed for e in found.editions],
             "bounced": [e.bounced for e in found.editions],
             "for a digest": [e.collected for e in found.editions],
         }
-        further = {title: numbers for title, numbers in seldom.items() if any(numbers)}
-        editions = table("\neditions", "report", "period", "expected", "made", "sent", "not sent", *further)
+        further: dict[str, list[int] | list[str]] = {title: ns for title, ns in seldom.items() if any(ns)}
+        if any(e.done_elsewhere_at for e in found.editions):
+            dates = [e.done_elsewhere_at for e in found.editions]
+            further["done elsewhere"] = [f"{at:%Y-%m-%d}" if at else "" for at in dates]
+        editions = table("\neditions", "report", "period", "expected", "made", "sent", "waiting", "failed", *further)
         for at, e in enumerate(found.editions):
             expected = "?" if e.expected is None else str(e.expected)
-            row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.not_sent)]
+            row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.waiting), str(e.failed)]
             editions.add_row(*row, *(str(numbers[at]) for numbers in further.values()))
         console.print(editions)
     for line in _needs(found):
@@ -125,9 +132,10 @@ def _hindrances(found: "Status") -> Iterator[str]:
         failed = times(route.failures)
         trying = "relays keep trying, and " if found.relays else ""
         yield f"  Failed {failed}; {trying}no email is lost. `outbox doctor` says what to correct."
-    for rate in found.rates:
+    for rate in found.limiting_rates:
         yield f"\n{rate.route} takes about {rate.per_s:.3g} emails a second, so the fleet sends no more:"
         yield printable(f"  {rate.said} (at {rate.since:%Y-%m-%d %H:%M:%S} UTC)")
+    yield from _deferred(found)
     for unserved in found.unserved:
         yield "\n" + printable(unserved.sentence)
     for schedule in found.schedules:
@@ -137,19 +145,39 @@ def _hindrances(found: "Status") -> Iterator[str]:
         )
 
 
+def _deferred(found: "Status") -> Iterator[str]:
+    """A line for each of the most frequent replies that emails wait after."""
+    from outbox.deferrals import GROUPS_MAX
+
+    for at, one in enumerate(found.deferrals[:GROUPS_MAX]):
+        yield ("" if at else "\n") + printable(one.sentence)
+    if len(found.deferrals) > GROUPS_MAX:
+        rest = sum(one.count for one in found.deferrals[GROUPS_MAX:])
+        yield f"{rest:,} deferred for other reasons; `outbox list --state pending` names them."
+
+
 def _needs(found: "Status") -> Iterator[str]:
-    """What waits for a person, and what to type."""
-    if not found.troubles:
-        return
-    yield "\nThese need a person:"
+    """What needs a person, and what to type; the last lines say whether anything does."""
+    effects: dict[str, dict[str, str]] = {}
+    if found.troubles:
+        yield "\nThese need a person:"
     for trouble in found.troubles:
         said = f": {trouble.said.rstrip('.')}" if trouble.said else ""
-        yield printable(f"  {trouble.key} is {trouble.state.replace('_', ' ')}{said}.")
-        yield printable(f"    {trouble.command}")
-    yield (
-        "\n--sent says that it arrived, --resend sends the same bytes again, --discard lets it be;"
-        " a dead letter cannot be --sent."
-    )
+        state = "has no report" if trouble.state == "missing" else f"is {trouble.state.replace('_', ' ')}"
+        yield printable(f"  {trouble.key} {state}{said}.")
+        for command in (trouble.command, *(choice.command for choice in trouble.choices)):
+            yield printable(f"    {command}")
+        effects.setdefault(trouble.state, {}).update({choice.name: choice.effect for choice in trouble.choices})
+    for state, choices in effects.items():
+        yield f"\n{_HEADINGS[state]}:"
+        for name, effect in choices.items():
+            yield f"  {name:<9}  {effect}"
+    yield f"\n{printable(found.attention)}"
+    for concern in found.concerns:
+        yield printable(f"  {concern.sentence} Fix: {concern.fix}.")
+
+
+_HEADINGS = {"in_doubt": "In doubt", "dead": "Dead", "expired": "Expired", "missing": "No report"}
 
 
 @app.command()
@@ -169,7 +197,8 @@ def audit(
 ) -> None:
     """Say by name whether all of an edition is sent.
 
-    Exit 0 only then. Compares who is to get the report now with what was generated and sent, and changes nothing.
+    Exit 0 only if each email is sent, or it is decided that it will not be (suppressed, cancelled, waived). Compares
+    who is to get the report now with what was generated and sent, and changes nothing.
     """
     from outbox.audit import audit as look
 
@@ -185,11 +214,11 @@ def audit(
 
 
 def _print_audit(found: "Audit") -> None:
-    from outbox.audit import BOUNCED, SUPPRESSED, spoken
+    from outbox.audit import BOUNCED, SETTLED, spoken
 
     counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
     kinds = {**found.unsent, BOUNCED: found.bounced}
-    counts |= {kind: one.count for kind, one in kinds.items() if one.count or kind not in (SUPPRESSED, BOUNCED)}
+    counts |= {kind: one.count for kind, one in kinds.items() if one.count or kind not in (*SETTLED, BOUNCED)}
     typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
     if found.left:
         typer.echo(f"No longer expected: {found.left:,} who have a report and are not named by the source now.")
@@ -206,7 +235,7 @@ def _print_audit(found: "Audit") -> None:
 def _described(one: "Unsent") -> str:
     from outbox.audit import spoken
 
-    reasons = [spoken(one.state)] if one.state != "missing" else []
+    reasons = [spoken(one.state)] if one.state not in ("missing", "waived") else []
     reasons += [one.said.rstrip(".")] if one.said else []
     return f"{one.key} <{one.address}>" + (f": {', '.join(reasons)}." if reasons else "")
 

@@ -4,12 +4,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.frame import Bar, ConfigOption, app, awaited, connected, settings_of
+from outbox.cli.frame import Bar, ConfigOption, app, awaited, connected, printable, settings_of
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
     from outbox.generate import Result
     from outbox.settings import Settings
+
+EarlyOption = Annotated[
+    bool, typer.Option("--early", help="With --period: also one that is not over yet; it is made only once.")
+]
 
 
 @app.command()
@@ -41,13 +45,7 @@ def init(
     for name in redefine or []:
         settings.report(name)
     (before, after), renewed, changes = awaited(_initialise(settings, redefine or [], roles=roles))
-    if before is None:
-        typer.echo(f"The outbox schema is there now, at version {after}.")
-    elif before < after:
-        typer.echo(f"The outbox schema was upgraded from version {before} to {after}.")
-    else:
-        typer.echo(f"The outbox schema is at version {after} already.")
-    for line in changes:
+    for line in (_describe_version(before, after), *changes, *_former_timezones(settings)):
         typer.echo(line)
     for name in redefine or []:
         report = settings.report(name)
@@ -60,6 +58,27 @@ def init(
         typer.echo("The rights of its roles were renewed.")
     elif renewed is False:
         typer.echo("Its roles have no rights on new objects yet; run `outbox init --roles`.")
+
+
+def _describe_version(before: int | None, after: int) -> str:
+    if before is None:
+        return f"The outbox schema is there now, at version {after}."
+    if before < after:
+        return f"The outbox schema was upgraded from version {before} to {after}."
+    return f"The outbox schema is at version {after} already."
+
+
+def _former_timezones(settings: "Settings") -> list[str]:
+    """Return a line for each report whose timezone is written by a former name."""
+    from outbox.settings import table_of
+    from outbox.timezones import current
+
+    return [
+        f"{table_of(name)}.timezone: {report.timezone} is a former name of {current(report.timezone)}, which is used "
+        "where Postgres lacks it; both mean the same periods."
+        for name, report in settings.editions.items()
+        if report.timezone != current(report.timezone)
+    ]
 
 
 def _print_roles() -> None:
@@ -139,6 +158,8 @@ def generate(
     period: Annotated[
         str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
     ] = None,
+    *,
+    early: EarlyOption = False,
 ) -> None:
     """Make what is missing of an edition, once for the fleet.
 
@@ -146,6 +167,7 @@ def generate(
     """
     from outbox.settings import DIGEST
 
+    _refuse_early_alone(period, early=early)
     settings = settings_of(context, config)
     settings.require("database_url", "sender", "reports")
     names = reports or list(settings.reports)
@@ -162,7 +184,7 @@ def generate(
     with traced():
         for name in names:
             try:
-                worst = max(worst, _generate_one(settings, name, period))
+                worst = max(worst, _generate_one(settings, name, period, early=early))
             except ConfigurationError:
                 raise
             except OutboxError as error:
@@ -180,6 +202,8 @@ def digest(
     period: Annotated[
         str | None, typer.Option(help="Which period, such as 2026-W48; by default the one due now.")
     ] = None,
+    *,
+    early: EarlyOption = False,
 ) -> None:
     """Tell each address of all that waits for it, in one email.
 
@@ -187,6 +211,7 @@ def digest(
     """
     from outbox.settings import DIGEST
 
+    _refuse_early_alone(period, early=early)
     settings = settings_of(context, config)
     settings.require("database_url", "sender", DIGEST)
     import logging
@@ -195,11 +220,16 @@ def digest(
 
     logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
     with traced():
-        worst = _generate_one(settings, DIGEST, period)
+        worst = _generate_one(settings, DIGEST, period, early=early)
     raise typer.Exit(worst)
 
 
-def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
+def _refuse_early_alone(period: str | None, *, early: bool) -> None:
+    if early and period is None:
+        raise ConfigurationError("--early: goes with --period, since the period due now has ended; say which you mean.")
+
+
+def _generate_one(settings: "Settings", name: str, period: str | None, *, early: bool) -> int:
     import os
 
     from outbox import tracing
@@ -208,16 +238,18 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
     with Bar(name, counted=True) as bar, tracing.span("outbox generate", environ=os.environ, report=name):
 
         def progress(result: "Result") -> None:
-            done = max(result.present, result.made) + len(result.failed)
+            done = max(result.present, result.made) + len(result.failed) + len(result.waived)
             bar.show(total=result.expected, completed=done, description=result.edition.name)
 
-        result = awaited(make(settings, name, period_key=period, progress=progress))
+        result = awaited(make(settings, name, period_key=period, early=early, progress=progress))
+    if result.declared is not None:
+        typer.echo(printable(f"{result.edition.name}: {result.declared.sentence}; nothing is made."))
+        return 0
     for key, why in result.failed.items():
         typer.echo(f"outbox: {result.edition.name}, recipient {key}: {why}", err=True)
-    typer.echo(
-        f"{result.edition.name}: {result.made} made here, {result.elsewhere} elsewhere, "
-        f"{len(result.failed)} failed, of {result.expected} recipients."
-    )
+    typer.echo(f"{result.edition.name}: {_counts(result)}, of {result.expected} recipients.")
+    if result.waived:
+        typer.echo(f"{len(result.waived):,} of {result.expected:,} are owed nothing, as decided with `outbox waive`.")
     if result.suppressed:
         one = result.suppressed == 1
         typer.echo(
@@ -228,3 +260,14 @@ def _generate_one(settings: "Settings", name: str, period: str | None) -> int:
         wait = "report waits" if result.waiting == 1 else "reports wait"
         typer.echo(f"{result.waiting} {wait} for the next digest.")
     return 1 if result.failed else 0
+
+
+def _counts(result: "Result") -> str:
+    """Return who made how many of the reports; "elsewhere" is what other servers made during this run."""
+    elsewhere = result.elsewhere - result.already
+    parts = [f"{result.made} made here"]
+    if elsewhere or not result.already:
+        parts.append(f"{elsewhere} elsewhere")
+    if result.already:
+        parts.append(f"{result.already} already made")
+    return ", ".join([*parts, f"{len(result.failed)} failed"])

@@ -186,8 +186,13 @@ def _open(story: "Story") -> None:
         page = story.part("html")
     except OutboxError:
         page = f"<meta charset=utf-8><pre>{html.escape(story.part('plain'))}</pre>"
-    with tempfile.NamedTemporaryFile("w", prefix="outbox-", suffix=".html", encoding="utf-8", delete=False) as file:
-        file.write(_HARMLESS + page)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="outbox-", suffix=".html", encoding="utf-8", delete=False) as file:
+            file.write(_HARMLESS + page)
+    except OSError as error:
+        raise OutboxError(
+            f"No temporary file can be written for the browser ({error.strerror}); use --text or --eml FILE."
+        ) from error
     opened = False
     with suppress(webbrowser.Error):
         opened = webbrowser.open(Path(file.name).as_uri())
@@ -234,6 +239,10 @@ def _print_story(story: "Story", zone: "tzinfo | None") -> None:
     typer.echo("" if rows else "\nIt has not been tried yet.")
     for line in table(["try", "verdict", "relay", "marked", "settled", "what was heard"], rows) if rows else []:
         typer.echo(line)
+    if story.choices:
+        typer.echo("")
+    for choice in story.choices:
+        typer.echo(f"{choice.name:<9}  {choice.effect}")
     if story.remedies:
         typer.echo("\nYou may type one of these:" if len(story.remedies) > 1 else "\nYou may type:")
     for remedy in story.remedies:

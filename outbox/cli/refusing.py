@@ -210,13 +210,25 @@ async def _bounce(settings: "Settings", directory: Path | None, counts: Counter[
     from outbox import returned
 
     raw = b"" if directory is not None else _stdin()
-    suppressing = settings.redirect_to is None  # else it came from there, and says nothing of the recipient
+    policy = returned.Policy(
+        suppressing=settings.redirect_to is None,  # else it came from there, and says nothing about the recipient
+        bounces_max=settings.bounces_max,
+        within_s=settings.bounces_within_s,
+        within=settings.bounces_within,
+    )
     async with connected(settings, "outbox bounce") as connection:
         if directory is None:
-            _tell(await returned.read(connection, raw, name="standard input", suppressing=suppressing), counts)
-            return
-        async for found in returned.read_maildir(connection, directory, suppressing=suppressing):
-            _tell(found, counts)
+            _tell(await returned.read(connection, raw, name="standard input", policy=policy), counts)
+        else:
+            async for found in returned.read_maildir(connection, directory, policy=policy):
+                _tell(found, counts)
+        if settled := await returned.settle_doubts(connection):
+            is_one = settled == 1
+            typer.echo(
+                f"{settled:,} {'email' if is_one else 'emails'} in doubt {'is' if is_one else 'are'} sent now, since "
+                f"{'its bounce proves' if is_one else 'their bounces prove'} that a server accepted "
+                f"{'it' if is_one else 'them'}."
+            )
 
 
 def _stdin() -> bytes:

@@ -1,4 +1,4 @@
-"""The command that shows when editions are started without a cron."""
+"""The commands about which editions are made when: by schedules, or not at all since another system made them."""
 
 import sys
 from datetime import datetime, timedelta
@@ -46,6 +46,53 @@ def schedule(
         _print(found)
     else:
         typer.echo(f"No report has a schedule: write {_EXAMPLE} for one, or let cron start `outbox generate`.")
+
+
+@app.command(name="mark-done")
+def mark_done(
+    context: typer.Context,
+    report: Annotated[str, typer.Argument(help="Which report.", metavar="REPORT", show_default=False)],
+    period: Annotated[
+        str, typer.Argument(help="Which period, such as 2026-W48.", metavar="PERIOD", show_default=False)
+    ],
+    config: ConfigOption = None,
+    *,
+    why: Annotated[str, typer.Option(help="Why; kept with the operation.", show_default=False)] = "",
+    keep_emails: Annotated[
+        bool, typer.Option("--keep-emails", help="Emails of it that exist already stay as they are.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take it back: outbox makes the edition again.")] = False,
+) -> None:
+    """Declare an edition as done by another system.
+
+    Generate and schedules make nothing of it. For going live beside an old cron job.
+    """
+    if undo and keep_emails:
+        raise ConfigurationError("--undo and --keep-emails do not go together; say one of them.")
+    settings = settings_of(context, config)
+    settings.require("database_url")
+    settings.report(report)
+    typer.echo(printable(awaited(_mark_done(settings, report, period, why, keep_emails=keep_emails, undo=undo))))
+
+
+async def _mark_done(settings: "Settings", name: str, period: str, why: str, *, keep_emails: bool, undo: bool) -> str:
+    from outbox import mark_done as marking
+    from outbox.database import engine
+    from outbox.lock_wait import lock_waits
+    from outbox.resolve import whoami
+
+    assert settings.database_url is not None
+    async with connected(settings, "outbox mark-done"):
+        pass  # says what keeps this program from the database, if anything does
+    report = settings.report(name)
+    async with engine(settings.database_url, application="outbox mark-done").connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        async with lock_waits(settings.database_url, driver, "`outbox mark-done`"):
+            if undo:
+                return await marking.undo_mark_done(connection, name, report, period, who=whoami(), why=why)
+            return await marking.mark_done(
+                connection, name, report, period, who=whoami(), why=why, keep_emails=keep_emails
+            )
 
 
 async def _look(settings: "Settings", names: list[str], count: int) -> "list[Agenda]":

@@ -63,9 +63,7 @@ def _log_plainly() -> None:
 
 
 def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
-    from tempfile import mkdtemp
-
-    directory = out if out is not None else Path(mkdtemp(prefix="outbox-preview-"))
+    directory = out if out is not None else _make_directory()
     written = found.write(directory)
     person = found.recipient
     route = {"route": found.route} if found.route else {}
@@ -83,6 +81,8 @@ def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
         typer.echo(f"{'':<9}{path}")
     if found.mail is None:
         typer.echo("It has no email of its own: a digest tells of it, see `outbox preview digest`.")
+    if found.early is not None:
+        typer.echo(printable(f"`outbox generate` does not make it yet: {found.early}"))
     typer.echo("Nothing was written to the database, and the link opens nothing.")
     if opened and sys.stdout.isatty() and _has_browser():
         import webbrowser
@@ -90,6 +90,18 @@ def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
         for path in written:
             if path.suffix == ".html":
                 webbrowser.open(path.resolve().as_uri())
+
+
+def _make_directory() -> Path:
+    from tempfile import mkdtemp
+
+    try:
+        return Path(mkdtemp(prefix="outbox-preview-"))
+    except OSError as error:
+        raise OutboxError(
+            f"No temporary directory can be written to ({error.strerror}); name a directory with --out DIR, "
+            "or use --text or --json, which write no files."
+        ) from error
 
 
 def _has_browser() -> bool:

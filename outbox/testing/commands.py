@@ -50,7 +50,7 @@ class SettingsFile:
         """
         if isinstance(given, Path):
             self._bring_templates(given.absolute().parent / "templates")
-            deployed = tomllib.loads(given.read_text(encoding="utf-8"))
+            deployed = tomllib.loads(given.read_text(encoding="utf-8-sig"))
             given = {key: value for key, value in deployed.items() if key not in TOLD_OUTSIDE}
         values = tomllib.loads(given) if isinstance(given, str) else given
         self.values = {**_merged(_merged(self.values, values), keys), **self._servers}

@@ -16,7 +16,8 @@ import pytest
 from outbox.returned import Outcome, read_maildir
 from outbox.sink import EXTENSIONS, Sink
 from outbox.verp import former_token_of, tokens_in
-from tests.bounces import ARF, EXCHANGE, ROWS, header_of, of_row, postfix
+from tests.bounces import ARF, EXCHANGE, PERSON, ROWS, header_of, message_id_of, of_row, postfix
+from tests.bounces import report as reported
 from tests.fleet import Ended, until
 from tests.unit.test_bounce import HOSTILE, nested
 
@@ -108,7 +109,10 @@ async def test_who_bounces_for_good_is_not_written_to_again_and_everybody_else_i
     assert f"All is well: progress {NEXT} is sent to all but 1 of its 3 recipients" in found.out
     assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL") == 0
     status = json.loads((await fleet.run("status", "--json")).out)
-    assert [(e["not_sent"], e["suppressed"], e["bounced"]) for e in status["editions"]] == [(0, 1, 0), (0, 0, 1)]
+    assert [(e["waiting"] + e["failed"], e["suppressed"], e["bounced"]) for e in status["editions"]] == [
+        (0, 1, 0),
+        (0, 0, 1),
+    ]
     key = f"progress/{NEXT}/2"
     assert "since its address was on the suppression list" in (await fleet.run("show", key)).out
     (said,) = (await fleet.run("retry", key)).sentences
@@ -132,7 +136,7 @@ async def test_what_proves_to_know_no_email_of_ours_suppresses_nobody(fleet):
     ]
     believed = [
         of_row(three, status="4.2.2", action="delayed"),
-        postfix(recipient="gone@elsewhere.example", returned=header_of(two["message"])),
+        postfix(recipient="p2@example.com", returned=header_of(two["message"])),
         ARF.format(about="abuse", header=header_of(one["message"])).encode(),
         b"Subject: holiday\n\nback on Monday\n",
     ]
@@ -150,6 +154,61 @@ async def test_what_proves_to_know_no_email_of_ours_suppresses_nobody(fleet):
     assert [key for key, _ in await bounces(fleet)] == [one["key"], two["key"], three["key"]]
     assert not any((place / "new").iterdir())
     assert flags(place) == {number: "FS" if number < 8 or number == 12 else "S" for number in range(13)}
+
+
+async def test_only_what_says_that_the_recipients_own_address_does_not_exist_suppresses(fleet):
+    fleet.top = 'bounces_max = 1\nbounces_within = "30d"'
+    frames = {
+        1: ({}, True),
+        2: ({"diagnostic": "SMTP; 550 5.7.1 IP address blacklisted by recipient"}, False),
+        3: ({"status": "5.1.3", "diagnostic": "SMTP; 553 https://www.spamhaus.org/query/ip/192.0.2.1"}, False),
+        4: ({"final": "rfc822; left@example.com", "original": "rfc822;p4@example.com"}, False),
+        5: ({"final": "rfc822; reports@example.com"}, False),
+        6: ({"final": "utf-8; p6@example.com", "kind": "message/global-delivery-status"}, True),
+        7: ({"status": "5.2.1", "diagnostic": "smtp; 550-5.2.1 The user you are trying to contact is receiving mail "
+             "at a rate that 550 5.2.1 https://support.google.com/mail/?p=ReceivingRatePerm"}, False),
+        8: ({"final": "rfc/822;p8@example.com"}, True),
+        9: ({"status": "5.4.1", "diagnostic": "smtp; 550 5.4.1 Recipient address rejected: Access denied"}, True),
+    }  # fmt: skip
+    await sent(fleet, people=len(frames))
+    raws = []
+    for number, (how, _) in frames.items():
+        kind = how.pop("kind", "message/delivery-status").encode()
+        token = (await row_of(fleet, f"progress/{WEEK}/{number}"))["token"]
+        raw = reported(token=token, **({"final": f"rfc822; p{number}@example.com"} | how))
+        raws.append(raw.replace(b"message/delivery-status", kind))
+    person = await row_of(fleet, f"progress/{WEEK}/2")
+    raws.append(PERSON.format(message_id=message_id_of(person["message"])).encode())
+    ended = await fleet.run("bounce", str(maildir(fleet, *raws)))
+    assert ended.code == 0
+    assert ended.out.endswith("10 messages were read: 3 bounced for good, 6 perhaps for now, 1 no bounces.\n")
+    gone = [(f"p{number}@example.com", "", "bounced") for number, (_, is_gone) in frames.items() if is_gone]
+    assert await listed(fleet) == gone
+    shown = (await fleet.run("suppress")).out
+    assert "1 email bounced within 30d, the last one with 5.4.1 550 5.4.1 Recipient address rejected" in shown
+
+
+async def test_a_bounce_of_an_email_in_doubt_settles_it(fleet):
+    await sent(fleet)
+    key = f"progress/{WEEK}/2"
+    await fleet.connection.execute(
+        "UPDATE outbox.delivery SET state = 'in_doubt', settled_at = NULL, doubted_at = now(), due_at = 'infinity'"
+    )
+    ended = await piped(fleet, of_row(await row_of(fleet, key), status="4.2.2"), "bounce")
+    assert ended.out.endswith(
+        "; the email was in doubt and is sent now, since the bounce proves that a server accepted it.\n"
+    )
+    assert await fleet.states() == {"sent": 1, "in_doubt": 2}
+    assert (await fleet.run("show", key)).out.startswith(f"{key} is sent, and came back.\n")
+    other = await fleet.connection.fetchval("SELECT id FROM outbox.email WHERE key = $1", f"progress/{WEEK}/3")
+    await fleet.connection.execute(
+        "INSERT INTO outbox.bounce (email, message, kind, proves) VALUES ($1, 'x', 'soft', true)", other
+    )
+    ended = await fleet.run("bounce", str(maildir(fleet)))
+    assert ended.out == (
+        "1 email in doubt is sent now, since its bounce proves that a server accepted it.\n0 messages were read.\n"
+    )
+    assert await fleet.states() == {"sent": 2, "in_doubt": 1}
 
 
 async def test_a_bounce_that_others_who_got_a_copy_could_have_written_suppresses_nobody(fleet):

@@ -84,7 +84,7 @@ async def test_three_crons_close_a_digest_once_and_what_is_late_goes_into_the_ne
     assert (await fleet.run("generate", "progress", "--period", WEEK)).code == 0
     again = await fleet.run("digest", "--period", WEEK)
     assert again.out.splitlines() == [
-        f"digest {WEEK}: 1 made here, 30 elsewhere, 0 failed, of 31 recipients.",
+        f"digest {WEEK}: 1 made here, 30 already made, 0 failed, of 31 recipients.",
         "30 reports wait for the next digest.",
     ]
     assert sum(item["key"] is None for item in await told_once(fleet)) == 30

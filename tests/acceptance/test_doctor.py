@@ -564,6 +564,12 @@ async def test_a_server_that_takes_less_than_the_largest_message_is_a_fault_and_
         ("recipients", "select 1 / (id - 1) as key, email from people", "division by zero"),
         ("data", "select nothing from people where id::text = :key", 'column "nothing" does not exist'),
         ("data", "select done from progress where person_id = :key", "compare with cast(:key as int)"),
+        (
+            "data",
+            "select 1 where timestamp '2026-11-24' >= :starts_at and :key <> ''",
+            "at time zone 'UTC') >= :starts_at",
+        ),
+        ("recipients", "select 'a' as key, 'a@b.c' as email, time '24:00' as at", "column at has the value 24:00:00"),
         ("data", "select done from progress where person_id::text = any(:keys)", "returns no column key"),
     ],
 )
@@ -576,6 +582,14 @@ async def test_a_query_that_cannot_be_used_is_said_in_generates_own_sentence(fle
     assert says in found[check]["found"]
     (sentence,) = (await fleet.run("generate")).sentences
     assert sentence == f"{check}: {found[check]['found']}; {found[check]['mend']}."
+
+
+async def test_a_value_that_python_cannot_hold_is_a_fault_with_recipient_column_and_value(fleet):
+    await fleet.hire(3)
+    fleet.data = "select case when :key = '2' then date '20226-11-24' end as due"
+    line = (await examined(fleet))["reports.progress.data"]
+    assert line["found"].startswith("recipient 2: column due has the value 20226-11-24, which Python cannot represent")
+    assert line["mend"] == "correct the value, or let the query return it as text"
 
 
 async def test_a_report_that_is_at_fault_does_not_touch_the_next(fleet):
@@ -642,9 +656,14 @@ async def test_addresses_that_would_be_refused_are_named_up_to_ten(fleet):
     assert sum("recipient " in sentence for sentence in ended.sentences) == 13
 
 
-async def test_keys_that_come_twice_addresses_of_two_keys_and_nobody_at_all_are_notes(fleet):
+async def test_keys_that_come_twice_and_addresses_of_two_keys_are_notes_and_nobody_at_all_is_a_fault(fleet):
+    line = (await examined(fleet))["reports.progress.recipients"]
+    assert (line["grade"], line["found"]) == ("fault", "the recipients query returns no row")
+    assert "may_be_empty = true" in line["mend"]
+    usual, fleet.report = fleet.report, f"may_be_empty = true\n{fleet.report}"
     found = await examined(fleet, code=0)
-    assert found["reports.progress.recipients"]["found"] == "nobody is owed a report"
+    assert found["reports.progress.recipients"]["found"] == "nobody is owed a report, which the settings allow"
+    fleet.report = usual
     await fleet.hire(3)
     fleet.recipients = "select id::text as key, email from people, generate_series(1, 2)"
     line = (await examined(fleet, code=0))["reports.progress.recipients"]

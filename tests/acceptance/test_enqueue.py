@@ -242,7 +242,7 @@ async def test_a_template_is_rendered_and_only_its_html_is_escaped(tmp_path, con
         "<p>A &amp; B</p>",
     ]
     assert "X-ORDER:7" in got.get_payload()[-1].get_content()
-    with pytest.raises(ValueError, match=r"receipt failed: .*email\.html\.j2, line 1: 'name' is undefined\."):
+    with pytest.raises(ValueError, match=r"receipt failed: .*email\.html\.j2, line 1: 'name' is undefined; "):
         welcome(template="receipt", templates=tmp_path, context={"order": 7}, subject="x")
     with pytest.raises(ValueError, match="There is no template nothing in"):
         welcome(template="nothing", templates=tmp_path)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from outbox.address import DatabaseUrl
+from outbox.fleet import read_fleet
 from outbox.generate import generate
 from outbox.settings import load
 
@@ -26,7 +28,7 @@ async def test_the_period_is_the_civil_one_of_the_reports_timezone_by_the_databa
     """Postgres computes it too. The two zones are 26 hours apart: their days always differ."""
     timezone = {"previous": "Pacific/Kiritimati", "current": "Etc/GMT+12"}[covers]
     fleet.timezone = timezone
-    fleet.report = f'cadence = "{cadence}"\ncovers = "{covers}"'
+    fleet.report = f'cadence = "{cadence}"\ncovers = "{covers}"\nmay_be_empty = true'
     unit, spelling = UNITS[cadence]
     looks = [await fleet.connection.fetchrow(CIVIL, unit, timezone, covers == "current", spelling)]
     ended = await fleet.run("generate", environment={"TZ": "Asia/Tokyo"})
@@ -40,6 +42,7 @@ async def test_the_period_is_the_civil_one_of_the_reports_timezone_by_the_databa
 async def test_the_database_clock_decides_and_the_servers_clock_does_not(fleet, monkeypatch):
     """A `now()` of the test's own, before pg_catalog's on the search path, is a database whose clock is elsewhere."""
     monkeypatch.setattr("outbox.database.TRUSTED_PATH", "clock, pg_catalog, pg_temp")
+    fleet.report = "may_be_empty = true"
     settings = load(fleet.write_settings())
     found = []
     for now in ("2027-01-04 04:59:59 UTC", "2027-01-04 05:00:00 UTC"):
@@ -99,6 +102,28 @@ def _example(cadence):
 async def nothing_written(fleet):
     tables = ("definition", "edition", "report", "email", "delivery")
     return [await fleet.connection.fetchval(f"SELECT count(*) FROM outbox.{table}") for table in tables] == [0] * 5
+
+
+async def test_a_period_that_is_not_over_is_made_only_if_that_is_asked_for(fleet):
+    await fleet.hire(2)
+    ended = await fleet.run("generate", "--period", "9998-W10")
+    assert (ended.code, ended.out) == (2, "")
+    (sentence,) = ended.sentences
+    assert sentence.startswith("--period, for report progress: 9998-W10 has not begun (9998-03-02 00:00 to 9998-03-09 ")
+    assert "add --early" in sentence
+    assert await nothing_written(fleet)
+    shown = await fleet.run("preview", "progress", "--period", "9998-W10", "--out", str(fleet.directory / "shown"))
+    assert "`outbox generate` does not make it yet: 9998-W10 has not begun" in shown.out
+    alone = await fleet.run("generate", "--early")
+    assert (alone.code, alone.sentences[0].partition(":")[0]) == (2, "--early")
+
+    early = await fleet.run("generate", "--period", "9998-W10", "--early")
+    assert (early.code, early.err) == (0, "")
+    assert "2 made here" in early.out
+    usual = await fleet.run("generate")
+    assert (usual.code, usual.err) == (0, "")
+    (newest,) = (await read_fleet(DatabaseUrl.parse(fleet.database))).editions
+    assert newest.period == usual.out.split()[1].rstrip(":"), "not the one of the future"
 
 
 async def test_each_period_has_a_report_of_its_own(fleet):

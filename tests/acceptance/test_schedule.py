@@ -14,9 +14,9 @@ DAILY = 'cadence = "daily"\ncovers = "current"\n'
 
 
 def ticked(ago: timedelta) -> str:
-    """A daily schedule whose latest tick is so long ago, rounded up to a minute."""
+    """A daily schedule whose latest tick is so long ago, rounded up to a minute, and is the first that is followed."""
     at = datetime.now(UTC).astimezone(ZONE) - ago
-    return f'schedule = "{at.minute} {at.hour} * * *"\n'
+    return f'schedule = "{at.minute} {at.hour} * * *"\nfirst_tick = "latest"\n'
 
 
 async def agenda(fleet):
@@ -48,7 +48,7 @@ async def test_relays_start_the_edition_and_everybody_gets_one_email_beside_a_cr
     found = await agenda(fleet)
     last, following = found["last"], found["next"]
     cron = await fleet.run("generate", "--period", last["period"])
-    assert ", 20 elsewhere, 0 failed" in cron.out
+    assert ", 20 already made, 0 failed" in cron.out
     assert fleet.twice == {}
     assert await fleet.connection.fetchval("SELECT count(*) FROM build") == 20
 
@@ -166,6 +166,69 @@ async def test_a_tick_that_is_too_old_is_missed_and_said_and_a_relay_outlives_wh
     await until(lambda: fleet.sink.messages == 2, "the latest edition is sent")
     periods = [row["period"] for row in await fleet.connection.fetch("SELECT period FROM outbox.edition")]
     assert periods == [at.date().isoformat()]  # that of the tick, not today's
+
+
+async def schedules_of(fleet):
+    """The grade and the words of the doctor's line."""
+    checks = json.loads((await fleet.run("doctor", "--json")).out)["checks"]
+    (found,) = [check for check in checks if check["check"] == "schedules"]
+    return found["grade"], found["found"]
+
+
+async def test_the_first_relay_makes_nothing_of_the_tick_before_it_and_a_later_one_catches_up(fleet):
+    """Another system may have sent the latest edition; from then on the fleet is the one that sends them."""
+    fleet.report = DAILY + ticked(timedelta(minutes=3)).replace('first_tick = "latest"', "")
+    await fleet.hire(2)
+    last, following = (await agenda(fleet))["last"], (await agenda(fleet))["next"][0]
+    assert last["state"] == "new"
+    at = f"{datetime.fromisoformat(following['tick_at']):%Y-%m-%d %H:%M}"
+    starts = f"progress is new: relays start with {following['period']} at {at} UTC, and make nothing of"
+    assert await schedules_of(fleet) == ("ok", f"{starts} {last['period']}")
+    relay = await fleet.relay()
+    await relay.says("its schedule is followed from now on")
+    await relay.says(f"progress {last['period']}: nothing is made for the tick before")
+    relay.send(signal.SIGTERM)
+    assert (await relay.ended()).code == 0
+    assert (await agenda(fleet))["last"]["state"] == "new"
+    assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.edition") == 0
+
+    # All of it a day ago: since then the relays have slept through a tick.
+    await fleet.connection.execute(
+        "UPDATE outbox.schedule SET tick_at = tick_at - interval '1 day',"
+        " since = since - interval '1 day', done_at = done_at - interval '1 day'"
+    )
+    grade, found = await schedules_of(fleet)
+    assert (grade, found.partition(", since")[0]) == ("note", f"a relay makes progress {last['period']} at once")
+    await fleet.relay()
+    await until(lambda: fleet.sink.messages == 2, "they catch up with it")
+    assert fleet.twice == {}
+
+
+async def test_a_tick_whose_edition_another_system_made_is_done_and_nothing_is_sent(fleet):
+    fleet.report = DAILY + ticked(timedelta(minutes=3))
+    await fleet.hire(2)
+    period = (await agenda(fleet))["last"]["period"]
+    marked = await fleet.run("mark-done", "progress", period, "--why", "sent by the old cron")
+    assert (marked.code, marked.err) == (0, "")
+    relay = await fleet.relay()
+    await relay.says("(sent by the old cron); nothing is made")
+    await until(lambda: is_done(fleet), "the tick is done")
+    assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.email") == 0
+    by_hand = await fleet.run("generate", "--period", period)
+    assert (by_hand.code, by_hand.err) == (0, "")
+    assert by_hand.out.startswith(f"progress {period}: declared as done elsewhere by ")
+    faults = await fleet.run("mark-done", "progress", "2026-40"), await fleet.run("mark-done", "nobody", period)
+    assert [(one.code, len(one.sentences)) for one in faults] == [(2, 1), (2, 1)]
+
+
+async def test_an_empty_edition_of_a_schedule_fails_and_is_said(fleet):
+    fleet.report = DAILY + ticked(timedelta(minutes=3))
+    relay = await fleet.relay()
+    await relay.says("the recipients query returns no row, so nobody gets an email")
+    await until(lambda: fleet.connection.fetchval("SELECT failures FROM outbox.schedule"), "the failure is written")
+    assert (await agenda(fleet))["last"]["state"] == "failing"
+    assert "returns no row" in (await fleet.run("status")).out
+    assert await fleet.connection.fetchval("SELECT completed_at FROM outbox.edition") is None
 
 
 async def test_where_nothing_is_scheduled_or_settings_are_missing_a_sentence_says_so(fleet):

@@ -72,7 +72,7 @@ async def test_one_recipient_whose_query_fails_is_named_and_the_next_run_makes_w
     fleet.data = "select cast(:key as int) as share"
     mended = await fleet.run("generate")
     assert (mended.code, mended.err) == (0, "")
-    assert "1 made here, 2 elsewhere, 0 failed, of 3 recipients." in mended.out
+    assert "1 made here, 2 already made, 0 failed, of 3 recipients." in mended.out
 
 
 async def test_every_server_says_who_failed(fleet):
@@ -101,6 +101,33 @@ async def test_a_batch_is_skipped_for_those_without_rows_who_get_an_empty_report
     found = await pages(fleet)
     assert ["busy" in found[key] for key in "123"] == [True, False, True]
     assert "Nothing was recorded" in (await messages(fleet))["p2@example.com"]
+
+
+async def test_a_value_that_python_cannot_hold_is_told_by_recipient_column_and_value(fleet):
+    fleet.data = "select case when :key = '7' then date '20226-11-24' else date '2026-11-24' end as due"
+    await fleet.hire(20)
+    ended = await fleet.run("generate")
+    assert (ended.code, len(ended.sentences)) == (1, 1), ended
+    assert ", recipient 7: column due has the value 20226-11-24, which Python cannot represent" in ended.sentences[0]
+    assert "19 made here, 0 elsewhere, 1 failed, of 20 recipients." in ended.out
+    fleet.recipients = "select id::text as key, email, case id when 7 then time '24:00' end as at from people"
+    for words in (("generate",), ("audit", "progress"), ("preview", "progress", "--for", "7")):
+        ended = await fleet.run(*words)
+        assert ended.code == 1
+        (said,) = ended.sentences
+        assert "reports.progress.recipients: column at has the value 24:00:00 in the row of key 7, which" in said
+
+
+async def test_a_key_without_an_address_and_an_address_of_two_keys_are_told(fleet):
+    await fleet.connection.execute("INSERT INTO people (id, email) VALUES (1, 'a@x.com'), (2, NULL), (3, 'A@x.com')")
+    ended = await fleet.run("generate")
+    assert ended.code == 1
+    assert any("recipient 2: there is no email address (it is NULL or empty); " in one for one in ended.sentences)
+    assert any(
+        "1 recipients have an address that another key has, too, such as A@x.com" in one for one in ended.sentences
+    )
+    fleet.recipients = "select '' as key, null as email"
+    assert "recipient (no key, no email address): the key is empty" in (await fleet.run("generate")).err
 
 
 async def test_people_who_cannot_be_written_to_are_named_and_the_others_go_on(fleet):

@@ -86,7 +86,7 @@ async def test_a_relay_is_listed_while_it_lives_and_not_after_a_kill(fleet):
     assert "No relay is alive: start `outbox relay`." in (await fleet.run("status")).out
 
 
-async def test_an_edition_shows_who_is_expected_made_sent_and_not_sent(fleet):
+async def test_an_edition_shows_what_became_of_each_recipient_in_one_word(fleet):
     await fleet.hire(4)
     fleet.data = "select 1 / (cast(:key as int) - 4) as share"
     assert (await fleet.run("generate", "--period", "2026-W46")).code == 1
@@ -95,15 +95,21 @@ async def test_an_edition_shows_who_is_expected_made_sent_and_not_sent(fleet):
     await fleet.run("generate", "--period", "2026-W47")
     found = await look(fleet)
     assert [tuple(edition.values()) for edition in found["editions"]] == [
-        ("progress", "2026-W47", 4, 3, 0, 3, 0, 0, 0),
-        ("progress", "2026-W46", 4, 3, 2, 1, 0, 0, 0),
+        ("progress", "2026-W47", 4, 3, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0),
+        ("progress", "2026-W46", 4, 3, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0),
     ]
     assert list(found["editions"][0]) == [
-        *("report", "period", "expected", "made", "sent", "not_sent", "collected", "suppressed", "bounced"),
+        *("report", "period", "expected", "made", "sent", "waiting", "in_doubt", "failed", "cancelled"),
+        *("missing", "waived", "collected", "suppressed", "bounced"),
     ]
     text = (await fleet.run("status")).out.splitlines()
     rows = [line.split() for line in text if line.startswith("progress")]
-    assert rows == [["progress", "2026-W47", "4", "3", "0", "3"], ["progress", "2026-W46", "4", "3", "2", "1"]]
+    assert rows == [
+        ["progress", "2026-W47", "4", "3", "0", "3", "0", "1"],
+        ["progress", "2026-W46", "4", "3", "2", "0", "1", "1"],
+    ]
+    (header,) = [line.split() for line in text if line.startswith("report ")]
+    assert header == ["report", "period", "expected", "made", "sent", "waiting", "failed", "missing"]
 
 
 async def test_seldom_states_are_shown_to_people_only_where_there_are_some_and_to_scripts_always(fleet):
@@ -161,13 +167,12 @@ async def doubted(fleet):
 
 
 def told(found, decision):
-    """The words of the one command that status tells, with one of the decisions that it offers."""
+    """The words of the command that status offers for one of the decisions."""
     (trouble,) = found["troubles"]
-    program, *words, first = shlex.split(trouble["command"])
+    (choice,) = [choice for choice in trouble["choices"] if choice["name"] == decision]
+    program, *words = shlex.split(choice["command"])
     assert program == "outbox"
-    assert first == trouble["choices"][0]
-    assert decision in trouble["choices"]
-    return (*words, decision)
+    return tuple(words)
 
 
 @pytest.mark.parametrize("decision, state", [("--sent", "sent"), ("--discard", "dead"), ("--resend", "pending")])
@@ -179,15 +184,22 @@ async def test_the_command_that_status_tells_for_doubt_resolves_it(doubted, deci
     at = text.index("These need a person:")
     assert text[at + 1].startswith("  mail2 is in doubt: ")
     assert text[at + 1].endswith(".")
-    assert text[at + 2] == f"    {trouble['command']}" == "    outbox resolve mail2 --sent"
-    assert all(choice in text[-1] for choice in trouble["choices"])
+    assert text[at + 2 : at + 6] == [
+        "    outbox show mail2",
+        *(f"    outbox resolve mail2 {choice}" for choice in ("--sent", "--resend", "--discard")),
+    ]
+    assert [f"    {line}" for line in (trouble["command"], *(one["command"] for one in trouble["choices"]))] == (
+        text[at + 2 : at + 6]
+    )
+    assert all(f"  {choice['name']:<9}  {choice['effect']}" in text for choice in trouble["choices"])
+    assert "Needs a person: 1 email is in doubt." in text
 
     ended = await doubted.run(*told(found, decision))
     assert (ended.code, ended.err) == (0, "")
     assert (await doubted.states()).get(state), await doubted.states()
     found = await look(doubted)
     assert (found["in_doubt"], found["troubles"]) == (0, [])
-    assert "need a person" not in (await doubted.run("status")).out
+    assert "Nothing needs a person." in (await doubted.run("status")).out
 
 
 async def test_what_is_resent_is_accepted_again_with_the_same_bytes(doubted):
@@ -211,7 +223,7 @@ async def test_doubt_about_what_did_arrive_is_resent_only_because_a_person_says_
     assert fleet.sink.accepted[0].message == fleet.sink.accepted[1].message
 
 
-@pytest.mark.parametrize("decision", ["--resend", "--discard"])
+@pytest.mark.parametrize("decision", ["retry", "--discard"])
 async def test_the_command_that_status_tells_for_a_dead_letter_resolves_it(fleet, decision):
     await fleet.put_emails(1)
     play(fleet, "p1@example.com", Reply(b"550 5.1.1 no such user\r\n"), Stage.RCPT)
@@ -220,11 +232,11 @@ async def test_the_command_that_status_tells_for_a_dead_letter_resolves_it(fleet
     (trouble,) = found["troubles"]
     assert (trouble["key"], trouble["state"]) == ("mail1", "dead")
     assert "no such user" in trouble["said"]
-    assert trouble["choices"] == ["--resend", "--discard"]
+    assert [choice["name"] for choice in trouble["choices"]] == ["retry", "--discard"]
     ended = await fleet.run(*told(found, decision))
     assert (ended.code, ended.err) == (0, "")
     assert (await look(fleet))["troubles"] == []
-    if decision == "--resend":
+    if decision == "retry":
         await relayed(fleet, sent=1)
         assert fleet.sink.addresses["p1@example.com"] == 1
     else:

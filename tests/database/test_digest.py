@@ -97,7 +97,7 @@ async def test_of_two_digests_with_common_items_the_first_to_commit_tells_what_i
     last = (await items(connection, settings, NEXT))[-1]
     async with connection.transaction():
         await connection.execute("UPDATE outbox.digest_item SET digest = 1 WHERE report = $1", last)
-        closing = asyncio.create_task(generate(settings, "digest", period_key="2026-W49"))
+        closing = asyncio.create_task(generate(settings, "digest", period_key="2026-W43"))
         await waited_for(connection)
     result = await closing
     assert (result.made, result.expected, result.failed) == (0, 0, {})
@@ -158,7 +158,7 @@ async def test_a_collected_report_is_sent_when_its_digest_is_and_keeps_its_page_
         edition = (await read_status(connection)).editions[-1]
         return [
             *[(one.state, one.said) for kind in looked.unsent.values() for one in kind.named],
-            (looked.sent, edition.sent, edition.not_sent, edition.collected),
+            (looked.sent, edition.sent, edition.waiting, edition.collected),
         ]
 
     async def pruned():

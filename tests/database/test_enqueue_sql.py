@@ -121,6 +121,27 @@ async def test_it_is_new_once_and_what_is_rolled_back_never_was(connection, data
         await other.close()
 
 
+@pytest.mark.parametrize(
+    "headers, written",
+    [
+        (None, ["Auto-Submitted: auto-generated", "X-Auto-Response-Suppress: OOF, AutoReply"]),
+        ("null", ["Auto-Submitted: auto-generated", "X-Auto-Response-Suppress: OOF, AutoReply"]),
+        ('{"auto-submitted": null}', ["Auto-Submitted: auto-generated", "X-Auto-Response-Suppress: OOF, AutoReply"]),
+        ('{"auto-submitted": "no"}', ["X-Auto-Response-Suppress: OOF, AutoReply", "auto-submitted: no"]),
+        ('{"X-Auto-Response-Suppress": "None"}', ["Auto-Submitted: auto-generated", "X-Auto-Response-Suppress: None"]),
+    ],
+)
+async def test_headers_give_the_default_fields_another_value(connection, headers, written):
+    await connection.execute(
+        "SELECT outbox.enqueue('k', 'a@b.example', recipient => 'a@b.example', subject => 's', body_text => 't',"
+        " headers => $1::jsonb)",
+        headers,
+    )
+    message = await connection.fetchval("SELECT message FROM outbox.email WHERE key = 'k'")
+    head = message.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    assert sorted(line for line in head if "auto" in line.lower()) == sorted(written)
+
+
 async def test_each_of_several_recipients_has_a_delivery_and_none_sees_the_hidden(connection):
     await connection.fetchval("""
         select outbox.enqueue(key => 'a', sender => 's@example.com',

@@ -192,21 +192,19 @@ async def test_no_transaction_is_open_while_a_report_is_computed(settings, compa
 async def test_all_locks_are_given_back_before_the_session_ends(settings, company, connection, monkeypatch):
     """Counted at the run's last statement, with its session still open."""
     fetched = []
-    original = rooms.GenerateSession.fetch
+    original = rooms.write_unreached
 
-    async def fetch(session, statement, parameters=None, **how):
-        found = await original(session, statement, parameters, **how)
-        if statement is rooms.EXPECT:
-            fetched.append(
-                await connection.fetchval(
-                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid::bigint = $1"
-                    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-                    BUCKET_LOCKS,
-                )
+    async def write_unreached(*arguments):
+        await original(*arguments)
+        fetched.append(
+            await connection.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid::bigint = $1"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+                BUCKET_LOCKS,
             )
-        return found
+        )
 
-    monkeypatch.setattr(rooms.GenerateSession, "fetch", fetch)
+    monkeypatch.setattr(rooms, "write_unreached", write_unreached)
     await generate(settings, "progress")
     assert fetched == [0]
 

@@ -9,12 +9,14 @@ from email.message import EmailMessage
 
 import pytest
 
-from outbox.status import RouteStatus
+from outbox.attention import Concern, Kind
+from outbox.settings import WebSettings
 from outbox.watch import EditionSeen, Look, Open, PauseSeen, RelaySeen
 from outbox.web.board.hour import HEIGHT, WIDTH, Hour
 from outbox.web.board.live import Seen
 from outbox.web.board.mail import PICTURES_MAX, has_remote_pictures, mail_of, read_mail
 from outbox.web.board.overview import bar, verdict
+from outbox.web.board.signing import _token_of
 from outbox.web.looks import TEXT_MAX, bigint, printable
 
 NOW = datetime(2026, 11, 23, 11, 4, 12, tzinfo=UTC)
@@ -28,10 +30,21 @@ RELAY = RelaySeen(1, "web1", 1, 5, None, None)
         (QUIET, "good", "All is well"),
         (replace(QUIET, open=Open(due=3), relays=[RELAY]), "good", "Sending"),
         (replace(QUIET, open=Open(due=3)), "bad", "No relay is alive"),
-        (replace(QUIET, open=Open(in_doubt=2)), "bad", "2 emails are in doubt"),
-        (replace(QUIET, open=None, in_doubt=["a"]), "bad", "1 email is in doubt"),
-        (replace(QUIET, routes=[RouteStatus("mx:25", NOW, "refused", 1)]), "bad", "The mail server is in trouble"),
-        (replace(QUIET, relays=[replace(RELAY, trouble="no disk")]), "bad", "A relay makes no progress"),
+        *[
+            (replace(QUIET, concerns=[Concern(kind, "", 2, "It is so.", "do it")]), "bad", title)
+            for kind, title in {
+                Kind.IN_DOUBT: "2 emails are in doubt",
+                Kind.FAILED: "2 emails failed",
+                Kind.MISSING: "2 recipients have no report",
+                Kind.UNFINISHED: "An edition is not finished",
+                Kind.ROUTE: "The mail server is in trouble",
+                Kind.UNSERVED: "No relay serves a route",
+                Kind.NO_RELAY: "No relay is alive",
+                Kind.RELAY: "A relay makes no progress",
+                Kind.SCHEDULE: "A schedule fails",
+            }.items()
+        ],
+        (replace(QUIET, open=None, concerns=[Concern(Kind.IN_DOUBT, "", 1, "x.", "y")]), "bad", "1 email is in doubt"),
         (replace(QUIET, pauses=[PauseSeen("", NOW, "ann", "why")]), "warn", "Paused"),
         (replace(QUIET, open=None), "soft", "Not counted"),
     ],
@@ -47,12 +60,12 @@ def test_what_is_old_is_never_said_to_be_well():
 
 
 def test_a_bar_is_full_only_when_all_is_sent_and_shows_the_one_that_is_not():
-    edition = EditionSeen(1, "r", "p", 100_000, None, 100_000, 99_999, 0, 1, 0)
+    edition = EditionSeen(1, "r", "p", 100_000, None, made=100_000, sent=99_999, failed=1)
     pieces = bar(edition)
-    assert [kind for kind, _, _ in pieces] == ["sent", "lost"]
+    assert [kind for kind, _, _ in pieces] == ["sent", "failed"]
     assert pieces[-1][1] + pieces[-1][2] <= 100
     assert pieces[-1][2] > 0
-    assert bar(replace(edition, sent=100_000, lost=0)) == [("sent", 0.0, 100.0)]
+    assert bar(replace(edition, sent=100_000, failed=0)) == [("sent", 0.0, 100.0)]
     assert bar(EditionSeen(1, "r", "p", None, None)) == []
 
 
@@ -173,3 +186,8 @@ async def test_the_event_loop_goes_on_while_a_message_is_read():
         turns += 1
     assert all(one.result().notes for one in reading)
     assert turns > 20, "read on the loop they would take one turn each"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_token(tmp_path):
+    (tmp_path / "token").write_bytes(b"\xef\xbb\xbf" + b"x" * 32 + b"\r\n")
+    assert _token_of(WebSettings(board_token_file=str(tmp_path / "token"))) == "x" * 32

@@ -3,12 +3,15 @@
 import random
 import subprocess
 import sys
+from base64 import encodebytes as b64encode
+from binascii import b2a_qp
 from contextlib import suppress
 
 import pytest
 
 from outbox.bounce import HARD, Kind, take_apart
-from tests.bounces import ARF, EXCHANGE, EXIM, QMAIL, postfix
+from tests.bounces import ARF, EXCHANGE, EXIM, PERSON, QMAIL, postfix
+from tests.bounces import report as small
 
 HEADER = "From: Reports <reports@example.com>\nTo: bo@example.com\nMessage-ID:\n <7.abcd@example.com>\nSubject: x"
 ID = "<7.abcd@example.com>"
@@ -132,7 +135,208 @@ def test_of_several_notices_only_that_which_names_a_recipient_is_about_it():
     found = take_apart(postfix().replace(b"\n\n--B\nContent-Description: Und", other))
     assert [notice.kind for notice in found.notices] == [Kind.HARD, Kind.SOFT]
     assert found.about("AL@example.com").status == "5.2.2"
-    assert found.about("cy@example.com") is None
+    assert found.about("bo@example.com").kind == Kind.HARD
+    assert (found.about("cy@example.com").kind, found.about("cy@example.com").counts) == (Kind.SOFT, False)
+
+
+def verdict(raw, recipient="bo@example.com"):
+    found = take_apart(raw)
+    return found and found.about(recipient).kind
+
+
+ALIAS = "team@example.com"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"final": "rfc822; left@example.com", "original": f"rfc822;{ALIAS}"},
+        {"final": "rfc822; left@example.com"},
+        {"final": "rfc822; reports@example.com"},
+        {"final": "LOCAL; left", "original": f"rfc822;{ALIAS}"},
+        {"final": f"rfc822; {ALIAS}", "more": "X-Actual-Recipient: rfc822; left@example.com\n"},
+        {"final": f"rfc822; {ALIAS}", "more": "X-Actual-Recipient: X-Unix; |/usr/bin/vacation left\n"},
+        {"final": "rfc822; team@elsewhere.example"},
+        {"final": "", "original": ""},
+    ],
+    ids=["member", "alone", "our sender", "local user", "Sendmail", "program", "domain", "nobody"],
+)
+def test_an_address_that_an_alias_leads_to_is_no_evidence_against_the_alias(how):
+    found = take_apart(small(**how)).about(ALIAS)
+    assert (found.kind, found.counts) == (Kind.SOFT, False)
+    assert "5.1.1" in found.said
+
+
+@pytest.mark.parametrize(
+    "text, address",
+    [
+        (EXIM.replace("  bo@example.com\n", "  bo@example.com\n    (generated from team@example.com)\n"), ALIAS),
+        (QMAIL, ALIAS),
+    ],
+    ids=["Exim", "qmail"],
+)
+def test_nor_is_it_in_a_text(text, address):
+    assert verdict(plain(text), address) == Kind.SOFT
+    assert verdict(plain(text)) == Kind.HARD
+
+
+@pytest.mark.parametrize(
+    "final, recipient",
+    [
+        ("rfc822; BO@Example.COM", "bo@example.com"),
+        ("rfc822;<bo@example.com>", "Bo@example.com"),
+        ("bo@example.com", "bo@example.com"),
+        ("rfc/822;bo@example.com", "bo@example.com"),
+        ("<bo@example.com>", "bo@example.com"),
+        ("RFC822 ; bo@example.com.", "bo@example.com"),
+        ("rfc822; bo@example.com (Bo)", "bo@example.com"),
+        ('rfc822; "bo"@example.com', "bo@example.com"),
+        ("LOCAL; bo", "bo@example.com"),
+        ("rfc822; bo+2Bweek@example.com", "bo+week@example.com"),
+        ("rfc822; bo+week@example.com", "bo+week@example.com"),
+        ("rfc822; bo+2Bweek@example.com", "bo+2Bweek@example.com"),
+        ("utf-8; j\u00f6rg@example.com", "j\u00f6rg@example.com"),
+        ("utf-8; jo\u0308rg@example.com", "j\u00f6rg@example.com"),
+        ("utf-8; j\\x{F6}rg@example.com", "j\u00f6rg@example.com"),
+        ("UTF-8;j\\x{f6}rg@example.com", "j\u00f6rg@example.com"),
+        ("utf-8; j\u00f6rg@b\u00fccher.example", "j\u00f6rg@xn--bcher-kva.example"),
+        ("utf-8; bo\\x{2B}week@example.com", "bo+week@example.com"),
+    ],
+)
+def test_an_address_is_the_recipients_in_each_of_its_spellings(final, recipient):
+    assert verdict(small(final=final), recipient) == Kind.HARD
+    assert verdict(small(final="", original=final), recipient) == Kind.HARD
+
+
+@pytest.mark.parametrize(
+    "final", ["rfc822; bo+week@example.com", "rfc822; bob@example.com", "rfc822; bo@mx.example.com", "LOCAL; bob"]
+)
+def test_an_address_that_is_only_similar_is_another(final):
+    assert verdict(small(final=final)) == Kind.SOFT
+
+
+def test_of_two_statements_about_one_recipient_the_milder_counts():
+    group = "Final-Recipient: rfc822; bo@example.com\nAction: failed\nStatus: 5.2.2\n"
+    assert verdict(small(more=f"\n{group}")) == Kind.SOFT
+    assert verdict(small(more=group)) == Kind.SOFT
+
+
+def in_part(kind, content, *, encoding="", outer="multipart/report; report-type=delivery-status"):
+    head = f"Content-Transfer-Encoding: {encoding}\n" if encoding else ""
+    return (
+        f"From: MAILER-DAEMON@mx.example.net\nReturn-Path: <>\nMessage-ID: <b@c>\n"
+        f'Content-Type: {outer}; boundary="B"\n\n'
+        f"--B\nContent-Type: {kind}\n{head}\n".encode()
+        + content
+        + b"\n--B--\n"
+    )
+
+
+FIELDS = (
+    b"Reporting-MTA: dns; mx.example.net\n\nFinal-Recipient: rfc822; bo@example.com\nAction: failed\nStatus: 5.1.1\n"
+    b"Diagnostic-Code: smtp; 550 5.1.1 no such user\n"
+)
+DSN = "message/delivery-status"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        in_part(DSN, FIELDS.replace(b":", b" :")),
+        in_part(DSN, FIELDS.replace(b": ", b":").replace(b"rfc822;", b"rfc/822;")),
+        in_part(DSN, FIELDS.replace(b"rfc822; ", b"")),
+        in_part(DSN, b64encode(FIELDS), encoding="base64"),
+        in_part(DSN, b64encode(FIELDS.replace(b"\n", b"\r\n")), encoding="BASE64"),
+        in_part(DSN, b2a_qp(FIELDS.replace(b"failed", b"=66ailed").replace(b"=66", b"f")), encoding="quoted-printable"),
+        in_part(DSN, FIELDS.replace(b":", b"=3A").replace(b"bo@", b"bo=40"), encoding="quoted-printable"),
+        in_part(DSN, FIELDS.replace(b"Action", b"Diagnostic-Code: smtp; 550\n5.1.1 <bo@c.d>: no\nuser\nAction")),
+        in_part(DSN, FIELDS.replace(b"Action", b"Diagnostic-Code: smtp; 550 5.1.1\n\nno such user\n\nAction")),
+        in_part(DSN, FIELDS.replace(b"smtp; ", b"smtp;\n\t")),
+        in_part(DSN, FIELDS.replace(b"no such", b"no\n  such")),
+        *(in_part(DSN, FIELDS.replace(b"failed", word)) for word in (
+            b"failure", b"Failed", b"FAILED", b"undeliverable", b"failed (bad address)", b"fail", b"bounced", b"")),
+        in_part(DSN, FIELDS.replace(b"Action: failed\n", b"")),
+        in_part(DSN, FIELDS.replace(b"5.1.1\n", b"5.1.1 (bad destination mailbox address)\n", 1)),
+        in_part(DSN, FIELDS.replace(b"net\n\nFinal", b"net\nFinal")),
+        in_part(DSN, b"\n\n\n" + FIELDS.replace(b"\n\n", b"\n \n\t\n\n")),
+        in_part(DSN, FIELDS).replace(b"delivery-status\n\n", b"delivery-status\n"),
+        in_part(DSN, FIELDS).replace(b"\n", b"\r"),
+        in_part(DSN, FIELDS).replace(b"\n", b"\r\n", 9),
+        in_part(DSN, FIELDS.replace(b"\n", b"\r")),
+        in_part(DSN, FIELDS.replace(b"\n", b"\r\r\n").replace(b"\r\r\n\r\r\n", b"\n\r\r\n")),
+        in_part(f"{DSN}; charset=x-nonsense", FIELDS + b"X-Note: \xff\xfe\n"),
+        in_part("Message/Delivery-Status", FIELDS.replace(b"Status", b"STATUS").replace(b"Action", b"action")),
+        in_part("text/delivery-status", FIELDS),
+        in_part("message/global-delivery-status", FIELDS.replace(b"rfc822", b"utf-8")),
+        in_part("message/global-delivery-status", b64encode(FIELDS), encoding="base64"),
+        in_part(DSN, FIELDS, outer="multipart/report"),
+        in_part(DSN, FIELDS, outer="multipart/mixed"),
+        in_part("text/plain", b"It failed.\n\n" + FIELDS),
+        in_part("text/plain", b"It failed.\n\n" + FIELDS, outer="multipart/mixed"),
+        in_part("message/rfc822", in_part(DSN, FIELDS), outer="multipart/mixed").replace(b'"B"', b'"C"', 1)
+        .replace(b"--B\n", b"--C\n", 1)[:-6] + b"--C--\n",
+        b"\n" + in_part(DSN, FIELDS),
+        b"From MAILER-DAEMON Mon Nov 30 10:00:00 2026\n" + in_part(DSN, FIELDS),
+    ],
+)  # fmt: skip
+def test_a_report_is_read_however_it_is_written(raw):
+    assert verdict(raw) == Kind.HARD
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["message/rfc822", "text/rfc822-headers", "text/rfc822-header", "message/rfc822-headers", "message/global",
+     "message/global-headers", "Text/RFC822-Headers", "message/rfc822; charset=utf-8"],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["", "base64", "quoted-printable", "8bit"])
+def test_the_message_id_of_what_is_returned_is_found_however_it_is_carried(kind, encoding):
+    header = HEADER.encode() + b"\n\nHello\n"
+    header = {"base64": b64encode(header), "quoted-printable": header.replace(b"@", b"=40")}.get(encoding, header)
+    part = f"\n--B\nContent-Type: {kind}\nContent-Transfer-Encoding: {encoding or '7bit'}\n\n".encode() + header
+    found = take_apart(in_part(DSN, FIELDS + part))
+    assert ID in found.message_ids
+
+
+def test_a_report_without_the_servers_words_is_judged_by_the_transcript():
+    head = b"--B\nContent-Type: text/plain\n\n   ----- Transcript of session follows -----\n"
+    raw = small().replace(b"--B\n", head + b"<<< 550 5.7.1 Your IP address is on our blacklist\n--B\n", 1)
+    assert verdict(raw) == Kind.SOFT
+    assert verdict(raw.replace(b"5.7.1 Your IP address is on our blacklist", b"5.1.1 User unknown")) == Kind.HARD
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PERSON,
+        PERSON.replace("In-Reply-To: {message_id}\nReferences: {message_id}\n", ""),
+        PERSON.replace("In-Reply-To: {message_id}\nReferences: {message_id}\n", "").replace(
+            "Return-Path: <bo@example.com>\n", ""
+        ),
+        PERSON.replace("<bo@example.com>:\n", "").replace("Return-Path: <bo@example.com>", "Return-Path: <>"),
+        QMAIL.replace("\n\nHi", "\nIn-Reply-To: <7.abcd@example.com>\n\nHi"),
+        QMAIL.replace("<bo@example.com>:\n", "bo@example.com\n"),
+        QMAIL.replace("Hi. This is", "> Hi. This is").replace("<bo", "> <bo"),
+        PERSON.replace("Hi. This", "Final-Recipient: rfc822; bo@example.com\nAction: failed\nStatus: 5.1.1\n\nThis"),
+        QMAIL.replace("Hi. This is the qmail-send program", "Hello. I am away").replace(
+            "Subject:", "Auto-Submitted: auto-replied\nX-Autoreply: yes\nSubject:"
+        ),
+    ],
+)
+def test_what_a_person_or_an_auto_reply_writes_is_no_bounce(text):
+    assert take_apart(plain(text)) is None
+
+
+def test_qmail_says_for_each_recipient_what_failed():
+    text = QMAIL.replace("\n\n--- Below", "\n\n<al@example.com>:\nMailbox full. (#5.2.2)\n\n--- Below")
+    assert verdict(plain(text)) == Kind.HARD
+    assert take_apart(plain(text)).about("al@example.com").status == "5.2.2"
+
+
+def test_a_complaint_of_a_person_to_whom_an_email_was_passed_on_is_not_the_recipients():
+    raw = plain(ARF, about="abuse")
+    assert verdict(raw) == Kind.COMPLAINED
+    assert verdict(raw, "redacted@example.com") == Kind.COMPLAINED  # RFC 6590: the name may be hidden
+    assert verdict(raw, "bo@elsewhere.example") == Kind.SOFT
 
 
 def test_a_bounce_is_the_same_however_it_is_carried_and_another_is_another():

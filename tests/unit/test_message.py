@@ -36,7 +36,7 @@ def test_a_plain_message_looks_like_this():
         "Message-ID: <7f3a@example.com>",
         "List-Id: <progress.example.com>",
         "Auto-Submitted: auto-generated",
-        "X-Auto-Response-Suppress: All",
+        "X-Auto-Response-Suppress: OOF, AutoReply",
         "MIME-Version: 1.0",
         f'Content-Type: multipart/alternative; boundary="{boundary}"',
         "",
@@ -55,6 +55,12 @@ def test_a_plain_message_looks_like_this():
         f"--{boundary}--",
         "",
     ))  # fmt: skip
+
+
+def test_headers_give_the_default_fields_another_value():
+    raw = message(headers={"auto-submitted": "no", "X-Auto-Response-Suppress": "None"})
+    head = raw.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    assert [line for line in head if "auto" in line.lower()] == ["auto-submitted: no", "X-Auto-Response-Suppress: None"]
 
 
 def test_the_same_arguments_give_the_same_bytes():

@@ -56,7 +56,6 @@ def test_what_asyncpg_gets_names_no_host_and_keeps_login_database_and_other_para
     ("load_balance_hosts=yes", "load_balance_hosts"),
     ("host=a,b,c&port=1,2", "port"),
     ("host=a,b&hostaddr=::1", "hostaddr"),
-    ("channel_binding=require", "channel_binding"),
     ("host=a,,b", "empty host"),
 ])  # fmt: skip
 def test_a_bad_parameter_is_a_mistake_in_the_settings(query, words):

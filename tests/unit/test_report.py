@@ -1,6 +1,6 @@
 import html
 import re
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -8,15 +8,21 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
+from asyncpg import BitString, Circle, Point, Polygon, Range
+from babel.localedata import locale_identifiers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from outbox.errors import SourceError
-from outbox.language import ENGLISH
+from outbox.language import ENGLISH, find
 from outbox.report import PACKAGED, Templates, explain
 from outbox.table import cell, humanise, table_of
 
+NAMES = (
+    "the names that exist here are unsubscribe, report, title, period, recipient, rows, columns, link, sender, "
+    "language, say, table, excerpt"
+)
 ZONE = ZoneInfo("America/New_York")
 MONDAY = datetime(2026, 11, 16, tzinfo=ZONE)
 DAYS = [{"day": date(2026, 11, 16) + timedelta(at), "done": done} for at, done in enumerate([5, 9, 0, 12, None])]
@@ -92,11 +98,57 @@ def test_a_period_is_said_as_a_person_says_it(starts, ends, cadence, said):
         (timedelta(hours=26, minutes=5), "26 h 5 min"),
         (timedelta(seconds=-61), "\u22121 min 1 s"), (timedelta(0), "0 s"),
         ("text", "text"), (b"abc", "3 bytes"),
-        ({"a": [1, "ü"]}, '{"a": [1, "ü"]}'), (UUID(int=0), "00000000-0000-0000-0000-000000000000"),
+        ({"a": [1, "ü"], "b": None}, "a: (1, ü), b: \u2013"), ({}, "\u2013"),
+        (["backend", "urgent"], "backend, urgent"), ([], "\u2013"), (["a", None], "a, \u2013"),
+        ([[1, 2], [3, 4]], "(1, 2), (3, 4)"), ([{"a": 1}, {"a": True}], "(a: 1), (a: yes)"),
+        ([date(2026, 11, 16), Decimal("1.50")], "Mon 16 Nov, 1.5"), ((1, "x", None), "1, x, \u2013"),
+        (Range(1, 5), "1 \u2013 4"), (Range(1, 2), "1"), (Range(5), "5 \u2013 …"), (Range(None, 5), "… \u2013 4"),
+        (Range(), "… \u2013 …"), (Range(empty=True), "\u2013"),
+        (Range(1, 5, lower_inc=False, upper_inc=True), "2 \u2013 5"),
+        (Range(Decimal("1.5"), Decimal("2.5")), "1.5 \u2013 2.5"),
+        (Range(date(2026, 11, 16), date(2026, 11, 23)), "Mon 16 Nov \u2013 Sun 22 Nov"),
+        (Range(date(2026, 11, 16), date.max), "Mon 16 Nov \u2013 …"),
+        (Range(date.min, date(2026, 11, 16)), "… \u2013 Sun 15 Nov"),
+        (Range(datetime(2026, 11, 16, 3, 0, tzinfo=UTC), None), "Sun 15 Nov 22:00 \u2013 …"),
+        ([Range(1, 5), Range(8, 9)], "1 \u2013 4, 8"), (BitString("101"), "101"), (Point(1.5, 2), "1.5, 2"),
+        (Polygon((0, 0), (1, 1)), "(0, 0), (1, 1)"), (Circle((0, 0), 5), "(0, 0), 5"),
+        (bytearray(b"ab"), "2 bytes"), (memoryview(b"abc"), "3 bytes"),
+        (10**20, "100\u202f000\u202f000\u202f000\u202f000\u202f000\u202f000"),
+        (-15 * 10**29, "\u22121.5E+30"), (Decimal("1E+131071"), "1E+131071"), (1.5e300, "1.5E+300"), (1e-300, "0"),
+        (timedelta.max, "24\u202f000\u202f000\u202f000 h"), (timedelta(days=30), "720 h"),
+        (UUID(int=0), "00000000-0000-0000-0000-000000000000"),
     ],
 )  # fmt: skip
 def test_any_value_is_shown_in_a_way_a_person_reads(value, shown):
     assert cell(value, ZONE, 2026) == shown
+
+
+@pytest.mark.parametrize("zone", [UTC, *map(ZoneInfo, ("America/New_York", "Europe/Berlin", "Pacific/Kiritimati"))])
+@pytest.mark.parametrize("offset", [-14, 0, 14])
+def test_a_time_at_an_end_of_the_calendar_is_shown_in_every_zone(zone, offset):
+    ours = timezone(timedelta(hours=offset))
+    assert re.fullmatch(
+        r"(31 Dec|1 Jan) \d+ \d\d:\d\d", cell(datetime(9999, 12, 31, 23, 59, 59, tzinfo=ours), zone, 2026)
+    )
+    assert re.fullmatch(r"(1 Jan|31 Dec) \d+ \d\d:\d\d", cell(datetime(1, 1, 1, 1, tzinfo=ours), zone, 2026))
+
+
+def test_the_usual_sentinels_are_shown_as_the_dates_that_they_are():
+    berlin, new_york = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")
+    assert cell(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), berlin, 2026) == "31 Dec 9999 23:59"
+    assert cell(datetime(9999, 12, 31, tzinfo=UTC), new_york, 2026) == "30 Dec 9999 19:00"
+    assert cell(datetime(1, 1, 1, 1, tzinfo=UTC), new_york, 2026) == "1 Jan 1 01:00"
+    assert cell(datetime(1970, 1, 1, tzinfo=UTC), new_york, 2026) == "31 Dec 1969 19:00"
+
+
+def test_every_language_can_write_the_first_and_the_last_day():
+    first, last = datetime.min, datetime.max  # noqa: DTZ901 - as asyncpg gives -infinity and infinity
+    for tag in locale_identifiers()[::7]:
+        language = find(tag)
+        for value in (first, last, date.min, date.max, time.min, time.max, timedelta.min, timedelta.max):
+            for year in (None, 1, 2026):
+                assert cell(value, ZONE, year, language)
+        assert language.label(first, last, "weekly")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +271,15 @@ def test_the_page_needs_nothing_from_elsewhere():
     assert not any(word in page for word in ("<script", "<link", "src=", "url(", "@import", "http"))
 
 
+def test_no_text_of_the_mail_has_the_colour_of_its_background():
+    for markup in (Templates(None, name).render(context([], report=name)).html for name in ("progress", "digest")):
+        (style,) = re.findall(r'<div style="(display:none[^"]*)"', markup)
+        assert {"max-height:0", "overflow:hidden", "mso-hide:all"} <= set(style.split(";"))
+        assert "color" not in style, "SpamAssassin's HTML_FONT_LOW_CONTRAST gives 0.7 points for it"
+        backgrounds = set(re.findall(r'bgcolor="(#\w+)"', markup)) - {"#ffffff"}
+        assert not backgrounds.intersection(re.findall(r"(?<!-)color:(#\w+)", markup))
+
+
 def test_layout_tables_say_that_they_are_none():
     html = Templates(None, "progress").render(context()).html
     assert html.count("<table") - html.count('<table role="presentation"') == 1
@@ -256,7 +317,11 @@ def test_a_subject_has_one_line(tmp_path):
         (b"ok\n{% if %}", "line 2"),
         (b"ok\n\n{{ x|nosuch }}", "line 3: No filter named 'nosuch'"),
         (b"{{ x", "line 1"),
-        (b"\xff", "UnicodeDecodeError"),
+        (b"ok {{ }}", "line 1: Expected an expression"),
+        (b"ok\n\xff", "line 2: is not UTF-8; save the file as UTF-8"),
+        (b"{{ x|nubmer }}", "No filter named 'nubmer' (did you mean number?)"),
+        (b"{{ x|nosuch }}", "those of outbox are cell, humanise, lines, number, percent"),
+        (b"{{ x is defind }}", "No test named 'defind' (did you mean defined?)"),
     ],
 )
 def test_a_broken_template_is_named_with_line_and_fault(tmp_path, source, fault):
@@ -275,10 +340,46 @@ def test_a_broken_template_is_named_with_line_and_fault(tmp_path, source, fault)
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
-        ("a\n{{ recipient.nmae }}", "line 2: 'dict object' has no attribute 'nmae'."),
-        ("{{ nothing }}", "line 1: 'nothing' is undefined."),
+        ("a\n{{ recipient.nickname }}", "line 2: recipient has no nickname; it has key, email, name."),
+        ("{{ recipient['nmae'] }}", "line 1: recipient has no nmae (did you mean name?); it has key, email, name."),
+        (
+            "{% for item in rows %}\n{{ item.dya }}{% endfor %}",
+            "line 2: item has no dya; it has day, done.",
+        ),
+        ("{{ rows[0].dones }}", "line 1: rows[0] has no dones (did you mean done?); it has day, done."),
+        ("{{ (rows|first).x }}", "line 1: the mapping has no x; it has day, done."),
+        ("{{ rows.day }}", "line 1: rows is a list, so it has no day; it has 5 elements."),
+        ("{{ rows[5].day }}", "line 1: rows has no element 5; it has 5 elements."),
+        ("{{ rows[4].done.by }}", "line 1: rows[4].done is None (NULL in SQL), so it has no by."),
+        ("{{ period.end }}", "line 1: period has no end; it has ends_at, key, label, starts_at."),
+        (
+            "{{ table.colums|length }}",
+            "line 1: table has no colums (did you mean columns?); it has bars, columns, figures, ",
+        ),
+        ("{{ recipent.name }}", f"line 1: 'recipent' is undefined (did you mean recipient?); {NAMES}."),
+        ("{% set mine = 1 %}{{ nothing|number }}", f"line 1: 'nothing' is undefined; {NAMES}, mine."),
+        (
+            "{{ say('helo') }}",
+            "line 1: say: there is no phrase 'helo' (did you mean hello?); there are hello, hello nobody, ",
+        ),
+        ("{{ say('hello') }}", "line 1: say: the phrase 'hello' needs name; give it as say('hello', name=…)."),
+        (
+            "{{ say('digest more') }}",
+            "line 1: say: the phrase 'digest more' needs a whole number n, not None; give it as n=3.",
+        ),
         ("\n\n{{ 1 / 0 }}", "line 3: ZeroDivisionError: division by zero."),
         ("{% include 'gone.j2' %}", "line 1: there is no template gone.j2."),
+        ("{% include 'email.txt' %}", "line 1: there is no template email.txt (did you mean progress/email.txt.j2?)."),
+        (
+            "{% include 'subject.txt.j2' %}",
+            "line 1: there is no template subject.txt.j2 (did you mean outbox:subject.txt.j2?).",
+        ),
+        ("{% include ['a', 'b'] %}", "line 1: there is none of the templates a, b."),
+        ("{{ 'abc'|number }}", 'line 1: number: "abc" is not a number; give a number, or use cell for other values.'),
+        ("{{ true|percent }}", "line 1: percent: True is not a number; give a number, or use cell for other values."),
+        ("{{ rows|number }}", "line 1: number: [{'day': "),
+        ("{{ 1|number(-1) }}", "line 1: number: -1 is not a number of decimals; give a whole number from 0 to 30."),
+        ("{{ 1|percent('x') }}", 'line 1: percent: "x" is not a number of decimals; give a whole number from 0 to 30.'),
     ],
 )
 def test_a_failure_while_rendering_is_explained_with_template_and_line(tmp_path, source, fault):
@@ -288,7 +389,38 @@ def test_a_failure_while_rendering_is_explained_with_template_and_line(tmp_path,
     templates = Templates(tmp_path, "progress")
     with pytest.raises(Exception) as raised:  # noqa: PT011 — any error of a template
         templates.render(context())
-    assert explain(raised.value) == f"{path}, {fault}"
+    said = explain(raised.value)
+    assert said.startswith(f"{path}, {fault}")
+    assert said == f"{path}, {fault}" or not fault.endswith(".")
+
+
+def render_text(directory, source, **changes):
+    (directory / "progress").mkdir(exist_ok=True)
+    (directory / "progress" / "email.txt.j2").write_text(source)
+    return Templates(directory, "progress").render(context(**changes)).text.strip()
+
+
+def test_filters_take_numbers_as_text_and_null(tmp_path):
+    shown = "{{ '12'|number }} {{ ' 1.50 '|number(2) }} {{ ''|number }} {{ none|number }} {{ 'NaN'|number }}"
+    assert render_text(tmp_path, shown) == "12 1.50 \u2013 \u2013 \u2013"
+    assert render_text(tmp_path, "{{ '0.42'|percent }} {{ none|percent }} {{ 1e300|percent }}") == "42% \u2013 1E+302%"
+    rest = "{{ none|humanise }} {{ 5|humanise }} {{ none|lines }} {{ [1, 2]|lines }}"
+    assert render_text(tmp_path, rest) == "\u2013 5 \u2013 1, 2"
+    assert render_text(tmp_path, "{{ '1e999999'|percent }}{% include 'gone' ignore missing %}") == "\u2013"
+    assert cell(10**5000) == "1E+5000"
+    assert table([{"who": "a", "n": Decimal("9e999999")}, {"who": "b", "n": Decimal("9e999999")}]).totals
+    assert table([{"who": "a", "n": 10**5000}, {"who": "b", "n": 10**5000}]).totals == ["Total", "2E+5000"]
+
+
+def test_values_written_without_a_filter_read_as_text_and_not_as_python(tmp_path):
+    row = {
+        "tags": ["a", "b"], "none": None, "yes": True, "took": timedelta(hours=2), "spans": [Range(1, 5)],
+        "n": Decimal("1.50"), "day": date(2026, 11, 16), "json": {"a": [1]},
+    }  # fmt: skip
+    each = "{% for name in columns %}{{ rows[0][name] }}; {% endfor %}"
+    assert render_text(tmp_path, each, rows=[row]) == "a, b; \u2013; yes; 2 h; 1 \u2013 4; 1.50; 2026-11-16; a: (1);"
+    assert render_text(tmp_path, "{{ language }} {{ table }}", rows=[{"a": "x"}]) == "en A\n-\nx"
+    assert render_text(tmp_path, "{{ 'a' if none }}{{ rows[0].tags|join('+') }}", rows=[row]) == "a+b"
 
 
 def test_an_error_from_elsewhere_is_explained_without_a_place():

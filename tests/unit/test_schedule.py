@@ -112,6 +112,10 @@ def row(tick_at, done_at=None, failures=0):
     return Row(tick_at, done_at, failures, tick_at, "why" if failures else None)
 
 
+def followed_since(since):
+    return Row(MONDAY, since, 0, since, None, since)
+
+
 @pytest.mark.parametrize(
     ("known", "hours", "standing", "tick_at"),
     [
@@ -130,6 +134,45 @@ def row(tick_at, done_at=None, failures=0):
 )
 def test_a_tick_stands_as_the_fleets_row_and_the_databases_clock_say(known, hours, standing, tick_at):
     found = latest(report("0 6 * * mon", catch_up="12h"), known, MONDAY + hours * HOUR)
+    assert (found.standing, found.tick.at) == (standing, tick_at)
+
+
+WEDNESDAY = MONDAY + 48 * HOUR
+NEXT_MONDAY = MONDAY + 168 * HOUR
+
+
+@pytest.mark.parametrize(
+    ("known", "is_new", "more", "now", "standing", "tick_at"),
+    [
+        (None, True, {}, WEDNESDAY, Standing.NEW, MONDAY),  # another system may have made it
+        (None, True, {"first_tick": "latest"}, WEDNESDAY, Standing.DUE, MONDAY),
+        (None, False, {}, WEDNESDAY, Standing.DUE, MONDAY),  # outbox has made editions of the report before
+        # The fleet has followed it since Wednesday: the next tick is caught up with, even if all relays slept over it.
+        (followed_since(WEDNESDAY), False, {}, WEDNESDAY + HOUR, Standing.NEW, MONDAY),
+        (followed_since(WEDNESDAY), False, {"first_tick": "latest"}, WEDNESDAY + HOUR, Standing.NEW, MONDAY),
+        (followed_since(WEDNESDAY), False, {}, NEXT_MONDAY + 60 * HOUR, Standing.DUE, NEXT_MONDAY),
+        # The schedule was changed on Thursday: a tick on Tuesday was never followed, one on Thursday is.
+        (
+            followed_since(WEDNESDAY),
+            False,
+            {"at": "0 6 * * tue"},
+            WEDNESDAY + 30 * HOUR,
+            Standing.NEW,
+            MONDAY + 24 * HOUR,
+        ),
+        (
+            followed_since(WEDNESDAY),
+            False,
+            {"at": "0 6 * * thu"},
+            WEDNESDAY + 30 * HOUR,
+            Standing.DUE,
+            MONDAY + 72 * HOUR,
+        ),
+    ],
+)
+def test_a_report_that_is_new_to_outbox_starts_with_its_next_tick(known, is_new, more, now, standing, tick_at):
+    more = dict(more)
+    found = latest(report(more.pop("at", "0 6 * * mon"), **more), known, now, is_new=is_new)
     assert (found.standing, found.tick.at) == (standing, tick_at)
 
 

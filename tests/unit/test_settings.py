@@ -514,6 +514,26 @@ def test_a_file_that_cannot_be_read_is_a_fault(here):
     assert caught.value.faults == ["outbox.toml, line 2: is not UTF-8; save the file as UTF-8."]
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_the_settings(here, newline):
+    (here / "outbox.toml").write_bytes(b"\xef\xbb\xbf" + WHOLE.replace("\n", newline).encode())
+    (here / "url").write_bytes(b"\xef\xbb\xbfsmtp://other:25" + newline.encode())
+    (here / "reports").write_bytes(b'\xef\xbb\xbf{weekly = {link = "https://x/{token}", source = "a:B"}}')
+    settings = load(environ={"OUTBOX_SMTP_URL_FILE": "url", "OUTBOX_REPORTS_FILE": "reports"})
+    assert settings.sender == "Progress reports <reports@example.com>"
+    assert (settings.smtp_url.host, list(settings.reports)) == ("other", ["weekly"])
+    (here / "outbox.toml").write_bytes(b"\xef\xbb\xbfa = 1\nb = J\xfc")
+    assert faults_of({}) == ["outbox.toml, line 2: is not UTF-8; save the file as UTF-8."]
+    (here / "outbox.toml").write_bytes("sender = 'a'".encode("utf-16"))
+    assert faults_of({}) == ["outbox.toml, line 1: is not UTF-8; save the file as UTF-8."]
+
+
+def faults_of(environ):
+    with pytest.raises(ConfigurationError) as caught:
+        load(environ=environ)
+    return caught.value.faults
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [

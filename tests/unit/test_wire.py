@@ -202,6 +202,41 @@ def test_a_field_that_the_message_has_is_left_to_it():
     assert claim.head == b"X-Other: route\r\n"
 
 
+WRITTEN = b"Auto-Submitted: auto-generated\r\nX-Auto-Response-Suppress: OOF, AutoReply\r\n"
+
+
+@pytest.mark.parametrize(
+    "header, fields, sent",
+    [
+        (WRITTEN, {"X-Tag": "t"}, b"X-Tag: t\r\n" + WRITTEN),
+        (
+            WRITTEN,
+            {"X-Auto-Response-Suppress": "None", "auto-submitted": "no"},
+            b"X-Auto-Response-Suppress: None\r\nauto-submitted: no\r\n",
+        ),
+        (
+            b"X-Auto-Response-Suppress: All\r\n",
+            {"x-auto-response-suppress": "OOF"},
+            b"x-auto-response-suppress: OOF\r\n",
+        ),
+        (b"Auto-Submitted: auto-notified\r\n", {"Auto-Submitted": "no"}, b"Auto-Submitted: auto-notified\r\n"),
+        (b"X-A: b\r\n", {"Reply-To": "help@example.com"}, b"Reply-To: help@example.com\r\nX-A: b\r\n"),
+        (b"Reply-To: a@b.example\r\n", {"Reply-To": "help@example.com"}, b"Reply-To: a@b.example\r\n"),
+    ],
+    ids=["others", "defaults", "former default", "chosen", "Reply-To", "Reply-To chosen"],
+)
+def test_a_route_replaces_the_default_fields_and_no_field_that_an_application_chose(header, fields, sent):
+    begin, end = b"From: a@example.com\r\n", b"Subject: x\r\n\r\nAuto-Submitted: auto-generated\r\n"
+    claim = mail(begin + header + end)
+    letterhead = Letterhead(fields)
+    for _ in range(2):
+        letterhead.prepare(claim)
+    whole = claim.head + claim.message
+    assert sorted(whole.split(b"\r\n")) == sorted((sent + begin + end).split(b"\r\n"))
+    assert whole.endswith(end)
+    assert claim.wire_bytes == len(claim.message)
+
+
 @pytest.fixture(scope="module")
 def key():
     return rsa.generate_private_key(65537, 2048)
@@ -236,6 +271,11 @@ def test_whoever_has_the_published_record_can_verify_what_is_sent(tmp_path, key,
     signed = re.search(rb"h=([^;]+);", re.sub(rb"\s+", b"", sent.partition(b"bh=")[0]))[1].split(b":")
     assert {b"list-unsubscribe", b"list-unsubscribe-post", b"feedback-id"} < set(signed)
     assert b"x-ses-tag" not in signed, "what the next server takes out must not break the signature"
+
+
+def test_a_key_file_with_a_byte_order_mark_and_line_ends_of_windows_can_be_used(tmp_path, key):
+    (tmp_path / "dkim.pem").write_bytes(b"\xef\xbb\xbf" + pem(key).replace(b"\n", b"\r\n"))
+    assert load_signer(table("dkim.pem"), tmp_path).sign(b"From: a@example.com\r\n\r\nx", head=b"")
 
 
 SEEN = [

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outbox.period import spoken_time
-from outbox.screen import Frame, spoken_s
+from outbox.screen import Frame, progress_of, spoken_s
 from outbox.settings import Settings
 from outbox.web.board.live import Live
 from outbox.web.board.signing import Authenticator, User
@@ -51,6 +51,7 @@ class Desk:
             "zone": getattr(zone, "key", None) or "UTC",
             "when": lambda at, report="": when(at, frame.zone(report) or zone),
             "spoken_s": spoken_s,
+            "progress_of": progress_of,
         }
 
     def who(self, request: Request, user: User) -> str:

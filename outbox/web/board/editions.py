@@ -25,27 +25,35 @@ ID_MAX: Final = 2**31 - 1
 # In the order of their beginnings; the table is small, some rows for each report and week. A page begins after an
 # edition, whose time Postgres looks up itself: it may be one that Python cannot represent.
 EDITIONS: Final = """
-SELECT id, report, period, expected, completed_at FROM outbox.edition
+SELECT id, report, period, expected, completed_at, done_elsewhere_at FROM outbox.edition
  WHERE ($1::int IS NULL OR (starts_at, id) < (SELECT a.starts_at, a.id FROM outbox.edition a WHERE a.id = $1))
  ORDER BY starts_at DESC, id DESC LIMIT $2
 """
-EDITION: Final = "SELECT id, report, period, expected, completed_at FROM outbox.edition WHERE id = $1"
+EDITION: Final = (
+    "SELECT id, report, period, expected, completed_at, done_elsewhere_at FROM outbox.edition WHERE id = $1"
+)
 
 BY_STATE: Final = """
 SELECT coalesce(d.state, 'none') AS state, count(*) AS n
-  FROM outbox.report r JOIN outbox.email m ON m.report = r.id LEFT JOIN outbox.delivery d ON d.email = m.id
+  FROM outbox.report r
+ CROSS JOIN LATERAL (SELECT id FROM outbox.email WHERE report = r.id OFFSET 0) m
+  LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
  WHERE r.edition = $1 GROUP BY 1
 """
 # As `outbox status` says it: what is suppressed is cancelled, and what bounced is of those that were sent.
 CAME_BACK: Final = """
 SELECT 'suppressed' AS what, count(*) AS n
-  FROM outbox.report r JOIN outbox.email m ON m.report = r.id JOIN outbox.delivery d ON d.email = m.id
+  FROM outbox.report r
+ CROSS JOIN LATERAL (SELECT id FROM outbox.email WHERE report = r.id OFFSET 0) m
+ CROSS JOIN LATERAL (SELECT email, state FROM outbox.delivery WHERE email = m.id OFFSET 0) d
  WHERE r.edition = $1 AND d.state = 'cancelled'
    AND 'suppressed' = (SELECT a.verdict FROM outbox.attempt a
                         WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
 UNION ALL
 SELECT 'bounced', count(DISTINCT b.email)
-  FROM outbox.bounce b JOIN outbox.email m ON m.id = b.email JOIN outbox.report r ON r.id = m.report
+  FROM outbox.bounce b
+ CROSS JOIN LATERAL (SELECT report FROM outbox.email WHERE id = b.email OFFSET 0) m
+ CROSS JOIN LATERAL (SELECT edition FROM outbox.report WHERE id = m.report OFFSET 0) r
  WHERE r.edition = $1 AND b.kind IN ('hard', 'complained')
 """
 
@@ -138,7 +146,7 @@ class Editions:
 
 
 def _edition(row: Any) -> EditionSeen:
-    return EditionSeen(row["id"], row["report"], row["period"], row["expected"], row["completed_at"])
+    return EditionSeen(*row)
 
 
 def _edition_id(text: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from outbox.attention import Kind, headline
 from outbox.screen import Frame, reasons, spoken_s
 from outbox.watch import EditionSeen, Look
 from outbox.web.board.desk import Desk
@@ -87,15 +88,18 @@ class Overview:
 
 
 def bar(edition: EditionSeen) -> list[tuple[str, float, float]]:
-    """An edition as pieces of a bar: what it is, where it begins, how wide. What is lost is seen, however little."""
-    made, sent, lost, doubt = edition.made or 0, edition.sent or 0, edition.lost or 0, edition.in_doubt or 0
-    total = max(edition.expected or 0, made, 1)
-    pieces, at, spared = [], 0.0, edition.suppressed or 0
-    waits = made - sent - lost - doubt - spared
-    for kind, count in (("sent", sent), ("lost", lost), ("doubt", doubt), ("spared", spared), ("made", waits)):
+    """Return the pieces of an edition's bar: kind, start and width. A failure is visible, however small."""
+    decided = (edition.suppressed or 0) + (edition.cancelled or 0) + (edition.waived or 0)
+    total = max(edition.expected or 0, (edition.made or 0) + (edition.waived or 0), 1)
+    counts = {
+        "sent": edition.sent or 0, "failed": edition.failed or 0, "doubt": edition.in_doubt or 0, "decided": decided,
+        "waiting": (edition.waiting or 0) + (edition.collected or 0),
+    }  # fmt: skip
+    pieces, at = [], 0.0
+    for kind, count in counts.items():
         width = BAR * count / total
         if count > 0:
-            width = min(max(width, 0.5 if kind == "made" else 1.0), BAR - at)
+            width = min(max(width, 0.5 if kind == "waiting" else 1.0), BAR - at)
             pieces.append((kind, at, width))
             at += width
     return pieces
@@ -112,24 +116,22 @@ def verdict(seen: Seen) -> Verdict:
     return next(_concerns(look))
 
 
+PATHS: Final = {
+    Kind.IN_DOUBT: "/emails?state=in_doubt", Kind.FAILED: "/emails?state=dead", Kind.MISSING: "/editions",
+    Kind.UNFINISHED: "/editions",
+}  # fmt: skip
+
+
 def _concerns(look: Look) -> Iterator[Verdict]:
-    """What a person should know, the gravest first; the last is that there is nothing."""
-    if doubts := max(look.open.in_doubt if look.open is not None else 0, len(look.in_doubt)):
-        title = "1 email is in doubt" if doubts == 1 else f"{doubts:,} emails are in doubt"
-        words = "Nobody knows whether the server took it; a person, or evidence, decides."
-        yield Verdict("bad", title, words, "/emails?state=in_doubt")
-    if look.routes:
-        words = "Relays probe it one at a time, and go on when it works."
-        yield Verdict("bad", "The mail server is in trouble", words)
+    """Yield what a person should know, the gravest first; the last is that nothing needs a person."""
+    for concern in look.concerns:
+        yield Verdict("bad", concern.title, f"{concern.sentence} Fix: {concern.fix}.", PATHS.get(concern.kind, ""))
     waiting = 0 if look.open is None else look.open.due + sum(look.open.in_hand.values())
     if waiting and not look.relays:
-        yield Verdict("bad", "No relay is alive", "Emails are due and nobody sends; start `outbox relay`.")
-    for relay in look.relays:
-        if relay.trouble:
-            yield Verdict("bad", "A relay makes no progress", f"Relay {relay.id} on {relay.host}: {relay.trouble}")
+        yield Verdict("bad", "No relay is alive", "Emails are due and no relay sends; start `outbox relay`.")
     if look.pauses:
         what = ", ".join(pause.report or "everything" for pause in look.pauses)
         yield Verdict("warn", "Paused", f"Held back by a person: {what}.", "/pauses")
     if look.open is None:
         yield Verdict("soft", "Not counted", "What waits is not counted: this is the first look, or it is too much.")
-    yield Verdict("good", "Sending" if waiting else "All is well", "Nothing needs a person.")
+    yield Verdict("good", "Sending" if waiting else "All is well", headline(look.concerns))

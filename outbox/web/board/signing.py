@@ -268,7 +268,7 @@ def _token_of(settings: WebSettings) -> str | None:
     if settings.board_token_file is None:
         return None
     try:
-        token = Path(settings.board_token_file).read_text().strip()
+        token = Path(settings.board_token_file).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigurationError(
