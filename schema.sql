@@ -52,7 +52,7 @@ create table outbox.definition (
 
 -- One report for one period, for all its recipients. `generate` reads all recipients in a *look*; the results of the look
 -- that began last are kept. A person can declare that another system made an edition (`outbox mark-done`): generate then
--- makes nothing of it, and `outbox.operation` has who and why.
+-- makes nothing of it.
 create table outbox.edition (
     id          integer generated always as identity primary key,
     report      text not null,
@@ -64,7 +64,9 @@ create table outbox.edition (
     completed_at timestamptz,                           -- when a relay first saw that every report is made and sent
     looked_at   timestamptz,                            -- when that look began
     may_be_empty boolean not null default false,        -- without recipients it is complete; else that is an error
-    done_elsewhere_at timestamptz,                      -- when it was declared as made by another system
+    done_elsewhere_at timestamptz,                      -- when a person declared that another system made it
+    done_elsewhere_by text,                             -- ... who
+    done_elsewhere_why text,                            -- ... and why
     unique (report, period),
     check (starts_at < ends_at)
 );
@@ -228,6 +230,10 @@ create table outbox.attempt (
     settled_at  timestamptz not null default now()
 );
 create index attempt_email on outbox.attempt (email);
+-- It has no key of its own, and a publication of all tables refuses to delete from a table that has neither. Rows are never
+-- changed, so this costs only what `outbox prune` deletes, and that only where wal_level is logical. A key would cost an
+-- index entry for each try, and on an upgrade all rows would have to be written again.
+alter table outbox.attempt replica identity full;
 
 -- Emails that failed and about which nobody has decided: dead letters, and emails of reports that expired. A trigger keeps
 -- it, since an index on `state` would make every mark an update with new index entries (PostgreSQL docs, 73.7). An
@@ -453,7 +459,7 @@ begin
     with chosen as (
         select d.email from outbox.delivery d
          where d.email = any (doubtful) and d.state = 'in_doubt'
-           and exists (select from outbox.bounce b where b.email = d.email and b.proves and b.at >= d.marked_at)
+           and (select bool_or(b.proves) from outbox.bounce b where b.email = d.email and b.at >= d.marked_at)
          order by d.email for update skip locked
     ), decided as (
         update outbox.delivery d set state = 'sent', settled_at = now(), doubted_at = null
@@ -754,6 +760,8 @@ end $$;
 -- `tail`. Each recipient has a delivery of its own, so that a refusal of one never mails another again: the first under
 -- the key itself, the others as `key#2`, `key#3` and so on. Without `route` the rules say it.
 -- In a race for one key the later transaction waits for the end of the earlier one.
+-- `enable_seqscan = off` is for the foreign key of `delivery`: a session that first enqueues into tables that were analysed
+-- when they were empty would check it by reading all of `email`, for each email until the next ANALYZE.
 --
 -- It runs as the schema's owner, for callers without a right on any table, so it trusts nothing: each argument is checked,
 -- ids and Message-IDs are made here, and `made_by` ends with the name of the login.
@@ -762,7 +770,7 @@ create function outbox.put(
     send_at timestamptz default null, send_before timestamptz default null, priority integer default 0,
     route text default null, traceparent text default null, made_by text default null
 ) returns boolean language plpgsql security definer
-    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on set enable_seqscan = off as $$
 declare
     id          bigint;
     message_id  text;

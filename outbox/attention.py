@@ -32,6 +32,7 @@ class Kind(StrEnum):
     FAILED = "failed"
     MISSING = "missing"
     UNFINISHED = "unfinished"
+    EMPTY = "empty"
     ROUTE = "route"
     UNSERVED = "unserved"
     NO_RELAY = "no_relay"
@@ -64,6 +65,7 @@ _TITLES: Final = {
     Kind.FAILED: ("1 email failed", "{} emails failed"),
     Kind.MISSING: ("1 recipient has no report", "{} recipients have no report"),
     Kind.UNFINISHED: ("An edition is not finished", ""),
+    Kind.EMPTY: ("An edition has no recipients", ""),
     Kind.ROUTE: ("The mail server is in trouble", ""),
     Kind.UNSERVED: ("No relay serves a route", ""),
     Kind.NO_RELAY: ("No relay is alive", ""),
@@ -223,6 +225,9 @@ SELECT 'missing', e.report, e.period, found.n
 SELECT 'unfinished', e.report, e.period, 1 FROM outbox.edition e
  WHERE e.expected IS NULL AND e.completed_at IS NULL
    AND e.created_at > now() - {EDITIONS_FOR} AND e.created_at < now() - interval '1 hour'
+ UNION ALL
+SELECT 'empty', e.report, e.period, 1 FROM outbox.edition e
+ WHERE e.expected = 0 AND NOT e.may_be_empty AND e.completed_at IS NULL AND e.created_at > now() - {EDITIONS_FOR}
 """
 
 # Living relays, with what keeps each from its work.
@@ -281,6 +286,9 @@ def _counted(kind: str, report: str, period: str, count: int) -> Concern:
             waive = suggested.command("waive", suggested.option("--edition", edition), "--why …")
             sentence = f"{found.title} in {edition}."
             fix = f"correct what `outbox status` names and run `{again}`, or decide with `{waive}`"
+        case Kind.EMPTY:
+            sentence = f"The source of {report} names no recipient for {period}, so nobody gets an email."
+            fix = f"run `{again}`, which says what the reason may be, or allow it with may_be_empty = true"
         case _:
             sentence, fix = f"No run of generate has come to the end of {edition}.", f"run `{again}`"
     return replace(found, sentence=sentence, fix=fix)

@@ -269,7 +269,7 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
           FROM outbox.waiver w
          WHERE w.edition = CAST(:edition AS integer) AND w.recipient_key = n.key) AS waived
   FROM unnest(:keys) AS n (key)
-  LEFT JOIN LATERAL (SELECT id, edition FROM outbox.report
+  LEFT JOIN LATERAL (SELECT id, edition, recipient_key FROM outbox.report
                       WHERE edition = CAST(:edition AS integer) AND recipient_key = n.key OFFSET 0) r ON true
   LEFT JOIN outbox.edition e ON e.id = r.edition
   LEFT JOIN LATERAL (SELECT report, address, digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true

@@ -17,7 +17,7 @@ from unicodedata import normalize
 from outbox import mime
 from outbox.bounce_class import HARD, Judged, judge
 
-__all__ = ["HARD", "READ_MAX", "Bounce", "Finding", "Kind", "Notice", "take_apart"]
+__all__ = ["HARD", "READ_MAX", "Bounce", "Finding", "Kind", "Notice", "normal_address", "take_apart"]
 
 READ_MAX: Final = 2_000_000  # bytes of a message: what a bounce says stands before what it returns
 REPORT_MAX: Final = 256 * 1024  # bytes of a part with fields
@@ -70,6 +70,7 @@ _FAILED: Final = re.compile(r"(?i)fail|undeliver|bounc|reject|return|refus|error
 _DELAYED: Final = re.compile(r"(?i)delay|defer|warn|queue|retr|trans|temp")
 _DELIVERED: Final = re.compile(r"(?i)deliver|relay|expan|succe|sent|none")
 
+_QUOTED: Final = re.compile(r"<([^\s<>@]{1,64}@[^\s<>]{1,255})>\s?(?:\.\.\.|:)")
 _XTEXT: Final = re.compile(r"\+([0-9A-F]{2})")  # RFC 3461 §4
 _UNITEXT: Final = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")  # RFC 6533 §3
 
@@ -130,18 +131,25 @@ class Notice:
     def is_about(self, recipient: str) -> bool:
         """Return True if it is this recipient's address that failed, and not one that the address leads to.
 
-        An alias forwards to other addresses. When one of them fails, a report names it as its Final-Recipient, or as
-        X-Actual-Recipient (Sendmail), and the alias at most as Original-Recipient: the alias itself works.
+        An alias forwards to other addresses. When one of them fails, a report names it as its Final-Recipient, as
+        X-Actual-Recipient (Sendmail) or in the words of the server ("550 <left@example.com>: User unknown"), and the
+        alias at most as Original-Recipient: the alias itself works.
         """
-        ours = _normal(recipient)
+        ours = normal_address(recipient)
+        local = ours.rpartition("@")[0]
         if self.actual and not _is_same_mailbox(self.actual, ours):
             return False
-        named = self.final or self.original
-        return ours in _forms(named) or ("@" not in named and _bare(named) == ours.rpartition("@")[0] != "")
+        quoted = [normal_address(one) for one in _QUOTED.findall(self.diagnostic[:SAID_MAX])]
+        if quoted and not any(one.rpartition("@")[0] == local for one in quoted):
+            return False
+        named = next((value for value in (self.final, self.original) if _untyped(value)), "")
+        if not named:
+            return ours in quoted
+        return ours in _forms(named) or ("@" not in named and _address_in(named).lower() == local != "")
 
     def is_related(self, recipient: str) -> bool:
         """Return True if it names this recipient at all."""
-        return _normal(recipient) in self.addresses
+        return normal_address(recipient) in self.addresses
 
     def is_from(self, recipient: str) -> bool:
         """Return True if a complaint can be this recipient's.
@@ -150,7 +158,7 @@ class Notice:
         else's, to whom the email was passed on.
         """
         domains = {form.rpartition("@")[2] for form in _forms(self.final) if "@" in form}
-        return not domains or _normal(recipient).rpartition("@")[2] in domains
+        return not domains or normal_address(recipient).rpartition("@")[2] in domains
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,19 +194,21 @@ class Bounce:
         if complaint := next((one for one in self.notices if one.complaint), None):
             if complaint.is_from(recipient):
                 return Finding(Kind.COMPLAINED, None, complaint.said, counts=False)
-            return _of_another(complaint)
+            return _of_another(complaint, recipient)
         ours = [one for one in self.notices if one.is_about(recipient)][:JUDGED_MAX]
         if not ours:
-            return _of_another(next((one for one in self.notices if one.is_related(recipient)), self.notices[0]))
+            related = (one for one in self.notices if one.is_related(recipient))
+            return _of_another(next(related, self.notices[0]), recipient)
         failed = [one for one in ours if one.has_failed]
         one = next((one for one in failed or ours if one.kind is Kind.SOFT), (failed or ours)[0])
         counts = one.kind is Kind.SOFT and one.has_failed and one.judged.counts
         return Finding(one.kind, one.status, one.said, counts=counts)
 
 
-def _of_another(notice: Notice) -> Finding:
+def _of_another(notice: Notice, recipient: str) -> Finding:
     other = _line(_untyped(notice.actual or notice.final))
-    said = f"{other}: {notice.said}" if other else notice.said
+    is_known = other and normal_address(_address_in(other)) != normal_address(recipient)
+    said = f"{other}: {notice.said}" if is_known else notice.said
     return Finding(Kind.SOFT, notice.status, said[:SAID_MAX], counts=False)
 
 
@@ -464,12 +474,12 @@ def _forms(value: str) -> Iterator[str]:
     address = _address_in(value)
     if not address:
         return
-    yield _normal(address)
+    yield normal_address(address)
     if "+" in address:
         decoded = _XTEXT.sub(lambda found: chr(int(found[1], 16)), address)
-        yield _normal(_UNITEXT.sub(_character, decoded))
+        yield normal_address(_UNITEXT.sub(_character, decoded))
     if "\\x{" in address:
-        yield _normal(_UNITEXT.sub(_character, address))
+        yield normal_address(_UNITEXT.sub(_character, address))
 
 
 def _character(found: re.Match[str]) -> str:
@@ -485,7 +495,7 @@ def _address_in(value: str) -> str:
     return value.partition(" ")[0].strip() if '"' not in value else value.strip()
 
 
-def _normal(address: str) -> str:
+def normal_address(address: str) -> str:
     """Return an address in the one form in which addresses are compared, as `message.comparable` does where it can."""
     local, at, domain = normalize("NFC", address.strip()).rpartition("@")
     if not at:
@@ -505,11 +515,6 @@ def _ascii_domain(domain: str) -> str:
         return idna.encode(domain, uts46=True).decode("ascii")
     except (idna.IDNAError, UnicodeError):
         return domain
-
-
-def _bare(value: str) -> str:
-    """Return a value that is not an address, such as the name of a local user."""
-    return _address_in(value).lower()
 
 
 def _is_same_mailbox(actual: str, ours: str) -> bool:

@@ -38,10 +38,6 @@ _REPLY: Final = re.compile(r"(?:^|[:;>(<]|\bsaid|\breturned)\s{0,3}'?([2-5]\d\d)
 _OPEN_REPLIES: Final = frozenset(("550", "551", "553", "556", "501", "504"))
 
 _TYPE: Final = re.compile(r"^\s*[a-z][a-z0-9./_-]{0,40}\s{0,3};")
-# What a server tells before it quotes another one's reply.
-_PRELUDE: Final = re.compile(
-    r"^.{0,600}?\b(?:said|says|returned|after|server|host|response|reply)\b.{0,200}?(?<![\w.])(?=[45]\d\d[ -])"
-)
 # Who said it and in reply to what: "host mx.example.com[192.0.2.1] said: 550 …" is not about a host.
 _SPEAKER: Final = re.compile(
     r"\b(?:remote )?(?:host|server|mta)\b(?: \S{1,100}){0,2}? (?:said|says|responded|replied|returned)\b:?"
@@ -166,8 +162,7 @@ def judge(stated: str, said: str, *, quoted: str = "") -> Judged:
 
 def _words_alone(plain: str) -> str:
     """Return the words without codes, and without the name of the server that said them."""
-    said = _PRELUDE.sub("", _TYPE.sub("", plain), count=1)
-    return " ".join(_CODES.sub(" ", _TABLE.sub(" ", _SPEAKER.sub(" ", said))).split())
+    return " ".join(_CODES.sub(" ", _TABLE.sub(" ", _SPEAKER.sub(" ", _TYPE.sub("", plain)))).split())
 
 
 def _says_otherwise(words: str) -> bool:

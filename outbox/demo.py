@@ -181,8 +181,8 @@ async def _monday(story: Story, fleet: list[Server], directory: Path, people: in
 
 async def _report_cron(story: Story, server: Server, cron: asyncio.subprocess.Process) -> None:
     out, _ = await cron.communicate()
-    said = re.search(r"(\d+) made here, (\d+) elsewhere", out.decode())
-    made, elsewhere = said.groups() if said else ("?", "?")
+    made, *others = re.findall(r"(\d+) (?:made here|elsewhere|already made)", out.decode()) or ["?"]
+    elsewhere = sum(map(int, others))
     story.tell(f"{server.name}: cron made {made} reports, found {elsewhere} made elsewhere, exit {cron.returncode}")
 
 

@@ -27,7 +27,17 @@ from outbox.no_recipients import explain_no_recipients
 from outbox.period import Period, in_words, period_at
 from outbox.report import Templates, explain
 from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, table_of
-from outbox.source import Content, PythonSource, Recipient, SharedAddresses, Source, UnreadableError, checked, source_of
+from outbox.source import (
+    Content,
+    PythonSource,
+    Recipient,
+    SharedAddresses,
+    Source,
+    UnreadableError,
+    checked,
+    label_of,
+    source_of,
+)
 from outbox.template_files import ignored
 from outbox.timezones import current
 
@@ -182,6 +192,7 @@ class Look:
         """Who is owed a report, and who of them would be refused; gives the first few who would not."""
         crowd = Crowd()
         try:
+            crowd.waived = await self._waived(period)
             async for recipient in source.recipients(period):
                 if crowd.count == RECIPIENTS_MAX:
                     crowd.is_cut = True
@@ -200,6 +211,13 @@ class Look:
         if crowd.sample and self.found.recipient is None:
             self.found.recipient = crowd.sample[0].email
         return crowd.sample
+
+    async def _waived(self, period: Period) -> frozenset[str]:
+        """Return to whom nothing is owed for the edition of this period."""
+        if not self.is_ours:
+            return frozenset()
+        found = await self.session.fetch(WAIVED, {"report": self.name, "period": period.key})
+        return frozenset(row.recipient_key for row in found)
 
     def _judged(self, crowd: "Crowd") -> Finding:
         return crowd.judge_addresses(self._check("addresses"), is_collected=self.report.is_collected)
@@ -234,11 +252,28 @@ class Look:
                 contents[key] = content
             elif finding is None:
                 finding = _refused(check, content, f"recipient {key}: ")
+        finding = finding or await self._judge_bounds(check)
         if finding is None:
             rows = max(len(content) for content in contents.values())
             finding = ok(check, f"asked for {len(contents)} of them, gives up to {rows} rows")
         self.found.findings.append(finding)
         return contents
+
+    async def _judge_bounds(self, check: str) -> Finding | None:
+        """Return a note if the rows depend on the time zone in which a column without one is read."""
+        assert isinstance(self.report, ReportSettings)
+        if self.report.data is None or self.report.timezone in ("UTC", "Etc/UTC"):
+            return None
+        names = await self.session.plain_timestamps(self.report.data)
+        if not names:
+            return None
+        bounds = " and ".join(f":{name}" for name in names)
+        return note(
+            check,
+            f"{bounds} is compared with a timestamp without time zone, which Postgres reads in {self.report.timezone}",
+            f"write (col at time zone 'UTC') >= :{names[0]} if the column is written in UTC, and "
+            f"(col at time zone '{self.report.timezone}') if it is not",
+        )
 
     async def _look_at_templates(self, check: str, run: Run, pairs: list[tuple[Recipient, Content]]) -> Finding:
         try:
@@ -271,6 +306,12 @@ def _refused(check: str, error: Exception, whose: str = "") -> Finding:
     return fault(check, f"{whose}{said_by(error)}", "mend it there")
 
 
+WAIVED: Final = text("""
+SELECT w.recipient_key FROM outbox.waiver w JOIN outbox.edition e ON e.id = w.edition
+ WHERE e.report = :report AND e.period = :period
+""")
+
+
 @dataclass(slots=True)
 class Crowd:
     """The recipients as they come by."""
@@ -283,10 +324,14 @@ class Crowd:
     twice: int = 0
     keys: set[str] = field(default_factory=set)
     addresses: SharedAddresses = field(default_factory=SharedAddresses)
+    waived: frozenset[str] = frozenset()
+    """To whom nothing is owed: they are not asked for an address."""
 
     def take(self, recipient: Recipient) -> None:
         """Count one, as generate would take it."""
         self.count += 1
+        if self.waived and label_of(recipient) in self.waived:
+            return
         try:
             owed = checked(recipient)
         except ValueError as error:

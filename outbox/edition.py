@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
-MARK_DONE: Final = "mark-done"  # in `operation.what`
-
-
 @dataclass(frozen=True, slots=True)
 class Edition:
     """One report for one period, as the database knows it; `id` is 0 if it is not in the database yet."""
@@ -79,12 +76,8 @@ UPDATE outbox.edition SET expected = 0, may_be_empty = false
 """)
 
 # A person's declaration that another system made the edition; null if there is none.
-DECLARED: Final = text(f"""
-SELECT e.done_elsewhere_at AS at, o.who, o.why FROM outbox.edition e
-  LEFT JOIN LATERAL (SELECT who, why FROM outbox.operation
-                      WHERE what = '{MARK_DONE}' AND target = e.report || ' ' || e.period
-                      ORDER BY id DESC LIMIT 1) o ON true
- WHERE e.id = :id
+DECLARED: Final = text("""
+SELECT done_elsewhere_at, done_elsewhere_by, done_elsewhere_why FROM outbox.edition WHERE id = :id
 """)
 
 

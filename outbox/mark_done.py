@@ -1,6 +1,6 @@
 """Editions that another system made, such as the cron job that outbox replaces: declared by a person, made by nobody.
 
-The declaration is a column of the edition, which exists from then on; who declared it and why is in `outbox.operation`.
+The declaration is a part of the edition, which exists from then on; `outbox.operation` keeps each declaration and undo.
 `generate` makes nothing of such an edition, a schedule takes its tick as done, and no dead man's switch is called.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import text
 
 from outbox.database import EDITION_LOCKS, storable
-from outbox.edition import DECLARED, MARK_DONE, Declared, Edition, open_edition, plan_edition
+from outbox.edition import DECLARED, Declared, Edition, open_edition, plan_edition
 from outbox.edition_lock import EXCLUDE, REMOVE, lock_number
 from outbox.errors import OutboxError
 from outbox.lock_wait import MAY_GENERATE, holders
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 TRIES_MAX: Final = 3
+MARK_DONE: Final = "mark-done"  # in `operation.what`
 
 HOLD: Final = text("SELECT id FROM outbox.edition WHERE id = :id FOR UPDATE")
 
@@ -33,11 +34,15 @@ SELECT coalesce(d.state, 'waiting for a digest') AS state, count(*) AS emails
 """)
 
 DECLARE: Final = text("""
-UPDATE outbox.edition SET done_elsewhere_at = now(), completed_at = now(), expected = :expected WHERE id = :id
+UPDATE outbox.edition
+   SET done_elsewhere_at = now(), done_elsewhere_by = :who, done_elsewhere_why = :why, completed_at = now(),
+       expected = :expected
+ WHERE id = :id
 """)
 UNDO: Final = text("""
 UPDATE outbox.edition
-   SET done_elsewhere_at = NULL, completed_at = NULL, expected = CASE WHEN expected > 0 THEN expected END
+   SET done_elsewhere_at = NULL, done_elsewhere_by = NULL, done_elsewhere_why = NULL,
+       completed_at = NULL, expected = CASE WHEN expected > 0 THEN expected END
  WHERE id = :id
 """)
 OPERATION: Final = text("""
@@ -83,7 +88,8 @@ async def mark_done(
             if made and not keep_emails:
                 raise EmailsExistError(_refusal(edition, made))
             count = sum(made.values())
-            await connection.execute(DECLARE, {"id": edition.id, "expected": count})
+            words = {"who": storable(who), "why": storable(why)}
+            await connection.execute(DECLARE, {"id": edition.id, "expected": count, **words})
             await connection.execute(OPERATION, _operation(edition, MARK_DONE, who, why, count))
         kept = f" Its {_spoken(made)} stay as they are; what waits is sent." if made else ""
         return f"{edition.name} is marked as done elsewhere: outbox makes nothing of it.{kept}"

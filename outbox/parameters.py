@@ -91,6 +91,28 @@ def parse(sql: str) -> Query:
     return Query("".join(written), tuple(names), tuple(positions))
 
 
+# A cast of a bound to the type that it has, as `apart` writes the bound.
+_OWN_CAST: Final = re.compile(
+    r"\bcast\s*\(\s*(\$\d+)\s+as\s+(?:timestamptz|timestamp\s+with\s+time\s+zone)\s*\)"
+    r"|(\$\d+)\s*::\s*(?:timestamptz|timestamp\s+with\s+time\s+zone)\b",
+    re.IGNORECASE,
+)
+
+
+def apart(sql: str) -> Query:
+    """Return the query with a number for each place of a parameter, and without casts of a bound to its own type.
+
+    It is only prepared, to learn the types that Postgres would give each place by itself.
+    """
+    names: list[str] = []
+    written: list[str] = []
+    for kind, piece in _pieces(sql):
+        if kind == "parameter":
+            names.append(piece)
+        written.append(_placeholder(piece, len(names)) if kind == "parameter" else piece)
+    return Query(_OWN_CAST.sub(lambda found: f" {found[1] or found[2]}", "".join(written)), tuple(names))
+
+
 def _placeholder(name: str, number: int) -> str:
     typed = _TYPED.get(name)
     return f" ${number}" if typed is None else f"(${number}::{typed})"

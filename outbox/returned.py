@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.bounce import READ_MAX, Bounce, Kind, take_apart
+from outbox.bounce import READ_MAX, Bounce, Kind, normal_address, take_apart
 from outbox.database import is_lost, storable
 from outbox.errors import ConfigurationError
 from outbox.suppression import Reason
@@ -93,8 +93,8 @@ SELECT m.id, m.key, m.recipient, m.message_id FROM unnest($1::text[]) WITH ORDIN
 EMAILS: Final = "SELECT id, key, recipient, message_id FROM outbox.email WHERE id = ANY ($1::bigint[])"
 # All copies of one message have the same Message-ID, which begins with the id of the first.
 COPIES: Final = """
-SELECT m.id, m.key, m.recipient, m.message_id FROM generate_series(2, $3::integer) AS n
-  JOIN outbox.email m ON m.key = $1 || '#' || n WHERE m.message_id = $2
+SELECT id, key, recipient, message_id FROM outbox.email
+ WHERE key = ANY (ARRAY(SELECT $1 || '#' || n FROM generate_series(2, $3::integer) AS n)) AND message_id = $2
 """
 
 
@@ -138,7 +138,7 @@ async def _of_copies(connection: Any, first: Sent, one: Sent | None, bounce: Bou
     copies = [Sent(*row) for row in await connection.fetch(COPIES, first.key, first.message_id, COPIES_MAX)]
     if one is None and copies:
         named = {address for notice in bounce.notices for address in notice.addresses}
-        one = next((copy for copy in (first, *copies) if copy.recipient.lower() in named), None)
+        one = next((copy for copy in (first, *copies) if normal_address(copy.recipient) in named), None)
     if one is None and not copies:
         one = first
     return Proof(one, shared=bool(copies)) if one is not None else None
@@ -164,14 +164,15 @@ SELECT EXISTS (SELECT FROM new) AS is_new, EXISTS (SELECT FROM listed) AS is_lis
 """
 
 # $1 an address, $2 seconds, $3 bounces_max, $4 what the last bounce said. The address goes onto the list if so many
-# different emails to it failed. `lower` without a collation is what the index on recipients has. The statement runs
-# after the commit of the bounce, so of two processes that record one each, the later counts both.
+# different emails to it failed. `lower` without a collation is what the index on recipients has, and the aggregate
+# keeps the plan at one look-up for each email, whatever the statistics say. The statement runs after the commit of the
+# bounce, so of two processes that record one each, the later counts both.
 LIST_COUNTED: Final = """
 WITH counted AS (
     SELECT count(*) AS emails, max(m.id) AS email FROM outbox.email m
      WHERE lower(m.recipient) = lower($1::text) AND lower(m.recipient COLLATE "C") = lower($1::text COLLATE "C")
-       AND EXISTS (SELECT FROM outbox.bounce b
-                    WHERE b.email = m.id AND b.counts AND b.at > now() - $2 * interval '1 second')
+       AND (SELECT bool_or(b.counts) FROM outbox.bounce b
+             WHERE b.email = m.id AND b.at > now() - $2 * interval '1 second')
 ), listed AS (
     INSERT INTO outbox.suppression (address, reason, who, why, email)
     SELECT lower($1::text COLLATE "C"), $5, 'outbox bounce',
@@ -182,6 +183,7 @@ WITH counted AS (
 SELECT emails FROM counted WHERE EXISTS (SELECT FROM listed)
 """
 
+STATEMENTS: Final = (PROVED, EMAILS, COPIES, RECORD, LIST_COUNTED)
 SETTLE: Final = "SELECT outbox.settle_bounced($1)"
 SETTLE_ALL: Final = "SELECT outbox.settle_bounced()"
 

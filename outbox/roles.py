@@ -66,8 +66,8 @@ ROLES: Final[Mapping[str, Role]] = {
         "puts emails into the outbox",
         *((function, "EXECUTE") for function in (
             "put", "enqueue", "mailbox", "address_of", "mailboxes_header", "header_field", "header_items", "text_field",
-            "phrase", "encoded_words", "folded", "listed", "one_line", "check_one_line", "body_part", "quoted_lines",
-            "default_fields",
+            "phrase", "encoded_words", "folded", "listed", "one_line", "check_one_line", "body_part",
+            "quoted_lines", "default_fields",
         )),
     ),
     # Writes reports and cannot read them again; finds by key what is made.
@@ -165,7 +165,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("delivery", "UPDATE", "due_at settled_at doubted_at relay withdrawn orphaned state send_before paused"),
         ("definition", "INSERT", "report cadence covers timezone"),
         ("edition", "INSERT", "report period starts_at ends_at"),
-        ("edition", "UPDATE", "expected completed_at done_elsewhere_at"),
+        ("edition", "UPDATE", "expected completed_at done_elsewhere_at done_elsewhere_by done_elsewhere_why"),
         ("attempt", "INSERT"),
         ("operation", "INSERT", "who what target why emails"),
         ("remove_unused_edition", "EXECUTE"),

@@ -179,11 +179,16 @@ UPGRADES: Final[Mapping[int, str]] = {
     8: """
         SET LOCAL search_path = pg_catalog, pg_temp;
         -- replica identity and plans
+        ALTER TABLE outbox.attempt REPLICA IDENTITY FULL;
 
         -- editions and schedules
         ALTER TABLE outbox.edition ADD COLUMN looked_at timestamptz,
-            ADD COLUMN may_be_empty boolean NOT NULL DEFAULT false, ADD COLUMN done_elsewhere_at timestamptz;
+            ADD COLUMN may_be_empty boolean NOT NULL DEFAULT false, ADD COLUMN done_elsewhere_at timestamptz,
+            ADD COLUMN done_elsewhere_by text, ADD COLUMN done_elsewhere_why text;
         UPDATE outbox.edition SET may_be_empty = true WHERE expected = 0;
+        DELETE FROM outbox.edition e
+         WHERE e.expected IS NULL AND e.created_at < now() - interval '1 hour'
+           AND (SELECT r.id FROM outbox.report r WHERE r.edition = e.id LIMIT 1) IS NULL;
         ALTER TABLE outbox.schedule ADD COLUMN since timestamptz;
 
         -- what needs a person

@@ -185,6 +185,8 @@ class Listed:
     route: str
     """Which one it takes; '' is the usual one."""
     urgent: bool
+    needs_person: bool
+    """In doubt, or failed and undecided (`attention`)."""
 
     @property
     def since(self) -> datetime:
@@ -214,7 +216,13 @@ SELECT m.key, m.recipient, e.report, e.period, d.state, d.attempt, d.relay, d.pa
        d.marked_at, d.settled_at, d.doubted_at,
        coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = d.email
                   ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1), '') AS said,
-       d.route, d.priority > 0 AS urgent, (SELECT count(*) FROM found) AS total
+       d.route, d.priority > 0 AS urgent,
+       d.state = 'in_doubt'
+       OR (EXISTS (SELECT FROM outbox.failure u WHERE u.email = d.email OFFSET 0)
+           AND NOT EXISTS (SELECT FROM outbox.waiver w
+                            WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0))
+       AS needs_person,
+       (SELECT count(*) FROM found) AS total
   FROM (SELECT email FROM found ORDER BY email DESC LIMIT {limit}) f
   JOIN outbox.delivery d ON d.email = f.email JOIN outbox.email m ON m.id = f.email
   LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition

@@ -397,6 +397,7 @@ class WebSettings(_Table):
     """Table `[web]`: report pages behind links, and the board for users who sign in."""
 
     http: str = "127.0.0.1:8025"
+    url: str | None = None  # address in browsers, if a proxy serves it elsewhere, as "https://intern/outbox/"
     board: Annotated[bool, Field(strict=True)] = True  # else the report pages alone
     read_only: Annotated[bool, Field(strict=True)] = False  # the board accepts no decisions
     board_token: SecretStr | None = None  # users who know it may sign in
@@ -428,6 +429,22 @@ class WebSettings(_Table):
     def _is_a_place(cls, http: str) -> str:
         parse_listen(http)
         return http
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        found = re.fullmatch(
+            r"(?i)(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?((?:/[A-Za-z0-9._~-]+)*)/?", url
+        )
+        if found is None or {".", ".."} & set(found[4].split("/")):
+            raise ValueError(
+                'is not the address of a page; write one like "https://intern.example.com/outbox/", without a query'
+            )
+        scheme, port = found[1].lower(), found[3] or ""
+        port = "" if (scheme, port) in {("http", ":80"), ("https", ":443")} else port
+        return f"{scheme}://{found[2].lower()}{port}{found[4]}/"
 
     @field_validator("board_token")
     @classmethod

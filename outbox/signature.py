@@ -146,7 +146,10 @@ def load_signer(settings: "DkimSettings", directory: Path) -> Signer:
     try:
         from dkim.crypto import UnparsableKeyError, parse_pem_private_key
     except ImportError:
-        raise ConfigurationError("dkim: needs dkimpy; install outbox-mail[dkim], or take the table out.") from None
+        raise ConfigurationError(
+            "dkim: needs the extra `dkim`, since dkimpy is not installed; run: pip install 'outbox-mail[dkim]', "
+            "or take the table out."
+        ) from None
     path = directory / settings.key_file
     try:
         key = path.read_bytes().removeprefix(BOM_UTF8).replace(b"\r\n", b"\n")  # as saved on Windows

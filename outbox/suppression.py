@@ -125,8 +125,9 @@ REMOVE: Final = """
 WITH removed AS (
     DELETE FROM outbox.suppression WHERE address = $1 AND report = $2 RETURNING reason
 ), counted_no_more AS (
-    UPDATE outbox.bounce b SET counts = false FROM outbox.email m
-     WHERE lower(m.recipient) = lower($1) AND b.email = m.id AND b.counts AND EXISTS (SELECT FROM removed)
+    UPDATE outbox.bounce SET counts = false
+     WHERE email = ANY (ARRAY(SELECT m.id FROM outbox.email m WHERE lower(m.recipient) = lower($1)))
+       AND counts AND EXISTS (SELECT FROM removed)
 ), noted AS (
     INSERT INTO outbox.operation (who, what, target, why, emails)
     SELECT $3, 'unsuppress', $1 || CASE WHEN $2 <> '' THEN ' --report ' || $2 ELSE '' END, $4, 0 FROM removed

@@ -16,7 +16,7 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
 from outbox.database import Connection, is_lock_timeout, is_lost
-from outbox.parameters import Query, objection, parse
+from outbox.parameters import Query, apart, objection, parse
 from outbox.source import QueryError, RowError, Rows, UnreadableError
 
 PREPARED_MAX: Final = 16
@@ -97,6 +97,22 @@ class UserQueries:
             columns = [Column(one.name, one.type.oid) for one in statement.get_attributes()]
             records = await statement.fetch(*values)
         return Texts(columns, [tuple(record) for record in records])
+
+    async def plain_timestamps(self, sql: str) -> Sequence[str]:
+        """Return the bounds that a query compares with a timestamp without time zone, also where it casts them.
+
+        Postgres reads such a column in the session's time zone then, which is right for columns written in it only.
+        """
+        query = apart(sql)
+        try:
+            statement = await self.driver.prepare(query.text)
+        except asyncpg.PostgresError as error:  # as GROUP BY of an expression that was one before
+            if self._ends_session(error):
+                raise
+            return []
+        types = [parameter.name for parameter in statement.get_parameters()]
+        found = [name for name, kind in zip(query.names, types, strict=True) if kind == "timestamp"]
+        return list(dict.fromkeys(found))
 
     async def _prepare(self, query: Query) -> "PreparedStatement[Any]":
         try:

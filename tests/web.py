@@ -52,7 +52,7 @@ async def opened(fleet, *arguments, **how):
     """A running `outbox web`, and a browser for it."""
     process = await fleet.start("web", "--http", "127.0.0.1:0", *arguments, **how)
     await process.says("web_listening")
-    (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)/", "".join(process.log))
+    port = re.findall(r"pages.* are at (?:http://)?127\.0\.0\.1:(\d+)", "".join(process.log))[0]
     browser = Browser("127.0.0.1", int(port))
 
     async def answers():

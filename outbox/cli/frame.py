@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 from outbox.cli import streams
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from outbox.settings import Settings
 
 
@@ -23,7 +25,7 @@ _T = TypeVar("_T")
 ORDER = (
     *("init", "doctor", "preview", "test-send", "generate", "digest", "schedule", "mark-done", "relay"),
     *("status", "watch", "list", "show", "audit"),
-    *("retry", "cancel", "resolve", "pause", "resume", "suppress", "bounce", "prune", "web", "demo"),
+    *("retry", "cancel", "resolve", "waive", "pause", "resume", "suppress", "bounce", "prune", "web", "demo"),
 )
 
 
@@ -152,6 +154,33 @@ def redirected(address: str) -> str:
     return f"REDIRECTED: every email goes to {address} (redirect_to), none to its recipient."
 
 
+SIDE_MAX = 1000  # columns or lines; no terminal has more, and a screen of millions would fill the memory
+
+
+def console(**options: Any) -> "Console":
+    """Return a console that is as large as its terminal, whatever COLUMNS and LINES say.
+
+    A shell that exports them exports the size of another moment, or of another terminal. They count where a terminal
+    tells no size, if they are possible sizes, and where the output is no terminal.
+    """
+    import os
+
+    from rich.console import Console
+
+    environment = dict(os.environ)
+    stream = sys.stderr if options.get("stderr") else sys.stdout
+    if stream.isatty():
+        try:
+            is_sized = all(os.get_terminal_size(stream.fileno()))
+        except OSError:
+            is_sized = False
+        for name in ("COLUMNS", "LINES"):
+            said = environment.pop(name, "")
+            if not is_sized and said.isascii() and said.isdigit() and 0 < int(said[:9]) <= SIDE_MAX:
+                environment[name] = said
+    return Console(_environ=environment, **options)
+
+
 class Bar:
     """A bar on a terminal, nothing elsewhere."""
 
@@ -162,7 +191,6 @@ class Bar:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            from rich.console import Console
             from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
@@ -175,7 +203,7 @@ class Bar:
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(),
                 MofNCompleteColumn() if self.counted else TaskProgressColumn(), TimeElapsedColumn(),
-                console=Console(stderr=True), transient=True,
+                console=console(stderr=True), transient=True,
             )  # fmt: skip
             self.bar.start()
             self.line = self.bar.add_task(self.title, total=None)

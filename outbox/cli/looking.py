@@ -12,6 +12,7 @@ from outbox.cli.frame import (
     app,
     awaited,
     connected,
+    console,
     printable,
     redirected,
     settings_of,
@@ -56,10 +57,9 @@ async def _read_status(settings: "Settings") -> "Status":
 
 
 def _print_status(found: "Status") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    screen = console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
     def table(title: str, *columns: str) -> Table:
         made = Table(
@@ -77,9 +77,9 @@ def _print_status(found: "Status") -> None:
     shown = {state: n for state, n in found.counts.items() if n or state not in _SELDOM}
     counts = table("deliveries", *shown)
     counts.add_row(*(f"{n}" for n in shown.values()))
-    console.print(counts)
+    screen.print(counts)
     if found.oldest_due_s:
-        console.print(f"The oldest has been due for {found.oldest_due_s:.0f} s.")
+        screen.print(f"The oldest has been due for {found.oldest_due_s:.0f} s.")
     route = ["route"] if any(r.route for r in found.relays) else []
     columns = ("relay", *route, "host", "pid", "version", "since (UTC)", "in hand")
     relays = table(f"\nrelays alive: {len(found.relays)}", *columns)
@@ -87,9 +87,9 @@ def _print_status(found: "Status") -> None:
         own = [r.route or "usual"] if route else []
         since = f"{r.started_at:%Y-%m-%d %H:%M:%S}"
         relays.add_row(str(r.id), *own, r.host, str(r.pid), r.version, since, str(r.in_hand))
-    console.print(relays if found.relays else "\nNo relay is alive: start `outbox relay`.")
+    screen.print(relays if found.relays else "\nNo relay is alive: start `outbox relay`.")
     for line in _hindrances(found):
-        console.print(line, markup=False)
+        screen.print(line, markup=False)
     if found.editions:
         seldom = {
             "in doubt": [e.in_doubt for e in found.editions],
@@ -109,9 +109,9 @@ def _print_status(found: "Status") -> None:
             expected = "?" if e.expected is None else str(e.expected)
             row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.waiting), str(e.failed)]
             editions.add_row(*row, *(str(numbers[at]) for numbers in further.values()))
-        console.print(editions)
+        screen.print(editions)
     for line in _needs(found):
-        console.print(line, markup=False, soft_wrap=True)  # a command in several lines would be several commands
+        screen.print(line, markup=False, soft_wrap=True)  # a command in several lines would be several commands
 
 
 def _hindrances(found: "Status") -> Iterator[str]:
@@ -270,7 +270,6 @@ def _print_findings(findings: "list[Finding]") -> None:
         for f in findings:
             typer.echo(printable(f"{f.grade:<7}  {f.check:<{width}}  {f.sentence}"))
     else:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
@@ -278,6 +277,6 @@ def _print_findings(findings: "list[Finding]") -> None:
         colours = {"ok": "green", "note": "yellow", "fault": "bold red", "unknown": "dim"}
         for f in findings:
             grid.add_row(Text(f.grade, colours[f.grade]), Text(printable(f.check)), Text(printable(f.sentence)))
-        Console(highlight=False).print(grid)
+        console(highlight=False).print(grid)
     counts = [sum(f.grade == grade for f in findings) for grade in ("fault", "note", "unknown")]
     typer.echo("{} at fault, {} worth a note, {} not checked, of {}.".format(*counts, len(findings)))

@@ -96,7 +96,8 @@ def _print_listing(found: "Listing", settings: "Settings") -> None:
 
     rows = []
     for one in found.emails:
-        state = f"{one.state.replace('_', ' ')}{' (paused)' if one.paused else ''}"
+        state = one.state.replace("_", " ") + (" (paused)" if one.paused else "")
+        state += " (undecided)" if one.needs_person and one.state != "in_doubt" else ""
         since = spoken_time(one.since, _zone(settings, one.report))
         rows.append([one.key, one.to, state, str(one.attempts), since, one.said])
     for line in table(["key", "to", "state", "tries", "since", "last heard"], rows):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.frame import ConfigOption, app, awaited, connected, printable, settings_of, to_json
+from outbox.cli.frame import ConfigOption, app, awaited, connected, console, printable, settings_of, to_json
 from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -113,14 +113,13 @@ def _print(found: "list[Agenda]") -> None:
         for line in lines:
             typer.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     made = Table(*lines[0], box=None, pad_edge=False, header_style="dim")
     for line in lines[1:]:
         made.add_row(*map(Text, line))
-    Console(highlight=False).print(made)
+    console(highlight=False).print(made)
 
 
 def _rows(one: "Agenda") -> list[tuple[str, str, str, str]]:

@@ -36,8 +36,11 @@ def web(
     try:
         from outbox.web.serve import serve
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "outbox":
+            raise
         raise OutboxError(
-            f"The web pages need {error.name}, which is not installed; run: pip install 'outbox-mail[web]'."
+            f"outbox web needs the extra `web`, since {error.name} is not installed; "
+            "run: pip install 'outbox-mail[web]'."
         ) from None
     from outbox.log import configure
 

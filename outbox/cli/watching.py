@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.frame import ConfigOption, app, awaited, settings_of
+from outbox.cli.frame import ConfigOption, app, awaited, console, settings_of
 from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,19 +29,17 @@ def watch(
 
     Editions as bars, relays with their rates and last replies, what waits and why. Changes nothing.
     """
-    from rich.console import Console
-
     settings = settings_of(context, config)
     settings.require("database_url")
-    console = Console(highlight=False)
-    if not console.is_terminal or console.is_dumb_terminal:
+    terminal = console(highlight=False)
+    if not terminal.is_terminal or terminal.is_dumb_terminal:
         raise ConfigurationError(
             "watch: this is no terminal to draw on; use `outbox status`, or in scripts `outbox status --json`."
         )
-    awaited(_watch(settings, console, interval))
+    awaited(_watch(settings, terminal, interval))
 
 
-async def _watch(settings: "Settings", console: Any, interval_s: float) -> None:
+async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None:
     import asyncio
     import signal
     import time
@@ -67,7 +65,7 @@ async def _watch(settings: "Settings", console: Any, interval_s: float) -> None:
     looking = loop.create_task(_look_on(watcher, interval_s))
     looking.add_done_callback(lambda _: end.set())
     try:
-        with _keys(loop, end), Live(console=console, screen=True, auto_refresh=False) as live:
+        with _keys(loop, end), Live(console=terminal, screen=True, auto_refresh=False) as live:
             while not end.is_set():
                 now = time.monotonic()
                 screen = draw(

@@ -9,6 +9,7 @@
     board        /: the operators' pages, for those who sign in
     looks        templates and answers, each with a policy that lets nothing else run
     store        connections to Postgres: few, short, and possibly away for a while
+    sub_path     the address in browsers, where a proxy serves the pages below a path
     guard        clients, their failed attempts and parallel lookups, sizes of requests; headers of every answer
 
 `outbox.web:app` is an ASGI application for a server of your own, with the settings that the commands read;
@@ -31,7 +32,13 @@ def __getattr__(name: str) -> object:
     """Make `app` when a server asks for it, import `create` when it is used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from outbox.web.application import create
+    try:
+        from outbox.web.application import create
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "outbox":
+            raise
+        words = f"outbox.web needs the extra `web`: pip install 'outbox-mail[web]' ({error})"
+        raise ModuleNotFoundError(words, name=error.name) from None
 
     if name == "create":
         return create

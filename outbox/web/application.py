@@ -20,6 +20,7 @@ from outbox.web.guard import Callers, Guarded, TooLargeError, TooManyLookupsErro
 from outbox.web.looks import NO_PAGE, NOT_FOUND, notice
 from outbox.web.pages import Pages
 from outbox.web.store import Store
+from outbox.web.sub_path import SubPath
 
 log = Events("outbox.web")
 
@@ -62,7 +63,7 @@ def create(settings: Settings, *, link_token: str | None = None) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Guarded)],
+        middleware=[Middleware(Guarded), *([Middleware(SubPath, web.url)] if web.url else [])],
         exception_handlers={
             HTTPException: _refused,
             TooLargeError: _too_large,

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from outbox.log import Events
+from outbox.web.sub_path import ORIGIN
 
 log = Events("outbox.web")
 
@@ -279,13 +280,13 @@ class Lookups:
 def is_own(request: Request) -> bool:
     """Return True if a form was sent from a page of this very origin, as far as the browser says.
 
-    All current browsers send `Sec-Fetch-Site`, older ones `Origin`. Where both are missing the form's own token decides
-    alone.
+    Current browsers send `Sec-Fetch-Site` over https, others `Origin`. A proxy may have changed `Host`, so the address
+    in the settings counts as well. Where both are missing the form's own token decides alone.
     """
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
     origin = request.headers.get("origin")
-    if origin is None:
+    if origin is None or origin.lower() == request.scope.get(ORIGIN):
         return True
     return origin.partition("://")[2] == request.headers.get("host")

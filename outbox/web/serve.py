@@ -86,9 +86,10 @@ def _announce(settings: Settings, place: str, link_token: str | None) -> None:
         log.info("web_listening", "report pages{board} are at http://{place}/", board=board, place=place)
         return
     host, _, port = place.rpartition(":")
-    reached = f"127.0.0.1:{port}" if host.strip("[]") in WILDCARDS else place
+    local = f"127.0.0.1:{port}" if host.strip("[]") in WILDCARDS else place
+    reached = settings.web.url or f"http://{local}/"
     sentence = (
-        "report pages are at {place}, and the board is behind this link: http://{reached}/?token={token} "
+        "report pages are at {place}, and the board is behind this link: {reached}?token={token} "
         "(valid until this process ends; set board_token or board_header in [web] for a permanent sign-in)"
     )
     fields = {"place": place, "reached": reached, "token": link_token}

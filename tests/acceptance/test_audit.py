@@ -170,10 +170,15 @@ async def test_of_an_edition_that_was_never_made_everybody_is_missing_and_lookin
     assert await written(fleet.connection) == before
 
 
-async def test_nobody_expected_is_well_once_a_run_has_found_it_so(fleet):
+async def test_nobody_expected_is_well_only_if_the_settings_allow_it_and_a_run_has_found_it_so(fleet):
     found = await look(fleet, code=1)
     assert counts(found) == {}
     assert "never generated" in found["sentence"]
+    assert (await fleet.run("generate", "--period", WEEK)).code == 1
+    found = await look(fleet, code=1)
+    assert counts(found) == {}
+    assert "names no recipient, and its settings do not allow that" in found["sentence"]
+    fleet.report = "may_be_empty = true"
     await generated(fleet)
     found = await look(fleet, code=0)
     assert counts(found) == {}
@@ -183,6 +188,7 @@ async def test_nobody_expected_is_well_once_a_run_has_found_it_so(fleet):
 
 
 async def test_a_report_or_period_that_cannot_be_is_refused_with_2(fleet):
+    await fleet.hire(1)
     await generated(fleet)
     for words, sentence in {
         ("progres",): "reports.progres: is not configured; write one of progress (did you mean progress?).",

@@ -12,12 +12,14 @@ import shutil
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from tests.fleet import free_port, until
-from tests.web import Browser, link_of, opened
+from tests.web import Browser, link_of, opened, settled_web
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 HAPROXY = shutil.which("haproxy") or shutil.which("/usr/sbin/haproxy")
@@ -268,3 +270,90 @@ async def test_a_forged_request_from_inside_reaches_nothing(fleet):
             assert answer.count("HTTP/1.1") == 1  # what follows is no request
         writer.close()
     assert "web_fault" not in "".join(process.log)
+
+
+# ── below a path of another host ─────────────────────────────────────────────────────────────────────────────────────
+
+SUB_PATH_CONF = NGINX_CONF.replace(
+    "location / {{ proxy_pass http://board; {lines} }}",
+    "location /outbox/ {{ proxy_pass http://board{lines}; }} location / {{ return 418; }}",
+)
+
+
+class Links(HTMLParser):
+    """Addresses in the attributes of a page, and the one of its live events."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = set(re.findall(r'EventSource\("([^"]+)"', html))
+        self.feed(html)
+
+    def handle_starttag(self, _tag, attrs):
+        self.found |= {value for name, value in attrs if name in {"href", "action", "src"} and value}
+
+
+@asynccontextmanager
+async def below_a_path(fleet, directory, passed):
+    """A board at http://127.0.0.1:PORT/outbox/, whose path nginx takes off (`/`) or passes on (``)."""
+    if NGINX is None:
+        pytest.skip("no nginx is installed (Debian: apt-get install nginx-light)")
+    front, user = free_port(), "user root;" if os.geteuid() == 0 else ""
+    fleet.report += settled_web(url=f'"http://127.0.0.1:{front}/outbox"')
+    process, direct = await opened(fleet)
+    conf = directory / "nginx.conf"
+    conf.write_text(SUB_PATH_CONF.format(directory=directory, port=direct.port, front=front, user=user, lines=passed))
+    async with running(NGINX, "-p", str(directory), "-c", str(conf)) as proxy:
+        yield process, await answering(proxy, front), direct
+
+
+@pytest.mark.parametrize("passed", ["/", ""], ids=["stripped", "passed on"])
+async def test_below_a_path_links_forms_redirects_and_cookies_stay_below_it(fleet, tmp_path, passed):
+    await fleet.hire(1)
+    assert (await fleet.run("generate")).code == 0
+    await fleet.put_emails(1)
+    token = await fleet.connection.fetchval("SELECT token FROM outbox.report")
+    async with below_a_path(fleet, tmp_path, passed) as (process, browser, direct):
+        (link,) = set(re.findall(r"http://127\.0\.0\.1:\d+(/outbox/\?token=[\w-]+)", "".join(process.log)))
+        entered = await browser.ask(link)
+        assert (entered.status, entered.headers["Location"]) == (303, "/outbox/")
+        assert "; Path=/outbox;" in entered.headers["Set-Cookie"]
+        # Over plain http a browser sends no Sec-Fetch-Site, and nginx sends another Host than the browser's.
+        own = {"Cookie": entered.headers["Set-Cookie"].partition(";")[0], "Origin": f"http://127.0.0.1:{browser.port}"}
+        seen, waiting = set(), {"/outbox/"}
+        while waiting:
+            path = waiting.pop()
+            seen.add(path)
+            answer = await browser.ask(path, **own)
+            assert answer.status == 200, path
+            # The email itself has links of its own.
+            links = Links(answer.body).found if not path.endswith(("/html", "/source")) else set()
+            found = {one.partition("#")[0] for one in links if not one.startswith(("http", "mailto:", "data:"))}
+            assert all(one == "" or one.startswith(("/outbox/", "?")) for one in found), (path, found)
+            forms = ("/outbox/confirm", "/outbox/decide", "/outbox/sign-out", "/outbox/sign-in", "/outbox/events")
+            waiting |= {one for one in found if one.startswith("/outbox/") and one not in forms} - seen
+        assert {"/outbox/emails", "/outbox/editions", "/outbox/decisions"} <= seen
+        assert (await browser.ask(f"/outbox/r/{token}")).status == 200
+        # What is decided in a form is done, and leads on to a page below the path.
+        email = await fleet.connection.fetchval("SELECT id FROM outbox.email WHERE key = 'mail1'")
+        page = await browser.ask(f"/outbox/emails/{email}", **own)
+        assert 'action="/outbox/confirm"' in page.body
+        shown = await browser.ask(
+            "/outbox/confirm", form={**hidden_in(page), f"pick.{email}": "1", "act": "cancel"}, **own
+        )
+        assert shown.status == 200, shown.body
+        done = await browser.ask("/outbox/decide", form={**hidden_in(shown), "act": "cancel", "why": "late"}, **own)
+        assert done.status == 200, done.body
+        assert (await fleet.states())["cancelled"] == 1
+        foreign = {**own, "Origin": "http://127.0.0.1:1"}
+        assert (await browser.ask("/outbox/confirm", form={**hidden_in(page), "act": "retry"}, **foreign)).status == 403
+        left = await browser.ask("/outbox/sign-out", form=hidden_in(page), **own)
+        assert (left.status, left.headers["Location"]) == (303, "/outbox/")
+        # On this machine it still answers without the proxy.
+        assert (await direct.ask(f"/r/{token}")).status == (await direct.ask(f"/outbox/r/{token}")).status == 200
+    assert "web_fault" not in "".join(process.log)
+
+
+def hidden_in(answer):
+    """The hidden fields of a page's last form."""
+    last = answer.body[answer.body.rfind('<form method="post"') :]
+    return {name: unescape(value) for name, value in re.findall(r'type="hidden" name="(.*?)" value="(.*?)"', last)}

@@ -592,6 +592,17 @@ async def test_a_value_that_python_cannot_hold_is_a_fault_with_recipient_column_
     assert line["mend"] == "correct the value, or let the query return it as text"
 
 
+async def test_a_timestamp_without_time_zone_beside_a_cast_bound_is_a_note(fleet):
+    await fleet.hire(2)
+    fleet.data = "select 1 as a from build where :key <> '' and at::timestamp >= cast(:starts_at as timestamptz)"
+    line = (await examined(fleet, code=0))["reports.progress.data"]
+    assert line["grade"] == "note"
+    assert line["found"].startswith(
+        ":starts_at is compared with a timestamp without time zone, which Postgres reads in "
+    )
+    assert line["mend"].startswith("write (col at time zone 'UTC') >= :starts_at if the column is written in UTC")
+
+
 async def test_a_report_that_is_at_fault_does_not_touch_the_next(fleet):
     await fleet.hire(2)
     fleet.recipients = "select id::text as key from people"

@@ -95,12 +95,12 @@ async def test_an_edition_shows_what_became_of_each_recipient_in_one_word(fleet)
     await fleet.run("generate", "--period", "2026-W47")
     found = await look(fleet)
     assert [tuple(edition.values()) for edition in found["editions"]] == [
-        ("progress", "2026-W47", 4, 3, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0),
-        ("progress", "2026-W46", 4, 3, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0),
+        ("progress", "2026-W47", 4, 3, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0, None),
+        ("progress", "2026-W46", 4, 3, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0, None),
     ]
     assert list(found["editions"][0]) == [
         *("report", "period", "expected", "made", "sent", "waiting", "in_doubt", "failed", "cancelled"),
-        *("missing", "waived", "collected", "suppressed", "bounced"),
+        *("missing", "waived", "collected", "suppressed", "bounced", "done_elsewhere_at"),
     ]
     text = (await fleet.run("status")).out.splitlines()
     rows = [line.split() for line in text if line.startswith("progress")]

@@ -87,12 +87,14 @@ async def test_the_screen_follows_an_edition_through_trouble_and_an_outage_of_po
     fleet.top = 'redirect_to = "staging@example.com"'
     fleet.sink.script = lambda at, _: Reply("550 5.1.1 no\x1b[2J") if at is Stage.DOT and fleet.sink.accepted else None
     await terminal.start("watch", "--interval", "0.1")
+    await terminal.shows("Nothing needs a person.")
     await terminal.shows("REDIRECTED: every email goes to staging@example.com", "editions: none yet", "nothing waits")
     assert (await fleet.run("generate")).code == 0
     await fleet.connection.execute("UPDATE outbox.delivery SET due_at = now() + interval '1 day' WHERE email <= 2")
-    await terminal.shows("0 of 20 sent, 20 wait", "18 due, the oldest for", "2 put off", "relays alive: none")
+    await terminal.shows("0 of 20 sent, 20 waiting", "18 due, the oldest for", "2 put off", "relays alive: none")
     relay = await fleet.relay()
-    await terminal.shows("1 of 20 sent, 2 wait, 17 not sent", "relays alive: 1", str(relay.pid), "1 sent, 17 dead")
+    await terminal.shows("1 of 20 sent, 2 waiting, 17 failed", "relays alive: 1", str(relay.pid), "1 sent, 17 dead")
+    await terminal.shows("Needs a person: 17 emails failed.")
     await terminal.shows("redirected to staging@example.com: 550 5.1.1 no\N{REPLACEMENT CHARACTER}[2J")
 
     name = await fleet.connection.fetchval("SELECT current_database()")
@@ -121,6 +123,32 @@ async def test_a_look_that_waits_for_a_lock_says_so_and_ctrl_c_ends_it(fleet, te
         await terminal.shows("Postgres is slow to answer; this is 4 s old.")
         terminal.process.send_signal(signal.SIGINT)
         assert await terminal.ended() == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [("400", "200"), ("120", "5000"), ("0", "0"), ("-1", "-1"), ("wide", "\N{ARABIC-INDIC DIGIT FIVE}"), ("1", "1")],
+)
+async def test_the_screen_has_the_size_of_the_terminal_whatever_the_environment_says(terminal, columns, lines):
+    await terminal.start("watch", "--interval", "0.1", COLUMNS=columns, LINES=lines)
+    await terminal.shows("Nothing needs a person.", "editions: none yet", "nothing waits")
+    rows = terminal.text.split("\r\n")
+    assert len(rows) <= 50
+    assert max(map(len, rows)) <= 120
+    os.write(terminal.ours, b"q")
+    assert await terminal.ended() == 0
+
+
+@pytest.mark.parametrize(("lines", "columns", "environment"), [
+    (0, 0, {}), (0, 0, {"COLUMNS": "100", "LINES": "40"}), (0, 0, {"COLUMNS": "0", "LINES": "99999999"}),
+    (3, 10, {}), (1, 1, {}),
+])  # fmt: skip
+async def test_the_screen_is_drawn_on_a_terminal_of_any_size(terminal, lines, columns, environment):
+    fcntl.ioctl(terminal.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    await terminal.start("watch", "--interval", "0.1", **environment)
+    await terminal.shows(*(["Nothing needs a person."] if not lines else []), "o")
+    os.write(terminal.ours, b"q")
+    assert await terminal.ended() == 0
 
 
 async def test_without_a_terminal_it_names_what_serves_there(fleet):

@@ -382,7 +382,7 @@ async def test_a_taken_port_a_missing_schema_and_a_missing_extra_are_one_sentenc
     ended = await fleet.run("web", environment={"PYTHONPATH": str(tmp_path)})
     assert ended.code == 1
     assert ended.sentences == [
-        "The web pages need starlette, which is not installed; run: pip install 'outbox-mail[web]'."
+        "outbox web needs the extra `web`, since starlette is not installed; run: pip install 'outbox-mail[web]'."
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from sqlalchemy import text
 
 from outbox.audit import audit
 from outbox.errors import SourceError
@@ -10,6 +11,7 @@ from outbox.generate import generate
 from outbox.generate_session import GenerateSession
 from outbox.preview import preview
 from outbox.settings import load
+from outbox.source import QueryError, RowError
 
 WEEK = "2026-W47"
 SETTINGS = """
@@ -71,30 +73,31 @@ def by_keys(bad, good):
 
 
 @pytest.mark.parametrize("query", [by_key, by_keys])
-@pytest.mark.parametrize("bad, text, good", UNREADABLE.values(), ids=UNREADABLE)
-async def test_a_value_that_python_cannot_hold_costs_its_recipient_alone_a_report(settings_of, query, bad, text, good):
-    result = await generate(settings_of(query(bad, good)), "progress", period_key=WEEK)
-    assert (result.made, list(result.failed)) == (8, ["7"])
-    (said,) = result.failed.values()
-    assert said.startswith("column due has the value ")
-    assert text in said
+async def test_a_value_that_python_cannot_hold_costs_its_recipient_alone_a_report(connection, settings_of, query):
+    for bad, shown, good in UNREADABLE.values():
+        result = await generate(settings_of(query(bad, good)), "progress", period_key=WEEK)
+        assert (result.made, list(result.failed)) == (8, ["7"]), bad
+        (said,) = result.failed.values()
+        assert said.startswith("column due has the value "), said
+        assert shown in said
+        await connection.execute("TRUNCATE outbox.edition CASCADE")
 
 
-@pytest.mark.parametrize("bad, text, good", UNREADABLE.values(), ids=UNREADABLE)
 async def test_a_value_of_the_recipients_query_that_python_cannot_hold_is_one_error_with_column_value_and_key(
-    connection, settings_of, bad, text, good
+    connection, settings_of
 ):
-    recipients = f"select id::text as key, email, case when id = 7 then {bad} else {good} end as since from people"
-    settings = settings_of(recipients=recipients)
-    for run in (lambda: generate(settings, "progress", period_key=WEEK), lambda: audit(settings, "progress", WEEK)):
+    for bad, shown, good in UNREADABLE.values():
+        recipients = f"select id::text as key, email, case when id = 7 then {bad} else {good} end as since from people"
+        settings = settings_of(recipients=recipients)
         with pytest.raises(SourceError) as refused:
-            await run()
+            await generate(settings, "progress", period_key=WEEK)
         words = str(refused.value)
-        assert words.startswith("reports.progress.recipients: column since has the value ")
-        assert text in words
+        assert words.startswith("reports.progress.recipients: column since has the value "), words
+        assert shown in words
         assert " in the row of key 7, which Python cannot represent as " in words
-    with pytest.raises(SourceError, match="column since has the value"):
-        await preview(settings, "progress", key="7", period_key=WEEK)
+    for run in (audit(settings, "progress", WEEK), preview(settings, "progress", key="7", period_key=WEEK)):
+        with pytest.raises(SourceError, match=r"^reports\.progress\.recipients: column since has the value"):
+            await run
     assert await connection.fetchval("SELECT count(*) FROM outbox.report") == 0
 
 
@@ -120,6 +123,8 @@ async def test_the_session_reads_times_as_before_after_a_value_that_it_could_not
             with pytest.raises(Exception, match="column due has the value"):
                 await session.rows(f"select {bad} as due, now() as at, '{{}}'::jsonb as j", {})
         assert await session.rows(again, {}) == before
+        ((latest,),) = await session.fetch(text("SELECT timestamptz '20226-11-24 00:00+00'"))
+        assert latest.year == 9999, "our own statements read the nearest time that Python has"
 
 
 # Values at the ends of every built-in type. None of them may end a run.
@@ -143,7 +148,7 @@ EXTREMES = [
     *("daterange('infinity', null)", "tstzrange('-infinity', 'infinity')", "nummultirange(numrange(1, 2))"),
     *("array[1, null, 3]", "'{}'::int[]", "'[5:7]={1,2,3}'::int[]", "array[[1, 2], [3, 4]]", "array['a', null]"),
     *("row(1, 'x')", "row(1, date '20226-01-01', null)", "array[row(1, 2)]", "row()", "cast(null as task)"),
-    *("row(cast(row(1, null) as task))", "cast(row(1, '20226-01-01') as task)"),
+    "cast(row(1, '20226-01-01') as task)",
     *(
         "'pg_class'::regclass",
         "'now'::regproc",
@@ -176,31 +181,24 @@ NAMED = {
     "timetz '24:00-15:59:59'": "column v has the value 24:00:00-15:59:59",
     "interval '178000000 years'": "column v has the value 178000000 years",
     "row(1, date '20226-01-01', null)": "column v or w has a value that Python cannot represent",
-    "row(cast(row(1, null) as task))": "column v or w has a value that Python cannot represent",
     "cast(row(1, '20226-01-01') as task)": "column v has the value (1,20226-01-01)",
     "(select most_common_vals from pg_stats limit 1)": "does not know a type of its columns",
     "(select t from pg_type t limit 1)": "does not know a type of its columns",
 }
 
 
-async def test_no_value_of_any_type_ends_a_run_with_an_error_of_another_kind(connection, settings_of):
+async def test_no_value_of_any_type_ends_in_an_error_of_another_kind(connection, settings_of):
+    """Whatever else one of the rows raises while it is rendered is its recipient's, too: `generate.Run._report`."""
     await connection.execute("CREATE TYPE mood AS ENUM ('bad'); CREATE DOMAIN due_days AS date[];")
-    ends = {}
-    for value in EXTREMES:
-        for data in (f"select {value} as v", f"select :key as k, {value} as v, {value} as w, now() as at"):
-            result = None
-            try:
-                result = await generate(
-                    settings_of(f"{data} where :key <> ''", "select '1' as key, 'a@example.com' as email"),
-                    "progress",
-                    period_key=WEEK,
-                )
-            except SourceError as error:
-                ends[value] = str(error)
-            else:
-                ends[value] = result.failed.get("1", "made")
-            await connection.execute("TRUNCATE outbox.edition CASCADE")
-    named = {value: end for value, end in ends.items() if end != "made"}
+    named = {}
+    async with GenerateSession.open(settings_of()) as session:
+        await session.use_timezone("America/New_York")
+        for value in EXTREMES:
+            for query in (f"select {value} as v where :key <> ''", f"select :key as k, {value} as v, {value} as w"):
+                try:
+                    assert len(await session.rows(query, {"key": "1"})) == 1
+                except (RowError, QueryError) as error:
+                    named[value] = str(error)
     assert set(named) == set(NAMED)
     for value, words in NAMED.items():
         assert words in named[value], value

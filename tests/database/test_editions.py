@@ -11,6 +11,7 @@ import pytest
 
 from outbox import generate as making
 from outbox.agenda import read
+from outbox.attention import Kind, read_concerns
 from outbox.audit import audit
 from outbox.completion import CANDIDATES, COMPLETE, Candidate, is_complete
 from outbox.database import EDITION_LOCKS, engine
@@ -210,11 +211,14 @@ async def test_an_edition_without_recipients_is_an_error_and_never_complete(writ
         await make(settings, "sql")
     assert await expected(connection) == 0
     assert await complete(connection) == []
+    (concern,) = await read_concerns(connection)
+    assert (concern.kind, concern.subject) == (Kind.EMPTY, f"sql {WEEK}")
     assert not (await audit(settings, "sql", WEEK)).is_well
     assert "names no recipient" in (await audit(settings, "sql", WEEK)).sentence
 
     allowing = write("may_be_empty = true")
     assert (await make(allowing, "sql")).expected == 0
+    assert await read_concerns(connection) == []
     assert await complete(connection) == ["sql"]
     assert (await audit(allowing, "sql", WEEK)).is_well
 

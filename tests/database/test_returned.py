@@ -237,3 +237,20 @@ async def test_the_role_that_reads_bounces_settles_doubts_and_changes_no_deliver
         assert await suppression.remove(connection, "bo@example.com", "", who="ann", why="")
     finally:
         await connection.execute("RESET ROLE")
+
+
+async def test_each_statement_looks_up_by_index_in_tables_without_statistics(connection):
+    await connection.execute(
+        """INSERT INTO outbox.email (key, sender, recipient, message_id, message)
+           SELECT 'k' || n, 'a@example.com', 'p' || n || '@example.com', '<' || n || '@x>', ''
+             FROM generate_series(1, 5000) n;
+           INSERT INTO outbox.bounce (email, message, kind, counts) SELECT id, 'm', 'soft', true FROM outbox.email"""
+    )
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    for statement in (*returned.STATEMENTS, suppression.REMOVE):
+        prepared = await connection.prepare(statement)
+        nulls = ", ".join("NULL" for _ in prepared.get_parameters())
+        await connection.execute(f"PREPARE planned AS {statement}")
+        told = [row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE planned({nulls})")]
+        await connection.execute("DEALLOCATE planned")
+        assert not [line for line in told if "Seq Scan on email" in line or "Seq Scan on bounce" in line], told

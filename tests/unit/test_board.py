@@ -37,6 +37,7 @@ RELAY = RelaySeen(1, "web1", 1, 5, None, None)
                 Kind.FAILED: "2 emails failed",
                 Kind.MISSING: "2 recipients have no report",
                 Kind.UNFINISHED: "An edition is not finished",
+                Kind.EMPTY: "An edition has no recipients",
                 Kind.ROUTE: "The mail server is in trouble",
                 Kind.UNSERVED: "No relay serves a route",
                 Kind.NO_RELAY: "No relay is alive",

@@ -156,10 +156,23 @@ ALIAS = "team@example.com"
         {"final": "LOCAL; left", "original": f"rfc822;{ALIAS}"},
         {"final": f"rfc822; {ALIAS}", "more": "X-Actual-Recipient: rfc822; left@example.com\n"},
         {"final": f"rfc822; {ALIAS}", "more": "X-Actual-Recipient: X-Unix; |/usr/bin/vacation left\n"},
+        {"final": f"rfc822; {ALIAS}", "diagnostic": "smtp; 550 5.1.1 <left@example.com>: User unknown"},
+        {"final": f"rfc822; {ALIAS}", "diagnostic": "SMTP; 550 5.1.1 <left@example.com>... User unknown"},
         {"final": "rfc822; team@elsewhere.example"},
         {"final": "", "original": ""},
     ],
-    ids=["member", "alone", "our sender", "local user", "Sendmail", "program", "domain", "nobody"],
+    ids=[
+        "member",
+        "alone",
+        "our sender",
+        "local user",
+        "Sendmail",
+        "program",
+        "quoted",
+        "quoted by Sendmail",
+        "domain",
+        "nobody",
+    ],
 )
 def test_an_address_that_an_alias_leads_to_is_no_evidence_against_the_alias(how):
     found = take_apart(small(**how)).about(ALIAS)
@@ -206,6 +219,19 @@ def test_nor_is_it_in_a_text(text, address):
 def test_an_address_is_the_recipients_in_each_of_its_spellings(final, recipient):
     assert verdict(small(final=final), recipient) == Kind.HARD
     assert verdict(small(final="", original=final), recipient) == Kind.HARD
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"diagnostic": "smtp; 550 5.1.1 <bo@internal.example>: User unknown"},  # its server has rewritten it
+        {"diagnostic": "smtp; 550 5.1.1 User unknown; ask <postmaster@example.com>"},
+        {"final": "", "diagnostic": "smtp; 550 5.1.1 <bo@example.com>: User unknown"},
+        {"final": "rfc822;", "original": "rfc822; bo@example.com"},
+    ],
+)
+def test_the_recipients_own_address_may_be_named_in_another_way(how):
+    assert verdict(small(**how)) == Kind.HARD
 
 
 @pytest.mark.parametrize(
@@ -260,6 +286,9 @@ DSN = "message/delivery-status"
         in_part(DSN, FIELDS.replace(b"net\n\nFinal", b"net\nFinal")),
         in_part(DSN, b"\n\n\n" + FIELDS.replace(b"\n\n", b"\n \n\t\n\n")),
         in_part(DSN, FIELDS).replace(b"delivery-status\n\n", b"delivery-status\n"),
+        in_part(DSN, FIELDS.replace(b"\n\n", b"\n")).replace(b"delivery-status\n\n", b"delivery-status\n"),
+        in_part(DSN, FIELDS.replace(b"Status: 5.1.1\n", b"").replace(b"failed", b"failure")),
+        in_part(DSN, FIELDS + b"\n--B\nContent-Type: text/plain\n\nspam").replace(b'"B"', b'"lost"'),
         in_part(DSN, FIELDS).replace(b"\n", b"\r"),
         in_part(DSN, FIELDS).replace(b"\n", b"\r\n", 9),
         in_part(DSN, FIELDS.replace(b"\n", b"\r")),
@@ -324,6 +353,12 @@ def test_a_report_without_the_servers_words_is_judged_by_the_transcript():
 )
 def test_what_a_person_or_an_auto_reply_writes_is_no_bounce(text):
     assert take_apart(plain(text)) is None
+
+
+def test_a_text_of_a_mail_system_is_known_by_its_return_path_or_its_sender():
+    assert verdict(plain(QMAIL.replace("MAILER-DAEMON@", "mta@"))) == Kind.HARD
+    assert verdict(plain(QMAIL.replace("Return-Path: <>", "Return-Path: <srs0@example.com>"))) == Kind.HARD
+    assert verdict(plain(QMAIL.replace("MAILER-DAEMON@", "mta@").replace("Return-Path: <>\n", ""))) is None
 
 
 def test_qmail_says_for_each_recipient_what_failed():

@@ -8,6 +8,10 @@ GMAIL_UNKNOWN = (
     "550-5.1.1 The email account that you tried to reach does not exist. Please try 550-5.1.1 double-checking the "
     "recipient's email address. 550 5.1.1 https://support.google.com/mail/?p=NoSuchUser x - gsmtp"
 )
+GMAIL_RELAYED = (
+    "Google tried to deliver your message, but it was rejected by the server for the recipient domain example.com by "
+    "mx.example.com. [192.0.2.1]. The error that the other server returned was: 550 5.1.1 <bo@example.com> User unknown"
+)
 GMAIL_RATE = (
     "550-5.2.1 The user you are trying to contact is receiving mail at a rate that 550-5.2.1 prevents additional "
     "messages from being delivered. 550 5.2.1 https://support.google.com/mail/?p=ReceivingRatePerm x - gsmtp"
@@ -26,6 +30,7 @@ GONE = (
     ("5.1.1", "550 <rate-limit@example.com>: no mailbox by that name, see https://example.com/spam/policy"),
     ("5.0.0", "550 5.1.1 no such user"),
     ("", "host mx.example.com [192.0.2.1]: 550 5.1.1 no such user here"),
+    ("", GMAIL_RELAYED),
     ("", "Sorry, no mailbox here by that name. (#5.1.1)"),
     ("5.1.2", "550 5.1.2 <bo@example.com>... Host unknown (Name server: example.com: host not found)"),
     ("5.1.3", "553 5.1.3 <bo@example.com>... User address required"),
@@ -54,6 +59,8 @@ OTHERWISE = (
     "554 5.1.1 Message refused: spam detected",
     "554 Message rejected",
     "571 delivery not allowed",
+    "554 no",
+    "552 no",
     "550 rejected because of SPF",
     "550 Relaying denied",
     "550 5.1.1 Greylisted, please come back in 300 seconds",

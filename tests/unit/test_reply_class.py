@@ -5,7 +5,7 @@ import time
 import pytest
 
 from outbox.refusals import RefusalJudge
-from outbox.reply_class import DEFAULTS, TABLE, About, Refusal, Stage, classify, row_of
+from outbox.reply_class import DEFAULTS, TABLE, About, Refusal, Stage, classify, names_recipient, row_of
 from outbox.verdict import Deferred, Refused
 
 SENTENCES = {
@@ -288,3 +288,20 @@ def test_a_long_reply_is_judged_in_no_time(piece):
         RefusalJudge().rule(refusal, "a@example.com", "b@example.com", 0.0)
 
     assert time.process_time() - began_at < 1.0  # 0.02 s here; unbounded it is 8 s
+
+
+@pytest.mark.parametrize(
+    ("reply", "names"),
+    [
+        ("452 4.2.2 mailbox full (to RCPT)", True),
+        ("redirected to a@example.com: 452 4.2.2 mailbox full (to RCPT)", True),
+        ("450 4.2.1 The user you are trying to contact is receiving mail at a rate that (to RCPT)", True),
+        ("451 4.3.5 Server configuration error (to RCPT)", False),
+        ("451 Temporary local problem (to RCPT)", False),
+        ("451 4.7.1 Try again later", False),
+        ("the connection was lost", False),
+        ("", False),
+    ],
+)
+def test_a_deferral_names_its_recipient_only_in_so_many_words(reply, names):
+    assert names_recipient(reply) is names

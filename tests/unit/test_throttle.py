@@ -252,10 +252,42 @@ def test_a_sentence_is_the_same_for_all_recipients_and_moments():
 BUSY = "451 4.3.0 <{}>: try again later"
 
 
-def defer(replies, email, now, *, reply=BUSY, tries=1):
+def defer(replies, email, now, *, reply=BUSY, tries=1, **how):
     who = f"p{email}@example.com"
     replies.note_deferred(who, reply.format(who), now, tries=tries)
-    return replies.judge(email, who, reply.format(who), now, tries=tries)
+    return replies.judge(email, who, reply.format(who), now, tries=tries, **how)
+
+
+DAY_S = 86_400.0
+
+
+def test_while_a_server_takes_nothing_its_sentence_uses_up_no_try_however_rare_the_tries_are():
+    replies = RecentReplies()
+    replies.note_accepted("before@example.com", 0.0)
+    for email in range(10):
+        defer(replies, email, 20.0 + email / 10)
+    judged = [defer(replies, email, 20.0 + email * DAY_S, tries=tries) for email, tries in ((3, 1), (4, 1), (0, 2))]
+    assert not any(judgement.is_own for judgement in judged)
+    other = "452 4.3.1 insufficient storage"
+    assert defer(replies, 5, 6 * DAY_S, reply=other).is_own, "it says something else to one"
+    replies.note_accepted("after@example.com", 7 * DAY_S)
+    assert defer(replies, 6, 7 * DAY_S + 700).is_own, "it takes others since"
+
+
+def test_full_mailboxes_use_up_their_tries_although_nothing_else_is_sent():
+    replies = RecentReplies()
+    for email in range(10):
+        defer(replies, email, 1.0, names_recipient=True)
+    assert defer(replies, 3, DAY_S, names_recipient=True).is_own
+
+
+def test_a_relay_that_has_just_started_knows_the_sentence_from_the_fleet():
+    known = BUSY.format("p99@example.com")
+    assert not defer(RecentReplies(), 1, 1.0, known=known).is_own
+    assert defer(RecentReplies(), 1, 1.0, known="450 4.7.1 too much mail").is_own
+    replies = RecentReplies()
+    replies.note_accepted("p2@example.com", 0.5)
+    assert defer(replies, 1, 1.0, known=known).is_own, "it has sent something itself"
 
 
 def test_a_deferral_amid_acceptances_is_the_recipients_own():

@@ -1,6 +1,7 @@
 """What a person decides here: shown first, with all that it would touch; then done as the commands do it, and kept.
 
-The functions, and so the laws and the trail, are those of `outbox retry`, `cancel`, `resolve`, `pause` and `resume`.
+The functions, and so the laws and the trail, are those of `outbox retry`, `cancel`, `resolve`, `waive`, `pause` and
+`resume`.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from outbox.pause import Pause, begin_pause, end_pause, is_known, read_pauses, s
 from outbox.resolve import Decision, resolve
 from outbox.resolve import explain as explain_decision
 from outbox.selection import name as name_all
+from outbox.waiver import Owed, unreached_of, waive
 from outbox.web.board.desk import Desk
 from outbox.web.board.meant import (
     ACTS,
@@ -31,13 +33,14 @@ from outbox.web.board.meant import (
     target_of,
 )
 from outbox.web.board.signing import User
+from outbox.web.looks import bigint
 
 WHY_MAX: Final = 500
 NOT_WHOLE: Final = "The form is not whole; look again and decide again."
 AT_MAX: Final = 32503680000  # the year 3000; a form of ours says no later moment
 DONE: Final = {
     "retry": "retried", "cancel": "cancelled", "sent": "said to have arrived", "resend": "sent again",
-    "discard": "let be", "pause": "paused", "resume": "resumed",
+    "discard": "let be", "waive": "owed nothing", "pause": "paused", "resume": "resumed",
 }  # fmt: skip
 FILTERS: Final = ("report", "period", "to", "state")
 
@@ -79,6 +82,8 @@ class Deciding:
         """What a confirmation names, and what its form carries to the click."""
         if act in ("pause", "resume"):
             return await self._shown_hold(connection, act, fields.get("pause", ""))
+        if act == "waive":
+            return await _shown_waivers(connection, fields)
         if act not in COMMANDS:
             raise OutboxError("Nothing was chosen to be done.")
         ids = picked(fields) or list(seen_of(fields))
@@ -133,6 +138,8 @@ class Deciding:
     async def _do(self, connection: Any, act: str, fields: dict[str, str], who: str, why: str) -> Outcome:
         if act in ("pause", "resume"):
             return await self._hold(connection, act, fields, who, why)
+        if act == "waive":
+            return await _waive(connection, fields, who, why)
         if act not in COMMANDS:
             raise OutboxError("Nothing was chosen to be done.")
         seen = seen_of(fields)
@@ -156,6 +163,45 @@ class Deciding:
             done = await end_pause(connection, report, who=who, why=why, waiting=waiting)
         left = [] if done else [f"{spoken(report)} {'was paused already' if act == 'pause' else 'is not paused'}."]
         return Outcome(int(done), [spoken(report)] if done else [], left)
+
+
+async def _owed(connection: Any, fields: dict[str, str]) -> list[Owed]:
+    """Return the recipient that a form names, or all of an edition who have no report.
+
+    Raises:
+        OutboxError: there is none.
+    """
+    report, period = fields.get("report", ""), fields.get("period", "")
+    if "recipient" in fields:
+        one = Owed.parse(f"{report}/{period}/{fields['recipient']}")
+        found = [] if one is None else [one]
+    else:
+        found = await unreached_of(connection, report, period)
+    if not found:
+        raise OutboxError("No recipient of this edition is without a report and undecided.")
+    return found
+
+
+async def _shown_waivers(connection: Any, fields: dict[str, str]) -> dict[str, Any]:
+    found = await _owed(connection, fields)
+    carried = {name: fields[name] for name in ("report", "period", "recipient") if name in fields}
+    return {
+        "kind": "waive",
+        "named": found[:NAMED_MAX],
+        "count": len(found),
+        "target": f"{found[0].report} {found[0].period}",
+        "carried": carried | {"count": str(len(found))},
+    }
+
+
+async def _waive(connection: Any, fields: dict[str, str], who: str, why: str) -> Outcome:
+    found, count = await _owed(connection, fields), bigint(fields.get("count", ""))
+    if count is None:
+        raise OutboxError(NOT_WHOLE)
+    if len(found) > count:
+        raise OutboxError(f"{len(found):,} recipients have no report now, and {count:,} had none; look again.")
+    done, left = await waive(connection, found, who=who, why=why)
+    return Outcome(len(done), [one.key for one in done[:NAMED_MAX]], list(left.values()))
 
 
 async def _pause_of(connection: Any, report: str) -> Pause | None:

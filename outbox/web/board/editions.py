@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from outbox.attention import MISSING
 from outbox.pause import read_pauses
 from outbox.watch import COUNTED, REST, EditionSeen
 from outbox.web.board.desk import Desk
@@ -32,6 +33,15 @@ SELECT id, report, period, expected, completed_at, done_elsewhere_at FROM outbox
 EDITION: Final = (
     "SELECT id, report, period, expected, completed_at, done_elsewhere_at FROM outbox.edition WHERE id = $1"
 )
+
+# Recipients without a report, about whom nobody has decided.
+UNREACHED: Final = f"""
+SELECT u.recipient_key, u.reason, u.n FROM outbox.edition e CROSS JOIN LATERAL (
+    SELECT u.recipient_key, left(u.reason, 500) AS reason, count(*) OVER () AS n
+      FROM {MISSING} ORDER BY u.recipient_key LIMIT $2) u
+ WHERE e.id = $1
+"""
+UNREACHED_MAX: Final = 20
 
 BY_STATE: Final = """
 SELECT coalesce(d.state, 'none') AS state, count(*) AS n
@@ -114,6 +124,7 @@ class Editions:
             counted = await _bounded(connection, COUNTED, number)
             states = await _bounded(connection, BY_STATE, number)
             came_back = await _bounded(connection, CAME_BACK, number)
+            unreached = await _bounded(connection, UNREACHED, number, UNREACHED_MAX) or []
         edition = EditionSeen(*row)
         if counted:
             edition = replace(edition, **counted[0])
@@ -122,6 +133,7 @@ class Editions:
             title=f"{edition.report} {edition.period}", edition=edition,
             counts=None if states is None else {one["state"]: one["n"] for one in states},
             came_back=None if came_back is None else {one["what"]: one["n"] for one in came_back},
+            unreached=unreached,
         )  # fmt: skip
 
     async def pauses(self, request: Request, user: User) -> Response:

@@ -32,7 +32,7 @@ BAD: Final = frozenset({"refused", "in_doubt", "quarantined", "bounced"})
 POSSIBLE: Final = {
     "pending": ("retry", "cancel"),
     "in_doubt": ("sent", "resend", "discard"),
-    "dead": ("retry", "resend", "discard"),
+    "dead": ("retry", "discard"),
     "expired": ("retry",),
     "cancelled": ("retry",),
 }

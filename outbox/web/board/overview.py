@@ -118,7 +118,7 @@ def verdict(seen: Seen) -> Verdict:
 
 PATHS: Final = {
     Kind.IN_DOUBT: "/emails?state=in_doubt", Kind.FAILED: "/emails?state=dead", Kind.MISSING: "/editions",
-    Kind.UNFINISHED: "/editions",
+    Kind.UNFINISHED: "/editions", Kind.EMPTY: "/editions",
 }  # fmt: skip
 
 
