@@ -263,9 +263,7 @@ async def the_board(steps, browse):
 
 async def an_old_edition_goes(steps):
     connection = steps.fleet.connection
-    await connection.execute(
-        "UPDATE outbox.email SET created_at = now() - interval '9 days' WHERE key LIKE '%/2026-W40/%'"
-    )
+    await connection.execute("UPDATE outbox.email SET created_at = now() - interval '9 days' WHERE key LIKE '%/2026-W40/%'")
     await connection.execute(
         "UPDATE outbox.report SET created_at = now() - interval '9 days'"
         " WHERE edition IN (SELECT id FROM outbox.edition WHERE period = '2026-W40')"
@@ -334,9 +332,7 @@ def statements():
     found = {}
     on_large = re.compile(rf"\b(SELECT|UPDATE|INSERT|DELETE)\b.*outbox\.({'|'.join(LARGE)})\b", re.DOTALL)
     for module in pkgutil.walk_packages(outbox.__path__, "outbox."):
-        if module.name.startswith(
-            ("outbox.testing", "outbox.demo", "outbox.schema", "outbox.roles")
-        ) or module.name.endswith("__main__"):
+        if module.name.startswith(("outbox.testing", "outbox.demo", "outbox.schema", "outbox.roles")) or module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             text = value.text if isinstance(value, TextClause) else value
