@@ -42,6 +42,7 @@ STRUCTURED = [
     ("List-Archive", "<https://example.com/a>", None),
     ("Feedback-ID", "weekly:progress:outbox:example", None),
     ("Precedence", "bulk", None),
+    ("auto-submitted", "no", None),
     ("Importance", "high", None),
     ("Content-Language", "de, en-GB", None),
     ("Expires", "Mon, 23 Nov 2026 06:00:07 +0000", None),
@@ -58,7 +59,8 @@ MAILBOXES = [
      [(f"Person {n}", f"p{n}@example.com") for n in range(30)]),
 ]  # fmt: skip
 FREE = [
-    ("X-Order", "4711"), ("X-Note", UNSTRUCTURED), ("X-Note", "Füße"), ("X-Note", "=?utf-8?q?x?= is text"),
+    ("X-Order", "4711"), ("X-Auto-Response-Suppress", "All"),
+    ("X-Note", UNSTRUCTURED), ("X-Note", "Füße"), ("X-Note", "=?utf-8?q?x?= is text"),
     ("X-Note", "word " * 300), ("X-Long", "x" * 989), ("X-Longer", "y" * 3000),
     ("X-Url", f"https://a.example/{'u' * 400}"), ("X-Json", json.dumps({"a": ["b", 1, "\\"], "c": "d" * 90})),
     ("Comments", 'Grüße aus Köln, (auch) "hier" 🙂'), ("Comments", "plain words"), ("Comments", "🙂" * 200),
