@@ -2,8 +2,8 @@
 
 world      the machine of one run: embedded Postgres, a sink process with a journal, people, settings
 fleet      N servers fire their cron at once, M relays send: rates, latencies, duplicates, losses
-relay      one relay process against a bare aiosmtplib loop that has no database
-baseline   that loop
+relay      one relay process against two loops that have no database: one by hand to smtp-sink, aiosmtplib's sendmail
+baseline   the loop of sendmail; by_hand: the loop by hand
 generate   making reports, against a bare loop that renders and builds the same
 bare       that loop
 relays     what a fleet's size does to its speed, and what idle relays cost

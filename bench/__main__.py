@@ -56,7 +56,7 @@ def relay(
     connections: Annotated[list[int], typer.Option(help="Repeat for several.")] = [16, 64],  # noqa: B006 - typer copies
     runs: int = 5,
 ) -> None:
-    """One relay process against a bare aiosmtplib loop without a database."""
+    """One relay process against two loops without a database: one by hand to smtp-sink, and aiosmtplib's sendmail."""
     run(lambda url: relay_bench.measure(url, emails=emails, size=size, connections=connections, runs=runs))
 
 
