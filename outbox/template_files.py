@@ -15,8 +15,8 @@ from outbox.spelling import did_you_mean, nearest
 
 DIRECTORY: Final = "templates"
 OF_REPORTS: Final = ("subject.txt.j2", "email.txt.j2", "email.html.j2", "report.html.j2")
-OF_EMAILS: Final = OF_REPORTS[:3]  # `Email(template=…)`: such directories stand beside those of reports
-_ENDINGS: Final = (".j2", ".jinja", ".jinja2", ".html", ".htm", ".txt")
+OF_EMAILS: Final = (*OF_REPORTS[:3], "calendar.ics.j2")  # `Email(template=…)`: such directories stand beside reports'
+_ENDINGS: Final = (".j2", ".jinja", ".jinja2", ".html", ".htm", ".txt", ".ics")
 _DEPTH_MAX: Final = 4
 _FILES_MAX: Final = 5000
 _BYTES_MAX: Final = 1_000_000
