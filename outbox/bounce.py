@@ -5,6 +5,7 @@ qmail. `bounce_class` decides what a failure weighs. The input is hostile: anyon
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +13,7 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import islice, zip_longest
 from typing import Final
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from outbox import mime
 from outbox.bounce_class import HARD, Judged, judge
@@ -71,7 +72,8 @@ _DELAYED: Final = re.compile(r"(?i)delay|defer|warn|queue|retr|trans|temp")
 _DELIVERED: Final = re.compile(r"(?i)deliver|relay|expan|succe|sent|none")
 
 _QUOTED: Final = re.compile(r"<([^\s<>@]{1,64}@[^\s<>]{1,255})>\s?(?:\.\.\.|:)")
-_XTEXT: Final = re.compile(r"\+([0-9A-F]{2})")  # RFC 3461 §4
+_XTEXT: Final = re.compile(r"\+([2-6][0-9A-F]|7[0-9A-E])")  # RFC 3461 §4, without control characters
+_NOT_IN_ADDRESSES: Final = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control characters, surrogates, separators of lines
 _UNITEXT: Final = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")  # RFC 6533 §3
 
 
@@ -484,7 +486,9 @@ def _forms(value: str) -> Iterator[str]:
 
 def _character(found: re.Match[str]) -> str:
     code = int(found[1], 16)
-    return chr(code) if code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF else found[0]  # noqa: PLR2004
+    if code > sys.maxunicode or category(chr(code)) in _NOT_IN_ADDRESSES:
+        return found[0]
+    return chr(code)
 
 
 def _address_in(value: str) -> str:

@@ -241,6 +241,12 @@ def test_an_address_that_is_only_similar_is_another(final):
     assert verdict(small(final=final)) == Kind.SOFT
 
 
+@pytest.mark.parametrize("code", ["\\x{A}", "\\x{0D}", "\\x{2028}", "\\x{D800}", "\\x{110000}", "+0A", "+7F"])
+def test_no_code_in_an_address_becomes_a_control_character(code):
+    (notice,) = take_apart(small(final=f"utf-8; bo{code}@example.com")).notices
+    assert notice.addresses == {f"bo{code.lower()}@example.com"}
+
+
 def test_of_two_statements_about_one_recipient_the_milder_counts():
     group = "Final-Recipient: rfc822; bo@example.com\nAction: failed\nStatus: 5.2.2\n"
     assert verdict(small(more=f"\n{group}")) == Kind.SOFT
