@@ -188,6 +188,10 @@ create table outbox.attempt (
     settled_at  timestamptz not null default now()
 );
 create index attempt_email on outbox.attempt (email);
+-- It has no key of its own, and a publication of all tables refuses to delete from a table that has neither. Rows are never
+-- changed, so this costs only what `outbox prune` deletes, and that only where wal_level is logical. A key would cost an
+-- index entry for each try, and on an upgrade all rows would have to be written again.
+alter table outbox.attempt replica identity full;
 
 -- One row per relay session: its id is its identity and, in namespace 1779102894, its advisory lock. While the
 -- lock is held the relay lives; when it is free the relay is dead, whatever this table says. `timeline` is the WAL
@@ -651,6 +655,8 @@ end $$;
 -- `tail`. Each recipient has a delivery of its own, so that a refusal of one never mails another again: the first under
 -- the key itself, the others as `key#2`, `key#3` and so on. Without `route` the rules say it.
 -- In a race for one key the later transaction waits for the end of the earlier one.
+-- `enable_seqscan = off` is for the foreign key of `delivery`: a session that first enqueues into tables that were analysed
+-- when they were empty would check it by reading all of `email`, for each email until the next ANALYZE.
 --
 -- It runs as the schema's owner, for callers without a right on any table, so it trusts nothing: each argument is checked,
 -- ids and Message-IDs are made here, and `made_by` ends with the name of the login.
@@ -659,7 +665,7 @@ create function outbox.put(
     send_at timestamptz default null, send_before timestamptz default null, priority integer default 0,
     route text default null, traceparent text default null, made_by text default null
 ) returns boolean language plpgsql security definer
-    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
+    set search_path = pg_catalog, pg_temp set standard_conforming_strings = on set enable_seqscan = off as $$
 declare
     id          bigint;
     message_id  text;

@@ -179,6 +179,7 @@ UPGRADES: Final[Mapping[int, str]] = {
     8: """
         SET LOCAL search_path = pg_catalog, pg_temp;
         -- replica identity and plans
+        ALTER TABLE outbox.attempt REPLICA IDENTITY FULL;
 
         -- editions and schedules
 
