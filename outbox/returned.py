@@ -94,7 +94,8 @@ EMAILS: Final = "SELECT id, key, recipient, message_id FROM outbox.email WHERE i
 # All copies of one message have the same Message-ID, which begins with the id of the first.
 COPIES: Final = """
 SELECT m.id, m.key, m.recipient, m.message_id FROM generate_series(2, $3::integer) AS n
-  JOIN outbox.email m ON m.key = $1 || '#' || n WHERE m.message_id = $2
+ CROSS JOIN LATERAL (SELECT id, key, recipient, message_id FROM outbox.email WHERE key = $1 || '#' || n OFFSET 0) m
+ WHERE m.message_id = $2
 """
 
 

@@ -61,6 +61,8 @@ class Session:
     """Barrier at the time when the session began."""
     met: frozenset[str] = frozenset()
     """The other relays that had registered on this server before, and not ended."""
+    planned_for: int = 0
+    """Largest id of an email at the time when the statements were last planned, as far as it is known."""
 
     @classmethod
     async def open(
@@ -149,6 +151,17 @@ class Session:
             self.connection.terminate()
             self.on_lost()
 
+    async def plan_for(self, emails: Sequence[int]) -> None:
+        """Have the statements planned anew if the emails' ids say that the tables are twice as large as they were.
+
+        A plan that was made for empty tables reads whole indexes in nested loops, and Postgres keeps it until the next
+        ANALYZE, which may be a minute away or never come.
+        """
+        largest = max(emails, default=0)
+        if largest > 2 * self.planned_for + PLANNED_ANEW_FROM and self.lost is None:
+            self.planned_for = largest
+            await self.connection.execute("DISCARD PLANS")
+
     def _hear(self, _connection: Any, message: Any) -> None:
         # "canceling wait for synchronous replication": the commit is on this server only and may vanish in a
         # failover. No warning is harmless to a mark, so each one ends the session.
@@ -163,11 +176,14 @@ class Session:
         await _close_quietly(self.connection)  # if it does not come to that, a sweep of another relay ends it
 
 
+PLANNED_ANEW_FROM: Final = 64  # an email's id; for fewer rows any plan is quick
+
 # A relay that is stopped in the midst of a transaction holds up those who need its row: not for a lease.
 IN_TRANSACTION_S: Final = 2.0
 
 # The ledger's statements are few, short and known: each is planned once per session, by index, whatever the statistics
 # say. Left to itself the planner plans a tick anew each time (0.8 ms), or hashes a whole table for it.
+# Tables that have doubled are planned for again: see `Session.plan_for`.
 PLANS: Final = {"plan_cache_mode": "force_generic_plan", **dict.fromkeys(NOT_BY_INDEX, "off")}
 
 
