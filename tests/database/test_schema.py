@@ -35,7 +35,7 @@ async def stranger(empty):
 
 
 async def shape(connection):
-    """All that a schema is: columns, constraints, indexes, functions with their rights, triggers, and its versions."""
+    """Return all that a schema is: columns, constraints, indexes, functions, rights, triggers, identities, versions."""
     return await connection.fetch("""
         SELECT 'column' AS kind, table_name || '.' || column_name AS name, data_type || ' ' || is_nullable AS what
           FROM information_schema.columns WHERE table_schema = 'outbox'
@@ -50,6 +50,9 @@ async def shape(connection):
         UNION ALL
         SELECT 'trigger', tgname, pg_get_triggerdef(oid) FROM pg_trigger
          WHERE tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'outbox'::regnamespace) AND NOT tgisinternal
+        UNION ALL
+        SELECT 'identity', relname, relreplident::text FROM pg_class
+         WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p')
         UNION ALL
         SELECT 'version', version::text, applied_at::text FROM outbox.schema_version
         ORDER BY 1, 2, 3
