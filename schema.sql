@@ -989,8 +989,9 @@ create function outbox.listed(items jsonb[]) returns text[] language sql immutab
 $$;
 
 -- A body part with its header, up to and including the CRLF before the next boundary: quoted-printable or base64, whichever
--- is shorter, every line end CRLF (RFC 2045 §6.7 and §6.8).
-create function outbox.body_part(subtype text, content text, parameters text) returns text language plpgsql immutable
+-- is shorter, every line end CRLF (RFC 2045 §6.7 and §6.8). After a body that is alone there is no boundary: `is_alone` makes
+-- it base64, in which the last CRLF is no part of the text.
+create function outbox.body_part(subtype text, content text, parameters text, is_alone boolean default false) returns text language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     raw     constant text := replace(replace(replace(content, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\r\n');
@@ -1002,8 +1003,8 @@ declare
     body    text;
 begin
     -- Each octet that is escaped takes three: where base64 is shorter than that already, nothing more has to be known.
-    if octets = 0 or base64 >= octets + 2
-       + 2 * (octets - length(regexp_replace(raw, '[^ -<>-~\t\r\n]', '', 'g'))) then
+    if not is_alone and (octets = 0 or base64 >= octets + 2
+       + 2 * (octets - length(regexp_replace(raw, '[^ -<>-~\t\r\n]', '', 'g')))) then
         escaped := replace(raw, '=', '=3D');
         if octets <> length(raw) or raw ~ '[^ -~\t\r\n]' then
             for one in select distinct m.part[1] from regexp_matches(raw, '[^ -~\t\r\n]', 'g') as m (part) loop
@@ -1300,7 +1301,8 @@ begin
                     (3, 'calendar', calendar, '; method=' || method)) as p (number, name, content, more)
                  where content is not null order by number loop
         body := coalesce(body, '') || case when body is null then '' else '--' || boundary || E'\r\n' end
-            || outbox.body_part(part.name, part.content, part.more);
+            || outbox.body_part(part.name, part.content, part.more,
+                                num_nonnulls(enqueue.body_text, enqueue.body_html, enqueue.calendar) = 1);
     end loop;
     if num_nonnulls(enqueue.body_text, enqueue.body_html, enqueue.calendar) > 1 then
         body := 'Content-Type: multipart/alternative; boundary="' || boundary || E'"\r\n\r\n--' || boundary || E'\r\n'
