@@ -158,6 +158,8 @@ async def test_who_comes_for_one_who_left_is_owed_a_report_before_the_edition_is
     result = await make(settings)
     assert (result.expected, list(result.failed)) == (3, ["new"])
     assert await connection.fetchval("SELECT count(*) FROM outbox.report") == 3
+    (candidate,) = await connection.fetch(CANDIDATES)
+    assert not await is_complete(connection, Candidate(*candidate)), "the dead man's switch is not called"
     assert await complete(connection) == []
     company.rows[-1] = person("new")
     await make(settings)
