@@ -93,7 +93,7 @@ async def test_who_bounces_for_good_is_not_written_to_again_and_everybody_else_i
     assert "bounced for good: 5.1.1" in (await fleet.run("list", "--to", "p2@example.com")).out
     found = await fleet.run("audit", "progress", WEEK)
     assert found.code == 0
-    assert "3 sent, 0 in doubt, 0 dead, 0 not sent, 0 missing, 1 bounced." in found.out
+    assert "3 sent, 0 in doubt, 0 failed, 0 waiting, 0 missing, 1 bounced." in found.out
     assert "2 <p2@example.com>: bounced, bounced for good: 5.1.1" in found.out
 
     ended = await fleet.run("generate", "--period", NEXT)
