@@ -104,7 +104,8 @@ WITH undone AS (
     RETURNING w.recipient_key
 ), reopened AS (
     UPDATE outbox.edition SET completed_at = NULL
-     WHERE report = $1 AND period = $2 AND completed_at IS NOT NULL AND EXISTS (SELECT FROM undone)
+     WHERE report = $1 AND period = $2 AND completed_at IS NOT NULL AND done_elsewhere_at IS NULL
+       AND EXISTS (SELECT FROM undone)
 ), operation AS (
     INSERT INTO outbox.operation (who, what, target, why, emails)
     SELECT $4, 'waive --undo', $6, $5, count(*) FROM undone HAVING count(*) > 0
