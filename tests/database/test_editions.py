@@ -489,13 +489,13 @@ async def test_a_stranger_who_holds_the_lock_of_an_edition_stops_nobody(settings
     await connection.execute("DROP ROLE n_edition")
 
 
-async def test_a_report_is_new_to_schedules_until_outbox_has_made_an_edition_or_followed_one(connection):
+async def test_a_schedule_is_new_until_a_relay_has_followed_it_and_knows_what_outbox_has_made(connection):
     await connection.execute("""
         INSERT INTO outbox.edition (report, period, starts_at, ends_at, done_elsewhere_at)
         VALUES ('made', '1', 'yesterday', now(), NULL), ('declared', '1', 'yesterday', now(), now());
         INSERT INTO outbox.schedule (report, tick_at) VALUES ('followed', now())""")
     seen = await read(connection, ["made", "declared", "followed", "unknown"])
-    assert seen.new == {"declared", "unknown"}
+    assert seen.new == {"made": {"1"}, "declared": frozenset(), "unknown": frozenset()}
 
 
 async def test_a_period_that_is_none_cannot_be_declared(settings):
