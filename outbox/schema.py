@@ -204,7 +204,7 @@ UPGRADES: Final[Mapping[int, str]] = {
         LOCK TABLE outbox.delivery IN SHARE ROW EXCLUSIVE MODE;
         INSERT INTO outbox.failure (email, at)
         SELECT d.email, d.settled_at FROM outbox.delivery d
-         WHERE (d.state = 'dead' OR d.state = 'expired' AND EXISTS (
+         WHERE (d.state = 'dead' OR d.state = 'expired' AND d.settled_at > now() - interval '40 days' AND EXISTS (
                    SELECT FROM outbox.email m WHERE m.id = d.email AND m.report IS NOT NULL))
            AND NOT EXISTS (SELECT FROM outbox.attempt a
                             WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved');

@@ -207,11 +207,41 @@ async def test_an_email_needs_a_person_by_its_state_alone(connection, state, of_
 
 @pytest.mark.parametrize(
     ("expected", "age", "found"),
-    [(None, "2 hours", [(Kind.UNFINISHED, 1)]), (None, "10 minutes", []), (3, "2 hours", []), (None, "41 days", [])],
+    [(None, "2 hours", [(Kind.UNFINISHED, 1)]), (None, "10 minutes", []), (0, "2 hours", [(Kind.EMPTY, 1)]), (None, "41 days", [])],
 )
 async def test_an_edition_that_no_run_has_finished_needs_a_person_after_an_hour(connection, expected, age, found):
     await connection.execute(EDITION, expected, age)
     assert await kinds(connection) == found
+
+
+@pytest.mark.parametrize(("age", "found"), [("39 days", [(Kind.FAILED, 2)]), ("41 days", [])])
+async def test_emails_that_failed_in_an_edition_that_is_history_need_nobody(connection, age, found):
+    edition = await connection.fetchval(EDITION, 2, age)
+    for key, state in {"1": "dead", "2": "expired"}.items():
+        report = await connection.fetchval(
+            "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES ($1, $2, $2, '', '')"
+            " RETURNING id",
+            edition,
+            key,
+        )
+        await connection.execute(MAIL, f"progress/2026-W48/{key}", report, state)
+    assert await kinds(connection) == found
+
+
+async def test_who_has_no_report_by_the_look_of_an_older_version_counts_though_nobody_is_named(connection):
+    """Its generate has recorded that there are three recipients; two have a report, and one of the two is waived."""
+    edition = await connection.fetchval(EDITION, 3, "1 day")
+    await connection.execute(
+        "INSERT INTO outbox.report (edition, recipient_key, token, title, html)"
+        " SELECT $1, n, n, '', '' FROM unnest('{1,2}'::text[]) n",
+        edition,
+    )
+    await connection.execute("INSERT INTO outbox.waiver VALUES ($1, '2', now(), 'ann', '')", edition)
+    assert await kinds(connection) == [(Kind.MISSING, 1)]
+    await connection.execute("UPDATE outbox.edition SET looked_at = now()")
+    assert await kinds(connection) == [], "a look of this version names each"
+    await connection.execute("UPDATE outbox.edition SET looked_at = NULL, completed_at = now()")
+    assert await kinds(connection) == []
 
 
 async def test_recipients_without_a_report_count_until_they_have_one_or_a_waiver(connection):
