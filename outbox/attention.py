@@ -145,8 +145,8 @@ ROUTES: Final = """
 SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
 """
 
-# Failures about which nobody has decided, of editions that are not history, as `f`, with their delivery `d`, email `m` and report `r`. Each `OFFSET 0`
-# makes the planner look up row by row, whatever the statistics say.
+# Failures about which nobody has decided, of editions that are not history, as `f`, with their delivery `d`, email `m`
+# and report `r`. Each `OFFSET 0` makes the planner look up row by row, whatever the statistics say.
 UNDECIDED: Final = """
 outbox.failure f
  CROSS JOIN LATERAL (SELECT * FROM outbox.delivery WHERE email = f.email OFFSET 0) d

@@ -207,7 +207,12 @@ async def test_an_email_needs_a_person_by_its_state_alone(connection, state, of_
 
 @pytest.mark.parametrize(
     ("expected", "age", "found"),
-    [(None, "2 hours", [(Kind.UNFINISHED, 1)]), (None, "10 minutes", []), (0, "2 hours", [(Kind.EMPTY, 1)]), (None, "41 days", [])],
+    [
+        (None, "2 hours", [(Kind.UNFINISHED, 1)]),
+        (None, "10 minutes", []),
+        (0, "2 hours", [(Kind.EMPTY, 1)]),
+        (None, "41 days", []),
+    ],
 )
 async def test_an_edition_that_no_run_has_finished_needs_a_person_after_an_hour(connection, expected, age, found):
     await connection.execute(EDITION, expected, age)
