@@ -178,8 +178,8 @@ UPGRADES: Final[Mapping[int, str]] = {
     """,
     8: """
         SET LOCAL search_path = pg_catalog, pg_temp;
-        -- In the order in which generate, enqueue and relays take them, so that none of them meets a deadlock. Relays settle
-        -- nothing from here to the commit, so that the trigger of `failure`, which comes last, misses none.
+        -- In the order in which generate, enqueue and relays take them, so that none of them meets a deadlock. Relays
+        -- settle nothing from here to the commit, so that the trigger of `failure`, which comes last, misses none.
         LOCK TABLE outbox.report, outbox.email, outbox.delivery IN SHARE ROW EXCLUSIVE MODE;
         LOCK TABLE outbox.edition, outbox.schedule, outbox.bounce, outbox.attempt IN ACCESS EXCLUSIVE MODE;
 
