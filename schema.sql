@@ -266,10 +266,11 @@ create table outbox.failure (
 create function outbox.note_failure() returns trigger language plpgsql security definer
     set search_path = pg_catalog, pg_temp as $$
 begin
-    if (new.state = 'dead'
-        or new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null))
-       and not exists (select from outbox.attempt a
-                        where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved') then
+    if new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null)
+       or new.state = 'dead'   -- a decision of before its death is not about the dead letter
+          and not exists (select from outbox.attempt a
+                           where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved'
+                             and a.settled_at >= new.settled_at) then
         insert into outbox.failure (email) values (new.email) on conflict (email) do nothing;
     else
         delete from outbox.failure where email = new.email;

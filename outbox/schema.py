@@ -207,10 +207,12 @@ UPGRADES: Final[Mapping[int, str]] = {
         CREATE TABLE outbox.failure (email bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
         INSERT INTO outbox.failure (email, at)
         SELECT d.email, d.settled_at FROM outbox.delivery d
-         WHERE (d.state = 'dead' OR d.state = 'expired' AND d.settled_at > now() - interval '40 days' AND EXISTS (
-                   SELECT FROM outbox.email m WHERE m.id = d.email AND m.report IS NOT NULL))
-           AND NOT EXISTS (SELECT FROM outbox.attempt a
-                            WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved');
+         WHERE d.state = 'expired' AND d.settled_at > now() - interval '40 days' AND EXISTS (
+                   SELECT FROM outbox.email m WHERE m.id = d.email AND m.report IS NOT NULL)
+            OR d.state = 'dead' AND NOT EXISTS (
+                   SELECT FROM outbox.attempt a
+                    WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
+                      AND a.settled_at >= d.settled_at);
 
         -- bounces
         ALTER TABLE outbox.bounce ADD COLUMN proves boolean NOT NULL DEFAULT false,
