@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REASON_CHARACTERS_MAX: Final = 2000
 KEY_CHARACTERS_MAX: Final = 600  # of a key that fails because it is too long: Postgres indexes at most 2,700 octets
-WAIVED_REASON: Final = "nothing is owed to this recipient"
+WAIVED_REASON: Final = "it was waived when generate last ran"  # shown once the waiver is taken back
 
 READ_WAIVED: Final = text("SELECT recipient_key FROM outbox.waiver WHERE edition = :edition")
 

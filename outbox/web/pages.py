@@ -159,9 +159,15 @@ class Pages:
         """Return a page in the reader's language."""
         language = language_of(about.language, request.headers.get("accept-language", ""))
         words = WORDS[language]
-        said = words[text].replace("{title}", about.title)
-        shown = {"title": words[title], "report": about.title, "words": said, "button": words[button]}
-        return page(request, template, language=language, **shown)
+        return page(
+            request,
+            template,
+            title=words[title],
+            report=about.title,
+            words=words[text].replace("{title}", about.title),
+            button=words[button],
+            language=language,
+        )
 
     async def _about(self, request: Request, decision: str | None = None) -> About | None:
         """Return the report of the token, after a decision about it; None if no report has the token."""
