@@ -118,6 +118,26 @@ exception when foreign_key_violation then
     return false;
 end $$;
 
+-- An edition that another system made gets no report, not even from a generate of a version that knows nothing of
+-- `outbox mark-done`. Each waits for the other by the edition's row: mark-done sees the reports of every transaction that
+-- was first. It runs as the schema's owner, since not every role that inserts may lock the row.
+create function outbox.refuse_report() returns trigger language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    edition record;
+begin
+    select e.report, e.period, e.done_elsewhere_at, e.done_elsewhere_by into edition
+      from outbox.edition e where e.id = new.edition for key share;
+    if edition.done_elsewhere_at is not null then
+        raise exception using errcode = '55000',
+            message = format('%s %s is done elsewhere, as %s declared; no report is made', edition.report, edition.period,
+                             edition.done_elsewhere_by),
+            hint = format('`outbox mark-done %s %s --undo` takes the declaration back.', edition.report, edition.period);
+    end if;
+    return new;
+end $$;
+create trigger report_of_edition before insert on outbox.report for each row execute function outbox.refuse_report();
+
 -- What is sent: envelope and RFC 5322 bytes, fixed when the row is made and never updated, so that a second
 -- try carries the same Message-ID and Date. `key` is what makes an email one email: who deletes old reports must keep
 -- this row. `outbox prune` puts a sentence in the place of `message`, once it is old and settled, and keeps the rest.
@@ -246,10 +266,11 @@ create table outbox.failure (
 create function outbox.note_failure() returns trigger language plpgsql security definer
     set search_path = pg_catalog, pg_temp as $$
 begin
-    if (new.state = 'dead'
-        or new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null))
-       and not exists (select from outbox.attempt a
-                        where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved') then
+    if new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null)
+       or new.state = 'dead'   -- a decision of before its death is not about the dead letter
+          and not exists (select from outbox.attempt a
+                           where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved'
+                             and a.settled_at >= new.settled_at) then
         insert into outbox.failure (email) values (new.email) on conflict (email) do nothing;
     else
         delete from outbox.failure where email = new.email;

@@ -145,14 +145,16 @@ ROUTES: Final = """
 SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
 """
 
-# Failures about which nobody has decided, as `f`, with their delivery `d`, email `m` and report `r`. Each `OFFSET 0`
-# makes the planner look up row by row, whatever the statistics say.
+# Failures about which nobody has decided, of editions that are not history, as `f`, with their delivery `d`, email `m`
+# and report `r`. Each `OFFSET 0` makes the planner look up row by row, whatever the statistics say.
 UNDECIDED: Final = """
 outbox.failure f
  CROSS JOIN LATERAL (SELECT * FROM outbox.delivery WHERE email = f.email OFFSET 0) d
  CROSS JOIN LATERAL (SELECT id, key, report FROM outbox.email WHERE id = f.email OFFSET 0) m
   LEFT JOIN LATERAL (SELECT edition, recipient_key FROM outbox.report WHERE id = m.report OFFSET 0) r ON true
  WHERE d.state IN ('dead', 'expired')
+   AND NOT EXISTS (SELECT FROM outbox.edition e
+                    WHERE e.id = r.edition AND e.created_at <= now() - interval '40 days' OFFSET 0)
    AND NOT EXISTS (SELECT FROM outbox.waiver w
                     WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0)"""
 
@@ -164,6 +166,15 @@ outbox.unreached u
                     WHERE r.edition = u.edition AND r.recipient_key = u.recipient_key OFFSET 0)
    AND NOT EXISTS (SELECT FROM outbox.waiver w
                     WHERE w.edition = u.edition AND w.recipient_key = u.recipient_key OFFSET 0)"""
+
+# Recipients without a report and without a waiver of an edition `e` whose latest look was of a version before 8, which
+# recorded only how many recipients there are.
+UNNAMED: Final = """
+greatest(e.expected - (SELECT count(*) FROM outbox.report r WHERE r.edition = e.id)
+         - (SELECT count(*) FROM outbox.waiver w
+             WHERE w.edition = e.id AND NOT EXISTS (
+                   SELECT FROM outbox.report r
+                    WHERE r.edition = w.edition AND r.recipient_key = w.recipient_key OFFSET 0)), 0)"""
 
 # What became of the email of a report. The statement has the tables report `r`, digest_item `i`, delivery `d`, and `s`
 # with the last verdict of a cancelled email. `cancelled` is what a person has decided not to send: cancelled, discarded
@@ -219,7 +230,9 @@ SELECT 'in_doubt' AS kind, '' AS report, '' AS period, count(*) AS n FROM (
 SELECT 'failed', '', '', count(*) FROM (SELECT FROM {UNDECIDED} LIMIT $1) f
  UNION ALL
 SELECT 'missing', e.report, e.period, found.n
-  FROM outbox.edition e CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM {MISSING} LIMIT $1) u) found
+  FROM outbox.edition e CROSS JOIN LATERAL (
+    SELECT CASE WHEN e.looked_at IS NULL AND e.completed_at IS NULL THEN {UNNAMED} ELSE (
+           SELECT count(*) FROM (SELECT FROM {MISSING} LIMIT $1) u) END AS n) found
  WHERE e.created_at > now() - {EDITIONS_FOR} AND e.done_elsewhere_at IS NULL
  UNION ALL
 SELECT 'unfinished', e.report, e.period, 1 FROM outbox.edition e

@@ -39,10 +39,11 @@ UPDATE outbox.edition
        expected = :expected
  WHERE id = :id
 """)
+# Nobody knows how many recipients it has before the next look of generate: `expected` was the number of its emails.
 UNDO: Final = text("""
 UPDATE outbox.edition
    SET done_elsewhere_at = NULL, done_elsewhere_by = NULL, done_elsewhere_why = NULL,
-       completed_at = NULL, expected = CASE WHEN expected > 0 THEN expected END
+       completed_at = NULL, expected = NULL
  WHERE id = :id
 """)
 OPERATION: Final = text("""

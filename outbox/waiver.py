@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REASON_CHARACTERS_MAX: Final = 2000
 KEY_CHARACTERS_MAX: Final = 600  # of a key that fails because it is too long: Postgres indexes at most 2,700 octets
-WAIVED_REASON: Final = "nothing is owed to this recipient"
+WAIVED_REASON: Final = "it was waived when generate last ran"  # shown once the waiver is taken back
 
 READ_WAIVED: Final = text("SELECT recipient_key FROM outbox.waiver WHERE edition = :edition")
 
@@ -104,7 +104,8 @@ WITH undone AS (
     RETURNING w.recipient_key
 ), reopened AS (
     UPDATE outbox.edition SET completed_at = NULL
-     WHERE report = $1 AND period = $2 AND completed_at IS NOT NULL AND EXISTS (SELECT FROM undone)
+     WHERE report = $1 AND period = $2 AND completed_at IS NOT NULL AND done_elsewhere_at IS NULL
+       AND EXISTS (SELECT FROM undone)
 ), operation AS (
     INSERT INTO outbox.operation (who, what, target, why, emails)
     SELECT $4, 'waive --undo', $6, $5, count(*) FROM undone HAVING count(*) > 0

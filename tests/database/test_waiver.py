@@ -154,6 +154,7 @@ async def test_generate_names_who_has_no_report_and_makes_none_for_whom_nothing_
     again = await fleet.run("generate", "--period", "2026-W46")
     assert again.code == 0, again
     assert "1 of 3 are owed nothing" in again.out
+    assert await recorded(fleet.connection) == {"2": "it was waived when generate last ran"}
     await fleet.connection.execute("UPDATE people SET email = 'p2@example.com' WHERE id = 2")
     assert (await fleet.run("generate", "--period", "2026-W46")).code == 0
     assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.report") == 2
