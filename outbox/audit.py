@@ -70,6 +70,8 @@ class Audit:
     left: int
     unsent: dict[str, Unsents]
     expected: int = 0
+    generated: int = 0
+    """Expected recipients who have a report or an email."""
     sent: int = 0
     bounced: Unsents = field(default_factory=lambda: Unsents(None))
     may_be_empty: bool = False
@@ -80,11 +82,6 @@ class Audit:
     def name(self) -> str:
         """As people say it: `progress 2026-W48`."""
         return f"{self.report} {self.period.key}"
-
-    @property
-    def generated(self) -> int:
-        """Expected recipients whose report was made."""
-        return self.expected - self.unsent[MISSING].count
 
     @property
     def is_well(self) -> bool:
@@ -304,6 +301,7 @@ async def _look(
     for key, recipient in wanted.items():  # in the order of the source
         row = rows_by_key[key]
         found.left -= row.reported
+        found.generated += row.state is not None
         objection = expected.objection(recipient, row)
         if row.waived is not None and (not row.reported or row.outcome == CANCELLED):
             found.unsent[WAIVED].add(Unsent(key, row.recipient or storable(recipient.email), WAIVED, row.waived))

@@ -214,11 +214,13 @@ def audit(
 
 
 def _print_audit(found: "Audit") -> None:
-    from outbox.audit import BOUNCED, SETTLED, spoken
+    from outbox.audit import BOUNCED, MISSING, SETTLED, spoken
 
     counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
     kinds = {**found.unsent, BOUNCED: found.bounced}
     counts |= {kind: one.count for kind, one in kinds.items() if one.count or kind not in (*SETTLED, BOUNCED)}
+    if found.done_elsewhere_at is not None:  # nobody is missing in an edition that another system made
+        del kinds[MISSING], counts[MISSING]
     typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
     if found.left:
         typer.echo(f"No longer expected: {found.left:,} who have a report and are not named by the source now.")

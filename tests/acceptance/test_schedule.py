@@ -217,6 +217,10 @@ async def test_a_tick_whose_edition_another_system_made_is_done_and_nothing_is_s
     by_hand = await fleet.run("generate", "--period", period)
     assert (by_hand.code, by_hand.err) == (0, "")
     assert by_hand.out.startswith(f"progress {period}: declared as done elsewhere by ")
+    audit = await fleet.run("audit", "progress", period)
+    assert (audit.code, audit.err) == (0, "")
+    assert "missing" not in audit.out
+    assert audit.out.splitlines()[-1].startswith(f"All is well: progress {period} was done elsewhere")
     faults = await fleet.run("mark-done", "progress", "2026-40"), await fleet.run("mark-done", "nobody", period)
     assert [(one.code, len(one.sentences)) for one in faults] == [(2, 1), (2, 1)]
 
