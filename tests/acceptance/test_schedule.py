@@ -182,11 +182,11 @@ async def test_the_first_relay_makes_nothing_of_the_tick_before_it_and_a_later_o
     last, following = (await agenda(fleet))["last"], (await agenda(fleet))["next"][0]
     assert last["state"] == "new"
     at = f"{datetime.fromisoformat(following['tick_at']):%Y-%m-%d %H:%M}"
-    starts = f"progress is new: relays start with {following['period']} at {at} UTC, and make nothing of"
+    starts = f"progress is new: relays start with {following['period']} at {at} UTC, and do not make"
     assert await schedules_of(fleet) == ("ok", f"{starts} {last['period']}")
     relay = await fleet.relay()
     await relay.says("its schedule is followed from now on")
-    await relay.says(f"progress {last['period']}: nothing is made for the tick before")
+    await relay.says(f"progress {last['period']}: no relay makes it")
     relay.send(signal.SIGTERM)
     assert (await relay.ended()).code == 0
     assert (await agenda(fleet))["last"]["state"] == "new"

@@ -323,8 +323,8 @@ async def mark(settings, **how):
         return await mark_done(connection, "progress", settings.report("progress"), WEEK, **DONE, **how)
 
 
-async def test_generate_makes_nothing_of_an_edition_that_is_done_elsewhere(settings, company, connection):
-    assert await mark(settings) == f"progress {WEEK} is marked as done elsewhere: outbox makes nothing of it."
+async def test_generate_does_not_make_an_edition_that_is_done_elsewhere(settings, company, connection):
+    assert await mark(settings) == f"progress {WEEK} is marked as done elsewhere: outbox will not make it."
     assert "declared as done elsewhere by ann@host at" in await mark(settings), "a second time changes nothing"
     result = await make(settings)
     assert (result.made, result.declared.who, result.declared.why) == (0, *DONE.values())
@@ -335,7 +335,7 @@ async def test_generate_makes_nothing_of_an_edition_that_is_done_elsewhere(setti
 
     async with engine(settings.database_url, application="undo").connect() as session:
         undo = (session, "progress", settings.report("progress"), WEEK)
-        assert "is for outbox to make again" in await undo_mark_done(*undo, **DONE)
+        assert "is no longer marked as done elsewhere" in await undo_mark_done(*undo, **DONE)
         with pytest.raises(OutboxError, match="nothing to undo"):
             await undo_mark_done(*undo, **DONE)
     assert await connection.fetchval("SELECT count(*) FROM outbox.edition") == 0
