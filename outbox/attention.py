@@ -265,7 +265,8 @@ async def read_concerns(connection: Any) -> list[Concern]:
     for relay in relays:
         if relay["trouble"]:
             sentence = f"Relay {relay['id']} on {relay['host']} makes no progress: {relay['trouble'].rstrip('.')}."
-            found.append(Concern(Kind.RELAY, str(relay["id"]), 0, sentence, "correct that; its log and `outbox doctor` say more"))
+            fix = "correct that; its log and `outbox doctor` say more"
+            found.append(Concern(Kind.RELAY, str(relay["id"]), 0, sentence, fix))
     for row in await connection.fetch(SCHEDULES):
         sentence = f"The schedule of {row['report']} failed {times(row['failures'])}: {row[4].rstrip('.')}."
         found.append(Concern(Kind.SCHEDULE, row["report"], 0, sentence, "see `outbox schedule`"))

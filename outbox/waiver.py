@@ -71,9 +71,9 @@ async def write_unreached(
     await connection.execute(RECORD, {"edition": edition, "keys": list(found), "reasons": list(found.values())})
 
 
-# What may be waived: no report was made, or its email can no longer be sent by itself. After a complete look (`expected`)
-# only recipients that it recorded are without a report: another key is a typing error, or of someone new. $1 report, $2 period, $3 keys of
-# recipients, $4 who, $5 why, $6 the target of the operation.
+# What may be waived: no report was made, or its email can no longer be sent by itself. A complete look (`expected`) has
+# recorded all recipients without a report, so that another key is a typing error, or belongs to a recipient who is new.
+# $1 report, $2 period, $3 keys of recipients, $4 who, $5 why, $6 the target of the operation.
 WAIVE: Final = """
 WITH named AS MATERIALIZED (
     SELECT e.id AS edition, e.expected, n.key FROM outbox.edition e, unnest($3::text[]) AS n (key)
@@ -187,11 +187,16 @@ def _why_not(one: Owed, row: Any, *, undo: bool) -> str:
         return f"{one.key}: there is no waiver to undo."
     if row["who"] is not None:
         return f"{one.key}: {row['who']} has decided already that nothing is owed."
-    if row["is_collected"]:
-        return f"{one.key} has a report that waits for the next digest; nothing was changed."
     if not row["has_report"] and not row["is_unreached"]:
         again = suggested.command(*making(one.report), suggested.option("--period", one.period))
-        return f"{one.key}: the latest run of generate did not name this recipient; check the key, or run `{again}` first."
+        unknown = "the latest run of generate did not name this recipient"
+        return f"{one.key}: {unknown}; check the key, or run `{again}` first."
+    return _why_not_its_email(one, row)
+
+
+def _why_not_its_email(one: Owed, row: Any) -> str:
+    if row["is_collected"]:
+        return f"{one.key} has a report that waits for the next digest; nothing was changed."
     match row["state"]:
         case "pending" | "sending":
             hint = "use `outbox cancel` to stop it"

@@ -353,6 +353,14 @@ async def test_an_edition_with_emails_is_done_elsewhere_only_if_somebody_says_wh
     assert "Its 3 emails (1 cancelled, 2 pending) stay as they are" in await mark(settings, keep_emails=True)
     assert (await make(settings)).made == 0
     assert await connection.fetchval("SELECT count(*) FROM outbox.delivery WHERE state = 'pending'") == 2
+    looked = await audit(settings, "progress", WEEK)
+    assert looked.sentence == (
+        f"Not well: 2 of the 3 emails that outbox made of progress {WEEK} are not sent: 2 waiting; "
+        "the edition was done elsewhere."
+    )
+    assert not looked.is_well
+    await connection.execute("UPDATE outbox.delivery SET state = 'cancelled', settled_at = now()")
+    assert (await audit(settings, "progress", WEEK)).is_well, "of the new recipient nobody needs to hear"
 
 
 async def test_an_edition_that_a_generate_makes_at_this_moment_cannot_be_declared(settings, company, connection):
