@@ -17,7 +17,7 @@ from outbox.settings import DIGEST, EditionSettings, FirstTick, Settings, durati
 AHEAD_MAX: Final = timedelta(days=1)
 NAMED_MAX: Final = 10
 
-# A report of which outbox has made editions is not new to it, whoever started them.
+# A report is not new if outbox has made an edition of it, by a schedule or by hand.
 READ: Final = """
 SELECT now() AS now, n.report, s.tick_at, s.done_at, s.failures, s.retry_at, s.said, s.since,
        s.report IS NULL AND NOT EXISTS (SELECT FROM outbox.edition e

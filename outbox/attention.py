@@ -2,8 +2,7 @@
 
 `outbox status`, `watch`, `doctor`, the board and the metrics ask here; `audit` and `list` classify the emails of an
 edition with `OUTCOME`, which uses the same tables. What people have decided (a resolved dead letter, a cancelled email,
-a waiver) needs nobody any more, and neither does what is older than `EDITIONS_FOR`, since completion looks no further
-back.
+a waiver) no longer needs a person, and neither does what is older than `EDITIONS_FOR`: completion looks no further back.
 
 The statements read what is open or undecided, by its indexes: none of them grows with what was ever sent.
 """
@@ -95,7 +94,7 @@ def _lower(title: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RouteStatus:
-    """Mail server in trouble: nobody connects but one probe at a time."""
+    """Mail server in trouble: relays connect with one probe at a time only."""
 
     name: str
     since: datetime
@@ -244,7 +243,7 @@ SELECT coalesce(extract(epoch FROM now() - min(greatest(d.due_at, timestamptz 'e
      ORDER BY due_at LIMIT 1) d
 """
 
-# What failed longer ago than any period lasts is of a schedule that nobody follows any more.
+# What failed longer ago than any period lasts belongs to a schedule that no relay follows any more.
 SCHEDULES: Final = """
 SELECT report, tick_at, failures, retry_at, coalesce(said, '')
   FROM outbox.schedule WHERE done_at IS NULL AND failures > 0 AND tick_at > now() - interval '32 days' ORDER BY report

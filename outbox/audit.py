@@ -91,8 +91,8 @@ class Audit:
         """
         if self.done_elsewhere_at is not None:
             return not self._open
-        has_whom = self.expected > 0 or self.may_be_empty
-        return self.made and has_whom and self.sent + self._settled == self.expected
+        has_recipients = self.expected > 0 or self.may_be_empty
+        return self.made and has_recipients and self.sent + self._settled == self.expected
 
     @property
     def _open(self) -> dict[str, int]:

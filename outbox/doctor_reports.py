@@ -214,7 +214,7 @@ class Look:
         return crowd.sample
 
     async def _waived(self, period: Period) -> frozenset[str]:
-        """Return to whom nothing is owed for the edition of this period."""
+        """Return the keys of the recipients to whom nothing is owed for the edition of this period."""
         if not self.is_ours:
             return frozenset()
         found = await self.session.fetch(WAIVED, {"report": self.name, "period": period.key})

@@ -1,4 +1,4 @@
-"""Editions that another system made, such as the cron job that outbox replaces: declared by a person, made by nobody.
+"""Declaration that another system made an edition, such as the cron job that outbox replaces.
 
 The declaration is a part of the edition, which exists from then on; `outbox.operation` keeps each declaration and undo.
 `generate` does not make such an edition, a schedule takes its tick as done, and no dead man's switch is called.
