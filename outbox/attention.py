@@ -2,7 +2,7 @@
 
 `outbox status`, `watch`, `doctor`, the board and the metrics ask here; `audit` and `list` classify the emails of an
 edition with `OUTCOME`, which uses the same tables. What people have decided (a resolved dead letter, a cancelled email,
-a waiver) no longer needs a person, and neither does what is older than `EDITIONS_FOR`: completion looks no further back.
+a waiver) no longer needs a person. Neither does what is older than `EDITIONS_FOR`: completion looks no further back.
 
 The statements read what is open or undecided, by its indexes: none of them grows with what was ever sent.
 """
