@@ -180,7 +180,8 @@ async def generate(
                     with _quick_turns():
                         return await run.finish()
                 finally:
-                    if first or run.result.made > made:  # only progress renews patience
+                    # Only progress renews patience; a database that cannot commit the first row makes none.
+                    if (first and run.result.edition.id) or run.result.made > made:
                         first, patience_until = False, time.monotonic() + PATIENCE_S
                     made = run.result.made
                     if found is None and run.result.expected:
