@@ -1246,6 +1246,7 @@ declare
     from_address text;
     boundary  text := '=_' || substr(replace(gen_random_uuid()::text, '-', ''), 1, 24);
     further   text := '';
+    given     text[] := '{}';
     body      text;
     method    text;
     part      record;
@@ -1304,6 +1305,12 @@ begin
                 message = format('the header %s cannot be given: its name is not valid, or outbox writes it', left(part.name, 100)),
                 hint = 'Use letters, digits and hyphens, as in X-Order.';
         end if;
+        if lower(part.name) = any (given) then
+            raise exception using errcode = '22023',
+                message = format('the header %s is given twice, in small and in capital letters', part.name),
+                hint = 'Give it once.';
+        end if;
+        given := given || lower(part.name);
         perform outbox.check_one_line(part.value, 'the header ' || part.name);
         further := further || outbox.header_field(part.name, part.value);
     end loop;

@@ -45,7 +45,7 @@ _QMAIL: Final = re.compile(r"\s{0,200}Hi\. This is the ")
 _QMAIL_END: Final = re.compile(r"(?m)^-")
 _QMAIL_RECIPIENT: Final = re.compile(r"(?m)(?:\A|\n[ \t\r]{0,80}\n)<([^<>\n]{1,320})>:[ \t\r]{0,80}\n")
 
-_REPORT: Final = re.compile(r"(?:message|text|application)/(?:x-)?(?:global-)?delivery-?status")
+_REPORT: Final = re.compile(r"(?:message|text|application)/(?:x-)?(?:global-)?delivery[-_]?status(?:-notification)?")
 _RETURNED: Final = re.compile(r"(?:message|text)/(?:rfc-?822|global)(?:-?headers?)?")
 _WHOLE: Final = re.compile(r"message/(?:rfc-?822|global)")
 _REPORT_IN_TEXT: Final = re.compile(r"(?im)^final-recipient[ \t]{0,80}:")
@@ -58,7 +58,8 @@ _FIELD: Final = re.compile(
     rb"|localized-diagnostic|x-[a-z0-9_-]{1,60})[ \t]*:"
 )
 _RECIPIENT_FIELDS: Final = ("original-recipient", "final-recipient")
-_TYPE: Final = re.compile(r"\s*[A-Za-z][\w./-]{0,40}\s*;\s*", re.ASCII)  # `rfc822;`, `utf-8;`, `x-unix;`, `rfc/822;`
+# `rfc822;`, `utf-8;`, `x-unix;`, `rfc/822;`, `rfc822 (SMTP);`; some writers put it twice.
+_TYPE: Final = re.compile(r"(?:\s*[A-Za-z][\w./-]{0,40}\s*(?:\([^()]{0,80}\)\s*)?;\s*){1,2}", re.ASCII)
 _STATUS: Final = re.compile(r"(?<![\d.])([245])\.\d{1,3}\.\d{1,3}(?!\.?\d)")
 _REPLY_LINE: Final = re.compile(r"(?m)^.{0,200}?\b([45]\d\d[ -]\S.{0,300})$")
 _ADDRESSED: Final = ("To", "Delivered-To", "X-Original-To", "Envelope-To", "X-Envelope-To", "X-Delivered-To")
@@ -71,7 +72,13 @@ _FAILED: Final = re.compile(r"(?i)fail|undeliver|bounc|reject|return|refus|error
 _DELAYED: Final = re.compile(r"(?i)delay|defer|warn|queue|retr|trans|temp")
 _DELIVERED: Final = re.compile(r"(?i)deliver|relay|expan|succe|sent|none")
 
-_QUOTED: Final = re.compile(r"<([^\s<>@]{1,64}@[^\s<>]{1,255})>\s?(?:\.\.\.|:)")
+_AFTER_ADDRESS: Final = ".:!?'()[]"
+_HELP: Final = re.compile(
+    r"(?i)(?:mailto:)?(?:post-?master|hostmaster|abuse|support|help|helpdesk|contact|noc|security)@"
+)
+_QUOTED_DOMAIN: Final = re.compile(
+    r"(?i)\b(?:domain|such host):? {0,2}[<'(\[]?([a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63}){1,9})"
+)
 _XTEXT: Final = re.compile(r"\+([2-6][0-9A-F]|7[0-9A-E])")  # RFC 3461 §4, without control characters
 _NOT_IN_ADDRESSES: Final = frozenset(("Cc", "Cs", "Zl", "Zp"))  # control characters, surrogates, separators of lines
 _UNITEXT: Final = re.compile(r"\\x\{([0-9A-Fa-f]{1,6})\}")  # RFC 6533 §3
@@ -138,15 +145,19 @@ class Notice:
         alias at most as Original-Recipient: the alias itself works.
         """
         ours = normal_address(recipient)
-        local = ours.rpartition("@")[0]
+        local, _, domain = ours.rpartition("@")
         if self.actual and not _is_same_mailbox(self.actual, ours):
             return False
-        quoted = [normal_address(one) for one in _QUOTED.findall(self.diagnostic[:SAID_MAX])]
-        if quoted and not any(one.rpartition("@")[0] == local for one in quoted):
+        said = self.diagnostic[:SAID_MAX]
+        quoted = [one for one in _ADDRESS.findall(said) if not _HELP.match(one)]
+        if quoted and not any(_is_same_mailbox(one.rstrip(_AFTER_ADDRESS), ours) for one in quoted):
+            return False
+        domains = [one.lower() for one in _QUOTED_DOMAIN.findall(said)]
+        if domains and not any(_is_same_domain(one, domain) for one in domains):
             return False
         named = next((value for value in (self.final, self.original) if _untyped(value)), "")
         if not named:
-            return ours in quoted
+            return any(normal_address(one.rstrip(_AFTER_ADDRESS)) == ours for one in quoted)
         return ours in _forms(named) or ("@" not in named and _address_in(named).lower() == local != "")
 
     def is_related(self, recipient: str) -> bool:
@@ -349,11 +360,15 @@ def _groups(part: mime.Part, *, in_text: bool = False) -> list[mime.Head]:
     chunks: list[list[bytes]] = [[]]
     names: set[str] = set()
     after_blank = False
+    is_indented = False
     for line in _with_lf(part.content(REPORT_MAX)).split(b"\n", LINES_MAX)[:LINES_MAX]:
         if not line.strip():
             after_blank = True
             continue
-        found = _FIELD.match(line)
+        # A gateway may indent the whole report.
+        dedented = line.lstrip() if is_indented or after_blank or not chunks[-1] else line
+        found = _FIELD.match(dedented)
+        is_indented = found is not None and dedented != line
         if found is None:
             if in_text and names and line.startswith(b"--"):
                 break  # what follows the report in the text, or in a multipart that has lost its boundary
@@ -368,7 +383,7 @@ def _groups(part: mime.Part, *, in_text: bool = False) -> list[mime.Head]:
             names = set()
         after_blank = False
         names.add(name)
-        chunks[-1].append(line)
+        chunks[-1].append(dedented)
     found_groups = [group for group in map(_head_of, chunks) if group.fields]
     # The blank line after the part's own header may be missing: then the first fields stand there.
     if any(part.head.value(name) for name in ("Final-Recipient", "Action", "Original-Envelope-Id")):
@@ -381,10 +396,10 @@ def _head_of(lines: list[bytes]) -> mime.Head:
 
 
 def _joined(groups: list[mime.Head]) -> list[mime.Head]:
-    """Return the groups, each that has no recipient joined to the recipient before it if that has no action."""
+    """Return the groups, each that has no recipient joined to the recipient before it."""
     made: list[mime.Head] = []
     for group in groups:
-        if made and _names_a_recipient(made[-1]) and not made[-1].value("Action") and not _names_a_recipient(group):
+        if made and _names_a_recipient(made[-1]) and not _names_a_recipient(group):
             made[-1] = mime.Head(made[-1].fields + group.fields)
         else:
             made.append(group)
@@ -403,14 +418,17 @@ def _untyped(value: str) -> str:
 
 def _notice(group: mime.Head) -> Notice | None:
     """Return what a group of fields says about its recipient; None if the email arrived, or it is no such group."""
-    final, original, actual, action, stated = (
-        next(iter(_values(group, name)), "")
-        for name in ("Final-Recipient", "Original-Recipient", "X-Actual-Recipient", "Action", "Status")
+    final, original, actual = (
+        next(iter(_values(group, name)), "") for name in ("Final-Recipient", "Original-Recipient", "X-Actual-Recipient")
     )
-    has_failed = _has_failed(_untyped(action), stated)
-    if has_failed is None or not (action or final or original):
+    actions = [_untyped(value) for value in _values(group, "Action")] or [""]
+    stated = " ".join(_values(group, "Status"))  # of several the mildest counts
+    effects = [_has_failed(action, stated) for action in actions]
+    has_failed = False if False in effects else effects[0]
+    if has_failed is None or not (actions[0] or final or original):
         return None
-    diagnostic = " ".join(_untyped(value) for value in _values(group, "Diagnostic-Code"))
+    said = _values(group, "Diagnostic-Code") + _values(group, "X-Supplementary-Info")  # Exchange has the latter
+    diagnostic = " ".join(_untyped(value) for value in said)
     return Notice(final, original, actual, has_failed, stated, diagnostic)
 
 
@@ -492,7 +510,7 @@ def _character(found: re.Match[str]) -> str:
 
 
 def _address_in(value: str) -> str:
-    value = _untyped(value)[:2000]
+    value = _untyped(value)[:2000].rstrip(";, ")
     _, opened, rest = value.partition("<")
     if opened:
         return rest.partition(">")[0].strip()
@@ -526,8 +544,11 @@ def _is_same_mailbox(actual: str, ours: str) -> bool:
     local, _, domain = ours.rpartition("@")
     for form in _forms(actual):
         name, at, host = form.rpartition("@")
-        if form in (ours, local) or (
-            at and name == local and (host.endswith(f".{domain}") or domain.endswith(f".{host}"))
-        ):
+        if form in (ours, local) or (at and name == local and _is_same_domain(host, domain)):
             return True
     return False
+
+
+def _is_same_domain(host: str, domain: str) -> bool:
+    """Return True if one of the two is the other or a part of it."""
+    return host == domain or host.endswith(f".{domain}") or domain.endswith(f".{host}")

@@ -32,6 +32,7 @@ HARD: Final = frozenset(("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1"))
 _COUNTED: Final = re.compile(r"[45]\.(0\.0|1\.(?![78]$)\d+|2\.(?![34]$)\d+)|5\.(5\.0|4\.(1|4|310))")
 
 _VAGUE: Final = "5.0.0"  # many state it whatever it was
+_DISABLED: Final = "5.2.1"
 _ENHANCED: Final = re.compile(r"(?<![\w.])#?([245]\.\d{1,3}\.\d{1,3})(?!\.?\d)")
 _REPLY: Final = re.compile(r"(?:^|[:;>(<]|\bsaid|\breturned)\s{0,3}'?([2-5]\d\d)(?=[\s-]|$)")
 # Without an enhanced code these leave it open whom they are about: 552 is about storage, 554 and 571 about policy.
@@ -63,8 +64,12 @@ _UNKNOWN: Final = _any_of(
     rf"unknown (\w+ ){{0,2}}{_MAILBOX}|{_MAILBOX}( \S+){{0,3}} (is |was )?unknown|no such|(not|n't) exist",
     rf"{_MAILBOX}( \S+){{0,4}} {_STATE}|no (\w+ )?{_MAILBOX}|not a (valid|known) {_MAILBOX}",
     rf"(invalid|bad|non-?existent|unavailable|inactive|disabled|closed) (\w+ )?{_MAILBOX}",
+    rf"{_MAILBOX} that you tried to reach is (disabled|inactive)|unroute?able address|^(<>)?\W{{0,5}}unknown$",
     r"not our (user|customer)|(does ?n.t|does not|do not|don't) have|recip\w*notfound|no longer|not local|not listed",
     r"host (unknown|not found)|(domain|host) (does not|doesn't)|couldn't find any host",
+    r"unbekannt|existiert nicht|inconnue?\b|n'existe pas|inexist|desconocid|desconhecid|no existe|n[ãa]o existe",
+    r"sconosciut|non esiste|onbekend|bestaat niet|nieznan|nie istnieje|okänd|ukendt|ukjent|неизвест|не существует",
+    r"не найден|不存在|无此|查无|存在しません|見つかりません|존재하지",
 )
 # A refusal of the message, which is one of the address only where that is said as well.
 _REFUSED: Final = _any_of(
@@ -72,35 +77,42 @@ _REFUSED: Final = _any_of(
     r"(rejected|refused|not accepted|declined|dropped|returned)",
     r"access (is )?denied|(delivery|transaction) (not |failed|denied)",
 )
+# What is about the sender, its host, its country or its reputation.
+_SENDER: Final = (
+    r"(mail|messages?) from|from (your|this) |\bip( address)?\b|\bblock(ed|ing)?\b|countr(y|ies)|\bdynamic\b",
+    r"your (ip|host|server|network|domain|isp|provider|organi[sz]ation|system|mail ?server)|\bu[bc]e\b|score",
+    r"(host|client|from|for|of|by|unknown|see|ip|^)\W{1,3}\d{1,3}(\.\d{1,3}){3}\b",
+    r"\bsender\b|from (address|domain|header)|\bsending (host|server|ip|domain|mta|address|limit|rate)|originator",
+    r"return-?path|authentica|\bspf\b|dkim|dmarc|\bptr\b|\brdns\b|reverse|\bhelo\b|\behlo\b|\brelay(ing|ed)?\b",
+)
 # Anything else: what is about us, and what may be over soon.
 _OTHERWISE: Final = _any_of(
+    *_SENDER,
     # Policy and reputation.
     r"polic(y|ies)|spam|junk|unsolicited|\bbulk\b|phish|fraud|abus(e|ive)\b|reputation|(black|block|deny) ?list",
-    r"gr[ea]y-?list|\w*\brbl|dnsbl|\bbann?ed|\bblock(ed|ing)?\b|blackhole|suspicious|malicious|virus|malware|infected",
+    r"gr[ea]y-?list|\w*\brbl|dnsbl|\bbann?ed|blackhole|suspicious|malicious|virus|malware|infected",
     r"content|filter|senderbase|barracuda|proofpoint|cloudmark|mimecast|spamhaus|spamcop|sorbs|uceprotect",
     r"administrative(ly)? |prohibited|not permitted|(not|un) ?-?authori[sz]ed|restrict|not allowed|forbidden",
-    r"permission|denied|complain|unsubscrib|challenge|captcha|\bip( address)?\b",
-    r"your (ip|host|server|network|domain|isp|provider|organi[sz]ation|system|mail ?server)|(mail|messages?) from",
+    r"permission|denied|complain|unsubscrib|challenge|captcha",
     r"go away|this mail ?server|no access|refused - see|\bproxy|submit messages|detected|organi[sz]ational|preference",
     r"protected|members?-? ?only|non-?member|mailing list|subscribed|low priority|multiple addresses|third-?party",
     r"batv|backscatter|rfc[ -]?\d+ ?(non-?)?(compliant|violation|conform)|not rfc|(user|recipient) (reject|refuse)",
     r"\b(s3140|s3150|ou-00\d|dy-00\d|sc-00\d|tss?\d\d|ib\d{3})\b|\((rtr|hvu|dyn|cnf|con|rly):\w+\)",
-    # The sender, its authenticity and what it is asked to do.
-    r"\bsender\b|\bfrom (address|domain|header)|\bsending (host|server|ip|domain|mta|address|limit|rate)|originator",
-    r"return-?path|authentica|\bspf\b|dkim|dmarc|\bptr\b|\brdns\b|reverse|\bhelo\b|\behlo\b|relay|\btls\b|\bssl\b",
-    r"encrypt|certificate|login|(verif|valid)\w+ fail|fully[ -]qualified",
+    # The sender's authenticity, and what it is asked to do.
+    r"relay|\btls\b|\bssl\b|encrypt|certificate|login|(verif|valid)\w+ fail|fully[ -]qualified",
     r"(unable|failed|could not|cannot) (to )?verify|callback|call-?out",
     # Rate, quota and size.
     r"\brate\b|throttl|too (many|much|fast|quick|frequent|often|large|big|long)|limit|quota|exceed|excessive|overload",
     r"\bfull\b|insufficient|enough (disk |free )?space|out of (space|storage|disk|memory)|disk|storage|no space",
-    r"(message|mail) size",
+    r"\bsize\b|allot|allowance|maximum|bandwidth|volume|\bcap\b|daily|hourly|per (day|hour|minute)",
     # For now.
     r"\bbusy\b|tempora|temp ?fail|transient|try (again )?(later|in|after)\b|again later|\bretry|at this time|right now",
-    r"currently|for now|moment|not accepting|not found, try|attempts?\b|allowed queue|days\b",
+    r"vacation|out of (the )?office|holiday|currently|for now|moment|not accepting|not found, try|attempts?\b",
+    r"allowed queue|days\b",
     r"frozen|locked|time(d)?[ -]?out|(message|delivery|time|queue)\b.{0,20} expired|deferred|delayed",
     # The network, its names, and the server's own troubles.
     r"not respond|unreachable|not reachable|no route|gateway|malformed (or unexpected )?name|connection",
-    r"lookup (error|fail|tim)|name server (error|fail|tim)|name service",
+    r"ldap|directory|expansion|lookup (error|fail|tim)|name server (error|fail|tim)|name service",
     r"resolv(?!er\.)|\bdns\b|servfail|config|\bloop|hop count|too many hops|internal|local error|system error",
     r"i/o error|read-only|maintenance|service (is )?(not|un)|protocol|syntax error|out of sequence|not implemented",
     r"(could ?n.t|could not|can ?not|can't) (create|open|write|lock|access|update)|command|transport|\bdied\b|crash",
@@ -120,6 +132,7 @@ _OTHERWISE_ELSEWHERE: Final = _any_of(
 # What is never about the mailbox, so that it does not count however often it is said; beside the rows of `reply_class`.
 _NEVER: Final = _any_of(
     r"spam|junk|unsolicited|reputation|polic(y|ies)|\bbulk\b|bann?ed|(black|block|deny) ?list|abuse|phish|malware",
+    *_SENDER,
     r"gr[ea]y-?list|throttl|\brate\b|receiv\w+ mail|too (many|much|fast|quick|frequent|often)",
 )
 _SAID_TO: Final = (
@@ -147,15 +160,18 @@ def judge(stated: str, said: str, *, quoted: str = "") -> Judged:
     """
     plain = normal_words(f"{said} {quoted}"[:SAID_MAX])
     remote = _ENHANCED.findall(plain)
-    both = _ENHANCED.findall(stated)[:1] + remote
+    both = _ENHANCED.findall(stated) + remote
     codes = [code for code in both if code != _VAGUE] or both
     decisive = next((code for code in codes if code not in HARD), codes[-1] if codes else None)
     replies = _REPLY.findall(_TYPE.sub("", plain))
     words = _words_alone(plain)
     agreed = bool(codes) and all(code in HARD for code in codes) and not any(code[0] == "4" for code in replies)
     is_unknown = _UNKNOWN.search(words) is not None
-    is_definite = any(code != _VAGUE for code in remote) or (not remote and _OPEN_REPLIES.issuperset(replies))
-    named = is_unknown or (is_definite and _REFUSED.search(words) is None)
+    # A reporting server makes up its status from the three digits of the reply where the refusing one gave no enhanced
+    # code. Then, and with 5.2.1, which is said of a rate as well, the words have to say that there is no such address.
+    is_definite = any(code not in (_VAGUE, _DISABLED) for code in remote)
+    is_bare = not words and _OPEN_REPLIES.issuperset(replies)
+    named = is_unknown or is_bare or (is_definite and _REFUSED.search(words) is None)
     counts = all(_COUNTED.fullmatch(code) for code in codes) and not _is_about_us(words)
     return Judged(decisive, agreed and named and not _says_otherwise(words), counts)
 

@@ -239,7 +239,7 @@ def _spoken(one: Agenda, last: Latest) -> str:
             return f"a relay makes {edition} at once, since its schedule ticked at {last.tick.at:%Y-%m-%d %H:%M} UTC"
         case Standing.NEW:
             first = f"with {one.ticks[0].period} at {one.ticks[0].at:%Y-%m-%d %H:%M} UTC" if one.ticks else "never"
-            return f"{one.name} is new: relays start {first}, and make nothing of {last.tick.period}"
+            return f"{one.name} is new: relays start {first}, and do not make {last.tick.period}"
         case _:
             return edition
 

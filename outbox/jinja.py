@@ -225,7 +225,10 @@ def _explain_syntax(error: TemplateSyntaxError) -> str:
     problem = _one_line(str(error.message)).rstrip(".")
     for kind, known in (("filter", (*_PLAIN.filters, *OUR_FILTERS)), ("test", tuple(_PLAIN.tests))):
         if problem.startswith(f"No {kind} named "):
-            guess = did_you_mean(problem.removeprefix(f"No {kind} named ").strip("'\""), known)
+            name = problem.removeprefix(f"No {kind} named ").strip("'\"")
+            if kind == "filter" and name in OUR_FILTERS:
+                return f"the filter {name!r} exists in the templates of reports only, not in those of an Email"
+            guess = did_you_mean(name, known)
             if guess:
                 return f"{problem}{guess}"
             ours = f"; those of outbox are {', '.join(OUR_FILTERS)}" if kind == "filter" else ""

@@ -31,7 +31,7 @@ from outbox.fields import (
     text_field,
 )
 from outbox.mailbox import Mailbox, check_address, comparable, mailbox_header, mailboxes_header, parse_sender
-from outbox.structured import extra_field
+from outbox.structured import extra_fields
 
 # Those of `mailbox` are part of this module's names.
 __all__ = ["Attachment", "Mailbox", "build", "check_address", "comparable", "parse_sender"]
@@ -111,13 +111,16 @@ def build(
 
     `recipient` may be none at all (then nothing is said of it) or several, who see each other.
 
-    Names, the subject and extra values go through `one_line`; in names any white space is a space. Bodies
-    come back as they were given, nothing added at their end, only every line end (CRLF, a lone CR, LF) is
-    CRLF. Lone surrogates become `?`. `message_id` and `list_id` may come with or without angle brackets. An
-    extra value is free text: ASCII stays as it is, else it is encoded like a subject (RFC 2047). ValueError
-    for a naive date, for an address, an id or a header name that cannot be written, for an extra header
-    that this function writes itself, for a subject of more than SUBJECT_MAX characters, and for a header that
-    `check_header` refuses.
+    Names, the subject and extra values go through `one_line`; in names any white space is a space. Bodies come back as
+    they were given; nothing is added at their end, but every line end (CRLF, CR or LF) is CRLF. Lone surrogates become
+    `?`. `message_id` and `list_id` may come with or without angle brackets. An extra value is written in the syntax of
+    its field (`structured`).
+
+    Raises:
+        ValueError: the date is naive; an address, an id or the name of a header cannot be written; an extra header is
+            one that this function writes itself, or is given twice; the subject has more than SUBJECT_MAX characters;
+            or `check_header` refuses the header.
+
     """
     if len(subject) > SUBJECT_MAX:
         raise ValueError(f"The subject has {len(subject):,} characters, more than {SUBJECT_MAX}; shorten it.")
@@ -131,7 +134,7 @@ def build(
         f"Message-ID: {_bracketed(message_id)}",
         *([] if list_id is None else [f"List-Id: {_bracketed(list_id)}"]),  # RFC 2919
         *default_fields(headers),
-        *(extra_field(name, value) for name, value in headers.items()),
+        *extra_fields(headers),
         "MIME-Version: 1.0",
         "",
     ]

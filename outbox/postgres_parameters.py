@@ -78,6 +78,11 @@ _FOREIGN: Final[Mapping[str, str]] = {
 }  # fmt: skip
 
 _SCHEMAS: Final = frozenset({"schema", "currentschema", "schema_search_path"})
+_PROTECTING: Final = frozenset({
+    "sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir", "sslnegotiation", "ssl", "ssl_require",
+    "requiressl", "tls", "encrypt", "channel_binding", "gssencmode", "require_auth", "requirepeer",
+    "ssl_min_protocol_version", "ssl_max_protocol_version",
+})  # fmt: skip
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
 _FALSE: Final = frozenset({"false", "0", "no", "off"})
 SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -106,7 +111,8 @@ def translate(given: Mapping[str, str], environ: Mapping[str, str]) -> Parameter
         ValueError: one is malformed, or cannot be kept; the error says which and how to write it.
 
     """
-    found = {name: value for name, value in given.items() if name not in _OWN}
+    found = {_with_its_case(name): value for name, value in given.items()}
+    found = {name: value for name, value in found.items() if name not in _OWN}
     for name, fix in _REFUSED.items():
         if name in found:
             raise ValueError(f"asks for {name}, which asyncpg does not have; {fix}")
@@ -117,6 +123,11 @@ def translate(given: Mapping[str, str], environ: Mapping[str, str]) -> Parameter
         warnings.append(f'ignores client_encoding of database_url ("{encoding}"): outbox and Postgres exchange UTF-8')
     _secure(found, environ)
     return Parameters(found, tuple(warnings))
+
+
+def _with_its_case(name: str) -> str:
+    """Return the name as libpq writes it, if it protects: `SSLMODE` must not be left out as unknown."""
+    return name.lower() if name.lower() in _PROTECTING else name
 
 
 def _secure(found: dict[str, str], environ: Mapping[str, str]) -> None:
@@ -153,7 +164,7 @@ def _translate_spellings(found: dict[str, str]) -> None:
     }.items():  # fmt: skip
         if name in found:
             found.setdefault(ours, found.pop(name))
-    for name in ("ssl", "ssl_require"):
+    for name in ("ssl", "ssl_require", "requiressl", "tls", "encrypt"):
         mode = _ssl_mode(name, found.pop(name, ""))
         if mode and found.get("sslmode", "prefer") == "prefer":
             found["sslmode"] = mode
@@ -175,7 +186,7 @@ def _ssl_mode(name: str, value: str) -> str:
     if value.lower() in _TRUE:
         return "require"
     if value.lower() in _FALSE:
-        return "disable" if name == "ssl" else ""
+        return "disable" if name in {"ssl", "tls"} else ""
     if value not in {"", *SSL_MODES, "no-verify"}:
         raise ValueError(f"has a bad {name}; write sslmode with one of {', '.join(SSL_MODES)}")
     return value

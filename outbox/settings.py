@@ -1033,7 +1033,7 @@ def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         what, _, place = str(error).removesuffix(")").partition(" (at ")
         where = place if place.startswith("line") else "last line"
-        faults.append(f"{path}, {where}: is not TOML ({what}); mend it there or in the line before.")
+        faults.append(f"{path}, {where}: is not TOML ({what}); correct it there or in the line before.")
     except ValueError as error:
         faults.append(f"{path}: {error}.")
     return {}

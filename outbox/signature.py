@@ -28,7 +28,8 @@ OVERSIGNED: Final = (
     b"from", b"sender", b"reply-to", b"to", b"cc", b"subject", b"date", b"message-id", b"in-reply-to", b"references",
     b"mime-version", b"content-type", b"content-transfer-encoding", b"content-disposition", b"content-description",
     b"content-id", b"list-id", b"list-help", b"list-unsubscribe", b"list-unsubscribe-post", b"list-subscribe",
-    b"list-post", b"list-owner", b"list-archive", b"importance", b"disposition-notification-to",
+    b"list-post", b"list-owner", b"list-archive", b"importance", b"priority", b"sensitivity",
+    b"disposition-notification-to", b"return-receipt-to", b"mail-reply-to", b"mail-followup-to",
 )  # fmt: skip
 # Signed where the message has them, and not once more, since a server on the way may add its own, as Amazon SES does a
 # Feedback-ID. Not signed at all: Resent- fields, which whoever resends an email adds (RFC 5322 §3.6.6); Comments and

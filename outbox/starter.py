@@ -196,8 +196,8 @@ class Starter:
         if found is not None:
             log.info(
                 "schedule_new",
-                "{report} {period}: nothing is made for the tick before, at {tick}; run `outbox {command} --period "
-                "{period}` if no other system has made it",
+                "{report} {period}: no relay makes it, since its tick at {tick} came before the schedule was followed; "
+                "run `outbox {command} --period {period}` if no other system has made it",
                 report=name,
                 command=" ".join(making(name)),
                 period=found.tick.period,

@@ -6,6 +6,7 @@ text is encoded only in a phrase or a comment of theirs. Every other field is fr
 """
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from outbox.fields import (
@@ -59,6 +60,19 @@ def extra_field(field: str, value: str) -> str:
     if field.lower() in OURS | CARRIERS:
         raise ValueError(f"The header {field} is written by outbox itself or by mail servers, and cannot be given.")
     return header_field(field, value)
+
+
+def extra_fields(headers: Mapping[str, str]) -> list[str]:
+    """Return these fields as `extra_field` writes them.
+
+    ValueError as there, and if a field is given twice, in small and in capital letters.
+    """
+    names: dict[str, str] = {}
+    for name in headers:
+        other = names.setdefault(name.lower(), name)
+        if other != name:
+            raise ValueError(f"The header {name} is given twice, also as {other}; give it once.")
+    return [extra_field(name, value) for name, value in headers.items()]
 
 
 def is_free_text(field: str) -> bool:

@@ -7,6 +7,7 @@ expired, pruned or another recipient's gets the same answer.
 
 import hmac
 import re
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from outbox.web.store import Store
 from outbox.web.words import WORDS, language_of
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")  # generate makes 22 characters, 128 bits
-FIELD: Final = re.compile(rb'name="?List-Unsubscribe"?(?:[;\n]|$)', re.IGNORECASE)
+FIELD: Final = re.compile(rb"name=([\"']?)List-Unsubscribe\1[ \t]*(?:[;\n]|$)", re.IGNORECASE)
 VALUE: Final = re.compile(rb"\n\n[ \t]*One-Click[ \t]*(?:\n|$)", re.IGNORECASE)
 FIELD_MAX: Final = 200  # bytes of the one field that is looked for in a form, however it is encoded
 
@@ -63,7 +64,9 @@ def is_one_click(body: bytes) -> bool:
     Mail providers send it with a line end, with further fields, percent-encoded or in other letters. The form is
     untrusted, so each byte is read only a few times.
     """
-    if any(_is_the_field(pair) for pair in re.split(rb"[&\r\n]+", body) if len(pair) <= FIELD_MAX):
+    if any(
+        _is_the_field(pair) for pair in re.split(rb"[&;\r\n\0]+", body.removeprefix(BOM_UTF8)) if len(pair) <= FIELD_MAX
+    ):
         return True
     # Of a multipart form, the head of a part is the text before its value, after the last empty line.
     before = VALUE.split(body.replace(b"\r\n", b"\n"))[:-1]

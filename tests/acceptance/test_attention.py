@@ -56,6 +56,7 @@ async def surfaces(fleet, anna, place):
     body = await until(board, "the board has looked")
     said = status["attention"]
     assert said in text
+    assert "`outbox status`" not in text, "it points to itself"
     sentences = [one["sentence"] for one in status["concerns"]]
     assert [f"{one['found']}." for one in lines if one["grade"] == "fault"] == (
         [" ".join(sentences)] if sentences else []
@@ -114,6 +115,7 @@ async def test_every_surface_says_the_same_until_a_person_has_decided(troubled):
         await until(settled, "all surfaces say that nothing needs a person")
         audit = await fleet.run("audit", "progress", period)
         assert audit.code == 0
+        assert audit.out.startswith(f"progress {period}: 6 expected, 5 generated, 3 sent,")
         assert audit.out.splitlines()[-1] == (
             f"All is well: progress {period} is sent to all but 3 of its 6 recipients: 2 cancelled, 1 waived."
         )

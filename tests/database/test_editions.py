@@ -324,8 +324,8 @@ async def mark(settings, **how):
         return await mark_done(connection, "progress", settings.report("progress"), WEEK, **DONE, **how)
 
 
-async def test_generate_makes_nothing_of_an_edition_that_is_done_elsewhere(settings, company, connection):
-    assert await mark(settings) == f"progress {WEEK} is marked as done elsewhere: outbox makes nothing of it."
+async def test_generate_does_not_make_an_edition_that_is_done_elsewhere(settings, company, connection):
+    assert await mark(settings) == f"progress {WEEK} is marked as done elsewhere: outbox will not make it."
     assert "declared as done elsewhere by ann@host at" in await mark(settings), "a second time changes nothing"
     result = await make(settings)
     assert (result.made, result.declared.who, result.declared.why) == (0, *DONE.values())
@@ -336,7 +336,7 @@ async def test_generate_makes_nothing_of_an_edition_that_is_done_elsewhere(setti
 
     async with engine(settings.database_url, application="undo").connect() as session:
         undo = (session, "progress", settings.report("progress"), WEEK)
-        assert "is for outbox to make again" in await undo_mark_done(*undo, **DONE)
+        assert "is no longer marked as done elsewhere" in await undo_mark_done(*undo, **DONE)
         with pytest.raises(OutboxError, match="nothing to undo"):
             await undo_mark_done(*undo, **DONE)
     assert await connection.fetchval("SELECT count(*) FROM outbox.edition") == 0
@@ -354,6 +354,14 @@ async def test_an_edition_with_emails_is_done_elsewhere_only_if_somebody_says_wh
     assert "Its 3 emails (1 cancelled, 2 pending) stay as they are" in await mark(settings, keep_emails=True)
     assert (await make(settings)).made == 0
     assert await connection.fetchval("SELECT count(*) FROM outbox.delivery WHERE state = 'pending'") == 2
+    looked = await audit(settings, "progress", WEEK)
+    assert looked.sentence == (
+        f"Not well: 2 of the 3 emails that outbox made of progress {WEEK} are not sent: 2 waiting; "
+        "the edition was done elsewhere."
+    )
+    assert not looked.is_well
+    await connection.execute("UPDATE outbox.delivery SET state = 'cancelled', settled_at = now()")
+    assert (await audit(settings, "progress", WEEK)).is_well, "of the new recipient nobody needs to hear"
 
 
 async def undo_mark(settings):

@@ -232,6 +232,14 @@ async def test_what_a_field_cannot_hold_is_refused_by_both_with_the_fix(connecti
         assert caught.value.hint
 
 
+async def test_a_field_is_given_once_whatever_letters_it_is_written_in(connection):
+    given_twice = given(headers={"Auto-Submitted": "no", "auto-submitted": "auto-replied"})
+    with pytest.raises(ValueError, match=r"auto-submitted is given twice"):
+        from_python(given_twice)
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="is given twice"):
+        await from_sql(connection, given_twice)
+
+
 FEW = settings(
     max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), phases=set(Phase) - {Phase.shrink}
 )

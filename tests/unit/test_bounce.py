@@ -109,7 +109,9 @@ def test_each_mail_system_says_what_failed_and_returns_the_message_id(raw, kind,
     ],
 )
 def test_only_a_failure_for_good_that_is_about_the_mailbox_is_hard(action, status, diagnostic, kind):
-    (notice,) = take_apart(postfix(action=action, status=status, diagnostic=diagnostic or "smtp; no")).notices
+    (notice,) = take_apart(
+        postfix(action=action, status=status, diagnostic=diagnostic or "smtp; 550 no such user")
+    ).notices
     assert notice.kind == kind
 
 
@@ -224,14 +226,45 @@ def test_an_address_is_the_recipients_in_each_of_its_spellings(final, recipient)
 @pytest.mark.parametrize(
     "how",
     [
-        {"diagnostic": "smtp; 550 5.1.1 <bo@internal.example>: User unknown"},  # its server has rewritten it
+        {"diagnostic": "smtp; 550 5.1.1 <bo@internal.example.com>: User unknown"},  # its server has rewritten it
         {"diagnostic": "smtp; 550 5.1.1 User unknown; ask <postmaster@example.com>"},
         {"final": "", "diagnostic": "smtp; 550 5.1.1 <bo@example.com>: User unknown"},
         {"final": "rfc822;", "original": "rfc822; bo@example.com"},
+        {"final": "RFC822; RFC822; bo@example.com"},
+        {"final": "rfc822 (SMTP); bo@example.com;"},
+        {"diagnostic": "smtp; 550 5.1.2 domain example.com does not exist", "status": "5.1.2"},
     ],
 )
 def test_the_recipients_own_address_may_be_named_in_another_way(how):
     assert verdict(small(**how)) == Kind.HARD
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<bo@another.example>: User unknown",
+        "left@example.com... User unknown",
+        "User unknown <left@example.com>",
+        "unknown user: left@example.com.",
+        "the sender's domain mail.another.example does not exist",
+        "no such domain: another.example",
+    ],
+)
+def test_words_that_name_another_address_or_domain_say_nothing_of_the_recipients(said):
+    assert verdict(small(diagnostic=f"smtp; 550 5.1.1 {said}")) == Kind.SOFT
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Action: failed\nStatus: 5.1.1\nStatus: 5.7.1\n",
+        b"Action: failed\nStatus: 5.1.1 (5.7.1)\n",
+        b"Action: failed\nAction: delayed\nStatus: 5.1.1\n",
+        b"Action: failed\nStatus: 5.1.1\nX-Supplementary-Info: <mx.example.org #5.7.1 smtp;550 5.7.1 blocked>\n",
+    ],
+)
+def test_of_a_field_that_is_there_twice_the_milder_counts(fields):
+    assert verdict(in_part(DSN, b"Final-Recipient: rfc822; bo@example.com\n" + fields)) == Kind.SOFT
 
 
 @pytest.mark.parametrize(
@@ -281,9 +314,13 @@ DSN = "message/delivery-status"
         in_part(DSN, b64encode(FIELDS.replace(b"\n", b"\r\n")), encoding="BASE64"),
         in_part(DSN, b2a_qp(FIELDS.replace(b"failed", b"=66ailed").replace(b"=66", b"f")), encoding="quoted-printable"),
         in_part(DSN, FIELDS.replace(b":", b"=3A").replace(b"bo@", b"bo=40"), encoding="quoted-printable"),
-        in_part(DSN, FIELDS.replace(b"Action", b"Diagnostic-Code: smtp; 550\n5.1.1 <bo@c.d>: no\nuser\nAction")),
+        in_part(DSN, FIELDS.replace(b"Action", b"Diagnostic-Code: smtp; 550\n5.1.1 <bo@example.com>:\nno\nAction")),
         in_part(DSN, FIELDS.replace(b"Action", b"Diagnostic-Code: smtp; 550 5.1.1\n\nno such user\n\nAction")),
         in_part(DSN, FIELDS.replace(b"smtp; ", b"smtp;\n\t")),
+        in_part(DSN, FIELDS.replace(b"Status", b"\nStatus")),
+        in_part(DSN, b" " + FIELDS.replace(b"\n", b"\n ")),
+        in_part("message/delivery_status", FIELDS),
+        in_part("message/delivery-status-notification", FIELDS),
         in_part(DSN, FIELDS.replace(b"no such", b"no\n  such")),
         *(in_part(DSN, FIELDS.replace(b"failed", word)) for word in (
             b"failure", b"Failed", b"FAILED", b"undeliverable", b"failed (bad address)", b"fail", b"bounced", b"")),

@@ -165,3 +165,6 @@ def test_an_error_in_the_template_of_an_email_names_file_line_and_the_names_ther
         "the names that exist here are user, shop."
     )
     assert said("{{ user|nosuch }}").startswith(f"The template welcome cannot be used: {path}, line 1: No filter named")
+    assert said("{{ user|humanise }}").endswith(
+        "line 1: the filter 'humanise' exists in the templates of reports only, not in those of an Email."
+    )

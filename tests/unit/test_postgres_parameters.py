@@ -38,6 +38,11 @@ def test_other_databases_are_refused(url):
     ("ssl=true", {"sslmode": "require"}, []),  # Heroku, JDBC; libpq reads it so
     ("ssl=require", {"sslmode": "require"}, []),  # SQLAlchemy with asyncpg
     ("ssl=false", {"sslmode": "disable"}, []),
+    ("SSLMODE=verify-full&SslRootCert=system", VERIFIED, []),
+    ("requiressl=1", {"sslmode": "require"}, []),
+    ("tls=true", {"sslmode": "require"}, []),
+    ("encrypt=true", {"sslmode": "require"}, []),
+    ("encrypt=false", {}, []),
     ("ssl=true&sslmode=verify-full", {"sslmode": "verify-full"}, []),
     ("ssl_require=true&conn_max_age=600", {"sslmode": "require"}, ["conn_max_age"]),  # Django
     ("currentSchema=app&ApplicationName=x&sslMode=require", {"sslmode": "require"}, ["currentSchema"]),  # JDBC
@@ -77,6 +82,7 @@ def test_a_providers_string_works_as_it_is_pasted(query, kept, ignored):
     ("channel_binding=require&sslmode=disable", "sslmode=require"),
     ("sslrootcert=system&sslmode=require", "sslmode=verify-full"),
     ("sslmode=on", "sslmode"),
+    ("SSLMODE=on", "sslmode"),
     ("ssl=maybe", "ssl"),
     ("sslnegotiation=direct", "sslmode=require"),
     ("sslnegotiation=direct&sslmode=prefer", "sslmode=require"),

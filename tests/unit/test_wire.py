@@ -282,7 +282,8 @@ SEEN = [
     "From", "Sender", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID", "In-Reply-To", "References",
     "MIME-Version", "Content-Type", "Content-Transfer-Encoding", "Content-Disposition", "List-Id", "List-Help",
     "List-Unsubscribe", "List-Unsubscribe-Post", "List-Post", "List-Subscribe", "List-Owner", "List-Archive",
-    "Importance", "Disposition-Notification-To",
+    "Importance", "Priority", "Sensitivity", "Disposition-Notification-To", "Return-Receipt-To", "Mail-Reply-To",
+    "Mail-Followup-To",
 ]  # fmt: skip
 # What servers add on the way, and what a person who resends an email adds.
 ON_THE_WAY = (
