@@ -5,6 +5,7 @@ An error of the query fails for every recipient and is raised as `QueryError`; o
 run again with all columns as text, and the error names column and value.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -306,6 +307,7 @@ def plain_text(driver: Connection, statement: "PreparedStatement[Any]") -> Itera
             settings.remove_python_codec(oid, name, schema)
         driver.install_timestamps()
         install_intervals(driver)
+        install_json(driver)
 
 
 _INTERVAL: Final = 1186  # its fixed OID (pg_type.dat)
@@ -317,6 +319,27 @@ def install_intervals(driver: Connection) -> None:
     settings = driver._protocol.get_settings()  # noqa: SLF001 - as `Connection.install_timestamps`
     settings.add_python_codec(
         _INTERVAL, "interval", "pg_catalog", [], "scalar", _encode_interval, _decode_interval, "tuple"
+    )
+
+
+_JSON: Final = 114  # fixed OIDs (pg_type.dat)
+_JSONB: Final = 3802
+_JSONB_VERSION: Final = b"\x01"
+
+
+def install_json(driver: Connection) -> None:
+    """Encode and decode JSON as SQLAlchemy sets it up for each connection (its `setup_asyncpg_jsonb_codec`)."""
+    settings = driver._protocol.get_settings()  # noqa: SLF001 - as `Connection.install_timestamps`
+    settings.add_python_codec(_JSON, "json", "pg_catalog", [], "scalar", str.encode, json.loads, "binary")
+    settings.add_python_codec(
+        _JSONB,
+        "jsonb",
+        "pg_catalog",
+        [],
+        "scalar",
+        lambda value: _JSONB_VERSION + value.encode(),
+        lambda value: json.loads(value[len(_JSONB_VERSION) :]),
+        "binary",
     )
 
 

@@ -123,6 +123,9 @@ async def test_the_session_reads_times_as_before_after_a_value_that_it_could_not
             with pytest.raises(Exception, match="column due has the value"):
                 await session.rows(f"select {bad} as due, now() as at, '{{}}'::jsonb as j", {})
         assert await session.rows(again, {}) == before
+        later = "select json '{\"a\": 1}' as j, jsonb '[1]' as b, array[json '[1]'] as a, interval '1 day' as i"
+        ((j, b, a, i),) = [row.values() for row in await session.rows(later, {})]
+        assert (j, b, a, i.days) == ({"a": 1}, [1], [[1]], 1), "a query that is prepared later reads them as before"
         ((latest,),) = await session.fetch(text("SELECT timestamptz '20226-11-24 00:00+00'"))
         assert latest.year == 9999, "our own statements read the nearest time that Python has"
 
