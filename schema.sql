@@ -118,6 +118,26 @@ exception when foreign_key_violation then
     return false;
 end $$;
 
+-- An edition that another system made gets no report, not even from a generate of a version that knows nothing of
+-- `outbox mark-done`. Each waits for the other by the edition's row: mark-done sees the reports of every transaction that
+-- was first. It runs as the schema's owner, since not every role that inserts may lock the row.
+create function outbox.refuse_report() returns trigger language plpgsql security definer
+    set search_path = pg_catalog, pg_temp as $$
+declare
+    edition record;
+begin
+    select e.report, e.period, e.done_elsewhere_at, e.done_elsewhere_by into edition
+      from outbox.edition e where e.id = new.edition for key share;
+    if edition.done_elsewhere_at is not null then
+        raise exception using errcode = '55000',
+            message = format('%s %s is done elsewhere, as %s declared; no report is made', edition.report, edition.period,
+                             edition.done_elsewhere_by),
+            hint = format('`outbox mark-done %s %s --undo` takes the declaration back.', edition.report, edition.period);
+    end if;
+    return new;
+end $$;
+create trigger report_of_edition before insert on outbox.report for each row execute function outbox.refuse_report();
+
 -- What is sent: envelope and RFC 5322 bytes, fixed when the row is made and never updated, so that a second
 -- try carries the same Message-ID and Date. `key` is what makes an email one email: who deletes old reports must keep
 -- this row. `outbox prune` puts a sentence in the place of `message`, once it is old and settled, and keeps the rest.
@@ -246,10 +266,11 @@ create table outbox.failure (
 create function outbox.note_failure() returns trigger language plpgsql security definer
     set search_path = pg_catalog, pg_temp as $$
 begin
-    if (new.state = 'dead'
-        or new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null))
-       and not exists (select from outbox.attempt a
-                        where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved') then
+    if new.state = 'expired' and exists (select from outbox.email m where m.id = new.email and m.report is not null)
+       or new.state = 'dead'   -- a decision of before its death is not about the dead letter
+          and not exists (select from outbox.attempt a
+                           where a.email = new.email and a.attempt = new.attempt and a.verdict = 'resolved'
+                             and a.settled_at >= new.settled_at) then
         insert into outbox.failure (email) values (new.email) on conflict (email) do nothing;
     else
         delete from outbox.failure where email = new.email;
@@ -989,8 +1010,9 @@ create function outbox.listed(items jsonb[]) returns text[] language sql immutab
 $$;
 
 -- A body part with its header, up to and including the CRLF before the next boundary: quoted-printable or base64, whichever
--- is shorter, every line end CRLF (RFC 2045 §6.7 and §6.8).
-create function outbox.body_part(subtype text, content text, parameters text) returns text language plpgsql immutable
+-- is shorter, every line end CRLF (RFC 2045 §6.7 and §6.8). After a body that is alone there is no boundary: `is_alone` makes
+-- it base64, in which the last CRLF is no part of the text.
+create function outbox.body_part(subtype text, content text, parameters text, is_alone boolean default false) returns text language plpgsql immutable
     set search_path = pg_catalog, pg_temp set standard_conforming_strings = on as $$
 declare
     raw     constant text := replace(replace(replace(content, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\r\n');
@@ -1002,8 +1024,8 @@ declare
     body    text;
 begin
     -- Each octet that is escaped takes three: where base64 is shorter than that already, nothing more has to be known.
-    if octets = 0 or base64 >= octets + 2
-       + 2 * (octets - length(regexp_replace(raw, '[^ -<>-~\t\r\n]', '', 'g'))) then
+    if not is_alone and (octets = 0 or base64 >= octets + 2
+       + 2 * (octets - length(regexp_replace(raw, '[^ -<>-~\t\r\n]', '', 'g')))) then
         escaped := replace(raw, '=', '=3D');
         if octets <> length(raw) or raw ~ '[^ -~\t\r\n]' then
             for one in select distinct m.part[1] from regexp_matches(raw, '[^ -~\t\r\n]', 'g') as m (part) loop
@@ -1307,7 +1329,8 @@ begin
                     (3, 'calendar', calendar, '; method=' || method)) as p (number, name, content, more)
                  where content is not null order by number loop
         body := coalesce(body, '') || case when body is null then '' else '--' || boundary || E'\r\n' end
-            || outbox.body_part(part.name, part.content, part.more);
+            || outbox.body_part(part.name, part.content, part.more,
+                                num_nonnulls(enqueue.body_text, enqueue.body_html, enqueue.calendar) = 1);
     end loop;
     if num_nonnulls(enqueue.body_text, enqueue.body_html, enqueue.calendar) > 1 then
         body := 'Content-Type: multipart/alternative; boundary="' || boundary || E'"\r\n\r\n--' || boundary || E'\r\n'

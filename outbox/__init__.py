@@ -42,7 +42,7 @@ newcomer who follows it meets them in this order:
     buckets           advisory locks by which the servers share an edition's recipients
     batch_writer      commits batches of reports; a blocked recipient does not stop the others
     edition_lock      shared by the generates of an edition, exclusive for who removes it or declares it done
-    no_recipients     why a source may name nobody
+    no_recipients     why an edition may have no recipients
     mark_done         editions that another system made
     waiver            recipients without a report, and decisions that nothing is owed to them
     generate          the corridor: buckets, what is missing, made here or elsewhere

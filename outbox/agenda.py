@@ -17,11 +17,11 @@ from outbox.settings import DIGEST, EditionSettings, FirstTick, Settings, durati
 AHEAD_MAX: Final = timedelta(days=1)
 NAMED_MAX: Final = 10
 
-# A report of which outbox has made editions is not new to it, whoever started them.
 READ: Final = """
 SELECT now() AS now, n.report, s.tick_at, s.done_at, s.failures, s.retry_at, s.said, s.since,
-       s.report IS NULL AND NOT EXISTS (SELECT FROM outbox.edition e
-                                         WHERE e.report = n.report AND e.done_elsewhere_at IS NULL) AS is_new
+       CASE WHEN s.report IS NULL
+            THEN ARRAY(SELECT e.period FROM outbox.edition e
+                        WHERE e.report = n.report AND e.done_elsewhere_at IS NULL) END AS made
   FROM unnest($1::text[]) AS n (report) LEFT JOIN outbox.schedule s ON s.report = n.report
 """
 
@@ -131,15 +131,24 @@ async def look(connection: Any, settings: Settings, names: Sequence[str], count:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the database knows of schedules at one moment: the rows of reports, and which reports are new to it."""
+    """What the database knows of schedules at one moment: the rows of reports, and which schedules are new to it.
+
+    A new schedule comes with the periods of the editions that outbox has made of its report, by cron or by hand.
+    """
 
     now: datetime
     rows: Mapping[str, Row]
-    new: frozenset[str]
+    new: Mapping[str, frozenset[str]]
 
     def latest(self, name: str, report: EditionSettings) -> "Latest | None":
-        """Return the latest tick of a report's schedule (`agenda.latest`)."""
-        return latest(report, self.rows.get(name), self.now, is_new=name in self.new)
+        """Return the latest tick of a report's schedule (`agenda.latest`).
+
+        An edition that outbox has begun is its own to finish, although the schedule is new.
+        """
+        found = latest(report, self.rows.get(name), self.now, is_new=name in self.new)
+        if found is not None and found.tick.period in self.new.get(name, ()):
+            return latest(report, self.rows.get(name), self.now)
+        return found
 
 
 async def read(connection: Any, reports: Iterable[str]) -> Seen:
@@ -150,7 +159,8 @@ async def read(connection: Any, reports: Iterable[str]) -> Seen:
         for row in rows
         if row["tick_at"] is not None
     }
-    return Seen(rows[0]["now"], known, frozenset(row["report"] for row in rows if row["is_new"]))
+    new = {row["report"]: frozenset(row["made"]) for row in rows if row["made"] is not None}
+    return Seen(rows[0]["now"], known, new)
 
 
 def scheduled(settings: Settings) -> Mapping[str, EditionSettings]:
@@ -161,9 +171,8 @@ def scheduled(settings: Settings) -> Mapping[str, EditionSettings]:
 def latest(report: EditionSettings, row: Row | None, now: datetime, *, is_new: bool = False) -> Latest | None:
     """Return the latest tick of a report's schedule, or of the fleet's where another server's schedule was later.
 
-    `is_new` is a report that outbox has neither started nor made anything of: unless its settings ask for the latest
-    tick, it starts with the next one, since another system may have made the edition of the latest. None if there never
-    was a tick.
+    `is_new` is a schedule that no relay has followed yet: unless the settings ask for the latest tick, it starts with
+    the next one, since another system may have made the edition of the latest. None if there never was a tick.
     """
     assert report.ticks is not None
     at = report.ticks.latest(now)

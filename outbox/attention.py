@@ -2,8 +2,7 @@
 
 `outbox status`, `watch`, `doctor`, the board and the metrics ask here; `audit` and `list` classify the emails of an
 edition with `OUTCOME`, which uses the same tables. What people have decided (a resolved dead letter, a cancelled email,
-a waiver) needs nobody any more, and neither does what is older than `EDITIONS_FOR`, since completion looks no further
-back.
+a waiver) no longer needs a person. Neither does what is older than `EDITIONS_FOR`: completion looks no further back.
 
 The statements read what is open or undecided, by its indexes: none of them grows with what was ever sent.
 """
@@ -95,7 +94,7 @@ def _lower(title: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RouteStatus:
-    """Mail server in trouble: nobody connects but one probe at a time."""
+    """Mail server in trouble: relays connect with one probe at a time only."""
 
     name: str
     since: datetime
@@ -116,7 +115,7 @@ _EFFECTS: Final = {
     ("in_doubt", "--sent"): "it arrived; if it did not, nobody gets it",
     ("in_doubt", "--resend"): "it did not arrive; if it did, the recipient gets it twice",
     ("in_doubt", "--discard"): "it is not sent again, whether it arrived or not",
-    ("dead", "retry"): "it is sent again, with all tries before it; first correct what the reply names",
+    ("dead", "retry"): "it is sent again, with a full set of tries; first correct what the reply names",
     ("dead", "--discard"): "it is not sent, and nothing more is to be done",
     ("expired", "retry"): "it is sent although it is late",
     ("expired", "waive"): "nothing is owed to this recipient for this edition",
@@ -145,14 +144,16 @@ ROUTES: Final = """
 SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
 """
 
-# Failures about which nobody has decided, as `f`, with their delivery `d`, email `m` and report `r`. Each `OFFSET 0`
-# makes the planner look up row by row, whatever the statistics say.
+# Failures about which nobody has decided, of editions that are not history, as `f`, with their delivery `d`, email `m`
+# and report `r`. Each `OFFSET 0` makes the planner look up row by row, whatever the statistics say.
 UNDECIDED: Final = """
 outbox.failure f
  CROSS JOIN LATERAL (SELECT * FROM outbox.delivery WHERE email = f.email OFFSET 0) d
  CROSS JOIN LATERAL (SELECT id, key, report FROM outbox.email WHERE id = f.email OFFSET 0) m
   LEFT JOIN LATERAL (SELECT edition, recipient_key FROM outbox.report WHERE id = m.report OFFSET 0) r ON true
  WHERE d.state IN ('dead', 'expired')
+   AND NOT EXISTS (SELECT FROM outbox.edition e
+                    WHERE e.id = r.edition AND e.created_at <= now() - interval '40 days' OFFSET 0)
    AND NOT EXISTS (SELECT FROM outbox.waiver w
                     WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0)"""
 
@@ -164,6 +165,15 @@ outbox.unreached u
                     WHERE r.edition = u.edition AND r.recipient_key = u.recipient_key OFFSET 0)
    AND NOT EXISTS (SELECT FROM outbox.waiver w
                     WHERE w.edition = u.edition AND w.recipient_key = u.recipient_key OFFSET 0)"""
+
+# Recipients without a report and without a waiver of an edition `e` whose latest look was of a version before 8, which
+# recorded only how many recipients there are.
+UNNAMED: Final = """
+greatest(e.expected - (SELECT count(*) FROM outbox.report r WHERE r.edition = e.id)
+         - (SELECT count(*) FROM outbox.waiver w
+             WHERE w.edition = e.id AND NOT EXISTS (
+                   SELECT FROM outbox.report r
+                    WHERE r.edition = w.edition AND r.recipient_key = w.recipient_key OFFSET 0)), 0)"""
 
 # What became of the email of a report. The statement has the tables report `r`, digest_item `i`, delivery `d`, and `s`
 # with the last verdict of a cancelled email. `cancelled` is what a person has decided not to send: cancelled, discarded
@@ -219,7 +229,9 @@ SELECT 'in_doubt' AS kind, '' AS report, '' AS period, count(*) AS n FROM (
 SELECT 'failed', '', '', count(*) FROM (SELECT FROM {UNDECIDED} LIMIT $1) f
  UNION ALL
 SELECT 'missing', e.report, e.period, found.n
-  FROM outbox.edition e CROSS JOIN LATERAL (SELECT count(*) AS n FROM (SELECT FROM {MISSING} LIMIT $1) u) found
+  FROM outbox.edition e CROSS JOIN LATERAL (
+    SELECT CASE WHEN e.looked_at IS NULL AND e.completed_at IS NULL THEN {UNNAMED} ELSE (
+           SELECT count(*) FROM (SELECT FROM {MISSING} LIMIT $1) u) END AS n) found
  WHERE e.created_at > now() - {EDITIONS_FOR} AND e.done_elsewhere_at IS NULL
  UNION ALL
 SELECT 'unfinished', e.report, e.period, 1 FROM outbox.edition e
@@ -244,7 +256,7 @@ SELECT coalesce(extract(epoch FROM now() - min(greatest(d.due_at, timestamptz 'e
      ORDER BY due_at LIMIT 1) d
 """
 
-# What failed longer ago than any period lasts is of a schedule that nobody follows any more.
+# What failed longer ago than any period lasts belongs to a schedule that no relay follows any more.
 SCHEDULES: Final = """
 SELECT report, tick_at, failures, retry_at, coalesce(said, '')
   FROM outbox.schedule WHERE done_at IS NULL AND failures > 0 AND tick_at > now() - interval '32 days' ORDER BY report
@@ -265,7 +277,8 @@ async def read_concerns(connection: Any) -> list[Concern]:
     for relay in relays:
         if relay["trouble"]:
             sentence = f"Relay {relay['id']} on {relay['host']} makes no progress: {relay['trouble'].rstrip('.')}."
-            found.append(Concern(Kind.RELAY, str(relay["id"]), 0, sentence, "see its log, and `outbox doctor`"))
+            fix = "correct that; its log and `outbox doctor` say more"
+            found.append(Concern(Kind.RELAY, str(relay["id"]), 0, sentence, fix))
     for row in await connection.fetch(SCHEDULES):
         sentence = f"The schedule of {row['report']} failed {times(row['failures'])}: {row[4].rstrip('.')}."
         found.append(Concern(Kind.SCHEDULE, row["report"], 0, sentence, "see `outbox schedule`"))
@@ -279,13 +292,16 @@ def _counted(kind: str, report: str, period: str, count: int) -> Concern:
     match found.kind:
         case Kind.IN_DOUBT:
             what = "the mail server may have accepted it, or not" if count == 1 else "some of them may have arrived"
-            sentence, fix = f"{found.title}: {what}.", "`outbox status` names them and what each decision risks"
+            sentence = f"{found.title}: {what}."
+            fix = "`outbox list --state in_doubt` lists all, and `outbox show KEY` says what each decision risks"
         case Kind.FAILED:
-            sentence, fix = f"{found.title} and will not be tried again.", "`outbox status` names what can be done"
+            sentence = f"{found.title} and will not be tried again."
+            fix = "`outbox list --state dead --state expired` lists all, and `outbox show KEY` says what can be done"
         case Kind.MISSING:
             waive = suggested.command("waive", suggested.option("--edition", edition), "--why …")
             sentence = f"{found.title} in {edition}."
-            fix = f"correct what `outbox status` names and run `{again}`, or decide with `{waive}`"
+            audit = suggested.command("audit", suggested.word(report), suggested.word(period))
+            fix = f"correct the reasons that `{audit}` names and run `{again}`, or decide with `{waive}`"
         case Kind.EMPTY:
             sentence = f"The source of {report} names no recipient for {period}, so nobody gets an email."
             fix = f"run `{again}`, which says what the reason may be, or allow it with may_be_empty = true"

@@ -70,6 +70,8 @@ class Audit:
     left: int
     unsent: dict[str, Unsents]
     expected: int = 0
+    generated: int = 0
+    """Expected recipients who have a report or an email."""
     sent: int = 0
     bounced: Unsents = field(default_factory=lambda: Unsents(None))
     may_be_empty: bool = False
@@ -82,17 +84,21 @@ class Audit:
         return f"{self.report} {self.period.key}"
 
     @property
-    def generated(self) -> int:
-        """Expected recipients whose report was made."""
-        return self.expected - self.unsent[MISSING].count
+    def is_well(self) -> bool:
+        """Return True if each expected recipient's email is sent or settled; False if no run opened the edition.
+
+        Of an edition that another system made, the emails that outbox has made count, and no recipient is missing.
+        """
+        if self.done_elsewhere_at is not None:
+            return not self._open
+        has_recipients = self.expected > 0 or self.may_be_empty
+        return self.made and has_recipients and self.sent + self._settled == self.expected
 
     @property
-    def is_well(self) -> bool:
-        """Return True if each expected recipient's email is sent or settled; False if no run opened the edition."""
-        if self.done_elsewhere_at is not None:
-            return True
-        has_whom = self.expected > 0 or self.may_be_empty
-        return self.made and has_whom and self.sent + self._settled == self.expected
+    def _open(self) -> dict[str, int]:
+        """What is neither sent nor decided, by its kind."""
+        kinds = NEEDED if self.done_elsewhere_at is None else (IN_DOUBT, FAILED, WAITING)
+        return {kind: self.unsent[kind].count for kind in kinds if self.unsent[kind].count}
 
     @property
     def _settled(self) -> int:
@@ -105,8 +111,11 @@ class Audit:
 
     @property
     def _fault(self) -> str | None:
+        parts = ", ".join(f"{count:,} {spoken(kind)}" for kind, count in self._open.items())
+        missed = sum(self._open.values())
         if self.done_elsewhere_at is not None:
-            return None
+            which = f"{missed:,} of the {self.generated:,} emails that outbox made of {self.name}"
+            return f"Not well: {which} are not sent: {parts}; the edition was done elsewhere." if missed else None
         if not self.made:
             command = DIGEST if self.report == DIGEST else f"generate {self.report}"
             return f"Not well: {self.name} was never generated; run `outbox {command} --period {self.period.key}`."
@@ -116,17 +125,14 @@ class Audit:
                 f"`outbox generate {self.report} --period {self.period.key}` says what the reason may be."
             )
         if not self.is_well:
-            faults = {kind: self.unsent[kind] for kind in NEEDED if self.unsent[kind].count}
-            parts = [f"{found.count:,} {spoken(kind)}" for kind, found in faults.items()]
-            missed = sum(found.count for found in faults.values())
-            return f"Not well: {missed:,} of {self.expected:,} emails of {self.name} are not sent: {', '.join(parts)}."
+            return f"Not well: {missed:,} of {self.expected:,} emails of {self.name} are not sent: {parts}."
         return None
 
     @property
     def _praise(self) -> str:
         if self.done_elsewhere_at is not None:
             at = f"{self.done_elsewhere_at:%Y-%m-%d %H:%M} UTC"
-            return f"All is well: {self.name} was done elsewhere, as declared on {at}, so nothing is to be sent."
+            return f"All is well: {self.name} was done elsewhere, as declared on {at}, so nothing more is to be sent."
         if not self.expected:
             return f"All is well: the source of {self.name} names no recipient, so nothing was to be sent."
         if self._settled == self.unsent[SUPPRESSED].count != 0:
@@ -304,6 +310,7 @@ async def _look(
     for key, recipient in wanted.items():  # in the order of the source
         row = rows_by_key[key]
         found.left -= row.reported
+        found.generated += row.state is not None
         objection = expected.objection(recipient, row)
         if row.waived is not None and (not row.reported or row.outcome == CANCELLED):
             found.unsent[WAIVED].add(Unsent(key, row.recipient or storable(recipient.email), WAIVED, row.waived))

@@ -44,7 +44,7 @@ LAST_LOOK_S: Final = 20.0
 
 CANDIDATES: Final = """
 SELECT id, report, period, expected FROM outbox.edition
- WHERE completed_at IS NULL AND created_at > now() - interval '40 days'
+ WHERE completed_at IS NULL AND done_elsewhere_at IS NULL AND created_at > now() - interval '40 days'
    AND (expected IS NOT NULL OR created_at > now() - interval '1 hour')
    AND (expected IS DISTINCT FROM 0 OR may_be_empty)
  ORDER BY id DESC LIMIT 100

@@ -105,7 +105,7 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
         *judge_unserved(found.unserved),
         *judge_rates(found.limiting_rates),
         *judge_deferrals(found),
-        *judge_deliveries(found),
+        judge_deliveries(found),
         *judge_pauses(found.pauses),
         *judge_schedules(agendas),
     ]
@@ -171,19 +171,21 @@ def judge_routes(routes: Iterable[RouteStatus], ours: Collection[str], *, relays
 OWN_LINES: Final = (Kind.ROUTE, Kind.UNSERVED, Kind.NO_RELAY, Kind.RELAY, Kind.SCHEDULE)
 
 
-def judge_deliveries(found: Status) -> list[Finding]:
-    """Return a line for each thing that needs a person (`attention`) and has no line of its own among the others."""
+def judge_deliveries(found: Status) -> Finding:
+    """Return one line for all that needs a person (`attention`) and has no line of its own among the others."""
     concerns = [one for one in found.concerns if one.kind not in OWN_LINES]
     if concerns:
-        return [fault("deliveries", one.sentence.rstrip("."), one.fix) for one in concerns]
+        said = " ".join(one.sentence for one in concerns).rstrip(".")
+        return fault("deliveries", said, "; ".join(dict.fromkeys(one.fix for one in concerns)))
     pending, sent = found.counts["pending"], found.counts["sent"]
-    return [ok("deliveries", f"nothing is in doubt, failed or without a report, {pending} pending, {sent} sent")]
+    return ok("deliveries", f"nothing is in doubt, failed or without a report, {pending} pending, {sent} sent")
 
 
 def judge_deferrals(found: Status) -> list[Finding]:
-    """Return a note for each of the most frequent replies that emails wait after."""
+    """Return a note with the most frequent replies that emails wait after; no line where none does."""
+    said = "; ".join(one.sentence for one in found.deferrals[:GROUPS_MAX])
     fix = "no action is needed if the server takes other emails; they are tried again"
-    return [note("deferred", one.sentence.rstrip("."), fix) for one in found.deferrals[:GROUPS_MAX]]
+    return [note("deferred", said.rstrip("."), fix)] if said else []
 
 
 def judge_pauses(pauses: Iterable[Pause]) -> list[Finding]:
@@ -237,7 +239,7 @@ def _spoken(one: Agenda, last: Latest) -> str:
             return f"a relay makes {edition} at once, since its schedule ticked at {last.tick.at:%Y-%m-%d %H:%M} UTC"
         case Standing.NEW:
             first = f"with {one.ticks[0].period} at {one.ticks[0].at:%Y-%m-%d %H:%M} UTC" if one.ticks else "never"
-            return f"{one.name} is new: relays start {first}, and make nothing of {last.tick.period}"
+            return f"{one.name} is new: relays start {first}, and do not make {last.tick.period}"
         case _:
             return edition
 

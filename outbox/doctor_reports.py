@@ -214,7 +214,7 @@ class Look:
         return crowd.sample
 
     async def _waived(self, period: Period) -> frozenset[str]:
-        """Return to whom nothing is owed for the edition of this period."""
+        """Return the keys of the recipients to whom nothing is owed for the edition of this period."""
         if not self.is_ours:
             return frozenset()
         found = await self.session.fetch(WAIVED, {"report": self.name, "period": period.key})
@@ -284,7 +284,7 @@ class Look:
         except OutboxError as error:
             return fault_of(check, error)
         except Exception as error:  # noqa: BLE001 - templates run the user's code on any data
-            return fault(check, explain(error).rstrip("."), "mend it there")
+            return fault(check, explain(error).rstrip("."), "correct it there")
         largest = max(made, key=lambda report: len(report.message))
         self.found.largest_bytes = max(self.found.largest_bytes, len(largest.message))
         return ok(
@@ -304,7 +304,7 @@ def _refused(check: str, error: Exception, whose: str = "") -> Finding:
     if isinstance(error, UnreadableError):
         found, _, fix = str(error).partition("; ")
         return fault(check, f"{whose}{found}", fix)
-    return fault(check, f"{whose}{said_by(error)}", "mend it there")
+    return fault(check, f"{whose}{said_by(error)}", "correct it there")
 
 
 WAIVED: Final = text("""
@@ -367,7 +367,7 @@ class Crowd:
             more = f" and {self.refused_count - len(self.refused)} more" if self.refused_count > NAMED_MAX else ""
             return fault(
                 check,
-                f"{self.refused_count} of {self.count} get no report: {', '.join(self.refused)}{more}",
+                f"{self.refused_count} of {self.count} get no report: {'; '.join(self.refused)}{more}",
                 "correct them where the recipients query reads; the others get theirs",
             )
         if self.addresses.count and not is_collected:

@@ -92,7 +92,7 @@ def _definition(name: str, report: EditionSettings) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A person's declaration that another system made an edition, so that generate makes nothing of it."""
+    """A person's declaration that another system made an edition, so that generate does not make it."""
 
     at: datetime
     who: str

@@ -1,8 +1,8 @@
-"""Lock of one edition: generates share it while they make reports; it is exclusive for who removes or declares one.
+"""Lock of one edition: generates share it while they make reports; removing or declaring an edition takes it alone.
 
 So an edition is neither removed nor declared as done elsewhere (`mark_done`) while a generate makes it, and a generate
-that begins at that moment sees the result. A role that may only connect can take the lock, too; it stops nobody for
-long: what the lock guards is guarded by a foreign key as well.
+that begins at that moment sees the result. A role that may only connect can take the lock, too, but cannot hold
+up the others for long: a foreign key guards the same.
 """
 
 import asyncio

@@ -90,12 +90,12 @@ def parse_sender(text: str) -> Mailbox:
     """`Progress reports <reports@example.com>`, `"A, B" <…>` or the address alone; else ValueError."""
     text = text.strip(" ")
     if BREAKS.search(text.replace(" ", "")):
-        raise ValueError(f"{text!r} is no sender: it contains a line break or a control character.")
+        raise ValueError(f"{text!r} is not a mailbox: it has a line break or another control character.")
     if "<" not in text and ">" not in text:
         return Mailbox("", check_address(text))
     match = _SENDER.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no sender: write Name <user@example.com>, or the address alone.")
+        raise ValueError(f"{text!r} is not a mailbox: write Name <user@example.com>, or the address alone.")
     name = match["name"].strip(" ")
     if name.startswith('"'):
         name = re.sub(r"\\(.)", r"\1", name[1:-1])

@@ -1,7 +1,7 @@
-"""Editions that another system made, such as the cron job that outbox replaces: declared by a person, made by nobody.
+"""Declaration that another system made an edition, such as the cron job that outbox replaces.
 
 The declaration is a part of the edition, which exists from then on; `outbox.operation` keeps each declaration and undo.
-`generate` makes nothing of such an edition, a schedule takes its tick as done, and no dead man's switch is called.
+`generate` does not make such an edition, a schedule takes its tick as done, and no dead man's switch is called.
 """
 
 from collections.abc import Mapping
@@ -39,10 +39,11 @@ UPDATE outbox.edition
        expected = :expected
  WHERE id = :id
 """)
+# Nobody knows how many recipients it has before the next look of generate: `expected` was the number of its emails.
 UNDO: Final = text("""
 UPDATE outbox.edition
    SET done_elsewhere_at = NULL, done_elsewhere_by = NULL, done_elsewhere_why = NULL,
-       completed_at = NULL, expected = CASE WHEN expected > 0 THEN expected END
+       completed_at = NULL, expected = NULL
  WHERE id = :id
 """)
 OPERATION: Final = text("""
@@ -83,7 +84,7 @@ async def mark_done(
                 continue  # a generate that could make nothing of it has removed it
             declared = await _declared(connection, edition)
             if declared is not None:
-                return f"{edition.name} is {declared.sentence} already."
+                return f"{edition.name} is already {declared.sentence}."
             made = {row.state: row.emails for row in await connection.execute(MADE, {"id": edition.id})}
             if made and not keep_emails:
                 raise EmailsExistError(_refusal(edition, made))
@@ -92,7 +93,7 @@ async def mark_done(
             await connection.execute(DECLARE, {"id": edition.id, "expected": count, **words})
             await connection.execute(OPERATION, _operation(edition, MARK_DONE, who, why, count))
         kept = f" Its {_spoken(made)} stay as they are; what waits is sent." if made else ""
-        return f"{edition.name} is marked as done elsewhere: outbox makes nothing of it.{kept}"
+        return f"{edition.name} is marked as done elsewhere: outbox will not make it.{kept}"
     raise OutboxError(f"{name} {period_key} is opened and removed by others at this moment; run this again.")
 
 
@@ -114,7 +115,8 @@ async def undo_mark_done(
         await connection.execute(OPERATION, _operation(edition, f"{MARK_DONE} --undo", who, why, 0))
         await connection.execute(REMOVE, {"id": edition.id})
     command = DIGEST if name == DIGEST else f"generate {name}"
-    return f"{edition.name} is for outbox to make again: `outbox {command} --period {edition.period.key}` does it now."
+    again = f"outbox {command} --period {edition.period.key}"
+    return f"{edition.name} is no longer marked as done elsewhere; `{again}` makes it now."
 
 
 async def _exclude(connection: "AsyncConnection", edition: Edition) -> None:

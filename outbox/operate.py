@@ -39,7 +39,8 @@ class Act(StrEnum):
 
 _DEAD_MESSAGES: Final = ", ".join(f"'\\x{bare.hex()}'::bytea" for bare in BARE)
 _LET_BE: Final = """(d.state = 'dead' AND EXISTS (
-    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'))"""
+    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
+       AND a.settled_at >= d.settled_at))"""
 _SUPPRESSED: Final = """outbox.suppressed(m.recipient, (
     SELECT e.report FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition WHERE r.id = m.report))"""
 _WAITS: Final = "(d.state = 'pending' AND d.relay IS NULL AND d.paused IS NULL AND d.due_at > now())"

@@ -73,7 +73,7 @@ def _require_pem(name: str, path: str, content: str) -> None:
 
 
 def _require_readable_home() -> None:
-    """Return if the default files can be read or are missing; HOME may be another user's, as in containers."""
+    """Return True if the default files can be read or are missing; HOME may be another user's, as in containers."""
     with suppress(RuntimeError, KeyError):  # without a home directory the driver reads none
         for name in _DEFAULTS:
             path = Path.home() / ".postgresql" / name
@@ -87,7 +87,7 @@ def _require_readable_home() -> None:
 
 
 def _require_default_roots(mode: str) -> None:
-    """Return if libpq's default file of authorities is there."""
+    """Return True if libpq's default file of authorities is there."""
     try:
         path = Path.home() / ".postgresql/root.crt"
         is_there = path.exists()
@@ -112,7 +112,7 @@ def _bundle() -> str:
 
 
 def require_user(names: Iterable[str | None]) -> None:
-    """Return if one of these names a user, or the system has a name for the user of this process.
+    """Return True if one of these names a user, or the system has a name for the user of this process.
 
     Raises:
         ValueError: the user id has no name, as in containers that run under an arbitrary one.

@@ -205,7 +205,7 @@ async def _content(source: Source, name: str, period: Period, recipient: Recipie
     content = (await source.build([recipient], period))[recipient.key]
     if isinstance(content, Exception):
         part = "source" if isinstance(source, PythonSource) else "data"
-        fix = "" if isinstance(content, UnreadableError) else "; mend it there"
+        fix = "" if isinstance(content, UnreadableError) else "; correct it there"
         raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}{fix}.") from content
     return content
 

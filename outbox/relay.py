@@ -894,8 +894,7 @@ class Relay:
             if missed:
                 await self._explain(missed, session)
         await self._meet_epoch(session, done)
-        if done.claims and session.lost is None:
-            await session.plan_for(max(claim.email for claim in done.claims))
+        await session.plan_for([claim.email for claim in done.claims])
 
     def _ask_again(self, marks: dict[int, tuple[Conversation, Claim]], done: Tick) -> dict[int, Any]:
         """Keep the marks that the barrier refused for a later tick; return the others."""

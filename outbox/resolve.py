@@ -40,7 +40,8 @@ WITH seen AS MATERIALIZED (
        AND (d.state = 'in_doubt' OR (d.state = 'dead' AND $2::text <> 'sent'))
        AND NOT (d.state = 'dead' AND $2::text = 'discard'
                 AND EXISTS (SELECT FROM outbox.attempt a
-                             WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'))
+                             WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
+                               AND a.settled_at >= d.settled_at))
 ), chosen AS (
     SELECT d.email, d.attempt, d.relay, d.marked_at, s.key
       FROM outbox.delivery d
@@ -126,15 +127,18 @@ async def of_keys(connection: Any, keys: Sequence[str], decision: Decision) -> l
     return [Chosen(*row) for row in await connection.fetch(OF_KEYS, _possible(keys), decision.value)]
 
 
-# Dead letters about which a person has decided already are not for a sweeping decision: each was let be by name.
+# Dead letters about which a person has decided already are not for a sweeping decision: each was let be by name. A
+# decision of before its death, to send what was in doubt again, is not about the dead letter.
 UNDECIDED: Final = """NOT EXISTS (
-    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved')"""
+    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
+       AND a.settled_at >= d.settled_at)"""
 
 
 STANDING: Final = """
 SELECT m.key, d.state,
        (SELECT left(a.reply, 2000) FROM outbox.attempt a
          WHERE a.email = m.id AND a.attempt = d.attempt AND a.verdict = 'resolved'
+           AND (d.state <> 'dead' OR a.settled_at >= d.settled_at)
          ORDER BY a.settled_at DESC LIMIT 1) AS decided,
        m.message = $2::bytea AS lost, m.message = $3::bytea AS pruned
   FROM outbox.email m LEFT JOIN outbox.delivery d ON d.email = m.id

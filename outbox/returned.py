@@ -93,8 +93,9 @@ SELECT m.id, m.key, m.recipient, m.message_id FROM unnest($1::text[]) WITH ORDIN
 EMAILS: Final = "SELECT id, key, recipient, message_id FROM outbox.email WHERE id = ANY ($1::bigint[])"
 # All copies of one message have the same Message-ID, which begins with the id of the first.
 COPIES: Final = """
-SELECT id, key, recipient, message_id FROM outbox.email
- WHERE key = ANY (ARRAY(SELECT $1 || '#' || n FROM generate_series(2, $3::integer) AS n)) AND message_id = $2
+SELECT m.id, m.key, m.recipient, m.message_id FROM generate_series(2, $3::integer) AS n
+ CROSS JOIN LATERAL (SELECT id, key, recipient, message_id FROM outbox.email WHERE key = $1 || '#' || n OFFSET 0) m
+ WHERE m.message_id = $2
 """
 
 

@@ -178,6 +178,11 @@ UPGRADES: Final[Mapping[int, str]] = {
     """,
     8: """
         SET LOCAL search_path = pg_catalog, pg_temp;
+        -- In the order in which generate, enqueue and relays take them, so that none of them meets a deadlock. Relays
+        -- settle nothing from here to the commit, so that the trigger of `failure`, which comes last, misses none.
+        LOCK TABLE outbox.report, outbox.email, outbox.delivery IN SHARE ROW EXCLUSIVE MODE;
+        LOCK TABLE outbox.edition, outbox.schedule, outbox.bounce, outbox.attempt IN ACCESS EXCLUSIVE MODE;
+
         -- replica identity and plans
         ALTER TABLE outbox.attempt REPLICA IDENTITY FULL;
 
@@ -200,14 +205,14 @@ UPGRADES: Final[Mapping[int, str]] = {
             at timestamptz NOT NULL DEFAULT now(), who text NOT NULL, why text NOT NULL,
             PRIMARY KEY (edition, recipient_key));
         CREATE TABLE outbox.failure (email bigint PRIMARY KEY, at timestamptz NOT NULL DEFAULT now());
-        -- Relays settle nothing from here to the commit, so that the trigger, which comes last, misses no failure.
-        LOCK TABLE outbox.delivery IN SHARE ROW EXCLUSIVE MODE;
         INSERT INTO outbox.failure (email, at)
         SELECT d.email, d.settled_at FROM outbox.delivery d
-         WHERE (d.state = 'dead' OR d.state = 'expired' AND EXISTS (
-                   SELECT FROM outbox.email m WHERE m.id = d.email AND m.report IS NOT NULL))
-           AND NOT EXISTS (SELECT FROM outbox.attempt a
-                            WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved');
+         WHERE d.state = 'expired' AND d.settled_at > now() - interval '40 days' AND EXISTS (
+                   SELECT FROM outbox.email m WHERE m.id = d.email AND m.report IS NOT NULL)
+            OR d.state = 'dead' AND NOT EXISTS (
+                   SELECT FROM outbox.attempt a
+                    WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
+                      AND a.settled_at >= d.settled_at);
 
         -- bounces
         ALTER TABLE outbox.bounce ADD COLUMN proves boolean NOT NULL DEFAULT false,

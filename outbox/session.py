@@ -151,14 +151,15 @@ class Session:
             self.connection.terminate()
             self.on_lost()
 
-    async def plan_for(self, email: int) -> None:
-        """Have the statements planned anew if an email's id says that the tables are twice as large as they were.
+    async def plan_for(self, emails: Sequence[int]) -> None:
+        """Have the statements planned anew if the emails' ids say that the tables are twice as large as they were.
 
         A plan that was made for empty tables reads whole indexes in nested loops, and Postgres keeps it until the next
         ANALYZE, which may be a minute away or never come.
         """
-        if email > 2 * self.planned_for + PLANNED_ANEW_FROM:
-            self.planned_for = email
+        largest = max(emails, default=0)
+        if largest > 2 * self.planned_for + PLANNED_ANEW_FROM and self.lost is None:
+            self.planned_for = largest
             await self.connection.execute("DISCARD PLANS")
 
     def _hear(self, _connection: Any, message: Any) -> None:

@@ -174,7 +174,7 @@ class Priority(StrEnum):
 
 
 class FirstTick(StrEnum):
-    """Tick of its schedule that a report starts with when it is new to outbox."""
+    """Tick that a new schedule starts with."""
 
     NEXT = "next"
     LATEST = "latest"
@@ -189,7 +189,7 @@ class EditionSettings(_Table):
     link: str
     unsubscribe: str | None = None  # where one click ends the emails, as the link; of mail readers, too (RFC 8058)
     schedule: str | None = None  # when every relay starts the edition, as cron says it: "0 6 * * mon"
-    first_tick: FirstTick = FirstTick.NEXT  # which tick of its schedule a report that is new to outbox starts with
+    first_tick: FirstTick = FirstTick.NEXT  # which tick a new schedule starts with
     catch_up: str | None = None  # how long after a tick of the schedule it is still worth starting; one cadence if None
     send_before: str | None = None  # how long after it was made an email is worth sending, as "48h"; then it expires
     priority: Priority = Priority.NORMAL  # urgent: before others that wait for the same route
@@ -1033,7 +1033,7 @@ def _read(path: Path, asker: str, faults: list[str]) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         what, _, place = str(error).removesuffix(")").partition(" (at ")
         where = place if place.startswith("line") else "last line"
-        faults.append(f"{path}, {where}: is not TOML ({what}); mend it there or in the line before.")
+        faults.append(f"{path}, {where}: is not TOML ({what}); correct it there or in the line before.")
     except ValueError as error:
         faults.append(f"{path}: {error}.")
     return {}

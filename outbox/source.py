@@ -189,7 +189,7 @@ class SqlSource:
         except UnreadableError as error:
             raise SourceError(f"{where}: {error}.") from error
         except (QueryError, RowError) as error:
-            raise SourceError(f"{where}: Postgres refuses the query ({error}); mend it there.") from error
+            raise SourceError(f"{where}: Postgres refuses the query ({error}); correct it there.") from error
 
     async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
         """The rows of the data query: for all at once with :keys, one by one with :key."""
@@ -211,7 +211,7 @@ class SqlSource:
             return error
         except QueryError as error:
             where = f"reports.{self.name}.data"
-            raise SourceError(f"{where}: Postgres refuses the query ({error}); mend it there.") from error
+            raise SourceError(f"{where}: Postgres refuses the query ({error}); correct it there.") from error
 
     def _by_key(self, rows: Rows, recipients: Sequence[Recipient]) -> Mapping[str, Content]:
         if rows and "key" not in rows[0]:
@@ -265,7 +265,7 @@ class PythonSource:
         except SourceError:
             raise
         except Exception as error:
-            raise SourceError(f"{where}: recipients() raised {said(error)}; mend it there.") from error
+            raise SourceError(f"{where}: recipients() raised {said(error)}; correct it there.") from error
 
     async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
         """Each one's content, or what `build` raised for it."""

@@ -51,7 +51,7 @@ ON CONFLICT (report) DO UPDATE
 RETURNING s.tick_at
 """
 
-# A report that is new to outbox starts with its next tick: $2 is the latest before.
+# A new schedule starts with its next tick: $2 is the latest before.
 FOLLOW: Final = """
 INSERT INTO outbox.schedule (report, tick_at, done_at, since) VALUES ($1, $2, now(), now())
 ON CONFLICT (report) DO NOTHING RETURNING report
@@ -182,7 +182,7 @@ class Starter:
         return any(one.tick.at <= found.tick.at and one.standing in waited_for for one in before if one is not None)
 
     async def _follow(self, connection: Any, name: str, found: Latest | None, now: datetime) -> None:
-        """Begin to follow the schedule of a report that is new to outbox: its next tick is the first."""
+        """Begin to follow a new schedule: its next tick is the first."""
         if await connection.fetchval(FOLLOW, name, now if found is None else found.tick.at) is None:
             return  # another relay was first
         report = self.reports[name]
@@ -196,8 +196,8 @@ class Starter:
         if found is not None:
             log.info(
                 "schedule_new",
-                "{report} {period}: nothing is made for the tick before, at {tick}; run `outbox {command} --period "
-                "{period}` if no other system has made it",
+                "{report} {period}: no relay makes it, since its tick at {tick} came before the schedule was followed; "
+                "run `outbox {command} --period {period}` if no other system has made it",
                 report=name,
                 command=" ".join(making(name)),
                 period=found.tick.period,

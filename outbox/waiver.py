@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REASON_CHARACTERS_MAX: Final = 2000
 KEY_CHARACTERS_MAX: Final = 600  # of a key that fails because it is too long: Postgres indexes at most 2,700 octets
-WAIVED_REASON: Final = "nothing is owed to this recipient"
+WAIVED_REASON: Final = "it was waived when generate last ran"  # shown once the waiver is taken back
 
 READ_WAIVED: Final = text("SELECT recipient_key FROM outbox.waiver WHERE edition = :edition")
 
@@ -71,11 +71,12 @@ async def write_unreached(
     await connection.execute(RECORD, {"edition": edition, "keys": list(found), "reasons": list(found.values())})
 
 
-# What may be waived: no report was made, or its email can no longer be sent by itself. $1 report, $2 period, $3 keys of
-# recipients, $4 who, $5 why, $6 the target of the operation.
+# What may be waived: no report was made, or its email can no longer be sent by itself. A complete look (`expected`) has
+# recorded all recipients without a report, so that another key is a typing error, or belongs to a recipient who is new.
+# $1 report, $2 period, $3 keys of recipients, $4 who, $5 why, $6 the target of the operation.
 WAIVE: Final = """
 WITH named AS MATERIALIZED (
-    SELECT e.id AS edition, n.key FROM outbox.edition e, unnest($3::text[]) AS n (key)
+    SELECT e.id AS edition, e.expected, n.key FROM outbox.edition e, unnest($3::text[]) AS n (key)
      WHERE e.report = $1 AND e.period = $2
 ), waived AS (
     INSERT INTO outbox.waiver (edition, recipient_key, who, why)
@@ -86,7 +87,9 @@ WITH named AS MATERIALIZED (
       LEFT JOIN LATERAL (SELECT digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
       LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
       LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
-     WHERE r.id IS NULL OR d.state IN ('dead', 'expired')
+     WHERE d.state IN ('dead', 'expired')
+        OR r.id IS NULL AND (n.expected IS NULL OR EXISTS (
+               SELECT FROM outbox.unreached u WHERE u.edition = n.edition AND u.recipient_key = n.key OFFSET 0))
      ORDER BY n.key
     ON CONFLICT (edition, recipient_key) DO NOTHING
     RETURNING recipient_key
@@ -104,7 +107,8 @@ WITH undone AS (
     RETURNING w.recipient_key
 ), reopened AS (
     UPDATE outbox.edition SET completed_at = NULL
-     WHERE report = $1 AND period = $2 AND completed_at IS NOT NULL AND EXISTS (SELECT FROM undone)
+     WHERE report = $1 AND period = $2 AND completed_at IS NOT NULL AND done_elsewhere_at IS NULL
+       AND EXISTS (SELECT FROM undone)
 ), operation AS (
     INSERT INTO outbox.operation (who, what, target, why, emails)
     SELECT $4, 'waive --undo', $6, $5, count(*) FROM undone HAVING count(*) > 0
@@ -115,6 +119,8 @@ SELECT recipient_key FROM undone
 # Why a waiver was not written, or (undo) not taken back.
 STANDING: Final = """
 SELECT n.key, e.id IS NOT NULL AS has_edition, r.id IS NOT NULL AS has_report, d.state,
+       EXISTS (SELECT FROM outbox.unreached u
+                WHERE u.edition = e.id AND u.recipient_key = n.key OFFSET 0) AS is_unreached,
        i.report IS NOT NULL AND i.digest IS NULL AS is_collected, w.who
   FROM unnest($3::text[]) AS n (key)
   LEFT JOIN outbox.edition e ON e.report = $1 AND e.period = $2
@@ -182,6 +188,14 @@ def _why_not(one: Owed, row: Any, *, undo: bool) -> str:
         return f"{one.key}: there is no waiver to undo."
     if row["who"] is not None:
         return f"{one.key}: {row['who']} has decided already that nothing is owed."
+    if not row["has_report"] and not row["is_unreached"]:
+        again = suggested.command(*making(one.report), suggested.option("--period", one.period))
+        unknown = "the latest run of generate did not name this recipient"
+        return f"{one.key}: {unknown}; check the key, or run `{again}` first."
+    return _why_not_its_email(one, row)
+
+
+def _why_not_its_email(one: Owed, row: Any) -> str:
     if row["is_collected"]:
         return f"{one.key} has a report that waits for the next digest; nothing was changed."
     match row["state"]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from outbox.settings import Settings
     from outbox.status import Status
 
+WIDTH_OF_FILES = 1000  # columns: a table that goes to a file or a pipe is not folded
 _SELDOM = {"cancelled", "expired"}
 _TEXT_COLUMNS = {"host", "route", "report", "period", "version", "since (UTC)"}
 
@@ -59,7 +60,8 @@ async def _read_status(settings: "Settings") -> "Status":
 def _print_status(found: "Status") -> None:
     from rich.table import Table
 
-    screen = console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    is_terminal = sys.stdout.isatty()
+    screen = console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else WIDTH_OF_FILES)
 
     def table(title: str, *columns: str) -> Table:
         made = Table(
@@ -71,7 +73,12 @@ def _print_status(found: "Status") -> None:
             header_style="dim",
         )
         for column in columns:
-            made.add_column(column, justify="left" if column in _TEXT_COLUMNS else "right", overflow="fold")
+            made.add_column(
+                column,
+                justify="left" if column in _TEXT_COLUMNS else "right",
+                overflow="fold",
+                no_wrap=column == "period",
+            )
         return made
 
     shown = {state: n for state, n in found.counts.items() if n or state not in _SELDOM}
@@ -100,18 +107,22 @@ def _print_status(found: "Status") -> None:
             "bounced": [e.bounced for e in found.editions],
             "for a digest": [e.collected for e in found.editions],
         }
-        further: dict[str, list[int] | list[str]] = {title: ns for title, ns in seldom.items() if any(ns)}
-        if any(e.done_elsewhere_at for e in found.editions):
-            dates = [e.done_elsewhere_at for e in found.editions]
-            further["done elsewhere"] = [f"{at:%Y-%m-%d}" if at else "" for at in dates]
+        further = {title: ns for title, ns in seldom.items() if any(ns)}
         editions = table("\neditions", "report", "period", "expected", "made", "sent", "waiting", "failed", *further)
         for at, e in enumerate(found.editions):
             expected = "?" if e.expected is None else str(e.expected)
             row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.waiting), str(e.failed)]
             editions.add_row(*row, *(str(numbers[at]) for numbers in further.values()))
         screen.print(editions)
-    for line in _needs(found):
+    for line in (*_done_elsewhere(found), *_needs(found)):
         screen.print(line, markup=False, soft_wrap=True)  # a command in several lines would be several commands
+
+
+def _done_elsewhere(found: "Status") -> Iterator[str]:
+    """A line for each edition that another system made."""
+    for e in found.editions:
+        if e.done_elsewhere_at is not None:
+            yield printable(f"{e.report} {e.period} was done elsewhere, as declared on {e.done_elsewhere_at:%Y-%m-%d}.")
 
 
 def _hindrances(found: "Status") -> Iterator[str]:
@@ -214,11 +225,13 @@ def audit(
 
 
 def _print_audit(found: "Audit") -> None:
-    from outbox.audit import BOUNCED, SETTLED, spoken
+    from outbox.audit import BOUNCED, MISSING, SETTLED, spoken
 
     counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
     kinds = {**found.unsent, BOUNCED: found.bounced}
     counts |= {kind: one.count for kind, one in kinds.items() if one.count or kind not in (*SETTLED, BOUNCED)}
+    if found.done_elsewhere_at is not None:  # nobody is missing in an edition that another system made
+        del kinds[MISSING], counts[MISSING]
     typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
     if found.left:
         typer.echo(f"No longer expected: {found.left:,} who have a report and are not named by the source now.")

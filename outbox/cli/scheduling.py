@@ -65,7 +65,7 @@ def mark_done(
 ) -> None:
     """Declare an edition as done by another system.
 
-    Generate and schedules make nothing of it. For going live beside an old cron job.
+    Neither generate nor a schedule makes it then. For going live beside an old cron job.
     """
     if undo and keep_emails:
         raise ConfigurationError("--undo and --keep-emails do not go together; say one of them.")

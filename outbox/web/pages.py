@@ -130,7 +130,7 @@ class Pages:
     async def offer(self, request: Request) -> Response:
         """GET /u/{token}: change nothing, since programs follow the links in emails.
 
-        It does not name the report, so that it tells a guesser nothing.
+        Without a database, and for a link that nobody has, it names no report.
         """
         try:
             about = await self._about(request)
@@ -162,8 +162,15 @@ class Pages:
         """Return a page in the reader's language."""
         language = language_of(about.language, request.headers.get("accept-language", ""))
         words = WORDS[language]
-        said = words[text].replace("{title}", about.title)
-        return page(request, template, title=words[title], words=said, button=words[button], language=language)
+        return page(
+            request,
+            template,
+            title=words[title],
+            report=about.title,
+            words=words[text].replace("{title}", about.title),
+            button=words[button],
+            language=language,
+        )
 
     async def _about(self, request: Request, decision: str | None = None) -> About | None:
         """Return the report of the token, after a decision about it; None if no report has the token."""

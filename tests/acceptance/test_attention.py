@@ -8,6 +8,9 @@ from html import unescape
 import pytest
 
 from outbox.attention import Kind, read_concerns
+from outbox.completion import Candidate, is_complete
+from outbox.resolve import UNDECIDED, Decision, resolve
+from outbox.selection import Selection, find
 from outbox.sink import Cut, Reply, Stage
 from tests.acceptance.test_board import hidden, signed_in
 from tests.acceptance.test_http import asked, measured, place_of
@@ -53,8 +56,11 @@ async def surfaces(fleet, anna, place):
     body = await until(board, "the board has looked")
     said = status["attention"]
     assert said in text
+    assert "`outbox status`" not in text, "it points to itself"
     sentences = [one["sentence"] for one in status["concerns"]]
-    assert [f"{one['found']}." for one in lines if one["grade"] == "fault"] == sentences
+    assert [f"{one['found']}." for one in lines if one["grade"] == "fault"] == (
+        [" ".join(sentences)] if sentences else []
+    )
     assert all(sentence in body for sentence in sentences)
     assert (re.search(r"<h2>(.*?)</h2>", body)[1] in ("All is well", "Sending")) == (not sentences)
     counts = {one["kind"]: one["count"] for one in status["concerns"]}
@@ -109,6 +115,7 @@ async def test_every_surface_says_the_same_until_a_person_has_decided(troubled):
         await until(settled, "all surfaces say that nothing needs a person")
         audit = await fleet.run("audit", "progress", period)
         assert audit.code == 0
+        assert audit.out.startswith(f"progress {period}: 6 expected, 5 generated, 3 sent,")
         assert audit.out.splitlines()[-1] == (
             f"All is well: progress {period} is sent to all but 3 of its 6 recipients: 2 cancelled, 1 waived."
         )
@@ -205,11 +212,74 @@ async def test_an_email_needs_a_person_by_its_state_alone(connection, state, of_
 
 @pytest.mark.parametrize(
     ("expected", "age", "found"),
-    [(None, "2 hours", [(Kind.UNFINISHED, 1)]), (None, "10 minutes", []), (3, "2 hours", []), (None, "41 days", [])],
+    [
+        (None, "2 hours", [(Kind.UNFINISHED, 1)]),
+        (None, "10 minutes", []),
+        (0, "2 hours", [(Kind.EMPTY, 1)]),
+        (None, "41 days", []),
+    ],
 )
 async def test_an_edition_that_no_run_has_finished_needs_a_person_after_an_hour(connection, expected, age, found):
     await connection.execute(EDITION, expected, age)
     assert await kinds(connection) == found
+
+
+AGAIN = {  # as a relay ends an email that is pending, without another try
+    "dead": "UPDATE outbox.delivery SET state = 'dead', settled_at = now()",
+    "expired": "UPDATE outbox.delivery SET state = 'expired', settled_at = now()",
+}
+
+
+@pytest.mark.parametrize("state", AGAIN)
+async def test_a_decision_to_send_again_does_not_hide_that_it_failed_then(connection, state):
+    edition = await connection.fetchval(EDITION, 1, "1 day")
+    report = await connection.fetchval(
+        "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES ($1, '1', 't', '', '')"
+        " RETURNING id",
+        edition,
+    )
+    key = "progress/2026-W48/1"
+    await connection.execute(MAIL, key, report, "in_doubt")
+    assert await resolve(connection, [key], Decision.RESEND) == [key]
+    await connection.execute(AGAIN[state])
+    assert await kinds(connection) == [(Kind.FAILED, 1)]
+    assert not await is_complete(connection, Candidate(edition, "progress", "2026-W48", 1))
+    if state == "dead":
+        assert await find(connection, Selection(edition="progress 2026-W48"), UNDECIDED) != []
+        assert await resolve(connection, [key], Decision.DISCARD) == [key]
+        assert await resolve(connection, [key], Decision.DISCARD) == []
+        assert await kinds(connection) == []
+        assert await is_complete(connection, Candidate(edition, "progress", "2026-W48", 1))
+
+
+@pytest.mark.parametrize(("age", "found"), [("39 days", [(Kind.FAILED, 2)]), ("41 days", [])])
+async def test_emails_that_failed_in_an_edition_that_is_history_need_nobody(connection, age, found):
+    edition = await connection.fetchval(EDITION, 2, age)
+    for key, state in {"1": "dead", "2": "expired"}.items():
+        report = await connection.fetchval(
+            "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES ($1, $2, $2, '', '')"
+            " RETURNING id",
+            edition,
+            key,
+        )
+        await connection.execute(MAIL, f"progress/2026-W48/{key}", report, state)
+    assert await kinds(connection) == found
+
+
+async def test_who_has_no_report_by_the_look_of_an_older_version_counts_though_nobody_is_named(connection):
+    """Its generate has recorded that there are three recipients; two have a report, and one of the two is waived."""
+    edition = await connection.fetchval(EDITION, 3, "1 day")
+    await connection.execute(
+        "INSERT INTO outbox.report (edition, recipient_key, token, title, html)"
+        " SELECT $1, n, n, '', '' FROM unnest('{1,2}'::text[]) n",
+        edition,
+    )
+    await connection.execute("INSERT INTO outbox.waiver VALUES ($1, '2', now(), 'ann', '')", edition)
+    assert await kinds(connection) == [(Kind.MISSING, 1)]
+    await connection.execute("UPDATE outbox.edition SET looked_at = now()")
+    assert await kinds(connection) == [], "a look of this version names each"
+    await connection.execute("UPDATE outbox.edition SET looked_at = NULL, completed_at = now()")
+    assert await kinds(connection) == []
 
 
 async def test_recipients_without_a_report_count_until_they_have_one_or_a_waiver(connection):

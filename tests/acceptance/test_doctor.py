@@ -157,6 +157,7 @@ async def test_people_get_aligned_lines_without_colours_and_scripts_get_json(fle
 
 
 async def test_the_period_that_a_generate_now_would_make_is_said_in_civil_time_and_utc(fleet):
+    await fleet.hire(1)
     fleet.timezone = "Asia/Kolkata"
     fleet.report = 'cadence = "daily"\ncovers = "current"'
     found = await examined(fleet, code=0)
@@ -260,6 +261,7 @@ async def test_a_standby_is_named_with_the_mend(fleet, outbox_postgres):
 
 
 async def test_a_synchronous_standby_that_is_not_there_is_a_fault_since_every_commit_waits(fleet):
+    await fleet.hire(1)
     await fleet.connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     await fleet.connection.execute("SELECT pg_reload_conf()")
     try:
@@ -352,6 +354,7 @@ async def test_a_database_that_is_read_only_and_one_in_which_no_schema_may_be_ma
 
 
 async def test_a_mail_server_that_is_gone_is_a_fault_and_the_rest_is_looked_at(fleet):
+    await fleet.hire(1)
     await fleet.sink.close_listener()
     found = await examined(fleet)
     assert of_grade(found, "fault") == {"smtp.server"}
@@ -361,6 +364,7 @@ async def test_a_mail_server_that_is_gone_is_a_fault_and_the_rest_is_looked_at(f
 
 
 async def test_a_login_without_starttls_is_a_fault_and_is_not_given(fleet):
+    await fleet.hire(1)
     fleet.sink.login = ("user", SECRET)
     fleet.smtp = f"smtp://user:{SECRET}@127.0.0.1:{fleet.sink.port}"
     found = await examined(fleet)
@@ -370,6 +374,7 @@ async def test_a_login_without_starttls_is_a_fault_and_is_not_given(fleet):
 
 
 async def test_a_certificate_that_does_not_hold_is_a_fault_where_a_login_would_be_sent(secure):
+    await secure.hire(1)
     found = await examined(secure)
     assert of_grade(found, "fault") == {"smtp.tls"}
     assert "unable to get local issuer certificate" in found["smtp.tls"]["found"]
@@ -382,6 +387,7 @@ async def test_a_certificate_that_does_not_hold_is_a_fault_where_a_login_would_b
 
 
 async def test_without_a_login_an_unverified_certificate_is_a_note_and_the_dialogue_goes_on(secure):
+    await secure.hire(1)
     secure.smtp = f"smtp://localhost:{secure.sink.port}"
     secure.sink.login = None
     found = await examined(secure, code=0)
@@ -392,6 +398,7 @@ async def test_without_a_login_an_unverified_certificate_is_a_note_and_the_dialo
 
 
 async def test_starttls_that_is_offered_and_fails_is_a_fault_with_a_login(secure):
+    await secure.hire(1)
     secure.sink.script = At(Stage.STARTTLS, Reply("454 4.7.0 TLS not available"))
     found = await examined(secure, environment=trusting(secure))
     assert of_grade(found, "fault") == {"smtp.tls"}
@@ -406,6 +413,7 @@ async def test_starttls_that_is_offered_and_fails_is_a_fault_with_a_login(secure
 async def test_starttls_that_is_offered_and_fails_is_a_note_without_a_login_and_the_dialogue_goes_on(
     secure, action, says
 ):
+    await secure.hire(1)
     secure.smtp, secure.sink.login = f"smtp://localhost:{secure.sink.port}", None
     secure.sink.script = At(Stage.STARTTLS, action)
     found = await examined(secure, code=0)
@@ -417,6 +425,7 @@ async def test_starttls_that_is_offered_and_fails_is_a_note_without_a_login_and_
 
 
 async def test_a_certificate_that_ends_soon_is_a_note(fleet, authority):
+    await fleet.hire(1)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     soon = dt.datetime.now(dt.UTC) + dt.timedelta(days=3, hours=1)
     authority.issue_cert("localhost", not_after=soon).configure_cert(context)
@@ -435,6 +444,7 @@ async def test_the_two_kinds_of_tls_mixed_up_are_told(fleet, secure):
 
 
 async def test_a_refused_login_is_a_fault_and_stays_secret(secure):
+    await secure.hire(1)
     secure.sink.login = ("user", "another")
     found = await examined(secure, environment=trusting(secure))
     assert of_grade(found, "fault") == {"smtp.login"}
@@ -492,6 +502,7 @@ async def test_a_server_that_refuses_before_any_mail_is_shown_with_its_reply(
 
 
 async def test_a_server_that_refuses_ehlo_and_takes_helo_is_a_note_with_the_reply(fleet):
+    await fleet.hire(1)
     fleet.sink.script = At(Stage.EHLO, Reply("502 5.5.1 what?"), times=1)
     line = (await examined(fleet, code=0))["smtp.server"]
     assert line["grade"] == "note"
@@ -499,6 +510,7 @@ async def test_a_server_that_refuses_ehlo_and_takes_helo_is_a_note_with_the_repl
 
 
 async def test_a_535_is_shown_although_the_server_hangs_up_after_it(fleet, authority, certificate):
+    await fleet.hire(1)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificate.configure_cert(context)
     authority.cert_pem.write_to_path(str(fleet.directory / "authority.pem"))
@@ -527,6 +539,7 @@ async def test_a_535_is_shown_although_the_server_hangs_up_after_it(fleet, autho
     ],
 )
 async def test_the_name_in_ehlo_is_shown_with_where_it_comes_from(fleet, monkeypatch, setting, grade, says):
+    await fleet.hire(1)
     fleet.top = setting
     line = (await examined(fleet, code=0))["smtp.helo"]
     assert line["grade"] == grade
@@ -534,6 +547,7 @@ async def test_the_name_in_ehlo_is_shown_with_where_it_comes_from(fleet, monkeyp
 
 
 async def test_a_name_that_the_server_refuses_at_rcpt_is_a_fault_of_the_name(fleet):
+    await fleet.hire(1)
     fleet.sink.script = At(Stage.RCPT, Reply("504 5.5.2 <vm>: Helo command rejected: need fully-qualified hostname"))
     found = await examined(fleet)
     assert of_grade(found, "fault") == {"smtp.helo"}
@@ -713,6 +727,7 @@ async def test_a_class_that_cannot_be_made_is_a_fault_and_build_is_never_called(
 
 
 async def test_a_definition_that_is_not_the_fleets_is_said_in_generates_own_sentence(fleet):
+    await fleet.hire(1)
     assert (await fleet.run("generate")).code == 0
     fleet.timezone = "Europe/Berlin"
     found = await examined(fleet)
@@ -724,6 +739,7 @@ async def test_a_definition_that_is_not_the_fleets_is_said_in_generates_own_sent
 
 
 async def test_a_resolver_that_cannot_be_asked_is_a_fault(fleet):
+    await fleet.hire(1)
     fleet.top = 'in_doubt = "ask"\nresolver = "mine:was_accepted"'
     found = await examined(fleet)
     assert of_grade(found, "fault") == {"in_doubt"}
@@ -737,6 +753,7 @@ async def test_a_resolver_that_cannot_be_asked_is_a_fault(fleet):
 
 
 async def test_a_fleet_in_trouble_and_what_waits_for_a_person_are_told(fleet):
+    await fleet.hire(1)
     await fleet.put_emails(2)
     await fleet.connection.execute("UPDATE outbox.delivery SET due_at = now() - interval '1 hour' WHERE email = 1")
     found = await examined(fleet)
@@ -758,12 +775,12 @@ async def test_a_fleet_in_trouble_and_what_waits_for_a_person_are_told(fleet):
         "INSERT INTO outbox.route (name, reason, failures, retry_at) VALUES ($1, '454 quota', 7, now())", place
     )
     found = await examined(fleet)
-    assert of_grade(found, "fault") == {"route"}
+    assert of_grade(found, "fault") == {"route", "deliveries"}
     assert found["route"]["found"].startswith(f"the fleet waits for {place} since 20")
     assert found["route"]["found"].endswith("UTC, failed 7 times: 454 quota")
-    assert found["deliveries"]["found"] == "1 dead"
+    assert found["deliveries"]["found"] == "1 email failed and will not be tried again"
     await fleet.connection.execute("DELETE FROM outbox.route; UPDATE outbox.relay SET trouble = 'it is stuck'")
     found = await examined(fleet)
-    assert of_grade(found, "fault") == {"relays"}
+    assert of_grade(found, "fault") == {"relays", "deliveries"}
     assert "it is stuck" in found["relays"]["found"]
     await relay.kill()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from contextlib import asynccontextmanager, suppress
@@ -97,9 +98,12 @@ FIRST = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
 """Runs a command as PID 1 of a namespace of its own, as in a container."""
 
 
-async def can_unshare():
-    process = await asyncio.create_subprocess_exec(*FIRST, "true", stderr=asyncio.subprocess.DEVNULL)
-    return await process.wait() == 0
+async def within_or_skip(within):
+    if shutil.which(within[0]) is None:
+        pytest.skip(f"{within[0]} is not installed")
+    process = await asyncio.create_subprocess_exec(*within, "true", stderr=asyncio.subprocess.DEVNULL)
+    if await process.wait() != 0:
+        pytest.skip(f"{' '.join(within[:2])} is not permitted here")
 
 
 def first_in(process):
@@ -122,8 +126,8 @@ SELECT array_agg(DISTINCT application_name) FROM pg_stat_activity
     [(FIRST, signal.SIGTERM, 143), (FIRST, signal.SIGINT, 130), ((), signal.SIGINT, 130)],
 )
 async def test_a_signal_ends_every_command_at_once_with_its_usual_code(fleet, within, signum, code):
-    if within and not await can_unshare():
-        pytest.skip("no PID namespaces can be made here")
+    if within:
+        await within_or_skip(within)
     await fleet.hire(3)
     holder = await asyncpg.connect(fleet.database)
     async with holder.transaction():
@@ -150,8 +154,7 @@ async def test_a_signal_ends_every_command_at_once_with_its_usual_code(fleet, wi
     (("relay",), "holds its lock"), (("web", "--http", "127.0.0.1:0"), "web_listening"),
 ])  # fmt: skip
 async def test_as_the_first_process_of_a_container_services_drain_and_end_with_0(fleet, arguments, words):
-    if not await can_unshare():
-        pytest.skip("no PID namespaces can be made here")
+    await within_or_skip(FIRST)
     process = await fleet.start(*arguments, within=FIRST)
     await process.says(words)
     os.kill(first_in(process), signal.SIGTERM)
@@ -159,8 +162,7 @@ async def test_as_the_first_process_of_a_container_services_drain_and_end_with_0
 
 
 async def test_the_first_process_of_a_container_ends_while_the_users_code_runs(fleet):
-    if not await can_unshare():
-        pytest.skip("no PID namespaces can be made here")
+    await within_or_skip(FIRST)
     fleet.source = "slow:Slow"
     (fleet.directory / "slow.py").write_text(SLOW)
     path = {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(fleet.directory)])}
@@ -187,16 +189,10 @@ NAMELESS = ("unshare", "--user", "--map-user=54321", "--map-group=54321")
 """Runs a command under a user id without an entry in /etc/passwd, as OpenShift does."""
 READ_ONLY = (
     "unshare", "--mount", "sh", "-c",
-    'for dir in / /tmp /var/tmp /dev/shm; do mount --bind $dir $dir && mount -o remount,bind,ro $dir; done; exec "$@"',
+    'set -e; for at in / /tmp /var/tmp /dev/shm; do mount -B $at $at; mount -o remount,bind,ro $at; done; exec "$@"',
     "sh",
 )  # fmt: skip
 """Runs a command on a file system that cannot be written to, as with Kubernetes' readOnlyRootFilesystem."""
-
-
-async def within_or_skip(within):
-    process = await asyncio.create_subprocess_exec(*within, "true", stderr=asyncio.subprocess.DEVNULL)
-    if await process.wait() != 0:
-        pytest.skip(f"{within[1]} is not permitted here")
 
 
 WORK = (

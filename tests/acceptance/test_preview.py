@@ -92,7 +92,7 @@ async def test_what_keeps_a_preview_from_being_made_is_said_in_a_sentence(fleet)
     )
     assert await fleet.connection.fetchval("SELECT count(*) FROM build") == 0
     fleet.data = "select 1 / (cast(:key as int) - 2) as a"
-    assert await refused("progress", code=1) == "reports.progress.data: for 2, division by zero; mend it there."
+    assert await refused("progress", code=1) == "reports.progress.data: for 2, division by zero; correct it there."
     fleet.recipients = "select 'a' as key, 'a@example.com' as email where false"
     assert "names no recipient" in await refused("progress", code=1)
 
@@ -137,5 +137,5 @@ async def test_a_preview_calls_a_python_class_and_opens_pages_at_a_terminal(flee
     ended = await fleet.run("preview", "progress", "--for", "bob")
     assert ended.code == 1
     assert ended.sentences == [
-        "reports.progress.source: for bob, build() raised LookupError: no rows for bob; mend it there."
+        "reports.progress.source: for bob, build() raised LookupError: no rows for bob; correct it there."
     ]

@@ -153,7 +153,9 @@ async def test_a_key_that_is_unknown_repeated_or_in_another_state_is_one_sentenc
     one, nothing, dead, other, twice = ended.sentences
     assert one == "mail1 is sent; nothing was changed, since only what is in doubt or dead can be decided."
     assert nothing == "nothing is no email's key; take one that `outbox status` shows."
-    assert dead == "mail4 is dead: the server refused it, so it cannot be declared sent; say --resend or --discard."
+    assert (
+        dead == "mail4 is dead: the server refused it, so it cannot be declared sent; use `outbox retry`, or --discard."
+    )
     assert other.endswith(" is no email's key; take one that `outbox status` shows.")
     assert twice == "mail2 was named twice; it counts once."
     assert await muddled.states() == {"sent": 2, "in_doubt": 1, "dead": 1}

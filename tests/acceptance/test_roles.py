@@ -243,7 +243,7 @@ async def test_each_role_does_its_part_with_the_real_commands_and_nothing_else(s
     assert "All is well" in (await as_role(fleet, "read", "audit", "progress")).out
     await fleet.connection.execute("UPDATE outbox.delivery SET state = 'dead'")
     for part in ("read", "operate"):
-        assert "outbox resolve invoice/1 --resend" in (await as_role(fleet, part, "status")).out
+        assert "outbox retry invoice/1" in (await as_role(fleet, part, "status")).out
     await as_role(fleet, "operate", "resolve", "invoice/1", "--resend", "--why", "it is wanted")
     assert "invoice/1" in (await as_role(fleet, "read", "list", "--state", "pending")).out
     assert "subject      hi" in (await as_role(fleet, "operate", "show", "invoice/1")).out

@@ -182,11 +182,11 @@ async def test_the_first_relay_makes_nothing_of_the_tick_before_it_and_a_later_o
     last, following = (await agenda(fleet))["last"], (await agenda(fleet))["next"][0]
     assert last["state"] == "new"
     at = f"{datetime.fromisoformat(following['tick_at']):%Y-%m-%d %H:%M}"
-    starts = f"progress is new: relays start with {following['period']} at {at} UTC, and make nothing of"
+    starts = f"progress is new: relays start with {following['period']} at {at} UTC, and do not make"
     assert await schedules_of(fleet) == ("ok", f"{starts} {last['period']}")
     relay = await fleet.relay()
     await relay.says("its schedule is followed from now on")
-    await relay.says(f"progress {last['period']}: nothing is made for the tick before")
+    await relay.says(f"progress {last['period']}: no relay makes it")
     relay.send(signal.SIGTERM)
     assert (await relay.ended()).code == 0
     assert (await agenda(fleet))["last"]["state"] == "new"
@@ -217,6 +217,13 @@ async def test_a_tick_whose_edition_another_system_made_is_done_and_nothing_is_s
     by_hand = await fleet.run("generate", "--period", period)
     assert (by_hand.code, by_hand.err) == (0, "")
     assert by_hand.out.startswith(f"progress {period}: declared as done elsewhere by ")
+    status = await fleet.run("status", environment={"COLUMNS": "20"})
+    assert f"\nprogress  {period}         0 " in status.out, "a table in a file is not folded"
+    assert f"\nprogress {period} was done elsewhere, as declared on " in status.out
+    audit = await fleet.run("audit", "progress", period)
+    assert (audit.code, audit.err) == (0, "")
+    assert "missing" not in audit.out
+    assert audit.out.splitlines()[-1].startswith(f"All is well: progress {period} was done elsewhere")
     faults = await fleet.run("mark-done", "progress", "2026-40"), await fleet.run("mark-done", "nobody", period)
     assert [(one.code, len(one.sentences)) for one in faults] == [(2, 1), (2, 1)]
 

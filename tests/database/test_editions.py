@@ -21,6 +21,7 @@ from outbox.generate import generate
 from outbox.mark_done import EmailsExistError, mark_done, undo_mark_done
 from outbox.no_recipients import NoRecipientsError
 from outbox.settings import load
+from outbox.waiver import Owed, waive
 from tests.fleet import until
 
 WEEK = "2026-W40"
@@ -323,8 +324,8 @@ async def mark(settings, **how):
         return await mark_done(connection, "progress", settings.report("progress"), WEEK, **DONE, **how)
 
 
-async def test_generate_makes_nothing_of_an_edition_that_is_done_elsewhere(settings, company, connection):
-    assert await mark(settings) == f"progress {WEEK} is marked as done elsewhere: outbox makes nothing of it."
+async def test_generate_does_not_make_an_edition_that_is_done_elsewhere(settings, company, connection):
+    assert await mark(settings) == f"progress {WEEK} is marked as done elsewhere: outbox will not make it."
     assert "declared as done elsewhere by ann@host at" in await mark(settings), "a second time changes nothing"
     result = await make(settings)
     assert (result.made, result.declared.who, result.declared.why) == (0, *DONE.values())
@@ -335,7 +336,7 @@ async def test_generate_makes_nothing_of_an_edition_that_is_done_elsewhere(setti
 
     async with engine(settings.database_url, application="undo").connect() as session:
         undo = (session, "progress", settings.report("progress"), WEEK)
-        assert "is for outbox to make again" in await undo_mark_done(*undo, **DONE)
+        assert "is no longer marked as done elsewhere" in await undo_mark_done(*undo, **DONE)
         with pytest.raises(OutboxError, match="nothing to undo"):
             await undo_mark_done(*undo, **DONE)
     assert await connection.fetchval("SELECT count(*) FROM outbox.edition") == 0
@@ -353,6 +354,87 @@ async def test_an_edition_with_emails_is_done_elsewhere_only_if_somebody_says_wh
     assert "Its 3 emails (1 cancelled, 2 pending) stay as they are" in await mark(settings, keep_emails=True)
     assert (await make(settings)).made == 0
     assert await connection.fetchval("SELECT count(*) FROM outbox.delivery WHERE state = 'pending'") == 2
+    looked = await audit(settings, "progress", WEEK)
+    assert looked.sentence == (
+        f"Not well: 2 of the 3 emails that outbox made of progress {WEEK} are not sent: 2 waiting; "
+        "the edition was done elsewhere."
+    )
+    assert not looked.is_well
+    await connection.execute("UPDATE outbox.delivery SET state = 'cancelled', settled_at = now()")
+    assert (await audit(settings, "progress", WEEK)).is_well, "of the new recipient nobody needs to hear"
+
+
+async def undo_mark(settings):
+    async with engine(settings.database_url, application="undo").connect() as connection:
+        return await undo_mark_done(connection, "progress", settings.report("progress"), WEEK, **DONE)
+
+
+async def test_after_an_undo_the_edition_is_complete_only_when_generate_has_seen_all_recipients(
+    settings, company, connection
+):
+    """A generate was killed after two of three reports, so nobody knows how many recipients there are."""
+    third = company.rows.pop()
+    await make(settings)
+    await send_all(connection)
+    await connection.execute("UPDATE outbox.edition SET expected = NULL, looked_at = NULL")
+    await mark(settings, keep_emails=True)
+    await undo_mark(settings)
+    assert await complete(connection) == []
+    company.rows.append(third)
+    assert (await make(settings)).made == 1
+    await send_all(connection)
+    assert await complete(connection) == ["progress"]
+
+
+async def test_a_waiver_that_is_undone_does_not_open_an_edition_that_is_done_elsewhere(settings, company, connection):
+    """Its dead man's switch is not for outbox to call."""
+    company.rows[-1] = person("c", "not an address")
+    await make(settings)
+    await send_all(connection)
+    await waive(connection, [Owed("progress", WEEK, "c")], who="ann", why="")
+    await mark(settings, keep_emails=True)
+    await waive(connection, [Owed("progress", WEEK, "c")], who="ann", why="", undo=True)
+    assert await connection.fetchval("SELECT completed_at FROM outbox.edition") is not None
+    await connection.execute("UPDATE outbox.edition SET completed_at = NULL")
+    assert await connection.fetch(CANDIDATES) == []
+
+
+async def test_no_report_is_added_to_an_edition_that_is_done_elsewhere_not_even_by_an_older_version(
+    settings, company, connection
+):
+    """An older generate knows nothing of declarations and of the edition's lock. One that has begun is waited for."""
+    insert = "INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES ($1, $2, $2, 't', 'h')"
+    async with engine(settings.database_url, application="open").connect() as session:
+        report = settings.report("progress")
+        planned = await plan_edition(session, "progress", report, WEEK)
+        edition = (await open_edition(session, "progress", report, planned.period)).id
+    older = await asyncpg.connect(settings.database_url.dsn)
+    transaction = older.transaction()
+    await transaction.start()
+    await older.execute(insert, edition, "old")
+    marking = asyncio.create_task(mark(settings))
+    await until(lambda: _waits(connection, "outbox mark-done"), "mark-done waits for the report")
+    await transaction.commit()
+    with pytest.raises(EmailsExistError):
+        await marking
+
+    async with connection.transaction():
+        await connection.execute("SELECT FROM outbox.edition FOR UPDATE")
+        late = asyncio.create_task(older.execute(insert, edition, "late"))
+        await until(lambda: _waits(connection, ""), "the report waits for the declaration")
+        await connection.execute("UPDATE outbox.edition SET done_elsewhere_at = now(), done_elsewhere_by = 'ann'")
+    with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match=f"progress {WEEK} is done elsewhere"):
+        await late
+    assert await connection.fetchval("SELECT array_agg(recipient_key) FROM outbox.report") == ["old"]
+    await older.close()
+
+
+async def _waits(connection, application):
+    return await connection.fetchval(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = $1"
+        " AND datname = current_database()",
+        application,
+    )
 
 
 async def test_an_edition_that_a_generate_makes_at_this_moment_cannot_be_declared(settings, company, connection):
@@ -415,13 +497,13 @@ async def test_a_stranger_who_holds_the_lock_of_an_edition_stops_nobody(settings
     await connection.execute("DROP ROLE n_edition")
 
 
-async def test_a_report_is_new_to_schedules_until_outbox_has_made_an_edition_or_followed_one(connection):
+async def test_a_schedule_is_new_until_a_relay_has_followed_it_and_knows_what_outbox_has_made(connection):
     await connection.execute("""
         INSERT INTO outbox.edition (report, period, starts_at, ends_at, done_elsewhere_at)
         VALUES ('made', '1', 'yesterday', now(), NULL), ('declared', '1', 'yesterday', now(), now());
         INSERT INTO outbox.schedule (report, tick_at) VALUES ('followed', now())""")
     seen = await read(connection, ["made", "declared", "followed", "unknown"])
-    assert seen.new == {"declared", "unknown"}
+    assert seen.new == {"made": {"1"}, "declared": frozenset(), "unknown": frozenset()}
 
 
 async def test_a_period_that_is_none_cannot_be_declared(settings):

@@ -85,14 +85,14 @@ OWN = [
     {"to": ["ju\u0308rgen@example.com", "Renée\u00a0 B\u3000C <r@example.com>"]},
     {"cc": [f"{'Lang ' * 13} <c{n}@example.com>" for n in range(3)]},
     {"cc": [f"{'Lang ' * 30} <c{n}@example.com>" for n in range(3)]},
-    {"html": "<p>Grüße"}, {"text": None, "html": "<p style='a=b'>" * 20}, {"text": "日本語\n" * 50, "html": ""},
+    {"html": "<p>Grüße"}, {"html": "<p style='a=b'>" * 20}, {"text": "日本語\n" * 50, "html": ""},
     {"text": "", "html": "From me \n.\n"},
     {"html": "x", "calendar": "BEGIN:VCALENDAR\nMETHOD:request\nEND:VCALENDAR\n"},
 ]  # fmt: skip
 
 
 def given(**more):
-    shop = {"sender": "Shop <shop@example.com>", "to": ["ada@example.com"], "subject": "Hello", "text": "t"}
+    shop = {"sender": "Shop <s@example.com>", "to": ["ada@example.com"], "subject": "Hello", "text": "t", "html": "h"}
     return {**shop, "headers": {}, **more}
 
 

@@ -8,6 +8,7 @@ import pytest
 from outbox import schema
 from outbox.errors import SchemaError
 from outbox.schema import initialise, installed_version, require_current
+from tests.fleet import until
 
 NOW, NEXT = schema.VERSION, schema.VERSION + 1
 ADD_NOTE = {NEXT: "ALTER TABLE outbox.email ADD COLUMN note text"}
@@ -35,7 +36,7 @@ async def stranger(empty):
 
 
 async def shape(connection):
-    """All that a schema is: columns, constraints, indexes, functions with their rights, triggers, and its versions."""
+    """Return all that a schema is: columns, constraints, indexes, functions, rights, triggers, identities, versions."""
     return await connection.fetch("""
         SELECT 'column' AS kind, table_name || '.' || column_name AS name, data_type || ' ' || is_nullable AS what
           FROM information_schema.columns WHERE table_schema = 'outbox'
@@ -50,6 +51,9 @@ async def shape(connection):
         UNION ALL
         SELECT 'trigger', tgname, pg_get_triggerdef(oid) FROM pg_trigger
          WHERE tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'outbox'::regnamespace) AND NOT tgisinternal
+        UNION ALL
+        SELECT 'identity', relname, relreplident::text FROM pg_class
+         WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p')
         UNION ALL
         SELECT 'version', version::text, applied_at::text FROM outbox.schema_version
         ORDER BY 1, 2, 3
@@ -143,6 +147,54 @@ async def test_an_upgrade_keeps_rows_that_break_the_new_bounds_and_refuses_new_o
     assert await stranger.fetchval("SELECT bool_and(due_at = 'infinity') FROM outbox.delivery WHERE paused = 'sales'")
     with pytest.raises(asyncpg.CheckViolationError):
         await stranger.execute("UPDATE outbox.delivery SET due_at = '4000-01-01 BC'")
+
+
+async def test_an_upgrade_from_version_7_meets_no_deadlock_with_a_relay_that_settles(stranger, empty):
+    """It waits for a reader of `edition`; a relay changes deliveries and writes attempts meanwhile."""
+    await stranger.execute(V1.read_text())
+    await initialise(stranger, version=7)
+    reader, relay, look = [await asyncpg.connect(empty) for _ in range(3)]
+    reading = reader.transaction()
+    await reading.start()
+    await reader.execute("SELECT FROM outbox.edition")
+    upgrading = asyncio.create_task(initialise(stranger))
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    await until(lambda: _is(look, waits, 1), "the upgrade waits for the reader")
+    settle = (
+        "WITH d AS (UPDATE outbox.delivery SET due_at = now() RETURNING email)"
+        " INSERT INTO outbox.attempt (email, attempt, verdict, reply) SELECT email, 1, 'accepted', '' FROM d"
+    )
+    settling = asyncio.create_task(relay.execute(settle))
+    await until(lambda: _is(look, waits, 2), "the relay waits for the upgrade")
+    await reading.rollback()
+    assert await upgrading == (7, NOW)
+    assert await settling == "INSERT 0 0"
+    for one in (reader, relay, look):
+        await one.close()
+
+
+async def _is(connection, query, value):
+    return await connection.fetchval(query) == value
+
+
+async def test_an_upgrade_from_version_7_finds_what_needs_a_person(stranger):
+    """All dead letters about which nobody has decided, and what expired lately."""
+    await stranger.execute(V1.read_text())
+    await initialise(stranger, version=7)
+    await stranger.execute("SET session_replication_role = replica")  # functions are of the newest version
+    await stranger.execute("""
+        INSERT INTO outbox.email (id, key, report, sender, recipient, message_id, message) OVERRIDING SYSTEM VALUE
+        SELECT n, 'k' || n, CASE WHEN n < 6 THEN n END, 'a@example.com', 'b@example.com', '<1@example.com>', 'x'
+          FROM generate_series(1, 7) n;
+        INSERT INTO outbox.delivery (email, state, attempt, settled_at)
+        VALUES (1, 'dead', 1, now() - interval '1 year'), (2, 'dead', 1, now()), (3, 'expired', 0, now()),
+               (4, 'expired', 0, now() - interval '1 year'), (5, 'sent', 1, now()), (6, 'dead', 1, now()),
+               (7, 'expired', 0, now());
+        INSERT INTO outbox.attempt (email, attempt, verdict, reply)
+        VALUES (2, 1, 'resolved', 'ann decided: discard'), (6, 0, 'resolved', 'ann decided: resend')""")
+    await stranger.execute("RESET session_replication_role")
+    await initialise(stranger)
+    assert [row["email"] for row in await stranger.fetch("SELECT email FROM outbox.failure ORDER BY 1")] == [1, 3, 6]
 
 
 async def test_every_function_has_a_search_path_of_its_own_and_none_is_everybodys(connection, stranger):

@@ -118,7 +118,21 @@ async def test_what_may_still_arrive_is_not_waived(connection, edition, state, s
     assert await connection.fetchval("SELECT count(*) FROM outbox.waiver") == 0
 
 
-async def test_what_cannot_be_waived_is_named_and_the_others_are(connection, edition):
+async def test_a_recipient_whom_a_complete_look_did_not_name_is_not_waived(session, connection, edition):
+    await record_unreached(session, edition, {"3": "no address"})
+    done, left = await waive(connection, owed("3", "33"), who="ann", why="left")
+    assert done == owed("3")
+    (sentence,) = left.values()
+    assert sentence == (
+        "progress/2026-W48/33: the latest run of generate did not name this recipient; check the key, or run "
+        "`outbox generate progress --period 2026-W48` first."
+    )
+    await connection.execute("UPDATE outbox.edition SET expected = NULL")  # no look was complete
+    assert await waive(connection, owed("33"), who="ann", why="") == (owed("33"), {})
+
+
+async def test_what_cannot_be_waived_is_named_and_the_others_are(session, connection, edition):
+    await record_unreached(session, edition, {"1": "no address", "2": "no address"})
     ours, other = owed("1", "2"), Owed("progress", "2026-W47", "1")
     await waive(connection, ours[:1], who="ann", why="left")
     done, left = await waive(connection, [*ours, other], who="bob", why="")
@@ -154,6 +168,7 @@ async def test_generate_names_who_has_no_report_and_makes_none_for_whom_nothing_
     again = await fleet.run("generate", "--period", "2026-W46")
     assert again.code == 0, again
     assert "1 of 3 are owed nothing" in again.out
+    assert await recorded(fleet.connection) == {"2": "it was waived when generate last ran"}
     await fleet.connection.execute("UPDATE people SET email = 'p2@example.com' WHERE id = 2")
     assert (await fleet.run("generate", "--period", "2026-W46")).code == 0
     assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.report") == 2

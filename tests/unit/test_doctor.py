@@ -22,9 +22,9 @@ from outbox.status import RelayStatus, RouteStatus, Status
 
 
 def test_a_sentence_of_ours_is_parted_before_its_mend():
-    found = fault_of("x", SchemaError("x: it says a; b (c); mend it there."))
-    assert (found.found, found.mend) == ("it says a; b (c)", "mend it there")
-    assert found.sentence == "it says a; b (c); mend it there."
+    found = fault_of("x", SchemaError("x: it says a; b (c); correct it there."))
+    assert (found.found, found.mend) == ("it says a; b (c)", "correct it there")
+    assert found.sentence == "it says a; b (c); correct it there."
 
 
 @pytest.mark.parametrize("major, grade", [(13, Grade.FAULT), (14, Grade.OK), (18, Grade.OK)])

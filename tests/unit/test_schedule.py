@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from outbox.agenda import Row, Standing, caught_up_until, latest, passed_over, tick_of, upcoming
+from outbox.agenda import Row, Seen, Standing, caught_up_until, latest, passed_over, tick_of, upcoming
 from outbox.schedule import Schedule, fault_of
 from outbox.settings import ReportSettings
 
@@ -146,7 +146,7 @@ NEXT_MONDAY = MONDAY + 168 * HOUR
     [
         (None, True, {}, WEDNESDAY, Standing.NEW, MONDAY),  # another system may have made it
         (None, True, {"first_tick": "latest"}, WEDNESDAY, Standing.DUE, MONDAY),
-        (None, False, {}, WEDNESDAY, Standing.DUE, MONDAY),  # outbox has made editions of the report before
+        (None, False, {}, WEDNESDAY, Standing.DUE, MONDAY),  # outbox has begun that edition
         # The fleet has followed it since Wednesday: the next tick is caught up with, even if all relays slept over it.
         (followed_since(WEDNESDAY), False, {}, WEDNESDAY + HOUR, Standing.NEW, MONDAY),
         (followed_since(WEDNESDAY), False, {"first_tick": "latest"}, WEDNESDAY + HOUR, Standing.NEW, MONDAY),
@@ -174,6 +174,16 @@ def test_a_report_that_is_new_to_outbox_starts_with_its_next_tick(known, is_new,
     more = dict(more)
     found = latest(report(more.pop("at", "0 6 * * mon"), **more), known, now, is_new=is_new)
     assert (found.standing, found.tick.at) == (standing, tick_at)
+
+
+@pytest.mark.parametrize(
+    ("made", "standing"),
+    [(["2026-W47"], Standing.DUE), (["2026-W46"], Standing.NEW), ([], Standing.NEW)],
+)
+def test_a_new_schedule_finishes_the_edition_that_outbox_has_begun_and_no_other(made, standing):
+    """An older edition may be of a trial: the old cron job has sent the latest one all the same."""
+    seen = Seen(WEDNESDAY, {}, {"progress": frozenset(made)})
+    assert seen.latest("progress", report("0 6 * * mon", covers="previous")).standing is standing
 
 
 def test_periods_that_nobody_catches_up_with_are_named():

@@ -544,7 +544,7 @@ def faults_of(environ):
 def test_a_file_that_is_not_toml_says_the_line_and_no_secret(text, where):
     (fault,) = faults(text)
     assert fault.startswith(f"{where}: is not TOML (")
-    assert fault.endswith("); mend it there or in the line before.")
+    assert fault.endswith("); correct it there or in the line before.")
     assert SECRET not in fault
 
 

@@ -67,7 +67,7 @@ async def test_a_generator_that_raises_midway_is_a_fault_of_the_source_in_one_li
         yield ONE
         raise ValueError("two\nlines")
 
-    with pytest.raises(SourceError, match=r"recipients\(\) raised ValueError: two lines; mend it there\.$"):
+    with pytest.raises(SourceError, match=r"recipients\(\) raised ValueError: two lines; correct it there\.$"):
         await listed(python(recipients=broken))
 
 
