@@ -148,7 +148,7 @@ class Notice:
         local, _, domain = ours.rpartition("@")
         if self.actual and not _is_same_mailbox(self.actual, ours):
             return False
-        said = self.diagnostic[:SAID_MAX]
+        said = (self.diagnostic or self.transcript)[:SAID_MAX]
         quoted = [one for one in _ADDRESS.findall(said) if not _HELP.match(one)]
         if quoted and not any(_is_same_mailbox(one.rstrip(_AFTER_ADDRESS), ours) for one in quoted):
             return False

@@ -9,9 +9,10 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cache, lru_cache
 from pathlib import Path
+from types import BuiltinMethodType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
-from outbox.errors import SourceError
+from outbox.errors import SourceError, TemplateUseError
 from outbox.language import DASH, ENGLISH, Language
 from outbox.table import (
     TEXT_WIDTH_MAX,
@@ -163,6 +164,9 @@ def _shown(context: "Context", value: object) -> object:
         return _cell_of(context, value)
     if hasattr(kind, "isempty") or hasattr(kind, "as_string") or hasattr(kind, "points") or hasattr(kind, "_asdict"):
         return _cell_of(context, value)
+    if isinstance(value, FunctionType | MethodType | BuiltinMethodType):  # `row.items` is never the column "items"
+        name = value.__name__
+        raise TemplateUseError(f"{name} is a function here; write {name}() to call it, or ['{name}'] for a column")
     return _cell_of(context, value) if kind.__name__ == "Record" and hasattr(kind, "items") else value
 
 

@@ -254,6 +254,14 @@ def test_words_that_name_another_address_or_domain_say_nothing_of_the_recipients
     assert verdict(small(diagnostic=f"smtp; 550 5.1.1 {said}")) == Kind.SOFT
 
 
+def test_a_transcript_that_names_another_address_says_nothing_of_the_recipients():
+    transcript = b"--B\n\n... while talking to mx:\n550 5.1.1 <left@example.com>... User unknown\n--B\nContent-Type: "
+    fields = b"Final-Recipient: rfc822; bo@example.com\nAction: failed\nStatus: 5.1.1\n"
+    for name, kind in ((b"left", Kind.SOFT), (b"bo", Kind.HARD)):
+        raw = in_part(DSN, fields).replace(b"--B\nContent-Type: ", transcript.replace(b"left", name), 1)
+        assert verdict(raw) == kind
+
+
 @pytest.mark.parametrize(
     "fields",
     [

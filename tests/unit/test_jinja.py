@@ -4,7 +4,7 @@ import pytest
 from markupsafe import Markup
 
 from outbox import Email
-from outbox.errors import SourceError
+from outbox.errors import SourceError, TemplateUseError
 from outbox.jinja import explain
 from outbox.report import Templates
 from tests.unit.test_report import MARK, context
@@ -167,4 +167,17 @@ def test_an_error_in_the_template_of_an_email_names_file_line_and_the_names_ther
     assert said("{{ user|nosuch }}").startswith(f"The template welcome cannot be used: {path}, line 1: No filter named")
     assert said("{{ user|humanise }}").endswith(
         "line 1: the filter 'humanise' exists in the templates of reports only, not in those of an Email."
+    )
+
+
+@pytest.mark.parametrize("source", ["{{ recipient.items }}", "{{ recipient.keys }}", "{{ say }}"])
+def test_a_function_is_never_written_out_but_named_with_the_fix(tmp_path, source):
+    write(tmp_path, {"progress/subject.txt.j2": source})
+    with pytest.raises(
+        TemplateUseError, match=r"is a function here; write \w+\(\) to call it, or \['\w+'\] for a column"
+    ):
+        Templates(tmp_path, "progress").render(context(recipient={"key": "1", "name": "n", "items": 3}))
+    write(tmp_path, {"progress/subject.txt.j2": "{{ recipient['items'] }}"})
+    assert (
+        Templates(tmp_path, "progress").render(context(recipient={"key": "1", "name": "n", "items": 3})).subject == "3"
     )
