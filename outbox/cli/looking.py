@@ -122,7 +122,7 @@ def _done_elsewhere(found: "Status") -> Iterator[str]:
     """A line for each edition that another system made."""
     for e in found.editions:
         if e.done_elsewhere_at is not None:
-            yield printable(f"{e.report} {e.period} was done elsewhere, as declared on {e.done_elsewhere_at:%Y-%m-%d}.")
+            yield printable(f"{e.report} {e.period}: done elsewhere, as declared on {e.done_elsewhere_at:%Y-%m-%d}.")
 
 
 def _hindrances(found: "Status") -> Iterator[str]:

@@ -219,7 +219,7 @@ async def test_a_tick_whose_edition_another_system_made_is_done_and_nothing_is_s
     assert by_hand.out.startswith(f"progress {period}: declared as done elsewhere by ")
     status = await fleet.run("status", environment={"COLUMNS": "20"})
     assert f"\nprogress  {period}         0 " in status.out, "a table in a file is not folded"
-    assert f"\nprogress {period} was done elsewhere, as declared on " in status.out
+    assert f"\nprogress {period}: done elsewhere, as declared on " in status.out
     audit = await fleet.run("audit", "progress", period)
     assert (audit.code, audit.err) == (0, "")
     assert "missing" not in audit.out
