@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from outbox import suggested
-from outbox.database import storable
+from outbox.database import BY_INDEX, storable
 from outbox.quarantine import Quarantine
 
 ALL: Final = ""  # the report of a suppression that holds for every email
@@ -138,7 +138,9 @@ SELECT count(*) FROM removed
 
 async def remove(connection: Any, address: str, report: str, *, who: str, why: str) -> bool:
     """Take an address off the list, for that report or for all; False if it was not on it."""
-    return bool(await connection.fetchval(REMOVE, address, report, storable(who), storable(why)))
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(BY_INDEX)
+        return bool(await connection.fetchval(REMOVE, address, report, storable(who), storable(why)))
 
 
 # How `outbox.suppressed` begins where one report is meant. What a person or a server said stands further behind.

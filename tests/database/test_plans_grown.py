@@ -24,6 +24,7 @@ import outbox
 from outbox.address import DatabaseUrl
 from outbox.fleet import read_fleet
 from outbox.resolve import Decision, of_keys
+from outbox.returned import LIST_COUNTED
 from outbox.settings import Settings
 from outbox.sink import Sink
 from outbox.watch import Watcher
@@ -267,6 +268,25 @@ async def what_comes_back(steps):
     await steps.run("bounce", "Maildir", codes=(0, 1), of_one=True)
 
 
+async def what_nobody_is_owed(steps):
+    """A recipient without a report, a waiver, an edition that another system made, and one without recipients."""
+    connection, missing = steps.fleet.connection, f"progress/2026-W42/{RECIPIENTS + 1}"
+    await connection.execute("INSERT INTO people (id, email) VALUES ($1, 'nowhere')", RECIPIENTS + 1)
+    await steps.run("generate", "progress", "--period", "2026-W42", codes=(1,))
+    await steps.run("show", missing, codes=(1,), of_one=True)
+    for code in (0, 1):
+        await steps.run("waive", missing, "--why", "because", codes=(code,), of_one=True)
+    await steps.run("waive", missing, "--why", "because", "--undo", of_one=True)
+    await steps.decide("waive", "--edition", "progress 2026-W42")
+    await steps.run("mark-done", "progress", "2026-W42", codes=(1,))
+    other = await asyncpg.connect(steps.fleet.database)
+    await other.fetchval(LIST_COUNTED, "p77@example.com", 3600.0, 100, "x", "bounced")
+    await other.close()
+    await steps.note("the soft bounces of an address", of_one=True)
+    await connection.execute("DELETE FROM people")
+    await steps.run("generate", "progress", "--period", "2026-W39", codes=(1,))
+
+
 async def the_board(steps, browse):
     edition, email = await steps.fleet.connection.fetchrow(
         "SELECT max(r.edition), max(m.id) FROM outbox.report r JOIN outbox.email m ON m.report = r.id"
@@ -279,7 +299,7 @@ async def the_board(steps, browse):
         await steps.note(path)
     assert (await browse(f"/emails/{email}")).status == 200
     token = await steps.fleet.connection.fetchval("SELECT token FROM outbox.report ORDER BY id DESC LIMIT 1")
-    assert (await browse(f"/r/{token}")).status == 200
+    assert (await browse(f"/r/{token}")).status == (await browse(f"/u/{token}")).status == 200
     form = dict(re.findall(r'name="(csrf)" value="(.*?)"', (await browse("/emails")).body))
     assert (await browse("/confirm", form={**form, "act": "resend", f"pick.{email}": "1"})).status == 200
     await steps.note("the pages of one email")
@@ -345,6 +365,7 @@ async def test_no_statement_visits_each_row_once_for_each_other(history, postgre
             await what_people_look_at(steps)
             await what_people_decide(steps)
             await what_comes_back(steps)
+            await what_nobody_is_owed(steps)
             await an_old_edition_goes(steps)
         finally:
             await fleet.stop_all()
