@@ -178,7 +178,7 @@ async def test_a_certificate_is_verified_for_the_name_whichever_address_answers(
             await connection.close()
             bad = DatabaseUrl.parse(f"postgresql://postgres@other.example:{port}/postgres?{checks}")
             with pytest.raises(
-                DatabaseUnavailableError, match="certificate that cannot be verified .Hostname mismatch"
+                DatabaseUnavailableError, match=r"certificate that cannot be verified .Hostname mismatch"
             ):
                 await connect(bad, application="test", timeout_s=3)
 
