@@ -239,7 +239,7 @@ def _compiled(directory: Path | None, report: str, name: str) -> "Template":
         problem = explain(error).rstrip(".")
         raise SourceError(
             f"The template {name} of the report {report} cannot be used: {problem}; "
-            "mend it, or remove it and the packaged one is used."
+            "correct it, or remove it and the packaged one is used."
         ) from error
     # A chain of mappings as Jinja leaves it, which each rendering walks through: flat, it saves 10 us a time.
     template.globals = dict(template.globals)

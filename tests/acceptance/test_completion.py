@@ -88,9 +88,10 @@ async def test_what_counts_as_done_is_sent_or_decided_by_a_person(connection, wh
         assert not await is_complete(connection, seen), "a report is missing"
         email = await connection.fetchval(REPORT, edition, key)
         await connection.execute("INSERT INTO outbox.delivery (email) VALUES ($1)", email)
-        if what == "discarded by a person":  # as `outbox resolve` does it, whose one statement writes both
-            await connection.execute("INSERT INTO outbox.attempt VALUES ($1, 1, NULL, 'resolved', '')", email)
-        await connection.execute(f"UPDATE outbox.delivery SET {as_it_is} WHERE email = $1", email)
+        async with connection.transaction():
+            if what == "discarded by a person":  # as `outbox resolve` does it, whose one statement writes both
+                await connection.execute("INSERT INTO outbox.attempt VALUES ($1, 1, NULL, 'resolved', '')", email)
+            await connection.execute(f"UPDATE outbox.delivery SET {as_it_is} WHERE email = $1", email)
     assert await is_complete(connection, seen) is done
     assert not await is_complete(connection, Candidate(edition, "progress", "2026-W48", None)), "who is owed is unknown"
     if done:

@@ -665,7 +665,7 @@ async def test_a_broken_template_is_named_with_its_line(fleet, template, says):
     found = await examined(fleet)
     assert of_grade(found, "fault") == {"reports.progress.templates"}
     assert says in found["reports.progress.templates"]["found"]
-    assert found["reports.progress.templates"]["mend"].startswith("mend it")
+    assert found["reports.progress.templates"]["mend"].startswith("correct it")
 
 
 async def test_addresses_that_would_be_refused_are_named_up_to_ten(fleet):
@@ -675,7 +675,7 @@ async def test_addresses_that_would_be_refused_are_named_up_to_ten(fleet):
     line = (await examined(fleet))["reports.progress.addresses"]
     assert line["grade"] == "fault"
     assert line["found"].startswith("13 of 16 get no report: key 4: 'bad4' is no email address: ")
-    assert line["found"].count(": key ") + line["found"].count(", key ") == 10
+    assert line["found"].count(": key ") + line["found"].count("; key ") == 10
     assert line["found"].endswith(" and 3 more")
     ended = await fleet.run("generate")
     assert sum("recipient " in sentence for sentence in ended.sentences) == 13

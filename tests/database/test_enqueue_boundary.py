@@ -264,7 +264,7 @@ ENQUEUE = "key => 'k', sender => 's@example.com', recipient => 'a@example.com', 
         "cc => array[repeat('x', 3000) || ' <a@example.com>']", "priority => null", "priority => repeat('x', 100000)",
         "route => E'a\\nb'",
         "body_html => repeat(repeat('x', 1000000), 110)",
-        "body_html => repeat(repeat('x', 1000000), 16)",
+        "body_html => repeat(repeat('x', 1000000), 21)",
     ],
 )  # fmt: skip
 async def test_what_enqueue_cannot_send_is_refused_and_never_an_internal_error(app, connection, more):
