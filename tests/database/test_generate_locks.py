@@ -387,7 +387,7 @@ async def test_a_time_that_python_cannot_represent_in_the_data_fails_its_recipie
         "select id::text as key, email, name from people",
         "select id::text as key, email, '4000-01-01 BC'::timestamptz as since from people",
     ))  # fmt: skip
-    with pytest.raises(SourceError, match=r"reports\.sql\.recipients: .* in the row of key 1, which Python cannot represent"):
+    with pytest.raises(SourceError, match=r"reports\.sql\.recipients: .* of key 1, which Python cannot represent"):
         await generate(load(path, {}), "sql", period_key="2026-W46")
 
 
