@@ -228,6 +228,11 @@ async def over_tcp(fleet):
         server.close()
 
 
+def named(fleet):
+    """Name the settings: none are looked up where `/` belongs to nobody, as in an ordinary user's own namespace."""
+    return {"OUTBOX_CONFIG": str(fleet.directory / "outbox.toml")}
+
+
 @pytest.mark.parametrize("within, who", [
     (NAMELESS, "uid54321@"), ((*NAMELESS, "env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME"), "uid54321@"),
     (READ_ONLY, ""),
@@ -236,7 +241,7 @@ async def test_all_works_without_a_name_a_home_or_a_disk_to_write_to(fleet, with
     await within_or_skip(within)
     await fleet.hire(2)
     async with over_tcp(fleet):
-        found, err = await each(fleet, *WORK, within=within, USER="", LOGNAME="")
+        found, err = await each(fleet, *WORK, within=within, USER="", LOGNAME="", **named(fleet))
     assert b"Traceback" not in err, err.decode()
     assert {tuple(arguments): code for arguments, code, _ in found if code != 0 and arguments != ["doctor"]} == {}
     assert await fleet.states() == {"sent": 2}
@@ -263,7 +268,9 @@ async def test_a_user_id_without_a_name_is_asked_for_one_where_postgres_needs_it
     within = (*NAMELESS, "env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME", "-u", "PGUSER")
     await within_or_skip(NAMELESS)
     fleet.database = "postgresql://localhost/try"
-    found, err = await each(fleet, ["status"], ["preview", "progress"], ["doctor"], ["generate"], within=within)
+    found, err = await each(
+        fleet, ["status"], ["preview", "progress"], ["doctor"], ["generate"], within=within, **named(fleet)
+    )
     assert [code for _, code, _ in found] == [1, 1, 1, 1], err.decode()
     assert err.count(b"names no user, and the user id 54321 of this process") == 3
     assert b"names no user" in found[2][2]
