@@ -448,26 +448,39 @@ def _refuses_settings(error: Exception) -> bool:
     return refusal is not None and refusal.fix is AT_ROLE
 
 
-BARE_TIMEOUT_S: Final = 5.0
+BARE_TIMEOUT_S: Final = 15.0
 BARE_ROUNDS: Final = 3
+BARE_TRIES: Final = 4
+BARE_PAUSE_S: Final = 0.5
 
 
 async def _shares_sessions(url: DatabaseUrl) -> bool:
     """Return True if two connections are served by one server process: a pooler in transaction or statement mode.
 
-    A pooler in session mode gives each connection a process of its own, or lets the second one wait.
+    A pooler in session mode gives each connection a process of its own, or lets the second one wait. A server that is
+    busy may refuse a connection, so a failed look is repeated.
     """
+    try:
+        async with asyncio.timeout(BARE_TIMEOUT_S):
+            for _ in range(BARE_TRIES):
+                try:
+                    return await _shares_now(url)
+                except (OutboxError, asyncpg.PostgresError, *LOST_SESSION):
+                    await asyncio.sleep(BARE_PAUSE_S)
+    except TimeoutError:
+        pass  # a second connection that waits for the first is that of a pooler in session mode
+    return False
+
+
+async def _shares_now(url: DatabaseUrl) -> bool:
     opened: list[Connection] = []
     seen: list[set[str]] = [set(), set()]
     try:
-        async with asyncio.timeout(BARE_TIMEOUT_S):
-            for _ in seen:
-                opened.append(await _open(url, {}, BARE_TIMEOUT_S))  # noqa: PERF401 - closed even if the second fails
-            for _ in range(BARE_ROUNDS):
-                for connection, processes in zip(opened, seen, strict=True):
-                    processes.add(await _server_process(connection))
-    except (OutboxError, asyncpg.PostgresError, *LOST_SESSION):
-        return False
+        for _ in seen:
+            opened.append(await _open(url, {}, BARE_TIMEOUT_S))  # noqa: PERF401 - closed even if the second fails
+        for _ in range(BARE_ROUNDS):
+            for connection, processes in zip(opened, seen, strict=True):
+                processes.add(await _server_process(connection))
     finally:
         for connection in opened:
             connection.terminate()

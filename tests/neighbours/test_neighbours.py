@@ -151,7 +151,7 @@ def calls_max(command, count):
 
 
 LIMITS = {
-    "exim's 20 connections": Limit(Exim, "421 Too many concurrent SMTP connections"),
+    "exim's 20 connections": Limit(Exim, "421 Too many concurrent SMTP connections", count=900),
     "opensmtpd's 100 messages in a session": Limit(
         OpenSmtpd, "452 4.5.3 Too many recipients: Too many messages sent", more="connections_max = 1", relays=1
     ),
