@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from outbox import suggested
 from outbox.agenda import making, times
-from outbox.database import ALIVE, RELAY_LOCKS
+from outbox.database import ALIVE, EMAIL_OF_REPORT, RELAY_LOCKS
 from outbox.ledger import LANES
 from outbox.routing import read_unserved
 
@@ -215,9 +215,7 @@ SELECT count(*) AS made,
            EXISTS (SELECT FROM outbox.bounce b
                     WHERE b.email = d.email AND b.kind IN ('hard', 'complained') OFFSET 0) AS bounced
       FROM outbox.report r
-      LEFT JOIN LATERAL (SELECT report, digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
-      LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
-      LEFT JOIN LATERAL (SELECT email, state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
+      {EMAIL_OF_REPORT}
       LEFT JOIN LATERAL {LAST_VERDICT} s ON true
      WHERE r.edition = e.id) o"""
 

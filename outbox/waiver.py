@@ -14,7 +14,7 @@ from sqlalchemy import ARRAY, Text, bindparam, text
 
 from outbox import suggested
 from outbox.agenda import making
-from outbox.database import storable
+from outbox.database import EMAIL_OF_REPORT, storable
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -74,7 +74,7 @@ async def write_unreached(
 # What may be waived: no report was made, or its email can no longer be sent by itself. A complete look (`expected`) has
 # recorded all recipients without a report, so that another key is a typing error, or belongs to a recipient who is new.
 # $1 report, $2 period, $3 keys of recipients, $4 who, $5 why, $6 the target of the operation.
-WAIVE: Final = """
+WAIVE: Final = f"""
 WITH named AS MATERIALIZED (
     SELECT e.id AS edition, e.expected, n.key FROM outbox.edition e, unnest($3::text[]) AS n (key)
      WHERE e.report = $1 AND e.period = $2
@@ -84,9 +84,7 @@ WITH named AS MATERIALIZED (
       FROM named n
       LEFT JOIN LATERAL (SELECT id FROM outbox.report
                           WHERE edition = n.edition AND recipient_key = n.key OFFSET 0) r ON true
-      LEFT JOIN LATERAL (SELECT digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
-      LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
-      LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
+      {EMAIL_OF_REPORT}
      WHERE d.state IN ('dead', 'expired')
         OR r.id IS NULL AND (n.expected IS NULL OR EXISTS (
                SELECT FROM outbox.unreached u WHERE u.edition = n.edition AND u.recipient_key = n.key OFFSET 0))
@@ -117,7 +115,7 @@ SELECT recipient_key FROM undone
 """
 
 # Why a waiver was not written, or (undo) not taken back.
-STANDING: Final = """
+STANDING: Final = f"""
 SELECT n.key, e.id IS NOT NULL AS has_edition, r.id IS NOT NULL AS has_report, d.state,
        EXISTS (SELECT FROM outbox.unreached u
                 WHERE u.edition = e.id AND u.recipient_key = n.key OFFSET 0) AS is_unreached,
@@ -125,9 +123,7 @@ SELECT n.key, e.id IS NOT NULL AS has_edition, r.id IS NOT NULL AS has_report, d
   FROM unnest($3::text[]) AS n (key)
   LEFT JOIN outbox.edition e ON e.report = $1 AND e.period = $2
   LEFT JOIN LATERAL (SELECT id FROM outbox.report WHERE edition = e.id AND recipient_key = n.key OFFSET 0) r ON true
-  LEFT JOIN LATERAL (SELECT report, digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
-  LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
-  LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
+  {EMAIL_OF_REPORT}
   LEFT JOIN outbox.waiver w ON w.edition = e.id AND w.recipient_key = n.key
 """
 
