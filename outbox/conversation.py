@@ -625,6 +625,6 @@ def _redirected_from(claim: Claim) -> bytes:
     return f"X-Outbox-Redirected-From: {claim.recipient}\r\n".encode()
 
 
-def transport_of(value: object) -> asyncio.Transport:
-    """Aiosmtplib's transport under its real type: it is always one that writes."""
-    return cast("asyncio.Transport", value)
+def transport_of(value: object) -> asyncio.Transport | None:
+    """Return aiosmtplib's transport, None after the connection's end, under its real type: it is one that writes."""
+    return cast("asyncio.Transport | None", value)

@@ -182,6 +182,9 @@ class Route:
             raise self._trouble_of_all(failed, error) from error
         except (LmtpError, *ERRORS) as error:
             raise self._trouble(error) from error
+        # aiosmtplib has no transport any more once it knows of the end; a greeter of ours is not heard any more.
+        if transport is None or transport.is_closing():
+            raise RouteTroubleError(f"{self.address.name}: it closed the connection before any email")
         conversation = (self.talk or Conversation)(
             desk,
             offers=offers,
@@ -196,7 +199,7 @@ class Route:
         )
         return conversation, transport
 
-    async def _open_smtp(self) -> tuple[Offers, asyncio.Transport]:
+    async def _open_smtp(self) -> tuple[Offers, asyncio.Transport | None]:
         timeout_s = self.settings.connect_timeout_s
         ends_at = asyncio.get_running_loop().time() + timeout_s
         opening = Opening(self.address, self._tls_context(), self.settings.helo_name, timeout_s)
@@ -363,11 +366,11 @@ class Route:
         pause.error = LoginRefusedError(told, code=error.code, text=text, until=time.monotonic() + pause_s)
         return pause.error
 
-    async def _open_lmtp(self) -> tuple[Offers, asyncio.Transport]:
+    async def _open_lmtp(self) -> tuple[Offers, asyncio.Transport | None]:
         within_s = self.settings.connect_timeout_s
         return await open_lmtp(self.address, self.settings.helo_name, dialer=self._dialer, within_s=within_s)
 
-    async def _open_maildir(self) -> tuple[Offers, asyncio.Transport]:
+    async def _open_maildir(self) -> tuple[Offers, asyncio.Transport | None]:
         assert self.address.path is not None
         directory = Path(self.address.path)
         async with asyncio.timeout(self.settings.connect_timeout_s):

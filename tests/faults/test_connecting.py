@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import ssl
+import struct
 import time
 
 import aiosmtplib
@@ -106,6 +107,47 @@ async def test_a_refused_ehlo_is_shown_with_its_reply_and_the_name():
         with pytest.raises(RouteTroubleError, match=r"550 5\.7\.1 bad name \(to EHLO me\.example\.com\)") as trouble:
             await opened(route_to(f"smtp://127.0.0.1:{server.port}", helo_name="me.example.com"))
     assert (trouble.value.code, trouble.value.text) == (550, "5.7.1 bad name")
+
+
+@pytest.mark.parametrize("ending", ["FIN", "RST"])
+@pytest.mark.parametrize("scheme", ["smtp", "lmtp"])
+async def test_a_connection_that_ends_right_after_the_reply_to_ehlo_is_a_failed_one(scheme, ending):
+    async def act(peer):
+        await peer.say("220 strange.example")
+        await peer.hear()
+        await peer.say(*HELLO)
+        if ending == "RST":
+            sock = peer.writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.writer.transport.abort()
+
+    async with Scripted(act) as server:
+        route = route_to(f"{scheme}://127.0.0.1:{server.port}")
+        for _ in range(20):  # the end comes while the connection is set up, or after
+            with pytest.raises(RouteTroubleError, match=r"closed the connection|onnection lost|reset|EOF"):
+                await ended_at_once(route)
+
+
+async def ended_at_once(route):
+    """Set up a connection whose server hangs up, and wait until this is known."""
+    desk = Ended()
+    conversation, transport = await route.connect(desk)
+    conversation.attach(transport)
+    await until(lambda: conversation.is_closed, "the end is noticed")
+    raise RouteTroubleError("the server closed the connection")
+
+
+class Ended:
+    """A desk that has no mail."""
+
+    def take(self):
+        return None
+
+    def idle(self, conversation):
+        pass
+
+    def closed(self, conversation, trouble):
+        pass
 
 
 async def test_a_server_that_does_not_know_ehlo_gets_helo():
