@@ -6,6 +6,7 @@ email under its key. The failure names the session or the key, and the rest of t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from outbox import suggested, tracing
@@ -95,18 +96,18 @@ class BatchWriter:
         emails = [report for report in reports if isinstance(report, NewReport)]
         collected = [report for report in reports if isinstance(report, Collected)]
         made = 0
-        async with self._session.ours() as connection:
-            if emails:
-                made += await enqueue_reports(
-                    connection,
-                    self._edition.id,
-                    emails,
-                    send_before_s=self._report.send_before_s,
-                    is_urgent=self._report.is_urgent,
-                    traceparent=context,
-                )
-            if collected:
-                made += await collect_reports(connection, self._edition.id, collected)
+        if emails:
+            enqueue = partial(
+                enqueue_reports,
+                edition=self._edition.id,
+                reports=emails,
+                send_before_s=self._report.send_before_s,
+                is_urgent=self._report.is_urgent,
+                traceparent=context,
+            )
+            made += await self._session.retried(enqueue)
+        if collected:
+            made += await self._session.retried(partial(collect_reports, edition=self._edition.id, reports=collected))
         return made
 
 

@@ -51,8 +51,7 @@ async def open_shared(
     """
     until = time.monotonic() + WAIT_MAX_S
     while True:
-        async with session.ours() as connection:
-            edition = await open_edition(connection, name, report, period)
+        edition = await session.retried(lambda connection: open_edition(connection, name, report, period))
         lock = {"ns": EDITION_LOCKS, "number": lock_number(edition.id)}
         is_shared = bool((await session.fetch(SHARE, lock))[0][0])
         rows = await session.fetch(DECLARED, {"id": edition.id})

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
@@ -40,6 +40,9 @@ from outbox.settings import DIGEST, EditionSettings, Settings
 from outbox.source import WINDOW_MAX, Content, Recipient, SharedAddresses, Source, checked, label_of, source_of, windows
 from outbox.template_files import ignored
 from outbox.waiver import read_waived, write_unreached
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 log = Events("outbox.generate")
 
@@ -421,9 +424,13 @@ class Run:
             "failed": len(found.failed),
             "made": found.made,
         }
-        async with self.session.ours() as connection, connection.begin():
-            if (await connection.execute(EXPECT, look)).rowcount:
-                await write_unreached(connection, edition.id, found.failed, found.waived)
+
+        async def record(connection: "AsyncConnection") -> None:
+            async with connection.begin():
+                if (await connection.execute(EXPECT, look)).rowcount:
+                    await write_unreached(connection, edition.id, found.failed, found.waived)
+
+        await self.session.retried(record)
 
     def _note_repeated(self, recipient: Recipient) -> None:
         """Log a row whose key came before; only the first few."""

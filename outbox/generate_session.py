@@ -12,11 +12,12 @@ the next statement of ours.
 """
 
 import asyncio
+import random
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 from sqlalchemy import text
@@ -57,6 +58,10 @@ SILENT_LEASES_MAX: Final = 3
 LOCK_LEASES_MAX: Final = 1.5  # a stopped server loses its session, and the locks with it, after one lease
 LOOKS_MAX: Final = 2
 STALE_TRIES_MAX: Final = 3
+TRIES_MAX: Final = 5
+RETRY_MAX_S: Final = 0.5
+
+_T = TypeVar("_T")
 
 # A backend that waits for its client between two messages of one query counts as active.
 AT_WORK: Final = """
@@ -291,6 +296,26 @@ class GenerateSession:
             async with self._naming_blockers("waited", self._lock_s):
                 yield self.connection
 
+    async def retried(self, work: "Callable[[AsyncConnection], Awaitable[_T]]") -> _T:
+        """Run transactions of ours, and run them again after a deadlock with another session's.
+
+        An upgrade of the schema, or a tool that the user runs, may lock our tables in another order. The transaction
+        that Postgres ends has written nothing (PostgreSQL docs, 13.3.4).
+
+        Raises:
+            LockWaitError: as `ours`.
+
+        """
+        for left in reversed(range(TRIES_MAX)):
+            try:
+                async with self.ours() as connection:
+                    return await work(connection)
+            except SQLAlchemyError as error:
+                if left == 0 or not is_caused_by(error, asyncpg.DeadlockDetectedError):
+                    raise
+            await asyncio.sleep(random.uniform(0, RETRY_MAX_S))  # noqa: S311 - jitter, not a secret
+        raise AssertionError
+
     @asynccontextmanager
     async def theirs(self, lock_s: float) -> AsyncIterator["AsyncConnection"]:
         """The connection, for a query of the user's: it may take any time while its backend is at work."""
@@ -347,11 +372,15 @@ class GenerateSession:
         self, statement: "Executable", parameters: Mapping[str, Any] | None = None, *, by_index: bool = False
     ) -> Sequence[Any]:
         """All rows of a statement of ours, in a transaction of its own. `by_index` as `database.BY_INDEX`."""
-        async with self.ours() as connection, self._transaction():
-            if by_index:
-                await connection.execute(text(BY_INDEX))
-            result = await connection.execute(statement, parameters)
-            return result.all() if result.returns_rows else []
+
+        async def fetched(connection: "AsyncConnection") -> Sequence[Any]:
+            async with self._transaction():
+                if by_index:
+                    await connection.execute(text(BY_INDEX))
+                result = await connection.execute(statement, parameters)
+                return result.all() if result.returns_rows else []
+
+        return await self.retried(fetched)
 
     async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
         """All rows of a user's query, in a transaction of its own, with the role's own search path (`source.Reader`).

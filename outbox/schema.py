@@ -178,9 +178,8 @@ UPGRADES: Final[Mapping[int, str]] = {
     """,
     8: """
         SET LOCAL search_path = pg_catalog, pg_temp;
-        -- In the order in which generate, enqueue and relays take them, so that none of them meets a deadlock. Relays
-        -- settle nothing from here to the commit, so that the trigger of `failure`, which comes last, misses none.
-        LOCK TABLE outbox.report, outbox.email, outbox.delivery IN SHARE ROW EXCLUSIVE MODE;
+        -- Relays settle nothing from `LOCK_IN_ORDER` to the commit, so that the trigger of `failure`, which comes last,
+        -- misses none.
         LOCK TABLE outbox.edition, outbox.schedule, outbox.bounce, outbox.attempt IN ACCESS EXCLUSIVE MODE;
 
         -- replica identity and plans
@@ -269,6 +268,11 @@ async def installed_version(connection: Any) -> int | None:
 PIN_PATH: Final = "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL standard_conforming_strings = on"
 
 
+# A step and the triggers that are replaced after it lock tables in an order of their own. In this order generate,
+# `enqueue` and relays lock them, so an upgrade waits for their transactions instead of meeting a deadlock.
+LOCK_IN_ORDER: Final = "LOCK TABLE outbox.report, outbox.email, outbox.delivery IN SHARE ROW EXCLUSIVE MODE"
+
+
 async def initialise(
     connection: Any,
     *,
@@ -302,6 +306,8 @@ async def initialise(
                 raise SchemaError(_newer(before))
             return before, before
         else:
+            if before < version:
+                await connection.execute(LOCK_IN_ORDER)
             for step in range(before + 1, version + 1):
                 await connection.execute(upgrades[step])
                 await connection.execute(

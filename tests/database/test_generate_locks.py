@@ -137,6 +137,28 @@ async def test_however_many_keys_are_blocked_generate_ends_and_names_each(settin
         assert result.made == 50
 
 
+async def test_a_batch_that_postgres_ends_in_a_deadlock_is_written_again(settings, company, connection, database):
+    """A tool locks our tables in another order than generate; Postgres ends the one that looks first: generate."""
+    watcher = await asyncpg.connect(database)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+    async def generate_waits():
+        return await watcher.fetchval(waits) == 1
+
+    async with connection.transaction():
+        await connection.execute("SET LOCAL deadlock_timeout = '1 min'")
+        await connection.execute("LOCK TABLE outbox.delivery IN ACCESS EXCLUSIVE MODE")
+        making_reports = asyncio.create_task(generate(settings, "progress", period_key=WEEK))
+        await until(generate_waits, "generate has inserted reports, and waits for the table of deliveries")
+        await connection.execute("LOCK TABLE outbox.report IN ACCESS EXCLUSIVE MODE")
+    result = await making_reports
+    assert (result.made, result.failed) == (30, {})
+    assert tuple(await states(connection)) == (30, 30, 30)
+    count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    await until(lambda: watcher.fetchval(count), "Postgres has counted a deadlock")
+    await watcher.close()
+
+
 async def test_a_transaction_that_holds_the_edition_itself_is_named(settings, company, connection):
     async with connection.transaction():
         await edition_of(connection)

@@ -173,6 +173,22 @@ async def test_an_upgrade_from_version_7_meets_no_deadlock_with_a_relay_that_set
         await one.close()
 
 
+async def test_an_upgrade_meets_no_deadlock_with_a_generate_whatever_its_steps_lock_first(stranger, empty):
+    """A step changes `delivery`, and a trigger of `report` is replaced after it; generate writes them the other way."""
+    await initialise(stranger)
+    cron, look = [await asyncpg.connect(empty) for _ in range(2)]
+    step = {schema.VERSION + 1: "ALTER TABLE outbox.delivery ADD COLUMN weight integer"}
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with cron.transaction():
+        await cron.execute("LOCK TABLE outbox.report IN ROW EXCLUSIVE MODE")  # as its INSERT does
+        upgrading = asyncio.create_task(initialise(stranger, version=schema.VERSION + 1, upgrades=step))
+        await until(lambda: _is(look, waits, 1), "the upgrade waits for the cron")
+        await cron.execute("LOCK TABLE outbox.email, outbox.delivery IN ROW EXCLUSIVE MODE")
+    assert await upgrading == (schema.VERSION, schema.VERSION + 1)
+    for one in (cron, look):
+        await one.close()
+
+
 async def _is(connection, query, value):
     return await connection.fetchval(query) == value
 
