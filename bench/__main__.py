@@ -152,6 +152,9 @@ def faults(
     ] = USUAL.resolve_after_s,
     lease: Annotated[float, typer.Option(help="lease_s of the relays.", min=2)] = USUAL.lease_s,
     connections: Annotated[int, typer.Option(help="connections_max of each relay.", min=1)] = USUAL.connections,
+    routes: Annotated[
+        int, typer.Option(help="Routes to the mail server, each for some of the people.", min=1)
+    ] = USUAL.routes,
     dot: Annotated[float, typer.Option(help="Seconds that the mail server takes over each dot.")] = USUAL.dot_s,
     schedule: Annotated[Path | None, typer.Option(help="The verdict.json whose schedule is replayed.")] = None,
     package: Annotated[
@@ -166,8 +169,8 @@ def faults(
         seed=seed, servers=servers, recipients=recipients, faults=kinds,
         minutes=minutes if minutes is not None else storm * STORM_S / 60 or USUAL.minutes,
         storm=storm, every_s=every, in_doubt=in_doubt, resolve_after_s=resolve_after, lease_s=lease,
-        connections=connections, dot_s=dot, schedule=schedule, packages=tuple(one.absolute() for one in package),
-        out=out.absolute(),
+        connections=connections, routes=routes, dot_s=dot, schedule=schedule,
+        packages=tuple(one.absolute() for one in package), out=out.absolute(),
     )  # fmt: skip
     until = time.monotonic() + soak * 60 if soak else None
     every_run = _runs(options, _seeds(seed, seeds, count, endless=bool(soak)), each=each)

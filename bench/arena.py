@@ -251,6 +251,7 @@ async def arena(
     servers: int,
     lease_s: float,
     connections: int,
+    routes: int = 1,
     in_doubt: str = "hold",
     reply_s: float = REPLY_S,
     packages: Sequence[Path] = (),
@@ -278,7 +279,8 @@ async def arena(
                 hosts.append(host)
                 host.directory.mkdir(parents=True, exist_ok=True)
                 (host.directory / "mailserver.py").write_text(RESOLVER)
-                (host.directory / "outbox.toml").write_text(settings_of(host, lease_s, connections, in_doubt, reply_s))
+                settings = settings_of(host, lease_s, connections, in_doubt, reply_s, routes=routes)
+                (host.directory / "outbox.toml").write_text(settings)
             place = Arena(postgres, sink, mail, hosts, seed, lease_s)
             mail.whose = place.whose
             try:

@@ -1,5 +1,6 @@
 """What a fault run is about: people who are owed reports, hired in waves, and the settings of the servers."""
 
+from pathlib import Path
 from typing import Final
 
 import asyncpg
@@ -7,6 +8,8 @@ import asyncpg
 from bench.host import Host
 from bench.world import PEOPLE
 from outbox import schema
+from outbox.routing import write_rules
+from outbox.settings import load
 
 GUARD_S: Final = 1.0
 DOUBT_GRACE_S: Final = 6.0
@@ -43,6 +46,13 @@ data = '''select person_id::text as key, day::date as day, done from progress
 link = "https://reports.example.com/r/{{token}}"
 """
 
+# Each further route leads to the same server, and takes the people whose addresses have its domain.
+ROUTE: Final = """
+[routes.r{number}]
+smtp_url = "smtp://127.0.0.1:{smtp}"
+domains = ["r{number}.example.com"]
+"""
+
 # The servers' own: it looks into the mail server's log.
 RESOLVER: Final = """
 from pathlib import Path
@@ -55,9 +65,10 @@ def was_accepted(doubt):
 """
 
 
-def settings_of(host: Host, lease_s: float, connections: int, in_doubt: str, reply_s: float) -> str:
-    """outbox.toml of a server."""
-    return SETTINGS.format(
+def settings_of(host: Host, lease_s: float, connections: int, in_doubt: str, reply_s: float, *, routes: int = 1) -> str:
+    """Return outbox.toml of a server."""
+    further = "".join(ROUTE.format(number=number, smtp=host.smtp.port) for number in range(1, routes))
+    usual = SETTINGS.format(
         database=host.database.port,
         smtp=host.smtp.port,
         in_doubt=in_doubt,
@@ -71,6 +82,7 @@ def settings_of(host: Host, lease_s: float, connections: int, in_doubt: str, rep
         reply_s=reply_s,
         retry_max_s=RETRY_MAX_S,
     )
+    return usual + further
 
 
 HIRED: Final = """
@@ -81,18 +93,20 @@ INSERT INTO hired VALUES (0);
 """
 
 
-async def prepare(url: str, people: int, *, waves: int) -> None:
-    """An empty outbox, and people who are hired in waves: half of them are there from the first."""
+async def prepare(url: str, people: int, settings: Path, *, waves: int, routes: int) -> None:
+    """Make an empty outbox, and people who are hired in waves: half of them are there from the first."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(PEOPLE)
         await connection.execute(HIRED)
         await schema.initialise(connection)
+        await write_rules(connection, load(settings))
         await connection.execute(
-            "INSERT INTO people SELECT n, 'p' || n || '@example.com', 'Person ' || n,"
-            " greatest(2 * (n - 1) * $2::int / $1 - $2, 0) FROM generate_series(1, $1::int) n",
+            "INSERT INTO people SELECT n, 'p' || n || coalesce('@r' || nullif(n % $3, 0) || '.', '@') || 'example.com',"
+            " 'Person ' || n, greatest(2 * (n - 1) * $2::int / $1 - $2, 0) FROM generate_series(1, $1::int) n",
             people,
             waves,
+            routes,
         )
         await connection.execute(
             "INSERT INTO progress SELECT n, now() - d * interval '1 day', d"

@@ -72,7 +72,10 @@ class Run:
 
     async def _start(self) -> None:
         options = self.options
-        await prepare(self.arena.postgres.url, options.recipients, waves=self._waves()[0])
+        settings = self.arena.hosts[0].directory / "outbox.toml"
+        await prepare(
+            self.arena.postgres.url, options.recipients, settings, waves=self._waves()[0], routes=options.routes
+        )
         if options.seconds:
             self.arena.mail.per_s = options.recipients / (options.seconds * BUSY)
         self.arena.mail.dot_s = options.dot_s
@@ -181,6 +184,7 @@ async def play(server: Server, options: Options) -> Verdict:
         servers=options.servers,
         lease_s=options.lease_s,
         connections=options.connections,
+        routes=options.routes,
         in_doubt=options.in_doubt,
         packages=options.packages,
     ) as place:
@@ -190,6 +194,6 @@ async def play(server: Server, options: Options) -> Verdict:
 
 def run_one(options: Options) -> Verdict:
     """One run, with everything that it needs made for it and taken away afterwards."""
-    settings = {"max_connections": str(20 + 8 * options.servers), "shared_buffers": "64MB"}
+    settings = {"max_connections": str(20 + (6 + 2 * options.routes) * options.servers), "shared_buffers": "64MB"}
     with postgres(settings=settings) as server:
         return asyncio.run(play(server, options))

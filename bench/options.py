@@ -33,6 +33,7 @@ class Options:
     storm: int = 0
     lease_s: float = 2.0
     connections: int = 4
+    routes: int = 1
     every_s: float = 1.5
     dot_s: float = 0.0
     resolve_after_s: float = 0.0

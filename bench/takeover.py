@@ -92,10 +92,10 @@ async def _measure(
     server: Server, directory: Path, rounds: int, lost_rounds: int, lease_s: float
 ) -> list[dict[str, Any]]:
     found = []
-    await prepare(server.url, 0, waves=1)
     async with arena(
         server, directory, seed=1, servers=SERVERS, lease_s=lease_s, connections=8, reply_s=REPLY_S
     ) as place:
+        await prepare(server.url, 0, place.hosts[0].directory / "outbox.toml", waves=1, routes=1)
         for host in place.hosts:
             await place.keep_relay(host)
         for loss in LOSSES:
