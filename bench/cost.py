@@ -18,7 +18,8 @@ from bench.stock import put_due, stock
 from bench.world import median
 from outbox import ledger
 from outbox.address import DatabaseUrl
-from outbox.ledger import Claim, Frontier, Settlement
+from outbox.ledger import Frontier, Settlement
+from outbox.outgoing import Claim
 from outbox.relay import STATEMENTS
 from outbox.session import Session
 from outbox.verdict import Outcome

@@ -27,6 +27,7 @@ from bench.cost import (
 from bench.stock import TABLES, put_due, stock
 from outbox import ledger
 from outbox.ledger import Frontier, Settlement
+from outbox.outgoing import Claim
 from outbox.session import Session
 
 SIZES = """
@@ -66,7 +67,7 @@ async def measure_bloat(url: str, through: int) -> dict[str, Any]:
 async def _drain(session: Session) -> int:
     """As a relay in full swing: each tick settles a batch, marks the next and claims the one after it."""
     settlements: list[Settlement] = []
-    claims: list[ledger.Claim] = []
+    claims: list[Claim] = []
     frontier = Frontier()
     count = 0
     while True:

@@ -61,6 +61,7 @@ newcomer who follows it meets them in this order:
     barrier           the wait after a change of servers, until the relays have said what they sent
     doubt             what happens by itself to what is in doubt: sent again, or asked about
     letterhead        last checks, and what a route adds to every email; content: mail data; signature: DKIM
+    outgoing          what the SMTP side needs of a claimed email
     quarantine        rows that cannot be read or written; isolate: a tick in parts, to find them
     budget            memory for large messages; notified: rests after notifications that lead to nothing
     conversation      one SMTP connection: content, mark, guard, dot
@@ -70,7 +71,8 @@ newcomer who follows it meets them in this order:
     pace              the rate that the fleet shares: moments at which a relay may start an email
     throttle          rate and number of connections that a mail server takes, found from what it refuses
     routing           which email takes which of several routes, and what waits where nobody relays
-    dialing           connections to a host name with several addresses; helo: name of this host in EHLO
+    dialing           connections to a host name with several addresses; helo: name of this host in EHLO;
+                      host_name: host names and address literals
     smtp_opening      greeting, EHLO and TLS on one address; smtp_login: AUTH
     route             opens connections to one mail server; lmtp: by LMTP; maildir: a directory in place of a server
     pool              the relay's connections, and what waits for one

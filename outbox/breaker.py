@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from outbox.database import CHANNEL, storable
+from outbox.smtp_login import LOGIN_PAUSE_FIRST_S, LOGIN_PAUSE_MAX_S, login_pause_s
 
 PAUSE_FIRST_S: Final = 0.5
 PAUSE_MAX_S: Final = 3.5  # with the jitter and a connect this finds a server within 5 s of its return
@@ -17,16 +18,7 @@ CUTS_IN_A_ROW_MAX: Final = 3
 # A server that refuses the sender or this host needs a person, and asking it often can make it worse. With the jitter
 # this stays below the minute for which `outbox status` shows a pause that no relay renews.
 REFUSED_PAUSE_MAX_S: Final = 45.0
-# Servers lock accounts and hosts that give a wrong password too often: fail2ban counts over 10 minutes by default,
-# Exchange locks for 15 to 30.
-LOGIN_PAUSE_FIRST_S: Final = 60.0
-LOGIN_PAUSE_MAX_S: Final = 1800.0
 REFUSALS_MAX: Final = 5  # then `relay --until-empty` gives up: after about 8 s
-
-
-def login_pause_s(refusals: int) -> float:
-    """Return how long a login is not tried again after so many refusals in a row, at least one."""
-    return min(LOGIN_PAUSE_FIRST_S * 2.0 ** min(refusals - 1, 30), LOGIN_PAUSE_MAX_S)
 
 
 @dataclass(slots=True)

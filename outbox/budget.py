@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-# Largest message unless the settings say otherwise (`message_bytes_max`); `schema.sql` has the same default.
-MESSAGE_BYTES_MAX: Final = 20 * 1024 * 1024
+from outbox.settings import MESSAGE_BYTES_MAX
+
 # A process needs about four times as much in all; the units and pods of `docs/deploy` leave room for that.
 IN_FLIGHT_BYTES: Final = 24 * 1024 * 1024
 

@@ -21,8 +21,8 @@ from typing import Final, Literal, Protocol, cast
 
 from outbox.content import PIECE_BYTES, dot_stuffed, header_of, pieces
 from outbox.esmtp import TOO_LARGE, Offers, body_parameters, original_recipient
-from outbox.ledger import Claim
 from outbox.letterhead import Letterhead, check
+from outbox.outgoing import Claim
 from outbox.replies import GarbageError, Reply, ReplyReader
 from outbox.reply_class import TAKES_NOTHING, About, Refusal, Stage, classify
 from outbox.verdict import REPLY_CHARACTERS_MAX, Accepted, Refused, Verdict, Withdrawn, judge_silence

@@ -18,7 +18,8 @@ from outbox.address import SmtpAddress
 from outbox.dialing import AllFailedError, Attempt, Dialer, Endpoint, resolve
 from outbox.esmtp import size_limit
 from outbox.finding import Finding, Grade, fault, not_checked, note, ok
-from outbox.helo import is_literal, name_of_host
+from outbox.helo import name_of_host
+from outbox.host_name import is_literal
 from outbox.route import why_tls
 from outbox.settings import Settings, StartTls
 from outbox.smtp_login import LoginError, log_in

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from outbox.database import storable
-from outbox.ledger import Claim, Settlement
+from outbox.ledger import Settlement
 from outbox.log import Events
+from outbox.outgoing import Claim
 from outbox.quarantine import is_of_a_row
 from outbox.verdict import Outcome
 

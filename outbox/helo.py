@@ -9,29 +9,11 @@ import re
 import socket
 from typing import Any, Final
 
-_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-# The last label begins with a letter: "10.0.0.5" is an address, and no top-level domain is a number (RFC 3696 §2).
-_FQDN: Final = re.compile(rf"(?=.{{4,253}}\Z)(?:{_LABEL}\.)+(?=[A-Za-z]){_LABEL}")
+from outbox.host_name import is_fqdn
+
 # Names that any machine may have, so they do not identify this one.
 _NOT_UNIQUE: Final = frozenset({"localdomain", "localhost", "local", "invalid"})
 WITHOUT_A_NAME: Final = "localhost"  # on a Unix socket, which has no address
-
-
-def is_fqdn(name: str) -> bool:
-    """Return True for a fully qualified domain name (RFC 5321 §2.3.5)."""
-    return _FQDN.fullmatch(name) is not None
-
-
-def is_literal(name: str) -> bool:
-    """Return True for an address literal: `[192.0.2.1]` or `[IPv6:2001:db8::1]` (RFC 5321 §4.1.3)."""
-    found = re.fullmatch(r"\[(IPv6:)?([0-9A-Fa-f:.]+)\]", name, re.IGNORECASE)
-    if found is None:
-        return False
-    try:
-        address = ipaddress.ip_address(found[2])
-    except ValueError:
-        return False
-    return (found[1] is None) is (address.version == 4)  # noqa: PLR2004 - IPv4
 
 
 def name_of_host() -> str:

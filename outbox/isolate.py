@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from outbox import ledger
-from outbox.ledger import SMALL_BYTES, Claim, Settlement, Tick
+from outbox.ledger import SMALL_BYTES, Settlement, Tick
+from outbox.outgoing import Claim
 from outbox.quarantine import Quarantine, is_of_a_row
 
 

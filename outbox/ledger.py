@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.database import HOLDS_ITS_LOCK, RELAY_LOCKS, storable
+from outbox.outgoing import Claim
 from outbox.pace import FOUND, found_of
 from outbox.quarantine import STATEMENTS as QUARANTINE_STATEMENTS
 from outbox.quarantine import Quarantine, is_of_a_row
+from outbox.settings import MESSAGE_BYTES_MAX
 from outbox.throttle import Found
 from outbox.verdict import Outcome
 from outbox.verp import email_of
@@ -31,46 +32,6 @@ QUARANTINE_AFTER: Final = 6
 # A larger message is claimed without its bytes and fetched separately (`fetch_messages`): if a relay dies of it, the
 # claim is committed by then, so the death counts. Only such messages count for the budget. TICK repeats the number.
 SMALL_BYTES: Final = 65536
-
-
-@dataclass(slots=True, eq=False)
-class Claim:
-    """A delivery that a relay holds, with all that sending it needs. It lives as long as the relay's session."""
-
-    relay: int
-    email: int
-    key: str
-    attempt: int
-    withdrawn: int
-    sender: str
-    recipient: str
-    message_id: str
-    message: bytes
-    suspect: bool = False
-    urgent: bool = False
-    marked: bool = False
-    cuts: int = 0
-    rest_s: float = 0.0
-    """Seconds for which it is not claimed again, once it is given back."""
-    traceparent: str | None = None
-    token: str = ""
-    """Token that is sent with the email and proves that a bounce is about it (`verp`)."""
-    claimed_at: float = 0.0
-    """When it was claimed; only where somebody looks on."""
-    started_at: float = 0.0
-    """When the latest try of it began."""
-    handed_over_at: float = 0.0
-    """When its final dot was written."""
-    head: bytes | None = None
-    """What its route writes before the message; None where nothing is, or not yet."""
-    fault: str | None = None
-    """Why its route cannot send it."""
-    wire_bytes: int | None = None
-    """Size of the message with CRLF line ends; None until it is checked (`letterhead.check`)."""
-    size: int = 0
-    """Bytes of message and envelope, for the memory budget of the process."""
-    fetched: bool = True
-    """False until `fetch_messages` has fetched a large message."""
 
 
 @dataclass(frozen=True, slots=True)

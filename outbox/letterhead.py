@@ -17,7 +17,7 @@ from outbox.signature import Signer, UnsignableError, load_signer
 from outbox.structured import extra_field, header_field, is_free_text
 
 if TYPE_CHECKING:
-    from outbox.ledger import Claim
+    from outbox.outgoing import Claim
     from outbox.settings import Settings
 
 # The default fields as outbox writes them, now and before: a route may give them another value. A value that an

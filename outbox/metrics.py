@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from outbox import __version__
 from outbox.fleet import Fleet, FleetReader
 from outbox.health import Health
-from outbox.ledger import Claim
+from outbox.outgoing import Claim
 from outbox.relay import Relay
 from outbox.relays import Relays
 from outbox.verdict import Outcome

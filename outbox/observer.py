@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from outbox.ledger import Claim
+from outbox.outgoing import Claim
 from outbox.verdict import Outcome
 
 

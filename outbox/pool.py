@@ -15,9 +15,9 @@ from typing import Final
 
 from outbox.breaker import Breaker
 from outbox.conversation import Conversation, Desk, Throttle
-from outbox.ledger import Claim
 from outbox.letterhead import Letterhead
 from outbox.log import Events
+from outbox.outgoing import Claim
 from outbox.pace import Pace, RefusedTry
 from outbox.refusals import DeadLetter, RefusalJudge
 from outbox.reply_class import About, Stage, classify, is_server_trouble, names_recipient

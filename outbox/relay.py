@@ -25,7 +25,6 @@ from outbox.breaker import (
     PROBE_LEASE_S,
     REFUSALS_MAX,
     REFUSED_PAUSE_MAX_S,
-    login_pause_s,
     pause_login,
     pause_route,
     probe_route,
@@ -41,7 +40,6 @@ from outbox.failover import Memory, tell_again
 from outbox.isolate import tick_in_parts
 from outbox.ledger import (
     EXPIRED_AT_ONCE,
-    Claim,
     Frontier,
     Note,
     RoutePause,
@@ -54,6 +52,7 @@ from outbox.lock_wait import BlockerWatch
 from outbox.log import Events
 from outbox.notified import Notifications
 from outbox.observer import Observer
+from outbox.outgoing import Claim
 from outbox.pace import STATEMENTS as PACE_STATEMENTS
 from outbox.pace import report_refusal, reserve
 from outbox.pause import FLEET, Pause
@@ -66,6 +65,7 @@ from outbox.reply_class import Refusal
 from outbox.route import Route
 from outbox.session import Session, boot_clock_s
 from outbox.settings import Settings, WhenInDoubt
+from outbox.smtp_login import login_pause_s
 from outbox.throttle import Found
 from outbox.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 

@@ -18,7 +18,6 @@ import aiosmtplib
 
 from outbox import maildir
 from outbox.address import SmtpAddress
-from outbox.breaker import LOGIN_PAUSE_FIRST_S, login_pause_s
 from outbox.conversation import Conversation, Desk, transport_of
 from outbox.dialing import AllFailedError, Attempt, Dialer
 from outbox.esmtp import Offers
@@ -28,7 +27,7 @@ from outbox.log import Events
 from outbox.reply_class import Stage
 from outbox.secret_files import LoginSource
 from outbox.settings import Settings, StartTls
-from outbox.smtp_login import LoginError, log_in
+from outbox.smtp_login import LOGIN_PAUSE_FIRST_S, LoginError, log_in, login_pause_s
 from outbox.smtp_opening import (
     ERRORS,
     HelloRefusedError,

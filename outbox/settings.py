@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import (
@@ -32,10 +32,9 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
-from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.errors import ConfigurationError
 from outbox.fields import CARRIERS, FIELD_NAME, OURS
-from outbox.helo import is_fqdn, is_literal
+from outbox.host_name import is_fqdn, is_literal
 from outbox.language import find
 from outbox.parameters import parse
 from outbox.period import Cadence, Covers
@@ -64,6 +63,9 @@ def _mailbox_of(atom: str) -> re.Pattern[str]:
 _RCPT = _mailbox_of(_ATOM)
 _RCPT_UTF8 = _mailbox_of(_ATOM.replace("A-Z", f"A-Z{_UTF8}"))
 _MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"\s*|[^"<>,;:@()\[\]\\]*)<{_ADDRESS}>""")
+
+# Largest message unless the settings say otherwise (`message_bytes_max`); `schema.sql` has the same default.
+MESSAGE_BYTES_MAX: Final = 20 * 1024 * 1024
 
 _Address = TypeVar("_Address", DatabaseUrl, SmtpAddress)
 

@@ -24,6 +24,15 @@ _LINE_MAX: Final = 512  # RFC 5321 §4.5.3.1.4; longer initial responses wait fo
 _NOT_THIS_WAY: Final = frozenset({500, 501, 502, 503, 504, 538})
 _TOO_WEAK: Final = 534  # "mechanism is too weak"; Gmail says it also of accounts that need another password
 _PERMANENT: Final = 500
+# Servers lock accounts and hosts that give a wrong password too often: fail2ban counts over 10 minutes by default,
+# Exchange locks for 15 to 30.
+LOGIN_PAUSE_FIRST_S: Final = 60.0
+LOGIN_PAUSE_MAX_S: Final = 1800.0
+
+
+def login_pause_s(refusals: int) -> float:
+    """Return how long a login is not tried again after so many refusals in a row, at least one."""
+    return min(LOGIN_PAUSE_FIRST_S * 2.0 ** min(refusals - 1, 30), LOGIN_PAUSE_MAX_S)
 
 
 class LoginError(Exception):

@@ -1,6 +1,6 @@
 """The traces of sending: a span for each try, in the context in which its email was made."""
 
-from outbox.ledger import Claim
+from outbox.outgoing import Claim
 from outbox.tracing import Tracing
 from outbox.verdict import Outcome
 

@@ -14,7 +14,7 @@ from outbox import message
 from outbox.conversation import Conversation, Expected, Throttle
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.helo import name_of_host
-from outbox.ledger import Claim
+from outbox.outgoing import Claim
 from outbox.replies import Reply
 from outbox.reply_class import Refusal
 from outbox.route import Route, RouteTroubleError

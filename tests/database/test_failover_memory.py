@@ -20,7 +20,8 @@ from outbox.failover import (
     reassert,
     tell_again,
 )
-from outbox.ledger import Claim, Settlement
+from outbox.ledger import Settlement
+from outbox.outgoing import Claim
 from outbox.verdict import Outcome
 from tests.fleet import until
 

@@ -8,10 +8,9 @@ import logging
 
 import pytest
 
-from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.relay import ENVELOPE_BYTES_MAX, Relay
 from outbox.roles import grant_roles
-from outbox.settings import Settings
+from outbox.settings import MESSAGE_BYTES_MAX, Settings
 
 HEALTHY = 5
 INT_MAX = 2**31 - 1

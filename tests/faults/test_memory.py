@@ -11,8 +11,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from outbox.budget import MESSAGE_BYTES_MAX
 from outbox.ledger import SMALL_BYTES
+from outbox.settings import MESSAGE_BYTES_MAX
 from outbox.sink import Sink
 from tests.fleet import Fleet
 

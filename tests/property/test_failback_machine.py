@@ -31,7 +31,8 @@ from outbox.barrier import (
     reason_to_raise,
 )
 from outbox.failover import Memory
-from outbox.ledger import Claim, Settlement
+from outbox.ledger import Settlement
+from outbox.outgoing import Claim
 from outbox.verdict import Outcome
 
 GUARD_S, LEASE_S, GRACE_S = 5.0, 10.0, 6.0  # a short grace, so that it is over now and then

@@ -21,6 +21,7 @@ from outbox import doubt, ledger, pause, session
 from outbox.database import RELAY_LOCKS
 from outbox.ledger import Settlement
 from outbox.operate import Act, operate
+from outbox.outgoing import Claim
 from outbox.resolve import Decision, resolve
 from outbox.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
@@ -134,7 +135,7 @@ class Living:
 
     connection: Any
     relay: int
-    claims: dict[int, ledger.Claim] = field(default_factory=dict)
+    claims: dict[int, Claim] = field(default_factory=dict)
     marks: dict[int, Try] = field(default_factory=dict)
 
 
@@ -465,7 +466,7 @@ class Fleet(RuleBasedStateMachine):
     # ── the model ────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def claims(self) -> list[tuple[Living, ledger.Claim]]:
+    def claims(self) -> list[tuple[Living, Claim]]:
         """What living relays have claimed and not marked."""
         return [(relay, claim) for relay in self.living.values() for claim in relay.claims.values()]
 
@@ -488,7 +489,7 @@ class Fleet(RuleBasedStateMachine):
             self._open_session()
         return list(self.living.values())[who % len(self.living)]
 
-    def _begin(self, claim: ledger.Claim, *, marked: bool) -> Try:
+    def _begin(self, claim: Claim, *, marked: bool) -> Try:
         relay = self.living[claim.relay]
         relay.claims.pop(claim.email, None)
         attempt = claim.attempt + 1

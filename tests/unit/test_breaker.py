@@ -3,7 +3,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.breaker import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, REFUSED_PAUSE_MAX_S, Breaker, login_pause_s
+from outbox.breaker import CUTS_IN_A_ROW_MAX, PAUSE_FIRST_S, PAUSE_MAX_S, REFUSED_PAUSE_MAX_S, Breaker
+from outbox.smtp_login import login_pause_s
 
 NOW = 1000.0
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from outbox.conversation import PIECE_BYTES, QUIT_TIMEOUT_S, Conversation, Throttle
 from outbox.esmtp import Offers
-from outbox.ledger import Claim
 from outbox.letterhead import Letterhead
+from outbox.outgoing import Claim
 from outbox.reply_class import About, Refusal
 from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn
 from tests.smuggling import MESSAGES

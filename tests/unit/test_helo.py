@@ -3,7 +3,8 @@
 import pytest
 
 from outbox import helo
-from outbox.helo import helo_name, is_fqdn, is_literal
+from outbox.helo import helo_name
+from outbox.host_name import is_fqdn, is_literal
 
 HERE = ("10.0.0.5", 40000)
 
