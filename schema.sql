@@ -153,7 +153,7 @@ create table outbox.email (
     made_by     text,                                   -- the process that made it: `host, pid 4711`
     created_at  timestamptz not null default now(),
     -- Limits in octets, so that every row fits a relay, a reader and an index. `outbox init` sets the limit of the
-    -- message to `message_bytes_max`; outbox/schema.py and `message_bytes_max()` use the name of this constraint.
+    -- message to `message_bytes_max`; outbox/database/schema.py and `message_bytes_max()` use the name of this constraint.
     constraint email_message_size check (octet_length(message) <= 20971520),
     constraint email_sizes check (octet_length(key) <= 1000 and octet_length(sender) <= 320
         and octet_length(recipient) <= 320 and octet_length(message_id) <= 998
@@ -899,7 +899,7 @@ begin
     return true;
 end $$;
 
--- What `enqueue` is made of: RFC 5322 in SQL. outbox/fields.py, outbox/mailbox.py and outbox/structured.py write the same
+-- What `enqueue` is made of: RFC 5322 in SQL. outbox/mail/header_fields.py, outbox/mail/mailbox.py and outbox/mail/structured_fields.py write the same
 -- bytes in Python; the tests run one table of cases through both.
 
 -- The text as a header can hold it: runs of spaces and control characters are one space; no white space at the ends.

@@ -10,27 +10,27 @@ from typing import Annotated
 
 import typer
 
-from bench import board as board_bench
-from bench import campaign
-from bench import everything as everything_room
-from bench import fleet as fleet_bench
-from bench import generate as generate_bench
-from bench import growth as growth_bench
-from bench import latency as latency_bench
-from bench import plots as plots_room
-from bench import rate as rate_bench
-from bench import relay as relay_bench
-from bench import relays as relays_bench
-from bench import roundtrip as roundtrip_bench
-from bench import scale as scale_bench
-from bench import startup as startup_bench
-from bench import takeover as takeover_bench
-from bench import web as web_bench
-from bench.nemesis import FAULTS
-from bench.options import MIX, STORM_S, Options
+from bench.faults import campaign
+from bench.faults.nemesis import FAULTS
+from bench.faults.options import MIX, STORM_S, Options
+from bench.harness import plots as plots_room
+from bench.harness import run_all as everything_room
+from bench.harness.environment import run
 from bench.peers import race
-from bench.peers.field import NAMES
-from bench.world import run
+from bench.peers.entrants import NAMES
+from bench.speed import board as board_bench
+from bench.speed import cli_startup as startup_bench
+from bench.speed import enqueue_latency as latency_bench
+from bench.speed import fleet as fleet_bench
+from bench.speed import generate as generate_bench
+from bench.speed import one_relay as relay_bench
+from bench.speed import rate_limit as rate_bench
+from bench.speed import relay_scaling as relays_bench
+from bench.speed import report_page as web_bench
+from bench.speed import scale_out as scale_bench
+from bench.speed import slow_network as roundtrip_bench
+from bench.speed import table_growth as growth_bench
+from bench.speed import takeover as takeover_bench
 
 app = typer.Typer(
     help="Benchmarks and faults on embedded Postgres, fsync on.", rich_markup_mode=None, no_args_is_help=True
@@ -270,7 +270,7 @@ def scale(
 @app.command()
 def plots(out: Annotated[Path, typer.Option(help="The page.")] = plots_room.PAGE) -> None:
     """One page of what bench/results holds; what is not there is left out."""
-    from bench.picture import draw
+    from bench.harness.svg import draw
 
     found = plots_room.panels()
     if not found:

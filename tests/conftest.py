@@ -8,11 +8,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox.embedded import Server
-from outbox.sink import Sink
+from outbox.sandbox.postgres import Server
+from outbox.sandbox.smtp_sink import Sink
 from outbox.testing.postgres import make_template
-from tests.fleet import Fleet
-from tests.forkserver import ForkServer
+from tests.support.fleet import Fleet
+from tests.support.fork_server import ForkServer
 
 # A shell starts what runs in its background deaf to Ctrl-C, and children inherit that; ours are to hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

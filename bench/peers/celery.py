@@ -11,7 +11,7 @@ import os
 from celery import Celery
 
 from bench.peers.job import play, told
-from bench.peers.kept import KeptPerThread
+from bench.peers.kept_connections import KeptPerThread
 
 JOB = told()
 PREFETCH = 25

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig
 
 from bench.peers.job import play, told
-from bench.peers.kept import Kept
+from bench.peers.kept_connections import Kept
 
 JOB = told()
 QUEUE = "mail"

@@ -13,7 +13,7 @@ from sqlalchemy import MetaData, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from bench.peers.job import play, told, until_told_to_stop
-from bench.peers.kept import Kept
+from bench.peers.kept_connections import Kept
 
 JOB = told()
 BATCH = 100

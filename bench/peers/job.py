@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import uvloop
 
-from bench.end import die_with_parent
+from bench.harness.die_with_parent import die_with_parent
 
 SENDER: Final = "reports@example.com"
 READY: Final = Path("message.eml")

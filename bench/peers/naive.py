@@ -3,7 +3,7 @@
 import psycopg
 
 from bench.peers.job import play, told
-from bench.peers.kept import KeptPerThread
+from bench.peers.kept_connections import KeptPerThread
 
 JOB = told()
 

@@ -13,7 +13,7 @@ from pgqueuer.models import Job as Queued
 from pgqueuer.queries import Queries
 
 from bench.peers.job import play, told, until_told_to_stop
-from bench.peers.kept import Kept
+from bench.peers.kept_connections import Kept
 
 JOB = told()
 BATCH = 300

@@ -8,7 +8,7 @@ of one connection more than the concurrency ("the shorter your average job … a
 from procrastinate import App, PsycopgConnector
 
 from bench.peers.job import play, told
-from bench.peers.kept import Kept
+from bench.peers.kept_connections import Kept
 
 JOB = told()
 CONCURRENCY = 2

@@ -11,15 +11,15 @@ from typing import Any
 import asyncpg
 from rich.console import Console
 
-from bench.end import die_with_parent
-from bench.figures import Target, keep
+from bench.harness.die_with_parent import die_with_parent
+from bench.harness.environment import World, world
+from bench.harness.figures import Target, keep
 from bench.peers import redis
-from bench.peers.field import OUTBOX, PEERS, RELAY, SMTP_SOURCE, Entrant, entrants
-from bench.peers.installed import PYTHON, install, versions
+from bench.peers.entrants import OUTBOX, PEERS, RELAY, SMTP_SOURCE, Entrant, entrants
 from bench.peers.job import READY, Job
 from bench.peers.result import Result, report, result_of
-from bench.relay import message_of
-from bench.world import World, world
+from bench.peers.venv import PYTHON, install, versions
+from bench.speed.one_relay import message_of
 
 QUIET_S = 1.0
 """So long nothing more must come once everybody has a mail, before the workers are told to stop."""

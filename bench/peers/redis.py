@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bench.end import die_with_parent
+from bench.harness.die_with_parent import die_with_parent
 
 
 def is_there() -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.peers.field import OUTBOX, RELAY, SMTP_SOURCE, Entrant
-from bench.world import Line, median
+from bench.harness.environment import Line, median
+from bench.peers.entrants import OUTBOX, RELAY, SMTP_SOURCE, Entrant
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,26 @@
 """The command line: reads the settings, wires, prints and sets the exit code. Nothing else does any of these four.
 
 Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong. Heavy imports stand inside the
-commands that need them, so that cron pays for what it uses. The commands sit by what a person wants of them:
+commands that need them, so that cron pays for what it uses. Modules are named by their commands:
 
-    making     init, generate, digest    reports come to be
-    scheduling schedule, mark-done       which editions are started when, and which are not
-    sending    relay, prune              emails go out, and grow old
-    looking    status, audit, doctor     nothing is changed
-    reading    list, show                ... email by email
-    watching   watch                     ... live
-    serving    web                       ... in a browser
-    deciding   retry, cancel, resolve,   a person decides, and is asked before much is touched
-               waive
-    holding    pause, resume             a person holds back a report, or all mail
-    refusing   suppress, bounce          who gets no more email
-    trying     preview, test-send, demo  nothing of it comes into the outbox
-    selecting  what those share that pick emails
-    attending  what runs beside a relay: measures, health, traces
-    frame      what every command shares
-    streams    standard output and error, in any encoding
+    app                   what every command shares
+    email_options         options by which emails are selected
+    streams               standard output and error, in any encoding
+    generate              init, generate, digest
+    schedule              schedule, mark-done
+    relay                 relay, prune
+    relay_services        what runs beside a relay: metrics, health, traces
+    status                status, audit, doctor
+    watch                 watch
+    emails                list, show
+    retry_cancel_resolve  retry, cancel, resolve, waive
+    pause                 pause, resume
+    suppress              suppress, bounce
+    preview               preview, test-send, demo
+    web                   web
 """
 
+import contextlib
 import errno
 import gc
 
@@ -31,7 +31,6 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
 
 
 def _end_at_once(signum: int, _frame: object) -> None:
@@ -49,36 +48,36 @@ if os.getpid() == 1 and threading.current_thread() is threading.main_thread():
             signal.signal(_signum, _end_at_once)
 
 from outbox.cli import (
-    deciding,
-    holding,
-    looking,
-    making,
-    reading,
-    refusing,
-    scheduling,
-    sending,
-    serving,
+    emails,
+    generate,
+    pause,
+    preview,
+    relay,
+    retry_cancel_resolve,
+    schedule,
+    status,
     streams,
-    trying,
-    watching,
+    suppress,
+    watch,
+    web,
 )
-from outbox.cli.frame import app
+from outbox.cli.app import app
 from outbox.errors import OutboxError
 
 __all__ = [
     "app",
-    "deciding",
-    "holding",
-    "looking",
+    "emails",
+    "generate",
     "main",
-    "making",
-    "reading",
-    "refusing",
-    "scheduling",
-    "sending",
-    "serving",
-    "trying",
-    "watching",
+    "pause",
+    "preview",
+    "relay",
+    "retry_cancel_resolve",
+    "schedule",
+    "status",
+    "suppress",
+    "watch",
+    "web",
 ]
 
 
@@ -122,20 +121,20 @@ _OF_THE_SYSTEM = {
 
 def _discard_output() -> None:
     """Write what standard output still holds nowhere: Python would try again at exit, and report it a second time."""
-    with suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _said(error: BaseException) -> str:
     """What Postgres said, without the statement: it may hold people's data."""
-    from outbox.database_refusal import original_of
+    from outbox.database.refusal import original_of
 
     return str(original_of(error)).splitlines()[0].rstrip(".")
 
 
 def _fix(error: BaseException) -> str:
     """Return what to do about sessions that clients of a pooler share; empty for another error."""
-    from outbox.database_refusal import SESSION_MODE, original_of, shows_shared_session
+    from outbox.database.refusal import SESSION_MODE, original_of, shows_shared_session
 
     is_shared = shows_shared_session(original_of(error))
     return f", since a pooler in transaction mode or statement mode is in between; {SESSION_MODE}" if is_shared else ""

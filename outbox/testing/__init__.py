@@ -9,11 +9,11 @@
 `pip install 'outbox-mail[testing]'`, and pytest finds them; docs/testing.md shows all. Nothing is imported and nothing
 is started before a test asks for a fixture. The rooms, from what sees all to what sees little:
 
-    commands    outbox.toml of a test, and the commands run with it
-    postgres    a server for the session, a database for each test, a real relay that delivers
-    smtp        a mail server that keeps what it is sent, and says what a test wants it to say
-    mail        an email as it was put in, or as it arrived
-    background  the thread in which all of that waits, so that any test can use it: plain, asyncio or anyio
+    commands     outbox.toml of a test, and the commands run with it
+    postgres     a server for the session, a database for each test, a real relay that delivers
+    smtp         a mail server that keeps what it is sent, and says what a test wants it to say
+    mail         an email as it was put in, or as it arrived
+    loop_thread  the thread in which all of that waits, so that any test can use it: plain, asyncio or anyio
 """
 
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from outbox.embedded import Server
-    from outbox.testing.background import Background
+    from outbox.sandbox.postgres import Server
     from outbox.testing.commands import Commands, SettingsFile
+    from outbox.testing.loop_thread import Background
     from outbox.testing.postgres import Database
     from outbox.testing.smtp import SmtpServer
 
 
 @pytest.fixture(scope="session")
 def _outbox_background() -> "Iterator[Background]":
-    from outbox.testing.background import Background
+    from outbox.testing.loop_thread import Background
 
     with Background() as background:
         yield background
@@ -44,7 +44,7 @@ def outbox_postgres() -> "Iterator[Server]":
 
     `.url`, `.database_url(name)`; it listens on a socket that nobody else can reach, and does without fsync.
     """
-    from outbox.embedded import postgres
+    from outbox.sandbox.postgres import postgres
     from outbox.testing.postgres import FAST
 
     with postgres(settings=FAST) as server:

@@ -8,7 +8,7 @@ from email.policy import default
 from functools import cached_property
 from typing import NamedTuple, cast
 
-from outbox.sink import Accepted
+from outbox.sandbox.smtp_sink import Accepted
 
 
 class File(NamedTuple):

@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
-from outbox import schema
-from outbox.embedded import Server
-from outbox.testing.background import Background
+from outbox.database import schema
+from outbox.sandbox.postgres import Server
+from outbox.testing.loop_thread import Background
 from outbox.testing.mail import Stored
 from outbox.testing.smtp import SmtpServer
 
@@ -126,7 +126,7 @@ class Database:
         return self.emails()
 
     async def _deliver(self, settings: "Settings", within_s: float) -> None:
-        from outbox.relay import Relay
+        from outbox.relay.relay import Relay
 
         relay = Relay(settings)
         running = asyncio.create_task(relay.run())

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from outbox.sink import Accept, Accepted, Action, Cut, Reply, Sink, Stage, Stall, Visit
-from outbox.testing.background import Background
+from outbox.sandbox.smtp_sink import Accept, Accepted, Action, Cut, Reply, Sink, Stage, Stall, Visit
+from outbox.testing.loop_thread import Background
 from outbox.testing.mail import Received
 
 _REPLY: Final = re.compile(r"[245][0-9]{2}(?:[ -][^\r\n]*)?")

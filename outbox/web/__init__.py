@@ -1,16 +1,16 @@
 """Pages for browsers: the report behind the link of an email, and the operators' board. Sends nothing.
 
     application  the ASGI app: its routes, its pool, its answers to errors
-    serve        a process of its own around it: `outbox web`
+    server       a process of its own around it: `outbox web`
     connections  bounds on that process's connections, in all and per client
-    pages        /r/{token}: the report as it was generated; /u/{token}: no more emails
+    report_pages  /r/{token}: the report as it was generated; /u/{token}: no more emails
     words        what the pages behind a link say, in the reader's language
     history      the earlier editions of a report for its recipient, and a line through their figures
     board        /: the operators' pages, for those who sign in
-    looks        templates and answers, each with a policy that lets nothing else run
-    store        connections to Postgres: few, short, and possibly away for a while
+    responses    templates and answers, each with a policy that lets nothing else run
+    queries      connections to Postgres: few, short, and possibly away for a while
     sub_path     the address in browsers, where a proxy serves the pages below a path
-    guard        clients, their failed attempts and parallel lookups, sizes of requests; headers of every answer
+    security     clients, their failed attempts and parallel lookups, sizes of requests; headers of every answer
 
 `outbox.web:app` is an ASGI application for a server of your own, with the settings that the commands read;
 `create(settings)` makes one with settings that you have. Its board needs a sign-in in the settings.

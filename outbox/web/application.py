@@ -14,12 +14,12 @@ from outbox.errors import DatabaseUnavailableError
 from outbox.log import Events
 from outbox.settings import Settings
 from outbox.web.board import Live, board_routes
+from outbox.web.board.auth import Authenticator
 from outbox.web.board.emails import TooLargeMessageError, too_large_message
-from outbox.web.board.signing import Authenticator
-from outbox.web.guard import Callers, Guarded, TooLargeError, TooManyLookupsError
-from outbox.web.looks import NO_PAGE, NOT_FOUND, notice
-from outbox.web.pages import Pages
-from outbox.web.store import Store
+from outbox.web.queries import Store
+from outbox.web.report_pages import Pages
+from outbox.web.responses import NO_PAGE, NOT_FOUND, notice
+from outbox.web.security import Callers, Guarded, TooLargeError, TooManyLookupsError
 from outbox.web.sub_path import SubPath
 
 log = Events("outbox.web")

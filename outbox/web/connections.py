@@ -14,7 +14,7 @@ from typing import Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from outbox.web.guard import Callers, client_of
+from outbox.web.security import Callers, client_of
 
 CONNECTIONS_MAX: Final = 500
 CLIENT_MAX: Final = 100  # connections of one client; above, a new one closes one that has waited for WAITED_S

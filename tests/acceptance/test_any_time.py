@@ -6,12 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
-from outbox.address import DatabaseUrl
-from outbox.fleet import read_fleet
-from outbox.screen import Frame, draw
+from outbox.monitoring.fleet import read_fleet
+from outbox.operations.status import read_status
+from outbox.operations.watch import Watcher
+from outbox.operations.watch_view import Frame, draw
 from outbox.settings import load
-from outbox.status import read_status
-from outbox.watch import Watcher
+from outbox.settings.urls import DatabaseUrl
 
 TIMES = ["infinity", "-infinity", "4000-01-01 BC", "20000-01-01", "294276-12-31", "0001-01-01 00:00+00"]
 

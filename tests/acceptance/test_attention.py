@@ -7,15 +7,15 @@ from html import unescape
 
 import pytest
 
-from outbox.attention import Kind, read_concerns
-from outbox.completion import Candidate, is_complete
-from outbox.resolve import UNDECIDED, Decision, resolve
-from outbox.selection import Selection, find
-from outbox.sink import Cut, Reply, Stage
+from outbox.monitoring.completion import Candidate, is_complete
+from outbox.operations.attention import Kind, read_concerns
+from outbox.operations.email_filter import Selection, find
+from outbox.operations.resolve import UNDECIDED, Decision, resolve
+from outbox.sandbox.smtp_sink import Cut, Reply, Stage
 from tests.acceptance.test_board import hidden, signed_in
 from tests.acceptance.test_http import asked, measured, place_of
-from tests.fleet import until
-from tests.receiver import receiver
+from tests.support.fleet import until
+from tests.support.http_receiver import receiver
 
 NOTHING = "Nothing needs a person."
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from outbox import audit as rooms
+from outbox.operations import audit as rooms
+from outbox.sandbox.smtp_sink import Reply, Stage, Stall
 from outbox.settings import load
-from outbox.sink import Reply, Stage, Stall
-from tests.faults.levers import in_state
-from tests.fleet import until
+from tests.support.fault_levers import in_state
+from tests.support.fleet import until
 
 WEEK = "2026-W47"
 KINDS = ("in_doubt", "failed", "waiting", "missing", "suppressed", "cancelled", "waived")

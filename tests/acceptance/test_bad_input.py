@@ -11,9 +11,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox.embedded import postgres
+from outbox.sandbox.postgres import postgres
 from outbox.testing.postgres import FAST
-from tests.fleet import free_port
+from tests.support.fleet import free_port
 
 SECRET = "s3cr3t-Zebra"
 

@@ -7,12 +7,12 @@ from html import unescape
 
 import asyncpg
 
-from outbox.embedded import postgres
-from outbox.schema import initialise
-from outbox.sink import Cut, Stage
+from outbox.database.schema import initialise
+from outbox.sandbox.postgres import postgres
+from outbox.sandbox.smtp_sink import Cut, Stage
 from outbox.web.board.live import VIEWERS_MAX
-from tests.fleet import DEADLINE_S
-from tests.web import opened, settled_web
+from tests.support.fleet import DEADLINE_S
+from tests.support.web_client import opened, settled_web
 
 TOKEN = "an-operators-token-of-32-letters"
 PAGES = ("/", "/editions", "/emails", "/pauses", "/decisions")

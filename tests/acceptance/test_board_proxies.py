@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet import free_port, until
-from tests.web import Browser, link_of, opened, settled_web
+from tests.support.fleet import free_port, until
+from tests.support.web_client import Browser, link_of, opened, settled_web
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 HAPROXY = shutil.which("haproxy") or shutil.which("/usr/sbin/haproxy")

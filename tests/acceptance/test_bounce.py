@@ -13,13 +13,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox.returned import Outcome, read_maildir
-from outbox.sink import EXTENSIONS, Sink
-from outbox.verp import former_token_of, tokens_in
-from tests.bounces import ARF, EXCHANGE, PERSON, ROWS, header_of, message_id_of, of_row, postfix
-from tests.bounces import report as reported
-from tests.fleet import Ended, until
-from tests.unit.test_bounce import HOSTILE, nested
+from outbox.feedback.bounces import Outcome, read_maildir
+from outbox.mail.verp import former_token_of, tokens_in
+from outbox.sandbox.smtp_sink import EXTENSIONS, Sink
+from tests.support.bounce_samples import ARF, EXCHANGE, PERSON, ROWS, header_of, message_id_of, of_row, postfix
+from tests.support.bounce_samples import report as reported
+from tests.support.fleet import Ended, until
+from tests.unit.feedback.test_dsn import HOSTILE, nested
 
 WEEK, NEXT = "2026-W46", "2026-W47"
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from outbox.completion import COMPLETE, Candidate, is_complete
-from outbox.sink import Reply, Stage
-from tests.faults.levers import At
-from tests.fleet import until
-from tests.receiver import receiver
+from outbox.monitoring.completion import COMPLETE, Candidate, is_complete
+from outbox.sandbox.smtp_sink import Reply, Stage
+from tests.support.fault_levers import At
+from tests.support.fleet import until
+from tests.support.http_receiver import receiver
 
 
 async def completed(fleet):

@@ -4,7 +4,7 @@ import asyncio
 import re
 from email import message_from_bytes, policy
 
-from tests.fleet import RECIPIENTS, until
+from tests.support.fleet import RECIPIENTS, until
 
 WEEK, NEXT = "2026-W47", "2026-W48"
 LINK = re.compile(r"https://reports\.example\.com/r/[\w-]{22}(?![\w-])")

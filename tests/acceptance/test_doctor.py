@@ -15,20 +15,20 @@ import asyncpg
 import pytest
 import trustme
 
-from outbox import doctor_database
-from outbox.address import DatabaseUrl
-from outbox.database import connect
-from outbox.doctor_rights import look_at_rights
-from outbox.embedded import postgres
-from outbox.roles import ROLES, together
-from outbox.sink import Cut, Reply, Sink, Stage
+from outbox.database.connection import connect
+from outbox.database.roles import ROLES, together
+from outbox.doctor import database as doctor_database
+from outbox.doctor.rights import look_at_rights
+from outbox.sandbox.postgres import postgres
+from outbox.sandbox.smtp_sink import Cut, Reply, Sink, Stage
+from outbox.settings.urls import DatabaseUrl
 from tests.acceptance.test_bad_input import SECRET, free_port
 from tests.acceptance.test_pooler import PGBOUNCER, POOLED, pooled  # noqa: F401 - a fixture
 from tests.conftest import _make_template
 from tests.database.test_session import standby_of
-from tests.faults.levers import At
-from tests.fleet import COUNTING_DATA, until
-from tests.scripted import Scripted
+from tests.support.fault_levers import At
+from tests.support.fleet import COUNTING_DATA, until
+from tests.support.scripted_smtp import Scripted
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ async def test_clocks_that_differ_are_a_note_and_from_a_minute_on_a_fault(fleet,
     """This host's is put forward, since nothing in the database can take the place of Postgres' own clock."""
     clocks = SimpleNamespace(time=lambda real=time.time: real() + behind, monotonic=time.monotonic)
     connected = await connect(DatabaseUrl.parse(fleet.database), application="outbox doctor")
-    monkeypatch.setattr("outbox.doctor_database.time", clocks)
+    monkeypatch.setattr("outbox.doctor.database.time", clocks)
     line = await doctor_database._look_at_clock(connected)
     await connected.close()
     assert line.grade == grade
@@ -701,7 +701,7 @@ async def test_keys_that_come_twice_and_addresses_of_two_keys_are_notes_and_nobo
 
 SOURCE = """
 from pathlib import Path
-from outbox.source import Recipient
+from outbox import Recipient
 
 class Progress:
     def recipients(self, period):

@@ -18,8 +18,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from outbox import Attachment, Email, enqueue
 from outbox.errors import OutboxError, SchemaError
-from outbox.sink import Reply, Stage
-from outbox.stored_mail import read_message
+from outbox.mail.stored_message import read_message
+from outbox.sandbox.smtp_sink import Reply, Stage
 
 
 def welcome(key="welcome/1", **more):

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
-from tests.fleet import until
+from tests.support.fleet import until
 
 # Runs one command after the other in one process, as `outbox …` would, and says how each ended.
 EACH = """

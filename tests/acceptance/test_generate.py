@@ -7,8 +7,8 @@ import signal
 
 import asyncpg
 
-from outbox.database import BUCKET_LOCKS
-from tests.fleet import COUNTING_DATA, until
+from outbox.database.connection import BUCKET_LOCKS
+from tests.support.fleet import COUNTING_DATA, until
 
 WHOLE = """
 SELECT (SELECT count(*) FROM outbox.report) AS reports,
@@ -346,7 +346,7 @@ link = "https://reports.example.com/r/{token}"
 
 
 BULK = """
-from outbox.source import Recipient
+from outbox import Recipient
 
 class Bulk:
     async def recipients(self, period):

@@ -16,16 +16,16 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from outbox import health
-from outbox.endpoints import Endpoints
-from outbox.fleet import FleetReader
-from outbox.health import Health
-from outbox.notify import Notifier
-from outbox.relays import Relays
+from outbox.monitoring import health
+from outbox.monitoring.endpoints import Endpoints
+from outbox.monitoring.fleet import FleetReader
+from outbox.monitoring.health import Health
+from outbox.monitoring.systemd import Notifier
+from outbox.relay.supervisor import Relays
+from outbox.sandbox.smtp_sink import Reply, Stage
 from outbox.settings import Settings
-from outbox.sink import Reply, Stage
-from tests.faults.levers import At, all_sent, post, terminate_session
-from tests.fleet import until
+from tests.support.fault_levers import At, all_sent, post, terminate_session
+from tests.support.fleet import until
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 

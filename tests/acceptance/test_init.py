@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from tests.fleet import until
+from tests.support.fleet import until
 
 COMMANDS = {
     "generate": ("generate",),

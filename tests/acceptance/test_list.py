@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from outbox.cli.frame import table
+from outbox.cli.app import table
 from outbox.errors import OutboxError
-from outbox.failover import REMAINS
-from outbox.operate import Act, operate
-from outbox.prune import PRUNED
-from outbox.selection import COUNTED_MAX, Selection, find, list_emails
-from outbox.show import read_story
-from outbox.sink import Reply, Stage
+from outbox.operations.email_filter import COUNTED_MAX, Selection, find, list_emails
+from outbox.operations.prune import PRUNED
+from outbox.operations.retry_cancel import Act, operate
+from outbox.operations.show import read_story
+from outbox.relay.failover import REMAINS
+from outbox.sandbox.smtp_sink import Reply, Stage
 from tests.acceptance.test_resolve import meets
-from tests.faults.levers import At
+from tests.support.fault_levers import At
 
 WEEK = "2026-W47"
 LATER = Reply(b"450 4.2.1 \x1b[31mcome back later\r\n")
@@ -92,7 +92,7 @@ def test_a_table_says_nothing_that_a_terminal_would_obey():
 
 async def test_a_list_of_many_counts_up_to_a_bound(fleet, monkeypatch):
     await fleet.put_emails(30)
-    monkeypatch.setattr("outbox.selection.COUNTED_MAX", 10)
+    monkeypatch.setattr("outbox.operations.email_filter.COUNTED_MAX", 10)
     found = await list_emails(fleet.connection, Selection(), limit=5)
     assert (len(found.emails), found.more, found.at_least) == (5, 10, True)
     assert COUNTED_MAX >= 1000

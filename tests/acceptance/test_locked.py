@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from outbox.address import DatabaseUrl
-from outbox.database import INIT_LOCK, PRUNE_LOCK, connect
-from outbox.lock_wait import BlockerWatch
-from tests.fleet import until
+from outbox.database.connection import INIT_LOCK, PRUNE_LOCK, connect
+from outbox.database.lock_wait import BlockerWatch
+from outbox.settings.urls import DatabaseUrl
+from tests.support.fleet import until
 
 
 @pytest.fixture

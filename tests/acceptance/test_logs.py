@@ -14,8 +14,8 @@ import pytest
 
 import outbox
 from outbox.log import Events, configure, redacted
-from outbox.sink import Reply, Stage
-from tests.faults.levers import At
+from outbox.sandbox.smtp_sink import Reply, Stage
+from tests.support.fault_levers import At
 
 HOUSE = Path(outbox.__file__).parent
 ADDRESS = "p1@example.com"

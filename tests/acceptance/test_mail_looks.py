@@ -15,8 +15,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from outbox.language import find
-from outbox.report import Templates
+from outbox.reports.language import find
+from outbox.reports.render import Templates
 
 ZONE = ZoneInfo("America/New_York")
 MONDAY, NEXT = datetime(2026, 11, 16, tzinfo=ZONE), datetime(2026, 11, 23, tzinfo=ZONE)

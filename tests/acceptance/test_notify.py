@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from outbox.health import Health
-from outbox.notify import Notifier
-from outbox.relays import Relays
+from outbox.monitoring.health import Health
+from outbox.monitoring.systemd import Notifier
+from outbox.relay.supervisor import Relays
 from outbox.settings import Settings
-from tests.fleet import until
+from tests.support.fleet import until
 
 WATCHDOG_S = 0.6
 

@@ -7,15 +7,15 @@ import json
 import asyncpg
 import pytest
 
-from outbox.cli.selecting import faults_of
-from outbox.failover import REMAINS
-from outbox.prune import PRUNED
-from outbox.resolve import whoami
-from outbox.selection import Selection
-from outbox.sink import Hold, Reply, Stage
+from outbox.cli.email_options import faults_of
+from outbox.operations.email_filter import Selection
+from outbox.operations.prune import PRUNED
+from outbox.operations.resolve import whoami
+from outbox.relay.failover import REMAINS
+from outbox.sandbox.smtp_sink import Hold, Reply, Stage
 from tests.acceptance.test_resolve import ANN, at_terminal, operations, waiting
-from tests.faults.levers import At, all_sent, delivery, in_state, locked, mark_held, post, trail
-from tests.fleet import until
+from tests.support.fault_levers import At, all_sent, delivery, in_state, locked, mark_held, post, trail
+from tests.support.fleet import until
 
 WEEK = "2026-W47"
 WHOLE = ("--edition", f"progress {WEEK}", "--why", "wrong figures", "--yes")

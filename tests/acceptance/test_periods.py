@@ -2,10 +2,10 @@
 
 import pytest
 
-from outbox.address import DatabaseUrl
-from outbox.fleet import read_fleet
-from outbox.generate import generate
+from outbox.generate.run import generate
+from outbox.monitoring.fleet import read_fleet
 from outbox.settings import load
+from outbox.settings.urls import DatabaseUrl
 
 CIVIL = """
 WITH t AS (SELECT date_trunc($1, now() AT TIME ZONE $2) AS this)
@@ -41,7 +41,7 @@ async def test_the_period_is_the_civil_one_of_the_reports_timezone_by_the_databa
 
 async def test_the_database_clock_decides_and_the_servers_clock_does_not(fleet, monkeypatch):
     """A `now()` of the test's own, before pg_catalog's on the search path, is a database whose clock is elsewhere."""
-    monkeypatch.setattr("outbox.database.TRUSTED_PATH", "clock, pg_catalog, pg_temp")
+    monkeypatch.setattr("outbox.database.connection.TRUSTED_PATH", "clock, pg_catalog, pg_temp")
     fleet.report = "may_be_empty = true"
     settings = load(fleet.write_settings())
     found = []

@@ -10,13 +10,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from bench.pooler import _account
-from outbox import schema
-from outbox.database import ALIVE, RELAY_LOCKS
-from outbox.embedded import postgres, standby
+from bench.harness.pgbouncer import _account
+from outbox.database import schema
+from outbox.database.connection import ALIVE, RELAY_LOCKS
+from outbox.sandbox.postgres import postgres, standby
 from outbox.testing.postgres import FAST
 from tests.faults.test_failover import PEOPLE
-from tests.fleet import Fleet, free_port, until
+from tests.support.fleet import Fleet, free_port, until
 
 PGPOOL = shutil.which("pgpool") or shutil.which("pgpool", path="/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(PGPOOL is None, reason="pgpool-II is not installed (apt-get install pgpool2)")

@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from bench.pooler import PGBOUNCER, pooler
-from outbox.database import ALIVE, RELAY_LOCKS, lease_settings
-from tests.fleet import until
+from bench.harness.pgbouncer import PGBOUNCER, pooler
+from outbox.database.connection import ALIVE, RELAY_LOCKS, lease_settings
+from tests.support.fleet import until
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed (apt-get install pgbouncer)")
 

@@ -11,7 +11,7 @@ WRITING = "with x as (insert into build (key) values (:key) returning key) selec
 HELD_BACK = {"edition", "definition", "report", "email", "delivery", "operation", "digest_item"}
 
 SOURCE = """
-from outbox.source import Recipient
+from outbox import Recipient
 
 class Team:
     def recipients(self, period):

@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from outbox.prune import PRUNED
-from outbox.sink import Reply, Stage
-from tests.faults.levers import At, all_sent, delivery, post, status, trail
-from tests.fleet import until
+from outbox.operations.prune import PRUNED
+from outbox.sandbox.smtp_sink import Reply, Stage
+from tests.support.fault_levers import At, all_sent, delivery, post, status, trail
+from tests.support.fleet import until
 
 WEEK = "2025-W03"
 KEEP = ("--keep", "400d")

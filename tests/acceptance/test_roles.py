@@ -7,11 +7,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox import relay
-from outbox.doctor_rights import look_at_rights
-from outbox.roles import ROLES, together
-from tests.bounces import ROWS, of_row
-from tests.web import link_of, opened, settled_web
+from outbox.database.roles import ROLES, together
+from outbox.doctor.rights import look_at_rights
+from outbox.relay import relay
+from tests.support.bounce_samples import ROWS, of_row
+from tests.support.web_client import link_of, opened, settled_web
 
 PARTS = [name.removeprefix("outbox_") for name in ROLES]
 V1 = Path(__file__).parents[1] / "database/schema_1.sql"

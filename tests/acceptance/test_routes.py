@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from outbox.sink import Sink
+from outbox.sandbox.smtp_sink import Sink
 from tests.acceptance.test_http import asked, measured, place_of
-from tests.fleet import until
+from tests.support.fleet import until
 
 ROUTES = """
 [routes.bulk]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from tests.fleet import COUNTING_DATA, until
+from tests.support.fleet import COUNTING_DATA, until
 
 ZONE = ZoneInfo("America/New_York")
 DAILY = 'cadence = "daily"\ncovers = "current"\n'

@@ -7,11 +7,11 @@ import subprocess
 import dkim
 import pytest
 
-from outbox.maildir import file_name
-from outbox.sink import EXTENSIONS, Accept, Cut, Sink, Stage
-from outbox.verp import tokens_in
-from tests.bounces import ROWS
-from tests.faults.levers import in_state
+from outbox.mail.verp import tokens_in
+from outbox.sandbox.smtp_sink import EXTENSIONS, Accept, Cut, Sink, Stage
+from outbox.smtp.maildir import file_name
+from tests.support.bounce_samples import ROWS
+from tests.support.fault_levers import in_state
 
 WAY = """
 return_path = "bounces+{token}@example.com"

@@ -8,11 +8,11 @@ import re
 import asyncpg
 import pytest
 
-from outbox.address import DatabaseUrl
-from outbox.database import engine
-from outbox.roles import ROLES
-from outbox.status import read_status
-from outbox.web.store import Store
+from outbox.database.connection import engine
+from outbox.database.roles import ROLES
+from outbox.operations.status import read_status
+from outbox.settings.urls import DatabaseUrl
+from outbox.web.queries import Store
 
 PARTS = [name.removeprefix("outbox_") for name in ROLES]
 TYPES = ("smallint", "integer", "bigint", "text", "varchar", "name", "timestamptz", "interval", "float8", "numeric",

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from outbox.generate import bucket_of
-from tests.fleet import until
+from outbox.generate.run import bucket_of
+from tests.support.fleet import until
 
 PEOPLE = """
 INSERT INTO people (id, email, name) VALUES
@@ -25,7 +25,7 @@ async def messages(fleet):
 
 
 def source(fleet, code):
-    (fleet.directory / "mine.py").write_text("from outbox.source import Recipient\n" + code)
+    (fleet.directory / "mine.py").write_text("from outbox import Recipient\n" + code)
     fleet.source = "mine:Mine"
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from outbox.sink import Accept, Cut, Reply, Stage
-from tests.fleet import until
+from outbox.sandbox.smtp_sink import Accept, Cut, Reply, Stage
+from tests.support.fleet import until
 
 KEYS = {
     "pending", "sending", "sent", "in_doubt", "dead", "cancelled", "expired",

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.unit.test_jinja import write
+from tests.unit.reports.test_jinja import write
 
 # As the page shows them, in the order of the columns: the types of Postgres that a query may give.
 TYPES = {

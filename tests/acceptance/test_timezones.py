@@ -7,7 +7,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox.embedded import Server, find_binaries
+from outbox.sandbox.postgres import Server, find_binaries
 from outbox.testing.postgres import FAST
 
 ONE = "select 'ann' as key, 'ann@example.com' as email"

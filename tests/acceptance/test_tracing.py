@@ -2,9 +2,9 @@
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from outbox.sink import Reply, Stage
-from tests.faults.levers import At
-from tests.receiver import receiver
+from outbox.sandbox.smtp_sink import Reply, Stage
+from tests.support.fault_levers import At
+from tests.support.http_receiver import receiver
 
 CALLER = "0af7651916cd43dd8448eb211c80319c"
 

@@ -7,7 +7,7 @@ import pytest
 MINE = """
 from pathlib import Path
 Path("ran").touch()
-from outbox.source import Recipient
+from outbox import Recipient
 {more}
 class Mine:
     def recipients(self, period):

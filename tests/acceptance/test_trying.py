@@ -5,7 +5,7 @@ import ssl
 
 import trustme
 
-from outbox.sink import Accept, Cut, Reply, Sink, Stage, Stall
+from outbox.sandbox.smtp_sink import Accept, Cut, Reply, Sink, Stage, Stall
 
 STAGING = "staging@example.com"
 

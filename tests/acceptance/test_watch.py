@@ -14,8 +14,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox.sink import Reply, Stage
-from tests.fleet import until
+from outbox.sandbox.smtp_sink import Reply, Stage
+from tests.support.fleet import until
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]")
 ALTERNATE, NORMAL = "\x1b[?1049h", "\x1b[?1049l"

@@ -12,10 +12,10 @@ from urllib.parse import urlencode
 import asyncpg
 import pytest
 
-from outbox import schema
-from outbox.embedded import postgres
-from tests.fleet import until
-from tests.web import Browser, link_of, opened, settled_web
+from outbox.database import schema
+from outbox.sandbox.postgres import postgres
+from tests.support.fleet import until
+from tests.support.web_client import Browser, link_of, opened, settled_web
 
 TOKEN = "an-operators-token-of-32-letters"
 

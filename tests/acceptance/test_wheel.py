@@ -16,7 +16,11 @@ def test_the_wheel_ships_the_one_schema_the_templates_and_the_types(tmp_path):
     with zipfile.ZipFile(wheel) as files:
         names = set(files.namelist())
         assert files.read("outbox/schema.sql") == (ROOT / "schema.sql").read_bytes()
-    templates = {f"outbox/templates/{path.name}" for path in (ROOT / "outbox/templates").iterdir() if path.is_file()}
+    templates = {
+        f"outbox/reports/templates/{path.name}"
+        for path in (ROOT / "outbox/reports/templates").iterdir()
+        if path.is_file()
+    }
     assert templates
     assert templates | {"outbox/py.typed"} <= names
     assert not any(name.startswith(("tests/", "bench/")) for name in names)

@@ -4,8 +4,8 @@ from contextlib import asynccontextmanager
 
 from playwright.async_api import expect
 
-from outbox.sink import Cut, Stage
-from tests.web import link_of, opened, settled_web
+from outbox.sandbox.smtp_sink import Cut, Stage
+from tests.support.web_client import link_of, opened, settled_web
 
 TOKEN = "an-operators-token-of-32-letters"
 LOOKS = {

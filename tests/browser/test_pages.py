@@ -4,7 +4,7 @@ import email
 import email.policy
 
 from tests.browser.conftest import violations
-from tests.web import opened, settled_web
+from tests.support.web_client import opened, settled_web
 
 TOKEN = "an-operators-token-of-32-letters"
 EVIL = "<script>document.title = 'pwned'</script><img src=x onerror=\"document.title = 'pwned'\">"

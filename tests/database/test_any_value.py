@@ -5,13 +5,13 @@ import json
 import pytest
 from sqlalchemy import text
 
-from outbox.audit import audit
 from outbox.errors import SourceError
-from outbox.generate import generate
-from outbox.generate_session import GenerateSession
-from outbox.preview import preview
+from outbox.generate.run import generate
+from outbox.generate.session import GenerateSession
+from outbox.generate.source import QueryError, RowError
+from outbox.operations.audit import audit
+from outbox.operations.preview import preview
 from outbox.settings import load
-from outbox.source import QueryError, RowError
 
 WEEK = "2026-W47"
 SETTINGS = """

@@ -3,13 +3,14 @@
 import asyncpg
 import pytest
 
-from outbox import barrier, ledger
-from outbox.address import DatabaseUrl
-from outbox.barrier import Barrier, Kind, Presence
-from outbox.database import CHANNEL
-from outbox.ledger import Settlement
-from outbox.session import PLANS, Session, boot_clock_s
-from outbox.verdict import Outcome
+from outbox.database import failover_barrier
+from outbox.database.connection import CHANNEL
+from outbox.database.failover_barrier import Barrier, Kind, Presence
+from outbox.relay import ledger
+from outbox.relay.ledger import Settlement
+from outbox.relay.session import PLANS, Session, boot_clock_s
+from outbox.settings.urls import DatabaseUrl
+from outbox.smtp.verdict import Outcome
 
 GRACE_S = 30.0
 ELSEWHERE = (7, None)
@@ -21,7 +22,7 @@ class Member:
 
     def __init__(self, url, name):
         self.url, self.name = DatabaseUrl.parse(url), name * 32
-        self.presence = Presence(self.name, barrier.blind_s(5, 10))
+        self.presence = Presence(self.name, failover_barrier.blind_s(5, 10))
         self.session = None
         self.heard = []
 
@@ -69,7 +70,7 @@ async def test_a_first_relay_and_one_that_reconnects_soon_raise_no_barrier(conne
     assert one.session.barrier.is_lifted
     await one.open(last=one.session.server)
     assert one.session.barrier.is_lifted
-    assert (await barrier.read(connection)).epoch == 0
+    assert (await failover_barrier.read(connection)).epoch == 0
 
 
 @pytest.mark.parametrize("last", [ELSEWHERE, (1, None)], ids=["a later timeline", "another start"])
@@ -95,9 +96,9 @@ async def test_a_relay_after_a_long_silence_waits_until_one_that_was_at_work_all
     await one.open(last=one.session.server, silent_s=6)
     assert one.session.barrier.kind is Kind.GAP
     assert await one.look()
-    row = await barrier.read(connection)
-    assert barrier.answer_of(row, other.barrier.epoch, has_gap=False) is barrier.Answer.VOUCH
-    await barrier.lift(other.session.connection, row.epoch, CHANNEL)
+    row = await failover_barrier.read(connection)
+    assert failover_barrier.answer_of(row, other.barrier.epoch, has_gap=False) is failover_barrier.Answer.VOUCH
+    await failover_barrier.lift(other.session.connection, row.epoch, CHANNEL)
     assert not await one.look()
 
 
@@ -107,7 +108,7 @@ async def test_a_new_relay_waits_a_little_where_all_that_are_known_are_lost(conn
     await connection.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
     one = await member("a").open()
     assert one.session.barrier.kind is Kind.START
-    assert one.session.barrier.until_s <= barrier.UNHEARD_S
+    assert one.session.barrier.until_s <= failover_barrier.UNHEARD_S
     assert await one.look()
     two = await member("c").open()
     assert two.barrier.up, "it is no reason to go on that another one waits"
@@ -118,15 +119,15 @@ async def test_a_new_relay_waits_for_an_answer_of_one_that_was_at_work_here_all_
     other = await member("b").open()
     one = await member("a").open()
     assert await one.look()
-    row = await barrier.read(connection)
-    assert barrier.answer_of(row, other.barrier.epoch, has_gap=False) is barrier.Answer.VOUCH
-    await barrier.lift(other.session.connection, row.epoch, CHANNEL)
+    row = await failover_barrier.read(connection)
+    assert failover_barrier.answer_of(row, other.barrier.epoch, has_gap=False) is failover_barrier.Answer.VOUCH
+    await failover_barrier.lift(other.session.connection, row.epoch, CHANNEL)
     assert not await one.look()
 
 
 async def test_a_relay_that_stopped_in_order_is_not_waited_for(connection, member):
     other = await member("b").open()
-    await barrier.leave(other.session.connection, other.session.relay, other.name, CHANNEL)
+    await failover_barrier.leave(other.session.connection, other.session.relay, other.name, CHANNEL)
     other.session.connection.terminate()
     one = await member("a").open(last=ELSEWHERE)
     await one.look()
@@ -140,7 +141,7 @@ async def test_a_relay_that_stops_in_order_while_the_barrier_stands_is_waited_fo
     one = await member("a").open(last=ELSEWHERE)
     assert await one.look()
     assert await other.look()
-    await barrier.leave(other.session.connection, other.session.relay, other.name, CHANNEL)
+    await failover_barrier.leave(other.session.connection, other.session.relay, other.name, CHANNEL)
     await pass_the_least_wait(connection)
     assert not await one.look()
 
@@ -149,7 +150,7 @@ async def test_a_relay_seen_alive_on_another_server_is_waited_for_though_this_se
     connection, member
 ):
     one = member("a")
-    one.presence.hear(barrier.JOINED + "d" * 32, boot_clock_s())
+    one.presence.hear(failover_barrier.JOINED + "d" * 32, boot_clock_s())
     await one.open(last=ELSEWHERE)
     await pass_the_least_wait(connection)
     assert await one.look()
@@ -177,7 +178,7 @@ async def test_the_time_that_it_waited_behind_an_earlier_barrier_does_not_count(
     one = await member("a").open(last=ELSEWHERE)
     await member("b").open(last=ELSEWHERE)
     assert await one.look(100.0)
-    await barrier.lift(connection, (await barrier.read(connection)).epoch, CHANNEL)
+    await failover_barrier.lift(connection, (await failover_barrier.read(connection)).epoch, CHANNEL)
     assert not await one.look(101.0)
     await member("c").open(last=ELSEWHERE)
     assert await one.look(101.0 + 2 * GRACE_S)
@@ -203,9 +204,9 @@ async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_wr
     assert done.settled == {(email, attempt)}
     claims, _, _ = await ledger.claim_one(connection, relay, 3, budget=100, bytes_max=1000, epoch=0)
     assert claims == []
-    row = await barrier.read(fleet.connection)
+    row = await failover_barrier.read(fleet.connection)
     assert not (await ledger.tick(connection, relay, room=5, epoch=row.epoch)).is_open, "to know it is not enough"
-    await barrier.lift(fleet.connection, row.epoch, CHANNEL)
+    await failover_barrier.lift(fleet.connection, row.epoch, CHANNEL)
     still = await ledger.tick(connection, relay, marks=[first.claims[1].email], room=5, epoch=0)
     assert not still.is_open, "what was claimed before it was raised is not marked after it is lifted"
     done = await ledger.tick(connection, relay, room=5, suspects=1, epoch=row.epoch)
@@ -228,11 +229,11 @@ async def test_the_row_refuses_a_second_one(connection):
 
 
 async def test_a_relay_that_registers_is_heard_of_by_the_others(member):
-    from tests.fleet import until
+    from tests.support.fleet import until
 
     one = await member("a").open()
     await member("b").open()
-    await until(lambda: barrier.JOINED + "b" * 32 in one.heard, "it is heard of")
+    await until(lambda: failover_barrier.JOINED + "b" * 32 in one.heard, "it is heard of")
 
 
 async def test_after_a_gap_one_that_lived_when_it_began_is_waited_for_though_a_sweep_has_ended_it(connection, member):
@@ -251,7 +252,7 @@ async def test_one_that_registered_here_is_waited_for_on_the_old_server_though_n
     await member("b").open()
     one = await member("a").open(last=ELSEWHERE)
     standing = one.presence.standing(one.session.server, grace_s=GRACE_S)
-    assert barrier.awaited_by(Kind.MOVE, barrier.Here((0, None)), standing) == {"a" * 32, "b" * 32}
+    assert failover_barrier.awaited_by(Kind.MOVE, failover_barrier.Here((0, None)), standing) == {"a" * 32, "b" * 32}
 
 
 async def test_what_was_told_before_the_row_was_deleted_lifts_no_barrier_of_the_new_row(connection, member):
@@ -260,9 +261,9 @@ async def test_what_was_told_before_the_row_was_deleted_lifts_no_barrier_of_the_
     await other.look()
     await connection.execute("DELETE FROM outbox.failover")
     await member("c").open(last=ELSEWHERE)
-    row = await barrier.read(connection)
+    row = await failover_barrier.read(connection)
     assert "b" * 32 in row.awaited
-    assert await connection.fetch(barrier.TOLD, row.epoch) == []
+    assert await connection.fetch(failover_barrier.TOLD, row.epoch) == []
 
 
 @pytest.mark.parametrize("last", [None, 7], ids=["a first session", "a session before"])
@@ -275,9 +276,9 @@ async def test_what_is_asked_of_all_relays_that_ever_were_goes_by_index(connecti
     for name, value in PLANS.items():
         await connection.execute(f"SET {name} = {value}")
     for statement, arguments in {
-        barrier.TOLD: "3",
-        barrier.LAST_TOLD: None,
-        barrier.HISTORY: f"{last or 'NULL'}, 'a', 1, 20001",
+        failover_barrier.TOLD: "3",
+        failover_barrier.LAST_TOLD: None,
+        failover_barrier.HISTORY: f"{last or 'NULL'}, 'a', 1, 20001",
     }.items():
         await connection.execute(f"PREPARE asked AS {statement}")
         plan = await connection.fetch(f"EXPLAIN EXECUTE asked{f'({arguments})' if arguments else ''}")

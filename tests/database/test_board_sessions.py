@@ -8,16 +8,16 @@ import asyncpg
 import pytest
 from starlette.requests import Request
 
-from outbox.address import DatabaseUrl
 from outbox.errors import DatabaseUnavailableError
 from outbox.settings import WebSettings
+from outbox.settings.urls import DatabaseUrl
 from outbox.web.board import sessions as module
+from outbox.web.board.auth import Authenticator
 from outbox.web.board.sessions import SESSION_S, Sessions
-from outbox.web.board.signing import Authenticator
-from outbox.web.guard import Callers
-from outbox.web.looks import notice
-from outbox.web.store import Store
-from tests.unit.test_web_guard import TOKEN, request
+from outbox.web.queries import Store
+from outbox.web.responses import notice
+from outbox.web.security import Callers
+from tests.unit.web.test_security import TOKEN, request
 
 LINK = "a-random-token-of-this-run-00000"
 

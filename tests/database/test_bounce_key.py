@@ -7,11 +7,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox import ledger
-from outbox.bounce_key import rotate
+from outbox.database.schema import initialise
 from outbox.errors import OutboxError
-from outbox.schema import initialise
-from outbox.verp import TOKEN_MAX, email_of, former_tokens_in, tokens_in
+from outbox.feedback.bounce_key import rotate
+from outbox.mail.verp import TOKEN_MAX, email_of, former_tokens_in, tokens_in
+from outbox.relay import ledger
 
 SHAPE = re.compile("[1-9][0-9]*k[1-9][0-9]*t[0-9a-f]{16}")
 PUT = """

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from outbox.database import BY_INDEX
-from outbox.web.board import browsing, editions, emails, live, meant
-from outbox.web.board.browsing import Wanted, browse
+from outbox.database.connection import BY_INDEX
+from outbox.web.board import decision_scope, editions, emails, live, search
+from outbox.web.board.search import Wanted, browse
 
 EMAILS = 400
 STATES = ("sent", "pending", "in_doubt", "dead", "expired", "cancelled")
@@ -85,11 +85,11 @@ async def pages(connection, said):
 @pytest.mark.parametrize("name", CASES)
 async def test_page_by_page_every_email_that_fits_is_seen_once(filled, monkeypatch, name, bounds):
     said, condition = CASES[name]
-    monkeypatch.setattr(browsing, "PAGE", 7)
+    monkeypatch.setattr(search, "PAGE", 7)
     if bounds == "many walks":
         for bound in ("WALK_MAX", "WALK_EMAILS_MAX", "WALK_REPLIES_MAX", "NARROW_MAX"):
-            monkeypatch.setattr(browsing, bound, 20)
-        monkeypatch.setattr(browsing, "MARGIN", 5)
+            monkeypatch.setattr(search, bound, 20)
+        monkeypatch.setattr(search, "MARGIN", 5)
     fitting = [row["id"] for row in await filled.fetch(MODEL.format(condition))]
     found, looked = await pages(filled, said)
     assert found == fitting
@@ -98,23 +98,23 @@ async def test_page_by_page_every_email_that_fits_is_seen_once(filled, monkeypat
 
 
 async def test_ids_are_put_off_by_a_margin_so_no_day_is_cut(filled, monkeypatch):
-    monkeypatch.setattr(browsing, "MARGIN", 0)
-    first = await browsing._first_made(filled, datetime(2026, 2, 5, tzinfo=UTC), 1, EMAILS)
+    monkeypatch.setattr(search, "MARGIN", 0)
+    first = await search._first_made(filled, datetime(2026, 2, 5, tzinfo=UTC), 1, EMAILS)
     at = await filled.fetchval("SELECT created_at FROM outbox.email WHERE id = $1", first)
     assert abs(at - datetime(2026, 2, 5, tzinfo=UTC)) < timedelta(hours=2)
-    assert await browsing._first_made(filled, datetime(2030, 1, 1, tzinfo=UTC), 1, EMAILS) == EMAILS + 1
-    assert await browsing._first_made(filled, datetime(2020, 1, 1, tzinfo=UTC), 1, EMAILS) == 1
+    assert await search._first_made(filled, datetime(2030, 1, 1, tzinfo=UTC), 1, EMAILS) == EMAILS + 1
+    assert await search._first_made(filled, datetime(2020, 1, 1, tzinfo=UTC), 1, EMAILS) == 1
 
 
 async def test_a_page_is_planned_by_index_whatever_the_statistics_say(filled, monkeypatch):
     by_index = "SELECT email / (current_setting('enable_seqscan') = 'off')::int"
-    monkeypatch.setattr(browsing, "BOUND", browsing.BOUND.replace("SELECT email", by_index))
+    monkeypatch.setattr(search, "BOUND", search.BOUND.replace("SELECT email", by_index))
     assert (await browse(filled, Wanted.of({"state": "dead"}), UTC)).rows
 
 
 async def test_a_search_that_takes_too_long_is_cut_and_says_so(filled, monkeypatch):
-    monkeypatch.setattr(browsing, "TIME_MAX_S", 0.05)
-    monkeypatch.setattr(browsing, "BOUND", browsing.BOUND.replace("SELECT email", "SELECT pg_sleep(9), email"))
+    monkeypatch.setattr(search, "TIME_MAX_S", 0.05)
+    monkeypatch.setattr(search, "BOUND", search.BOUND.replace("SELECT email", "SELECT pg_sleep(9), email"))
     assert (await browse(filled, Wanted.of({"state": "dead"}), UTC)).is_cut
 
 
@@ -130,7 +130,7 @@ async def test_what_is_no_filter_counts_for_nothing(filled, said):
 BIG = {"delivery", "email", "attempt", "report", "relay"}
 STATEMENTS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": statement
-    for module in (browsing, editions, live, emails, meant)
+    for module in (search, editions, live, emails, decision_scope)
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement.lstrip(" (\n").startswith("SELECT")
 }
@@ -195,14 +195,14 @@ async def test_every_page_goes_by_index(plans_database, name):
 
 
 async def test_an_address_is_found_by_its_beginning(plans_database):
-    ((_, index),) = await planned(plans_database, browsing.BY_ADDRESS)
+    ((_, index),) = await planned(plans_database, search.BY_ADDRESS)
     assert index == "email_recipient"
 
 
 @pytest.mark.parametrize("name", CASES)
 async def test_a_page_begins_at_its_newest_and_stops_when_it_is_full(plans_database, name):
     wanted = Wanted.of(CASES[name][0])
-    filters = browsing._Filters(wanted)
+    filters = search._Filters(wanted)
     filters.days(wanted, UTC)
     found = await planned(plans_database, filters.text(1, 20_000))
     assert {index for kind, index in found if kind == "Seq Scan"} == set()

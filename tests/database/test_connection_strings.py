@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from outbox import database as module
-from outbox.address import DatabaseUrl
-from outbox.database import DatabaseRefusedError, connect, ignored_parameters
-from outbox.embedded import Server
+from outbox.database import connection as module
+from outbox.database.connection import DatabaseRefusedError, connect, ignored_parameters
+from outbox.sandbox.postgres import Server
+from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
-from tests.fleet import free_port
+from tests.support.fleet import free_port
 
 
 @pytest.fixture(autouse=True)

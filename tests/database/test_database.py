@@ -5,8 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import asyncpg
 import pytest
 
-from outbox.address import DatabaseUrl
-from outbox.database import (
+from outbox.database.connection import (
     INFINITY,
     LOCK_TIMEOUT_S,
     MINUS_INFINITY,
@@ -15,7 +14,8 @@ from outbox.database import (
     plain_timestamps,
     user_search_path,
 )
-from outbox.web.store import Store
+from outbox.settings.urls import DatabaseUrl
+from outbox.web.queries import Store
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from outbox.address import DatabaseUrl
-from outbox.audit import audit
-from outbox.generate import generate
-from outbox.prune import prune
+from outbox.generate.run import generate
+from outbox.operations.audit import audit
+from outbox.operations.prune import prune
+from outbox.operations.status import read_status
 from outbox.settings import load
-from outbox.status import read_status
-from tests.fleet import until
+from outbox.settings.urls import DatabaseUrl
+from tests.support.fleet import until
 
 WEEK, NEXT = "2026-W47", "2026-W48"
 

@@ -5,12 +5,12 @@ import re
 import asyncpg
 import pytest
 
-from outbox.address import DatabaseUrl
-from outbox.database import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS, connect
-from outbox.doctor_access import look_at_connect, look_at_locks, look_at_path, names_of
-from outbox.finding import Grade
-from outbox.roles import ROLES, grant_roles
-from outbox.session import Session
+from outbox.database.connection import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS, connect
+from outbox.database.roles import ROLES, grant_roles
+from outbox.doctor.access import look_at_connect, look_at_locks, look_at_path, names_of
+from outbox.doctor.finding import Grade
+from outbox.relay.session import Session
+from outbox.settings.urls import DatabaseUrl
 
 LOGINS = ("d_victim", "d_other", "d_enqueues")
 

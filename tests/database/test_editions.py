@@ -9,20 +9,20 @@ from types import ModuleType
 import asyncpg
 import pytest
 
-from outbox import generate as making
-from outbox.agenda import read
-from outbox.attention import Kind, read_concerns
-from outbox.audit import audit
-from outbox.completion import CANDIDATES, COMPLETE, Candidate, is_complete
-from outbox.database import EDITION_LOCKS, engine
-from outbox.edition import EXPECT, open_edition, plan_edition
+from outbox.database.connection import EDITION_LOCKS, engine
 from outbox.errors import ConfigurationError, OutboxError, SourceError
-from outbox.generate import generate
-from outbox.mark_done import EmailsExistError, mark_done, undo_mark_done
-from outbox.no_recipients import NoRecipientsError
+from outbox.generate import run as making
+from outbox.generate.edition import EXPECT, open_edition, plan_edition
+from outbox.generate.no_recipients import NoRecipientsError
+from outbox.generate.run import generate
+from outbox.generate.schedule_state import read
+from outbox.generate.waiver import Owed, waive
+from outbox.monitoring.completion import CANDIDATES, COMPLETE, Candidate, is_complete
+from outbox.operations.attention import Kind, read_concerns
+from outbox.operations.audit import audit
+from outbox.operations.mark_done import EmailsExistError, mark_done, undo_mark_done
 from outbox.settings import load
-from outbox.waiver import Owed, waive
-from tests.fleet import until
+from tests.support.fleet import until
 
 WEEK = "2026-W40"
 SETTINGS = """
@@ -135,7 +135,7 @@ async def test_a_recipient_counts_once_however_far_apart_its_rows_are(
     settings, company, connection, monkeypatch, rows, count, failed
 ):
     monkeypatch.setattr(making, "WINDOW_MAX", 3)
-    monkeypatch.setattr("outbox.audit.WINDOW_MAX", 3)
+    monkeypatch.setattr("outbox.operations.audit.WINDOW_MAX", 3)
     company.rows = rows
     for _ in range(2):  # the second run finds everything made
         result = await make(settings)
@@ -463,7 +463,7 @@ async def test_a_generate_that_has_opened_the_edition_sees_a_declaration_before_
         opened.append(await open_edition(*arguments))
         return opened[-1]
 
-    monkeypatch.setattr("outbox.edition_lock.open_edition", open_and_count)
+    monkeypatch.setattr("outbox.generate.edition_lock.open_edition", open_and_count)
     async with engine(settings.database_url, application="open").connect() as session:
         report = settings.report("progress")
         planned = await plan_edition(session, "progress", report, WEEK)
@@ -479,7 +479,7 @@ async def test_a_generate_that_has_opened_the_edition_sees_a_declaration_before_
 
 async def test_a_stranger_who_holds_the_lock_of_an_edition_stops_nobody(settings, company, connection, monkeypatch):
     """Any role that connects can take it. The generate goes on without it after a while."""
-    monkeypatch.setattr("outbox.edition_lock.WAIT_MAX_S", 0.2)
+    monkeypatch.setattr("outbox.generate.edition_lock.WAIT_MAX_S", 0.2)
     async with engine(settings.database_url, application="open").connect() as session:
         report = settings.report("progress")
         planned = await plan_edition(session, "progress", report, WEEK)

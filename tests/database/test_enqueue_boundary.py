@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outbox import Email, enqueue
-from outbox.email import KEY_MAX
-from outbox.message import check_address
-from outbox.roles import ROLES, grant_roles
-from outbox.schema import limit_messages
+from outbox.database.roles import ROLES, grant_roles
+from outbox.database.schema import limit_messages
+from outbox.mail.email import KEY_MAX
+from outbox.mail.message import check_address
 
 HEAD = b"From: shop@example.com\r\nTo: ada@example.com\r\nSubject: s\r\nMessage-ID: <"
 TAIL = b">\r\n\r\nHello\r\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outbox.fields import one_line
-from outbox.message import check_address
+from outbox.mail.header_fields import one_line
+from outbox.mail.message import check_address
 
 ENQUEUE = """select outbox.enqueue(key => $1, sender => 'Shop <shop@example.com>', recipient => $2, subject => $3,
                                    body_text => $4, body_html => $5)"""
@@ -211,7 +211,7 @@ async def test_every_search_path_will_do(connection):
 
 
 async def test_the_role_for_it_can_do_no_more(connection, database):
-    from outbox.roles import grant_roles
+    from outbox.database.roles import grant_roles
 
     await grant_roles(connection)
     other = await asyncpg.connect(database)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from outbox import doubt, ledger
+from outbox.relay import in_doubt, ledger
 from tests.database.test_ledger import (  # noqa: F401 - fixtures
     DOUBT,
     SENT,
@@ -112,8 +112,8 @@ async def test_what_may_have_been_sent_is_not_sent_again_after_its_hour_and_does
     await connection.execute("UPDATE outbox.delivery SET send_before = now() WHERE email = $1", emails[0])
     await first.die(connection)
     await second.sweep(doubt_s=0.0)
-    assert await doubt.resend_doubtful(second.connection) == 1
+    assert await in_doubt.resend_doubtful(second.connection) == 1
     await ledger.expire(second.connection, second.relay)
     assert await states(connection) == ["in_doubt", "pending"]
     assert await connection.fetchval("SELECT due_at = 'infinity' FROM outbox.delivery WHERE email = $1", emails[0])
-    assert await doubt.resend_doubtful(second.connection) == 0
+    assert await in_doubt.resend_doubtful(second.connection) == 0

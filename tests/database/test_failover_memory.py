@@ -7,8 +7,8 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from outbox import ledger
-from outbox.failover import (
+from outbox.relay import ledger
+from outbox.relay.failover import (
     MESSAGES_BYTES_MAX,
     REMAINS,
     REMEMBERED_BYTES_MAX,
@@ -20,10 +20,10 @@ from outbox.failover import (
     reassert,
     tell_again,
 )
-from outbox.ledger import Settlement
-from outbox.outgoing import Claim
-from outbox.verdict import Outcome
-from tests.fleet import until
+from outbox.relay.ledger import Settlement
+from outbox.smtp.outgoing import Claim
+from outbox.smtp.verdict import Outcome
+from tests.support.fleet import until
 
 TAKEN_BACK = Outcome("pending", "withdrawn", "its mark was not confirmed", 0.3)
 LATER = Outcome("pending", "deferred", "451 later", 0.3)

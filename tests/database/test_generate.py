@@ -10,14 +10,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox import generate as rooms
-from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK, engine, is_lost
+from outbox.database.connection import BUCKET_LOCKS, NAMESPACE_MASK, engine, is_lost
 from outbox.errors import DatabaseUnavailableError
-from outbox.generate import BUCKETS, bucket_of, generate
-from outbox.generate_session import GenerateSession
-from outbox.record import NewReport, enqueue_reports
+from outbox.generate import run as rooms
+from outbox.generate.run import BUCKETS, bucket_of, generate
+from outbox.generate.session import GenerateSession
+from outbox.generate.write import NewReport, enqueue_reports
 from outbox.settings import DatabaseUrl, load
-from tests.fleet import until
+from tests.support.fleet import until
 
 SETTINGS = """
 database_url = "{database}"

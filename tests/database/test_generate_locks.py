@@ -6,17 +6,17 @@ import re
 import asyncpg
 import pytest
 
-from outbox import batch_writer, generate_session
-from outbox import generate as making
-from outbox.buckets import BUCKETS, bucket_of
-from outbox.database import BUCKET_LOCKS, NAMESPACE_MASK
+from outbox.database.connection import BUCKET_LOCKS, NAMESPACE_MASK
+from outbox.database.lock_wait import LockWaitError
+from outbox.database.roles import grant_roles
 from outbox.errors import SourceError
-from outbox.generate import generate
-from outbox.lock_wait import LockWaitError
-from outbox.roles import grant_roles
+from outbox.generate import batch_writer, session
+from outbox.generate import run as making
+from outbox.generate.buckets import BUCKETS, bucket_of
+from outbox.generate.run import generate
 from outbox.settings import load
 from tests.database.test_generate import company as forty  # noqa: F401 - a fixture
-from tests.fleet import until
+from tests.support.fleet import until
 
 WEEK = "2026-W47"
 SETTINGS = """
@@ -425,4 +425,4 @@ def test_patience_begins_again_with_each_new_fact_and_not_with_an_old_one(monkey
 
 def test_a_lock_is_waited_for_longer_than_a_lease_and_shorter_than_an_answer():
     """A stopped server loses its locks after a lease; a session that has no answer after three is lost."""
-    assert 1 < generate_session.LOCK_LEASES_MAX < generate_session.SILENT_LEASES_MAX
+    assert 1 < session.LOCK_LEASES_MAX < session.SILENT_LEASES_MAX

@@ -14,9 +14,9 @@ from hypothesis import given as having
 from hypothesis import strategies as st
 
 from outbox import Email
-from outbox.message import _part
-from outbox.stored_mail import read_message
-from outbox.structured import header_field
+from outbox.mail.message import _part
+from outbox.mail.stored_message import read_message
+from outbox.mail.structured_fields import header_field
 
 IDS = [f"<{n:04}.{'a1b2c3d4e5f6' * 3}@mail.example.com>" for n in range(25)]
 MAILTO = f"<mailto:leave+{'t' * 60}@example.com?subject=unsubscribe>"

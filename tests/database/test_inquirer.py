@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from outbox.doubt import ASK_LEASE_S, HUNG_MAX, Inquirer
-from tests.fleet import until
+from outbox.relay.in_doubt import ASK_LEASE_S, HUNG_MAX, Inquirer
+from tests.support.fleet import until
 
 GRACE_S = 1.0
 

@@ -5,12 +5,13 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
-from outbox import doubt, failover, ledger, session
-from outbox.database import RELAY_LOCKS
-from outbox.ledger import Frontier, Settlement
-from outbox.resolve import Decision, resolve
-from outbox.verdict import Accepted, Deferred, InDoubt, Refused, Withdrawn, outcome_of
-from tests.fleet import until
+from outbox.database.connection import RELAY_LOCKS
+from outbox.operations.resolve import Decision, resolve
+from outbox.relay import failover, ledger, session
+from outbox.relay import in_doubt as doubt
+from outbox.relay.ledger import Frontier, Settlement
+from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Refused, Withdrawn, outcome_of
+from tests.support.fleet import until
 
 SENT = Accepted("250 queued")
 LATER = Deferred("451 later")

@@ -5,9 +5,9 @@ import asyncio
 import asyncpg
 import pytest
 
-from outbox.ledger import tick
-from outbox.pace import HORIZON_S, report_refusal, reserve
-from outbox.throttle import CUT, SILENCE_MIN_S, Refusal
+from outbox.relay.ledger import tick
+from outbox.relay.rate_limit import HORIZON_S, report_refusal, reserve
+from outbox.relay.throttle import CUT, SILENCE_MIN_S, Refusal
 
 RATE = 50.0
 GAP_S = 1 / RATE

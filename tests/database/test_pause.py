@@ -5,8 +5,8 @@ import asyncio
 import asyncpg
 import pytest
 
-from outbox import ledger, pause
-from outbox.operate import Act, operate
+from outbox.operations.retry_cancel import Act, operate
+from outbox.relay import ledger, pauses
 from tests.database.test_ledger import (  # noqa: F401 - fixtures
     DOUBT,
     SENT,
@@ -17,7 +17,7 @@ from tests.database.test_ledger import (  # noqa: F401 - fixtures
     relays,
     settlement,
 )
-from tests.fleet import until
+from tests.support.fleet import until
 
 EDITIONS = """
 INSERT INTO outbox.edition (report, period, starts_at, ends_at)
@@ -52,11 +52,11 @@ async def put_of(connection, report, count):
 
 
 async def begin(connection, report):
-    assert await pause.begin_pause(connection, report, who="ann", why="wrong")
+    assert await pauses.begin_pause(connection, report, who="ann", why="wrong")
 
 
 async def end(connection, report):
-    assert await pause.end_pause(connection, report, who="ann", why="")
+    assert await pauses.end_pause(connection, report, who="ann", why="")
 
 
 async def rows(connection):
@@ -66,7 +66,7 @@ async def rows(connection):
 
 async def set_aside(one):
     claims = await one.claim(100)
-    return await pause.set_aside(one.connection, one.relay, [claim.email for claim in claims])
+    return await pauses.set_aside(one.connection, one.relay, [claim.email for claim in claims])
 
 
 async def waits_for_a_row(connection, pid):
@@ -82,12 +82,12 @@ async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_
     (none,) = await put(connection, 1)
     first = await relay.claim_and_mark()
     await begin(connection, "sales")
-    await begin(connection, pause.FLEET)
+    await begin(connection, pauses.FLEET)
     done = await ledger.tick(relay.connection, relay.relay, room=100)
     assert done.held == {"sales", ""}
     claims = [claim.email for claim in done.claims]
-    assert await pause.set_aside(relay.connection, relay.relay + 1, claims) == frozenset(), "they are another's"
-    assert await pause.set_aside(relay.connection, relay.relay, [first.email, *claims]) == {sales[1]}
+    assert await pauses.set_aside(relay.connection, relay.relay + 1, claims) == frozenset(), "they are another's"
+    assert await pauses.set_aside(relay.connection, relay.relay, [first.email, *claims]) == {sales[1]}
     assert await rows(connection) == {
         sales[0]: ("sending", None, False, relay.relay),
         sales[1]: ("pending", "sales", True, None),
@@ -102,14 +102,14 @@ async def test_what_is_set_aside_while_its_pause_ends_is_taken_up(connection, re
     (claim,) = await relay.claim()
     holder = await asyncpg.connect(database)
     await holder.execute("BEGIN; SELECT FROM outbox.delivery FOR UPDATE")
-    setting = asyncio.create_task(pause.set_aside(relay.connection, relay.relay, [claim.email]))
+    setting = asyncio.create_task(pauses.set_aside(relay.connection, relay.relay, [claim.email]))
     await waits_for_a_row(connection, relay.connection.get_server_pid())
     await end(connection, "sales")
-    assert await pause.take_up((await relays()).connection) == 0, "there is nothing yet"
+    assert await pauses.take_up((await relays()).connection) == 0, "there is nothing yet"
     await holder.close()
     assert await setting == {email}, "it saw the pause"
     assert (await rows(connection))[email][:3] == ("pending", "sales", True)
-    assert await pause.take_up(relay.connection) == 1
+    assert await pauses.take_up(relay.connection) == 1
     assert [claim.email for claim in await relay.claim()] == [email]
 
 
@@ -118,17 +118,17 @@ async def test_only_what_is_under_an_ended_pause_is_taken_up_and_by_one_relay(co
     for report in ("sales", "stock"):
         await begin(connection, report)
     assert await set_aside(relay) == {*sales, *stock}
-    assert await pause.take_up(relay.connection) == 0
+    assert await pauses.take_up(relay.connection) == 0
     await end(connection, "stock")
     holder = await asyncpg.connect(database)
     await holder.execute(f"BEGIN; SELECT FROM outbox.delivery WHERE email = {stock[0]} FOR UPDATE")
     some = [await relays() for _ in range(3)]
     async with asyncio.timeout(10):
-        assert sum(await asyncio.gather(*(pause.take_up(one.connection) for one in some))) == 4, "nobody waits"
+        assert sum(await asyncio.gather(*(pauses.take_up(one.connection) for one in some))) == 4, "nobody waits"
     await holder.close()
-    assert await pause.take_up(relay.connection) == 1
+    assert await pauses.take_up(relay.connection) == 1
     assert {claim.email for claim in await relay.claim(100)} == set(stock)
-    assert not await pause.is_held(connection), "what is claimed is still to be sent"
+    assert not await pauses.is_held(connection), "what is claimed is still to be sent"
 
 
 async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_after_all(connection, relay):  # noqa: F811
@@ -197,18 +197,18 @@ async def test_a_retry_takes_nothing_from_a_relay_that_claims_it_at_this_moment(
 async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(connection, relay):  # noqa: F811
     await put_of(connection, "sales", 1)
     await begin(connection, "sales")
-    assert not await pause.is_held(connection), "it is not set aside yet"
+    assert not await pauses.is_held(connection), "it is not set aside yet"
     await set_aside(relay)
-    assert await pause.is_held(connection)
+    assert await pauses.is_held(connection)
     (other,) = await put(connection, 1)
     await connection.execute("UPDATE outbox.delivery SET due_at = now() + interval '1 day' WHERE email = $1", other)
-    assert not await pause.is_held(connection), "that one is due some day"
-    await begin(connection, pause.FLEET)
-    assert await pause.is_held(connection)
-    await end(connection, pause.FLEET)
+    assert not await pauses.is_held(connection), "that one is due some day"
+    await begin(connection, pauses.FLEET)
+    assert await pauses.is_held(connection)
+    await end(connection, pauses.FLEET)
     await operate(connection, Act.CANCEL, [other], who="a", why="", target="t")
     await end(connection, "sales")
-    assert not await pause.is_held(connection), "it is to be taken up"
+    assert not await pauses.is_held(connection), "it is to be taken up"
 
 
 async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(connection, relay, monkeypatch):  # noqa: F811
@@ -216,10 +216,10 @@ async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(c
     await put_of(connection, "stock", 2)
     await begin(connection, "sales")
     await connection.execute("UPDATE outbox.delivery SET relay = $1 WHERE email = ANY ($2)", relay.relay, emails[:2])
-    assert len(await pause.set_aside(connection, relay.relay, emails[:2])) == 2
-    assert [one.waiting for one in await pause.read_pauses(connection)] == [5]
+    assert len(await pauses.set_aside(connection, relay.relay, emails[:2])) == 2
+    assert [one.waiting for one in await pauses.read_pauses(connection)] == [5]
     await begin(connection, "")
-    assert [one.waiting for one in await pause.read_pauses(connection)] == [7, 5]
-    monkeypatch.setattr(pause, "WAITING_MAX", 1)
-    monkeypatch.setattr(pause, "LOOKED_AT_MAX", 1)
-    assert [one.waiting for one in await pause.read_pauses(connection)] == [1, 2]
+    assert [one.waiting for one in await pauses.read_pauses(connection)] == [7, 5]
+    monkeypatch.setattr(pauses, "WAITING_MAX", 1)
+    monkeypatch.setattr(pauses, "LOOKED_AT_MAX", 1)
+    assert [one.waiting for one in await pauses.read_pauses(connection)] == [1, 2]

@@ -10,23 +10,22 @@ import json
 import asyncpg
 import pytest
 
-from outbox import (
-    barrier,
-    breaker,
-    doubt,
+from outbox.database import failover_barrier
+from outbox.monitoring import fleet
+from outbox.operations import prune, route_rules
+from outbox.relay import (
+    circuit_breaker,
     failover,
-    fleet,
+    in_doubt,
     ledger,
-    pace,
-    pause,
-    prune,
+    pauses,
     quarantine,
+    rate_limit,
     refusals,
     relay,
-    routing,
     suppression,
 )
-from outbox.session import PLANS
+from outbox.relay.session import PLANS
 
 ROWS = 20_000
 BIG = {"delivery", "email", "attempt", "report", "suppression"}
@@ -51,7 +50,18 @@ WALKS_THE_BACKLOG = {"JUDGE"}
 
 STATEMENTS = {
     name: statement
-    for module in (ledger, barrier, breaker, pace, refusals, pause, doubt, failover, suppression, quarantine)
+    for module in (
+        ledger,
+        failover_barrier,
+        circuit_breaker,
+        rate_limit,
+        refusals,
+        pauses,
+        in_doubt,
+        failover,
+        suppression,
+        quarantine,
+    )
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement in module.STATEMENTS
 } | {
@@ -59,8 +69,8 @@ STATEMENTS = {
     "PRUNE_REPORTS": prune.PRUNE_REPORTS,
     "FLEET_COUNTS": fleet.COUNTS,
     "FLEET_OLDEST_DUE": fleet.OLDEST_DUE,
-    "UNSERVED": routing.UNSERVED,
-    "MOVE": routing.MOVE,
+    "UNSERVED": route_rules.UNSERVED,
+    "MOVE": route_rules.MOVE,
 }
 
 
@@ -211,5 +221,5 @@ async def test_a_check_sees_that_a_statement_is_wrong(connection, good, bad, fou
 
 
 async def test_a_check_sees_that_all_that_is_set_aside_is_walked_through(connection):
-    everything = pause.TAKE_UP.replace("ORDER BY paused LIMIT 1)", "ORDER BY paused)")
+    everything = pauses.TAKE_UP.replace("ORDER BY paused LIMIT 1)", "ORDER BY paused)")
     assert "walks all that is set aside" in faults("TAKE_UP", await plan_of(connection, everything))

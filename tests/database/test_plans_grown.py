@@ -21,17 +21,17 @@ import pytest
 from sqlalchemy import TextClause
 
 import outbox
-from outbox.address import DatabaseUrl
-from outbox.fleet import read_fleet
-from outbox.resolve import Decision, of_keys
-from outbox.returned import LIST_COUNTED
+from outbox.feedback.bounces import LIST_COUNTED
+from outbox.monitoring.fleet import read_fleet
+from outbox.operations.resolve import Decision, of_keys
+from outbox.operations.watch import Watcher
+from outbox.sandbox.smtp_sink import Sink
 from outbox.settings import Settings
-from outbox.sink import Sink
-from outbox.watch import Watcher
-from tests.bounces import postfix
+from outbox.settings.urls import DatabaseUrl
 from tests.database import test_plans
-from tests.fleet import Fleet
-from tests.web import opened, settled_web
+from tests.support.bounce_samples import postfix
+from tests.support.fleet import Fleet
+from tests.support.web_client import opened, settled_web
 
 RECIPIENTS = int(os.environ.get("OUTBOX_PLANS_RECIPIENTS", "2000"))
 VISITS_MAX = 20  # of each row of the database, by one statement in all its runs of one step
@@ -396,7 +396,7 @@ def statements():
     on_large = re.compile(rf"\b(SELECT|UPDATE|INSERT|DELETE)\b.*outbox\.({'|'.join(LARGE)})\b", re.DOTALL)
     for module in pkgutil.walk_packages(outbox.__path__, "outbox."):
         if module.name.startswith(
-            ("outbox.testing", "outbox.demo", "outbox.schema", "outbox.roles")
+            ("outbox.testing", "outbox.sandbox.demo", "outbox.database.schema", "outbox.database.roles")
         ) or module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():

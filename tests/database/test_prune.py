@@ -5,16 +5,17 @@ from itertools import count
 import asyncpg
 import pytest
 
-from outbox import ledger, prune
-from outbox.address import DatabaseUrl
-from outbox.database import PRUNE_LOCK
+from outbox.database.connection import PRUNE_LOCK
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
-from outbox.failover import REMAINS, News, reassert
-from outbox.ledger import Settlement
-from outbox.prune import PRUNED, keep_of
-from outbox.resolve import Decision, explain, resolve
-from outbox.verdict import Outcome
-from tests.fleet import until
+from outbox.operations import prune
+from outbox.operations.prune import PRUNED, keep_of
+from outbox.operations.resolve import Decision, explain, resolve
+from outbox.relay import ledger
+from outbox.relay.failover import REMAINS, News, reassert
+from outbox.relay.ledger import Settlement
+from outbox.settings.urls import DatabaseUrl
+from outbox.smtp.verdict import Outcome
+from tests.support.fleet import until
 
 KEEP = timedelta(days=400)
 BODY = b"Subject: hello\r\n\r\n" + b"x" * 70

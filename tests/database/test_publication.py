@@ -3,12 +3,12 @@
 import asyncpg
 import pytest
 
-from outbox import schema
-from outbox.embedded import postgres
-from outbox.sink import Sink
+from outbox.database import schema
+from outbox.sandbox.postgres import postgres
+from outbox.sandbox.smtp_sink import Sink
 from outbox.testing.postgres import FAST
 from tests.database.test_schema import V1
-from tests.fleet import Fleet, until
+from tests.support.fleet import Fleet, until
 
 # A key that may be deferred is no identity (PostgreSQL docs, 29.1.1 Replica Identity).
 WITHOUT_IDENTITY = """

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from outbox.audit import audit
 from outbox.errors import SourceError
-from outbox.generate import generate
-from outbox.generate_session import GenerateSession
-from outbox.preview import preview
+from outbox.generate.run import generate
+from outbox.generate.session import GenerateSession
+from outbox.generate.source import RowError
+from outbox.operations.audit import audit
+from outbox.operations.preview import preview
 from outbox.settings import load
-from outbox.source import RowError
 
 WEEK = "2026-W47"
 SETTINGS = """

@@ -5,12 +5,13 @@ import asyncio
 import asyncpg
 import pytest
 
-from outbox import returned, suppression
-from outbox.resolve import Decision, resolve
-from outbox.returned import Outcome, Policy
-from outbox.roles import grant_roles
-from tests.bounces import ROWS, report
+from outbox.database.roles import grant_roles
+from outbox.feedback import bounces
+from outbox.feedback.bounces import Outcome, Policy
+from outbox.operations.resolve import Decision, resolve
+from outbox.relay import suppression
 from tests.database.test_ledger import emptied, made_once, put, relay, relays, row  # noqa: F401 - fixtures
+from tests.support.bounce_samples import ROWS, report
 
 FULL = {"status": "5.2.2", "diagnostic": "smtp; 552 5.2.2 mailbox full"}
 ALWAYS = Policy()
@@ -45,7 +46,7 @@ async def about(connection, email, **how):
 
 
 async def read(connection, email, policy=ALWAYS, **how):
-    return await returned.read(connection, await about(connection, email, **how), name="x", policy=policy)
+    return await bounces.read(connection, await about(connection, email, **how), name="x", policy=policy)
 
 
 async def listed(connection):
@@ -107,7 +108,7 @@ async def test_of_two_processes_that_record_the_last_two_at_once_one_suppresses(
     others = [await asyncpg.connect(database) for _ in raws]
     try:
         await asyncio.gather(
-            *(returned.read(other, raw, name="x", policy=COUNTING) for other, raw in zip(others, raws, strict=True))
+            *(bounces.read(other, raw, name="x", policy=COUNTING) for other, raw in zip(others, raws, strict=True))
         )
     finally:
         for other in others:
@@ -170,8 +171,8 @@ async def test_a_bounce_that_came_before_the_doubt_settles_it_and_one_of_an_earl
     await connection.execute(
         "UPDATE outbox.delivery SET marked_at = now() - interval '1 hour' WHERE email = $1", before
     )
-    assert await returned.settle_doubts(connection) == 1
-    assert await returned.settle_doubts(connection) == 0
+    assert await bounces.settle_doubts(connection) == 1
+    assert await bounces.settle_doubts(connection) == 0
     states = [(await row(connection, email))["state"] for email in (before, earlier, none)]
     assert states == ["sent", "in_doubt", "in_doubt"]
 
@@ -187,8 +188,8 @@ async def test_a_bounce_that_others_could_have_written_settles_nothing(connectio
     raw = report(final="rfc822; bo@example.com").replace(
         b"MIME-Version", b"In-Reply-To: %s\nMIME-Version" % message_id.encode()
     )
-    assert (await returned.read(connection, raw, name="x")).outcome is Outcome.HARD
-    assert await returned.settle_doubts(connection) == 0
+    assert (await bounces.read(connection, raw, name="x")).outcome is Outcome.HARD
+    assert await bounces.settle_doubts(connection) == 0
     assert (await row(connection, one))["state"] == "in_doubt"
 
 
@@ -212,9 +213,9 @@ async def test_a_person_who_decides_at_this_moment_is_not_waited_for_and_wins(co
         await deciding.start()
         assert await resolve(other, [key], Decision.RESEND, who="ann") == [key]
         async with asyncio.timeout(10):
-            assert "sent now" not in (await returned.read(connection, raw, name="x")).sentence
+            assert "sent now" not in (await bounces.read(connection, raw, name="x")).sentence
         await deciding.rollback()
-        assert await returned.settle_doubts(connection) == 1, "the person took it back"
+        assert await bounces.settle_doubts(connection) == 1, "the person took it back"
     finally:
         await other.close()
 
@@ -230,7 +231,7 @@ async def test_the_role_that_reads_bounces_settles_doubts_and_changes_no_deliver
     await connection.execute("SET ROLE outbox_bounce")
     try:
         for raw in raws:
-            assert "is sent now" in (await returned.read(connection, raw, name="x", policy=COUNTING)).sentence
+            assert "is sent now" in (await bounces.read(connection, raw, name="x", policy=COUNTING)).sentence
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("UPDATE outbox.delivery SET state = 'sent'")
         await connection.execute("SET ROLE outbox_operate")
@@ -247,7 +248,7 @@ async def test_each_statement_looks_up_by_index_in_tables_without_statistics(con
            INSERT INTO outbox.bounce (email, message, kind, counts) SELECT id, 'm', 'soft', true FROM outbox.email"""
     )
     await connection.execute("SET plan_cache_mode = force_generic_plan")
-    for statement in (*returned.STATEMENTS, suppression.REMOVE):
+    for statement in (*bounces.STATEMENTS, suppression.REMOVE):
         prepared = await connection.prepare(statement)
         nulls = ", ".join("NULL" for _ in prepared.get_parameters())
         await connection.execute(f"PREPARE planned AS {statement}")

@@ -3,9 +3,10 @@
 import asyncpg
 import pytest
 
-from outbox import ledger, routing, session
-from outbox.ledger import Frontier, Turns
-from outbox.session import PLANS
+from outbox.operations import route_rules
+from outbox.relay import ledger, session
+from outbox.relay.ledger import Frontier, Turns
+from outbox.relay.session import PLANS
 from outbox.settings import Settings
 
 REPORT = {"link": "https://example.com/{token}", "recipients": "select 1", "data": "select :key"}
@@ -73,9 +74,9 @@ async def claim(relay, room, **how):
     ],
 )
 async def test_the_first_rule_that_fits_says_the_route_in_sql_and_in_a_preview(connection, report, recipient, route):
-    await routing.write_rules(connection, SETTINGS)
+    await route_rules.write_rules(connection, SETTINGS)
     assert await connection.fetchval("SELECT outbox.route_of($1, $2)", report, recipient) == route
-    assert routing.route_for(SETTINGS, report, recipient) == route
+    assert route_rules.route_for(SETTINGS, report, recipient) == route
 
 
 async def test_a_relay_claims_of_its_own_route_only_and_says_when_that_is_empty(connection, relay):
@@ -159,21 +160,21 @@ async def test_init_writes_the_rules_once_and_moves_what_waits_for_a_route_that_
         INSERT INTO outbox.edition (report, period, starts_at, ends_at) VALUES ('progress', 'p', now(), 'infinity');
         INSERT INTO outbox.report (edition, recipient_key, token, title, html) VALUES (1, 'k', 't', 't', 'h')""")
     before = settings_of(old={"reports": ["progress"]}, gone={})
-    assert (await routing.write_rules(connection, before)).changed == "+ progress by old"
+    assert (await route_rules.write_rules(connection, before)).changed == "+ progress by old"
     held = await put(connection, 1, route="gone")
     assert await claim(relay, 1, route="gone") == held
     await put(connection, 1, route="old", report=1)
     await put(connection, 2, route="gone", priority=1)
     await put(connection, 1, route="named")
     await put(connection, 1, recipient="a@partner.example")
-    found = {one.route: one.waiting for one in await routing.read_unserved(connection)}
+    found = {one.route: one.waiting for one in await route_rules.read_unserved(connection)}
     assert found == {"gone": 3, "named": 1, "old": 1}
-    written = await routing.write_rules(connection, SETTINGS)
+    written = await route_rules.write_rules(connection, SETTINGS)
     assert "- progress by old" in str(written.changed)
     assert written.moved == {"bulk": 1, "": 2}
     rows = await connection.fetch("SELECT route, count(*) FROM outbox.delivery GROUP BY 1 ORDER BY 1")
     assert [tuple(row) for row in rows] == [("", 3), ("bulk", 1), ("gone", 1), ("named", 1)], "what is held stays"
-    again = await routing.write_rules(connection, SETTINGS)
+    again = await route_rules.write_rules(connection, SETTINGS)
     assert (again.changed, again.moved) == (None, {})
-    assert await routing.difference(connection, SETTINGS) is None
-    assert "- *.partner.example by partner" in str(await routing.difference(connection, settings_of()))
+    assert await route_rules.difference(connection, SETTINGS) is None
+    assert "- *.partner.example by partner" in str(await route_rules.difference(connection, settings_of()))

@@ -5,10 +5,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox import schema
+from outbox.database import schema
+from outbox.database.schema import initialise, installed_version, require_current
 from outbox.errors import SchemaError
-from outbox.schema import initialise, installed_version, require_current
-from tests.fleet import until
+from tests.support.fleet import until
 
 NOW, NEXT = schema.VERSION, schema.VERSION + 1
 ADD_NOTE = {NEXT: "ALTER TABLE outbox.email ADD COLUMN note text"}

@@ -8,16 +8,16 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from outbox import ledger
-from outbox import session as session_module
-from outbox.address import DatabaseUrl
-from outbox.database import CHANNEL, LOST_SESSION, RELAY_LOCKS
-from outbox.embedded import Server
+from outbox.database.connection import CHANNEL, LOST_SESSION, RELAY_LOCKS
 from outbox.errors import DatabaseUnavailableError, OutboxError, SchemaError, UnsafeDatabaseError
-from outbox.relay import STATEMENTS
-from outbox.session import Session, prove_locks
+from outbox.relay import ledger
+from outbox.relay import session as session_module
+from outbox.relay.relay import STATEMENTS
+from outbox.relay.session import Session, prove_locks
+from outbox.sandbox.postgres import Server
+from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
-from tests.fleet import until
+from tests.support.fleet import until
 
 LEASE_S = 10.0
 SOON_S = 5.0  # less than the lease, which would end the session anyhow
@@ -380,7 +380,7 @@ async def test_a_database_whose_locks_do_not_hold_is_refused_with_its_reason(con
     """Functions of a schema before pg_catalog take the place of Postgres' own; no database can put one there itself."""
     make, reason = FAKES[fake]
     await connection.execute(f"CREATE SCHEMA fake; {make}")
-    monkeypatch.setattr("outbox.database.TRUSTED_PATH", "fake, pg_catalog, pg_temp")
+    monkeypatch.setattr("outbox.database.connection.TRUSTED_PATH", "fake, pg_catalog, pg_temp")
     with pytest.raises(UnsafeDatabaseError, match=reason):
         await opened()
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 0

@@ -7,14 +7,14 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
-from outbox import ledger, session
-from outbox.address import DatabaseUrl
-from outbox.database import RELAY_LOCKS, SELFTEST_LOCKS
+from outbox.database.connection import RELAY_LOCKS, SELFTEST_LOCKS
 from outbox.errors import DatabaseUnavailableError
-from outbox.routing import read_unserved
-from outbox.session import Session, prove_locks
-from outbox.status import read_status
-from tests.fleet import until
+from outbox.operations.route_rules import read_unserved
+from outbox.operations.status import read_status
+from outbox.relay import ledger, session
+from outbox.relay.session import Session, prove_locks
+from outbox.settings.urls import DatabaseUrl
+from tests.support.fleet import until
 
 LEASE_S = 10.0
 SHARED, EXCLUSIVE = "_shared", ""

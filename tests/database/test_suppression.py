@@ -3,12 +3,12 @@
 import asyncpg
 import pytest
 
-from outbox import ledger, suppression
+from outbox.database.roles import grant_roles
 from outbox.errors import ConfigurationError
-from outbox.exported import entries_of
-from outbox.operate import Act, explain, operate
-from outbox.roles import grant_roles
-from outbox.suppression import Entry, Reason
+from outbox.feedback.suppression_import import entries_of
+from outbox.operations.retry_cancel import Act, explain, operate
+from outbox.relay import ledger, suppression
+from outbox.relay.suppression import Entry, Reason
 from tests.database.test_ledger import emptied, made_once, put, relay, relays  # noqa: F401 - fixtures
 from tests.database.test_pause import EDITIONS, put_of
 

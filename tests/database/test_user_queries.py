@@ -9,14 +9,14 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
-from outbox.audit import audit
-from outbox.database import TRUSTED_PATH
-from outbox.generate import generate
-from outbox.generate_session import GenerateSession
-from outbox.preview import preview
-from outbox.roles import ROLES, grant_roles
+from outbox.database.connection import TRUSTED_PATH
+from outbox.database.roles import ROLES, grant_roles
+from outbox.generate.run import generate
+from outbox.generate.session import GenerateSession
+from outbox.generate.source import RowError
+from outbox.operations.audit import audit
+from outbox.operations.preview import preview
 from outbox.settings import load
-from outbox.source import RowError
 
 WEEK = "2026-W47"
 SETTINGS = """

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from outbox.completion import Candidate, is_complete
-from outbox.generate_session import GenerateSession
+from outbox.generate.session import GenerateSession
+from outbox.generate.waiver import Owed, read_waived, record_unreached, unreached_of, waive
+from outbox.monitoring.completion import Candidate, is_complete
 from outbox.settings import load
-from outbox.waiver import Owed, read_waived, record_unreached, unreached_of, waive
 
 WEEK = ("progress", "2026-W48")
 

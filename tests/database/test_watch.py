@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime
 
-from outbox import watch
-from outbox.watch import Seldom, Watcher
+from outbox.operations import watch
+from outbox.operations.watch import Seldom, Watcher
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 

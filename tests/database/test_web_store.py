@@ -13,16 +13,16 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from outbox.address import DatabaseUrl
 from outbox.errors import DatabaseUnavailableError
 from outbox.settings import Settings
-from outbox.web import connections, serve
+from outbox.settings.urls import DatabaseUrl
+from outbox.web import connections, server
 from outbox.web.application import create
-from outbox.web.guard import LOOKUPS_MAX, Callers
 from outbox.web.history import EARLIER
-from outbox.web.pages import REPORT
-from outbox.web.store import CONNECTIONS_MAX, Store
-from tests.fleet import until
+from outbox.web.queries import CONNECTIONS_MAX, Store
+from outbox.web.report_pages import REPORT
+from outbox.web.security import LOOKUPS_MAX, Callers
+from tests.support.fleet import until
 
 
 @pytest.fixture(autouse=True)
@@ -127,9 +127,9 @@ class Served:
     """The application behind the real server, in this process, so that its patience can be shortened."""
 
     def __init__(self, app, settings):
-        self.listening = serve._listen("127.0.0.1:0")
+        self.listening = server._listen("127.0.0.1:0")
         self.port = self.listening.getsockname()[1]
-        self.server = serve._Server(serve._config(app, settings), None)
+        self.server = server._Server(server._config(app, settings), None)
 
     async def __aenter__(self):
         self.task = asyncio.create_task(self.server.serve(sockets=[self.listening]))
@@ -351,7 +351,7 @@ async def test_an_answer_that_is_not_read_to_its_end_is_not_kept_for_ever(connec
 
 async def test_answers_that_are_not_read_take_a_bounded_part_of_the_memory(connection, database, monkeypatch):
     size, most = 8_000_000, 30_000_000
-    monkeypatch.setattr(serve, "Connections", partial(connections.Connections, unread_max=most))
+    monkeypatch.setattr(server, "Connections", partial(connections.Connections, unread_max=most))
     await connection.execute(FILL.replace(str(REPORTS), "1"))
     await connection.execute("UPDATE outbox.report SET html = repeat('x', $1::integer)", size)
     token = await connection.fetchval("SELECT token FROM outbox.report")

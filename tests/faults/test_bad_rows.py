@@ -8,8 +8,8 @@ import logging
 
 import pytest
 
-from outbox.relay import ENVELOPE_BYTES_MAX, Relay
-from outbox.roles import grant_roles
+from outbox.database.roles import grant_roles
+from outbox.relay.relay import ENVELOPE_BYTES_MAX, Relay
 from outbox.settings import MESSAGE_BYTES_MAX, Settings
 
 HEALTHY = 5

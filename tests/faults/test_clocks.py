@@ -18,11 +18,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from outbox.embedded import Server, postgres
+from outbox.sandbox.postgres import Server, postgres
 from outbox.testing.postgres import FAST
 from tests.conftest import _make_template
-from tests.faults.levers import all_sent, balance, delivery, post
-from tests.fleet import Fleet, until
+from tests.support.fault_levers import all_sent, balance, delivery, post
+from tests.support.fleet import Fleet, until
 
 _numbers = itertools.count(1)
 

@@ -17,14 +17,14 @@ import aiosmtplib
 import pytest
 import trustme
 
-from outbox import dialing
-from outbox import route as route_module
-from outbox.dialing import Endpoint
-from outbox.route import LoginRefusedError, Route, RouteTroubleError
 from outbox.settings import Settings, load
-from outbox.smtp_login import LoginError, log_in
-from tests.fleet import until
-from tests.scripted import Scripted
+from outbox.smtp import connector as route_module
+from outbox.smtp import dialing
+from outbox.smtp.connector import LoginRefusedError, Route, RouteTroubleError
+from outbox.smtp.dialing import Endpoint
+from outbox.smtp.login import LoginError, log_in
+from tests.support.fleet import until
+from tests.support.scripted_smtp import Scripted
 
 HELLO = ("250-strange.example", "250 PIPELINING")
 

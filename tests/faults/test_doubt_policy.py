@@ -7,9 +7,9 @@ from email import policy
 
 import pytest
 
-from outbox.sink import Accept, Cut, Hold, Stage
-from tests.faults.levers import SLOW, At, delivery, in_state, terminate_session, trail
-from tests.fleet import until
+from outbox.sandbox.smtp_sink import Accept, Cut, Hold, Stage
+from tests.support.fault_levers import SLOW, At, delivery, in_state, terminate_session, trail
+from tests.support.fleet import until
 
 RESEND = SLOW + '\nin_doubt = "resend"\ndoubt_grace_s = 1'
 ASK = SLOW + '\nin_doubt = "ask"\ndoubt_grace_s = 1\nresolver = "mailserver:was_accepted"'

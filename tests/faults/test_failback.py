@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from bench.arena import socket_of
-from bench.freeze import freeze, kill, thaw
-from bench.proxy import Proxy
-from outbox.embedded import Server, standby
-from tests.faults.levers import SLOW, all_sent
+from bench.faults.environment import socket_of
+from bench.harness.fault_proxy import Proxy
+from bench.harness.freeze import freeze, kill, thaw
+from outbox.sandbox.postgres import Server, standby
 from tests.faults.test_failover import Pair, accepted, company, servers
-from tests.fleet import Fleet, Process, until
+from tests.support.fault_levers import SLOW, all_sent
+from tests.support.fleet import Fleet, Process, until
 
 __all__ = ["company", "servers"]  # fixtures
 

@@ -10,14 +10,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from bench.arena import socket_of
-from bench.proxy import Proxy
-from outbox import schema
-from outbox.embedded import Server, postgres, standby
-from outbox.sink import Hold, Stage, Trickle
+from bench.faults.environment import socket_of
+from bench.harness.fault_proxy import Proxy
+from outbox.database import schema
+from outbox.sandbox.postgres import Server, postgres, standby
+from outbox.sandbox.smtp_sink import Hold, Stage, Trickle
 from outbox.testing.postgres import FAST
-from tests.faults.levers import SLOW, At, balance, post
-from tests.fleet import Fleet, Process, until
+from tests.support.fault_levers import SLOW, At, balance, post
+from tests.support.fleet import Fleet, Process, until
 
 PEOPLE = """
 CREATE TABLE people (id int PRIMARY KEY, email text, name text, active boolean NOT NULL DEFAULT true);

@@ -12,15 +12,17 @@ import asyncpg
 import pytest
 import trustme
 
-from bench.freeze import freeze, thaw
-from outbox import embedded, postgres_hosts, schema
-from outbox.address import DatabaseUrl
-from outbox.database import DatabaseRefusedError, connect
-from outbox.embedded import Server, postgres, standby
+from bench.harness.freeze import freeze, thaw
+from outbox.database import schema
+from outbox.database.connection import DatabaseRefusedError, connect
 from outbox.errors import DatabaseUnavailableError
+from outbox.sandbox import postgres as embedded
+from outbox.sandbox.postgres import Server, postgres, standby
+from outbox.settings import postgres_hosts
+from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
 from tests.faults.test_failover import PEOPLE
-from tests.fleet import Fleet, free_port, until
+from tests.support.fleet import Fleet, free_port, until
 
 SYSTEM = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/none"))
 ATTRS = [pytest.param({"target_session_attrs": "read-write"}, id="read-write"), pytest.param({}, id="any")]

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from outbox.sink import Accept, Cut, Hold, Stage, Stall, Trickle
-from tests.faults.levers import (
+from outbox.sandbox.smtp_sink import Accept, Cut, Hold, Stage, Stall, Trickle
+from tests.support.fault_levers import (
     SLOW,
     At,
     balance,
@@ -23,7 +23,7 @@ from tests.faults.levers import (
     status,
     trail,
 )
-from tests.fleet import until
+from tests.support.fleet import until
 
 TAKEOVER_S = 2.0
 

@@ -6,10 +6,10 @@ from collections import deque
 
 import pytest
 
-from outbox import maildir
-from outbox.conversation import Conversation
-from outbox.verdict import Accepted, Deferred
-from tests.unit.test_conversation import Book, mail
+from outbox.smtp import maildir
+from outbox.smtp.connection import Conversation
+from outbox.smtp.verdict import Accepted, Deferred
+from tests.unit.smtp.test_connection import Book, mail
 
 
 class MarkedAtOnce(Book):

@@ -11,10 +11,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from outbox.ledger import SMALL_BYTES
+from outbox.relay.ledger import SMALL_BYTES
+from outbox.sandbox.smtp_sink import Sink
 from outbox.settings import MESSAGE_BYTES_MAX
-from outbox.sink import Sink
-from tests.fleet import Fleet
+from tests.support.fleet import Fleet
 
 LIMIT_BYTES = 256 * 1000 * 1000
 HEAD = b"From: reports@example.com\r\nSubject: large\r\n\r\n"

@@ -17,12 +17,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox.embedded import Server, postgres
-from outbox.sink import Sink, Stage, Stall
+from outbox.sandbox.postgres import Server, postgres
+from outbox.sandbox.smtp_sink import Sink, Stage, Stall
 from outbox.testing.postgres import FAST
 from tests.conftest import _make_template
-from tests.faults.levers import SLOW, At, all_sent, balance, by_port, delivery
-from tests.fleet import Fleet, Process, until
+from tests.support.fault_levers import SLOW, At, all_sent, balance, by_port, delivery
+from tests.support.fleet import Fleet, Process, until
 
 PORT = 25432
 LEASE_S = 2

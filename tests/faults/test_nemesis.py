@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan import Strike
-from bench.world import HOUSE, environment
-from outbox import ledger
+from bench.faults.schedule import Strike
+from bench.harness.environment import HOUSE, environment
+from outbox.relay import ledger
 
 TWICE = "no address is sent more than once"
 
@@ -40,13 +40,13 @@ SCENES = {
     "the mark": Scene(
         (
             (
-                "ledger.py",
+                "relay/ledger.py",
                 MARKED,
                 """    SELECT email, attempt + 1 AS attempt, false AS late FROM outbox.delivery
      WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
 """,
             ),
-            ("relay.py", "marked=claim.marked, outcome", "marked=False, outcome"),
+            ("relay/relay.py", "marked=claim.marked, outcome", "marked=False, outcome"),
         ),
         KILLED_AT_THE_DOT,
         AT_THE_DOT,
@@ -54,11 +54,11 @@ SCENES = {
     "the sweep": Scene(
         (
             (
-                "ledger.py",
+                "relay/ledger.py",
                 "WHERE d.email = h.email AND d.state = 'pending'\n    RETURNING d.email, attempt, state, orphaned",
                 "WHERE d.email = h.email\n    RETURNING d.email, attempt, state, orphaned",
             ),
-            ("ledger.py", "WHERE d.email = h.email AND d.state = 'sending'\n", "WHERE false\n"),
+            ("relay/ledger.py", "WHERE d.email = h.email AND d.state = 'sending'\n", "WHERE false\n"),
         ),
         KILLED_AT_THE_DOT,
         AT_THE_DOT,
@@ -68,13 +68,13 @@ SCENES = {
     "the guard": Scene(
         (
             (
-                "relay.py",
+                "relay/relay.py",
                 "elif self._is_too_late(session, started_s):",
                 "elif False:",
             ),
-            ("pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
+            ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
             (
-                "relay.py",
+                "relay/relay.py",
                 "call_later(silent_s, session.lose, reason)",
                 "call_later(99, session.lose, reason)",
             ),
@@ -86,18 +86,18 @@ SCENES = {
     # sends what others have claimed by then.
     "the fence": Scene(
         (
-            ("ledger.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
+            ("relay/ledger.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
             (
-                "relay.py",
+                "relay/relay.py",
                 "return session is not None and session.lost is None and claim.relay == session.relay",
                 "return True",
             ),
             (
-                "relay.py",
+                "relay/relay.py",
                 "        self._marks.clear()\n        self.pool.drop_claims()\n",
                 "",
             ),
-            ("pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
+            ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
         ),
         (("terminate", 0.5, 0, 0.0, 0.5), ("terminate", 1.5, 0, 0.0, 0.5), ("terminate", 2.5, 0, 0.0, 0.5)),
         "--servers 2 --recipients 120 --minutes 0.07 --dot 0.1",

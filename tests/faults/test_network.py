@@ -19,14 +19,15 @@ import asyncpg
 import pytest
 import uvloop
 
-from bench.proxy import Link, Proxy
-from outbox import barrier, database
-from outbox import generate as rooms
+from bench.harness.fault_proxy import Link, Proxy
+from outbox.database import connection as database
+from outbox.database import failover_barrier
 from outbox.errors import DatabaseUnavailableError
-from outbox.relay import Relay
+from outbox.generate import run as rooms
+from outbox.relay.relay import Relay
+from outbox.sandbox.smtp_sink import Hold, Sink, Stage
 from outbox.settings import Settings, load
-from outbox.sink import Hold, Sink, Stage
-from tests.faults.levers import (
+from tests.support.fault_levers import (
     SLOW,
     At,
     all_sent,
@@ -38,7 +39,7 @@ from tests.faults.levers import (
     terminate_session,
     trail,
 )
-from tests.fleet import Fleet, Process, until
+from tests.support.fleet import Fleet, Process, until
 
 _numbers = itertools.count(1)
 
@@ -493,13 +494,13 @@ async def test_a_generate_to_which_postgres_falls_silent_at_the_barrier_ends(fle
     fleet.top = SLOW
     await fleet.hire(3)
     async with Proxy(socket_of(fleet.database)) as proxy:
-        ask = barrier.holds_generate
+        ask = failover_barrier.holds_generate
 
         async def ask_in_silence(connection):
             proxy.black_hole = True
             return await ask(connection)
 
-        monkeypatch.setattr(barrier, "holds_generate", ask_in_silence)
+        monkeypatch.setattr(failover_barrier, "holds_generate", ask_in_silence)
         settings = load(fleet.write_settings(), {"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
         running = asyncio.create_task(rooms.generate(settings, "progress"))
         await asyncio.wait([running], timeout=20)

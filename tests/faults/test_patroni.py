@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from outbox import schema
-from tests.faults.levers import all_sent
-from tests.faults.patroni import IS_THERE, TTL_S, Cluster, cluster, promoted_at
+from outbox.database import schema
 from tests.faults.test_failover import PEOPLE, accepted
-from tests.fleet import Fleet, until
+from tests.support.fault_levers import all_sent
+from tests.support.fleet import Fleet, until
+from tests.support.patroni import IS_THERE, TTL_S, Cluster, cluster, promoted_at
 
 pytestmark = [
     pytest.mark.slow,

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from outbox.sink import Hold, Stage
-from tests.faults.levers import (
+from outbox.sandbox.smtp_sink import Hold, Stage
+from tests.support.fault_levers import (
     SLOW,
     At,
     all_sent,
@@ -19,7 +19,7 @@ from tests.faults.levers import (
     terminate_session,
     trail,
 )
-from tests.fleet import Fleet, Process, until
+from tests.support.fleet import Fleet, Process, until
 
 
 async def marked_for(fleet: Fleet, seconds: float) -> None:

@@ -8,21 +8,11 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from outbox.embedded import Server
-from outbox.sink import Stage, Trickle
-from tests.faults.levers import (
-    SLOW,
-    At,
-    all_sent,
-    balance,
-    delivery,
-    mark_held,
-    post,
-    terminate_session,
-    trail,
-)
+from outbox.sandbox.postgres import Server
+from outbox.sandbox.smtp_sink import Stage, Trickle
 from tests.faults.test_postgres_trouble import company, own_server, start_again
-from tests.fleet import Fleet, until
+from tests.support.fault_levers import SLOW, At, all_sent, balance, delivery, mark_held, post, terminate_session, trail
+from tests.support.fleet import Fleet, until
 
 __all__ = ["company", "own_server"]  # fixtures
 

@@ -11,11 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
-from outbox.embedded import Server, StopMode, postgres
-from outbox.sink import Accept, Hold, Reply, Stage, Stall, Trickle
+from outbox.sandbox.postgres import Server, StopMode, postgres
+from outbox.sandbox.smtp_sink import Accept, Hold, Reply, Stage, Stall, Trickle
 from outbox.testing.postgres import FAST
 from tests.conftest import _make_template
-from tests.faults.levers import (
+from tests.support.fault_levers import (
     SLOW,
     At,
     all_sent,
@@ -27,7 +27,7 @@ from tests.faults.levers import (
     terminate_session,
     trail,
 )
-from tests.fleet import Fleet, until
+from tests.support.fleet import Fleet, until
 
 _numbers = itertools.count(1)
 

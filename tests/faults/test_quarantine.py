@@ -2,10 +2,10 @@
 
 import asyncio
 
-from outbox import ledger
-from outbox.sink import Cut, Hold, Stage
-from tests.faults.levers import SLOW, At, delivery, in_state, post, trail
-from tests.fleet import until
+from outbox.relay import ledger
+from outbox.sandbox.smtp_sink import Cut, Hold, Stage
+from tests.support.fault_levers import SLOW, At, delivery, in_state, post, trail
+from tests.support.fleet import until
 
 
 async def test_an_email_whose_relays_die_is_quarantined_and_its_neighbours_are_sent(fleet):

@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
-from tests.faults.levers import balance, post
-from tests.fleet import until
+from tests.support.fault_levers import balance, post
+from tests.support.fleet import until
 
 
 async def test_relays_that_share_a_rate_keep_its_distance_between_any_two_emails(fleet):

@@ -6,8 +6,8 @@ from base64 import b64encode
 import pytest
 import trustme
 
-from outbox.sink import Reply, Sink, Stage
-from tests.fleet import until
+from outbox.sandbox.smtp_sink import Reply, Sink, Stage
+from tests.support.fleet import until
 
 USER, PASSWORD = "relay-user", "hunter2-Secret/9"
 PLAIN = b64encode(f"\0{USER}\0{PASSWORD}".encode()).decode()

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from outbox.sink import Reply, Stage, Visit
-from tests.faults.levers import SLOW, At, all_sent, delivery, in_state, post, status, trail
-from tests.fleet import Fleet, until
+from outbox.sandbox.smtp_sink import Reply, Stage, Visit
+from tests.support.fault_levers import SLOW, At, all_sent, delivery, in_state, post, status, trail
+from tests.support.fleet import Fleet, until
 
 HELO = Reply("504 5.5.2 <f3a1b2c4d5e6>: Helo command rejected: need fully-qualified hostname")
 LIMIT = Reply("550 5.4.5 Daily user sending limit exceeded")

@@ -6,15 +6,15 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from outbox import schema
-from outbox.address import DatabaseUrl
-from outbox.database import DatabaseLoginError, connect
-from outbox.embedded import postgres
+from outbox.database import schema
+from outbox.database.connection import DatabaseLoginError, connect
+from outbox.sandbox.postgres import postgres
 from outbox.settings import load
+from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
 from tests.faults.test_failover import PEOPLE
-from tests.fleet import Fleet, until
-from tests.web import opened
+from tests.support.fleet import Fleet, until
+from tests.support.web_client import opened
 
 
 class Company(Fleet):

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from bench.proxy import Proxy
-from outbox.sink import Reply, Stage, Stall
-from tests.faults.levers import SLOW, At, all_sent, delivery, post, status
-from tests.fleet import until
-from tests.scripted import Scripted
+from bench.harness.fault_proxy import Proxy
+from outbox.sandbox.smtp_sink import Reply, Stage, Stall
+from tests.support.fault_levers import SLOW, At, all_sent, delivery, post, status
+from tests.support.fleet import until
+from tests.support.scripted_smtp import Scripted
 
 QUOTA = Reply("454 4.7.0 quota exceeded")
 BUSY = Reply("421 4.3.2 too many connections", then_cut=True)

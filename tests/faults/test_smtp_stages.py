@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import pytest
 import trustme
 
-from outbox.sink import Action, Cut, Flood, Hold, Reply, Reset, Sink, Stage, Stall, Trickle, Visit
-from tests.faults.endings import (
+from outbox.sandbox.smtp_sink import Action, Cut, Flood, Hold, Reply, Reset, Sink, Stage, Stall, Trickle, Visit
+from tests.support.endings import (
     BIG,
     DEAD,
     DOUBT,
@@ -31,8 +31,8 @@ from tests.faults.endings import (
     relaying,
     server_context,
 )
-from tests.faults.levers import CLOSING, GARBAGE, all_sent
-from tests.fleet import Fleet, until
+from tests.support.fault_levers import CLOSING, GARBAGE, all_sent
+from tests.support.fleet import Fleet, until
 
 FLOODED_BYTES_MAX = 4_000_000  # what the kernels may hold of a flood; somebody who reads on takes more
 PATIENT = {"connect_timeout_s": 10, "command_timeout_s": 10, "data_done_timeout_s": 10}

@@ -9,8 +9,8 @@ import ssl
 
 import pytest
 
-from outbox.sink import Accept, Action, Cut, Hold, Reply, Reset, Stage, Stall, Trickle
-from tests.faults.endings import (
+from outbox.sandbox.smtp_sink import Accept, Action, Cut, Hold, Reply, Reset, Stage, Stall, Trickle
+from tests.support.endings import (
     BIG,
     DEAD,
     DOUBT,
@@ -27,8 +27,8 @@ from tests.faults.endings import (
     line,
     server_context,
 )
-from tests.faults.levers import CLOSING, GARBAGE, locked, mark_waits
-from tests.fleet import Fleet, until
+from tests.support.fault_levers import CLOSING, GARBAGE, locked, mark_waits
+from tests.support.fleet import Fleet, until
 
 ways = pytest.mark.parametrize(
     "way",

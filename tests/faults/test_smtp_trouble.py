@@ -8,9 +8,9 @@ import time
 import pytest
 import trustme
 
-from outbox.sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle
-from tests.faults.levers import CLOSING, At, all_sent, balance, delivery, post, recipients, status, trail
-from tests.fleet import Fleet, until
+from outbox.sandbox.smtp_sink import Accept, Action, Cut, Hold, Reset, Sink, Stage, Trickle
+from tests.support.fault_levers import CLOSING, At, all_sent, balance, delivery, post, recipients, status, trail
+from tests.support.fleet import Fleet, until
 
 BACK_S = 5.0
 GONE_S = 3.0

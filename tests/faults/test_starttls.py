@@ -13,10 +13,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trustme
 
+from outbox.sandbox.smtp_sink import Cut, Reply, Sink, Stage
 from outbox.settings import Settings
-from outbox.sink import Cut, Reply, Sink, Stage
-from tests.faults.levers import all_sent
-from tests.fleet import until
+from tests.support.fault_levers import all_sent
+from tests.support.fleet import until
 
 ALWAYS = 'starttls = "always"\nconnections_max = 1'
 

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
-from bench.proxy import Proxy
-from outbox import session
-from outbox.relay import Relay
+from bench.harness.fault_proxy import Proxy
+from outbox.relay import session
+from outbox.relay.relay import Relay
+from outbox.sandbox.smtp_sink import Hold, Stage, Stall
 from outbox.settings import load
-from outbox.sink import Hold, Stage, Stall
-from tests.faults.levers import (
+from tests.support.fault_levers import (
     SLOW,
     At,
     all_sent,
@@ -23,7 +23,7 @@ from tests.faults.levers import (
     socket_of,
     trail,
 )
-from tests.fleet import until
+from tests.support.fleet import until
 
 
 @pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])

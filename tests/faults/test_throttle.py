@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from outbox.sink import Cut, Reply, Stage
-from tests.faults.levers import At, all_sent, delivery, post, status, trail
-from tests.fleet import until
+from outbox.sandbox.smtp_sink import Cut, Reply, Stage
+from tests.support.fault_levers import At, all_sent, delivery, post, status, trail
+from tests.support.fleet import until
 
 LATER = Reply("451 4.7.0 please come back some time")
 

@@ -18,9 +18,9 @@ import asyncpg
 import pytest
 
 import outbox
-from outbox import schema
-from tests.faults.levers import all_sent, balance, terminate_session
-from tests.fleet import Fleet, Process, until
+from outbox.database import schema
+from tests.support.fault_levers import all_sent, balance, terminate_session
+from tests.support.fleet import Fleet, Process, until
 
 NEXT = "99.0.0"
 COLUMN = "ALTER TABLE outbox.delivery ADD COLUMN weight integer"
@@ -34,8 +34,8 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(Path(outbox.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     version = schema.VERSION + 1
     change(package / "__init__.py", r'__version__ = ".*"', f'__version__ = "{NEXT}"')
-    change(package / "schema.py", r"VERSION: Final = \d+", f"VERSION: Final = {version}", count=1)
-    change(package / "schema.py", r"(UPGRADES: .* = \{\n)", rf'\1    {version}: "{COLUMN}",\n')
+    change(package / "database" / "schema.py", r"VERSION: Final = \d+", f"VERSION: Final = {version}", count=1)
+    change(package / "database" / "schema.py", r"(UPGRADES: .* = \{\n)", rf'\1    {version}: "{COLUMN}",\n')
     whole = schema.schema_sql().replace(
         "    state       text not null default 'pending',", "    state text not null default 'pending', weight int,"
     )

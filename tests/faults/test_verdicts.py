@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from outbox.sink import Accept, Action, Cut, Reply, Reset, Stage, Stall, Visit
-from tests.faults.levers import CLOSING, GARBAGE, At, delivery, in_state, post, trail
-from tests.fleet import Fleet, until
+from outbox.sandbox.smtp_sink import Accept, Action, Cut, Reply, Reset, Stage, Stall, Visit
+from tests.support.fault_levers import CLOSING, GARBAGE, At, delivery, in_state, post, trail
+from tests.support.fleet import Fleet, until
 
 pipelining = pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "stepwise"])
 

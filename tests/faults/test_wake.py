@@ -5,10 +5,10 @@ import time
 
 import asyncpg
 
-from outbox.relay import Relay
+from outbox.relay.relay import Relay
 from outbox.settings import load
-from tests.faults.levers import all_sent, balance, post
-from tests.fleet import until
+from tests.support.fault_levers import all_sent, balance, post
+from tests.support.fleet import until
 
 
 async def test_a_notification_wakes_a_relay_that_polls_seldom(fleet):

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import ExitStack
 
-from outbox.embedded import postgres
+from outbox.sandbox.postgres import postgres
 from outbox.testing.postgres import FAST, make_template
 from tests.fuzz.harness import Run
 from tests.fuzz.targets import TARGETS

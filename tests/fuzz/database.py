@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import asyncpg
 from hypothesis import strategies as st
 
-from outbox.fields import one_line
-from outbox.message import parse_sender
+from outbox.mail.header_fields import one_line
+from outbox.mail.message import parse_sender
 from tests.fuzz.harness import TARGETS, Check, Target, words
 from tests.fuzz.mail import ADDRESSES
 

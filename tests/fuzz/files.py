@@ -10,12 +10,12 @@ from zoneinfo import ZoneInfo
 
 from hypothesis import strategies as st
 
-from outbox.address import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.errors import ConfigurationError
-from outbox.exported import entries_of
-from outbox.message import comparable
-from outbox.schedule import Schedule, fault_of
+from outbox.feedback.suppression_import import entries_of
+from outbox.mail.message import comparable
+from outbox.reports.schedule import Schedule, fault_of
 from outbox.settings import load
+from outbox.settings.urls import DatabaseUrl, SmtpAddress, parse_listen
 from tests.fuzz.harness import TARGETS, Target, fuzzed, words
 
 # ── lists that providers export ──────────────────────────────────────────────────────────────────────────────────────

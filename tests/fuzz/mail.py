@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 
 from hypothesis import strategies as st
 
-from outbox import verp
-from outbox.bounce import IDS_MAX, NOTICES_MAX, READ_MAX, SAID_MAX, Kind, take_apart
-from outbox.fields import BREAKS, one_line
-from outbox.message import Attachment, Mailbox, build, check_address, comparable, file_name, parse_sender
-from outbox.stored_mail import read_message
-from outbox.web.board.mail import mail_of
-from tests import bounces
+from outbox.feedback.dsn import IDS_MAX, NOTICES_MAX, READ_MAX, SAID_MAX, Kind, take_apart
+from outbox.mail import verp
+from outbox.mail.header_fields import BREAKS, one_line
+from outbox.mail.message import Attachment, Mailbox, build, check_address, comparable, file_name, parse_sender
+from outbox.mail.stored_message import read_message
+from outbox.web.board.message_view import mail_of
 from tests.fuzz.harness import fuzzed, pieces, words
+from tests.support import bounce_samples
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -35,7 +35,10 @@ _TOKENS = (
     b"X-Failed-Recipients: bo@example.com\r\n", b"Hi. This is the qmail-send\r\n", b"<bo@example.com>:\r\n",
     b"In-Reply-To: <1.a@example.com> ", b"Subject: x\r\n", b"To: ", b"Received: by mx\r\n",
 )  # fmt: skip
-_SAMPLES = (bounces.postfix(), bounces.postfix(token="4711-0123456789ab", returned="Message-ID: <1.a@example.com>\n"))
+_SAMPLES = (
+    bounce_samples.postfix(),
+    bounce_samples.postfix(token="4711-0123456789ab", returned="Message-ID: <1.a@example.com>\n"),
+)
 _MAIL = pieces(*_TOKENS, seeds=_SAMPLES)
 
 

@@ -6,8 +6,8 @@ from inspect import signature
 
 from hypothesis import strategies as st
 
-from outbox.esmtp import Offers, body_parameters, original_recipient
-from outbox.replies import LINE_BYTES_MAX, REPLY_BYTES_MAX, GarbageError, ReplyReader
+from outbox.smtp.extensions import Offers, body_parameters, original_recipient
+from outbox.smtp.replies import LINE_BYTES_MAX, REPLY_BYTES_MAX, GarbageError, ReplyReader
 from tests.fuzz.harness import fuzzed, pieces, words
 
 _REPLY = pieces(

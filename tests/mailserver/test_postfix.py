@@ -11,9 +11,9 @@ from email import message_from_bytes
 import pytest
 import trustme
 
-from tests.faults.levers import delivery, in_state, locked, mark_waits, no_session, recipients, status
-from tests.mailserver.postfix import AT_DATA, DOMAIN, mail_server, missing
-from tests.storm import storm
+from tests.support.fault_levers import delivery, in_state, locked, mark_waits, no_session, recipients, status
+from tests.support.kill_storm import storm
+from tests.support.postfix import AT_DATA, DOMAIN, mail_server, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

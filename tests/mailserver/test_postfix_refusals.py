@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.faults.levers import recipients, status
-from tests.fleet import Fleet, until
-from tests.mailserver.postfix import DOMAIN, mail_server, missing
+from tests.support.fault_levers import recipients, status
+from tests.support.fleet import Fleet, until
+from tests.support.postfix import DOMAIN, mail_server, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

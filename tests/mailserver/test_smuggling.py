@@ -7,10 +7,10 @@ import socket
 import pytest
 
 from tests.faults.test_bad_rows import relay_all
-from tests.mailserver.postfix import DOMAIN, mail_server
-from tests.mailserver.postfix import missing as no_postfix
 from tests.neighbours.servers import Exim
-from tests.smuggling import ENDS, HEAD, MESSAGES, SECOND
+from tests.support.postfix import DOMAIN, mail_server
+from tests.support.postfix import missing as no_postfix
+from tests.support.smuggling import ENDS, HEAD, MESSAGES, SECOND
 
 VICTIM = f"victim@{DOMAIN}"
 # As it was before the fixes of December 2023, and still is where a person chose so.

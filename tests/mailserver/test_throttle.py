@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.fleet import until
-from tests.mailserver.postfix import DOMAIN, mail_server, missing
 from tests.neighbours.servers import Exim
+from tests.support.fleet import until
+from tests.support.postfix import DOMAIN, mail_server, missing
 
 needs_postfix = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from tests.faults.levers import recipients
+from tests.support.fault_levers import recipients
 
 HEAD = (
     b"From: Progress reports <reports@example.com>\r\nTo: p{n}@example.com\r\nSubject: Week {n}\r\n"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from tests.fleet import free_port, until
+from tests.support.fleet import free_port, until
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests import cached
-from tests.mailserver.postfix import INSTANCE_CF, MASTER_CF, SBIN
 from tests.neighbours.neighbour import KeepsFiles, Neighbour, Received, crlf, maildir, with_users
+from tests.support import cached
+from tests.support.postfix import INSTANCE_CF, MASTER_CF, SBIN
 
 HERE = Path(__file__).parent
 

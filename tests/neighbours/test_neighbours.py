@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.faults.levers import recipients, status
-from tests.fleet import until
 from tests.neighbours.conftest import needs
 from tests.neighbours.mail import assert_once_and_whole, people, post
 from tests.neighbours.neighbour import Neighbour
 from tests.neighbours.servers import Aiosmtpd, Exim, Haraka, OpenSmtpd, Postfix, SmtpServer
 from tests.neighbours.wire import wire
-from tests.storm import storm
+from tests.support.fault_levers import recipients, status
+from tests.support.fleet import until
+from tests.support.kill_storm import storm
 
 CONNECTIONS_MAX = 16  # of a relay, by default
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.fleet import until
 from tests.neighbours.neighbour import Neighbour
+from tests.support.fleet import until
 
 
 class Wire:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from outbox.sink import Sink
+from outbox.sandbox.smtp_sink import Sink
 from tests.faults.test_bad_rows import (
     BOUNDS,
     all_checks,

@@ -15,8 +15,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from outbox import barrier
-from outbox.barrier import (
+from outbox.database import failover_barrier as barrier
+from outbox.database.failover_barrier import (
     Answer,
     Here,
     Kind,
@@ -30,10 +30,10 @@ from outbox.barrier import (
     raised,
     reason_to_raise,
 )
-from outbox.failover import Memory
-from outbox.ledger import Settlement
-from outbox.outgoing import Claim
-from outbox.verdict import Outcome
+from outbox.relay.failover import Memory
+from outbox.relay.ledger import Settlement
+from outbox.smtp.outgoing import Claim
+from outbox.smtp.verdict import Outcome
 
 GUARD_S, LEASE_S, GRACE_S = 5.0, 10.0, 6.0  # a short grace, so that it is over now and then
 BLIND_S = blind_s(GUARD_S, LEASE_S)  # a shorter freeze may go unnoticed by relays whose session outlives it

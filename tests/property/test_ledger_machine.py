@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from outbox import doubt, ledger, pause, session
-from outbox.database import RELAY_LOCKS
-from outbox.ledger import Settlement
-from outbox.operate import Act, operate
-from outbox.outgoing import Claim
-from outbox.resolve import Decision, resolve
-from outbox.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
+from outbox.database.connection import RELAY_LOCKS
+from outbox.operations.resolve import Decision, resolve
+from outbox.operations.retry_cancel import Act, operate
+from outbox.relay import in_doubt, ledger, pauses, session
+from outbox.relay.ledger import Settlement
+from outbox.smtp.outgoing import Claim
+from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
 RELAYS_MAX = 4
 OPEN_MAX = 5  # few emails, so that the same ones are met again and again
@@ -315,7 +315,7 @@ class Fleet(RuleBasedStateMachine):
     @rule()
     def pause_or_resume(self) -> None:
         """A person pauses the report that all mail is of, or lets it go on; each is idempotent."""
-        change = pause.end_pause if self.is_paused else pause.begin_pause
+        change = pauses.end_pause if self.is_paused else pauses.begin_pause
         assert [self.do(change(self.admin, "r", who="ann", why="")) for _ in range(2)] == [True, False]
         self.is_paused = not self.is_paused
         self.check("nothing")
@@ -326,7 +326,7 @@ class Fleet(RuleBasedStateMachine):
         """A relay sets aside what it may not send; what is not its unmarked claim stays as it is."""
         relay, claim = self.claims[who % len(self.claims)]
         given = [claim.email, *choose(list(relay.claims), own), *choose(list(self.rows), foreign)]
-        aside = self.do(pause.set_aside(relay.connection, relay.relay, given))
+        aside = self.do(pauses.set_aside(relay.connection, relay.relay, given))
         mine = {e for e in given if self.rows[e].state == "pending" and self.rows[e].relay == relay.relay}
         assert aside == mine
         for email in mine:
@@ -338,7 +338,7 @@ class Fleet(RuleBasedStateMachine):
     def take_up(self, who: int) -> None:
         """A relay takes up what is set aside under a pause that is over."""
         held = [] if self.is_paused else [email for email, row in self.rows.items() if row.is_held]
-        assert self.do(pause.take_up(self._relay(who).connection)) == len(held)
+        assert self.do(pauses.take_up(self._relay(who).connection)) == len(held)
         for email in held:
             self.rows[email] = replace(self.rows[email], is_held=False)
         self.check("hold")
@@ -434,7 +434,7 @@ class Fleet(RuleBasedStateMachine):
         self.do(
             self.admin.execute("UPDATE outbox.delivery SET due_at = now() WHERE email = ANY ($1::bigint[])", emails)
         )
-        assert self.do(doubt.resend_doubtful(self._relay(who).connection)) == len(emails)
+        assert self.do(in_doubt.resend_doubtful(self._relay(who).connection)) == len(emails)
         for email in emails:
             self.trail[email, self.rows[email].attempt, None, "resolved"] += 1
             self._send_again(email, self.rows[email].withdrawn, self.rows[email].orphaned)

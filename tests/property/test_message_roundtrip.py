@@ -12,9 +12,9 @@ import email_validator
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from outbox.fields import SUBJECT_MAX, one_line
-from outbox.message import Mailbox, build, check_address
-from outbox.stored_mail import read_message
+from outbox.mail.header_fields import SUBJECT_MAX, one_line
+from outbox.mail.message import Mailbox, build, check_address
+from outbox.mail.stored_message import read_message
 
 TRICKY = st.sampled_from([
     "=?utf-8?q?=C3=A9?=", "=?utf-8?b?w6k=?= =?utf-8?b?w6k=?=", 'a "b" \\c\\', "Smith, Ann (Ms) <x@y>",

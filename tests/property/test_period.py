@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from outbox.period import Cadence, Covers, Period, period_at, period_of
+from outbox.reports.period import Cadence, Covers, Period, period_at, period_of
 
 cadences = st.sampled_from(Cadence)
 zones = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)

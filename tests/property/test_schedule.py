@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from outbox.schedule import Schedule, fault_of
+from outbox.reports.schedule import Schedule, fault_of
 
 zones = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)
 DAY = timedelta(days=1)

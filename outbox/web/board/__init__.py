@@ -1,20 +1,24 @@
 """The operators' board: sign-in and pages. What is decided there is done by the modules of the commands.
 
-    signing      authentication by the token or a trusted proxy; tokens of forms
-    sessions     sign-ins, as rows in Postgres
-    routes       all that it answers
-    desk         what every page stands on: the frame, the words, who decides
+    auth            authentication by the token or a trusted proxy; tokens of forms
+    sessions        sign-ins, as rows in Postgres
+    urls            all routes of the board
+    context         what every page shares: layout, texts, the signed-in user
 
-    live         one poller for all who look on; hour: the minutes of the last hour, as a line
-    overview     /: how it stands, now; /events: the same as it changes
-    editions     /editions: what became of each; /pauses and /decisions
-    emails       /emails: the list, and the story of one; browsing: page by page; mail: a message for a browser
-    deciding     /confirm and /decide; meant: what was shown, and is the same still
+    live            one poller for all open pages
+    throughput      the minutes of the last hour, as a line
+    overview        /: the current state; /events: the same as it changes
+    editions        /editions: what became of each; /pauses and /decisions
+    emails          /emails: the list, and everything about one
+    search          the list page by page
+    message_view    a message for a browser
+    decisions       /confirm and /decide
+    decision_scope  what was confirmed, and whether it is still the same
 
 A page is `async def page(request, user) -> Response` behind `Authenticator.shown`, a decision one behind `decided`.
 """
 
 from outbox.web.board.live import Live
-from outbox.web.board.routes import board_routes
+from outbox.web.board.urls import board_routes
 
 __all__ = ["Live", "board_routes"]

@@ -10,12 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from outbox.attention import MISSING
-from outbox.pause import read_pauses
-from outbox.watch import COUNTED, REST, EditionSeen
-from outbox.web.board.desk import Desk
-from outbox.web.board.signing import User
-from outbox.web.looks import bigint
+from outbox.operations.attention import MISSING
+from outbox.operations.watch import COUNTED, REST, EditionSeen
+from outbox.relay.pauses import read_pauses
+from outbox.web.board.auth import User
+from outbox.web.board.context import Desk
+from outbox.web.responses import bigint
 
 PAGE: Final = 20
 COUNTING_MAX_S: Final = 0.1  # for all editions of a page together; what is not counted by then is not

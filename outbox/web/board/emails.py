@@ -10,14 +10,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from outbox.screen import Frame
-from outbox.show import Story, Try, read_story
-from outbox.stored_mail import MESSAGE_MAX
-from outbox.web.board.browsing import PAGE, WHERE, Wanted, browse
-from outbox.web.board.desk import Desk
-from outbox.web.board.mail import POLICY, Mail, read_mail
-from outbox.web.board.signing import User
-from outbox.web.looks import bigint, notice
+from outbox.mail.stored_message import MESSAGE_MAX
+from outbox.operations.show import Story, Try, read_story
+from outbox.operations.watch_view import Frame
+from outbox.web.board.auth import User
+from outbox.web.board.context import Desk
+from outbox.web.board.message_view import POLICY, Mail, read_mail
+from outbox.web.board.search import PAGE, WHERE, Wanted, browse
+from outbox.web.responses import bigint, notice
 
 SHOWN_MAX: Final = 200_000  # characters of a text or a source that are put into a page
 MESSAGES_AT_ONCE: Final = 2  # that are fetched and read: each takes a few times its size, up to MESSAGE_MAX

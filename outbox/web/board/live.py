@@ -18,10 +18,10 @@ import asyncpg
 
 from outbox.errors import DatabaseUnavailableError
 from outbox.log import Events
+from outbox.operations.watch import Look, Watcher
 from outbox.settings import Settings
-from outbox.watch import Look, Watcher
-from outbox.web.board.hour import Hour
-from outbox.web.store import Store
+from outbox.web.board.throughput import Hour
+from outbox.web.queries import Store
 
 log = Events("outbox.web")
 

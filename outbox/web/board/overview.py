@@ -7,13 +7,13 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from outbox.attention import Kind, headline
-from outbox.screen import Frame, reasons, spoken_s
-from outbox.watch import EditionSeen, Look
-from outbox.web.board.desk import Desk
+from outbox.operations.attention import Kind, headline
+from outbox.operations.watch import EditionSeen, Look
+from outbox.operations.watch_view import Frame, reasons, spoken_s
+from outbox.web.board.auth import User
+from outbox.web.board.context import Desk
 from outbox.web.board.live import NEWEST, Seen
-from outbox.web.board.signing import User
-from outbox.web.looks import notice, rendered
+from outbox.web.responses import notice, rendered
 
 BAR: Final = 100.0
 STALE_S: Final = 3.0

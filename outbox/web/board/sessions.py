@@ -18,7 +18,7 @@ from typing import Any, Final
 import asyncpg
 
 from outbox.errors import DatabaseUnavailableError
-from outbox.web.store import Store
+from outbox.web.queries import Store
 
 SESSION_S: Final = 12 * 3600
 RANDOM_SIZE: Final = 32

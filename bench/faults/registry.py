@@ -1,0 +1,71 @@
+"""What a fault is, and all there are by name. A new one is one function under `@fault`, in the room of its target.
+
+It takes hold of the arena from outside, for as long as its strike says, and lets go. What it returns is a note for the
+verdict; "" says that all went as planned.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bench.faults.environment import Arena
+from bench.faults.schedule import Shape, Strike, Target
+from bench.faults.server import Life
+
+NOBODY: Final = "nobody was there"
+
+
+@dataclass(eq=False)
+class Struck:
+    """A strike with its real times."""
+
+    strike: Strike
+    began_at: float = 0.0
+    ended_at: float = 0.0
+    note: str = ""
+    victim: Life | None = None
+
+    def now(self) -> None:
+        """It happens now, after what it waited for."""
+        self.began_at = time.time()
+
+    def as_row(self) -> dict[str, Any]:
+        """As a verdict keeps it."""
+        life = self.victim
+        return {
+            **self.strike.as_row(),
+            "began_at": self.began_at,
+            "ended_at": self.ended_at,
+            "victim": f"{life.what} {life.number}, pid {life.process.pid}" if life else "",
+            "note": self.note,
+        }
+
+
+Act = Callable[[Arena, Struck], Awaitable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a name in --faults stands for."""
+
+    act: Act
+    shape: Shape
+    says: str
+    alone: bool = False
+    """Whether the promise is another one under it, so that it is in no mix unless it is named."""
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(
+    name: str, target: Target, least: float = 0.0, most: float = 0.0, *, alone: bool = False
+) -> Callable[[Act], Act]:
+    """Enter a fault under its name; it lasts from `least` to `most` leases."""
+
+    def enter(act: Act) -> Act:
+        FAULTS[name] = Fault(act, Shape(target, least, most), (act.__doc__ or "").split("\n", 1)[0].rstrip("."), alone)
+        return act
+
+    return enter

@@ -1,0 +1,113 @@
+"""The commands with which a person holds back mail, and lets it go."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outbox.cli.app import ConfigOption, app, awaited, connected, printable, settings_of
+from outbox.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from outbox.relay.pauses import Pause
+    from outbox.settings import Settings
+
+ReportArgument = Annotated[
+    str | None, typer.Argument(help="Which report; without, the whole fleet.", metavar="[REPORT]", show_default=False)
+]
+
+
+@app.command()
+def pause(
+    context: typer.Context,
+    report: ReportArgument = None,
+    config: ConfigOption = None,
+    *,
+    why: Annotated[str, typer.Option(help="Why; `outbox status` shows it.", show_default=False)] = "",
+) -> None:
+    """Hold back a report, or all mail, until resume.
+
+    Reports are made as ever. What a relay has begun to send still goes out.
+    """
+    if not why.strip():
+        raise ConfigurationError('--why: say why, as in --why "the figures are wrong"; `outbox status` shows it.')
+    for line in awaited(_pause(_settings(context, config), _named(report), why)):
+        typer.echo(printable(line))
+
+
+@app.command()
+def resume(
+    context: typer.Context,
+    report: ReportArgument = None,
+    config: ConfigOption = None,
+    *,
+    why: Annotated[str, typer.Option(help="Why; kept with the operation.", show_default=False)] = "",
+) -> None:
+    """Let go what pause holds back."""
+    for line in awaited(_resume(_settings(context, config), _named(report), why)):
+        typer.echo(printable(line))
+
+
+def _settings(context: typer.Context, config: Path | None) -> "Settings":
+    settings = settings_of(context, config)
+    settings.require("database_url")
+    return settings
+
+
+def _named(report: str | None) -> str:
+    """The name of a pause: '' is the fleet's, and nobody types that."""
+    if report is not None and not report.strip():
+        raise ConfigurationError("REPORT: is empty; name a report, or leave it out to mean the whole fleet.")
+    return report or ""
+
+
+async def _pause(settings: "Settings", report: str, why: str) -> list[str]:
+    from outbox.operations.resolve import whoami
+    from outbox.relay.pauses import begin_pause, is_known, read_pauses
+
+    async with connected(settings, "outbox pause") as connection:
+        if report and report not in settings.editions and not await is_known(connection, report):
+            settings.report(report)  # says what there is
+        begun = await begin_pause(connection, report, who=whoami(), why=why)
+        for one in await read_pauses(connection):
+            if one.report == report:
+                return [_sentence(one, "now" if begun else "already")]
+    return []  # somebody has resumed it already
+
+
+async def _resume(settings: "Settings", report: str, why: str) -> list[str]:
+    from outbox.operations.resolve import whoami
+    from outbox.relay.pauses import end_pause, read_pauses, spoken
+
+    async with connected(settings, "outbox resume") as connection:
+        pauses = {one.report: one for one in await read_pauses(connection)}
+        ours = pauses.pop(report, None)
+        waiting = ours.waiting if ours is not None else 0
+        ended = await end_pause(connection, report, who=whoami(), why=why, waiting=waiting)
+    if not ended:
+        lines = [f"{_capital(spoken(report))} is not paused."]
+    else:
+        lines = [f"{_capital(spoken(report))} goes on: {_emails(waiting)} no longer held back."]
+    lines += [_sentence(one, "still") for one in pauses.values() if not one.report or not report]
+    return lines
+
+
+def _sentence(one: "Pause", how: str) -> str:
+    return (
+        f"{_capital(one.target)} is {how} paused since {one.since:%Y-%m-%d %H:%M:%S} UTC ({one.who}: {one.why}): "
+        f"{_emails(one.waiting)} waiting; `{one.remedy}` lets them go."
+    )
+
+
+def _emails(count: int) -> str:
+    return "1 email is" if count == 1 else f"{count:,} emails are"
+
+
+def _capital(target: str) -> str:
+    """At the beginning of a sentence; a report's name stays as it is."""
+    return "The fleet" if target == "the fleet" else target
+
+
+def said_of(pauses: Any) -> list[str]:
+    """A line for each pause, for `outbox status`."""
+    return [printable(_sentence(one, "").replace("  ", " ")) for one in pauses]

@@ -1,0 +1,131 @@
+"""The live screen: looks through one connection, draws what was seen, and ends when it is told to."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from outbox.cli.app import ConfigOption, app, awaited, console, settings_of
+from outbox.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from outbox.operations.watch import Watcher
+    from outbox.settings import Settings
+
+DRAW_S = 1.0  # how old things are must show although nothing new is seen
+
+
+@app.command()
+def watch(
+    context: typer.Context,
+    config: ConfigOption = None,
+    interval: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between looks.", metavar="SECONDS")] = 1.0,
+) -> None:
+    """Show live what is going on; q or Ctrl-C ends it.
+
+    Editions as bars, relays with their rates and last replies, what waits and why. Changes nothing.
+    """
+    settings = settings_of(context, config)
+    settings.require("database_url")
+    terminal = console(highlight=False)
+    if not terminal.is_terminal or terminal.is_dumb_terminal:
+        raise ConfigurationError(
+            "watch: this is no terminal to draw on; use `outbox status`, or in scripts `outbox status --json`."
+        )
+    awaited(_watch(settings, terminal, interval))
+
+
+async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None:
+    import asyncio
+    import signal
+    import time
+
+    from rich.live import Live
+
+    from outbox.database.connection import DatabaseRefusedError
+    from outbox.errors import DatabaseUnavailableError
+    from outbox.operations.watch import Watcher
+    from outbox.operations.watch_view import Frame, draw
+
+    watcher, frame = Watcher(settings), Frame.of(settings)
+    try:
+        await watcher.connect()
+    except DatabaseRefusedError:
+        raise
+    except DatabaseUnavailableError as error:  # one looks just then: it may come back
+        watcher.trouble = str(error)
+    end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, end.set)
+    looking = loop.create_task(_look_on(watcher, interval_s))
+    looking.add_done_callback(lambda _: end.set())
+    try:
+        with _keys(loop, end), Live(console=terminal, screen=True, auto_refresh=False) as live:
+            while not end.is_set():
+                now = time.monotonic()
+                screen = draw(
+                    watcher.look, watcher.rates, frame,
+                    age_s=now - watcher.looked_at, waited_s=watcher.waited_s(now), trouble=watcher.trouble,
+                )  # fmt: skip
+                live.update(screen, refresh=True)
+                await _woken(watcher.seen, end, min(interval_s, DRAW_S))
+    finally:
+        if looking.done() and not looking.cancelled():
+            looking.result()  # a fault of ours, to be seen whole
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        watcher.close()
+
+
+async def _look_on(watcher: "Watcher", interval_s: float) -> None:
+    """Look for ever; a look begins `interval_s` after the one before it ended."""
+    import asyncio
+
+    while True:
+        await watcher.look_again()
+        await asyncio.sleep(interval_s)
+
+
+async def _woken(seen: "asyncio.Event", end: "asyncio.Event", at_most_s: float) -> None:
+    """Return when something new is seen, or it is to end; after a while in any case."""
+    import asyncio
+
+    waits = [asyncio.ensure_future(event.wait()) for event in (seen, end)]
+    await asyncio.wait(waits, timeout=at_most_s, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    seen.clear()
+
+
+@contextmanager
+def _keys(loop: "asyncio.AbstractEventLoop", end: "asyncio.Event") -> Iterator[None]:
+    """Hear `q` as it is typed; the terminal is as before afterwards. Where nobody types, Ctrl-C is left."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import os
+    import termios
+    import tty
+
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+
+    def hear() -> None:
+        typed = os.read(keyboard, 64)
+        if not typed:
+            loop.remove_reader(keyboard)
+        if b"q" in typed.lower():
+            end.set()
+
+    tty.setcbreak(keyboard)
+    loop.add_reader(keyboard, hear)
+    try:
+        yield
+    finally:
+        loop.remove_reader(keyboard)
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)

@@ -1,0 +1,9 @@
+"""Access to Postgres.
+
+connection        opens sessions; which errors mean that one is lost; advisory locks
+refusal           reasons why Postgres or a pooler refuses a session, and the fix for each
+lock_wait         bounded waits for locks of other sessions, and who holds them
+schema            installs, upgrades and recognises schema.sql
+roles             rights of each role
+failover_barrier  the pause after a change of the primary, until the relays have reported what they sent
+"""

@@ -1,0 +1,11 @@
+"""Checks for what users get wrong, in the order in which a report travels: `outbox doctor`.
+
+run           all checks
+finding       the result of a check, with a suggested fix
+database      the connection, the schema, the pooler
+rights        rights of the role
+access        rights of others
+reports       each report's queries and templates
+smtp          each route's server, TLS, login and DNS
+lmtp_maildir  routes that are no SMTP server
+"""

@@ -1,0 +1,13 @@
+"""What an email is: addresses, header fields, messages (RFC 5322), and the API by which applications send one.
+
+header_fields      any text as the value of a header field
+host_name          host names and address literals (RFC 5321)
+mailbox            display names and addresses
+structured_fields  further header fields, each in its own syntax
+message            a message as RFC 5322 bytes
+verp               tokens by which a bounce proves which email it is about
+email              an application's email, complete and checked
+enqueue            inserts an email in the application's own transaction
+mime               bounded reader of MIME messages
+stored_message     headers, text, page and files of a stored message
+"""

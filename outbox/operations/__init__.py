@@ -1,0 +1,18 @@
+"""What operators read and decide.
+
+attention     the rule for what needs a person
+deferrals     emails that wait after a try, grouped by the server's reply
+status        the state of everything, once
+watch         the same continuously, with rates
+watch_view    how it is displayed in a terminal
+audit         whether an edition is sent in full, recipient by recipient
+email_filter  which emails a person means: by key, edition, state or address
+show          everything about one email
+retry_cancel  sends emails again, or cancels them
+resolve       decisions about emails in doubt and dead letters
+mark_done     editions that another system made
+route_rules   which email takes which route
+preview       one recipient's report and email, without writing anything
+send_test     one email past the outbox, to try a route
+prune         deletes old messages, histories and pages; the unique keys stay
+"""

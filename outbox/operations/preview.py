@@ -1,0 +1,239 @@
+"""One recipient's report and email from real rows, as generate would make them now, and nothing written anywhere.
+
+All reads are of one snapshot in which Postgres refuses every write. The database needs no outbox for it. Of a Python
+class `recipients` and `build` are called: what they do on connections of their own is theirs.
+"""
+
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import text
+
+from outbox.errors import ConfigurationError, OutboxError, SourceError
+from outbox.generate.digest import Collected
+from outbox.generate.edition import Edition, find_edition, period_for, too_early
+from outbox.generate.run import Run, sender_of, warn_of_ignored_templates
+from outbox.generate.session import GenerateSession, is_caused_by
+from outbox.generate.source import Content, PythonSource, Recipient, Source, UnreadableError, checked, source_of
+from outbox.generate.write import NewReport
+from outbox.operations.route_rules import route_for
+from outbox.reports.period import Period, in_words
+from outbox.reports.render import explain
+from outbox.settings import DIGEST, EditionSettings, Settings
+
+TOKEN: Final = "PREVIEW"  # noqa: S105 - in the place of a link's secret: it opens nothing
+NAMED_MAX: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """An email, and what a mail reader makes of its bytes."""
+
+    message_id: str
+    message: bytes
+    subject: str
+    text: str
+    html: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What one recipient would get. There is no `mail` where a digest would tell of the report."""
+
+    report: str
+    period: Period
+    words: str
+    """The period in civil time, with UTC near."""
+    recipient: Recipient
+    sender: str
+    title: str
+    page: str
+    mail: Mail | None
+    route: str
+    """Which one the settings' rules give the email; '' is the usual one."""
+    locale: str
+    """The language that it is in, as BCP 47 names it."""
+    early: str | None = None
+    """Why generate would not make this period yet; None if it would."""
+
+    def the_mail(self) -> Mail:
+        """The email that there is.
+
+        Raises:
+            ConfigurationError: there is none.
+
+        """
+        if self.mail is None:
+            raise ConfigurationError(
+                f'reports.{self.report}: with deliver = "digest" it has no email of its own; '
+                "see its page, and `outbox preview digest`."
+            )
+        return self.mail
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What there is to look at, by the name of its file."""
+        page = {"report.html": self.page.encode()}
+        if self.mail is None:
+            return page
+        html, text = self.mail.html.encode(), self.mail.text.encode()
+        return {**page, "email.html": html, "email.txt": text, "email.eml": self.mail.message}
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the email's bytes; times as ISO 8601 in UTC."""
+        period, recipient, mail = self.period, self.recipient, self.mail
+        return {
+            "report": self.report,
+            "period": {"key": period.key, "starts_at": period.starts_at, "ends_at": period.ends_at},
+            "recipient": {"key": recipient.key, "email": recipient.email, "name": recipient.name},
+            "sender": self.sender,
+            "locale": self.locale,
+            "route": self.route,
+            "title": self.title,
+            "subject": mail and mail.subject,
+            "text": mail and mail.text,
+            "html": mail and mail.html,
+            "page": self.page,
+            "early": self.early,
+        }
+
+    def write(self, directory: Path) -> list[Path]:
+        """The files, in a directory that is made if it is not there; those of an earlier preview are replaced.
+
+        Raises:
+            ConfigurationError: it cannot be written to.
+
+        """
+        written = []
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, content in self.files.items():
+                (directory / name).write_bytes(content)
+                written.append(directory / name)
+        except OSError as error:
+            raise ConfigurationError(
+                f"--out: {directory} cannot be written to ({error.strerror}); name another directory."
+            ) from error
+        return written
+
+
+async def preview(
+    settings: Settings,
+    name: str,
+    *,
+    key: str | None = None,
+    period_key: str | None = None,
+    address: str | None = None,
+) -> Preview:
+    """What the recipient of that key would get, or the first who can be written to; addressed to `address` if given.
+
+    Raises:
+        ConfigurationError: the settings, the period or the key name nothing that there is.
+        OutboxError: source, templates or database make it impossible; the sentence says which.
+
+    """
+    settings.require("database_url", "sender")
+    sender = sender_of(settings)
+    report = settings.report(name)
+    warn_of_ignored_templates(settings)
+    try:
+        async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
+            source = await source_of(settings, name, session)
+            await session.use_timezone(report.timezone)
+            async with session.snapshot():
+                period = await _period(session, name, report, period_key)
+                recipient = await _find(source, name, period, key)
+                content = await _content(source, name, period, recipient)
+                (now,) = (await session.fetch(text("SELECT now()")))[0]
+                run = Run.of(settings, Edition(0, name, period), session, source, now)
+    except OutboxError as error:
+        if is_caused_by(error, asyncpg.ReadOnlySQLTransactionError):
+            where = str(error).partition(":")[0]
+            raise SourceError(f"{where}: the query writes, and a preview only reads; try it with a select.") from error
+        raise
+    person = Recipient(recipient.key, address or recipient.email, recipient.name, recipient.columns)
+    made = _made(run, person, _harmless(content, settings) if name == DIGEST else content)
+    shown = f"{sender.name} <{sender.address}>" if sender.name else sender.address
+    mail = _read(made) if isinstance(made, NewReport) else None
+    locale = run.language_of(recipient).tag
+    route = route_for(settings, name, recipient.email) if mail is not None else ""
+    words = in_words(period, report.zone)
+    early = too_early(report, period, now)
+    return Preview(name, period, words, recipient, shown, made.title, made.html, mail, route, locale, early)
+
+
+async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:
+    """What a generate now would make, by the database's clock and, where it knows one, the fleet's definition."""
+    now, is_ours = (await session.fetch(text("SELECT now(), to_regclass('outbox.definition') IS NOT NULL")))[0]
+    if not is_ours:
+        return period_for(name, report, period_key, now)
+    async with session.ours() as connection:
+        _, period = await find_edition(connection, name, report, period_key, asker="--period")
+    return period
+
+
+async def _find(source: Source, name: str, period: Period, key: str | None) -> Recipient:
+    """The recipient of that key; without one the first who can have a report."""
+    seen: list[str] = []
+    fault = ""
+    async with aclosing(source.recipients(period)) as recipients:  # type: ignore[type-var]
+        async for recipient in recipients:
+            if key is None or recipient.key == key:
+                try:
+                    return checked(recipient)
+                except ValueError as error:
+                    fault = fault or f"recipient {recipient.key or '(no key)'}: {error}"
+                    if key is not None:
+                        break
+            if len(seen) < NAMED_MAX:
+                seen.append(recipient.key)
+    where = f"{name} {period.key}"
+    if fault:
+        raise SourceError(f"{where}, {fault}")
+    if not seen:
+        raise SourceError(f"{where}: the source of {name} names no recipient; see that it means it.")
+    raise ConfigurationError(
+        f"--for: {key!r} is no recipient of {where}; the first keys there are {', '.join(map(repr, seen))}."
+    )
+
+
+async def _content(source: Source, name: str, period: Period, recipient: Recipient) -> Content:
+    content = (await source.build([recipient], period))[recipient.key]
+    if isinstance(content, Exception):
+        part = "source" if isinstance(source, PythonSource) else "data"
+        fix = "" if isinstance(content, UnreadableError) else "; correct it there"
+        raise SourceError(f"reports.{name}.{part}: for {recipient.key}, {content}{fix}.") from content
+    return content
+
+
+def _harmless(items: Content, settings: Settings) -> Content:
+    """What a digest tells of, with links that open nothing: the real ones are the only keys to their pages."""
+    if isinstance(items, Mapping):
+        return items
+    links = {name: report.link.replace("{token}", TOKEN) for name, report in settings.reports.items()}
+    return [{**row, "link": links.get(row["report"], TOKEN)} for row in items]
+
+
+def _made(run: Run, recipient: Recipient, content: Content) -> NewReport | Collected:
+    try:
+        if run.report.is_collected:
+            return run.collected(recipient, content, TOKEN)
+        return run.rendered(recipient, content, 0, TOKEN)
+    except OutboxError:
+        raise
+    except Exception as error:
+        raise SourceError(f"{run.result.edition.name}, recipient {recipient.key}: {explain(error)}") from error
+
+
+def _read(made: NewReport) -> Mail:
+    """The email as a mail reader would show it."""
+    from email import message_from_bytes, policy
+
+    mail = message_from_bytes(made.message, policy=policy.default)
+    bodies = [mail.get_body((kind,)) for kind in ("plain", "html")]
+    plain, html = ("" if body is None else body.get_content().replace("\r\n", "\n") for body in bodies)
+    return Mail(made.message_id, made.message, str(mail["Subject"]), plain, html)

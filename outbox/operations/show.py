@@ -1,0 +1,197 @@
+"""Everything that is known of one email: what it is, its state, each try and each decision.
+
+The token of its report, the only key to the page, is in the message alone. No message can make this fail or hang: it is
+read by `stored_mail`, whose limits hold for any bytes.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from outbox import suggested
+from outbox.database.connection import storable
+from outbox.errors import OutboxError
+from outbox.generate.waiver import read_absence
+from outbox.mail.stored_message import StoredMessage, read_header, read_message
+from outbox.operations.attention import Choice, choices_of
+from outbox.operations.prune import PRUNED
+from outbox.relay import suppression
+from outbox.relay.failover import REMAINS
+from outbox.relay.pauses import Pause, read_pauses
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One line of an email's trail: a try of a relay, or a decision, which has no relay."""
+
+    attempt: int
+    verdict: str
+    relay: int | None
+    host: str | None
+    pid: int | None
+    reply: str
+    marked_at: datetime | None
+    settled_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """An email from its making on. `due_at` is null where it is not due by itself; `gone` says why its bytes are."""
+
+    key: str
+    sender: str
+    to: str
+    message_id: str
+    report: str | None
+    period: str | None
+    recipient: str | None
+    title: str | None
+    subject: str | None
+    size: int
+    """Of the message, in bytes."""
+    gone: str | None
+    created_at: datetime
+    made_by: str | None
+    """The process that made it, as `host, pid 4711`."""
+    state: str
+    attempts: int
+    relay: int | None
+    host: str | None
+    paused: str | None
+    due_at: datetime | None
+    send_before: datetime | None
+    marked_at: datetime | None
+    settled_at: datetime | None
+    doubted_at: datetime | None
+    route: str
+    """Which one it takes; '' is the usual one."""
+    urgent: bool
+    tries: list[Try]
+    pauses: list[Pause]
+    """Those that hold it back."""
+    suppressed: str | None
+    """Why no email goes to its address now."""
+    message: bytes
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the bytes; times as ISO 8601 in UTC."""
+        return {name: value for name, value in asdict(self).items() if name != "message"}
+
+    @property
+    def remedies(self) -> list[str]:
+        """What a person may type about it as it stands."""
+        if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
+            return [suppression.remedy(self.to, self.suppressed, self.report)]
+        if self.state == "pending":
+            return [one.remedy for one in self.pauses] + [suggested.command("cancel", keys=[self.key])]
+        return [choice.command for choice in self.choices]
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What a person may decide about it as it stands."""
+        is_of_report = self.report is not None
+        return choices_of(self.key, self.state, is_gone=self.gone is not None, is_of_report=is_of_report)
+
+    def whole(self) -> bytes:
+        """The message as it is sent.
+
+        Raises:
+            OutboxError: it is gone.
+
+        """
+        if self.gone:
+            raise OutboxError(f"{self.key} cannot be shown: {self.gone}.")
+        return self.message
+
+    def content(self) -> StoredMessage:
+        """Return what can be read of the message; its `notes` say what was left out.
+
+        Raises:
+            OutboxError: it is gone.
+
+        """
+        return read_message(self.whole())
+
+    def part(self, kind: str) -> str:
+        """Return the text (`plain`) or the page (`html`) of the message, decoded.
+
+        Raises:
+            OutboxError: it has none, or is gone.
+
+        """
+        content = self.content()
+        found = content.text if kind == "plain" else content.html
+        return found if found is not None else _none(self.key, kind)
+
+
+def _none(key: str, kind: str) -> str:
+    shown = suggested.command("show", keys=[key], after=["--eml -"])
+    raise OutboxError(f"{key} has no {kind} part; `{shown}` shows all that it has.")
+
+
+STORY: Final = """
+SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at, m.made_by,
+       e.report, e.period, r.recipient_key, r.title,
+       coalesce(d.state, 'without a delivery') AS state, coalesce(d.attempt, 0) AS attempts,
+       d.relay, l.host, d.paused,
+       CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
+       d.send_before, d.marked_at, d.settled_at, d.doubted_at, coalesce(d.route, '') AS route,
+       coalesce(d.priority > 0, false) AS urgent, outbox.suppressed(m.recipient, e.report) AS suppressed
+  FROM outbox.email m
+  LEFT JOIN outbox.delivery d ON d.email = m.id
+  LEFT JOIN outbox.relay l ON l.id = d.relay
+  LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition
+ WHERE m.key = $1
+"""
+
+TRIES: Final = """
+SELECT a.attempt, a.verdict, a.relay, l.host, l.pid, left(a.reply, 10000) AS reply, a.marked_at, a.settled_at
+  FROM outbox.attempt a LEFT JOIN outbox.relay l ON l.id = a.relay
+ WHERE a.email = $1 ORDER BY a.settled_at, a.attempt
+"""
+
+GONE: Final = {
+    REMAINS: "a failover of Postgres lost its message, and only its envelope is known",
+    PRUNED: "`outbox prune` removed its message by its age",
+}
+
+
+async def read_story(connection: Any, key: str) -> Story:
+    """What the database knows of an email, in one snapshot.
+
+    Raises:
+        OutboxError: there is none of that key.
+
+    """
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        row = await connection.fetchrow(STORY, key) if storable(key) == key else None
+        if row is None:
+            reason = await read_absence(connection, key)
+            raise OutboxError(reason or f"{key} is no email's key; {_nearest(key)} finds it.")
+        tries = [Try(*found) for found in await connection.fetch(TRIES, row["id"])]
+        pauses = await read_pauses(connection) if row["state"] == "pending" else []
+    known = {name: value for name, value in row.items() if name not in ("id", "recipient", "recipient_key")}
+    return Story(
+        **known,
+        to=row["recipient"],
+        recipient=row["recipient_key"],
+        subject=_subject(row["message"]),
+        size=len(row["message"]),
+        gone=GONE.get(row["message"]),
+        tries=tries,
+        pauses=[one for one in pauses if one.report in ("", row["report"])],
+    )
+
+
+def _subject(message: bytes) -> str | None:
+    return None if message in GONE else read_header(message, "Subject") or ""
+
+
+def _nearest(key: str) -> str:
+    """The command that most likely finds what was meant: an address, or an edition's key with a slip in it."""
+    if "@" in key and "/" not in key:
+        return f"`{suggested.command('list', suggested.option('--to', key))}`"
+    report, _, rest = key.partition("/")
+    if rest:
+        return f"`{suggested.command('list', suggested.option('--report', report))}`, or --to with the address,"
+    return "`outbox list --to ADDRESS`"

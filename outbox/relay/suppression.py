@@ -1,0 +1,166 @@
+"""The suppression list: who gets no more email, of one report or at all. Who is on it, since when and why.
+
+A relay looks at it with each claim (`ledger.TICK`); what is listed it cancels before a connection gets it, so whatever
+is pending is caught, reports and an application's own emails alike. `generate` cancels from the start. What a relay had
+claimed before an address came onto the list may still go out: seconds, and never more than it holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from outbox import suggested
+from outbox.database.connection import BY_INDEX, storable
+from outbox.relay.quarantine import Quarantine
+
+ALL: Final = ""  # the report of a suppression that holds for every email
+
+
+class Reason(StrEnum):
+    """How an address came onto the list."""
+
+    BOUNCED = "bounced"
+    COMPLAINED = "complained"
+    UNSUBSCRIBED = "unsubscribed"
+    DECIDED = "decided"
+
+
+# The report is looked up here only: most claims never come so far.
+CANCEL_LISTED: Final = """
+WITH listed AS (
+    SELECT m.id AS email, outbox.suppressed(m.recipient, e.report) AS why
+      FROM unnest($1::bigint[]) AS n (email)
+      JOIN outbox.email m ON m.id = n.email
+      LEFT JOIN outbox.report r ON r.id = m.report
+      LEFT JOIN outbox.edition e ON e.id = r.edition
+), cancelled AS (
+    UPDATE outbox.delivery d SET state = 'cancelled', settled_at = now(), relay = NULL, paused = NULL
+      FROM listed l WHERE d.email = l.email AND d.relay = $2 AND d.state = 'pending' AND l.why IS NOT NULL
+    RETURNING d.email, d.attempt, l.why
+), trail AS (
+    INSERT INTO outbox.attempt (email, attempt, relay, verdict, reply)
+    SELECT email, attempt, $2, 'suppressed', why FROM cancelled
+)
+SELECT email FROM cancelled
+"""
+STATEMENTS: Final = (CANCEL_LISTED,)
+
+
+async def cancel_listed(
+    connection: Any, relay: int, emails: Sequence[int], quarantine: Quarantine | None = None
+) -> frozenset[int]:
+    """Cancel those of a relay's unmarked claims that are suppressed, with the reason in their trails; return them."""
+    quarantine = quarantine or Quarantine((relay,))
+    rows = await quarantine.all_or_each(connection, emails, lambda some: connection.fetch(CANCEL_LISTED, some, relay))
+    return frozenset(row["email"] for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """An entry of the list; `report` is '' where it holds for all email, `key` the email that it came of."""
+
+    address: str
+    report: str
+    since: datetime
+    reason: str
+    who: str
+    why: str
+    key: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts; times as ISO 8601 in UTC."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is to come onto the list, its address as `message.comparable` gives it."""
+
+    address: str
+    report: str = ALL
+    reason: Reason = Reason.DECIDED
+
+
+LIST: Final = """
+SELECT s.address, s.report, s.since, s.reason, left(s.who, 500) AS who, left(s.why, 2000) AS why, m.key
+  FROM outbox.suppression s LEFT JOIN outbox.email m ON m.id = s.email
+ ORDER BY s.since DESC, s.address, s.report LIMIT $1
+"""
+COUNT: Final = "SELECT count(*) FROM outbox.suppression"
+
+
+async def read_list(connection: Any, *, limit: int | None = None) -> tuple[list[Suppression], int]:
+    """The newest entries, and how many more there are."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        found = [Suppression(*row) for row in await connection.fetch(LIST, limit)]
+        return found, await connection.fetchval(COUNT) - len(found)
+
+
+# The operation is written only where something changed: an entry that is there already stays its author's.
+ADD: Final = """
+WITH added AS (
+    INSERT INTO outbox.suppression (address, report, reason, who, why)
+    SELECT address, report, reason, $4, $5
+      FROM unnest($1::text[], $2::text[], $3::text[]) AS n (address, report, reason)
+     ORDER BY address, report
+    ON CONFLICT (address, report) DO NOTHING RETURNING address, report
+), noted AS (
+    INSERT INTO outbox.operation (who, what, target, why, emails)
+    SELECT $4, 'suppress', address || CASE WHEN report <> '' THEN ' --report ' || report ELSE '' END, $5, 0 FROM added
+)
+SELECT count(*) FROM added
+"""
+
+
+async def add(connection: Any, entries: Sequence[Entry], *, who: str, why: str) -> int:
+    """Put these onto the list; gives how many are new."""
+    columns = list(zip(*((one.address, one.report, one.reason.value) for one in entries), strict=True))
+    return int(await connection.fetchval(ADD, *(columns or ([], [], [])), storable(who), storable(why)))
+
+
+# What bounced before does not count towards `bounces_max` again, else the next bounce would bring the address back.
+REMOVE: Final = """
+WITH removed AS (
+    DELETE FROM outbox.suppression WHERE address = $1 AND report = $2 RETURNING reason
+), counted_no_more AS (
+    UPDATE outbox.bounce SET counts = false
+     WHERE email = ANY (ARRAY(SELECT m.id FROM outbox.email m WHERE lower(m.recipient) = lower($1)))
+       AND counts AND EXISTS (SELECT FROM removed)
+), noted AS (
+    INSERT INTO outbox.operation (who, what, target, why, emails)
+    SELECT $3, 'unsuppress', $1 || CASE WHEN $2 <> '' THEN ' --report ' || $2 ELSE '' END, $4, 0 FROM removed
+)
+SELECT count(*) FROM removed
+"""
+
+
+async def remove(connection: Any, address: str, report: str, *, who: str, why: str) -> bool:
+    """Take an address off the list, for that report or for all; False if it was not on it."""
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(BY_INDEX)
+        return bool(await connection.fetchval(REMOVE, address, report, storable(who), storable(why)))
+
+
+# How `outbox.suppressed` begins where one report is meant. What a person or a server said stands further behind.
+_OF_A_REPORT: Final = "its address is on the suppression list for "
+
+
+def remedy(address: str, said: str, report: str | None) -> str:
+    """What takes an address off the list; `said` is what `outbox.suppressed` says of its email of that report."""
+    return removal(address, report if report and said.startswith(_OF_A_REPORT) else "")
+
+
+def removal(address: str, report: str) -> str:
+    """Return the command that takes an address off the list, for that report or ('') for all."""
+    after = [suggested.option("--report", report)] if report else []
+    return suggested.command("suppress", "--remove", keys=[address], after=after)
+
+
+OTHERS: Final = "SELECT report FROM outbox.suppression WHERE address = $1 ORDER BY report"
+
+
+async def reports_of(connection: Any, address: str) -> list[str]:
+    """For which reports an address is on the list; '' is for all."""
+    return [row["report"] for row in await connection.fetch(OTHERS, address)]

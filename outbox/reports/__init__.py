@@ -1,0 +1,13 @@
+"""What a report is: periods, schedules, languages, and how rows become a subject, an email and a page. No I/O.
+
+period            half-open stretches of time that a report covers, in calendar and civil time
+schedule          ticks of a cron expression in civil time
+timezones         names of time zones: which mean the same zone, and which is current
+query_parameters  which colons in a query are parameters
+language          dates, numbers and words in the reader's language
+translations      the words themselves
+table             rows prepared for display: numbers, sums, bars
+template_files    template files that are never used because of their names
+jinja             Jinja environments: which files, what is escaped, errors with file and line
+render            rows to subject, email and page (`templates/`)
+"""
