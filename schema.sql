@@ -656,7 +656,11 @@ begin
         address := normalize(address, nfc);
     end if;
     if address !~ '^[^[:space:][:cntrl:]@<>",;:()\[\]\\]+@[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$'
-       or address ~ '^\.|\.@|\.\.|[\u0080-\u00a0\u2028\u2029]' or dom ~ '(^|\.)[0-9]+$' or dom ~ '[^.]{64}'
+       or address ~ '^\.|\.@|\.\.|[\u0080-\u00a0]' or dom ~ '(^|\.)[0-9]+$' or dom ~ '[^.]{64}'
+       -- Spaces, format and private characters (Unicode's Zs, Zl, Zp, Cf, Co). [:space:] depends on the database's locale.
+       or address ~ ('[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u1680\u180e\u2000-\u200f\u2028-\u202f'
+                     || '\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f'
+                     || '\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f\U000f0000-\U0010ffff]')
        or octet_length(split_part(address, '@', 1)) > 64 or octet_length(address) > 254 then
         raise exception using errcode = '22023', message = format('%s is not an email address: %s', what, said),
             hint = 'Write one such as user@example.com.';

@@ -26,6 +26,7 @@ FIRST_RATE_MIN: Final = 5.0  # the first rate after a server that accepted nothi
 SILENCE_MIN_S: Final = 0.25
 SILENCE_MAX_S: Final = 60.0  # so a server that counts by the minute is asked at most seven times in one
 SUPPOSED_SILENCE_MAX_S: Final = 2.0
+EDGE_S: Final = 0.05  # what starts just when the silence ends starts after it, whatever the clocks' last digits say
 SAME_ROUND_S: Final = 0.5  # after a silence, a refusal of what starts within this time belongs to the round before
 
 
@@ -88,9 +89,9 @@ def slow_down(found: Found | None, refusal: Refusal) -> Found | None:
         silence_s = _first_silence_s(rate, refusal)
         return Found(rate, 0.0, silence_s, silence_s, said=refusal.said)
     since_silence_s = -found.silent_s
-    if refusal.age_s > since_silence_s:
+    if refusal.age_s > since_silence_s + EDGE_S:
         return None
-    accepted_since = refusal.accepted_age_s is not None and refusal.accepted_age_s <= since_silence_s
+    accepted_since = refusal.accepted_age_s is not None and refusal.accepted_age_s <= since_silence_s + EDGE_S
     started_after_s = since_silence_s - refusal.age_s
     if not accepted_since and started_after_s < max(SAME_ROUND_S, 1.5 / rate):
         silence_s = min(2 * found.silence_s, _silence_max_s(refusal))

@@ -140,6 +140,15 @@ def test_a_server_with_a_token_bucket_refuses_at_most_a_tenth(rate):
     assert run.took_s <= 2.5 * emails / rate + 5
 
 
+@pytest.mark.parametrize("latency_s", [0.001, 0.05, 0.074, 0.0737, 0.1])
+@pytest.mark.parametrize("rate, burst", [(1.0, 1.0), (1.0, 1.2), (1.05, 1.05), (1.5, 1.5), (2.0, 1.0)])
+def test_an_email_that_starts_just_as_the_silence_ends_counts_as_started_after_it(rate, burst, latency_s):
+    """Else what the server took would seem to be from before, and the silence would double as if it took nothing."""
+    run = send(Bucket(rate, burst), 300, connections=32, latency_s=latency_s)
+    assert run.accepted == 300
+    assert run.took_s <= 2.5 * 300 / rate + 5
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rate=st.floats(1, 1000),
