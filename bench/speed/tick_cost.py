@@ -18,8 +18,8 @@ from bench.harness.environment import median
 from bench.harness.seed_data import put_due, stock
 from outbox.relay import ledger
 from outbox.relay.ledger import Frontier, Settlement
-from outbox.relay.relay import STATEMENTS
 from outbox.relay.session import Session
+from outbox.relay.statements import STATEMENTS
 from outbox.settings.urls import DatabaseUrl
 from outbox.smtp.outgoing import Claim
 from outbox.smtp.verdict import Outcome
@@ -111,10 +111,7 @@ def cpu_of(session: Session) -> float:
 
 
 async def session_in(url: str) -> Session:
-    nothing = lambda: None  # noqa: E731
-    return await Session.open(
-        DatabaseUrl.parse(url), lease_s=600, wake=nothing, on_lost=nothing, former=None, statements=STATEMENTS
-    )
+    return await Session.open(DatabaseUrl.parse(url), lease_s=600, statements=STATEMENTS)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from outbox.monitoring.systemd import Notifier
-from outbox.relay.relay import OPEN_LEASES_MAX
+from outbox.relay.session_keeper import OPEN_LEASES_MAX
 from outbox.relay.supervisor import Relays
 
 BEAT_S: Final = 0.5

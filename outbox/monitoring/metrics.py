@@ -134,7 +134,7 @@ class RelayCollector(Collector):
             lost.add_metric(label, counts.get("lost claims", 0))
             sessions.add_metric(label, self.meters[relay.serves].sessions_lost)
             ready.add_metric(label, self.health.is_ready(relay.serves))
-            held.add_metric(label, relay.holds_session)
+            held.add_metric(label, relay.sessions.holds_session)
             waiting.add_metric(label, len(relay.pool.ready))
         yield from (stale, lost, sessions, ready, held, waiting)
 

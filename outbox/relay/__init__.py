@@ -1,23 +1,43 @@
 """Emails are sent: `outbox relay`. One relay is one Postgres session, one advisory lock, one identity.
 
 supervisor       one relay for each route of this process
-relay            the main loop: claims to connections, verdicts to the next tick
-session          registers the relay and holds its lock
+relay            the main loop: one turn, one tick, and its end
+session_keeper   opens the first session, replaces a lost one, limits all waits for Postgres
 reopening        pauses and log lines while no session can be opened
-ledger           SQL of every email: claim, mark, settle, release, expire, sweep
-quarantine       rows that cannot be read or written
-isolate          a tick in parts, to find such rows
-memory_budget    memory for large messages, shared by the relays of a process
+session          a Postgres session: identity, lock, listening, loss
+lock_proof       self-test: advisory locks of this database exclude sessions
+registration     the row and the lock of a new session; earlier sessions are ended
+lease_connection connections that Postgres ends when the client is silent
+statements       all statements that a session prepares
+boot_clock       clock that also runs while the machine sleeps
+barrier_watch    a relay's place at the failover barrier, across its sessions
+reassertion      what a new session writes before it claims
+failover         recent verdicts, reported again to a server that lacks them
+timers           due times of the main loop
+wake_up          sleep of the main loop, and what ends it
 notifications    rests after notifications that lead to no work
+claim_plan       where the next claim begins, and how many of it are urgent
+suspects         one suspect at a time for the relays of a process
+tick_runner      a tick in one statement, or in parts
+ledger           SQL of every email: claim, mark, settle, release, expire, sweep
+isolate          a tick in parts, to find rows that make it fail
+quarantine       rows that cannot be read or written
+explanations     log lines on what a tick did not write
+holds            claims that are paused or suppressed
+pauses           reports and the fleet, paused by a person
+suppression      addresses that get no more email
+message_fetch    large messages of claims
+memory_budget    memory for large messages, shared by the relays of a process
+returns          claims and dead letters that a relay gives back
+maintenance      sweep, expire, resume, resend, ask; the note in the relay's row
+in_doubt         what happens automatically to an email in doubt: sent again, or evidence is looked up
+until_empty      end of a relay that runs until the outbox is empty
+route_state      breaker and rate of a route, shared with the fleet
 pool             the SMTP connections of a route, and the emails that wait for one
 backoff          how long until the next try
 rate_limit       the rate that the fleet shares
 throttle         rate and number of connections that a server accepts, found from its replies
 circuit_breaker  stops connecting while the server is in trouble, for this relay and for the fleet
 refusals         refusals that may be about the sender or this host, and how they are undone
-pauses           reports and the fleet, paused by a person
-suppression      addresses that get no more email
-in_doubt         what happens automatically to an email in doubt: sent again, or evidence is looked up
-failover         recent verdicts, reported again to a server that lacks them
 observer         interface for metrics and traces
 """

@@ -90,6 +90,30 @@ class Breaker:
         self.retry_at = now + pause_s
         self.reason = reason
 
+    def take_news(self) -> Literal["pause", "login", "resume"] | None:
+        """Return what the fleet has to be told, once."""
+        news, self.news = self.news, None
+        return news
+
+    def take_insistence(self) -> bool:
+        """Return True, once, if the turn to probe is to be taken although a pause is in force."""
+        insists, self.insists = self.insists, False
+        return insists
+
+    def begin_probe(self, now: float, *, is_granted: bool) -> None:
+        """Probe the server if it is this relay's turn; in any case the turn is given for `PROBE_LEASE_S`."""
+        self.probing = is_granted
+        self.fleet_retry_at = now + PROBE_LEASE_S
+
+    def leave_probe(self) -> None:
+        """Leave the turn to probe to a later time."""
+        self.probing = False
+
+    @property
+    def pause_max_s(self) -> float:
+        """Return the longest pause for the present trouble."""
+        return REFUSED_PAUSE_MAX_S if self.refusals else PAUSE_MAX_S
+
     def insist(self, now: float) -> None:
         """Let this relay try at once, since it has another login than the one that was refused."""
         self.retry_at = None if self.retry_at is None else min(self.retry_at, now)

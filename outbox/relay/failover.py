@@ -100,6 +100,14 @@ class Memory:
         self._bytes -= news.bytes
         self._message_bytes -= news.message_bytes
 
+    def note_lost(self, now: float) -> None:
+        """Note that the session is lost: from now on nothing grows old."""
+        self.lost_at = self.lost_at or now
+
+    def note_told(self) -> None:
+        """Note that a new session knows all of it."""
+        self.lost_at = None
+
     def note_move(self, moved_s: float, now: float) -> None:
         """Note that the fleet came from another server so many seconds ago."""
         if moved_s < RETURN_S:

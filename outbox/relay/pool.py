@@ -100,8 +100,6 @@ class Pool:
         self.judge = RefusalJudge()
         self.undone: list[DeadLetter] = []
         """Dead letters that are to be put back: the refusal was not about them."""
-        self.given_up: str | None = None
-        """Refusal of the sender or this host for which an `until_empty` ended before the outbox was empty."""
         self.refusals = 0
         """How many replies were about the sender or this host."""
         self._refused_senders: set[str] = set()

@@ -125,6 +125,17 @@ class Pace:
         self.unused += len(self._moments)
         self._moments.clear()
 
+    def note_relays(self, relays: int) -> None:
+        """Share the rate with so many relays, including this one."""
+        self.alive = relays
+
+    def note_reported(self, refused: "RefusedTry") -> bool:
+        """Note that the fleet knows of a refusal; return False if there was another one meanwhile."""
+        if self.refused is not refused:
+            return False
+        self.refused = None
+        return True
+
     def refuse(self, refused: "RefusedTry") -> None:
         """Stop at once after a refusal because of the rate, until the fleet has been told and gives new moments."""
         if self.refused is None or refused.started_at >= self.refused.started_at:

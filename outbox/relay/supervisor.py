@@ -13,6 +13,8 @@ from outbox.relay.memory_budget import Budget
 from outbox.relay.observer import Observer
 from outbox.relay.pauses import Pause
 from outbox.relay.relay import Relay
+from outbox.relay.suspects import SuspectRule
+from outbox.relay.until_empty import summary_of
 from outbox.settings import Settings
 
 
@@ -31,14 +33,20 @@ class Relays:
         assert settings.database_url is not None
         self.database_url = settings.database_url
         self.settings = settings
+        on_route = {route: settings.on_route(route) for route in ("", *settings.routes)}
+        budget = Budget.of(max(each.message_bytes_max for each in on_route.values()))
+        suspects = SuspectRule()
         self.each = [
-            Relay(settings, route, until_empty=until_empty, observers=observers(settings.on_route(route), route))
-            for route in ("", *settings.routes)
+            Relay(
+                settings,
+                route,
+                until_empty=until_empty,
+                observers=observers(of_route, route),
+                budget=budget,
+                suspects=suspects,
+            )
+            for route, of_route in on_route.items()
         ]
-        budget = Budget.of(max(relay.share.budget.bytes_max for relay in self.each))
-        for relay in self.each:
-            relay.beside = self.each
-            relay.share = budget.share(relay.share.in_flight, relay.share.wake)
         self._going = list(self.each)
 
     async def run(self) -> None:
@@ -83,12 +91,12 @@ class Relays:
     @property
     def turned_at(self) -> float:
         """When the one that has been in its turn for the longest took it."""
-        return min((relay.turned_at for relay in self._going), default=time.monotonic())
+        return min((relay.sessions.turned_at for relay in self._going), default=time.monotonic())
 
     @property
     def holds_session(self) -> bool:
         """Whether each holds its session, as far as it knows."""
-        return all(relay.holds_session for relay in self.each)
+        return all(relay.sessions.holds_session for relay in self.each)
 
     @property
     def alive(self) -> int:
@@ -108,13 +116,14 @@ class Relays:
     @property
     def left_held(self) -> list[Pause]:
         """The pauses under which mail was left, each once."""
-        found = {one.report: one for relay in self.each for one in relay.left_held}
+        found = {one.report: one for relay in self.each for one in relay.end_of_work.left_held}
         return list(found.values())
 
     @property
     def left_refused(self) -> dict[str, str]:
         """The refusals, by route, for which an `until_empty` ended before it was so."""
-        return {relay.pool.route.name: why for relay in self.each if (why := relay.pool.given_up) is not None}
+        found = {relay.pool.route.name: relay.end_of_work.left_refused for relay in self.each}
+        return {route: why for route, why in found.items() if why is not None}
 
     def hindrances(self) -> dict[str, list[str]]:
         """What keeps each, by its route, from sending whatever is due, as far as it knows; nothing is: it is ready."""
@@ -122,4 +131,4 @@ class Relays:
 
     def summary(self) -> str:
         """What they have done so far, in words."""
-        return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items())) or "nothing was sent"
+        return summary_of(self.counts)

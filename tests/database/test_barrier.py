@@ -7,8 +7,10 @@ from outbox.database import failover_barrier
 from outbox.database.connection import CHANNEL
 from outbox.database.failover_barrier import Barrier, Kind, Presence
 from outbox.relay import ledger
+from outbox.relay.boot_clock import boot_clock_s
+from outbox.relay.lease_connection import PLANS
 from outbox.relay.ledger import Settlement
-from outbox.relay.session import PLANS, Session, boot_clock_s
+from outbox.relay.session import Session, SessionEvents
 from outbox.settings.urls import DatabaseUrl
 from outbox.smtp.verdict import Outcome
 
@@ -32,11 +34,9 @@ class Member:
         self.session = await Session.open(
             self.url,
             lease_s=10,
-            wake=lambda: None,
-            on_lost=lambda: None,
             former=former,
             standing=self.presence.standing(last, grace_s=GRACE_S),
-            hear=self.heard.append,
+            events=SessionEvents(heard=self.heard.append),
         )
         self.barrier = Barrier(self.session.barrier.epoch, GRACE_S, up=not self.session.barrier.is_lifted)
         self.presence.arrive(self.session.server, boot_clock_s(), self.session.met)

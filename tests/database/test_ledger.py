@@ -7,9 +7,11 @@ import pytest
 
 from outbox.database.connection import RELAY_LOCKS
 from outbox.operations.resolve import Decision, resolve
-from outbox.relay import failover, ledger, session
+from outbox.relay import failover, ledger
 from outbox.relay import in_doubt as doubt
+from outbox.relay.lease_connection import PLANS
 from outbox.relay.ledger import Frontier, Settlement
+from outbox.relay.registration import register
 from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Refused, Withdrawn, outcome_of
 from tests.support.fleet import until
 
@@ -103,7 +105,7 @@ async def relays(database):
 
     async def start():
         connections.append(await asyncpg.connect(database))
-        return Living(connections[-1], await session._register(connections[-1], 1))
+        return Living(connections[-1], await register(connections[-1], 1))
 
     yield start
     for connection in connections:
@@ -949,7 +951,7 @@ async def plan_of(url, statement, arguments, settings):
 
 planners = pytest.mark.parametrize(
     "settings",
-    [{"plan_cache_mode": "force_custom_plan"}, {"plan_cache_mode": "force_generic_plan"}, session.PLANS],
+    [{"plan_cache_mode": "force_custom_plan"}, {"plan_cache_mode": "force_generic_plan"}, PLANS],
     ids=["custom", "generic", "a relay's"],
 )
 

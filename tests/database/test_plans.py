@@ -22,10 +22,10 @@ from outbox.relay import (
     quarantine,
     rate_limit,
     refusals,
-    relay,
+    statements,
     suppression,
 )
-from outbox.relay.session import PLANS
+from outbox.relay.lease_connection import PLANS
 
 ROWS = 20_000
 BIG = {"delivery", "email", "attempt", "report", "suppression"}
@@ -168,7 +168,7 @@ def faults(name, plan):
 
 
 def test_the_statements_are_all_that_a_relay_prepares():
-    assert set(relay.STATEMENTS) <= set(STATEMENTS.values())
+    assert set(statements.STATEMENTS) <= set(STATEMENTS.values())
 
 
 @pytest.mark.parametrize("name", sorted(STATEMENTS))

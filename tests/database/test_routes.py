@@ -4,9 +4,10 @@ import asyncpg
 import pytest
 
 from outbox.operations import route_rules
-from outbox.relay import ledger, session
+from outbox.relay import ledger
+from outbox.relay.lease_connection import PLANS
 from outbox.relay.ledger import Frontier, Turns
-from outbox.relay.session import PLANS
+from outbox.relay.registration import register
 from outbox.settings import Settings
 
 REPORT = {"link": "https://example.com/{token}", "recipients": "select 1", "data": "select :key"}
@@ -50,7 +51,7 @@ async def put(connection, count, *, route="", priority=0, report=None, recipient
 async def relay(database):
     """A relay's session, and its id."""
     connected = await asyncpg.connect(database, server_settings=PLANS)
-    yield connected, await session._register(connected, 1)
+    yield connected, await register(connected, 1)
     await connected.close()
 
 
@@ -90,10 +91,10 @@ async def test_a_relay_claims_of_its_own_route_only_and_says_when_that_is_empty(
 async def test_a_dead_relay_of_another_route_is_judged_and_its_claims_wait_for_their_route(connection, relay, database):
     emails = await put(connection, 2, route="bulk")
     other = await asyncpg.connect(database)
-    others = await session._register(other, 1, "bulk")
+    others = await register(other, 1, "bulk")
     await claim((other, others), 2, route="bulk")
     mine = await asyncpg.connect(database)
-    await session._register(mine, 1, "bulk")
+    await register(mine, 1, "bulk")
     assert await ledger.sweep(*relay, doubt_s=None, route="bulk") == ledger.Sweep([], alive=2, beside=2)
     await other.close()
     found = await ledger.sweep(*relay, doubt_s=None)

@@ -11,8 +11,9 @@ from outbox.database.connection import RELAY_LOCKS, SELFTEST_LOCKS
 from outbox.errors import DatabaseUnavailableError
 from outbox.operations.route_rules import read_unserved
 from outbox.operations.status import read_status
-from outbox.relay import ledger, session
-from outbox.relay.session import Session, prove_locks
+from outbox.relay import ledger, lock_proof, registration
+from outbox.relay.lock_proof import prove_locks
+from outbox.relay.session import Session
 from outbox.settings.urls import DatabaseUrl
 from tests.support.fleet import until
 
@@ -49,8 +50,6 @@ async def opened(database):
             await Session.open(
                 DatabaseUrl.parse(database),
                 lease_s=lease_s,
-                wake=lambda: None,
-                on_lost=lambda: None,
                 former=former,
                 statements=ledger.STATEMENTS,
             )
@@ -174,7 +173,7 @@ async def test_a_relay_starts_though_ids_to_come_are_held_with_gaps(opened, stra
 async def test_a_relay_that_cannot_register_names_who_is_in_its_way(connection, opened, stranger, monkeypatch):
     first = await opened()
     holder = await squat(stranger, range(first.relay + 1, first.relay + 100))
-    monkeypatch.setattr(session, "REGISTER_TRIES", 1)
+    monkeypatch.setattr(registration, "REGISTER_TRIES", 1)
     with pytest.raises(DatabaseUnavailableError, match=f"pid {holder.get_server_pid()}, role n_squats"):
         await opened()
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 1
@@ -198,7 +197,7 @@ async def test_a_successor_does_not_wait_for_a_stranger_who_holds_its_former_loc
 async def test_no_stranger_can_fail_the_proof_that_locks_work(database, connection, stranger, monkeypatch):
     """It sees the key in pg_locks as soon as it is taken, and stands before us in the queue for it."""
     holder = await stranger()
-    prove = session._prove_exclusion
+    prove = lock_proof._prove_exclusion
 
     async def prove_and_be_overtaken(url, one, other, key):
         backend = await prove(url, one, other, key)
@@ -207,6 +206,6 @@ async def test_no_stranger_can_fail_the_proof_that_locks_work(database, connecti
         return backend
 
     overtaking = []
-    monkeypatch.setattr(session, "_prove_exclusion", prove_and_be_overtaken)
+    monkeypatch.setattr(lock_proof, "_prove_exclusion", prove_and_be_overtaken)
     await prove_locks(DatabaseUrl.parse(database), lease_s=LEASE_S)
     await overtaking[0]

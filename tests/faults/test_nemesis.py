@@ -74,7 +74,7 @@ SCENES = {
             ),
             ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
             (
-                "relay/relay.py",
+                "relay/session_keeper.py",
                 "call_later(silent_s, session.lose, reason)",
                 "call_later(99, session.lose, reason)",
             ),
@@ -88,8 +88,8 @@ SCENES = {
         (
             ("relay/ledger.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
             (
-                "relay/relay.py",
-                "return session is not None and session.lost is None and claim.relay == session.relay",
+                "relay/session_keeper.py",
+                "return session is not None and session.lost is None and relay == session.relay",
                 "return True",
             ),
             (

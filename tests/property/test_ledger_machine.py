@@ -20,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from outbox.database.connection import RELAY_LOCKS
 from outbox.operations.resolve import Decision, resolve
 from outbox.operations.retry_cancel import Act, operate
-from outbox.relay import in_doubt, ledger, pauses, session
+from outbox.relay import in_doubt, ledger, pauses
 from outbox.relay.ledger import Settlement
+from outbox.relay.registration import register
 from outbox.smtp.outgoing import Claim
 from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
@@ -459,7 +460,7 @@ class Fleet(RuleBasedStateMachine):
 
     def _open_session(self) -> None:
         connection = self.do(asyncpg.connect(self.url))
-        relay = self.do(session._register(connection, 1))
+        relay = self.do(register(connection, 1))
         assert relay not in self.living
         self.living[relay] = Living(connection, relay)
 

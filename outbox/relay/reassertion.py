@@ -1,0 +1,108 @@
+"""Reassertion: what a new session writes before it claims.
+
+Another server, or a new start of it, may lack what this relay has written: its verdicts are written again (`failover`).
+And the former session, which did not die with its claims, is ended in the ledger.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+from outbox.database.failover_barrier import ServerId
+from outbox.log import Events
+from outbox.relay import ledger
+from outbox.relay.failover import Found, Memory, tell_again
+from outbox.relay.ledger import Settlement
+from outbox.relay.session import Session
+from outbox.smtp.outgoing import Claim
+
+log = Events("outbox.relay")
+
+
+@dataclass(frozen=True, slots=True)
+class Reasserted:
+    """Emails as a new server has them, and the verdicts that were written there."""
+
+    emails: Mapping[str, Found] = field(default_factory=dict)
+    """By their keys."""
+    told: Collection[tuple[str, int]] = ()
+    """Key and attempt of each verdict."""
+    unsettled: Collection[Settlement] = ()
+    """Verdicts that no commit had confirmed when it began."""
+
+    def settlements(self, present: Iterable[Settlement]) -> list[Settlement]:
+        """Return the verdicts that are still to be settled, with the ids that their emails have here.
+
+        What was judged meanwhile has the old ids, which may be another email's on this server.
+        """
+        return [
+            replace(one, email=self.emails[one.key].email) if one.key in self.emails else one
+            for one in present
+            if one not in self.unsettled or (one.key, one.attempt) not in self.told
+        ]
+
+    def renumber(self, claims: Iterable[Claim]) -> None:
+        """Give claims whose final dot awaits its reply the fence that they have here."""
+        for claim in claims:
+            if claim.key in self.emails:
+                here = self.emails[claim.key]
+                claim.email = here.email
+                claim.attempt = here.attempt or claim.attempt  # the row may have counted further
+
+
+class Reassertion:
+    """Reassertion over all sessions of one relay."""
+
+    def __init__(
+        self, memory: Memory, patience: Callable[[], AbstractContextManager[None]], *, route: str, instance: str
+    ) -> None:
+        self._memory = memory
+        self._patience = patience
+        self._route = route
+        self._instance = instance
+        self._told: ServerId | None = None
+        """The server that knows all verdicts."""
+
+    def begin(self, session: Session) -> None:
+        """Note a new session. The server of the first one lacks nothing."""
+        self._told = self._told or session.server
+
+    def is_told(self, session: Session) -> bool:
+        """Return True if the session's server knows all verdicts."""
+        return self._told == session.server
+
+    async def write(
+        self, session: Session, unsettled: Sequence[Settlement], awaiting_reply: Sequence[Claim], doubt_s: float | None
+    ) -> Reasserted:
+        """Write what the server may not know.
+
+        `unsettled` are verdicts that no commit has confirmed, `awaiting_reply` claims whose final dot is written.
+        """
+        unsettled = list(unsettled)  # more may come while this waits for Postgres
+        news = self._memory.recall(unsettled, awaiting_reply, doubt_s=doubt_s)
+        emails, changed = await tell_again(
+            session.connection, news, self._patience, route=self._route, instance=self._instance
+        )
+        self._told = session.server
+        self._memory.note_told()
+        log.warning(
+            "verdicts_told_again",
+            "another Postgres, or a new start of it: {told} verdicts were told, {new} new to it",
+            told=len(news),
+            new=changed,
+        )
+        return Reasserted(emails, {(one.key, one.attempt) for one in news}, unsettled)
+
+    async def end_former(self, session: Session, former: Session, doubt_s: float | None) -> None:
+        """End the former session in the ledger: its unmarked claims are free, what it had marked is in doubt."""
+        with self._patience():
+            await ledger.judge_former(
+                session.connection,
+                former.relay,
+                former.timeline,
+                doubt_s=doubt_s,
+                quarantine=session.quarantine,
+                instance=self._instance,
+                present=session.relay,
+            )
+        self._memory.note_told()
