@@ -16,7 +16,9 @@ failover         recent verdicts, reported again to a server that lacks them
 timers           due times of the main loop
 wake_up          sleep of the main loop, and what ends it
 notifications    rests after notifications that lead to no work
+claim_intake     how many a tick claims, which of them may be sent, and when to claim again
 claim_plan       where the next claim begins, and how many of it are urgent
+claim_trigger    claims at once after a notification or other news
 suspects         one suspect at a time for the relays of a process
 tick_runner      a tick in one statement, or in parts
 ledger           SQL of every email: claim, mark, settle, release, expire, sweep
@@ -28,7 +30,7 @@ pauses           reports and the fleet, paused by a person
 suppression      addresses that get no more email
 message_fetch    large messages of claims
 memory_budget    memory for large messages, shared by the relays of a process
-returns          claims and dead letters that a relay gives back
+giving_back      claims and dead letters that a relay gives back
 maintenance      sweep, expire, resume, resend, ask; the note in the relay's row
 in_doubt         what happens automatically to an email in doubt: sent again, or evidence is looked up
 until_empty      end of a relay that runs until the outbox is empty

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Final
 
@@ -14,7 +15,6 @@ from outbox.relay.memory_budget import Share
 from outbox.relay.pool import Pool
 from outbox.relay.quarantine import is_of_a_row
 from outbox.relay.session import Session
-from outbox.relay.session_keeper import SessionKeeper
 from outbox.smtp import route_headers
 from outbox.smtp.outgoing import Claim
 
@@ -24,11 +24,13 @@ FETCHED_AT_ONCE: Final = 1024 * 1024  # bytes
 class MessageFetch:
     """Claims of the last tick whose messages are still to be fetched, and emails that are to be quarantined."""
 
-    def __init__(self, keeper: SessionKeeper, pool: Pool, holds: Holds, share: Share) -> None:
-        self._keeper = keeper
+    def __init__(
+        self, pool: Pool, holds: Holds, share: Share, patience: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._pool = pool
         self._holds = holds
         self._share = share
+        self._patience = patience
         self._rest: Tick | None = None
 
     def keep(self, tick: Tick) -> Tick:
@@ -49,7 +51,7 @@ class MessageFetch:
             return
         tick, self._rest = self._rest, None
         try:
-            with self._keeper.patience():
+            with self._patience():
                 for email, why in tick.unfit.items():
                     await session.quarantine.put(session.connection, email, why)
                 claims = await self._holds.sendable(session, tick, with_ready=False, is_stopping=is_stopping())
@@ -58,7 +60,7 @@ class MessageFetch:
                 some = [claims.pop(0)]
                 while claims and sum(claim.size for claim in some) + claims[0].size <= FETCHED_AT_ONCE:
                     some.append(claims.pop(0))
-                with self._keeper.patience():  # each has a lease of its own
+                with self._patience():  # each has a lease of its own
                     await self._fetch(session, some)
                 some = [claim for claim in some if claim.fetched]
                 await asyncio.get_running_loop().run_in_executor(self._pool.checking_thread, _check_all, some)

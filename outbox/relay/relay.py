@@ -9,8 +9,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
 from logging import DEBUG
 from typing import Any, Final
 
@@ -19,21 +17,22 @@ from outbox.relay import ledger
 from outbox.relay.backoff import full_jitter_s
 from outbox.relay.barrier_watch import BarrierWatch
 from outbox.relay.boot_clock import boot_clock_s
-from outbox.relay.claim_plan import ClaimOrder, ClaimPlan
+from outbox.relay.claim_intake import ClaimIntake
+from outbox.relay.claim_plan import ClaimOrder
+from outbox.relay.claim_trigger import ClaimTrigger
 from outbox.relay.explanations import explain_lost_claims, explain_missed_settlements, fields_of
 from outbox.relay.failover import Memory
+from outbox.relay.giving_back import put_back_dead_letters, release_claims
 from outbox.relay.holds import Holds
 from outbox.relay.in_doubt import Inquirer, load_resolver
 from outbox.relay.ledger import Settlement, Tick
 from outbox.relay.maintenance import Maintenance
 from outbox.relay.memory_budget import Budget
 from outbox.relay.message_fetch import MessageFetch
-from outbox.relay.notifications import Notifications
 from outbox.relay.observer import Observer
 from outbox.relay.pool import Pool
 from outbox.relay.reassertion import Reassertion
 from outbox.relay.refusals import Ruling
-from outbox.relay.returns import put_back_dead_letters, release_claims
 from outbox.relay.route_state import RouteState
 from outbox.relay.session import Session, SessionEvents
 from outbox.relay.session_keeper import LAST_WORD_S, SessionKeeper
@@ -89,40 +88,47 @@ class Relay:
         self.observers = observers
         self.counts: Counter[str] = Counter()
         """Emails by what became of them."""
-        self.stopping = False
         self.left_in_doubt = 0
         self._marks: Marks = {}
         self._settlements: list[Settlement] = []
         self._heard: str | None = None
-        self._asks_suspect = False
 
         self._wake = WakeUp()
         self._timers = Timers(poll_max_s=settings.poll_max_s, lease_s=settings.lease_s)
         self._memory = Memory()
-        self._notifications = Notifications()
-        self._plan = ClaimPlan()
         self._ticks = TickRunner(settings.database_url)
         self._barrier = BarrierWatch(settings, self._memory)
         self.pool = Pool(Route(settings.smtp_url, settings, named=route), self, settings, wake=self._wake.set)
         self.share = (budget or Budget.of(settings.message_bytes_max)).share(self._bytes_in_flight, self._wake.set)
         """Its part of the memory for large messages."""
-        self._suspects = suspects or SuspectRule()
-        self._suspects.join(lambda: self.has_suspect)
+        self._holds = Holds(self.pool, self.counts, self._wake.set)
+        self._trigger = ClaimTrigger(
+            self._timers,
+            self._wake.set,
+            is_blocked=lambda: self.pool.breaker.is_open or self._holds.holds_any,
+        )
         self.sessions = SessionKeeper(
             settings,
             route,
             barrier=self._barrier,
             share=self.share,
             events=SessionEvents(
-                self._hear_notification, self._hear_of_relays, self._barrier.note_answer, self._session_lost
+                self._trigger.on_notification, self._hear_of_relays, self._barrier.note_answer, self._session_lost
             ),
             on_opened=self._session_opened,
         )
         self._reassertion = Reassertion(
             self._memory, self.sessions.patience, route=route, instance=self._barrier.instance
         )
-        self._holds = Holds(self.pool, self.counts, self._wake.set)
-        self._messages = MessageFetch(self.sessions, self.pool, self._holds, self.share)
+        self._intake = ClaimIntake(
+            self.pool,
+            self._holds,
+            self.share,
+            self._timers,
+            messages=MessageFetch(self.pool, self._holds, self.share, self.sessions.patience),
+            suspects=suspects or SuspectRule(),
+            in_flight=self._claims,
+        )
         self._route_state = RouteState(self.pool, route, self._timers, self._wake.set)
         self._maintenance = Maintenance(
             settings,
@@ -178,12 +184,16 @@ class Relay:
         """Begin to drain: claim nothing more, finish what is in flight within `drain_s`, then `run` returns."""
         if self.stopping:
             return
-        self.stopping = True
-        self._decide()
         drain_until = self._timers.begin_drain(time.monotonic(), self.settings.drain_s)
+        self._decide()
         self.pool.close_politely()
         self.sessions.stop(drain_until, has_work=self._has_work())
         self._wake.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Return True once it drains or stops."""
+        return self._timers.is_stopping
 
     def _is_done(self) -> bool:
         return self.stopping and (not self._has_work() or self._timers.is_drained(time.monotonic()))
@@ -202,7 +212,7 @@ class Relay:
 
     async def _end(self) -> None:
         """Close everything; what is past its dot and unanswered is in doubt from here on."""
-        self.stopping = True
+        self._timers.stop()
         self._decide()
         self.pool.close_politely()
         await self.pool.end()
@@ -258,7 +268,7 @@ class Relay:
                 await self._barrier.raise_after_gap(session, now)
             await self._prepare(session, now)
             await self._tick_if_due(session, now)
-        await self._messages.run(session, partial(self._take_claims, session), is_stopping=lambda: self.stopping)
+        await self._intake.fetch(session)
         with self.sessions.patience():
             if self._timers.is_sweep_due(now) and not self.stopping and not self._barrier.is_up:
                 await self._maintain(session)
@@ -278,7 +288,7 @@ class Relay:
 
     def _room(self, now: float) -> int:
         """Return how many deliveries to claim."""
-        return 0 if self.stopping or self._barrier.is_up or self._holds.holds_fleet else self.pool.room(now)
+        return 0 if self._barrier.is_up else self._intake.room(now)
 
     async def _reassert(self, session: Session) -> None:
         """After a new session: write what the database may have lost, and end the former session."""
@@ -306,7 +316,7 @@ class Relay:
         if self.pool.dropped:
             await self._judge_dropped(session)
         if await self._maintenance.write_answers(session):
-            self._look_again()
+            self._trigger.fire()
 
     async def _tick_if_due(self, session: Session, now: float) -> None:
         room = self._room(now) if self._timers.is_poll_due(now) else 0
@@ -315,8 +325,8 @@ class Relay:
             await self._gather()
             await self._tick(session, room)
         else:
-            self._notifications.begin_look()
-            self._notifications.end_look(now, found=False)
+            self._trigger.begin_look()
+            self._trigger.end_look(now, found=False)
             if self.pool.ready and session.lost is None and not self.stopping:
                 self.pool.staff(now)  # claims that came back from cut connections
 
@@ -328,7 +338,7 @@ class Relay:
     async def _maintain(self, session: Session) -> None:
         """Sweep, and whatever is due with it."""
         if await self._maintenance.sweep(session):
-            self._look_again()
+            self._trigger.fire()
         await self._judge_stranded(session)
         await self._maintenance.write_note(session, self._heard)
 
@@ -338,7 +348,7 @@ class Relay:
             self._timers.note_stranded(now, soon=soon)
             in_flight = {claim.email for claim in self._claims()} | self._unsettled()
             if await self._maintenance.judge_stranded(session, in_flight):
-                self._look_again()
+                self._trigger.fire()
 
     async def _stop_if_done(self, session: Session, now: float) -> None:
         """Stop a relay that runs until the outbox is empty, if it is, or if only a person can let the rest go."""
@@ -352,35 +362,33 @@ class Relay:
 
     async def _tick(self, session: Session, room: int = 0) -> None:
         """Settle, mark and claim in one commit, and act on it."""
-        suspects = self._asks_suspect = room > 0 and self._suspects.may_take(session.opened_at, time.monotonic())
-        try:
-            await self._tick_with(session, room, suspects=int(suspects))
-        finally:
-            self._asks_suspect = False
+        began_at = time.monotonic()
+        with self._intake.asking(session, room, began_at) as order:
+            await self._tick_with(session, order, began_at)
 
-    async def _tick_with(self, session: Session, room: int, *, suspects: int) -> None:
+    async def _tick_with(self, session: Session, order: ClaimOrder, began_at: float) -> None:
         marks, self._marks = ({}, self._marks) if self._barrier.is_up else (self._marks, {})
         settlements, self._settlements = self._settlements, []
-        began_at = time.monotonic()
-        self._notifications.begin_look()
+        self._trigger.begin_look()
         for observer in self.observers:
             observer.ticking()
-        order = self._plan.order(room, began_at)
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
-            work = self._work(settlements, marks, room, suspects)
-            done = await self._ticks.run(session, work, asdict(order))
+            done = await self._ticks.run(session, order, self._work(settlements, marks))
         except BaseException as error:
-            self.share.note_asked(0)
             session.lose(session.lost or str(error) or type(error).__name__)
             self._tick_failed(marks, settlements)
             raise
         now = time.monotonic()
         has_new_pause = self._adopt(done, began_at, now)
-        if done.is_open and room:
-            await self._plan_next_claim(session, done, order, room, now)
-        self._look_again_in(self._notifications.end_look(now, found=bool(done.claims or done.unfit)))
-        await self._act(session, done, marks, started_s, has_new_pause=has_new_pause)
+        if self._intake.note(done, order, now, in_parts=self._ticks.in_parts):
+            await self._route_state.probe_without_mail(session)
+        self._trigger.end_look(now, found=bool(done.claims or done.unfit))
+        held = self._intake.take(session, done)
+        lost = self._act_on_marks(session, marks if done.is_open else self._ask_again(marks, done), done, started_s)
+        if held is not None:  # after the final dots, which must not wait
+            await self._intake.take_held(session, held, with_ready=has_new_pause)
+        await explain_lost_claims(session, lost, self.counts)
         await self._retry_or_explain(session, settlements, done)
         if await self._barrier.answer(session, done, time.monotonic()):
             self._timers.poll_now()
@@ -388,32 +396,15 @@ class Relay:
             self._wake.set()
         await session.plan_for([claim.email for claim in done.claims])
 
-    def _work(self, settlements: list[Settlement], marks: Marks, room: int, suspects: int) -> dict[str, Any]:
-        """Return what a tick is to do, besides where its claims begin."""
+    def _work(self, settlements: list[Settlement], marks: Marks) -> dict[str, Any]:
+        """Return what a tick is to do besides its claims."""
         return {
             "settlements": settlements,
             "marks": marks,
-            "room": room,
-            "suspects": suspects,
             "route": self.serves,
             "server": self.pool.route.name,
-            "budget": self.share.ask() if room else 0,
-            "bytes_max": self.share.bytes_max,
             "epoch": self._barrier.epoch,
         }
-
-    async def _act(self, session: Session, done: Tick, marks: Marks, started_s: float, *, has_new_pause: bool) -> None:
-        """Send what is marked, and take what is claimed."""
-        ready = self._messages.keep(done)
-        is_free = not (ready.held or ready.listed)
-        if is_free:
-            self._take_claims(session, ready.claims)
-        lost = self._act_on_marks(session, marks if done.is_open else self._ask_again(marks, done), done, started_s)
-        if not is_free:  # after the final dots, which must not wait
-            is_stopping = self.stopping
-            claims = await self._holds.sendable(session, ready, with_ready=has_new_pause, is_stopping=is_stopping)
-            self._take_claims(session, claims)
-        await explain_lost_claims(session, lost, self.counts)
 
     def _adopt(self, done: Tick, began_at: float, now: float) -> bool:
         """Take over what a tick has read of the fleet; return True if a person has paused something meanwhile."""
@@ -425,33 +416,12 @@ class Relay:
                 claim.claimed_at = now
         self._route_state.adopt_pause(done.pause, now)
         self._route_state.adopt_rate(done.found)
-        self.share.note_asked(sum(claim.size for claim in done.claims if not claim.fetched))
         change = self._holds.adopt(done.held)
         if change.has_ended:  # what was set aside is resumed with the next sweep
             self._timers.poll_now()
             self._timers.expire_now()
             self._wake.set()
         return change.has_begun
-
-    async def _plan_next_claim(self, session: Session, done: Tick, order: ClaimOrder, room: int, now: float) -> None:
-        """Record how far a tick with room for claims has come, and when to claim again."""
-        self.share.note_wanted(done.bytes_wanted, now)
-        progress = self._plan.note(done, order, room, now, in_parts=self._ticks.in_parts)
-        if self.pool.breaker.probing and not done.claims and not progress.has_more and self.pool.is_empty:
-            await self._route_state.probe_without_mail(session)
-        has_more = progress.has_more or len(done.claims) >= room
-        self._timers.note_claims(now, found=bool(done.claims), has_more=has_more, urgent_at=progress.urgent_at)
-        if has_more:
-            self._wake.set()
-
-    def _take_claims(self, session: Session, claims: list[Claim]) -> None:
-        """Let claims wait for connections, or give them back if the relay stops."""
-        if session.lost is None:
-            if self.stopping:
-                self.pool.releases.extend(claims)
-            else:
-                self.pool.add(claims)
-            self.pool.staff(time.monotonic())
 
     async def _retry_or_explain(self, session: Session, settlements: list[Settlement], done: Tick) -> None:
         """Settle what is locked with a later tick; say why the rest of what was not settled changed nothing."""
@@ -471,8 +441,7 @@ class Relay:
             route=self.pool.route.name,
         )
         self._timers.restart(session.opened_at)
-        self._plan = ClaimPlan()
-        self._holds.forget()
+        self._intake.begin()
         self._maintenance.begin()
         self._reassertion.begin(session)
 
@@ -483,30 +452,13 @@ class Relay:
             observer.session_lost()
         self._marks.clear()
         self.pool.drop_claims()
-        self._messages.forget()
-        self.share.forget()
+        self._intake.forget()
         self._wake.set()
-
-    def _hear_notification(self) -> None:
-        self._look_again_in(self._notifications.hear(time.monotonic()))
 
     def _hear_of_relays(self, notification: str) -> None:
         if self._barrier.hear(notification):
             self._timers.pulse_now()
-            self._hear_notification()
-
-    def _look_again_in(self, wait_s: float | None) -> None:
-        if wait_s == 0:
-            self._look_again()
-        elif wait_s is not None:
-            asyncio.get_running_loop().call_later(wait_s, self._look_again)
-
-    def _look_again(self) -> None:
-        """Claim at once, since emails may have become due."""
-        self._timers.poll_now()
-        if self.pool.breaker.is_open or self._holds.holds_any:
-            self._timers.pulse_now()  # the news may be that the route works again, or that a pause is over
-        self._wake.set()
+            self._trigger.on_notification()
 
     # ── its state, for others ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -530,11 +482,6 @@ class Relay:
     def alive(self) -> int:
         """Return how many relays the fleet has, of all routes, as of the last sweep."""
         return self._maintenance.relays
-
-    @property
-    def has_suspect(self) -> bool:
-        """Return True if it holds a suspect, or asks for one at this moment."""
-        return self._asks_suspect or any(claim.suspect for claim in self._claims())
 
     def _claims(self) -> Iterator[Claim]:
         """Yield all claims that it has in flight, or is about to give back; some twice."""

@@ -79,11 +79,10 @@ class RouteState:
             self._wake()
 
     async def probe_without_mail(self, session: Session) -> None:
-        """Probe the server now that it is this relay's turn and no mail is due.
-
-        If there is mail that is only postponed, the turn is left to later.
-        """
+        """Probe the server if it is this relay's turn and there is no mail, not even postponed mail, to do it with."""
         breaker = self._pool.breaker
+        if not (breaker.probing and self._pool.is_empty):
+            return
         if await ledger.is_empty(session.connection, route=self._route, within_s=2 * breaker.pause_max_s):
             self._pool.probe()
         else:

@@ -48,6 +48,7 @@ class Timers:
         self._stranded_at = self._stranded_soon_at = 0.0
         self._ticked_at = self._tick_s = 0.0
         self._drain_until: float | None = None
+        self._is_stopping = False
 
     def restart(self, now: float) -> None:
         """Begin with a new session: poll and sweep at once, look for stranded rows later."""
@@ -140,8 +141,18 @@ class Timers:
 
     def begin_drain(self, now: float, drain_s: float) -> float:
         """Give what is in flight `drain_s` to finish; return when that is over."""
+        self._is_stopping = True
         self._drain_until = now + drain_s
         return self._drain_until
+
+    def stop(self) -> None:
+        """Stop now: nothing is claimed any more."""
+        self._is_stopping = True
+
+    @property
+    def is_stopping(self) -> bool:
+        """Return True once the relay drains or stops."""
+        return self._is_stopping
 
     def is_drained(self, now: float) -> bool:
         """Return True if the time to drain is over."""

@@ -29,11 +29,11 @@ async def test_the_relays_of_one_process_share_one_rule_for_whatever_they_hold()
         routes={"other": {"smtp_url": "smtp://two.example"}},
     )
     one, other = Relays(settings).each
-    assert one._suspects is other._suspects
+    assert one._intake._suspects is other._intake._suspects
     suspect = SimpleNamespace(suspect=True)
     for place in (one.pool.ready, one.pool.releases, one.pool.put_off):
         place.append(suspect)
-        assert one.has_suspect
-        assert not one._suspects.may_take(0.0, 60.0)
+        assert one._intake.holds_suspect()
+        assert not one._intake._suspects.may_take(0.0, 60.0)
         place.clear()
-    assert other._suspects.may_take(0.0, 60.0)
+    assert other._intake._suspects.may_take(0.0, 60.0)

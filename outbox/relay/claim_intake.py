@@ -1,0 +1,120 @@
+"""Intake of claims: how many a tick asks for, which of them may be sent, and when to ask again."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+from outbox.relay.claim_plan import ClaimOrder, ClaimPlan
+from outbox.relay.holds import Holds
+from outbox.relay.ledger import Tick
+from outbox.relay.memory_budget import Share
+from outbox.relay.message_fetch import MessageFetch
+from outbox.relay.pool import Pool
+from outbox.relay.session import Session
+from outbox.relay.suspects import SuspectRule
+from outbox.relay.timers import Timers
+from outbox.smtp.outgoing import Claim
+
+
+class ClaimIntake:
+    """Intake of one relay's claims into its pool. `in_flight` returns all claims that the relay has."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        holds: Holds,
+        share: Share,
+        timers: Timers,
+        *,
+        messages: MessageFetch,
+        suspects: SuspectRule,
+        in_flight: Callable[[], Iterable[Claim]],
+    ) -> None:
+        self._pool = pool
+        self._holds = holds
+        self._share = share
+        self._timers = timers
+        self._messages = messages
+        self._suspects = suspects
+        self._in_flight = in_flight
+        self._plan = ClaimPlan()
+        self._asks_suspect = False
+        suspects.join(self.holds_suspect)
+
+    def begin(self) -> None:
+        """Begin with a new session."""
+        self._plan = ClaimPlan()
+        self._holds.forget()
+
+    def forget(self) -> None:
+        """Forget the claims of a session that is lost."""
+        self._messages.forget()
+        self._share.forget()
+
+    def holds_suspect(self) -> bool:
+        """Return True if the relay holds a suspect, or asks for one at this moment."""
+        return self._asks_suspect or any(claim.suspect for claim in self._in_flight())
+
+    def room(self, now: float) -> int:
+        """Return how many deliveries to claim, as far as the connections, pauses and the end of the relay tell."""
+        return 0 if self._timers.is_stopping or self._holds.holds_fleet else self._pool.room(now)
+
+    @contextmanager
+    def asking(self, session: Session, room: int, now: float) -> Iterator[ClaimOrder]:
+        """Yield what a tick is to claim. Meanwhile a suspect and memory that it asks for count as held."""
+        self._asks_suspect = room > 0 and self._suspects.may_take(session.opened_at, now)
+        try:
+            yield replace(
+                self._plan.order(room, now),
+                suspects=int(self._asks_suspect),
+                budget=self._share.ask() if room else 0,
+                bytes_max=self._share.bytes_max,
+            )
+        except BaseException:
+            self._share.note_asked(0)
+            raise
+        finally:
+            self._asks_suspect = False
+
+    def note(self, tick: Tick, order: ClaimOrder, now: float, *, in_parts: bool) -> bool:
+        """Record how far a tick has come, and plan the next claim; return True if nothing was due."""
+        self._share.note_asked(sum(claim.size for claim in tick.claims if not claim.fetched))
+        if not tick.is_open or not order.room:
+            return False
+        self._share.note_wanted(tick.bytes_wanted, now)
+        progress = self._plan.note(tick, order, now, in_parts=in_parts)
+        self._timers.note_claims(now, found=progress.found, has_more=progress.has_more, urgent_at=progress.urgent_at)
+        return not (progress.found or progress.has_more)
+
+    def take(self, session: Session, tick: Tick) -> Tick | None:
+        """Let the claims of a tick wait for connections.
+
+        Return those that may be suppressed or paused, which is asked with `take_held`. Large messages are kept for
+        `fetch`.
+        """
+        ready = self._messages.keep(tick)
+        if ready.held or ready.listed:
+            return ready
+        self._deliver(session, ready.claims)
+        return None
+
+    async def take_held(self, session: Session, tick: Tick, *, with_ready: bool) -> None:
+        """Let those claims wait for connections that are neither suppressed nor paused (see `Holds.sendable`)."""
+        is_stopping = self._timers.is_stopping
+        claims = await self._holds.sendable(session, tick, with_ready=with_ready, is_stopping=is_stopping)
+        self._deliver(session, claims)
+
+    async def fetch(self, session: Session) -> None:
+        """Fetch large messages, and let their claims wait for connections."""
+        await self._messages.run(session, partial(self._deliver, session), is_stopping=lambda: self._timers.is_stopping)
+
+    def _deliver(self, session: Session, claims: list[Claim]) -> None:
+        """Let claims wait for connections, or give them back if the relay stops."""
+        if session.lost is None:
+            if self._timers.is_stopping:
+                self._pool.releases.extend(claims)
+            else:
+                self._pool.add(claims)
+            self._pool.staff(time.monotonic())
