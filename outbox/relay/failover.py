@@ -104,7 +104,7 @@ class Memory:
         """Note that the session is lost: from now on nothing grows old."""
         self.lost_at = self.lost_at or now
 
-    def note_told(self) -> None:
+    def note_reasserted(self) -> None:
         """Note that a new session knows all of it."""
         self.lost_at = None
 

@@ -25,7 +25,7 @@ class Reasserted:
 
     emails: Mapping[str, Found] = field(default_factory=dict)
     """By their keys."""
-    told: Collection[tuple[str, int]] = ()
+    reported: Collection[tuple[str, int]] = ()
     """Key and attempt of each verdict."""
     unsettled: Collection[Settlement] = ()
     """Verdicts that no commit had confirmed when it began."""
@@ -38,7 +38,7 @@ class Reasserted:
         return [
             replace(one, email=self.emails[one.key].email) if one.key in self.emails else one
             for one in present
-            if one not in self.unsettled or (one.key, one.attempt) not in self.told
+            if one not in self.unsettled or (one.key, one.attempt) not in self.reported
         ]
 
     def renumber(self, claims: Iterable[Claim]) -> None:
@@ -60,16 +60,16 @@ class Reassertion:
         self._patience = patience
         self._route = route
         self._instance = instance
-        self._told: ServerId | None = None
-        """The server that knows all verdicts."""
+        self._complete_on: ServerId | None = None
+        """The server that has all verdicts."""
 
     def begin(self, session: Session) -> None:
         """Note a new session. The server of the first one lacks nothing."""
-        self._told = self._told or session.server
+        self._complete_on = self._complete_on or session.server
 
-    def is_told(self, session: Session) -> bool:
-        """Return True if the session's server knows all verdicts."""
-        return self._told == session.server
+    def is_complete_on(self, session: Session) -> bool:
+        """Return True if the session's server has all verdicts."""
+        return self._complete_on == session.server
 
     async def write(
         self, session: Session, unsettled: Sequence[Settlement], awaiting_reply: Sequence[Claim], doubt_s: float | None
@@ -83,8 +83,8 @@ class Reassertion:
         emails, changed = await tell_again(
             session.connection, news, self._patience, route=self._route, instance=self._instance
         )
-        self._told = session.server
-        self._memory.note_told()
+        self._complete_on = session.server
+        self._memory.note_reasserted()
         log.warning(
             "verdicts_told_again",
             "another Postgres, or a new start of it: {told} verdicts were told, {new} new to it",
@@ -105,4 +105,4 @@ class Reassertion:
                 instance=self._instance,
                 present=session.relay,
             )
-        self._memory.note_told()
+        self._memory.note_reasserted()

@@ -293,7 +293,7 @@ class Relay:
     async def _reassert(self, session: Session) -> None:
         """After a new session: write what the database may have lost, and end the former session."""
         doubt_s = self._maintenance.doubt_s
-        if not self._reassertion.is_told(session):
+        if not self._reassertion.is_complete_on(session):
             awaiting_reply = self.pool.handed_over()
             here = await self._reassertion.write(session, self._settlements, awaiting_reply, doubt_s)
             self._settlements = here.settlements(self._settlements)
@@ -462,7 +462,7 @@ class Relay:
 
     # ── its state, for others ────────────────────────────────────────────────────────────────────────────────────────
 
-    def hindrances(self) -> list[str]:
+    def not_ready_reasons(self) -> list[str]:
         """Return what keeps it from sending whatever is due, as far as it knows; if nothing does, it is ready."""
         found = ["it is stopping"] if self.stopping else []
         session = self.sessions.current

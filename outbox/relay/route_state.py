@@ -121,10 +121,10 @@ class RouteState:
         pace = self._pool.pace
         refused = pace.refused
         assert refused is not None
-        is_told, found = await report_refusal(
+        is_written, found = await report_refusal(
             session.connection, self._pool.route.name, refused.as_of(time.monotonic())
         )
-        if not is_told:
+        if not is_written:
             self._wake()
         elif pace.note_reported(refused):  # else there was another one meanwhile
             self.adopt_rate(found)

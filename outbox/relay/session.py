@@ -116,7 +116,7 @@ class Session:
                 answered()
             # Listen first, look at the table afterwards: a notification in between is then not lost.
             await connection.add_listener(
-                CHANNEL, lambda *said: events.heard(said[3]) if said[3] else events.notified()
+                CHANNEL, lambda *notified: events.heard(notified[3]) if notified[3] else events.notified()
             )
             if standing is None:
                 registered = Registered(await register(connection, timeline, route))
