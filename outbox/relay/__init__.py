@@ -4,7 +4,16 @@ supervisor       one relay for each route of this process
 relay            the main loop: claims to connections, verdicts to the next tick
 session          registers the relay and holds its lock
 reopening        pauses and log lines while no session can be opened
-ledger           SQL of every email: claim, mark, settle, release, expire, sweep
+tick             settles, marks and claims in one statement
+claims           claims in SQL, within the memory budget, and how they are released
+claiming         where the next claim begins, and the share of urgent emails
+settlement       outcomes of tries on their way to the database
+sweep            judges what dead relays left
+expiry           ends what is too late to send
+remaining        what is left to send on a route
+large_messages   messages that are fetched after their claim is committed
+progress_note    progress of a relay, in its row
+statements       all statements that a relay prepares
 quarantine       rows that cannot be read or written
 isolate          a tick in parts, to find such rows
 memory_budget    memory for large messages, shared by the relays of a process
@@ -18,6 +27,7 @@ refusals         refusals that may be about the sender or this host, and how the
 pauses           reports and the fleet, paused by a person
 suppression      addresses that get no more email
 in_doubt         what happens automatically to an email in doubt: sent again, or evidence is looked up
-failover         recent verdicts, reported again to a server that lacks them
+verdict_history  recent verdicts of a relay
+failover         writes them again on a server that lacks them
 observer         interface for metrics and traces
 """

@@ -1,7 +1,7 @@
 """When the server, not the message, is the trouble: the pause of a route, in this relay and for the whole fleet.
 
 `Breaker` decides, without a clock or a database of its own; the functions below tell the fleet, which reads a pause
-with its ticks (`ledger.tick`).
+with its ticks (`tick`).
 """
 
 import random

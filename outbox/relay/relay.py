@@ -1,7 +1,7 @@
 """The corridor of sending: one route, one session at a time, many SMTP connections.
 
 It drains the outbox until it is told to stop. Postgres and SMTP may go away and come back; the process stays.
-`ledger` says what each write is, `conversation` what each connection does; here they meet: claims go to
+`tick` is what it writes, `connection` what each connection does; here they meet: claims go to
 connections, marks and verdicts go to the next tick, and the guard stands between a mark's commit and the dot.
 """
 
@@ -23,8 +23,8 @@ from outbox.database.failover_barrier import Answer, Barrier, Kind, Presence, Ro
 from outbox.database.lock_wait import BlockerWatch
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.log import Events
-from outbox.relay import failover, in_doubt, ledger, suppression
 from outbox.relay import pauses as pause
+from outbox.relay import suppression
 from outbox.relay.backoff import full_jitter_s
 from outbox.relay.circuit_breaker import (
     PAUSE_MAX_S,
@@ -36,24 +36,31 @@ from outbox.relay.circuit_breaker import (
     probe_route,
     resume_route,
 )
-from outbox.relay.circuit_breaker import STATEMENTS as ROUTE_STATEMENTS
-from outbox.relay.failover import Memory, tell_again
+from outbox.relay.claiming import ClaimCursor, PriorityShare
+from outbox.relay.claims import release
+from outbox.relay.expiry import EXPIRED_AT_ONCE, expire
+from outbox.relay.failover import reassert
 from outbox.relay.in_doubt import Inquirer, load_resolver, resend_doubtful
-from outbox.relay.isolate import tick_in_parts
-from outbox.relay.ledger import EXPIRED_AT_ONCE, Frontier, Note, RoutePause, Settlement, Tick, Turns, contradicts
+from outbox.relay.isolate import TickInParts
+from outbox.relay.large_messages import SMALL_BYTES, fetch_messages, message_limit
 from outbox.relay.memory_budget import Budget
 from outbox.relay.notifications import Notifications
 from outbox.relay.observer import Observer
 from outbox.relay.pauses import FLEET, Pause
 from outbox.relay.pool import Pool
+from outbox.relay.progress_note import Note, write_note
 from outbox.relay.quarantine import UNDECODABLE, Quarantine, is_of_a_row
-from outbox.relay.rate_limit import STATEMENTS as PACE_STATEMENTS
 from outbox.relay.rate_limit import report_refusal, reserve
-from outbox.relay.refusals import STATEMENTS as REFUSAL_STATEMENTS
 from outbox.relay.refusals import Ruling, put_back
+from outbox.relay.remaining import is_empty, never_taken
 from outbox.relay.reopening import Reopening
 from outbox.relay.session import Session, boot_clock_s
+from outbox.relay.settlement import Settlement, contradicts, count_withdrawn_by_reply, states_of
+from outbox.relay.statements import STATEMENTS
+from outbox.relay.sweep import judge, judge_former, judge_stranded, sweep
 from outbox.relay.throttle import Found
+from outbox.relay.tick import RoutePause, TickRequest, TickResult, tick
+from outbox.relay.verdict_history import VerdictHistory
 from outbox.settings import Settings, WhenInDoubt
 from outbox.smtp import route_headers
 from outbox.smtp.connection import Conversation, Throttle
@@ -92,16 +99,6 @@ PUT_BACK_WHY: Final = "the server said the same of other recipients: it refuses 
 FETCHED_AT_ONCE: Final = 1024 * 1024
 ENVELOPE_BYTES_MAX: Final = 4096  # of the key, addresses, Message-ID and trace context: see `email_sizes` in schema.sql
 LAST_WORD_S: Final = 1.0  # a Postgres that is silent for so long holds nobody up who was told to stop
-STATEMENTS: Final = (
-    *(ledger.STATEMENTS + ROUTE_STATEMENTS + PACE_STATEMENTS + REFUSAL_STATEMENTS),
-    *(
-        failover.STATEMENTS
-        + failover_barrier.STATEMENTS
-        + in_doubt.STATEMENTS
-        + pause.STATEMENTS
-        + suppression.STATEMENTS
-    ),
-)
 
 
 class _RowError(Exception):
@@ -152,7 +149,7 @@ class Relay:
         self._marks: dict[int, tuple[Conversation, Claim]] = {}
         self._settlements: list[Settlement] = []
         self._poll_at, self._poll_s = 0.0, POLL_FIRST_S
-        self._frontier, self._urgent_frontier, self._turns = Frontier(), Frontier(), Turns()
+        self._frontier, self._urgent_frontier, self._turns = ClaimCursor(), ClaimCursor(), PriorityShare()
         self._sweep_at = self._expire_at = self._pulse_at = 0.0
         self._ticked_at = self._tick_s = 0.0
         self._drain_until: float | None = None
@@ -160,7 +157,7 @@ class Relay:
         self._opened_at = 0.0
         self._opening: asyncio.Timeout | None = None
         self._asked_at: float | None = None
-        self._memory = Memory()
+        self._memory = VerdictHistory()
         self._told: ServerId | None = None  # the server that knows our verdicts
         self._presence, self._barrier = Presence.new(settings.guard_s, settings.lease_s), Barrier()
         self._noted = Note()
@@ -173,7 +170,7 @@ class Relay:
         # A row made a tick fail, or wait: the next ones are done in parts, until one of them finds nothing wrong.
         self._quarantine, self._in_parts = Quarantine(), False
         self._notifications, self._stranded_at = Notifications(), 0.0
-        self._rest: Tick | None = None  # what the last tick claimed, and is still to be fetched or quarantined
+        self._rest: TickResult | None = None  # what the last tick claimed, and is still to be fetched or quarantined
         # Its part of the memory for large messages: `Relays` has one budget for all relays of a process.
         self.share = Budget.of(settings.message_bytes_max).share(self._bytes_in_hand, self._wake.set)
 
@@ -265,7 +262,7 @@ class Relay:
             route=self.pool.route.name,
         )
         self._poll_at = self._sweep_at = 0.0
-        self._frontier, self._urgent_frontier, self._turns = Frontier(), Frontier(), Turns()
+        self._frontier, self._urgent_frontier, self._turns = ClaimCursor(), ClaimCursor(), PriorityShare()
         self._meet_server(session)
         self._noted = Note()
         self._sent_before = self.counts["accepted"]
@@ -278,7 +275,7 @@ class Relay:
     async def _adopt_limit(self, session: Session) -> None:
         """Take what the database lets in: another server's `outbox init` may have set more than these settings have."""
         try:
-            limit = int(await session.connection.fetchval(ledger.MESSAGE_LIMIT))
+            limit = await message_limit(session.connection)
         except asyncpg.InsufficientPrivilegeError:  # a role with rights by hand, from before there was a limit
             limit = 0
         except BaseException as error:
@@ -409,7 +406,7 @@ class Relay:
                     await self._tick(session)
                     await self._put_back(session)
                     await self._note(session)
-                    _, doubted = await ledger.judge(
+                    _, doubted = await judge(
                         session.connection,
                         [session.relay],
                         doubt_s=self._doubt_s(),
@@ -667,7 +664,7 @@ class Relay:
 
     def _session_lost(self) -> None:
         """Nothing that was claimed is ours any more; what is past its dot is waited for."""
-        self._memory.lost_at = self._memory.lost_at or time.monotonic()
+        self._memory.note_lost(time.monotonic())
         for observer in self.observers:
             observer.session_lost()
         self._marks.clear()
@@ -730,8 +727,8 @@ class Relay:
         """Stop when nothing is left, or only what people hold back: that may be so for days."""
         now = time.monotonic()
         left_out = self._quarantine.left_out
-        if await ledger.is_empty(session.connection, route=self.serves, left_out=left_out):
-            for email, why in (await ledger.never_taken(session.connection, route=self.serves)).items():
+        if await is_empty(session.connection, route=self.serves, left_out=left_out):
+            for email, why in (await never_taken(session.connection, route=self.serves)).items():
                 log.warning(
                     "email_never_taken", "email {email} is never sent: {why}; set its row right", email=email, why=why
                 )
@@ -781,7 +778,7 @@ class Relay:
         self._presence.arrive(session.server, boot_clock_s())
         self._meet_barrier(row)
 
-    async def _meet_epoch(self, session: Session, done: Tick) -> None:
+    async def _meet_epoch(self, session: Session, done: TickResult) -> None:
         """Act on a barrier that another relay raised while this one was at work, if the tick met one."""
         if done.is_open or self._barrier.up:  # behind the barrier it looks at it regularly
             return
@@ -855,12 +852,25 @@ class Relay:
         for observer in self.observers:
             observer.ticking()
         since, urgent_since = self._frontier.since(began_at), self._urgent_frontier.since(began_at)
-        urgent_max = self._turns.urgent_of(room)
-        work = {"settlements": settlements, "marks": marks, "room": room, "suspects": suspects}
-        order = {"since": since, "urgent_since": urgent_since, "urgent_max": urgent_max}
+        urgent_max = self._turns.urgent_max(room)
+        request = TickRequest(
+            route=self.serves,
+            server=self.pool.route.name,
+            settlements=settlements,
+            marks=tuple(marks),
+            claims_max=room,
+            suspects_max=suspects,
+            since=since,
+            urgent_since=urgent_since,
+            urgent_max=urgent_max,
+            budget=self.share.ask() if room else 0,
+            bytes_max=self.share.bytes_max,
+            left_out=self._quarantine.left_out,
+            epoch=self._barrier.epoch,
+        )
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
-            done = await self._tick_or_parts(session, work, order)
+            done = await self._tick_or_parts(session, request)
         except BaseException as error:
             self.share.asked = 0
             session.lose(session.lost or str(error) or type(error).__name__)
@@ -879,7 +889,7 @@ class Relay:
         news = self._adopt_holds(done.held)
         self.share.asked = sum(claim.size for claim in done.claims if not claim.fetched)
         if done.is_open and room:
-            await self._note_claims(session, done, room, order, now)
+            await self._note_claims(session, done, request, now)
         self._look_again_in(self._notifications.end_look(now, found=bool(done.claims or done.unfit)))
         small, large = _by_size(done)
         is_free = not (small.held or small.listed)
@@ -898,7 +908,7 @@ class Relay:
         await self._meet_epoch(session, done)
         await session.plan_for([claim.email for claim in done.claims])
 
-    def _ask_again(self, marks: dict[int, tuple[Conversation, Claim]], done: Tick) -> dict[int, Any]:
+    def _ask_again(self, marks: dict[int, tuple[Conversation, Claim]], done: TickResult) -> dict[int, Any]:
         """Keep the marks that the barrier refused for a later tick; return the others."""
         decided = {*done.marked, *done.expired, *done.quarantined}
         for email, (conversation, claim) in marks.items():
@@ -908,49 +918,40 @@ class Relay:
                 self.pool.releases.append(claim)
         return {email: mark for email, mark in marks.items() if email in decided}
 
-    async def _note_claims(self, session: Session, done: Tick, room: int, order: dict[str, Any], now: float) -> None:
+    async def _note_claims(self, session: Session, done: TickResult, request: TickRequest, now: float) -> None:
         """Record how far a tick with free capacity has come, and plan the next claim."""
-        since, urgent_since, urgent_max = order["since"], order["urgent_since"], order["urgent_max"]
+        room, since, urgent_since = request.claims_max, request.since, request.urgent_since
         self.share.note_wanted(done.bytes_wanted, now)
         self._frontier.note(done.reached, since, now)
         self._urgent_frontier.note(done.urgent_reached, urgent_since, now)
-        in_part = self._turns.note(done.claims, room, urgent_max) or since is not None
+        in_part = self._turns.note(done.claims, room, request.urgent_max or 0) or since is not None
         in_part = in_part or (self._in_parts and not done.locked)  # a lock may last: it is not looked at all the time
         in_part = in_part or bool(done.unfit) or (done.bytes_wanted > 0 and bool(done.claims))
         all_urgent_at = now if urgent_since is None else self._urgent_frontier.all_at
         await self._plan_next_claim(session, done.claims, room, now, in_part=in_part, all_urgent_at=all_urgent_at)
 
-    async def _tick_or_parts(self, session: Session, work: dict[str, Any], order: dict[str, Any]) -> Tick:
+    async def _tick_or_parts(self, session: Session, request: TickRequest) -> TickResult:
         """Tick. If a row makes that fail, tick in parts, now and until no such row is found any more."""
-        work |= {
-            "route": self.serves,
-            "server": self.pool.route.name,
-            "budget": self.share.ask() if work["room"] else 0,
-            "bytes_max": self.share.bytes_max,
-            "epoch": self._barrier.epoch,
-        }
         try:
             if not self._in_parts:
-                return await self._whole_tick(session, work, order)
+                return await self._whole_tick(session, request)
         except _RowError as error:
             log.warning("tick_failed", "a row makes the tick fail, and is looked for: {reason}", reason=error)
         quarantine = self._quarantine
         found = quarantine.count
         try:
-            done = await tick_in_parts(session.connection, session.relay, quarantine, **work)
+            done = await TickInParts(session.connection, session.relay, quarantine, request).run()
         except UNDECODABLE as error:
             raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
-        self._in_parts = quarantine.count > found or bool(done.locked) or not work["room"]
+        self._in_parts = quarantine.count > found or bool(done.locked) or not request.claims_max
         return done
 
-    async def _whole_tick(self, session: Session, work: dict[str, Any], order: dict[str, Any]) -> Tick:
+    async def _whole_tick(self, session: Session, request: TickRequest) -> TickResult:
         pid = session.connection.get_server_pid()
         watch = BlockerWatch(self.database_url, pid, first_s=BLOCKER_LOOK_S, every_s=BLOCKER_LOOK_S)
         try:
             async with watch:
-                return await ledger.tick(
-                    session.connection, session.relay, **work, **order, left_out=self._quarantine.left_out
-                )
+                return await tick(session.connection, session.relay, request)
         except asyncpg.PostgresError as error:  # nothing was committed
             is_locked = is_lock_timeout(error)
             if not (is_locked or is_of_a_row(error)) or session.lost is not None:
@@ -966,9 +967,9 @@ class Relay:
         pool = self.pool
         marking = (claim for _, claim in self._marks.values())
         held = {claim.email: claim.size for claim in (*pool.in_hand(), *pool.releases, *pool.put_off, *marking)}
-        return sum(size for size in held.values() if size > ledger.SMALL_BYTES)
+        return sum(size for size in held.values() if size > SMALL_BYTES)
 
-    async def _take_rest(self, session: Session, done: Tick) -> None:
+    async def _take_rest(self, session: Session, done: TickResult) -> None:
         """Quarantine what cannot be sent; fetch and check large messages, then let them wait for connections."""
         try:
             with self._patience(session):
@@ -991,7 +992,7 @@ class Relay:
 
     async def _fetch(self, session: Session, claims: list[Claim]) -> None:
         try:
-            await ledger.fetch_messages(session.connection, claims)
+            messages = await fetch_messages(session.connection, [claim.email for claim in claims])
         except asyncpg.PostgresError as error:
             if not is_of_a_row(error):
                 raise
@@ -1000,6 +1001,10 @@ class Relay:
                     await self._fetch(session, [claim])
                 else:
                     await self._quarantine.put(session.connection, claim.email, error)
+            return
+        for claim in claims:
+            if claim.email in messages:
+                claim.message, claim.fetched = messages[claim.email], True
 
     def _tick_failed(self, marks: dict[int, tuple[Conversation, Claim]], settlements: list[Settlement]) -> None:
         """Nothing is known of the commit. Settling twice changes nothing; a mark is taken back by the next session."""
@@ -1049,12 +1054,12 @@ class Relay:
             self._wake.set()
         return bool(begun)
 
-    async def _wanted(self, session: Session, done: Tick, *, look_at_all: bool) -> list[Claim]:
+    async def _wanted(self, session: Session, done: TickResult, *, look_at_all: bool) -> list[Claim]:
         """Of a tick's claims those that neither a suppression forbids, which cancels them, nor a pause holds back."""
         claims = await self._unsuppressed(session, done) if done.listed else done.claims
         return await self._spared(session, claims, look_at_all=look_at_all) if done.held else claims
 
-    async def _unsuppressed(self, session: Session, done: Tick) -> list[Claim]:
+    async def _unsuppressed(self, session: Session, done: TickResult) -> list[Claim]:
         ended = await suppression.cancel_listed(session.connection, session.relay, list(done.listed), self._quarantine)
         if ended:
             self.counts["suppressed"] += len(ended)
@@ -1084,7 +1089,7 @@ class Relay:
 
     async def _probe_without_mail(self, session: Session) -> None:
         """It is this relay's turn to try the server. With mail that is only put off, the turn is left to later."""
-        if await ledger.is_empty(session.connection, route=self.serves, within_s=2 * self._pause_max_s):
+        if await is_empty(session.connection, route=self.serves, within_s=2 * self._pause_max_s):
             self.pool.probe()
         else:
             self.pool.breaker.probing = False
@@ -1097,7 +1102,7 @@ class Relay:
         self,
         session: Session,
         marks: dict[int, tuple[Conversation, Claim]],
-        done: Tick,
+        done: TickResult,
         started_s: float,
     ) -> list[Claim]:
         """The guard: only what is marked, fresh and still held goes on to its dot. Gives what is no longer held."""
@@ -1139,10 +1144,10 @@ class Relay:
         """Say why what was about to be sent was not: a person cancelled it, or else something is wrong."""
         if not lost:
             return
-        standing = await ledger.standing(session.connection, [claim.email for claim in lost])
+        found = await states_of(session.connection, [claim.email for claim in lost])
         for claim in lost:
             of = _of(claim, claim.attempt)
-            state, _ = standing.get(claim.email, (None, None))
+            state, _ = found.get(claim.email, (None, None))
             if state == "cancelled":
                 log.info("claim_cancelled", "{key} was cancelled at the last moment; it was not sent", **of)
                 self.counts["cancelled"] += 1
@@ -1156,9 +1161,9 @@ class Relay:
 
     async def _explain(self, missed: list[Settlement], session: Session) -> None:
         """A settlement that changed nothing is never passed over in silence, unless it was already true."""
-        standing = await ledger.standing(session.connection, [s.email for s in missed])
+        found = await states_of(session.connection, [s.email for s in missed])
         for settlement in missed:
-            state, attempt = standing.get(settlement.email, (None, None))
+            state, attempt = found.get(settlement.email, (None, None))
             if contradicts(settlement, state, attempt):
                 self.counts["stale settlements"] += 1
                 log.error(
@@ -1179,13 +1184,13 @@ class Relay:
         releases, pool.releases = [claim.email for claim in pool.releases], []
         put_off, pool.put_off = pool.put_off, []
         quarantine = self._quarantine
-        await ledger.release(session.connection, session.relay, releases, quarantine=quarantine)
+        await release(session.connection, session.relay, releases, quarantine=quarantine)
         rested = {PAUSE_MAX_S: [claim.email for claim in put_off if not claim.rest_s]}
         held = [claim for claim in put_off if claim.rest_s]
         rested[max((claim.rest_s for claim in held), default=0.0)] = [claim.email for claim in held]
         for after_s, emails in rested.items():
             if emails:
-                await ledger.release(session.connection, session.relay, emails, after_s=after_s, quarantine=quarantine)
+                await release(session.connection, session.relay, emails, after_s=after_s, quarantine=quarantine)
 
     async def _put_back(self, session: Session) -> None:
         """Make dead letters pending again that turned out to be the route's, once their verdicts are written."""
@@ -1205,7 +1210,7 @@ class Relay:
             )
 
     async def _sweep(self, session: Session) -> None:
-        found = await ledger.sweep(
+        found = await sweep(
             session.connection,
             session.relay,
             doubt_s=self._doubt_s(),
@@ -1253,7 +1258,7 @@ class Relay:
         pool = self.pool
         marking = (claim for _, claim in self._marks.values())
         in_hand = {claim.email for claim in (*pool.in_hand(), *pool.releases, *pool.put_off, *marking)}
-        freed, doubted = await ledger.judge_stranded(
+        freed, doubted = await judge_stranded(
             session.connection,
             session.relay,
             in_hand | {one.email for one in self._settlements},
@@ -1274,7 +1279,7 @@ class Relay:
         """End what is too late to send, and take up what was set aside under a pause that is over."""
         pause_s = min(EXPIRE_MIN_S * relays, EXPIRE_MAX_S) * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
         self._expire_at = time.monotonic() + pause_s
-        expired = await ledger.expire(session.connection, session.relay, self._quarantine)
+        expired = await expire(session.connection, session.relay, self._quarantine)
         if expired:
             self._expired(expired)
         began_at = time.monotonic()
@@ -1305,7 +1310,7 @@ class Relay:
         if note != self._noted:
             if trouble is not None and self._noted.trouble is None:
                 log.warning("no_progress", "no progress: {reason}", reason=trouble)
-            await ledger.write_note(session.connection, session.relay, note)
+            await write_note(session.connection, session.relay, note)
             self._noted = note
 
     def _may_take_suspect(self) -> bool:
@@ -1356,7 +1361,7 @@ class Relay:
         What a server refused by its rate, or deferred for all, was withdrawn too, and does not count for that.
         """
         dropped, self.pool.dropped = self.pool.dropped, []
-        by_reply = await ledger.count_put_off(session.connection, [claim.email for claim, _ in dropped])
+        by_reply = await count_withdrawn_by_reply(session.connection, [claim.email for claim, _ in dropped])
         for claim, reason in dropped:
             is_last = claim.withdrawn - by_reply.get(claim.email, 0) + 1 >= WITHDRAWALS_MAX
             self._conclude(claim, Withdrawn(reason), dropped=is_last)
@@ -1417,20 +1422,21 @@ class Relay:
         if self._told != session.server:
             unsettled = list(self._settlements)
             handed_over = self.pool.handed_over()
-            news = self._memory.recall(unsettled, handed_over, doubt_s=doubt_s)
-            told = {(n.key, n.attempt) for n in news}
-            emails, changed = await tell_again(
+            verdicts = self._memory.recall(unsettled, handed_over, time.monotonic(), doubt_s=doubt_s)
+            known = {(v.key, v.attempt) for v in verdicts}
+            done = await reassert(
                 session.connection,
-                news,
+                verdicts,
                 lambda: self._patience(session),
                 route=self.serves,
                 instance=self._presence.instance,
             )
+            emails = done.emails
             # What was judged meanwhile still has the old ids; on another server they may be another email's.
             self._settlements = [
                 replace(s, email=emails[s.key].email) if s.key in emails else s
                 for s in self._settlements
-                if s not in unsettled or (s.key, s.attempt) not in told
+                if s not in unsettled or (s.key, s.attempt) not in known
             ]
             for claim in handed_over:
                 if claim.key in emails:
@@ -1438,16 +1444,16 @@ class Relay:
                     claim.email = there.email
                     claim.attempt = there.attempt or claim.attempt  # the row there may have counted further
             self._told = session.server
-            self._memory.lost_at = None
+            self._memory.note_known()
             log.warning(
                 "verdicts_told_again",
                 "another Postgres, or a new start of it: {told} verdicts were told, {new} new to it",
-                told=len(news),
-                new=changed,
+                told=len(verdicts),
+                new=done.changed,
             )
         if self._former is not None:
             with self._patience(session):
-                await ledger.judge_former(
+                await judge_former(
                     session.connection,
                     self._former.relay,
                     self._former.timeline,
@@ -1457,7 +1463,7 @@ class Relay:
                     present=session.relay,
                 )
             self._former = None
-            self._memory.lost_at = None
+            self._memory.note_known()
 
     async def _speak_for_route(self, session: Session, now: float) -> None:
         """Tell the fleet that the server is in trouble, or works; or ask for the turn to find out."""
@@ -1506,7 +1512,7 @@ class Relay:
             self._wake.set()
 
 
-def _by_size(done: Tick) -> tuple[Tick, Tick]:
+def _by_size(done: TickResult) -> tuple[TickResult, TickResult]:
     """Return a tick's claims in two parts: small messages, then those still to be fetched or quarantined."""
     if all(claim.fetched for claim in done.claims):
         return done, replace(done, claims=[], listed=frozenset())
