@@ -12,28 +12,36 @@ statements       all statements that a session prepares
 boot_clock       clock that also runs while the machine sleeps
 barrier_watch    a relay's place at the failover barrier, across its sessions
 reassertion      what a new session writes before it claims
-failover         recent verdicts, reported again to a server that lacks them
+verdict_history  recent verdicts of a relay
+failover         writes them again on a server that lacks them
 timers           due times of the main loop
 wake_up          sleep of the main loop, and what ends it
 notifications    rests after notifications that lead to no work
-claim_intake     how many a tick claims, which of them may be sent, and when to claim again
-claim_plan       where the next claim begins, and how many of it are urgent
 claim_trigger    claims at once after a notification or other news
+claim_intake     how many a tick claims, which of them may be sent, and when to claim again
+claiming         where the next claim begins, and the share of urgent emails
+claims           claims in SQL, within the memory budget, and how they are released
 suspects         one suspect at a time for the relays of a process
+tick             settles, marks and claims in one statement
 tick_runner      a tick in one statement, or in parts
-ledger           SQL of every email: claim, mark, settle, release, expire, sweep
 isolate          a tick in parts, to find rows that make it fail
 quarantine       rows that cannot be read or written
+settlement       outcomes of tries on their way to the database
 explanations     log lines on what a tick did not write
 holds            claims that are paused or suppressed
 pauses           reports and the fleet, paused by a person
 suppression      addresses that get no more email
-message_fetch    large messages of claims
+large_messages   messages that are fetched after their claim is committed
+message_fetch    fetches and checks them bit by bit
 memory_budget    memory for large messages, shared by the relays of a process
 giving_back      claims and dead letters that a relay gives back
 maintenance      sweep, expire, resume, resend, ask; the note in the relay's row
+sweep            judges what dead relays left
+expiry           ends what is too late to send
+progress_note    progress of a relay, in its row
 in_doubt         what happens automatically to an email in doubt: sent again, or evidence is looked up
 until_empty      end of a relay that runs until the outbox is empty
+remaining        what is left to send on a route
 route_state      breaker and rate of a route, shared with the fleet
 pool             the SMTP connections of a route, and the emails that wait for one
 backoff          how long until the next try

@@ -10,9 +10,9 @@ from outbox.database.connection import CHANNEL
 from outbox.database.failover_barrier import Answer, Barrier, Kind, Presence, Row, ServerId, Standing, answer_of
 from outbox.log import Events
 from outbox.relay.boot_clock import boot_clock_s
-from outbox.relay.failover import Memory
-from outbox.relay.ledger import Tick
 from outbox.relay.session import Session
+from outbox.relay.tick import TickResult
+from outbox.relay.verdict_history import VerdictHistory
 from outbox.settings import Settings
 
 log = Events("outbox.relay")
@@ -21,9 +21,9 @@ log = Events("outbox.relay")
 class BarrierWatch:
     """The relay at the barrier. While it `is_up`, nothing is claimed or marked."""
 
-    def __init__(self, settings: Settings, memory: Memory) -> None:
+    def __init__(self, settings: Settings, history: VerdictHistory) -> None:
         self._grace_s = settings.failover_grace_s
-        self._memory = memory
+        self._history = history
         self._presence = Presence.new(settings.guard_s, settings.lease_s)
         self._barrier = Barrier()
 
@@ -75,7 +75,7 @@ class BarrierWatch:
     def begin(self, session: Session, former: ServerId | None, now: float) -> None:
         """Begin a session, with the barrier that it has found, and note a change of servers since the `former` one."""
         if former is not None and former != session.server:
-            self._memory.note_move(0.0, now)
+            self._history.note_move(0.0, now)
         self._presence.arrive(session.server, boot_clock_s(), session.met)
         self._barrier = Barrier(grace_s=self._grace_s)
         self._adopt(session.barrier, now)
@@ -91,7 +91,7 @@ class BarrierWatch:
         self._presence.arrive(session.server, boot_clock_s())
         self._adopt(row, now)
 
-    async def answer(self, session: Session, tick: Tick, now: float) -> bool:
+    async def answer(self, session: Session, tick: TickResult, now: float) -> bool:
         """Answer a barrier that another relay raised while this one was at work; return True if the tick met one."""
         if tick.is_open or self._barrier.up:  # behind the barrier it looks at it regularly
             return False
@@ -121,7 +121,7 @@ class BarrierWatch:
     def _adopt(self, row: Row, now: float) -> None:
         """Take over the barrier's epoch, and wait behind it if it stands."""
         if row.moved_s is not None:
-            self._memory.note_move(row.moved_s, now)
+            self._history.note_move(row.moved_s, now)
         if self._barrier.adopt(row):
             say = log.warning if row.kind is Kind.MOVE else log.info
             say(

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from outbox.relay.claim_plan import ClaimOrder, ClaimPlan
+from outbox.relay.claiming import ClaimPlan
 from outbox.relay.holds import Holds
-from outbox.relay.ledger import Tick
 from outbox.relay.memory_budget import Share
 from outbox.relay.message_fetch import MessageFetch
 from outbox.relay.pool import Pool
 from outbox.relay.session import Session
 from outbox.relay.suspects import SuspectRule
+from outbox.relay.tick import TickRequest, TickResult
 from outbox.relay.timers import Timers
 from outbox.smtp.outgoing import Claim
 
@@ -62,15 +62,16 @@ class ClaimIntake:
         return 0 if self._timers.is_stopping or self._holds.holds_fleet else self._pool.room(now)
 
     @contextmanager
-    def asking(self, session: Session, room: int, now: float) -> Iterator[ClaimOrder]:
-        """Yield what a tick is to claim. Meanwhile a suspect and memory that it asks for count as held."""
-        self._asks_suspect = room > 0 and self._suspects.may_take(session.opened_at, now)
+    def asking(self, session: Session, claims_max: int, now: float) -> Iterator[TickRequest]:
+        """Yield what a tick is to claim. Meanwhile the suspect and the memory that it asks for count as held."""
+        self._asks_suspect = claims_max > 0 and self._suspects.may_take(session.opened_at, now)
         try:
             yield replace(
-                self._plan.order(room, now),
-                suspects=int(self._asks_suspect),
-                budget=self._share.ask() if room else 0,
+                self._plan.request(claims_max, now),
+                suspects_max=int(self._asks_suspect),
+                budget=self._share.ask() if claims_max else 0,
                 bytes_max=self._share.bytes_max,
+                left_out=session.quarantine.left_out,
             )
         except BaseException:
             self._share.note_asked(0)
@@ -78,32 +79,32 @@ class ClaimIntake:
         finally:
             self._asks_suspect = False
 
-    def note(self, tick: Tick, order: ClaimOrder, now: float, *, in_parts: bool) -> bool:
+    def note(self, request: TickRequest, done: TickResult, now: float, *, in_parts: bool) -> bool:
         """Record how far a tick has come, and plan the next claim; return True if nothing was due."""
-        self._share.note_asked(sum(claim.size for claim in tick.claims if not claim.fetched))
-        if not tick.is_open or not order.room:
+        self._share.note_asked(sum(claim.size for claim in done.claims if not claim.fetched))
+        if not done.is_open or not request.claims_max:
             return False
-        self._share.note_wanted(tick.bytes_wanted, now)
-        progress = self._plan.note(tick, order, now, in_parts=in_parts)
+        self._share.note_wanted(done.bytes_wanted, now)
+        progress = self._plan.note(request, done, now, in_parts=in_parts)
         self._timers.note_claims(now, found=progress.found, has_more=progress.has_more, urgent_at=progress.urgent_at)
         return not (progress.found or progress.has_more)
 
-    def take(self, session: Session, tick: Tick) -> Tick | None:
+    def take(self, session: Session, done: TickResult) -> TickResult | None:
         """Let the claims of a tick wait for connections.
 
         Return those that may be suppressed or paused, which is asked with `take_held`. Large messages are kept for
         `fetch`.
         """
-        ready = self._messages.keep(tick)
+        ready = self._messages.keep(done)
         if ready.held or ready.listed:
             return ready
         self._deliver(session, ready.claims)
         return None
 
-    async def take_held(self, session: Session, tick: Tick, *, with_ready: bool) -> None:
+    async def take_held(self, session: Session, held: TickResult, *, with_ready: bool) -> None:
         """Let those claims wait for connections that are neither suppressed nor paused (see `Holds.sendable`)."""
         is_stopping = self._timers.is_stopping
-        claims = await self._holds.sendable(session, tick, with_ready=with_ready, is_stopping=is_stopping)
+        claims = await self._holds.sendable(session, held, with_ready=with_ready, is_stopping=is_stopping)
         self._deliver(session, claims)
 
     async def fetch(self, session: Session) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from outbox.log import Events
-from outbox.relay import ledger
-from outbox.relay.ledger import Settlement, contradicts
 from outbox.relay.session import Session
+from outbox.relay.settlement import Settlement, contradicts, states_of
 from outbox.smtp.outgoing import Claim
 
 log = Events("outbox.relay")
@@ -17,10 +16,10 @@ async def explain_lost_claims(session: Session, lost: Sequence[Claim], counts: C
     """Log why claims were not marked: they were cancelled by a person, or something is wrong."""
     if not lost:
         return
-    standing = await ledger.standing(session.connection, [claim.email for claim in lost])
+    states = await states_of(session.connection, [claim.email for claim in lost])
     for claim in lost:
         of = fields_of(claim, claim.attempt)
-        state, _ = standing.get(claim.email, (None, None))
+        state, _ = states.get(claim.email, (None, None))
         if state == "cancelled":
             log.info("claim_cancelled", "{key} was cancelled at the last moment; it was not sent", **of)
             counts["cancelled"] += 1
@@ -37,9 +36,9 @@ async def explain_missed_settlements(session: Session, missed: Sequence[Settleme
     """Log each settlement that changed nothing, unless it was already true."""
     if not missed:
         return
-    standing = await ledger.standing(session.connection, [one.email for one in missed])
+    states = await states_of(session.connection, [one.email for one in missed])
     for settlement in missed:
-        state, attempt = standing.get(settlement.email, (None, None))
+        state, attempt = states.get(settlement.email, (None, None))
         if contradicts(settlement, state, attempt):
             counts["stale settlements"] += 1
             log.error(

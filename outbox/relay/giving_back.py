@@ -5,8 +5,8 @@ from collections.abc import Collection
 from typing import Final
 
 from outbox.log import Events
-from outbox.relay import ledger
 from outbox.relay.circuit_breaker import PAUSE_MAX_S
+from outbox.relay.claims import release
 from outbox.relay.pool import Pool
 from outbox.relay.refusals import put_back
 from outbox.relay.session import Session
@@ -22,7 +22,7 @@ async def release_claims(session: Session, pool: Pool) -> None:
     resting = [(claim.email, claim.rest_s) for claim in pool.put_off]
     pool.releases.clear()
     pool.put_off.clear()
-    await ledger.release(session.connection, session.relay, releases, quarantine=session.quarantine)
+    await release(session.connection, session.relay, releases, quarantine=session.quarantine)
     longest_s = max((rest_s for _, rest_s in resting), default=0.0)
     rests = (
         (PAUSE_MAX_S, [email for email, rest_s in resting if not rest_s]),
@@ -30,9 +30,7 @@ async def release_claims(session: Session, pool: Pool) -> None:
     )
     for after_s, emails in rests:
         if emails:
-            await ledger.release(
-                session.connection, session.relay, emails, after_s=after_s, quarantine=session.quarantine
-            )
+            await release(session.connection, session.relay, emails, after_s=after_s, quarantine=session.quarantine)
 
 
 async def put_back_dead_letters(session: Session, pool: Pool, unsettled: Collection[int], counts: Counter[str]) -> None:

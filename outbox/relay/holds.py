@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from outbox.log import Events
 from outbox.relay import pauses, suppression
-from outbox.relay.ledger import Tick
 from outbox.relay.pauses import FLEET
 from outbox.relay.pool import Pool
 from outbox.relay.session import Session
+from outbox.relay.tick import TickResult
 from outbox.smtp.outgoing import Claim
 
 log = Events("outbox.relay")
@@ -56,7 +56,7 @@ class Holds:
             log.info("sending_resumed", "{what} is no longer paused", what=pauses.spoken(report), report=report)
         return PauseChange(bool(begun), bool(over))
 
-    async def sendable(self, session: Session, tick: Tick, *, with_ready: bool, is_stopping: bool) -> list[Claim]:
+    async def sendable(self, session: Session, tick: TickResult, *, with_ready: bool, is_stopping: bool) -> list[Claim]:
         """Return the claims of a tick that may be sent. Suppressed ones are cancelled, paused ones set aside.
 
         `with_ready`: also judge what waits for a connection, since a pause has just begun. It cannot be taken
@@ -77,7 +77,7 @@ class Holds:
         )
         return [claim for claim in claims if claim.email not in aside]
 
-    async def _unsuppressed(self, session: Session, tick: Tick) -> list[Claim]:
+    async def _unsuppressed(self, session: Session, tick: TickResult) -> list[Claim]:
         ended = await suppression.cancel_listed(
             session.connection, session.relay, list(tick.listed), session.quarantine
         )

@@ -13,7 +13,7 @@ CLOSE_TIMEOUT_S: Final = 2.0
 # A relay that is stopped in the middle of a transaction blocks those who need its row: not for a whole lease.
 IN_TRANSACTION_S: Final = 2.0
 
-# The ledger's statements are few, short and known: each is planned once per session, by index, whatever the statistics
+# The `statements` are few, short and known: each is planned once per session, by index, whatever the statistics
 # say. Left to itself the planner plans a tick anew each time (0.8 ms), or hashes a whole table for it.
 # Tables that have doubled are planned for again: see `Session.plan_for`.
 PLANS: Final = {"plan_cache_mode": "force_generic_plan", **dict.fromkeys(NOT_BY_INDEX, "off")}

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Collection
 
 from outbox.log import Events
-from outbox.relay import ledger, pauses
+from outbox.relay import pauses, sweep
 from outbox.relay.barrier_watch import BarrierWatch
+from outbox.relay.expiry import EXPIRED_AT_ONCE, expire
 from outbox.relay.in_doubt import Inquirer, resend_doubtful
-from outbox.relay.ledger import EXPIRED_AT_ONCE, Note
 from outbox.relay.pool import Pool
+from outbox.relay.progress_note import Note, write_note
 from outbox.relay.session import Session
 from outbox.relay.timers import Timers
 from outbox.settings import Settings, WhenInDoubt
@@ -59,7 +60,7 @@ class Maintenance:
 
     async def sweep(self, session: Session) -> bool:
         """Judge what dead relays left. Then expire, resume, resend and ask, as far as that is due."""
-        found = await ledger.sweep(
+        found = await sweep.sweep(
             session.connection,
             session.relay,
             doubt_s=self.doubt_s,
@@ -88,7 +89,7 @@ class Maintenance:
 
     async def judge_stranded(self, session: Session, in_flight: Collection[int]) -> bool:
         """Release what relays hold that do not exist, or this one without having it `in_flight`."""
-        freed, doubted = await ledger.judge_stranded(
+        freed, doubted = await sweep.judge_stranded(
             session.connection,
             session.relay,
             in_flight,
@@ -119,7 +120,7 @@ class Maintenance:
             return
         if trouble is not None and self._note.trouble is None:
             log.warning("no_progress", "no progress: {reason}", reason=trouble)
-        await ledger.write_note(session.connection, session.relay, note)
+        await write_note(session.connection, session.relay, note)
         self._note = note
 
     def count_expired(self, emails: int) -> None:
@@ -131,7 +132,7 @@ class Maintenance:
     async def _expire(self, session: Session) -> bool:
         """End what is too late to send, and resume what was set aside under a pause that is over."""
         self._timers.note_expire(time.monotonic(), self.relays)
-        expired = await ledger.expire(session.connection, session.relay, session.quarantine)
+        expired = await expire(session.connection, session.relay, session.quarantine)
         self.count_expired(expired)
         began_at = time.monotonic()
         resumed = await pauses.take_up(session.connection, session.quarantine)

@@ -8,13 +8,13 @@ from typing import Final
 
 import asyncpg
 
-from outbox.relay import ledger
 from outbox.relay.holds import Holds
-from outbox.relay.ledger import Tick
+from outbox.relay.large_messages import fetch_messages
 from outbox.relay.memory_budget import Share
 from outbox.relay.pool import Pool
 from outbox.relay.quarantine import is_of_a_row
 from outbox.relay.session import Session
+from outbox.relay.tick import TickResult
 from outbox.smtp import route_headers
 from outbox.smtp.outgoing import Claim
 
@@ -31,9 +31,9 @@ class MessageFetch:
         self._holds = holds
         self._share = share
         self._patience = patience
-        self._rest: Tick | None = None
+        self._rest: TickResult | None = None
 
-    def keep(self, tick: Tick) -> Tick:
+    def keep(self, tick: TickResult) -> TickResult:
         """Keep what is to be fetched or quarantined; return the rest of the tick, which can be sent now."""
         ready, rest = _by_size(tick)
         self._rest = rest if rest.claims or rest.unfit else None
@@ -72,7 +72,7 @@ class MessageFetch:
 
     async def _fetch(self, session: Session, claims: list[Claim]) -> None:
         try:
-            await ledger.fetch_messages(session.connection, claims)
+            messages = await fetch_messages(session.connection, [claim.email for claim in claims])
         except asyncpg.PostgresError as error:
             if not is_of_a_row(error):
                 raise
@@ -81,9 +81,13 @@ class MessageFetch:
                     await self._fetch(session, [claim])
                 else:
                     await session.quarantine.put(session.connection, claim.email, error)
+            return
+        for claim in claims:
+            if claim.email in messages:
+                claim.message, claim.fetched = messages[claim.email], True
 
 
-def _by_size(tick: Tick) -> tuple[Tick, Tick]:
+def _by_size(tick: TickResult) -> tuple[TickResult, TickResult]:
     """Return a tick's claims in two parts: small messages, then those still to be fetched or quarantined."""
     if all(claim.fetched for claim in tick.claims):
         return tick, replace(tick, claims=[], listed=frozenset())

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from outbox import suggested
 from outbox.database.connection import CHANNEL, storable
-from outbox.relay.ledger import LANES
+from outbox.database.lanes import LANES
 from outbox.relay.quarantine import Quarantine, is_of_a_row
 
 FLEET: Final = ""

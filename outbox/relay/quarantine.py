@@ -20,6 +20,12 @@ from outbox.log import Events
 
 log = Events("outbox.relay")
 
+# A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
+# takes no other delivery down with it. After QUARANTINE_AFTER deaths in all it is quarantined: dead, until a person
+# sends it again. The 3 stands in TICK, JUDGE and the index `delivery_suspect` too.
+SUSPECT_AFTER: Final = 3
+QUARANTINE_AFTER: Final = 6
+
 REASON_MAX: Final = 500  # characters
 LEFT_OUT_S: Final = 60.0
 LEFT_OUT_MAX: Final = 10_000

@@ -4,26 +4,28 @@ Another server, or a new start of it, may lack what this relay has written: its 
 And the former session, which did not die with its claims, is ended in the ledger.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from outbox.database.failover_barrier import ServerId
 from outbox.log import Events
-from outbox.relay import ledger
-from outbox.relay.failover import Found, Memory, tell_again
-from outbox.relay.ledger import Settlement
+from outbox.relay.failover import EmailThere, reassert
 from outbox.relay.session import Session
+from outbox.relay.settlement import Settlement
+from outbox.relay.sweep import judge_former
+from outbox.relay.verdict_history import VerdictHistory
 from outbox.smtp.outgoing import Claim
 
 log = Events("outbox.relay")
 
 
 @dataclass(frozen=True, slots=True)
-class Reasserted:
-    """Emails as a new server has them, and the verdicts that were written there."""
+class Adaptation:
+    """Adaptation of what a relay has in flight to a new server, where the emails have other ids."""
 
-    emails: Mapping[str, Found] = field(default_factory=dict)
+    emails: Mapping[str, EmailThere] = field(default_factory=dict)
     """By their keys."""
     reported: Collection[tuple[str, int]] = ()
     """Key and attempt of each verdict."""
@@ -54,9 +56,14 @@ class Reassertion:
     """Reassertion over all sessions of one relay."""
 
     def __init__(
-        self, memory: Memory, patience: Callable[[], AbstractContextManager[None]], *, route: str, instance: str
+        self,
+        history: VerdictHistory,
+        patience: Callable[[], AbstractContextManager[None]],
+        *,
+        route: str,
+        instance: str,
     ) -> None:
-        self._memory = memory
+        self._history = history
         self._patience = patience
         self._route = route
         self._instance = instance
@@ -73,30 +80,28 @@ class Reassertion:
 
     async def write(
         self, session: Session, unsettled: Sequence[Settlement], awaiting_reply: Sequence[Claim], doubt_s: float | None
-    ) -> Reasserted:
+    ) -> Adaptation:
         """Write what the server may not know.
 
         `unsettled` are verdicts that no commit has confirmed, `awaiting_reply` claims whose final dot is written.
         """
         unsettled = list(unsettled)  # more may come while this waits for Postgres
-        news = self._memory.recall(unsettled, awaiting_reply, doubt_s=doubt_s)
-        emails, changed = await tell_again(
-            session.connection, news, self._patience, route=self._route, instance=self._instance
-        )
+        verdicts = self._history.recall(unsettled, awaiting_reply, time.monotonic(), doubt_s=doubt_s)
+        done = await reassert(session.connection, verdicts, self._patience, route=self._route, instance=self._instance)
         self._complete_on = session.server
-        self._memory.note_reasserted()
+        self._history.note_known()
         log.warning(
             "verdicts_told_again",
             "another Postgres, or a new start of it: {told} verdicts were told, {new} new to it",
-            told=len(news),
-            new=changed,
+            told=len(verdicts),
+            new=done.changed,
         )
-        return Reasserted(emails, {(one.key, one.attempt) for one in news}, unsettled)
+        return Adaptation(done.emails, {(one.key, one.attempt) for one in verdicts}, unsettled)
 
     async def end_former(self, session: Session, former: Session, doubt_s: float | None) -> None:
         """End the former session in the ledger: its unmarked claims are free, what it had marked is in doubt."""
         with self._patience():
-            await ledger.judge_former(
+            await judge_former(
                 session.connection,
                 former.relay,
                 former.timeline,
@@ -105,4 +110,4 @@ class Reassertion:
                 instance=self._instance,
                 present=session.relay,
             )
-        self._memory.note_reasserted()
+        self._history.note_known()

@@ -9,23 +9,21 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from logging import DEBUG
-from typing import Any, Final
+from typing import Final
 
 from outbox.log import Events
-from outbox.relay import ledger
 from outbox.relay.backoff import full_jitter_s
 from outbox.relay.barrier_watch import BarrierWatch
 from outbox.relay.boot_clock import boot_clock_s
 from outbox.relay.claim_intake import ClaimIntake
-from outbox.relay.claim_plan import ClaimOrder
 from outbox.relay.claim_trigger import ClaimTrigger
 from outbox.relay.explanations import explain_lost_claims, explain_missed_settlements, fields_of
-from outbox.relay.failover import Memory
 from outbox.relay.giving_back import put_back_dead_letters, release_claims
 from outbox.relay.holds import Holds
 from outbox.relay.in_doubt import Inquirer, load_resolver
-from outbox.relay.ledger import Settlement, Tick
+from outbox.relay.large_messages import SMALL_BYTES
 from outbox.relay.maintenance import Maintenance
 from outbox.relay.memory_budget import Budget
 from outbox.relay.message_fetch import MessageFetch
@@ -36,10 +34,14 @@ from outbox.relay.refusals import Ruling
 from outbox.relay.route_state import RouteState
 from outbox.relay.session import Session, SessionEvents
 from outbox.relay.session_keeper import LAST_WORD_S, SessionKeeper
+from outbox.relay.settlement import Settlement, count_withdrawn_by_reply
 from outbox.relay.suspects import SuspectRule
+from outbox.relay.sweep import judge
+from outbox.relay.tick import TickRequest, TickResult
 from outbox.relay.tick_runner import TickRunner
 from outbox.relay.timers import Outlook, Timers
 from outbox.relay.until_empty import UntilEmpty, summary_of
+from outbox.relay.verdict_history import VerdictHistory
 from outbox.relay.wake_up import WakeUp
 from outbox.settings import Settings
 from outbox.smtp.connection import Conversation, Throttle
@@ -95,7 +97,7 @@ class Relay:
 
         self._wake = WakeUp()
         self._timers = Timers(poll_max_s=settings.poll_max_s, lease_s=settings.lease_s)
-        self._memory = Memory()
+        self._memory = VerdictHistory()
         self._ticks = TickRunner(settings.database_url)
         self._barrier = BarrierWatch(settings, self._memory)
         self.pool = Pool(Route(settings.smtp_url, settings, named=route), self, settings, wake=self._wake.set)
@@ -242,7 +244,7 @@ class Relay:
         await self._tick(session)
         await put_back_dead_letters(session, self.pool, self._unsettled(), self.counts)
         await self._maintenance.write_note(session, self._heard)
-        _, doubted = await ledger.judge(
+        _, doubted = await judge(
             session.connection,
             [session.relay],
             doubt_s=self._maintenance.doubt_s,
@@ -363,25 +365,33 @@ class Relay:
     async def _tick(self, session: Session, room: int = 0) -> None:
         """Settle, mark and claim in one commit, and act on it."""
         began_at = time.monotonic()
-        with self._intake.asking(session, room, began_at) as order:
-            await self._tick_with(session, order, began_at)
+        with self._intake.asking(session, room, began_at) as request:
+            await self._tick_with(session, request, began_at)
 
-    async def _tick_with(self, session: Session, order: ClaimOrder, began_at: float) -> None:
+    async def _tick_with(self, session: Session, request: TickRequest, began_at: float) -> None:
         marks, self._marks = ({}, self._marks) if self._barrier.is_up else (self._marks, {})
         settlements, self._settlements = self._settlements, []
+        request = replace(
+            request,
+            route=self.serves,
+            server=self.pool.route.name,
+            settlements=settlements,
+            marks=tuple(marks),
+            epoch=self._barrier.epoch,
+        )
         self._trigger.begin_look()
         for observer in self.observers:
             observer.ticking()
         started_s = boot_clock_s()  # before the mark is sent: a pause between its commit and its reply counts
         try:
-            done = await self._ticks.run(session, order, self._work(settlements, marks))
+            done = await self._ticks.run(session, request)
         except BaseException as error:
             session.lose(session.lost or str(error) or type(error).__name__)
             self._tick_failed(marks, settlements)
             raise
         now = time.monotonic()
         has_new_pause = self._adopt(done, began_at, now)
-        if self._intake.note(done, order, now, in_parts=self._ticks.in_parts):
+        if self._intake.note(request, done, now, in_parts=self._ticks.in_parts):
             await self._route_state.probe_without_mail(session)
         self._trigger.end_look(now, found=bool(done.claims or done.unfit))
         held = self._intake.take(session, done)
@@ -396,17 +406,7 @@ class Relay:
             self._wake.set()
         await session.plan_for([claim.email for claim in done.claims])
 
-    def _work(self, settlements: list[Settlement], marks: Marks) -> dict[str, Any]:
-        """Return what a tick is to do besides its claims."""
-        return {
-            "settlements": settlements,
-            "marks": marks,
-            "route": self.serves,
-            "server": self.pool.route.name,
-            "epoch": self._barrier.epoch,
-        }
-
-    def _adopt(self, done: Tick, began_at: float, now: float) -> bool:
+    def _adopt(self, done: TickResult, began_at: float, now: float) -> bool:
         """Take over what a tick has read of the fleet; return True if a person has paused something meanwhile."""
         self._barrier.note_answer()
         self._timers.note_tick(began_at, now)
@@ -423,7 +423,7 @@ class Relay:
             self._wake.set()
         return change.has_begun
 
-    async def _retry_or_explain(self, session: Session, settlements: list[Settlement], done: Tick) -> None:
+    async def _retry_or_explain(self, session: Session, settlements: list[Settlement], done: TickResult) -> None:
         """Settle what is locked with a later tick; say why the rest of what was not settled changed nothing."""
         if len(done.settled) >= len(settlements):
             return
@@ -497,7 +497,7 @@ class Relay:
     def _bytes_in_flight(self) -> int:
         """Return how many bytes its large messages have."""
         held = {claim.email: claim.size for claim in self._claims()}
-        return sum(size for size in held.values() if size > ledger.SMALL_BYTES)
+        return sum(size for size in held.values() if size > SMALL_BYTES)
 
     # ── marks and verdicts ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -684,7 +684,7 @@ class Relay:
                 self.untouched(claim, trouble or "the connection was lost before the mark")
         self._wake.set()
 
-    def _ask_again(self, marks: Marks, done: Tick) -> Marks:
+    def _ask_again(self, marks: Marks, done: TickResult) -> Marks:
         """Keep the marks that the barrier refused for a later tick; return the others."""
         decided = {*done.marked, *done.expired, *done.quarantined}
         for email, (conversation, claim) in marks.items():
@@ -708,7 +708,7 @@ class Relay:
         self,
         session: Session,
         marks: Marks,
-        done: Tick,
+        done: TickResult,
         started_s: float,
     ) -> list[Claim]:
         """The guard: only what is marked, fresh and still held goes on to its dot. Gives what is no longer held."""
@@ -751,7 +751,7 @@ class Relay:
         What a server refused by its rate, or deferred for all, was withdrawn too, and does not count for that.
         """
         dropped, self.pool.dropped = self.pool.dropped, []
-        by_reply = await ledger.count_put_off(session.connection, [claim.email for claim, _ in dropped])
+        by_reply = await count_withdrawn_by_reply(session.connection, [claim.email for claim, _ in dropped])
         for claim, reason in dropped:
             is_last = claim.withdrawn - by_reply.get(claim.email, 0) + 1 >= WITHDRAWALS_MAX
             self._conclude(claim, Withdrawn(reason), dropped=is_last)

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 
 from outbox.log import Events
-from outbox.relay import ledger
 from outbox.relay.circuit_breaker import pause_login, pause_route, probe_route, resume_route
-from outbox.relay.ledger import RoutePause
 from outbox.relay.pool import Pool
 from outbox.relay.rate_limit import report_refusal, reserve
+from outbox.relay.remaining import is_empty
 from outbox.relay.session import Session
 from outbox.relay.throttle import Found
+from outbox.relay.tick import RoutePause
 from outbox.relay.timers import Timers
 from outbox.smtp.login import login_pause_s
 
@@ -83,7 +83,7 @@ class RouteState:
         breaker = self._pool.breaker
         if not (breaker.probing and self._pool.is_empty):
             return
-        if await ledger.is_empty(session.connection, route=self._route, within_s=2 * breaker.pause_max_s):
+        if await is_empty(session.connection, route=self._route, within_s=2 * breaker.pause_max_s):
             self._pool.probe()
         else:
             breaker.leave_probe()

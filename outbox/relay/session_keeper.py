@@ -16,8 +16,8 @@ import asyncpg
 from outbox.database.connection import LOST_SESSION, DatabaseRefusedError
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.log import Events
-from outbox.relay import ledger
 from outbox.relay.barrier_watch import BarrierWatch
+from outbox.relay.large_messages import message_limit
 from outbox.relay.memory_budget import Share
 from outbox.relay.reopening import Reopening
 from outbox.relay.session import Session, SessionEvents
@@ -218,7 +218,7 @@ class SessionKeeper:
     async def _adopt_limit(self, session: Session) -> None:
         """Take what the database lets in: another server's `outbox init` may have set more than these settings have."""
         try:
-            limit = int(await session.connection.fetchval(ledger.MESSAGE_LIMIT))
+            limit = await message_limit(session.connection)
         except asyncpg.InsufficientPrivilegeError:  # a role with rights by hand, from before there was a limit
             limit = 0
         except BaseException as error:

@@ -1,18 +1,46 @@
-"""All statements that a relay runs while it holds its lock; a session prepares them before (`session.Session.open`)."""
+"""Statements that a relay prepares when its session opens, so that none of them is planned while emails wait."""
 
 from typing import Final
 
 from outbox.database import failover_barrier
-from outbox.relay import circuit_breaker, failover, in_doubt, ledger, pauses, rate_limit, refusals, suppression
-
-STATEMENTS: Final = (
-    *ledger.STATEMENTS,
-    *circuit_breaker.STATEMENTS,
-    *rate_limit.STATEMENTS,
-    *refusals.STATEMENTS,
-    *failover.STATEMENTS,
-    *failover_barrier.STATEMENTS,
-    *in_doubt.STATEMENTS,
-    *pauses.STATEMENTS,
-    *suppression.STATEMENTS,
+from outbox.relay import (
+    circuit_breaker,
+    claims,
+    expiry,
+    failover,
+    in_doubt,
+    isolate,
+    large_messages,
+    pauses,
+    progress_note,
+    quarantine,
+    rate_limit,
+    refusals,
+    remaining,
+    settlement,
+    suppression,
+    sweep,
+    tick,
 )
+
+MODULES: Final = (
+    tick,
+    claims,
+    isolate,
+    large_messages,
+    settlement,
+    sweep,
+    expiry,
+    remaining,
+    progress_note,
+    quarantine,
+    circuit_breaker,
+    rate_limit,
+    refusals,
+    failover,
+    failover_barrier,
+    in_doubt,
+    pauses,
+    suppression,
+)
+STATEMENTS: Final[tuple[str, ...]] = tuple(statement for module in MODULES for statement in module.STATEMENTS)

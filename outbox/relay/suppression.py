@@ -1,6 +1,6 @@
 """The suppression list: who gets no more email, of one report or at all. Who is on it, since when and why.
 
-A relay looks at it with each claim (`ledger.TICK`); what is listed it cancels before a connection gets it, so whatever
+A relay looks at it with each claim (`tick`); what is listed it cancels before a connection gets it, so whatever
 is pending is caught, reports and an application's own emails alike. `generate` cancels from the start. What a relay had
 claimed before an address came onto the list may still go out: seconds, and never more than it holds.
 """

@@ -1,4 +1,4 @@
-"""Suspects: emails that several relays have died with (`ledger.SUSPECT_AFTER`). One is held at a time.
+"""Suspects: emails that several relays have died with (`quarantine.SUSPECT_AFTER`). One is held at a time.
 
 The relays of one process die together. They hold one suspect among them, so that a guilty one falls alone.
 """

@@ -1,18 +1,16 @@
 """Runs the ticks of a relay: in one statement, or in parts after a row made one fail."""
 
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
 from outbox.database.connection import is_lock_timeout
 from outbox.database.lock_wait import BlockerWatch
 from outbox.log import Events
-from outbox.relay import ledger
-from outbox.relay.claim_plan import ClaimOrder
-from outbox.relay.isolate import tick_in_parts
-from outbox.relay.ledger import Tick
+from outbox.relay.isolate import TickInParts
 from outbox.relay.quarantine import UNDECODABLE, is_of_a_row
 from outbox.relay.session import Session
+from outbox.relay.tick import TickRequest, TickResult, tick
 from outbox.settings.urls import DatabaseUrl
 
 log = Events("outbox.relay")
@@ -31,7 +29,7 @@ class TickRunner:
         self._url = url
         self.in_parts = False
 
-    async def run(self, session: Session, order: ClaimOrder, work: dict[str, Any]) -> Tick:
+    async def run(self, session: Session, request: TickRequest) -> TickResult:
         """Tick. If a row makes that fail, tick in parts, now and until no such row is found any more.
 
         Raises:
@@ -41,45 +39,24 @@ class TickRunner:
         """
         try:
             if not self.in_parts:
-                return await self._run_whole(session, order, work)
+                return await self._run_whole(session, request)
         except _RowError as error:
             log.warning("tick_failed", "a row makes the tick fail, and is looked for: {reason}", reason=error)
         quarantine = session.quarantine
         found = quarantine.count
         try:
-            done = await tick_in_parts(
-                session.connection,
-                session.relay,
-                quarantine,
-                room=order.room,
-                suspects=order.suspects,
-                budget=order.budget,
-                bytes_max=order.bytes_max,
-                **work,
-            )
+            done = await TickInParts(session.connection, session.relay, quarantine, request).run()
         except UNDECODABLE as error:
             raise ConnectionError(f"an answer of Postgres cannot be read ({error})") from error
-        self.in_parts = quarantine.count > found or bool(done.locked) or not order.room
+        self.in_parts = quarantine.count > found or bool(done.locked) or not request.claims_max
         return done
 
-    async def _run_whole(self, session: Session, order: ClaimOrder, work: dict[str, Any]) -> Tick:
+    async def _run_whole(self, session: Session, request: TickRequest) -> TickResult:
         pid = session.connection.get_server_pid()
         watch = BlockerWatch(self._url, pid, first_s=BLOCKER_LOOK_S, every_s=BLOCKER_LOOK_S)
         try:
             async with watch:
-                return await ledger.tick(
-                    session.connection,
-                    session.relay,
-                    **work,
-                    room=order.room,
-                    suspects=order.suspects,
-                    since=order.since,
-                    urgent_since=order.urgent_since,
-                    urgent_max=order.urgent_max,
-                    budget=order.budget,
-                    bytes_max=order.bytes_max,
-                    left_out=session.quarantine.left_out,
-                )
+                return await tick(session.connection, session.relay, request)
         except asyncpg.PostgresError as error:  # nothing was committed
             is_locked = is_lock_timeout(error)
             if not (is_locked or is_of_a_row(error)) or session.lost is not None:

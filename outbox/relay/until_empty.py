@@ -4,11 +4,12 @@ from collections import Counter
 from typing import Final
 
 from outbox.log import Events
-from outbox.relay import ledger, pauses
+from outbox.relay import pauses
 from outbox.relay.circuit_breaker import REFUSALS_MAX
 from outbox.relay.holds import Holds
 from outbox.relay.pauses import Pause
 from outbox.relay.pool import Pool
+from outbox.relay.remaining import is_empty, never_taken
 from outbox.relay.session import Session
 
 log = Events("outbox.relay")
@@ -36,9 +37,9 @@ class UntilEmpty:
             return True
         if not is_idle:
             return False
-        if await ledger.is_empty(session.connection, route=self._route, left_out=session.quarantine.left_out):
-            never_taken = await ledger.never_taken(session.connection, route=self._route)
-            for email, why in never_taken.items():
+        if await is_empty(session.connection, route=self._route, left_out=session.quarantine.left_out):
+            stuck = await never_taken(session.connection, route=self._route)
+            for email, why in stuck.items():
                 log.warning(
                     "email_never_taken", "email {email} is never sent: {why}; set its row right", email=email, why=why
                 )

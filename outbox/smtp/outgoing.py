@@ -1,6 +1,6 @@
 """An email on its way: what the SMTP side of a relay needs of a claimed delivery.
 
-It knows neither Postgres nor the server: `ledger` makes claims, a conversation sends them.
+It knows neither Postgres nor the server: `claims` makes them, a conversation sends them.
 """
 
 from dataclasses import dataclass

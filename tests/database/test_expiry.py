@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from outbox.relay import in_doubt, ledger
+from outbox.relay import in_doubt
+from outbox.relay.expiry import expire
+from outbox.relay.tick import TickRequest, tick
 from tests.database.test_ledger import (  # noqa: F401 - fixtures
     DOUBT,
     SENT,
@@ -49,25 +51,25 @@ async def test_what_is_too_late_is_not_claimed_and_expires(connection, relay):  
     await set_last_moment(connection, [late], "-1 second")
     await set_last_moment(connection, [soon], "1 hour")
     assert {claim.email for claim in await relay.claim(10)} == {soon, never}
-    assert await ledger.expire(relay.connection, relay.relay) == 1
+    assert await expire(relay.connection, relay.relay) == 1
     assert await states(connection) == ["expired", "pending", "pending"]
     assert await trail(connection) == [(late, "expired")]
-    assert await ledger.expire(relay.connection, relay.relay) == 0
+    assert await expire(relay.connection, relay.relay) == 0
 
 
 async def test_what_waits_for_its_next_try_expires_before_that(connection, relay):  # noqa: F811
     (email,) = await put(connection, 1)
     await connection.execute("UPDATE outbox.delivery SET due_at = now() + interval '1 hour'")
     await set_last_moment(connection, [email], "-1 second")
-    assert await ledger.expire(relay.connection, relay.relay) == 1
+    assert await expire(relay.connection, relay.relay) == 1
 
 
 async def test_a_claim_whose_moment_passes_is_not_marked_but_expires(connection, relay):  # noqa: F811
     late, fine = await put(connection, 2)
     claims = await relay.claim(2)
     await set_last_moment(connection, [late], "-1 millisecond")
-    assert await ledger.expire(relay.connection, relay.relay) == 0, "what is claimed is its relay's"
-    done = await ledger.tick(relay.connection, relay.relay, marks=[c.email for c in claims])
+    assert await expire(relay.connection, relay.relay) == 0, "what is claimed is its relay's"
+    done = await tick(relay.connection, relay.relay, TickRequest(marks=[c.email for c in claims]))
     assert set(done.marked) == {fine}
     assert done.expired == {late}
     assert await states(connection) == ["expired", "sending"]
@@ -78,9 +80,9 @@ async def test_what_is_past_its_mark_never_expires(connection, relay):  # noqa: 
     (email,) = await put(connection, 1)
     claim = await relay.claim_and_mark()
     await set_last_moment(connection, [email], "-1 second")
-    assert await ledger.expire(relay.connection, relay.relay) == 0
+    assert await expire(relay.connection, relay.relay) == 0
     await relay.settle(settlement(claim, DOUBT, attempt=1))
-    assert await ledger.expire(relay.connection, relay.relay) == 0
+    assert await expire(relay.connection, relay.relay) == 0
     assert await states(connection) == ["in_doubt"]
 
 
@@ -91,7 +93,7 @@ async def test_a_late_acceptance_is_stronger_than_the_hour(connection, relay):  
     await relay.settle(settlement(claim, DOUBT, attempt=1))
     await connection.execute("UPDATE outbox.delivery SET state = 'pending', doubted_at = NULL, relay = NULL")
     await set_last_moment(connection, [email], "-1 second")
-    assert await ledger.expire(relay.connection, relay.relay) == 1
+    assert await expire(relay.connection, relay.relay) == 1
     assert await relay.settle(settlement(claim, SENT, attempt=1)) == {(email, 1)}
     assert await states(connection) == ["sent"]
 
@@ -100,7 +102,7 @@ async def test_two_sweeps_at_once_expire_each_email_once(connection, relays):  #
     emails = await put(connection, 50)
     await set_last_moment(connection, emails, "-1 second")
     some = [await relays() for _ in range(4)]
-    assert sum(await asyncio.gather(*(ledger.expire(one.connection, one.relay) for one in some))) == 50
+    assert sum(await asyncio.gather(*(expire(one.connection, one.relay) for one in some))) == 50
     assert len(await trail(connection)) == 50
 
 
@@ -113,7 +115,7 @@ async def test_what_may_have_been_sent_is_not_sent_again_after_its_hour_and_does
     await first.die(connection)
     await second.sweep(doubt_s=0.0)
     assert await in_doubt.resend_doubtful(second.connection) == 1
-    await ledger.expire(second.connection, second.relay)
+    await expire(second.connection, second.relay)
     assert await states(connection) == ["in_doubt", "pending"]
     assert await connection.fetchval("SELECT due_at = 'infinity' FROM outbox.delivery WHERE email = $1", emails[0])
     assert await in_doubt.resend_doubtful(second.connection) == 0

@@ -7,11 +7,17 @@ import pytest
 
 from outbox.database.connection import RELAY_LOCKS
 from outbox.operations.resolve import Decision, resolve
-from outbox.relay import failover, ledger
+from outbox.relay import failover
 from outbox.relay import in_doubt as doubt
+from outbox.relay.claiming import ClaimCursor
+from outbox.relay.claims import RELEASE, release
 from outbox.relay.lease_connection import PLANS
-from outbox.relay.ledger import Frontier, Settlement
+from outbox.relay.quarantine import QUARANTINE_AFTER
 from outbox.relay.registration import register
+from outbox.relay.remaining import EMPTY, is_empty
+from outbox.relay.settlement import STANDING, Settlement, states_of
+from outbox.relay.sweep import JUDGE, Sweep, judge, sweep
+from outbox.relay.tick import TICK, TickRequest, tick
 from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Refused, Withdrawn, outcome_of
 from tests.support.fleet import until
 
@@ -70,16 +76,16 @@ class Living:
         self.connection, self.relay = connection, relay
 
     async def claim(self, room=1):
-        return (await ledger.tick(self.connection, self.relay, room=room)).claims
+        return (await tick(self.connection, self.relay, TickRequest(claims_max=room))).claims
 
     async def mark(self, *claims):
-        return (await ledger.tick(self.connection, self.relay, marks=[claim.email for claim in claims])).marked
+        return (await tick(self.connection, self.relay, TickRequest(marks=[claim.email for claim in claims]))).marked
 
     async def settle(self, *settlements):
-        return (await ledger.tick(self.connection, self.relay, settlements=settlements)).settled
+        return (await tick(self.connection, self.relay, TickRequest(settlements=settlements))).settled
 
     async def sweep(self, doubt_s=None):
-        return await ledger.sweep(self.connection, self.relay, doubt_s=doubt_s)
+        return await sweep(self.connection, self.relay, doubt_s=doubt_s)
 
     async def claim_and_mark(self):
         """One claim that is marked, its first try."""
@@ -195,12 +201,12 @@ async def test_a_claim_takes_those_due_longest_first(connection, relay):
 
 async def test_a_claim_begins_where_the_last_one_ended(connection, relay):
     emails = await put(connection, 5)
-    first = await ledger.tick(relay.connection, relay.relay, room=2)
+    first = await tick(relay.connection, relay.relay, TickRequest(claims_max=2))
     assert first.reached == (await row(connection, emails[1]))["due_at"]
-    await ledger.release(relay.connection, relay.relay, emails[:1])
-    second = await ledger.tick(relay.connection, relay.relay, room=2, since=first.reached)
+    await release(relay.connection, relay.relay, emails[:1])
+    second = await tick(relay.connection, relay.relay, TickRequest(claims_max=2, since=first.reached))
     assert sorted(claim.email for claim in second.claims) == emails[2:4]
-    last = await ledger.tick(relay.connection, relay.relay, room=2, since=second.reached)
+    last = await tick(relay.connection, relay.relay, TickRequest(claims_max=2, since=second.reached))
     assert ([claim.email for claim in last.claims], last.reached) == (emails[4:], None)
     assert [claim.email for claim in await relay.claim(2)] == emails[:1]  # what came free behind it
 
@@ -209,9 +215,11 @@ async def test_those_due_at_one_moment_are_claimed_beyond_the_frontier_too(conne
     """One transaction gives all its emails the same moment."""
     emails = await put(connection, 5)
     await connection.execute("UPDATE outbox.delivery SET due_at = now()")
-    frontier, claimed = Frontier(), []
+    frontier, claimed = ClaimCursor(), []
     for _ in range(3):
-        done = await ledger.tick(relay.connection, relay.relay, room=2, since=(since := frontier.since(0.0)))
+        done = await tick(
+            relay.connection, relay.relay, TickRequest(claims_max=2, since=(since := frontier.since(0.0)))
+        )
         frontier.note(done.reached, since, 0.0)
         claimed += [claim.email for claim in done.claims]
     assert claimed == emails
@@ -219,7 +227,7 @@ async def test_those_due_at_one_moment_are_claimed_beyond_the_frontier_too(conne
 
 def test_a_frontier_looks_for_all_now_and_then_and_once_less_comes_back():
     moment = datetime.now(UTC)
-    more, less, frontier = moment, None, Frontier()
+    more, less, frontier = moment, None, ClaimCursor()
     assert frontier.since(100.0) is None
     frontier.note(more, None, 100.0)
     assert [frontier.since(now) for now in (100.5, 100.99, 101.0)] == [moment, moment, None]
@@ -257,7 +265,7 @@ async def test_what_is_given_back_is_anybodys_at_once(connection, relays):
     await put(connection, 2)
     one, other = await relays(), await relays()
     kept, given = await one.claim(2)
-    await ledger.release(one.connection, one.relay, [given.email])
+    await release(one.connection, one.relay, [given.email])
     assert [claim.email for claim in await other.claim(2)] == [given.email]
     assert await one.mark(kept) == {kept.email: 1}
 
@@ -267,7 +275,7 @@ async def test_only_unmarked_claims_of_ones_own_can_be_given_back(connection, re
     one, other = await relays(), await relays()
     marked = await one.claim_and_mark()
     (foreign,) = await other.claim()
-    await ledger.release(one.connection, one.relay, [marked.email, foreign.email])
+    await release(one.connection, one.relay, [marked.email, foreign.email])
     assert (await row(connection, marked.email))["relay"] == one.relay
     assert (await row(connection, foreign.email))["relay"] == other.relay
 
@@ -281,7 +289,7 @@ async def test_only_ones_own_unmarked_claims_can_be_marked(connection, relays):
     marked = await one.claim_and_mark()
     (claimed,) = await one.claim()
     (foreign,) = await other.claim()
-    answer = await ledger.tick(one.connection, one.relay, marks=emails)
+    answer = await tick(one.connection, one.relay, TickRequest(marks=emails))
     assert answer.marked == {claimed.email: 1}, "not what is marked already, another's, or nobody's"
     assert await standing(connection, marked) == ("sending", 1, 0)
     assert await standing(connection, foreign) == ("pending", 0, 0)
@@ -300,8 +308,10 @@ async def test_one_commit_settles_marks_and_claims(connection, relay):
     await put(connection, 3)
     sending = await relay.claim_and_mark()
     (ready,) = await relay.claim()
-    done = await ledger.tick(
-        relay.connection, relay.relay, settlements=[settlement(sending, SENT, attempt=1)], marks=[ready.email], room=5
+    done = await tick(
+        relay.connection,
+        relay.relay,
+        TickRequest(settlements=[settlement(sending, SENT, attempt=1)], marks=[ready.email], claims_max=5),
     )
     assert done.settled == {(sending.email, 1)}
     assert done.marked == {ready.email: 1}
@@ -539,8 +549,10 @@ async def test_a_late_250_in_the_very_tick_that_takes_its_delivery_up_again_wins
     claim, living = await in_doubt(connection, relays)
     await resolve(connection, [claim.key], Decision.RESEND)
     marks = [found.email for found in await living.claim()] if what == "mark" else []
-    done = await ledger.tick(
-        living.connection, living.relay, settlements=[settlement(claim, SENT, attempt=1)], marks=marks, room=5
+    done = await tick(
+        living.connection,
+        living.relay,
+        TickRequest(settlements=[settlement(claim, SENT, attempt=1)], marks=marks, claims_max=5),
     )
     assert (done.settled, done.marked, done.claims) == ({(claim.email, 1)}, {}, [])
     assert await standing(connection, claim) == ("sent", 1, 0)
@@ -627,7 +639,7 @@ async def test_a_dead_relay_is_judged_once(connection, relays):
     await dead.die(connection)
     await living.sweep()
     await living.settle(settlement(claim, SENT, attempt=1))
-    assert await living.sweep() == ledger.Sweep([])
+    assert await living.sweep() == Sweep([])
     assert await standing(connection, claim) == ("sent", 1, 0)
 
 
@@ -658,7 +670,7 @@ async def test_a_sweeper_that_is_stopped_half_way_keeps_others_out_and_leaves_no
         pid = stopped.connection.get_server_pid()
         await until(lambda: connection.fetchval(watch, pid), "the sweep waits for the table")
         async with asyncio.timeout(10):
-            assert await other.sweep() == ledger.Sweep([], alive=2, beside=2)
+            assert await other.sweep() == Sweep([], alive=2, beside=2)
         stopped.connection.terminate()
         with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresError, ConnectionError)):
             await sweep
@@ -685,8 +697,8 @@ async def test_a_relay_that_ends_itself_leaves_nothing_to_sweep(connection, rela
     one, other = await relays(), await relays()
     sending = await one.claim_and_mark()
     await one.claim()
-    assert await ledger.judge(one.connection, [one.relay], doubt_s=None, died=False) == (1, 1)
-    assert await other.sweep() == ledger.Sweep([])
+    assert await judge(one.connection, [one.relay], doubt_s=None, died=False) == (1, 1)
+    assert await other.sweep() == Sweep([])
     assert len(await other.claim(5)) == 1
     assert (await standing(connection, sending))[0] == "in_doubt"
 
@@ -750,17 +762,17 @@ async def test_a_late_250_wins_over_the_policy_until_the_email_is_marked_again(c
 
 async def test_an_outbox_is_empty_when_nothing_is_pending_or_being_sent_by_anybody(connection, relays):
     one, other = await relays(), await relays()
-    assert await ledger.is_empty(one.connection)
+    assert await is_empty(one.connection)
     await put(connection, 1)
-    assert not await ledger.is_empty(one.connection)
+    assert not await is_empty(one.connection)
     claim = await other.claim_and_mark()
-    assert not await ledger.is_empty(one.connection)
+    assert not await is_empty(one.connection)
     await other.settle(settlement(claim, LATER, attempt=1, delay_s=3600))
-    assert not await ledger.is_empty(one.connection), "what is due later is not done"
+    assert not await is_empty(one.connection), "what is due later is not done"
     await connection.execute("UPDATE outbox.delivery SET due_at = now()")
     claim = await other.claim_and_mark()
     await other.settle(settlement(claim, SENT, attempt=2))
-    assert await ledger.is_empty(one.connection)
+    assert await is_empty(one.connection)
 
 
 @pytest.mark.parametrize("verdict", [DOUBT, NEVER])
@@ -768,13 +780,13 @@ async def test_what_waits_for_a_person_does_not_make_an_outbox_full(connection, 
     await put(connection, 1)
     claim = await relay.claim_and_mark()
     await relay.settle(settlement(claim, verdict, attempt=1))
-    assert await ledger.is_empty(connection)
+    assert await is_empty(connection)
 
 
 async def test_standing_tells_where_deliveries_are_and_which_are_gone(connection, relay):
     await put(connection, 1)
     claim = await relay.claim_and_mark()
-    found = await ledger.standing(connection, [claim.email, 10**9])
+    found = await states_of(connection, [claim.email, 10**9])
     assert found == {claim.email: ("sending", 1), 10**9: (None, None)}
 
 
@@ -961,7 +973,7 @@ async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(h
     arguments = """('{1,2}', '{1,1}', '{7,7}', '{t,t}', '{sent,pending}', '{null,30}', '{accepted,deferred}',
                     '{250,451}', 7, '{3,4,5}', 32, 1, 'localhost:25', null, '', null, 24,
                     20971520, 20971520, '{}', 0)"""
-    plan = await plan_of(history, ledger.TICK, arguments, settings)
+    plan = await plan_of(history, TICK, arguments, settings)
     assert "delivery_due" in plan
     assert plan.count("delivery_pkey") >= 2, "a verdict and a mark find their rows by key, not along the backlog"
     assert "Seq Scan on delivery" not in plan, plan
@@ -972,16 +984,16 @@ async def test_a_tick_reads_open_rows_by_their_index_whatever_history_there_is(h
 @pytest.mark.parametrize(
     ("statement", "arguments"),
     [
-        (ledger.JUDGE, "('{7,8}', 60, 1, 6, '{}')"),
-        (ledger.EMPTY, "(null, '', '{}')"),
-        (ledger.RELEASE, "('{1,2}', 7, 0)"),
+        (JUDGE, "('{7,8}', 60, 1, 6, '{}')"),
+        (EMPTY, "(null, '', '{}')"),
+        (RELEASE, "('{1,2}', 7, 0)"),
         (doubt.RESEND, "(100, '{}')"),
         (doubt.TAKE_DOUBTS, "(20, 60, '{}')"),
         (
             failover.REASSERT,
             "('{k}', '{a}', '{b}', '{i}', '{m}', '{7}', '{1}', '{sent}', '{accepted}', '{250}', '{null}', '', 'i')",
         ),
-        (ledger.STANDING, "('{1,2}')"),
+        (STANDING, "('{1,2}')"),
     ],
     ids=["judge", "empty", "release", "resend", "ask", "reassert", "standing"],
 )
@@ -995,9 +1007,9 @@ async def test_a_suspect_waits_longer_after_each_death_so_that_one_bad_minute_qu
     await put(connection, 1)
     watcher = await relays()
     waits_s = []
-    for _ in range(ledger.QUARANTINE_AFTER - 1):
+    for _ in range(QUARANTINE_AFTER - 1):
         relay = await relays()
-        done = await ledger.tick(relay.connection, relay.relay, room=1, suspects=1)
+        done = await tick(relay.connection, relay.relay, TickRequest(claims_max=1, suspects_max=1))
         assert len(done.claims) == 1
         await relay.die(connection)
         await watcher.sweep()

@@ -6,7 +6,9 @@ import asyncpg
 import pytest
 
 from outbox.operations.retry_cancel import Act, operate
-from outbox.relay import ledger, pauses
+from outbox.relay import pauses
+from outbox.relay.expiry import expire
+from outbox.relay.tick import TickRequest, tick
 from tests.database.test_ledger import (  # noqa: F401 - fixtures
     DOUBT,
     SENT,
@@ -83,7 +85,7 @@ async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_
     first = await relay.claim_and_mark()
     await begin(connection, "sales")
     await begin(connection, pauses.FLEET)
-    done = await ledger.tick(relay.connection, relay.relay, room=100)
+    done = await tick(relay.connection, relay.relay, TickRequest(claims_max=100))
     assert done.held == {"sales", ""}
     claims = [claim.email for claim in done.claims]
     assert await pauses.set_aside(relay.connection, relay.relay + 1, claims) == frozenset(), "they are another's"
@@ -142,7 +144,7 @@ async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_afte
     await begin(connection, "sales")
     assert await set_aside(relay) == {late, cancelled, arrived}
     await connection.execute("UPDATE outbox.delivery SET send_before = now() WHERE email = $1", late)
-    assert await ledger.expire(relay.connection, relay.relay) == 1
+    assert await expire(relay.connection, relay.relay) == 1
     assert await operate(connection, Act.CANCEL, [cancelled], who="a", why="", target="t") == [cancelled]
     await relay.settle(settlement(claims[arrived], SENT, attempt=1))
     found = await rows(connection)
@@ -172,7 +174,7 @@ async def test_of_a_cancellation_and_a_mark_at_once_the_first_has_the_row(connec
     transaction = other.transaction(isolation="read_committed")
     await transaction.start()
     assert await operate(other, Act.CANCEL, [first], who="a", why="", target="t") == [first]
-    marking = asyncio.create_task(ledger.tick(relay.connection, relay.relay, marks=[c.email for c in claims]))
+    marking = asyncio.create_task(tick(relay.connection, relay.relay, TickRequest(marks=[c.email for c in claims])))
     await waits_for_a_row(connection, relay.connection.get_server_pid())
     await transaction.commit()
     assert (await marking).marked == {second: 1}, "what is cancelled is not marked, and all else is"

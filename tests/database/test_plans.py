@@ -10,22 +10,13 @@ import json
 import asyncpg
 import pytest
 
-from outbox.database import failover_barrier
 from outbox.monitoring import fleet
 from outbox.operations import prune, route_rules
-from outbox.relay import (
-    circuit_breaker,
-    failover,
-    in_doubt,
-    ledger,
-    pauses,
-    quarantine,
-    rate_limit,
-    refusals,
-    statements,
-    suppression,
-)
+from outbox.relay import pauses
 from outbox.relay.lease_connection import PLANS
+from outbox.relay.statements import MODULES
+from outbox.relay.statements import STATEMENTS as PREPARED
+from outbox.relay.tick import TICK
 
 ROWS = 20_000
 BIG = {"delivery", "email", "attempt", "report", "suppression"}
@@ -50,18 +41,7 @@ WALKS_THE_BACKLOG = {"JUDGE"}
 
 STATEMENTS = {
     name: statement
-    for module in (
-        ledger,
-        failover_barrier,
-        circuit_breaker,
-        rate_limit,
-        refusals,
-        pauses,
-        in_doubt,
-        failover,
-        suppression,
-        quarantine,
-    )
+    for module in MODULES
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement in module.STATEMENTS
 } | {
@@ -168,7 +148,7 @@ def faults(name, plan):
 
 
 def test_the_statements_are_all_that_a_relay_prepares():
-    assert set(statements.STATEMENTS) <= set(STATEMENTS.values())
+    assert set(PREPARED) <= set(STATEMENTS.values())
 
 
 @pytest.mark.parametrize("name", sorted(STATEMENTS))
@@ -215,8 +195,8 @@ OPEN = "LIMIT CASE WHEN (SELECT is_open FROM gate) THEN"
     ],
 )
 async def test_a_check_sees_that_a_statement_is_wrong(connection, good, bad, found):
-    assert good in ledger.TICK
-    seen = faults("TICK", await plan_of(connection, ledger.TICK.replace(good, bad)))
+    assert good in TICK
+    seen = faults("TICK", await plan_of(connection, TICK.replace(good, bad)))
     assert any(said.startswith(found) for said in seen), seen
 
 

@@ -10,10 +10,12 @@ import pytest
 
 from outbox.database.connection import CHANNEL, LOST_SESSION, RELAY_LOCKS
 from outbox.errors import DatabaseUnavailableError, OutboxError, SchemaError, UnsafeDatabaseError
-from outbox.relay import ledger, registration
+from outbox.relay import registration
 from outbox.relay.lock_proof import prove_locks
 from outbox.relay.session import Session, SessionEvents
 from outbox.relay.statements import STATEMENTS
+from outbox.relay.sweep import Sweep, sweep
+from outbox.relay.tick import TickRequest, tick
 from outbox.sandbox.postgres import Server
 from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
@@ -99,8 +101,8 @@ async def test_all_that_a_relay_runs_is_prepared_before_it_holds_its_lock(connec
         statements=STATEMENTS,
     )
     try:
-        await ledger.tick(session.connection, session.relay, room=1)
-        await ledger.sweep(session.connection, session.relay, doubt_s=None)
+        await tick(session.connection, session.relay, TickRequest(claims_max=1))
+        await sweep(session.connection, session.relay, doubt_s=None)
         query = "SELECT statement, prepare_time FROM pg_prepared_statements"
         listed = await session.connection.fetch(query)
         prepared = {row["statement"]: row["prepare_time"] for row in listed}
@@ -149,7 +151,7 @@ async def test_a_relay_whose_lock_is_not_held_is_never_visible(connection, opene
     second, _ = await opened()
     assert [[row["id"] for row in rows] for rows in seen if rows][-1] == [first.relay]
     assert second.relay == first.relay + 1
-    assert await ledger.sweep(connection, 0, doubt_s=None) == ledger.Sweep([], alive=2, beside=2)
+    assert await sweep(connection, 0, doubt_s=None) == Sweep([], alive=2, beside=2)
 
 
 async def test_the_session_is_a_lease(opened):

@@ -14,7 +14,7 @@ import pytest
 
 from bench.faults.schedule import Strike
 from bench.harness.environment import HOUSE, environment
-from outbox.relay import ledger
+from outbox.relay.tick import TICK
 
 TWICE = "no address is sent more than once"
 
@@ -33,14 +33,14 @@ class Scene:
 KILLED_AT_THE_DOT = (("kill", 0.3, 0, 0.0, 0.5), ("kill", 1.5, 1, 0.0, 0.5))
 AT_THE_DOT = "--servers 2 --recipients 60 --minutes 0.05 --dot 0.4"
 
-# The statement that commits a mark, as the ledger has it.
-MARKED = ledger.TICK.partition("), marked AS (\n")[2].partition("), trail AS (")[0]
+# The statement that commits a mark, as `tick` has it.
+MARKED = TICK.partition("), marked AS (\n")[2].partition("), trail AS (")[0]
 
 SCENES = {
     "the mark": Scene(
         (
             (
-                "relay/ledger.py",
+                "relay/tick.py",
                 MARKED,
                 """    SELECT email, attempt + 1 AS attempt, false AS late FROM outbox.delivery
      WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
@@ -54,11 +54,11 @@ SCENES = {
     "the sweep": Scene(
         (
             (
-                "relay/ledger.py",
+                "relay/sweep.py",
                 "WHERE d.email = h.email AND d.state = 'pending'\n    RETURNING d.email, attempt, state, orphaned",
                 "WHERE d.email = h.email\n    RETURNING d.email, attempt, state, orphaned",
             ),
-            ("relay/ledger.py", "WHERE d.email = h.email AND d.state = 'sending'\n", "WHERE false\n"),
+            ("relay/sweep.py", "WHERE d.email = h.email AND d.state = 'sending'\n", "WHERE false\n"),
         ),
         KILLED_AT_THE_DOT,
         AT_THE_DOT,
@@ -86,7 +86,7 @@ SCENES = {
     # sends what others have claimed by then.
     "the fence": Scene(
         (
-            ("relay/ledger.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
+            ("relay/tick.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
             (
                 "relay/session_keeper.py",
                 "return session is not None and session.lost is None and relay == session.relay",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from outbox.relay.ledger import Settlement, contradicts
+from outbox.relay.settlement import Settlement, contradicts
 from outbox.smtp.verdict import Outcome
 
 SENT = Outcome("sent", "accepted", "250 ok")

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from outbox.relay.claim_plan import ClaimPlan
-from outbox.relay.ledger import Tick
+from outbox.relay.claiming import ClaimPlan
+from outbox.relay.tick import TickResult
 
 NOW = 1000.0
 REACHED = datetime(2026, 11, 30, 6, tzinfo=UTC)
-NOTHING = Tick(settled=frozenset(), marked={}, expired=frozenset(), claims=[], pause=None, reached=None)
+NOTHING = TickResult(settled=frozenset(), marked={}, expired=frozenset(), claims=[], pause=None, reached=None)
 
 
 def claims(number, *, urgent=False):
@@ -19,7 +19,7 @@ def claims(number, *, urgent=False):
 
 
 def note(plan, tick, *, room=4, now=NOW, in_parts=False):
-    return plan.note(tick, plan.order(room, now), now, in_parts=in_parts)
+    return plan.note(plan.request(room, now), tick, now, in_parts=in_parts)
 
 
 def test_a_first_look_that_finds_nothing_is_not_repeated_at_once():
@@ -35,9 +35,9 @@ def test_as_many_as_asked_for_means_that_there_may_be_more():
 def test_the_next_claim_begins_where_the_last_one_ended_and_then_looks_for_all():
     plan = ClaimPlan()
     note(plan, replace(NOTHING, claims=claims(4), reached=REACHED))
-    assert plan.order(4, NOW).since == REACHED
+    assert plan.request(4, NOW).since == REACHED
     assert note(plan, NOTHING).has_more, "what came free behind the cursor is still to be looked for"
-    assert plan.order(4, NOW).since is None
+    assert plan.request(4, NOW).since is None
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_a_claim_is_repeated_at_once_only_if_another_may_find_more(tick, in_part
 
 
 def test_urgent_emails_get_most_of_the_room():
-    assert ClaimPlan().order(4, NOW).urgent_max == 3
+    assert ClaimPlan().request(4, NOW).urgent_max == 3
