@@ -28,7 +28,7 @@ from bench.speed.tick_cost import (
 from outbox.relay import ledger
 from outbox.relay.ledger import Frontier, Settlement
 from outbox.relay.session import Session
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 
 SIZES = """
 SELECT c.relname AS name, pg_table_size(c.oid) AS heap, pg_indexes_size(c.oid) AS indexes, s.n_dead_tup AS dead,
@@ -67,7 +67,7 @@ async def measure_bloat(url: str, through: int) -> dict[str, Any]:
 async def _drain(session: Session) -> int:
     """As a relay in full swing: each tick settles a batch, marks the next and claims the one after it."""
     settlements: list[Settlement] = []
-    claims: list[Claim] = []
+    claims: list[OutgoingEmail] = []
     frontier = Frontier()
     count = 0
     while True:

@@ -21,7 +21,7 @@ from outbox.relay.ledger import Frontier, Settlement
 from outbox.relay.relay import STATEMENTS
 from outbox.relay.session import Session
 from outbox.settings.urls import DatabaseUrl
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 from outbox.smtp.verdict import Outcome
 
 _T = TypeVar("_T")
@@ -96,7 +96,7 @@ class Place:
         return blocks, wal
 
 
-def settlements_of(claims: Sequence[Claim], attempts: dict[int, int]) -> list[Settlement]:
+def settlements_of(claims: Sequence[OutgoingEmail], attempts: dict[int, int]) -> list[Settlement]:
     """All of them are sent."""
     return [Settlement(c.relay, c.email, c.key, attempts[c.email], marked=True, outcome=SENT) for c in claims]
 

@@ -9,7 +9,14 @@ quarantine       rows that cannot be read or written
 isolate          a tick in parts, to find such rows
 memory_budget    memory for large messages, shared by the relays of a process
 notifications    rests after notifications that lead to no work
-pool             the SMTP connections of a route, and the emails that wait for one
+pool             decides which tries start on the SMTP connections, and about those that come back
+connections      the SMTP connections: opened, idle or busy, watched, closed
+ready_queue      tries that wait for a connection
+returns          emails that go back to Postgres in the next turn
+marks            marks that connections ask for, and the guard before the final dot
+verdicts         verdicts on tries, until a tick writes them
+server_state     what is known of the mail server: trouble, refusals, limits
+sender_holds     senders whose mail waits, since the server refuses it
 backoff          how long until the next try
 rate_limit       the rate that the fleet shares
 throttle         rate and number of connections that a server accepts, found from its replies

@@ -19,7 +19,7 @@ from outbox.database.connection import storable
 from outbox.log import Events
 from outbox.relay.ledger import Settlement
 from outbox.relay.quarantine import is_of_a_row
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import Try
 from outbox.smtp.verdict import Outcome
 
 REMEMBERED_S: Final = 60.0
@@ -77,16 +77,16 @@ class Memory:
     _bytes: int = 0
     _message_bytes: int = 0
 
-    def note(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
+    def note(self, tried: Try, attempt: int, outcome: Outcome, now: float) -> None:
         """Remember a verdict that must not be forgotten: sent, dead or in doubt.
 
         Others only lead to a next try, except that another server may have the mark of a try that was withdrawn.
         """
         while self.lost_at is None and now >= self.keep_until and self._news and now - self._news[0][0] > REMEMBERED_S:
             self._forget_oldest()
-        if outcome.state == "pending" and not (claim.marked and outcome.verdict == "withdrawn"):
+        if outcome.state == "pending" and not (tried.marked and outcome.verdict == "withdrawn"):
             return
-        news = news_of(claim, attempt, outcome)
+        news = news_of(tried, attempt, outcome)
         if self._message_bytes + news.message_bytes > MESSAGES_BYTES_MAX:  # a person decides if it is lost
             news = replace(news, message=REMAINS, outcome=replace(outcome, delay_s=None))
         self._news.append((now, news))
@@ -106,11 +106,11 @@ class Memory:
             self.keep_until = max(self.keep_until, now + RETURN_S - moved_s)
 
     def recall(
-        self, unsettled: Iterable[Settlement], handed_over: Iterable[Claim], *, doubt_s: float | None
+        self, unsettled: Iterable[Settlement], awaiting_reply: Iterable[Try], *, doubt_s: float | None
     ) -> list[News]:
         """All that the database may not know: one piece of news for each email, the latest, or that it was sent.
 
-        `unsettled` are verdicts that no commit has confirmed, `handed_over` the claims whose dot is written and not
+        `unsettled` are verdicts that no commit has confirmed, `awaiting_reply` the tries whose dot is written and not
         answered: whatever the database says of those, they are in doubt until the answer comes. An acceptance comes
         before all else: attempts of two servers are counted apart, so that a later number need not be a later try.
         """
@@ -123,7 +123,7 @@ class Memory:
             if s.outcome.state == "pending"
         ]
         doubt = Outcome("in_doubt", "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
-        told += [news_of(claim, claim.attempt, doubt) for claim in handed_over]
+        told += [news_of(tried, tried.attempt, doubt) for tried in awaiting_reply]
         latest: dict[str, News] = {}
         for news in told:
             if news.key not in latest or latest[news.key].outcome.state != "sent" or news.outcome.state == "sent":
@@ -131,11 +131,12 @@ class Memory:
         return list(latest.values())
 
 
-def news_of(claim: Claim, attempt: int, outcome: Outcome) -> News:
-    """What to remember of a claim's verdict."""
-    message = claim.message if outcome.state == "in_doubt" else REMAINS
+def news_of(tried: Try, attempt: int, outcome: Outcome) -> News:
+    """What to remember of a try's verdict."""
+    email = tried.outgoing
+    message = email.message if outcome.state == "in_doubt" else REMAINS
     return News(
-        claim.key, claim.sender, claim.recipient, claim.message_id, message, claim.relay, attempt, outcome
+        email.key, email.sender, email.recipient, email.message_id, message, email.relay, attempt, outcome
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from outbox.relay import ledger
 from outbox.relay.ledger import SMALL_BYTES, Settlement, Tick
 from outbox.relay.quarantine import Quarantine, is_of_a_row
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 
 
 async def tick_in_parts(
@@ -117,17 +117,17 @@ async def _claim(
     bytes_max: int,
     epoch: int | None,
 ) -> Tick:
-    claims: list[Claim] = []
+    claims: list[OutgoingEmail] = []
     unfit: dict[int, str] = {}
     listed: set[int] = set()
     is_over = False
 
-    async def one(email: int) -> tuple[list[Claim], dict[int, str], bool]:
+    async def one(email: int) -> tuple[list[OutgoingEmail], dict[int, str], bool]:
         nonlocal budget, is_over
         found = await ledger.claim_one(
             connection, relay, email, budget=max(budget, 0), bytes_max=bytes_max, epoch=epoch
         )
-        budget -= sum(claim.size for claim in found[0] if not claim.fetched)
+        budget -= sum(claim.size for claim in found[0] if not claim.is_fetched)
         is_over = is_over or not (found[0] or found[1])  # or another relay was faster: then the next look finds nothing
         return found
 

@@ -8,8 +8,9 @@ deliveries it moves: commits are what costs.
 """
 
 import json
+import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from outbox.relay.quarantine import Quarantine, is_of_a_row
 from outbox.relay.rate_limit import FOUND, found_of
 from outbox.relay.throttle import Found
 from outbox.settings import MESSAGE_BYTES_MAX
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 from outbox.smtp.verdict import Outcome
 
 # A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
@@ -77,7 +78,7 @@ class Tick:
     settled: frozenset[tuple[int, int]]
     marked: dict[int, int]
     expired: frozenset[int]
-    claims: list[Claim]
+    claims: list[OutgoingEmail]
     pause: RoutePause | None
     reached: datetime | None
     held: frozenset[str] = frozenset()
@@ -142,7 +143,7 @@ class Turns:
         """How many of so many claims urgent ones may have at most."""
         return room - min(int(self.owed + ORDINARY_SHARE * room), room)
 
-    def note(self, claims: Sequence[Claim], room: int, urgent_max: int) -> bool:
+    def note(self, claims: Sequence[OutgoingEmail], room: int, urgent_max: int) -> bool:
         """Count a claim; whether its room was left over to nobody although more urgent ones may wait."""
         urgent = sum(claim.urgent for claim in claims if not claim.suspect)
         ordinary = sum(not claim.urgent for claim in claims if not claim.suspect)
@@ -421,11 +422,12 @@ TOO_MANY_BYTES: Final = "it has {bytes} bytes, and a relay takes at most {bytes_
 INCOMPLETE: Final = "its row in outbox.email is missing, or has a null where none is expected"
 
 
-def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[Claim], dict[int, str]]:
+def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[OutgoingEmail], dict[int, str]]:
     """Return the claims among the rows, and the claimed emails that cannot be sent, with the reasons."""
     tokens = {email_of(token): token for r in rows if r["part"] == "t" for token in r["key"].split()}
-    claims: list[Claim] = []
+    claims: list[OutgoingEmail] = []
     unfit: dict[int, str] = {}
+    now = time.monotonic()
     for r in rows:
         if r["part"] not in ("c", "x"):
             continue
@@ -436,7 +438,7 @@ def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[Cla
             unfit[r["email"]] = TOO_MANY_BYTES.format(bytes=size, bytes_max=bytes_max)
         else:
             claims.append(
-                Claim(
+                OutgoingEmail(
                     relay,
                     r["email"],
                     r["key"],
@@ -450,8 +452,9 @@ def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[Cla
                     urgent=r["priority"] > 0,
                     traceparent=r["traceparent"],
                     size=size,
-                    fetched=size <= SMALL_BYTES,
+                    is_fetched=size <= SMALL_BYTES,
                     token=tokens.get(r["email"], ""),
+                    claimed_at=now,
                 )
             )
     return claims, unfit
@@ -460,12 +463,13 @@ def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[Cla
 FETCH_MESSAGES: Final = "SELECT id, message FROM outbox.email WHERE id = ANY ($1::bigint[])"
 
 
-async def fetch_messages(connection: Any, claims: Sequence[Claim]) -> None:
-    """Fetch the bytes of large messages that are claimed."""
-    of = {claim.email: claim for claim in claims}
-    for row in await connection.fetch(FETCH_MESSAGES, list(of)):
-        of[row["id"]].message = row["message"]
-        of[row["id"]].fetched = True
+async def fetch_messages(connection: Any, claims: Sequence[OutgoingEmail]) -> list[OutgoingEmail]:
+    """Return large claims with the bytes of their messages; without those whose rows are gone."""
+    rows = await connection.fetch(FETCH_MESSAGES, [claim.email for claim in claims])
+    messages = {row["id"]: row["message"] for row in rows}
+    return [
+        replace(claim, message=messages[claim.email], is_fetched=True) for claim in claims if claim.email in messages
+    ]
 
 
 # Which of these rows another session has locked at this moment. $1 emails.
@@ -516,7 +520,7 @@ async def candidates(connection: Any, route: str, *, room: int, suspects: int, l
 
 async def claim_one(
     connection: Any, relay: int, email: int, *, budget: int, bytes_max: int, epoch: int | None = None
-) -> tuple[list[Claim], dict[int, str], bool]:
+) -> tuple[list[OutgoingEmail], dict[int, str], bool]:
     """Claim one email, if it is free; return the result of `claims_of`, and whether its address may be suppressed."""
     rows = await connection.fetch(CLAIM_ONE, email, relay, budget, bytes_max, epoch)
     return *claims_of(rows, relay, bytes_max), any(row["part"] == "x" for row in rows)

@@ -1,18 +1,17 @@
 """The corridor of sending: one route, one session at a time, many SMTP connections.
 
 It drains the outbox until it is told to stop. Postgres and SMTP may go away and come back; the process stays.
-`ledger` says what each write is, `conversation` what each connection does; here they meet: claims go to
-connections, marks and verdicts go to the next tick, and the guard stands between a mark's commit and the dot.
+`ledger` says what each write is, `pool` what each connection does; here they meet: claims go to the pool, and marks
+and verdicts go to the next tick.
 """
 
 import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from logging import DEBUG
 from typing import Any, Final
 
 import asyncpg
@@ -25,12 +24,8 @@ from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.log import Events
 from outbox.relay import failover, in_doubt, ledger, suppression
 from outbox.relay import pauses as pause
-from outbox.relay.backoff import full_jitter_s
 from outbox.relay.circuit_breaker import (
-    PAUSE_MAX_S,
     PROBE_LEASE_S,
-    REFUSALS_MAX,
-    REFUSED_PAUSE_MAX_S,
     pause_login,
     pause_route,
     probe_route,
@@ -40,7 +35,8 @@ from outbox.relay.circuit_breaker import STATEMENTS as ROUTE_STATEMENTS
 from outbox.relay.failover import Memory, tell_again
 from outbox.relay.in_doubt import Inquirer, load_resolver, resend_doubtful
 from outbox.relay.isolate import tick_in_parts
-from outbox.relay.ledger import EXPIRED_AT_ONCE, Frontier, Note, RoutePause, Settlement, Tick, Turns, contradicts
+from outbox.relay.ledger import EXPIRED_AT_ONCE, Frontier, Note, RoutePause, Tick, Turns
+from outbox.relay.marks import Asked, Marks, explain_lost
 from outbox.relay.memory_budget import Budget
 from outbox.relay.notifications import Notifications
 from outbox.relay.observer import Observer
@@ -50,22 +46,19 @@ from outbox.relay.quarantine import UNDECODABLE, Quarantine, is_of_a_row
 from outbox.relay.rate_limit import STATEMENTS as PACE_STATEMENTS
 from outbox.relay.rate_limit import report_refusal, reserve
 from outbox.relay.refusals import STATEMENTS as REFUSAL_STATEMENTS
-from outbox.relay.refusals import Ruling, put_back
+from outbox.relay.refusals import put_back
 from outbox.relay.reopening import Reopening
+from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session, boot_clock_s
 from outbox.relay.throttle import Found
+from outbox.relay.verdicts import Verdicts
 from outbox.settings import Settings, WhenInDoubt
-from outbox.smtp import route_headers
-from outbox.smtp.connection import Conversation, Throttle
 from outbox.smtp.connector import Route
 from outbox.smtp.login import login_pause_s
-from outbox.smtp.outgoing import Claim
-from outbox.smtp.reply_class import Refusal
-from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
+from outbox.smtp.outgoing import OutgoingEmail, Try
 
 log = Events("outbox.relay")
 
-UNDECIDED_S: Final = 0.3  # a deferral waits so long for the replies to others that are under way
 POLL_FIRST_S: Final = 0.1
 GATHER_SHARE: Final = 2.0  # of the last tick's time is rested after it
 GATHER_MAX_S: Final = 0.02
@@ -77,17 +70,12 @@ EXPIRE_MAX_S: Final = 10.0
 TAKE_UP_REST: Final = 5.0  # times what taking up took is rested before the next
 REOPEN_FIRST_S: Final = 0.02
 REOPEN_MAX_S: Final = 2.0
-AGAIN_BASE_S: Final = 1.0  # pause before a withdrawn delivery is due again; doubles with every withdrawal
-CUTS_MAX: Final = 2
 OPEN_LEASES_MAX: Final = 3  # a server that falls silent while a session is opened is given up after so many leases
-WITHDRAWALS_MAX: Final = 20  # the server works for others and drops this one so often: quarantined
 PROVEN_S: Final = 2.0  # a relay that has lived for so long dies of what it holds rather than of something else
 STRANDED_FIRST_S: Final = 30.0  # it has to read all open rows, so it is rare
 STRANDED_EVERY_S: Final = 600.0
 STRANDED_SOON_S: Final = 1.0  # where an end waits for it
 BLOCKER_LOOK_S: Final = 0.5
-LOCKED: Final = "another session has locked its row"
-REFUSED_FOR_S: Final = 10.0  # nothing was accepted for so long while a sender is refused: `until_empty` gives up
 PUT_BACK_WHY: Final = "the server said the same of other recipients: it refuses the sender or this host"
 FETCHED_AT_ONCE: Final = 1024 * 1024
 ENVELOPE_BYTES_MAX: Final = 4096  # of the key, addresses, Message-ID and trace context: see `email_sizes` in schema.sql
@@ -109,7 +97,7 @@ class _RowError(Exception):
 
 
 class Relay:
-    """One relay of the fleet, which serves one route; the desk (`conversation.Desk`) of its connections.
+    """One relay of the fleet, which serves one route.
 
     All state is touched on the event loop's thread only, and the session's connection by one coroutine only, since
     advisory locks are re-entrant within a session and so exclude nobody inside a process.
@@ -128,7 +116,6 @@ class Relay:
         self.until_empty = until_empty
         self.observers = observers
         self._wake = asyncio.Event()
-        self.pool = Pool(Route(settings.smtp_url, settings, named=route), self, settings, wake=self._wake.set)
         self.inquirer: Inquirer | None = None
         if settings.resolver is not None:
             self.inquirer = Inquirer(
@@ -142,6 +129,8 @@ class Relay:
         self.alive = 1
         """How many relays the fleet has, of all routes, as of the last sweep."""
         self.left_in_doubt = 0
+        self.given_up: str | None = None
+        """Refusal of the sender or this host for which an `until_empty` ended before the outbox was empty."""
         self.left_held: list[Pause] = []
         """The pauses under which mail was left, if that is why an `until_empty` ended before it was so."""
         self.turned_at = time.monotonic()
@@ -149,23 +138,37 @@ class Relay:
 
         self._session: Session | None = None
         self._former: Session | None = None
-        self._marks: dict[int, tuple[Conversation, Claim]] = {}
-        self._settlements: list[Settlement] = []
+        self._memory = Memory()
+        mail_route = Route(settings.smtp_url, settings, named=route)
+        self.server = ServerState(mail_route.name, settings, wake=self._wake.set)
+        self.verdicts = Verdicts(
+            settings,
+            self.server,
+            self._memory,
+            counts=self.counts,
+            observers=observers,
+            on_settlement=self._note_settlement,
+        )
+        self.marks = Marks(self.verdicts, is_held=self._is_held)
+        self.pool = Pool(
+            mail_route,
+            self.server,
+            self.marks,
+            self.verdicts,
+            settings=settings,
+            is_held=self._is_held,
+            wake=self._wake.set,
+        )
         self._poll_at, self._poll_s = 0.0, POLL_FIRST_S
         self._frontier, self._urgent_frontier, self._turns = Frontier(), Frontier(), Turns()
-        self._sweep_at = self._expire_at = self._pulse_at = 0.0
-        self._ticked_at = self._tick_s = 0.0
+        self._sweep_at = self._expire_at = self._pulse_at = self._ticked_at = self._tick_s = 0.0
         self._drain_until: float | None = None
-        self._reopen_pause_s = REOPEN_FIRST_S
-        self._opened_at = 0.0
+        self._reopen_pause_s, self._opened_at = REOPEN_FIRST_S, 0.0
         self._opening: asyncio.Timeout | None = None
         self._asked_at: float | None = None
-        self._memory = Memory()
         self._told: ServerId | None = None  # the server that knows our verdicts
         self._presence, self._barrier = Presence.new(settings.guard_s, settings.lease_s), Barrier()
-        self._noted = Note()
-        self._sent_before = 0
-        self._heard: str | None = None
+        self._noted, self._sent_before = Note(), 0
         self._held: frozenset[str] = frozenset()
         self.beside: Sequence[Relay] = (self,)
         """The relays of this process, including this one: they die together, and share the memory budget."""
@@ -182,7 +185,7 @@ class Relay:
         if self.stopping:
             return
         self.stopping = True
-        self._decide()
+        self.verdicts.decide()
         self._drain_until = time.monotonic() + self.settings.drain_s
         self.pool.close_politely()
         loop = asyncio.get_running_loop()
@@ -205,8 +208,8 @@ class Relay:
                 "redirect_to is set: every email goes to {redirect_to}, none to its recipient",
                 redirect_to=self.settings.redirect_to,
             )
-        deadlines = asyncio.get_running_loop().create_task(self.pool.watch_deadlines())
-        deadlines.add_done_callback(self.pool.note_fault)
+        deadlines = asyncio.get_running_loop().create_task(self.pool.connections.watch_deadlines())
+        deadlines.add_done_callback(self.pool.note_crash)
         try:
             self._session = await self._open_first()
             self._told = self._session.server if self._session is not None else None
@@ -270,6 +273,7 @@ class Relay:
         self._noted = Note()
         self._sent_before = self.counts["accepted"]
         self._held = frozenset()
+        self.pool.note_pauses(is_any=False)
         self._opened_at = time.monotonic()
         self._quarantine = Quarantine((session.relay,))
         self._stranded_at = self._opened_at + STRANDED_FIRST_S
@@ -371,15 +375,14 @@ class Relay:
         return not self._has_in_hand() or time.monotonic() > self._drain_until
 
     def _has_in_hand(self) -> bool:
-        pool = self.pool
+        verdicts, pool = self.verdicts, self.pool
         return bool(
-            self._settlements
-            or self._marks
-            or pool.releases
-            or pool.put_off
-            or pool.is_busy
-            or pool.undecided
-            or pool.undone
+            verdicts.settlements
+            or verdicts.undecided
+            or self.marks
+            or pool.returns
+            or pool.connections.is_busy
+            or self.server.undone
         )
 
     def _wait_no_more(self) -> None:
@@ -395,11 +398,11 @@ class Relay:
     async def _end(self) -> None:
         """Close everything; what is past its dot and unanswered is in doubt from here on."""
         self.stopping = True
-        self._decide()
+        self.verdicts.decide()
         self.pool.close_politely()
         await self.pool.end()
-        self._marks.clear()  # what is not marked yet stays unmarked, and is freed below
-        self.left_in_doubt = sum(s.marked and s.outcome.state == "in_doubt" for s in self._settlements)
+        self.marks.clear()  # what is not marked yet stays unmarked, and is freed below
+        self.left_in_doubt = sum(s.marked and s.outcome.state == "in_doubt" for s in self.verdicts.settlements)
         session = self._session
         if session is None:
             return
@@ -424,7 +427,7 @@ class Relay:
                 if not is_ended(error, session.connection):
                     raise
             await session.close()
-        untold = [s.key for s in self._settlements if s.marked]
+        untold = [s.key for s in self.verdicts.settlements if s.marked]
         if untold:  # the next sweep finds those marks that were committed
             self.left_in_doubt = len(untold)
             log.error(
@@ -449,199 +452,21 @@ class Relay:
             found.append(f"it holds no session with Postgres: {lost}")
         elif self._barrier.up:
             found.append("it waits at the failover barrier until the other relays have written what they sent")
-        broken = self.pool.broken() or self.pool.defers_all()
+        broken = self.pool.broken() or self.server.deferring()
         return [*found, broken] if broken else found
 
     def summary(self) -> str:
         """What it has done so far, in words."""
         return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items())) or "nothing was sent"
 
-    def take(self) -> Claim | None:
-        """The next claim, for a connection that can start on it now."""
-        return self.pool.take()
+    def _is_held(self, outgoing: OutgoingEmail) -> bool:
+        """Return True while the session that claimed the email is held."""
+        session = self._session
+        return session is not None and session.lost is None and outgoing.relay == session.relay
 
-    def ask_mark(self, conversation: Conversation, claim: Claim) -> None:
-        """Put the claim into the next tick's marks."""
-        if not self._is_current(claim):
-            conversation.abandon("the session that claimed it is gone")
-            return
-        if claim.email in self._marks:  # cancelled, retried and claimed anew, all while another connection had it
-            conversation.abandon("another connection is about to send it")
-            return
-        self._marks[claim.email] = (conversation, claim)
-        self._wake.set()
-
-    def judged(self, claim: Claim, verdict: Verdict, *, dropped: bool = False, ruled: bool = False) -> None:
-        """Put the verdict into the next tick, or, if it is a deferral, find out first whether most others get it.
-
-        `dropped`: the server let go of this very message. `ruled`: the verdict came from a refusal that might have been
-        about the route.
-        """
-        if isinstance(verdict, Deferred):
-            is_clear = self.pool.note_deferral(claim, verdict.reply, tries=_tries(claim))
-            if not is_clear and self.pool.may_wait(claim):
-                if not self.pool.undecided:
-                    asyncio.get_running_loop().call_later(UNDECIDED_S, self._decide)
-                self.pool.undecided.append((claim, verdict, ruled))
-                return
-        self._conclude(claim, verdict, dropped=dropped, ruled=ruled)
-
-    def _decide(self) -> None:
-        """Judge the deferrals that waited for the replies to others."""
-        undecided, self.pool.undecided = self.pool.undecided, []
-        for claim, verdict, ruled in undecided:
-            self._conclude(claim, verdict, ruled=ruled)
-
-    def _conclude(self, claim: Claim, verdict: Verdict, *, dropped: bool = False, ruled: bool = False) -> None:
-        """Put the verdict into the next tick; count and say it."""
-        attempt, tries = _attempt(claim), _tries(claim)
-        if isinstance(verdict, Deferred) and not self.pool.judge_deferral(claim, verdict.reply, tries=tries).is_own:
-            verdict = Withdrawn(verdict.reply)
-        outcome = self._outcome(claim, verdict, tries, dropped=dropped)
-        self._memory.note(claim, attempt, outcome, time.monotonic())
-        self._settlements.append(
-            Settlement(claim.relay, claim.email, claim.key, attempt, marked=claim.marked, outcome=outcome)
-        )
-        self.counts[outcome.verdict if outcome.state != "dead" else "dead"] += 1
-        if self.observers:
-            now = time.monotonic()
-            for observer in self.observers:
-                observer.judged(claim, attempt, outcome, now)
-        self._heard = outcome.reply
-        match verdict:
-            case Accepted(reply):
-                self.pool.note_accepted(claim, time.monotonic())
-                if log.says(DEBUG):
-                    log.debug("email_accepted", "{key} was accepted: {reply}", **_of(claim, attempt), reply=reply)
-            case Deferred(reply) | Refused(reply):
-                self.pool.breaker.succeed(time.monotonic(), took_mail=False)
-                if not ruled:
-                    self.pool.judge.judged_otherwise()
-                log.info(
-                    "email_refused" if outcome.state == "dead" else "email_deferred",
-                    "{key}, try {try_number}: {reply} ({state})",
-                    **_of(claim, attempt),
-                    try_number=tries,
-                    reply=reply,
-                    state=outcome.state,
-                )
-            case InDoubt(reply):
-                log.warning("email_in_doubt", "{key} is in doubt: {reply}", **_of(claim, attempt), reply=reply)
-            case Withdrawn(reply):
-                log.info("email_withdrawn", "{key} was not sent: {reply}", **_of(claim, attempt), reply=reply)
+    def _note_settlement(self) -> None:
         self.share.wake_others()
         self._wake.set()
-
-    def _outcome(self, claim: Claim, verdict: Verdict, tries: int, *, dropped: bool) -> Outcome:
-        """What a verdict on the try of that number leads to."""
-        if isinstance(verdict, Accepted):
-            return outcome_of(verdict, tries=tries, tries_max=tries, backoff_s=0.0, again_s=0.0, doubt_s=None)
-        retry, is_open = self.settings.retry, self.pool.breaker.is_open
-        return outcome_of(
-            verdict,
-            tries=tries,
-            tries_max=retry.attempts_max,
-            backoff_s=full_jitter_s(max(tries, 1), base_s=retry.base_s, max_s=retry.max_s),
-            again_s=min(
-                full_jitter_s(claim.withdrawn + 1, base_s=AGAIN_BASE_S, max_s=retry.max_s),
-                self._pause_max_s if is_open else retry.max_s,  # then the pause sets the pace
-            ),
-            doubt_s=self._doubt_s(),
-            withdrawals=claim.withdrawn,
-            withdrawals_max=WITHDRAWALS_MAX if dropped and not is_open else None,
-        )
-
-    def untouched(self, claim: Claim, reason: str) -> None:
-        """Keep the claim for another connection; one that meets only cut connections is put off a while."""
-        if not self._is_current(claim):
-            return
-        claim.cuts += 1
-        if self.pool.breaker.is_open:  # no message is to blame while nobody can be reached; another may find out more
-            self.pool.put_off.append(claim)
-        elif claim.cuts >= CUTS_MAX and claim.withdrawn + 1 >= WITHDRAWALS_MAX:
-            self.pool.dropped.append((claim, reason))
-        elif claim.cuts >= CUTS_MAX:
-            self._conclude(claim, Withdrawn(reason))
-        elif self.stopping or self._held:  # under a pause it is claimed anew, and set aside if it is to be
-            self.pool.releases.append(claim)
-        else:
-            self.pool.ready.appendleft(claim)
-        self._wake.set()
-
-    def idle(self, conversation: Conversation) -> None:
-        """Remember a connection that waits for mail."""
-        self.pool.idle(conversation)
-
-    def paused(self, reason: str) -> None:
-        """Pause the route at once."""
-        self.pool.paused(reason)
-
-    def throttled(self, conversation: Conversation, kind: Throttle, reason: str) -> None:
-        """Send more slowly, or over fewer connections."""
-        self.pool.throttled(conversation, kind, reason)
-        self._heard = reason
-        self._wake.set()
-
-    def is_own_limit(self, claim: Claim) -> bool:
-        """Note that the server wants this email later; return True if it keeps on taking others meanwhile."""
-        return self.pool.replies.is_own_limit(claim.email)
-
-    def session_full(self, conversation: Conversation, messages: int | None) -> None:
-        """Remember how many messages the server takes on one connection."""
-        self.pool.session_full(conversation, messages)
-
-    def route_refused(self, claim: Claim, refusal: Refusal) -> None:
-        """Judge a refusal that may be about the route; only what is about the email costs it anything."""
-        now = time.monotonic()
-        ruling = self.pool.judge.rule(refusal, claim.sender, claim.recipient, now)
-        match ruling:
-            case Ruling.EMAIL:
-                if refusal.is_permanent:
-                    attempt = claim.attempt if claim.marked else claim.attempt + 1
-                    self.pool.judge.note_dead(refusal, claim.email, claim.key, attempt, now)
-                self.judged(claim, refusal.verdict, ruled=True)
-                return
-            case Ruling.SPARE:
-                log.warning(
-                    "email_not_understood",
-                    "{key}: the server did not understand a command and takes other mail, so this email waits: {reply}",
-                    **_of(claim, claim.attempt),
-                    reply=refusal.reply,
-                )
-            case Ruling.SENDER:
-                self.pool.hold(claim.sender, refusal.reply)
-            case Ruling.ROUTE:
-                self.pool.refused(claim.sender, refusal.reply)
-        if ruling is not Ruling.SPARE:
-            self.pool.undone += self.pool.judge.dead_of_route(refusal, now)
-        self.judged(claim, Withdrawn(refusal.reply))
-
-    def requeue(self, claim: Claim, reason: str) -> None:
-        """Keep the claim for another connection, or for any relay if it cannot be sent soon. It is no try of it."""
-        if not self._is_current(claim):
-            return
-        log.debug("email_requeued", "{key} waits for another connection: {reason}", key=claim.key, reason=reason)
-        self._heard = reason
-        if self.stopping or self._held:  # under a pause it is claimed anew, and set aside if it is to be
-            self.pool.releases.append(claim)
-        elif self.pool.may_keep(time.monotonic()):
-            self.pool.ready.appendleft(claim)
-        else:
-            self.pool.put_off.append(claim)
-        self._wake.set()
-
-    def closed(self, conversation: Conversation, trouble: str | None) -> None:
-        """Forget a connection, and take back the mark that it may have asked for."""
-        self.pool.forget(conversation, trouble)
-        for email, (asking, claim) in list(self._marks.items()):
-            if asking is conversation:  # its mark was only asked for: nothing happened to it
-                del self._marks[email]
-                self.untouched(claim, trouble or "the connection was lost before the mark")
-        self._wake.set()
-
-    def _is_current(self, claim: Claim) -> bool:
-        session = self._session
-        return session is not None and session.lost is None and claim.relay == session.relay
 
     def _hear_notification(self) -> None:
         self._look_again_in(self._notifications.hear(time.monotonic()))
@@ -661,7 +486,7 @@ class Relay:
 
     def _look_again(self) -> None:
         self._poll_at = 0.0
-        if self.pool.breaker.is_open or self._held:
+        if self.server.breaker.is_open or self._held:
             self._pulse_at = 0.0  # the news may be that the route works again, or that a pause is over
         self._wake.set()
 
@@ -670,8 +495,7 @@ class Relay:
         self._memory.lost_at = self._memory.lost_at or time.monotonic()
         for observer in self.observers:
             observer.session_lost()
-        self._marks.clear()
-        self.pool.drop_claims()
+        self.pool.drop_session()
         self._rest, self.share.asked = None, 0
         self.share.note_wanted(0, 0.0)
         self.share.wake_others()
@@ -680,8 +504,8 @@ class Relay:
     async def _work(self, session: Session) -> None:
         """One turn: wait for something to do, write it in one commit, act on what came true."""
         await self._wait()
-        if self.pool.fault is not None:
-            raise self.pool.fault
+        if self.pool.crash is not None:
+            raise self.pool.crash
         now = time.monotonic()
         if self.share.has_enough_now:
             self._poll_at = 0.0
@@ -692,15 +516,15 @@ class Relay:
                 await self._raise_barrier(session)
             await self._speak(session, now)
             room = self._room(now) if now >= self._poll_at else 0
-            may_mark = self._marks and not self._barrier.up
-            if may_mark or self._settlements or room or now >= self._pulse_at:
+            may_mark = self.marks and not self._barrier.up
+            if may_mark or self.verdicts.settlements or room or now >= self._pulse_at:
                 await self._gather(now)
                 await self._tick(session, room)
             else:
                 self._notifications.begin_look()
                 self._notifications.end_look(now, found=False)
                 if self.pool.ready and session.lost is None and not self.stopping:
-                    self.pool.staff(now)  # claims that came back from cut connections
+                    self.pool.dispatch_ready(now)  # claims that came back from cut connections
         if self._rest is not None:
             rest, self._rest = self._rest, None
             await self._take_rest(session, rest)
@@ -718,12 +542,9 @@ class Relay:
 
     def _stop_if_refused(self, now: float) -> None:
         """Stop when the server goes on refusing the sender or this host: a person must act, and no mail is lost."""
-        pool = self.pool
-        refused = [pool.breaker.reason] if pool.breaker.is_refused else []
-        if not refused and self._has_nothing() and now - self.pool.judge.accepted_at > REFUSED_FOR_S:
-            refused = [hold.reason for hold in pool.holds.values() if hold.refusals >= REFUSALS_MAX]
-        if refused and not self.stopping:
-            pool.given_up = refused[0]
+        reason = self.server.refused_for_good(now, has_other_mail=not self._has_nothing())
+        if reason is not None and not self.stopping:
+            self.given_up = reason
             self.stop()
 
     async def _stop_if_empty(self, session: Session) -> None:
@@ -795,7 +616,7 @@ class Relay:
 
     def _has_nothing(self) -> bool:
         pool = self.pool
-        return not (self.stopping or pool.ready or self._marks or self._settlements or pool.is_busy)
+        return not (self.stopping or pool.ready or self.marks or self.verdicts.settlements or pool.connections.is_busy)
 
     async def _wait(self) -> None:
         """Until woken, or the next poll, sweep, pulse or probe is due; the loop has its turn in any case."""
@@ -815,7 +636,7 @@ class Relay:
         that is under way waits for the tick already; a fleet at its limit then moves more with each.
         """
         rest_until = self._ticked_at + min(GATHER_SHARE * self._tick_s, GATHER_MAX_S)
-        while now < rest_until and self.pool.under_way() > len(self._marks):
+        while now < rest_until and self.pool.connections.busy > len(self.marks):
             timer = asyncio.get_running_loop().call_later(rest_until - now, self._wake.set)
             self._wake.clear()
             await self._wake.wait()
@@ -833,12 +654,12 @@ class Relay:
             at = min(at, self._poll_at)
         if (start_at := self.pool.next_start_at(now)) is not None:
             at = min(at, start_at)
-        paused = self.pool.breaker
+        paused = self.server.breaker
         return min(at, paused.next_at) if paused.is_open and paused.next_at > now else at
 
     def _room(self, now: float) -> int:
         """How many deliveries to claim."""
-        return 0 if self.stopping or self._barrier.up or FLEET in self._held else self.pool.room(now)
+        return 0 if self.stopping or self._barrier.up or FLEET in self._held else self.pool.capacity(now)
 
     async def _tick(self, session: Session, room: int = 0) -> None:
         suspects = self._asks_suspect = room > 0 and self._may_take_suspect()
@@ -848,8 +669,8 @@ class Relay:
             self._asks_suspect = False
 
     async def _tick_with(self, session: Session, room: int, *, suspects: int) -> None:
-        marks, self._marks = ({}, self._marks) if self._barrier.up else (self._marks, {})
-        settlements, self._settlements = self._settlements, []
+        marks: Asked = {} if self._barrier.up else self.marks.take()
+        settlements = self.verdicts.take()
         began_at = time.monotonic()
         self._notifications.begin_look()
         for observer in self.observers:
@@ -864,7 +685,8 @@ class Relay:
         except BaseException as error:
             self.share.asked = 0
             session.lose(session.lost or str(error) or type(error).__name__)
-            self._tick_failed(marks, settlements)
+            self.verdicts.put_back(settlements)  # settling twice changes nothing
+            self.marks.withdraw(marks)
             raise
         self._note_answer()
         now = self._ticked_at = time.monotonic()
@@ -872,12 +694,10 @@ class Relay:
         self._pulse_at = now + self.settings.lease_s / 3
         for observer in self.observers:
             observer.ticked(began_at, now)
-            for claim in done.claims:
-                claim.claimed_at = now
         self._adopt(done.pause, now)
         self._adopt_found(done.found)
         news = self._adopt_holds(done.held)
-        self.share.asked = sum(claim.size for claim in done.claims if not claim.fetched)
+        self.share.asked = sum(claim.size for claim in done.claims if not claim.is_fetched)
         if done.is_open and room:
             await self._note_claims(session, done, room, order, now)
         self._look_again_in(self._notifications.end_look(now, found=bool(done.claims or done.unfit)))
@@ -885,28 +705,20 @@ class Relay:
         is_free = not (small.held or small.listed)
         if is_free:
             self._take_claims(session, small.claims, now)
-        lost = self._act_on_marks(session, marks if done.is_open else self._ask_again(marks, done), done, started_s)
+        lost = self._act_on_marks(session, marks, done, started_s)
         if not is_free:  # after the final dots, which must not wait
-            self._take_claims(session, await self._wanted(session, small, look_at_all=news), now)
+            if news:
+                await self._spare_waiting(session)
+            self._take_claims(session, await self._wanted(session, small), now)
         self._rest = large if large.claims or large.unfit else None
-        await self._explain_lost(lost, session)
+        await explain_lost(lost, session.connection, self.counts)
         if len(done.settled) < len(settlements):
-            self._settlements[:0] = [s for s in settlements if s.email in done.locked]
+            self.verdicts.put_back([s for s in settlements if s.email in done.locked])
             missed = [s for s in settlements if s.identity not in done.settled and s.email not in done.locked]
             if missed:
-                await self._explain(missed, session)
+                await self.verdicts.explain(missed, session.connection)
         await self._meet_epoch(session, done)
         await session.plan_for([claim.email for claim in done.claims])
-
-    def _ask_again(self, marks: dict[int, tuple[Conversation, Claim]], done: Tick) -> dict[int, Any]:
-        """Keep the marks that the barrier refused for a later tick; return the others."""
-        decided = {*done.marked, *done.expired, *done.quarantined}
-        for email, (conversation, claim) in marks.items():
-            if email not in decided and conversation.ahead is claim and not conversation.is_closed:
-                self._marks.setdefault(email, (conversation, claim))
-            elif email not in decided:
-                self.pool.releases.append(claim)
-        return {email: mark for email, mark in marks.items() if email in decided}
 
     async def _note_claims(self, session: Session, done: Tick, room: int, order: dict[str, Any], now: float) -> None:
         """Record how far a tick with free capacity has come, and plan the next claim."""
@@ -963,10 +775,7 @@ class Relay:
 
     def _bytes_in_hand(self) -> int:
         """Return how many bytes its large messages have."""
-        pool = self.pool
-        marking = (claim for _, claim in self._marks.values())
-        held = {claim.email: claim.size for claim in (*pool.in_hand(), *pool.releases, *pool.put_off, *marking)}
-        return sum(size for size in held.values() if size > ledger.SMALL_BYTES)
+        return sum(one.size for one in self.pool.in_flight().values() if one.size > ledger.SMALL_BYTES)
 
     async def _take_rest(self, session: Session, done: Tick) -> None:
         """Quarantine what cannot be sent; fetch and check large messages, then let them wait for connections."""
@@ -974,47 +783,42 @@ class Relay:
             with self._patience(session):
                 for email, why in done.unfit.items():
                     await self._quarantine.put(session.connection, email, why)
-                claims = list(await self._wanted(session, done, look_at_all=False))
+                claims = list(await self._wanted(session, done))
             while claims and session.lost is None and not self.stopping:
                 some = [claims.pop(0)]
                 while claims and sum(claim.size for claim in some) + claims[0].size <= FETCHED_AT_ONCE:
                     some.append(claims.pop(0))
                 with self._patience(session):  # each has a lease of its own
-                    await self._fetch(session, some)
-                some = [claim for claim in some if claim.fetched]
-                await asyncio.get_running_loop().run_in_executor(self.pool.checking_thread, _check_all, some)
-                self._take_claims(session, some, time.monotonic())
+                    some = await self._fetch(session, some)
+                self._take_tries(session, await self.pool.ready.prepare_large(some), time.monotonic())
                 self.share.asked = sum(claim.size for claim in claims)
             self._take_claims(session, claims, time.monotonic())  # the relay stops: they are given back
         finally:
             self.share.asked = 0
 
-    async def _fetch(self, session: Session, claims: list[Claim]) -> None:
+    async def _fetch(self, session: Session, claims: Sequence[OutgoingEmail]) -> list[OutgoingEmail]:
+        """Return the claims with their messages, without those whose messages cannot be read."""
         try:
-            await ledger.fetch_messages(session.connection, claims)
+            return await ledger.fetch_messages(session.connection, claims)
         except asyncpg.PostgresError as error:
             if not is_of_a_row(error):
                 raise
-            for claim in claims:
-                if len(claims) > 1:
-                    await self._fetch(session, [claim])
-                else:
-                    await self._quarantine.put(session.connection, claim.email, error)
-
-    def _tick_failed(self, marks: dict[int, tuple[Conversation, Claim]], settlements: list[Settlement]) -> None:
-        """Nothing is known of the commit. Settling twice changes nothing; a mark is taken back by the next session."""
-        self._settlements[:0] = settlements
-        for conversation, claim in marks.values():
-            claim.attempt += 1
-            claim.marked = True
-            if conversation.ahead is claim:
-                conversation.abandon("its mark is not known to be committed")
-            self.judged(claim, Withdrawn("its mark was not confirmed, so the dot was not written"))
+            if len(claims) == 1:
+                await self._quarantine.put(session.connection, claims[0].email, error)
+                return []
+        return [one for claim in claims for one in await self._fetch(session, [claim])]
 
     async def _plan_next_claim(
-        self, session: Session, claims: list[Claim], room: int, now: float, *, in_part: bool, all_urgent_at: float
+        self,
+        session: Session,
+        claims: Sequence[OutgoingEmail],
+        room: int,
+        now: float,
+        *,
+        in_part: bool,
+        all_urgent_at: float,
     ) -> None:
-        if self.pool.breaker.probing and not claims and not in_part and self.pool.is_empty:
+        if self.server.breaker.probing and not claims and not in_part and self.pool.is_empty:
             await self._probe_without_mail(session)
         if len(claims) >= room or in_part:
             self._poll_s = POLL_FIRST_S
@@ -1028,18 +832,23 @@ class Relay:
             if all_urgent_at > now:  # an urgent email that a long transaction committed lies behind the frontier
                 self._poll_at = min(self._poll_at, all_urgent_at)
 
-    def _take_claims(self, session: Session, claims: list[Claim], now: float) -> None:
+    def _take_claims(self, session: Session, claims: Sequence[OutgoingEmail], now: float) -> None:
+        self._take_tries(session, [Try(claim) for claim in claims], now)
+
+    def _take_tries(self, session: Session, tries: Sequence[Try], now: float) -> None:
+        """Let tries wait for connections; one whose session is lost meanwhile is no longer this relay's."""
         if session.lost is None:
             if self.stopping:
-                self.pool.releases.extend(claims)
+                self.pool.release([tried.outgoing for tried in tries])
             else:
-                self.pool.add(claims)
-            self.pool.staff(now)
+                self.pool.add(tries)
+            self.pool.dispatch_ready(now)
 
     def _adopt_holds(self, held: frozenset[str]) -> bool:
         """Take over what people hold back; gives whether that is more than it was."""
         begun, over = held - self._held, self._held - held
         self._held = held
+        self.pool.note_pauses(is_any=bool(held))
         for report in begun:
             log.warning("sending_paused", "{what} is paused", what=pause.spoken(report), report=report)
         for report in over:
@@ -1049,12 +858,15 @@ class Relay:
             self._wake.set()
         return bool(begun)
 
-    async def _wanted(self, session: Session, done: Tick, *, look_at_all: bool) -> list[Claim]:
+    async def _wanted(self, session: Session, done: Tick) -> Sequence[OutgoingEmail]:
         """Of a tick's claims those that neither a suppression forbids, which cancels them, nor a pause holds back."""
         claims = await self._unsuppressed(session, done) if done.listed else done.claims
-        return await self._spared(session, claims, look_at_all=look_at_all) if done.held else claims
+        if not done.held:
+            return claims
+        aside = await self._set_aside(session, claims)
+        return [claim for claim in claims if claim.email not in aside]
 
-    async def _unsuppressed(self, session: Session, done: Tick) -> list[Claim]:
+    async def _unsuppressed(self, session: Session, done: Tick) -> list[OutgoingEmail]:
         ended = await suppression.cancel_listed(session.connection, session.relay, list(done.listed), self._quarantine)
         if ended:
             self.counts["suppressed"] += len(ended)
@@ -1065,135 +877,53 @@ class Relay:
             )
         return [claim for claim in done.claims if claim.email not in ended]
 
-    async def _spared(self, session: Session, claims: list[Claim], *, look_at_all: bool) -> list[Claim]:
-        """Of these claims those that no pause holds back; after news also of what waits for a connection.
+    async def _spare_waiting(self, session: Session) -> None:
+        """Give back what waits for a connection and a new pause holds back. What a connection has begun is sent."""
+        waiting = self.pool.ready.take_all()  # so that no connection takes it meanwhile
+        aside = await self._set_aside(session, [tried.outgoing for tried in waiting])
+        if session.lost is None:
+            self.pool.ready.add([tried for tried in waiting if tried.outgoing.email not in aside])
 
-        What waits is not there to be taken meanwhile. What a connection has begun is sent.
-        """
-        if look_at_all:
-            claims = [*self.pool.ready, *claims]
-            self.pool.ready.clear()
+    async def _set_aside(self, session: Session, claims: Sequence[OutgoingEmail]) -> Collection[int]:
+        """Return which of these claims a pause holds back: they are given back, or set aside in the database."""
+        emails = [claim.email for claim in claims]
         if FLEET in self._held or self.stopping:
-            self.pool.releases.extend(claims)
-            self._wake.set()
-            return []
-        aside = await pause.set_aside(
-            session.connection, session.relay, [claim.email for claim in claims], self._quarantine
-        )
-        return [claim for claim in claims if claim.email not in aside]
+            self.pool.release(claims)
+            return emails
+        return await pause.set_aside(session.connection, session.relay, emails, self._quarantine)
 
     async def _probe_without_mail(self, session: Session) -> None:
         """It is this relay's turn to try the server. With mail that is only put off, the turn is left to later."""
-        if await ledger.is_empty(session.connection, route=self.serves, within_s=2 * self._pause_max_s):
-            self.pool.probe()
+        if await ledger.is_empty(session.connection, route=self.serves, within_s=2 * self.server.pause_max_s):
+            self.pool.connections.probe()
         else:
-            self.pool.breaker.probing = False
+            self.server.breaker.probing = False
 
-    @property
-    def _pause_max_s(self) -> float:
-        return REFUSED_PAUSE_MAX_S if self.pool.breaker.refusals else PAUSE_MAX_S
-
-    def _act_on_marks(
-        self,
-        session: Session,
-        marks: dict[int, tuple[Conversation, Claim]],
-        done: Tick,
-        started_s: float,
-    ) -> list[Claim]:
-        """The guard: only what is marked, fresh and still held goes on to its dot. Gives what is no longer held."""
-        lost: list[Claim] = []
+    def _act_on_marks(self, session: Session, marks: Asked, done: Tick, started_s: float) -> list[Try]:
+        """Have the final dots written of what is marked; return what is no longer this relay's."""
+        if not done.is_open:
+            marks, ended = self.marks.keep_refused(marks, done)
+            self.pool.release(ended)
         if done.expired:
             self._expired(len(done.expired))
-        for email, (conversation, claim) in marks.items():
-            still_there = not conversation.is_closed and conversation.ahead is claim
-            if email in done.expired or email in done.quarantined:
-                if still_there:
-                    conversation.abandon("it is too late to send it, or its mark cannot be written")
-                continue
-            if email not in done.marked:
-                is_locked = email in done.locked
-                if still_there:
-                    conversation.abandon(LOCKED if is_locked else "it is no longer this relay's")
-                if is_locked:
-                    self.judged(claim, Withdrawn(LOCKED))
-                else:
-                    lost.append(claim)
-                continue
-            claim.marked = True
-            claim.attempt = done.marked[email]
-            if not still_there:
-                self.judged(claim, Withdrawn("the connection was lost before the dot"))
-            elif self._is_too_late(session, started_s):
-                conversation.abandon("the guard stopped it")
-                self.judged(claim, Withdrawn("the guard stopped it: too late after the mark, or the session was lost"))
-            else:
-                conversation.hand_over()
-        return lost
+        return self.marks.act_on(marks, done, is_too_late=lambda: self._is_too_late(session, started_s))
 
     def _is_too_late(self, session: Session, started_s: float) -> bool:
         """Return True if the dot after a mark, asked for at `started_s`, must not be written any more."""
         is_late = boot_clock_s() - started_s >= self.settings.guard_s
         return is_late or session.lost is not None or self._presence.has_gap
 
-    async def _explain_lost(self, lost: list[Claim], session: Session) -> None:
-        """Say why what was about to be sent was not: a person cancelled it, or else something is wrong."""
-        if not lost:
-            return
-        standing = await ledger.standing(session.connection, [claim.email for claim in lost])
-        for claim in lost:
-            of = _of(claim, claim.attempt)
-            state, _ = standing.get(claim.email, (None, None))
-            if state == "cancelled":
-                log.info("claim_cancelled", "{key} was cancelled at the last moment; it was not sent", **of)
-                self.counts["cancelled"] += 1
-            elif state in ("sent", "in_doubt"):
-                log.info(
-                    "claim_told", "{key} is not sent: a relay on another Postgres server has sent it, or may have", **of
-                )
-            else:
-                log.error("claim_lost", "{key} is no longer this relay's; it was not sent", **of)
-                self.counts["lost claims"] += 1
-
-    async def _explain(self, missed: list[Settlement], session: Session) -> None:
-        """A settlement that changed nothing is never passed over in silence, unless it was already true."""
-        standing = await ledger.standing(session.connection, [s.email for s in missed])
-        for settlement in missed:
-            state, attempt = standing.get(settlement.email, (None, None))
-            if contradicts(settlement, state, attempt):
-                self.counts["stale settlements"] += 1
-                log.error(
-                    "verdict_stale",
-                    "{key}, attempt {attempt}: the verdict {verdict!r} came too late, "
-                    "the delivery is {state} at attempt {at_attempt}",
-                    key=settlement.key,
-                    email=settlement.email,
-                    attempt=settlement.attempt,
-                    relay=settlement.relay,
-                    verdict=settlement.outcome.verdict,
-                    state=state,
-                    at_attempt=attempt,
-                )
-
     async def _give_back(self, session: Session) -> None:
-        pool = self.pool
-        releases, pool.releases = [claim.email for claim in pool.releases], []
-        put_off, pool.put_off = pool.put_off, []
-        quarantine = self._quarantine
-        await ledger.release(session.connection, session.relay, releases, quarantine=quarantine)
-        rested = {PAUSE_MAX_S: [claim.email for claim in put_off if not claim.rest_s]}
-        held = [claim for claim in put_off if claim.rest_s]
-        rested[max((claim.rest_s for claim in held), default=0.0)] = [claim.email for claim in held]
-        for after_s, emails in rested.items():
-            if emails:
-                await ledger.release(session.connection, session.relay, emails, after_s=after_s, quarantine=quarantine)
+        for after_s, emails in self.pool.returns.take():
+            await ledger.release(
+                session.connection, session.relay, emails, after_s=after_s, quarantine=self._quarantine
+            )
 
     async def _put_back(self, session: Session) -> None:
         """Make dead letters pending again that turned out to be the route's, once their verdicts are written."""
-        waiting = {settlement.email for settlement in self._settlements}
-        letters = [one for one in self.pool.undone if one.email not in waiting]
+        letters = self.server.take_undone(without={one.email for one in self.verdicts.settlements})
         if not letters:
             return
-        self.pool.undone = [one for one in self.pool.undone if one.email in waiting]
         undone = await put_back(session.connection, letters, PUT_BACK_WHY)
         if undone:
             self.counts["put back"] += len(undone)
@@ -1213,8 +943,8 @@ class Relay:
             quarantine=self._quarantine,
         )
         pause_s = min(max(SWEEP_SHARE_S * (found.alive + 1), SWEEP_MIN_S), SWEEP_MAX_S)
-        self.pool.pace.alive = found.beside + 1
-        self.pool.note_others(found.sent, time.monotonic())
+        self.server.limiter.share_with(found.beside + 1)
+        self.server.note_others(found.sent, time.monotonic(), is_connected=bool(self.pool.connections))
         self.alive = found.alive + 1
         self._presence.see(found.instances, boot_clock_s())
         self._sweep_at = time.monotonic() + pause_s * (0.8 + 0.4 * random.random())  # noqa: S311 - jitter
@@ -1250,13 +980,10 @@ class Relay:
         await self._note(session)
 
     async def _judge_stranded(self, session: Session) -> None:
-        pool = self.pool
-        marking = (claim for _, claim in self._marks.values())
-        in_hand = {claim.email for claim in (*pool.in_hand(), *pool.releases, *pool.put_off, *marking)}
         freed, doubted = await ledger.judge_stranded(
             session.connection,
             session.relay,
-            in_hand | {one.email for one in self._settlements},
+            {*self.pool.in_flight(), *(one.email for one in self.verdicts.settlements)},
             doubt_s=self._doubt_s(),
             route=self.serves,
             quarantine=self._quarantine,
@@ -1301,7 +1028,7 @@ class Relay:
         """Keep in the relay's row how it goes and what hinders it, for those who look; written when it changes."""
         trouble = self.pool.trouble() or (self.inquirer.trouble if self.inquirer is not None else None)
         sent = self.counts["accepted"] - self._sent_before
-        note = Note(trouble, self.counts["stale settlements"], sent, self._heard)
+        note = Note(trouble, self.counts["stale settlements"], sent, self.server.last_reply)
         if note != self._noted:
             if trouble is not None and self._noted.trouble is None:
                 log.warning("no_progress", "no progress: {reason}", reason=trouble)
@@ -1319,9 +1046,7 @@ class Relay:
     @property
     def has_suspect(self) -> bool:
         """Whether it holds one, or asks for one at this moment."""
-        marking = (claim for _, claim in self._marks.values())
-        given_back = (*self.pool.releases, *self.pool.put_off)
-        return self._asks_suspect or any(one.suspect for one in (*self.pool.in_hand(), *given_back, *marking))
+        return self._asks_suspect or any(one.suspect for one in self.pool.in_flight().values())
 
     async def _speak(self, session: Session, now: float) -> None:
         """Before a tick: whatever there is to say or to ask besides it, which mostly is nothing."""
@@ -1334,15 +1059,15 @@ class Relay:
                 )
                 self._poll_at = self._sweep_at = 0.0
                 self._wake.set()
-        if self.pool.breaker.news is not None or self.pool.breaker.wants_probe(now):
+        if self.server.breaker.news is not None or self.server.breaker.wants_probe(now):
             await self._speak_for_route(session, now)
-        if self.pool.releases or self.pool.put_off:
+        if self.pool.returns:
             await self._give_back(session)
-        if self.pool.undone:
+        if self.server.undone:
             await self._put_back(session)
-        if self.pool.dropped:
-            await self._judge_dropped(session)
-        if self.pool.pace.refused is not None:
+        if self.verdicts.dropped:
+            await self.verdicts.judge_dropped(session.connection)
+        if self.server.limiter.refused is not None:
             await self._report_refusal(session)
         if not self.stopping:
             await self._reserve(session, now)
@@ -1350,32 +1075,21 @@ class Relay:
         if inquirer is not None and inquirer.answers and await inquirer.write(session.connection, self._quarantine):
             self._look_again()
 
-    async def _judge_dropped(self, session: Session) -> None:
-        """Withdraw emails whose connections were cut; one that the server dropped too often is quarantined.
-
-        What a server refused by its rate, or deferred for all, was withdrawn too, and does not count for that.
-        """
-        dropped, self.pool.dropped = self.pool.dropped, []
-        by_reply = await ledger.count_put_off(session.connection, [claim.email for claim, _ in dropped])
-        for claim, reason in dropped:
-            is_last = claim.withdrawn - by_reply.get(claim.email, 0) + 1 >= WITHDRAWALS_MAX
-            self._conclude(claim, Withdrawn(reason), dropped=is_last)
-
     async def _report_refusal(self, session: Session) -> None:
         """Tell the fleet that the server refused by rate, and take over the rate that it agrees on."""
-        pace = self.pool.pace
+        pace = self.server.limiter
         refused = pace.refused
         assert refused is not None
+        self.pool.release_ready(keep=pace.share)
         is_told, found = await report_refusal(session.connection, self.pool.route.name, refused.as_of(time.monotonic()))
         if not is_told:
             self._wake.set()
-        elif pace.refused is refused:  # else there was another one meanwhile
-            pace.refused = None
+        elif pace.note_reported(refused):
             self._adopt_found(found)
 
     def _adopt_found(self, found: Found | None) -> None:
         """Take over what the fleet knows of the rate that the server takes."""
-        pace, before = self.pool.pace, self.pool.pace.found
+        pace, before = self.server.limiter, self.server.limiter.found
         if found is None and before is None and pace.found_per_s is None:
             return  # as mostly
         is_news = pace.adopt(found)
@@ -1394,7 +1108,7 @@ class Relay:
 
     async def _reserve(self, session: Session, now: float) -> None:
         """Ask for moments in the fleet's rate, for what waits here."""
-        pace = self.pool.pace
+        pace = self.server.limiter
         wanted = pace.wants(len(self.pool.ready), now)
         if wanted:
             asked_at = time.monotonic()
@@ -1415,9 +1129,8 @@ class Relay:
         """After a new session: what this process knows and the database may have lost, and the end of its last one."""
         doubt_s = self._doubt_s()
         if self._told != session.server:
-            unsettled = list(self._settlements)
-            handed_over = self.pool.handed_over()
-            news = self._memory.recall(unsettled, handed_over, doubt_s=doubt_s)
+            unsettled = list(self.verdicts.settlements)
+            news = self._memory.recall(unsettled, self.pool.connections.awaiting_reply(), doubt_s=doubt_s)
             told = {(n.key, n.attempt) for n in news}
             emails, changed = await tell_again(
                 session.connection,
@@ -1427,16 +1140,9 @@ class Relay:
                 instance=self._presence.instance,
             )
             # What was judged meanwhile still has the old ids; on another server they may be another email's.
-            self._settlements = [
-                replace(s, email=emails[s.key].email) if s.key in emails else s
-                for s in self._settlements
-                if s not in unsettled or (s.key, s.attempt) not in told
-            ]
-            for claim in handed_over:
-                if claim.key in emails:
-                    there = emails[claim.key]
-                    claim.email = there.email
-                    claim.attempt = there.attempt or claim.attempt  # the row there may have counted further
+            there = {key: one.email for key, one in emails.items()}
+            self.verdicts.renumber(there, asserted=unsettled, reported=told)
+            self.pool.renumber({key: (one.email, one.attempt) for key, one in emails.items()})
             self._told = session.server
             self._memory.lost_at = None
             log.warning(
@@ -1461,7 +1167,7 @@ class Relay:
 
     async def _speak_for_route(self, session: Session, now: float) -> None:
         """Tell the fleet that the server is in trouble, or works; or ask for the turn to find out."""
-        breaker, route = self.pool.breaker, self.pool.route.name
+        breaker, route = self.server.breaker, self.pool.route.name
         news, breaker.news = breaker.news, None
         if news == "pause":
             await pause_route(session.connection, session.relay, route, breaker.reason)
@@ -1471,7 +1177,7 @@ class Relay:
             self._pulse_at = 0.0
         elif news == "resume":
             await resume_route(session.connection, session.relay, route)
-        elif not self.stopping and self.pool.is_deaf and FLEET not in self._held:
+        elif not self.stopping and self.pool.connections.is_unresponsive and FLEET not in self._held:
             insists, breaker.insists = breaker.insists, False
             breaker.probing = await probe_route(session.connection, session.relay, route, insists=insists)
             breaker.fleet_retry_at = now + PROBE_LEASE_S
@@ -1490,7 +1196,7 @@ class Relay:
 
     def _adopt(self, pause: RoutePause | None, now: float) -> None:
         """Take over what the fleet knows of the route."""
-        breaker, route = self.pool.breaker, self.pool.route.name
+        breaker, route = self.server.breaker, self.pool.route.name
         was_open = breaker.is_open
         breaker.adopt(*((pause.reason, pause.wait_s, now, pause.logins) if pause else (None, 0.0, now)))
         if breaker.login_refused and self._has_another_login(pause):
@@ -1499,7 +1205,7 @@ class Relay:
             log.warning(
                 "route_paused", "the fleet's route to {route} is paused: {reason}", route=route, reason=pause.reason
             )
-            self.pool.undone += self.pool.judge.dead_of_pause(pause.reason, now)
+            self.server.undo(self.server.judge.dead_of_pause(pause.reason, now))
         elif was_open and not breaker.is_open:
             log.info("route_resumed", "the fleet's route to {route} works again", route=route)
             self._poll_at = 0.0
@@ -1508,28 +1214,8 @@ class Relay:
 
 def _by_size(done: Tick) -> tuple[Tick, Tick]:
     """Return a tick's claims in two parts: small messages, then those still to be fetched or quarantined."""
-    if all(claim.fetched for claim in done.claims):
+    if all(claim.is_fetched for claim in done.claims):
         return done, replace(done, claims=[], listed=frozenset())
-    small, large = ([claim for claim in done.claims if claim.fetched is fetched] for fetched in (True, False))
+    small, large = ([claim for claim in done.claims if claim.is_fetched is is_fetched] for is_fetched in (True, False))
     listed = done.listed & {claim.email for claim in large}
     return replace(done, claims=small, listed=done.listed - listed), replace(done, claims=large, listed=listed)
-
-
-def _attempt(claim: Claim) -> int:
-    """Return the number of the latest try; before its mark it is not counted in the row yet."""
-    return claim.attempt if claim.marked else claim.attempt + 1
-
-
-def _tries(claim: Claim) -> int:
-    """Return how many tries count, with the latest."""
-    return _attempt(claim) - claim.withdrawn
-
-
-def _check_all(claims: Sequence[Claim]) -> None:
-    for claim in claims:
-        route_headers.check(claim)
-
-
-def _of(claim: Claim, attempt: int) -> dict[str, Any]:
-    """Which try of which email a fact is about."""
-    return {"key": claim.key, "email": claim.email, "attempt": attempt, "relay": claim.relay}

@@ -114,7 +114,7 @@ class Relays:
     @property
     def left_refused(self) -> dict[str, str]:
         """The refusals, by route, for which an `until_empty` ended before it was so."""
-        return {relay.pool.route.name: why for relay in self.each if (why := relay.pool.given_up) is not None}
+        return {relay.server.name: why for relay in self.each if (why := relay.given_up) is not None}
 
     def hindrances(self) -> dict[str, list[str]]:
         """What keeps each, by its route, from sending whatever is due, as far as it knows; nothing is: it is ready."""

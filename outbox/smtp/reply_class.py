@@ -491,6 +491,11 @@ class Refusal:
         return 500 <= self.code <= 504 or self.code == 555 or self.text.startswith("5.5.")  # noqa: PLR2004
 
     @property
+    def follows_recipient(self) -> bool:
+        """Return True if the recipient was named before, so that the reply may be about it."""
+        return self.stage in (Stage.RCPT, Stage.DATA, Stage.DOT)
+
+    @property
     def verdict(self) -> Deferred | Refused:
         """The verdict on the email if the refusal is about its recipient or message."""
         return Refused(self.reply) if self.is_permanent else Deferred(self.reply)

@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -21,7 +20,7 @@ from outbox.relay.failover import (
     tell_again,
 )
 from outbox.relay.ledger import Settlement
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail, Try
 from outbox.smtp.verdict import Outcome
 from tests.support.fleet import until
 
@@ -35,8 +34,10 @@ def news(outcome, *, relay=1, attempt=1):
     return News("mail1", "a@example.com", "b@example.com", "<1@x>", b"gone", relay, attempt, outcome)
 
 
-def claim(relay=1):
-    return Claim(relay, 1, "mail1", 1, 0, "a@example.com", "b@example.com", "<1@x>", b"hello", marked=True)
+def marked(relay=1, *, key="mail1", message=b"hello"):
+    tried = Try(OutgoingEmail(relay, 1, key, 0, 0, "a@example.com", "b@example.com", "<1@x>", message))
+    tried.mark(1)
+    return tried
 
 
 @pytest.fixture
@@ -127,9 +128,9 @@ async def test_an_email_that_is_gone_comes_back_as_sent_under_its_key(fleet):
 
 def test_nothing_grows_old_while_there_is_no_session():
     memory = Memory()
-    memory.note(claim(), 1, SENT, 1000.0)
+    memory.note(marked(), 1, SENT, 1000.0)
     memory.lost_at = 1000.0 + REMEMBERED_S - 1
-    memory.note(claim(), 2, SENT, 1000.0 + 10 * REMEMBERED_S)
+    memory.note(marked(), 2, SENT, 1000.0 + 10 * REMEMBERED_S)
     told = memory.recall([], [], doubt_s=None)
     assert [(n.key, n.attempt) for n in told] == [("mail1", 2)], "the latest of an email"
     assert len(memory._news) == 2
@@ -137,15 +138,15 @@ def test_nothing_grows_old_while_there_is_no_session():
 
 def test_verdicts_grow_old_while_there_is_one():
     memory = Memory()
-    memory.note(claim(), 1, SENT, 1000.0)
-    memory.note(claim(), 2, SENT, 1001.0 + REMEMBERED_S)
+    memory.note(marked(), 1, SENT, 1000.0)
+    memory.note(marked(), 2, SENT, 1001.0 + REMEMBERED_S)
     assert len(memory._news) == 1
 
 
 def test_what_is_remembered_takes_a_bounded_memory():
     memory = Memory()
     for number in range(40):
-        memory.note(replace(claim(), key=f"k{number}", message=b"x" * 2**20), 1, DOUBT, 1000.0)
+        memory.note(marked(key=f"k{number}", message=b"x" * 2**20), 1, DOUBT, 1000.0)
     memory.lost_at = 1000.0
     told = memory.recall([], [], doubt_s=None)
     memory.lost_at = None
@@ -154,10 +155,10 @@ def test_what_is_remembered_takes_a_bounded_memory():
     assert all(n.outcome.delay_s is None for n in told if n.message is REMAINS), "it is not sent by itself without them"
     long = "k" * 1000
     for number in range(60_000):
-        memory.note(replace(claim(), key=f"{long}{number}"), 1, SENT, 1000.0)
+        memory.note(marked(key=f"{long}{number}"), 1, SENT, 1000.0)
     assert memory._bytes <= REMEMBERED_BYTES_MAX
     assert 20_000 < len(memory._news) < 60_000
-    memory.note(claim(), 2, SENT, 1001.0 + REMEMBERED_S)
+    memory.note(marked(), 2, SENT, 1001.0 + REMEMBERED_S)
     assert memory._message_bytes == 0
     assert memory._bytes == memory._news[0][1].bytes
 
@@ -167,14 +168,14 @@ async def test_a_verdict_that_cannot_be_told_again_does_not_keep_back_the_others
     await fleet.connection.execute(
         "ALTER TABLE outbox.delivery ADD CONSTRAINT test CHECK (email <> 2 OR state <> 'sent')"
     )
-    news = [news_of(replace(claim(), key=f"mail{n}"), 1, SENT) for n in (1, 2, 3)]
+    news = [news_of(marked(key=f"mail{n}"), 1, SENT) for n in (1, 2, 3)]
     emails, changed = await tell_again(fleet.connection, news, nullcontext)
     assert (set(emails), changed) == ({"mail1", "mail3"}, 2)
     assert "mail2, attempt 1: the verdict 'accepted' cannot be written again: " in caplog.text
 
 
 def test_a_dot_without_an_answer_is_told_as_doubt_on_the_policys_clock():
-    (told,) = Memory().recall([], [claim()], doubt_s=60.0)
+    (told,) = Memory().recall([], [marked()], doubt_s=60.0)
     assert (told.outcome.state, told.outcome.delay_s, told.message) == ("in_doubt", 60.0, b"hello")
 
 
@@ -186,20 +187,20 @@ def test_a_verdict_that_no_commit_confirmed_is_told():
 def test_after_a_change_of_servers_nothing_grows_old_for_as_long_as_the_old_one_may_come_back():
     memory = Memory()
     memory.note_move(0.0, 1000.0)
-    memory.note(claim(), 1, SENT, 1001.0)
-    memory.note(replace(claim(), key="mail2"), 1, SENT, 1000.0 + RETURN_S - 1)
+    memory.note(marked(), 1, SENT, 1001.0)
+    memory.note(marked(key="mail2"), 1, SENT, 1000.0 + RETURN_S - 1)
     memory.lost_at = 1000.0 + RETURN_S - 1
     assert {n.key for n in memory.recall([], [], doubt_s=None)} == {"mail1", "mail2"}
     memory.lost_at = None
-    memory.note(replace(claim(), key="mail3"), 1, SENT, 1000.0 + RETURN_S + REMEMBERED_S)
+    memory.note(marked(key="mail3"), 1, SENT, 1000.0 + RETURN_S + REMEMBERED_S)
     assert len(memory._news) == 1
 
 
 def test_an_acceptance_is_told_rather_than_a_try_with_a_later_number_on_another_server():
     memory = Memory()
-    memory.note(claim(), 1, SENT, 1000.0)
-    memory.note(claim(), 5, TAKEN_BACK, 1001.0)
-    memory.note(claim(), 6, DOUBT, 1002.0)
+    memory.note(marked(), 1, SENT, 1000.0)
+    memory.note(marked(), 5, TAKEN_BACK, 1001.0)
+    memory.note(marked(), 6, DOUBT, 1002.0)
     memory.lost_at = 1003.0
     assert [n.outcome for n in memory.recall([], [], doubt_s=None)] == [SENT]
 

@@ -46,7 +46,7 @@ SCENES = {
      WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
 """,
             ),
-            ("relay/relay.py", "marked=claim.marked, outcome", "marked=False, outcome"),
+            ("relay/verdicts.py", "marked=tried.marked, outcome", "marked=False, outcome"),
         ),
         KILLED_AT_THE_DOT,
         AT_THE_DOT,
@@ -68,11 +68,15 @@ SCENES = {
     "the guard": Scene(
         (
             (
-                "relay/relay.py",
-                "elif self._is_too_late(session, started_s):",
+                "relay/marks.py",
+                "elif is_too_late():",
                 "elif False:",
             ),
-            ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
+            (
+                "relay/connections.py",
+                "            if connection.current is not None and connection.awaiting_reply is None:\n",
+                "            if False:\n",
+            ),
             (
                 "relay/relay.py",
                 "call_later(silent_s, session.lose, reason)",
@@ -89,15 +93,19 @@ SCENES = {
             ("relay/ledger.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
             (
                 "relay/relay.py",
-                "return session is not None and session.lost is None and claim.relay == session.relay",
+                "return session is not None and session.lost is None and outgoing.relay == session.relay",
                 "return True",
             ),
             (
                 "relay/relay.py",
-                "        self._marks.clear()\n        self.pool.drop_claims()\n",
+                "        self.pool.drop_session()\n",
                 "",
             ),
-            ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
+            (
+                "relay/connections.py",
+                "            if connection.current is not None and connection.awaiting_reply is None:\n",
+                "            if False:\n",
+            ),
         ),
         (("terminate", 0.5, 0, 0.0, 0.5), ("terminate", 1.5, 0, 0.0, 0.5), ("terminate", 2.5, 0, 0.0, 0.5)),
         "--servers 2 --recipients 120 --minutes 0.07 --dot 0.1",

@@ -22,7 +22,7 @@ from outbox.operations.resolve import Decision, resolve
 from outbox.operations.retry_cancel import Act, operate
 from outbox.relay import in_doubt, ledger, pauses, session
 from outbox.relay.ledger import Settlement
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
 RELAYS_MAX = 4
@@ -135,7 +135,7 @@ class Living:
 
     connection: Any
     relay: int
-    claims: dict[int, Claim] = field(default_factory=dict)
+    claims: dict[int, OutgoingEmail] = field(default_factory=dict)
     marks: dict[int, Try] = field(default_factory=dict)
 
 
@@ -466,7 +466,7 @@ class Fleet(RuleBasedStateMachine):
     # ── the model ────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def claims(self) -> list[tuple[Living, Claim]]:
+    def claims(self) -> list[tuple[Living, OutgoingEmail]]:
         """What living relays have claimed and not marked."""
         return [(relay, claim) for relay in self.living.values() for claim in relay.claims.values()]
 
@@ -489,7 +489,7 @@ class Fleet(RuleBasedStateMachine):
             self._open_session()
         return list(self.living.values())[who % len(self.living)]
 
-    def _begin(self, claim: Claim, *, marked: bool) -> Try:
+    def _begin(self, claim: OutgoingEmail, *, marked: bool) -> Try:
         relay = self.living[claim.relay]
         relay.claims.pop(claim.email, None)
         attempt = claim.attempt + 1
