@@ -17,8 +17,8 @@ from outbox.smtp.connection import Expected, SmtpConnection
 from outbox.smtp.connector import Route, RouteTroubleError
 from outbox.smtp.helo import name_of_host
 from outbox.smtp.outgoing import OutgoingEmail, Try
+from outbox.smtp.refusal import About, Refusal
 from outbox.smtp.replies import Reply
-from outbox.smtp.reply_class import About, Refusal
 from outbox.smtp.verdict import Accepted, InDoubt, Verdict, Withdrawn
 
 SILENCE_MAX_S: Final = 60.0  # a person waits; the relay has more patience

@@ -22,7 +22,8 @@ from outbox.settings import Settings
 from outbox.smtp.connection import SmtpConnection
 from outbox.smtp.connector import LoginRefusedError, Route, RouteTroubleError
 from outbox.smtp.outgoing import OutgoingEmail, Try
-from outbox.smtp.reply_class import About, Refusal, Stage, classify
+from outbox.smtp.refusal import About, Refusal, Stage
+from outbox.smtp.reply_class import classify
 from outbox.smtp.verdict import Accepted, Deferred, Verdict, Withdrawn
 
 log = Events("outbox.relay")

@@ -26,7 +26,8 @@ from outbox.relay.throttle import (
 from outbox.settings import Settings
 from outbox.smtp.connector import LoginRefusedError
 from outbox.smtp.outgoing import Try
-from outbox.smtp.reply_class import Refusal, is_server_trouble, names_recipient
+from outbox.smtp.refusal import Refusal
+from outbox.smtp.reply_class import is_server_trouble, names_recipient
 
 log = Events("outbox.relay")
 

@@ -12,7 +12,9 @@ connection_owner    interface between a connection and the owner of its mail
 connection_history  replies of one connection so far, which decide what a refusal on it is about
 commands            bytes of MAIL, RCPT and the content
 replies             parser of SMTP replies
-reply_class         what a refusal is about
+refusal             a 4xx or 5xx reply, and what it is about
+reply_class         finds out what a refusal is about
+reply_table         the rules for that
 verdict             the outcome of a try, and its consequence
 content             checks and encoding of mail data
 route_headers       last checks, and the header fields that a route adds

@@ -22,8 +22,9 @@ from outbox.smtp.commands import Commands
 from outbox.smtp.connection_history import ConnectionHistory
 from outbox.smtp.connection_owner import ConnectionOwner
 from outbox.smtp.outgoing import Try
+from outbox.smtp.refusal import TAKES_NOTHING, About, Refusal, Stage
 from outbox.smtp.replies import GarbageError, Reply, ReplyReader
-from outbox.smtp.reply_class import TAKES_NOTHING, About, Refusal, Stage, classify
+from outbox.smtp.reply_class import classify
 from outbox.smtp.route_headers import prepare
 from outbox.smtp.verdict import REPLY_CHARACTERS_MAX, Accepted, Refused, Verdict, judge_silence
 

@@ -7,7 +7,7 @@ and one that does so at the hundredth has reached a limit of this connection.
 from dataclasses import dataclass
 from typing import Final
 
-from outbox.smtp.reply_class import About, Refusal, Stage
+from outbox.smtp.refusal import About, Refusal, Stage
 
 DEFERRALS_MAX: Final = 2  # in a row, after which a connection that took messages may have reached a limit of its own
 

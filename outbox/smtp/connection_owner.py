@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from outbox.smtp.outgoing import Try
-from outbox.smtp.reply_class import About, Refusal
+from outbox.smtp.refusal import About, Refusal
 from outbox.smtp.verdict import Verdict
 
 if TYPE_CHECKING:

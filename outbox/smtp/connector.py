@@ -40,7 +40,7 @@ from outbox.smtp.opening import (
     say_hello,
     start_tls,
 )
-from outbox.smtp.reply_class import Stage
+from outbox.smtp.refusal import Stage
 from outbox.smtp.route_headers import RouteHeaders
 
 log = Events("outbox.relay")
@@ -62,7 +62,7 @@ def why_tls(address: SmtpAddress) -> str:
 class RouteTroubleError(Exception):
     """The server cannot be used now: no connection, or no EHLO, TLS or AUTH. No message is to blame.
 
-    `code` and `text` are the server's reply, and `stage` is what it answers (`reply_class.Stage`); 0 and "" if the
+    `code` and `text` are the server's reply, and `stage` is what it answers (`refusal.Stage`); 0 and "" if the
     trouble is not about a reply.
     """
 

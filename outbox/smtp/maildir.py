@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from outbox.smtp.extensions import Offers
-from outbox.smtp.reply_class import TAKES_NOTHING
+from outbox.smtp.refusal import TAKES_NOTHING
 
 if TYPE_CHECKING:
     from outbox.smtp.connection import SmtpConnection

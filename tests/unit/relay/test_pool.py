@@ -7,7 +7,8 @@ import pytest
 from outbox.relay.rate_limit import Grant
 from outbox.relay.throttle import STRIKES_MAX
 from outbox.smtp.connection_history import ConnectionHistory
-from outbox.smtp.reply_class import About, Refusal, Stage, classify
+from outbox.smtp.refusal import About, Refusal, Stage
+from outbox.smtp.reply_class import classify
 from outbox.smtp.verdict import Accepted, Deferred
 from tests.support.sending import a_pool, a_try, settings
 

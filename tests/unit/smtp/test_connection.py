@@ -13,7 +13,7 @@ from outbox.smtp.connection import QUIT_TIMEOUT_S, Limits, SmtpConnection
 from outbox.smtp.content import PIECE_BYTES
 from outbox.smtp.extensions import Offers
 from outbox.smtp.outgoing import OutgoingEmail, Try
-from outbox.smtp.reply_class import About, Refusal
+from outbox.smtp.refusal import About, Refusal
 from outbox.smtp.route_headers import RouteHeaders
 from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn
 from tests.support.smuggling import MESSAGES

@@ -1,7 +1,8 @@
 import pytest
 
 from outbox.smtp.connection_history import DEFERRALS_MAX, ConnectionHistory
-from outbox.smtp.reply_class import About, Refusal, Stage, classify
+from outbox.smtp.refusal import About, Refusal, Stage
+from outbox.smtp.reply_class import classify
 
 
 def refusal(stage: Stage, reply: str) -> Refusal:
