@@ -29,7 +29,7 @@ from outbox.relay.claiming import ClaimCursor
 from outbox.relay.session import Session
 from outbox.relay.settlement import Settlement
 from outbox.relay.tick import TickRequest, tick
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 
 SIZES = """
 SELECT c.relname AS name, pg_table_size(c.oid) AS heap, pg_indexes_size(c.oid) AS indexes, s.n_dead_tup AS dead,
@@ -68,7 +68,7 @@ async def measure_bloat(url: str, through: int) -> dict[str, Any]:
 async def _drain(session: Session) -> int:
     """As a relay in full swing: each tick settles a batch, marks the next and claims the one after it."""
     settlements: list[Settlement] = []
-    claims: list[Claim] = []
+    claims: list[OutgoingEmail] = []
     frontier = ClaimCursor()
     count = 0
     while True:

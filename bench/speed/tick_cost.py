@@ -22,7 +22,7 @@ from outbox.relay.settlement import Settlement
 from outbox.relay.statements import STATEMENTS
 from outbox.relay.tick import TickRequest, TickResult, tick
 from outbox.settings.urls import DatabaseUrl
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 from outbox.smtp.verdict import Outcome
 
 _T = TypeVar("_T")
@@ -97,7 +97,7 @@ class Place:
         return blocks, wal
 
 
-def settlements_of(claims: Sequence[Claim], attempts: dict[int, int]) -> list[Settlement]:
+def settlements_of(claims: Sequence[OutgoingEmail], attempts: dict[int, int]) -> list[Settlement]:
     """All of them are sent."""
     return [Settlement(c.relay, c.email, c.key, attempts[c.email], marked=True, outcome=SENT) for c in claims]
 

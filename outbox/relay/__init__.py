@@ -27,27 +27,32 @@ tick_runner      a tick in one statement, or in parts
 isolate          a tick in parts, to find rows that make it fail
 quarantine       rows that cannot be read or written
 settlement       outcomes of tries on their way to the database
-explanations     log lines on what a tick did not write
 holds            claims that are paused or suppressed
 pauses           reports and the fleet, paused by a person
 suppression      addresses that get no more email
 large_messages   messages that are fetched after their claim is committed
 message_fetch    fetches and checks them bit by bit
 memory_budget    memory for large messages, shared by the relays of a process
-giving_back      claims and dead letters that a relay gives back
-maintenance      sweep, expire, resume, resend, ask; the note in the relay's row
+pool             decides which tries start on the SMTP connections, and about those that come back
+connections      the SMTP connections: opened, idle or busy, watched, closed
+ready_queue      tries that wait for a connection
+returns          emails that go back to Postgres in the next turn
+marks            marks that connections ask for, and the guard before the final dot
+verdicts         verdicts on tries, until a tick writes them
+server_state     what is known of the mail server: trouble, refusals, limits
+sender_holds     senders whose mail waits, since the server refuses it
+route_state      breaker and rate of a route, shared with the fleet
+circuit_breaker  stops connecting while the server is in trouble, for this relay and for the fleet
+rate_limit       the rate that the fleet shares
+throttle         rate and number of connections that a server accepts, found from its replies
+refusals         refusals that may be about the sender or this host, and how they are undone
+backoff          how long until the next try
+maintenance      sweep, expire, resume, resend, ask, give back; the note in the relay's row
 sweep            judges what dead relays left
 expiry           ends what is too late to send
 progress_note    progress of a relay, in its row
 in_doubt         what happens automatically to an email in doubt: sent again, or evidence is looked up
 until_empty      end of a relay that runs until the outbox is empty
 remaining        what is left to send on a route
-route_state      breaker and rate of a route, shared with the fleet
-pool             the SMTP connections of a route, and the emails that wait for one
-backoff          how long until the next try
-rate_limit       the rate that the fleet shares
-throttle         rate and number of connections that a server accepts, found from its replies
-circuit_breaker  stops connecting while the server is in trouble, for this relay and for the fleet
-refusals         refusals that may be about the sender or this host, and how they are undone
 observer         interface for metrics and traces
 """

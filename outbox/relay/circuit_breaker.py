@@ -111,11 +111,6 @@ class Breaker:
         """Leave the turn to probe to a later time."""
         self.probing = False
 
-    @property
-    def pause_max_s(self) -> float:
-        """Return the longest pause for the present trouble."""
-        return REFUSED_PAUSE_MAX_S if self.refusals else PAUSE_MAX_S
-
     def insist(self, now: float) -> None:
         """Let this relay try at once, since it has another login than the one that was refused."""
         self.retry_at = None if self.retry_at is None else min(self.retry_at, now)

@@ -15,7 +15,7 @@ from outbox.relay.session import Session
 from outbox.relay.suspects import SuspectRule
 from outbox.relay.tick import TickRequest, TickResult
 from outbox.relay.timers import Timers
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail, Try
 
 
 class ClaimIntake:
@@ -30,7 +30,7 @@ class ClaimIntake:
         *,
         messages: MessageFetch,
         suspects: SuspectRule,
-        in_flight: Callable[[], Iterable[Claim]],
+        in_flight: Callable[[], Iterable[OutgoingEmail]],
     ) -> None:
         self._pool = pool
         self._holds = holds
@@ -59,7 +59,7 @@ class ClaimIntake:
 
     def room(self, now: float) -> int:
         """Return how many deliveries to claim, as far as the connections, pauses and the end of the relay tell."""
-        return 0 if self._timers.is_stopping or self._holds.holds_fleet else self._pool.room(now)
+        return 0 if self._timers.is_stopping or self._holds.holds_fleet else self._pool.capacity(now)
 
     @contextmanager
     def asking(self, session: Session, claims_max: int, now: float) -> Iterator[TickRequest]:
@@ -81,7 +81,7 @@ class ClaimIntake:
 
     def note(self, request: TickRequest, done: TickResult, now: float, *, in_parts: bool) -> bool:
         """Record how far a tick has come, and plan the next claim; return True if nothing was due."""
-        self._share.note_asked(sum(claim.size for claim in done.claims if not claim.fetched))
+        self._share.note_asked(sum(claim.size for claim in done.claims if not claim.is_fetched))
         if not done.is_open or not request.claims_max:
             return False
         self._share.note_wanted(done.bytes_wanted, now)
@@ -98,24 +98,33 @@ class ClaimIntake:
         ready = self._messages.keep(done)
         if ready.held or ready.listed:
             return ready
-        self._deliver(session, ready.claims)
+        self._deliver(session, _tries(ready.claims))
         return None
 
-    async def take_held(self, session: Session, held: TickResult, *, with_ready: bool) -> None:
-        """Let those claims wait for connections that are neither suppressed nor paused (see `Holds.sendable`)."""
+    async def take_held(self, session: Session, held: TickResult, *, has_new_pause: bool) -> None:
+        """Let those claims wait for connections that are neither suppressed nor paused (see `Holds`).
+
+        A pause that has just begun also holds back what waits already.
+        """
         is_stopping = self._timers.is_stopping
-        claims = await self._holds.sendable(session, held, with_ready=with_ready, is_stopping=is_stopping)
-        self._deliver(session, claims)
+        if has_new_pause:
+            await self._holds.spare_waiting(session, is_stopping=is_stopping)
+        claims = await self._holds.sendable(session, held, is_stopping=is_stopping)
+        self._deliver(session, _tries(claims))
 
     async def fetch(self, session: Session) -> None:
         """Fetch large messages, and let their claims wait for connections."""
         await self._messages.run(session, partial(self._deliver, session), is_stopping=lambda: self._timers.is_stopping)
 
-    def _deliver(self, session: Session, claims: list[Claim]) -> None:
-        """Let claims wait for connections, or give them back if the relay stops."""
+    def _deliver(self, session: Session, tries: list[Try]) -> None:
+        """Let tries wait for connections, or give them back if the relay stops."""
         if session.lost is None:
             if self._timers.is_stopping:
-                self._pool.releases.extend(claims)
+                self._pool.release([tried.outgoing for tried in tries])
             else:
-                self._pool.add(claims)
-            self._pool.staff(time.monotonic())
+                self._pool.add(tries)
+            self._pool.dispatch_ready(time.monotonic())
+
+
+def _tries(claims: Iterable[OutgoingEmail]) -> list[Try]:
+    return [Try(claim) for claim in claims]

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from outbox.relay.tick import TickRequest, TickResult
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 
 LOOK_FOR_ALL_S: Final = 1.0  # what is due before the cursor waits for so long, at most
 ORDINARY_SHARE: Final = 0.25  # of what is claimed, while urgent emails and others wait
@@ -49,7 +49,7 @@ class PriorityShare:
         """Return how many of so many claims may be urgent."""
         return claims_max - min(int(self.owed + ORDINARY_SHARE * claims_max), claims_max)
 
-    def note(self, claims: Sequence[Claim], claims_max: int, urgent_max: int) -> bool:
+    def note(self, claims: Sequence[OutgoingEmail], claims_max: int, urgent_max: int) -> bool:
         """Count what was claimed; return True if more urgent emails may wait although less than asked for was claimed.
 
         That is so if they used up `urgent_max` and the others did not use up the rest.

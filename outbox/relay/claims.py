@@ -5,6 +5,7 @@
 claimed, and from where on.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,7 +13,7 @@ from typing import Any, Final
 from outbox.mail.verp import email_of
 from outbox.relay.large_messages import SMALL_BYTES
 from outbox.relay.quarantine import SUSPECT_AFTER, Quarantine, is_of_a_row
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 
 TOO_MANY_BYTES: Final = "it has {bytes} bytes, and a relay takes at most {bytes_max} (message_bytes_max)"
 INCOMPLETE: Final = "its row in outbox.email is missing, or has a null where none is expected"
@@ -73,7 +74,7 @@ TOKENS: Final = """(SELECT string_agg(t.token, ' ') FROM outbox.bounce_tokens(AR
 class Claimed:
     """Deliveries that a statement claimed: those that can be sent, and those that must be quarantined."""
 
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[OutgoingEmail] = field(default_factory=list)
     unfit: dict[int, str] = field(default_factory=dict)
     """Emails that cannot be sent, with the reasons."""
     listed: frozenset[int] = frozenset()
@@ -83,9 +84,10 @@ class Claimed:
 def claimed_of(rows: Iterable[Any], tokens: str | None, relay: int, bytes_max: int) -> Claimed:
     """Return what a statement claimed for a relay: its rows have the columns `CLAIMED`, and `tokens` is `TOKENS`."""
     token_of = {email_of(token): token for token in tokens.split()} if tokens else {}
-    claims: list[Claim] = []
+    claims: list[OutgoingEmail] = []
     unfit: dict[int, str] = {}
     listed: list[int] = []
+    now = time.monotonic()
     for row in rows:
         email, size = row["email"], row["bytes"]
         if size is None:  # a null in any column makes the sum null
@@ -93,15 +95,15 @@ def claimed_of(rows: Iterable[Any], tokens: str | None, relay: int, bytes_max: i
         elif size > bytes_max:
             unfit[email] = TOO_MANY_BYTES.format(bytes=size, bytes_max=bytes_max)
         else:
-            claims.append(_claim_of(row, relay, token_of.get(email, "")))
+            claims.append(_claim_of(row, relay, token_of.get(email, ""), now))
             if row["listed"]:
                 listed.append(email)
     return Claimed(claims, unfit, frozenset(listed))
 
 
-def _claim_of(row: Mapping[str, Any], relay: int, token: str) -> Claim:
+def _claim_of(row: Mapping[str, Any], relay: int, token: str, now: float) -> OutgoingEmail:
     """Return the claim in a row with the columns `CLAIMED`."""
-    return Claim(
+    return OutgoingEmail(
         relay,
         row["email"],
         row["key"],
@@ -115,8 +117,9 @@ def _claim_of(row: Mapping[str, Any], relay: int, token: str) -> Claim:
         urgent=row["priority"] > 0,
         traceparent=row["traceparent"],
         size=row["bytes"],
-        fetched=row["bytes"] <= SMALL_BYTES,
+        is_fetched=row["bytes"] <= SMALL_BYTES,
         token=token,
+        claimed_at=now,
     )
 
 

@@ -171,7 +171,7 @@ class TickInParts:
                 bytes_max=request.bytes_max,
                 epoch=request.epoch,
             )
-            budget -= sum(claim.size for claim in found.claims if not claim.fetched)
+            budget -= sum(claim.size for claim in found.claims if not claim.is_fetched)
             # Or another relay was faster: then the next look finds nothing.
             is_over = is_over or not (found.claims or found.unfit)
             return found

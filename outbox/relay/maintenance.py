@@ -6,19 +6,25 @@ Each method returns True if emails may have become due, so that it is worth whil
 import time
 from collections import Counter
 from collections.abc import Collection
+from typing import Final
 
 from outbox.log import Events
 from outbox.relay import pauses, sweep
 from outbox.relay.barrier_watch import BarrierWatch
+from outbox.relay.claims import release
 from outbox.relay.expiry import EXPIRED_AT_ONCE, expire
 from outbox.relay.in_doubt import Inquirer, resend_doubtful
 from outbox.relay.pool import Pool
 from outbox.relay.progress_note import Note, write_note
+from outbox.relay.refusals import put_back
+from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session
 from outbox.relay.timers import Timers
 from outbox.settings import Settings, WhenInDoubt
 
 log = Events("outbox.relay")
+
+PUT_BACK_WHY: Final = "the server said the same of other recipients: it refuses the sender or this host"
 
 
 class Maintenance:
@@ -30,6 +36,7 @@ class Maintenance:
         route: str,
         *,
         pool: Pool,
+        server: ServerState,
         barrier: BarrierWatch,
         timers: Timers,
         counts: Counter[str],
@@ -38,6 +45,7 @@ class Maintenance:
         self._settings = settings
         self._route = route
         self._pool = pool
+        self._server = server
         self._barrier = barrier
         self._timers = timers
         self._counts = counts
@@ -68,8 +76,8 @@ class Maintenance:
             quarantine=session.quarantine,
         )
         self.relays = found.alive + 1
-        self._pool.pace.note_relays(found.beside + 1)
-        self._pool.note_others(found.sent, time.monotonic())
+        self._server.limiter.share_with(found.beside + 1)
+        self._server.note_others(found.sent, time.monotonic(), is_connected=bool(self._pool.connections))
         self._barrier.see(found.instances)
         self._timers.note_sweep(time.monotonic(), self.relays)
         is_news = bool(found.freed or found.doubted or found.dead != self._dead)  # it stays dead while a row is locked
@@ -106,16 +114,39 @@ class Maintenance:
             )
         return bool(freed or doubted)
 
+    async def give_back(self, session: Session) -> None:
+        """Release the claims that the pool does not send now: at once, or for later if they are to rest."""
+        for after_s, emails in self._pool.returns.take():
+            await release(session.connection, session.relay, emails, after_s=after_s, quarantine=session.quarantine)
+
+    async def put_back(self, session: Session, unsettled: Collection[int]) -> None:
+        """Make dead letters pending again that turned out to be the route's, once their verdicts are written.
+
+        `unsettled` are the emails whose verdicts are not.
+        """
+        letters = self._server.take_undone(without=unsettled)
+        if not letters:
+            return
+        undone = await put_back(session.connection, letters, PUT_BACK_WHY)
+        if undone:
+            self._counts["put back"] += len(undone)
+            log.warning(
+                "dead_letters_put_back",
+                "{emails} dead letters are pending again, since the refusal was not about them: {named}",
+                emails=len(undone),
+                named=", ".join(one.key for one in letters if one.email in undone),
+            )
+
     async def write_answers(self, session: Session) -> bool:
         """Write what the resolver has answered about emails in doubt."""
         resolver = self._resolver
         return bool(resolver and resolver.answers and await resolver.write(session.connection, session.quarantine))
 
-    async def write_note(self, session: Session, last_reply: str | None) -> None:
+    async def write_note(self, session: Session) -> None:
         """Write the relay's progress and trouble into its row, if they have changed."""
         trouble = self._pool.trouble() or (self._resolver.trouble if self._resolver is not None else None)
         sent = self._counts["accepted"] - self._sent_before
-        note = Note(trouble, self._counts["stale settlements"], sent, last_reply)
+        note = Note(trouble, self._counts["stale settlements"], sent, self._server.last_reply)
         if note == self._note:
             return
         if trouble is not None and self._note.trouble is None:

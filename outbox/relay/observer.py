@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import Try
 from outbox.smtp.verdict import Outcome
 
 
@@ -12,7 +12,7 @@ class Observer(Protocol):
     All times are of the monotonic clock, in seconds.
     """
 
-    def judged(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
+    def judged(self, tried: Try, attempt: int, outcome: Outcome, now: float) -> None:
         """Observe that a try of a claim has ended; its outcome goes into the next tick."""
 
     def ticking(self) -> None:

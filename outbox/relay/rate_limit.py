@@ -2,8 +2,8 @@
 
 All relays of a route walk one line of moments, `1 / rate` apart. A relay takes a few of them in one short transaction
 and starts one email at each; a relay that dies or finds nothing to send has wasted a fraction of a second of the
-fleet's rate. No relay waits for the row: one that finds it locked looks again a moment later. `Pace` decides, without
-a database of its own.
+fleet's rate. No relay waits for the row: one that finds it locked looks again a moment later. `RateLimiter` decides,
+without a database of its own.
 
 The rate is the one of the settings, or the one that the mail server takes, if that is less: `report_refusal` keeps it
 in the same row, and `throttle` decides about it.
@@ -28,7 +28,7 @@ PORTION_MAX: Final = 100
 
 
 @dataclass(slots=True)
-class Pace:
+class RateLimiter:
     """Decides when this relay may start its next email: at any time, if there is neither a rate nor `daily_max`.
 
     Times are of any steady clock, given as `now`. `rate_per_s` is the rate of the settings, `found_per_s` the one that
@@ -125,9 +125,13 @@ class Pace:
         self.unused += len(self._moments)
         self._moments.clear()
 
-    def note_relays(self, relays: int) -> None:
-        """Share the rate with so many relays, including this one."""
-        self.alive = relays
+    def refuse(self, refused: "RefusedTry") -> None:
+        """Stop at once after a refusal because of the rate, until the fleet has been told and gives new moments."""
+        if self.refused is None or refused.started_at >= self.refused.started_at:
+            self.refused = refused
+        estimate = max(refused.fleet_rate, 1.0)
+        self.found_per_s = min(self.found_per_s or estimate, estimate)
+        self.forget()
 
     def note_reported(self, refused: "RefusedTry") -> bool:
         """Note that the fleet knows of a refusal; return False if there was another one meanwhile."""
@@ -136,13 +140,9 @@ class Pace:
         self.refused = None
         return True
 
-    def refuse(self, refused: "RefusedTry") -> None:
-        """Stop at once after a refusal because of the rate, until the fleet has been told and gives new moments."""
-        if self.refused is None or refused.started_at >= self.refused.started_at:
-            self.refused = refused
-        estimate = max(refused.fleet_rate, 1.0)
-        self.found_per_s = min(self.found_per_s or estimate, estimate)
-        self.forget()
+    def share_with(self, relays: int) -> None:
+        """Note how many relays share the rate, with this one."""
+        self.alive = relays
 
     def adopt(self, found: Found | None) -> bool:
         """Take over what the fleet knows of the server's rate; return True if that is a limit where there was none."""
@@ -161,7 +161,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class RefusedTry:
-    """A try that was refused because of the rate, and what else is needed for a `Refusal`. Times as of `Pace`."""
+    """A try that was refused because of the rate, and what else is needed for a `Refusal`. Times as there."""
 
     said: str
     started_at: float

@@ -5,51 +5,19 @@ And the former session, which did not die with its claims, is ended in the ledge
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
 
 from outbox.database.failover_barrier import ServerId
 from outbox.log import Events
-from outbox.relay.failover import EmailThere, reassert
+from outbox.relay.failover import reassert
+from outbox.relay.pool import Pool
 from outbox.relay.session import Session
-from outbox.relay.settlement import Settlement
 from outbox.relay.sweep import judge_former
 from outbox.relay.verdict_history import VerdictHistory
-from outbox.smtp.outgoing import Claim
+from outbox.relay.verdicts import Verdicts
 
 log = Events("outbox.relay")
-
-
-@dataclass(frozen=True, slots=True)
-class Adaptation:
-    """Adaptation of what a relay has in flight to a new server, where the emails have other ids."""
-
-    emails: Mapping[str, EmailThere] = field(default_factory=dict)
-    """By their keys."""
-    reported: Collection[tuple[str, int]] = ()
-    """Key and attempt of each verdict."""
-    unsettled: Collection[Settlement] = ()
-    """Verdicts that no commit had confirmed when it began."""
-
-    def settlements(self, present: Iterable[Settlement]) -> list[Settlement]:
-        """Return the verdicts that are still to be settled, with the ids that their emails have here.
-
-        What was judged meanwhile has the old ids, which may be another email's on this server.
-        """
-        return [
-            replace(one, email=self.emails[one.key].email) if one.key in self.emails else one
-            for one in present
-            if one not in self.unsettled or (one.key, one.attempt) not in self.reported
-        ]
-
-    def renumber(self, claims: Iterable[Claim]) -> None:
-        """Give claims whose final dot awaits its reply the fence that they have here."""
-        for claim in claims:
-            if claim.key in self.emails:
-                here = self.emails[claim.key]
-                claim.email = here.email
-                claim.attempt = here.attempt or claim.attempt  # the row may have counted further
 
 
 class Reassertion:
@@ -78,25 +46,25 @@ class Reassertion:
         """Return True if the session's server has all verdicts."""
         return self._complete_on == session.server
 
-    async def write(
-        self, session: Session, unsettled: Sequence[Settlement], awaiting_reply: Sequence[Claim], doubt_s: float | None
-    ) -> Adaptation:
-        """Write what the server may not know.
-
-        `unsettled` are verdicts that no commit has confirmed, `awaiting_reply` claims whose final dot is written.
-        """
-        unsettled = list(unsettled)  # more may come while this waits for Postgres
-        verdicts = self._history.recall(unsettled, awaiting_reply, time.monotonic(), doubt_s=doubt_s)
-        done = await reassert(session.connection, verdicts, self._patience, route=self._route, instance=self._instance)
+    async def write(self, session: Session, verdicts: Verdicts, pool: Pool, doubt_s: float | None) -> None:
+        """Write what the server may lack, and adapt to the ids that the emails have there."""
+        unsettled = list(verdicts.settlements)  # more may come while this waits for Postgres
+        recent = self._history.recall(unsettled, pool.connections.awaiting_reply(), time.monotonic(), doubt_s=doubt_s)
+        done = await reassert(session.connection, recent, self._patience, route=self._route, instance=self._instance)
+        verdicts.renumber(
+            {key: there.email for key, there in done.emails.items()},
+            asserted=unsettled,
+            reported={(one.key, one.attempt) for one in recent},
+        )
+        pool.renumber({key: (there.email, there.attempt) for key, there in done.emails.items()})
         self._complete_on = session.server
         self._history.note_known()
         log.warning(
             "verdicts_told_again",
             "another Postgres, or a new start of it: {told} verdicts were told, {new} new to it",
-            told=len(verdicts),
+            told=len(recent),
             new=done.changed,
         )
-        return Adaptation(done.emails, {(one.key, one.attempt) for one in verdicts}, unsettled)
 
     async def end_former(self, session: Session, former: Session, doubt_s: float | None) -> None:
         """End the former session in the ledger: its unmarked claims are free, what it had marked is in doubt."""

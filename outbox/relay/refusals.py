@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from outbox.database.connection import storable
-from outbox.smtp.reply_class import About, Refusal
+from outbox.smtp.refusal import About, Refusal
 
 EVIDENCE_S: Final = 60.0  # so long an acceptance shows that the server takes mail of this sender
 REPEATED_MIN: Final = 3  # different recipients in a row that hear the same

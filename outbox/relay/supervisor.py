@@ -122,7 +122,7 @@ class Relays:
     @property
     def left_refused(self) -> dict[str, str]:
         """Return the refusals, by route, for which an `until_empty` ended before the outbox was empty."""
-        found = {relay.pool.route.name: relay.end_of_work.left_refused for relay in self.each}
+        found = {relay.server.name: relay.end_of_work.left_refused for relay in self.each}
         return {route: why for route, why in found.items() if why is not None}
 
     def not_ready_reasons(self) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from outbox.relay.rate_limit import FOUND, found_of
 from outbox.relay.settlement import Settlement
 from outbox.relay.throttle import Found
 from outbox.settings import MESSAGE_BYTES_MAX
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class TickResult:
     """Attempts of the emails that may be sent now."""
     expired: frozenset[int]
     """Emails that were to be marked and are too late to send."""
-    claims: list[Claim]
+    claims: list[OutgoingEmail]
     pause: RoutePause | None
     reached: datetime | None
     """Time since which the latest claim was due, if as many as asked for were claimed: the next claim begins there."""

@@ -1,28 +1,24 @@
 """End of a relay that runs until the outbox is empty, or until only a person can let the rest go."""
 
 from collections import Counter
-from typing import Final
 
 from outbox.log import Events
 from outbox.relay import pauses
-from outbox.relay.circuit_breaker import REFUSALS_MAX
 from outbox.relay.holds import Holds
 from outbox.relay.pauses import Pause
-from outbox.relay.pool import Pool
 from outbox.relay.remaining import is_empty, never_taken
+from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session
 
 log = Events("outbox.relay")
-
-REFUSED_FOR_S: Final = 10.0  # nothing was accepted for so long while a sender is refused: the relay gives up
 
 
 class UntilEmpty:
     """Look for the end of the work on one route."""
 
-    def __init__(self, route: str, pool: Pool, holds: Holds, counts: Counter[str]) -> None:
+    def __init__(self, route: str, server: ServerState, holds: Holds, counts: Counter[str]) -> None:
         self._route = route
-        self._pool = pool
+        self._server = server
         self._holds = holds
         self._counts = counts
         self.left_held: list[Pause] = []
@@ -32,7 +28,7 @@ class UntilEmpty:
 
     async def is_over(self, session: Session, now: float, *, is_idle: bool) -> bool:
         """Return True if nothing is left to send, or only what a person must let go. `is_idle`: this relay has none."""
-        self.left_refused = self._refusal(now, is_idle=is_idle)
+        self.left_refused = self._server.refused_for_good(now, has_other_mail=not is_idle)
         if self.left_refused is not None:
             return True
         if not is_idle:
@@ -53,16 +49,6 @@ class UntilEmpty:
 
     def _log(self, event: str, text: str) -> None:
         log.info(event, text, summary=summary_of(self._counts), counts=dict(self._counts))
-
-    def _refusal(self, now: float, *, is_idle: bool) -> str | None:
-        """Return why the server goes on refusing the sender or this host: a person must act, and no mail is lost."""
-        breaker = self._pool.breaker
-        if breaker.is_refused:
-            return breaker.reason
-        if is_idle and now - self._pool.judge.accepted_at > REFUSED_FOR_S:
-            refused = (hold.reason for hold in self._pool.holds.values() if hold.refusals >= REFUSALS_MAX)
-            return next(refused, None)
-        return None
 
 
 def summary_of(counts: Counter[str]) -> str:

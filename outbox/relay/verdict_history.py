@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from outbox.relay.settlement import Settlement
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import Try
 from outbox.smtp.verdict import Outcome
 
 REMEMBERED_S: Final = 60.0
@@ -35,11 +35,12 @@ class RecentVerdict:
     outcome: Outcome
 
     @classmethod
-    def on(cls, claim: Claim, attempt: int, outcome: Outcome) -> "RecentVerdict":
-        """Return the verdict on a try of a claim."""
-        message = claim.message if outcome.state == "in_doubt" else None
+    def on(cls, tried: Try, attempt: int, outcome: Outcome) -> "RecentVerdict":
+        """Return the verdict on a try."""
+        email = tried.outgoing
+        message = email.message if outcome.state == "in_doubt" else None
         return cls(
-            claim.key, claim.sender, claim.recipient, claim.message_id, message, claim.relay, attempt, outcome
+            email.key, email.sender, email.recipient, email.message_id, message, email.relay, attempt, outcome
         )  # fmt: skip
 
     @property
@@ -69,15 +70,15 @@ class VerdictHistory:
     _bytes: int = 0
     _message_bytes: int = 0
 
-    def note(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
+    def note(self, tried: Try, attempt: int, outcome: Outcome, now: float) -> None:
         """Remember a verdict that must not be forgotten: sent, dead or in doubt.
 
         Others only lead to a next try, except that another server may have the mark of a try that was withdrawn.
         """
         self._forget_old(now)
-        if outcome.state == "pending" and not (claim.marked and outcome.verdict == "withdrawn"):
+        if outcome.state == "pending" and not (tried.marked and outcome.verdict == "withdrawn"):
             return
-        verdict = RecentVerdict.on(claim, attempt, outcome)
+        verdict = RecentVerdict.on(tried, attempt, outcome)
         if self._message_bytes + verdict.message_bytes > MESSAGES_BYTES_MAX:  # a person decides if it is lost
             verdict = replace(verdict, message=None, outcome=replace(outcome, delay_s=None))
         self._verdicts.append((now, verdict))
@@ -112,7 +113,7 @@ class VerdictHistory:
             self.keep_until = max(self.keep_until, now + RETURN_S - moved_s)
 
     def recall(
-        self, unsettled: Iterable[Settlement], awaiting_reply: Iterable[Claim], now: float, *, doubt_s: float | None
+        self, unsettled: Iterable[Settlement], awaiting_reply: Iterable[Try], now: float, *, doubt_s: float | None
     ) -> list[RecentVerdict]:
         """Return what the database may lack: one verdict for each email, the latest, or that it was sent.
 
@@ -130,7 +131,7 @@ class VerdictHistory:
             if s.outcome.state == "pending"
         ]
         doubt = Outcome("in_doubt", "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
-        verdicts += [RecentVerdict.on(claim, claim.attempt, doubt) for claim in awaiting_reply]
+        verdicts += [RecentVerdict.on(tried, tried.attempt, doubt) for tried in awaiting_reply]
         latest: dict[str, RecentVerdict] = {}
         for verdict in verdicts:
             if (

@@ -1,4 +1,4 @@
-"""Route to one mail server: opens connections, each with the conversation to attach to it.
+"""Route to one mail server: opens connections, each with the transport to attach it to.
 
 `smtp_opening` and `smtp_login` set up SMTP, `lmtp` LMTP; `maildir` replaces a server where there is none. What is
 learned about the server while the relay runs is kept here: addresses that do not answer, STARTTLS that does not work,
@@ -21,7 +21,9 @@ from outbox.settings import Settings, StartTls
 from outbox.settings.secret_files import LoginSource
 from outbox.settings.urls import SmtpAddress
 from outbox.smtp import maildir
-from outbox.smtp.connection import Conversation, Desk, transport_of
+from outbox.smtp.commands import Commands
+from outbox.smtp.connection import Limits, SmtpConnection, transport_of
+from outbox.smtp.connection_owner import ConnectionOwner
 from outbox.smtp.dialing import AllFailedError, Attempt, Dialer
 from outbox.smtp.extensions import Offers
 from outbox.smtp.lmtp import LmtpError, open_lmtp
@@ -38,8 +40,8 @@ from outbox.smtp.opening import (
     say_hello,
     start_tls,
 )
-from outbox.smtp.reply_class import Stage
-from outbox.smtp.route_headers import Letterhead
+from outbox.smtp.refusal import Stage
+from outbox.smtp.route_headers import RouteHeaders
 
 log = Events("outbox.relay")
 
@@ -60,7 +62,7 @@ def why_tls(address: SmtpAddress) -> str:
 class RouteTroubleError(Exception):
     """The server cannot be used now: no connection, or no EHLO, TLS or AUTH. No message is to blame.
 
-    `code` and `text` are the server's reply, and `stage` is what it answers (`reply_class.Stage`); 0 and "" if the
+    `code` and `text` are the server's reply, and `stage` is what it answers (`refusal.Stage`); 0 and "" if the
     trouble is not about a reply.
     """
 
@@ -112,9 +114,9 @@ class Route:
 
     address: SmtpAddress
     settings: Settings
-    talk: type[Conversation] | None = None  # another kind, for who wants to hear more
+    connection_class: type[SmtpConnection] = SmtpConnection
     named: str = ""  # as the settings name it
-    letterhead: Letterhead | None = field(init=False)
+    headers: RouteHeaders | None = field(init=False)
     clear: ClearText = field(default_factory=ClearText)
     login_pause: LoginPause = field(default_factory=LoginPause)
     _tls: ssl.SSLContext | None = None
@@ -127,7 +129,7 @@ class Route:
     _is_compared: bool = False
 
     def __post_init__(self) -> None:
-        self.letterhead = Letterhead.of(self.settings)
+        self.headers = RouteHeaders.of(self.settings)
         self._dialer = Dialer(self.address.host, self.address.port)
         self._login = self.settings.smtp_login(self.named)
 
@@ -139,8 +141,8 @@ class Route:
         """
         return self.named or self.address.name
 
-    async def connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
-        """Return a connection that is set up, and the conversation to attach to it.
+    async def connect(self, owner: ConnectionOwner) -> tuple[SmtpConnection, asyncio.Transport]:
+        """Return a connection, and the transport to attach it to, which is set up.
 
         Raises:
             LoginRefusedError: the server refused the login, just now or so recently that it is not tried.
@@ -152,15 +154,15 @@ class Route:
                 raise trouble
         self._heed_login_pause()
         if self.address.username is None or time.monotonic() < self._proven_until:
-            return await self._connect(desk)
-        return await self._prove_login(desk)
+            return await self._connect(owner)
+        return await self._prove_login(owner)
 
-    async def _prove_login(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
+    async def _prove_login(self, owner: ConnectionOwner) -> tuple[SmtpConnection, asyncio.Transport]:
         """Connect while others wait for the outcome, so that a wrong password is sent once and not by each of them."""
         self._proving = asyncio.get_running_loop().create_future()
         outcome: RouteTroubleError | None = None
         try:
-            connected = await self._connect(desk)
+            connected = await self._connect(owner)
         except RouteTroubleError as trouble:
             outcome = trouble
             raise
@@ -170,7 +172,7 @@ class Route:
         self._proven_until = time.monotonic() + PROVEN_S
         return connected
 
-    async def _connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
+    async def _connect(self, owner: ConnectionOwner) -> tuple[SmtpConnection, asyncio.Transport]:
         opening = {"lmtp": self._open_lmtp, "file": self._open_maildir}.get(self.address.scheme, self._open_smtp)
         try:
             offers, transport = await opening()
@@ -184,19 +186,15 @@ class Route:
         # aiosmtplib has no transport any more once it knows of the end; a greeter of ours is not heard any more.
         if transport is None or transport.is_closing():
             raise RouteTroubleError(f"{self.address.name}: it closed the connection before any email")
-        conversation = (self.talk or Conversation)(
-            desk,
-            offers=offers,
-            command_timeout_s=self.settings.command_timeout_s,
-            data_done_timeout_s=self.settings.data_done_timeout_s,
-            messages_max=self.settings.messages_per_connection_max,
+        settings = self.settings
+        connection = self.connection_class(
+            owner,
+            Commands(offers, self.headers, settings.redirect_to, asks_bounces=settings.dsn),
+            Limits(settings.command_timeout_s, settings.data_done_timeout_s, settings.messages_per_connection_max),
             clock=time.monotonic,
-            redirect_to=self.settings.redirect_to,
-            letterhead=self.letterhead,
-            dsn=self.settings.dsn,
             redact=self.address.redact,
         )
-        return conversation, transport
+        return connection, transport
 
     async def _open_smtp(self) -> tuple[Offers, asyncio.Transport | None]:
         timeout_s = self.settings.connect_timeout_s

@@ -222,7 +222,7 @@ async def test_a_verdict_that_cannot_be_written_quarantines_its_email_as_what_it
 
     async def tick(session, room=0):
         nonlocal bounded
-        if not bounded and any(s.key == "bad" for s in relay._settlements):
+        if not bounded and any(s.key == "bad" for s in relay.verdicts.settlements):
             await connection.execute(BOUNDS)
             bounded = True
         await whole(session, room)

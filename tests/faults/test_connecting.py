@@ -130,23 +130,23 @@ async def test_a_connection_that_ends_right_after_the_reply_to_ehlo_is_a_failed_
 
 async def ended_at_once(route):
     """Set up a connection whose server hangs up, and wait until this is known."""
-    desk = Ended()
-    conversation, transport = await route.connect(desk)
-    conversation.attach(transport)
-    await until(lambda: conversation.is_closed, "the end is noticed")
+    owner = Ended()
+    connection, transport = await route.connect(owner)
+    connection.attach(transport)
+    await until(lambda: connection.is_closed, "the end is noticed")
     raise RouteTroubleError("the server closed the connection")
 
 
 class Ended:
-    """A desk that has no mail."""
+    """An owner that has no mail."""
 
     def take(self):
         return None
 
-    def idle(self, conversation):
+    def idle(self, connection):
         pass
 
-    def closed(self, conversation, trouble):
+    def closed(self, connection, trouble):
         pass
 
 

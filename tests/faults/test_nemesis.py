@@ -46,7 +46,7 @@ SCENES = {
      WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
 """,
             ),
-            ("relay/relay.py", "marked=claim.marked, outcome", "marked=False, outcome"),
+            ("relay/verdicts.py", "marked=tried.marked, outcome", "marked=False, outcome"),
         ),
         KILLED_AT_THE_DOT,
         AT_THE_DOT,
@@ -68,11 +68,15 @@ SCENES = {
     "the guard": Scene(
         (
             (
-                "relay/relay.py",
-                "elif self._is_too_late(session, started_s):",
+                "relay/marks.py",
+                "elif is_too_late():",
                 "elif False:",
             ),
-            ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
+            (
+                "relay/connections.py",
+                "            if connection.current is not None and connection.awaiting_reply is None:\n",
+                "            if False:\n",
+            ),
             (
                 "relay/session_keeper.py",
                 "call_later(silent_s, session.lose, reason)",
@@ -94,10 +98,14 @@ SCENES = {
             ),
             (
                 "relay/relay.py",
-                "        self._marks.clear()\n        self.pool.drop_claims()\n",
+                "        self.pool.drop_session()\n",
                 "",
             ),
-            ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
+            (
+                "relay/connections.py",
+                "            if connection.current is not None and connection.awaiting_reply is None:\n",
+                "            if False:\n",
+            ),
         ),
         (("terminate", 0.5, 0, 0.0, 0.5), ("terminate", 1.5, 0, 0.0, 0.5), ("terminate", 2.5, 0, 0.0, 0.5)),
         "--servers 2 --recipients 120 --minutes 0.07 --dot 0.1",

@@ -32,7 +32,7 @@ from outbox.database.failover_barrier import (
 )
 from outbox.relay.settlement import Settlement
 from outbox.relay.verdict_history import VerdictHistory
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail, Try
 from outbox.smtp.verdict import Outcome
 
 GUARD_S, LEASE_S, GRACE_S = 5.0, 10.0, 6.0  # a short grace, so that it is over now and then
@@ -157,9 +157,9 @@ class Relay:
             news = self.history.recall(self.unsettled, self.awaiting_reply, now, doubt_s=None)
             for one in news:
                 attempt = tell(server, one, self.name)
-                for claim in self.awaiting_reply:
-                    if claim.key == one.key and attempt is not None:
-                        claim.attempt = attempt
+                for tried in self.awaiting_reply:
+                    if tried.outgoing.key == one.key and attempt is not None:
+                        tried.renumber(0, attempt)
             self.unsettled = []
         self.told = server.id
         self.history.note_known()
@@ -250,32 +250,33 @@ class Relay:
         if row.state != "pending" or row.relay != self.sid:
             return
         row.attempt += 1
-        claim = Claim(self.sid, 0, key, row.attempt, 0, "a", "b", "<m>", b"", marked=True)
+        tried = Try(OutgoingEmail(self.sid, 0, key, row.attempt - 1, 0, "a", "b", "<m>", b""))
+        tried.mark(row.attempt)
         row.state = "sending"
         if how == "deferred":
             row.state, row.relay = "pending", None
         elif how == "withdrawn":
             row.state, row.relay = "pending", None
-            self.history.note(claim, row.attempt, Outcome("pending", "withdrawn", "", 0.0), now)
+            self.history.note(tried, row.attempt, Outcome("pending", "withdrawn", "", 0.0), now)
         else:
             self.world.accept(key, self.name)
             if how == "unanswered":
-                self.awaiting_reply.append(claim)
+                self.awaiting_reply.append(tried)
                 return
-            self.history.note(claim, row.attempt, SENT, now)
+            self.history.note(tried, row.attempt, SENT, now)
             if how == "unwritten":
-                self.unsettled.append(settlement_of(claim))
+                self.unsettled.append(settlement_of(tried))
             else:
                 row.state = "sent"
 
     def hear_reply(self):
-        claim = self.awaiting_reply.pop(0)
-        self.history.note(claim, claim.attempt, SENT, self.world.now)
-        self.unsettled.append(settlement_of(claim))
+        tried = self.awaiting_reply.pop(0)
+        self.history.note(tried, tried.attempt, SENT, self.world.now)
+        self.unsettled.append(settlement_of(tried))
 
 
-def settlement_of(claim):
-    return Settlement(claim.relay, 0, claim.key, claim.attempt, marked=True, outcome=SENT)
+def settlement_of(tried):
+    return Settlement(tried.outgoing.relay, 0, tried.outgoing.key, tried.attempt, marked=True, outcome=SENT)
 
 
 def settle(server, settlement):

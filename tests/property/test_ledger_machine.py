@@ -27,7 +27,7 @@ from outbox.relay.registration import register
 from outbox.relay.settlement import Settlement
 from outbox.relay.sweep import judge, sweep
 from outbox.relay.tick import TickRequest, tick
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
 RELAYS_MAX = 4
@@ -140,7 +140,7 @@ class Living:
 
     connection: Any
     relay: int
-    claims: dict[int, Claim] = field(default_factory=dict)
+    claims: dict[int, OutgoingEmail] = field(default_factory=dict)
     marks: dict[int, Try] = field(default_factory=dict)
 
 
@@ -471,7 +471,7 @@ class Fleet(RuleBasedStateMachine):
     # ── the model ────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def claims(self) -> list[tuple[Living, Claim]]:
+    def claims(self) -> list[tuple[Living, OutgoingEmail]]:
         """What living relays have claimed and not marked."""
         return [(relay, claim) for relay in self.living.values() for claim in relay.claims.values()]
 
@@ -494,7 +494,7 @@ class Fleet(RuleBasedStateMachine):
             self._open_session()
         return list(self.living.values())[who % len(self.living)]
 
-    def _begin(self, claim: Claim, *, marked: bool) -> Try:
+    def _begin(self, claim: OutgoingEmail, *, marked: bool) -> Try:
         relay = self.living[claim.relay]
         relay.claims.pop(claim.email, None)
         attempt = claim.attempt + 1

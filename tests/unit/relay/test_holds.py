@@ -1,6 +1,7 @@
 """A relay notices at its next tick that people have paused or resumed something."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from outbox.relay.pauses import FLEET
 
 @pytest.fixture
 def holds():
-    return Holds(None, Counter(), lambda: None)
+    return Holds(SimpleNamespace(note_pauses=lambda **_: None), Counter())
 
 
 def test_a_pause_is_news_once(holds):
