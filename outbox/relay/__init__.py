@@ -1,7 +1,9 @@
 """Emails are sent: `outbox relay`. One relay is one Postgres session, one advisory lock, one identity.
 
 supervisor       one relay for each route of this process
-relay            the main loop: one turn, one tick, and its end
+relay            the main loop: one turn after the other, and the end
+ticker           one tick and what follows from it
+parts            parts of a relay, and their connections with each other
 session_keeper   opens the first session, replaces a lost one, limits all waits for Postgres
 reopening        pauses and log lines while no session can be opened
 session          a Postgres session: identity, lock, listening, loss

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+from outbox.relay.barrier_watch import BarrierWatch
 from outbox.relay.claiming import ClaimPlan
 from outbox.relay.holds import Holds
 from outbox.relay.memory_budget import Share
@@ -27,6 +28,7 @@ class ClaimIntake:
         holds: Holds,
         share: Share,
         timers: Timers,
+        barrier: BarrierWatch,
         *,
         messages: MessageFetch,
         suspects: SuspectRule,
@@ -36,6 +38,7 @@ class ClaimIntake:
         self._holds = holds
         self._share = share
         self._timers = timers
+        self._barrier = barrier
         self._messages = messages
         self._suspects = suspects
         self._in_flight = in_flight
@@ -58,8 +61,10 @@ class ClaimIntake:
         return self._asks_suspect or any(claim.suspect for claim in self._in_flight())
 
     def room(self, now: float) -> int:
-        """Return how many deliveries to claim, as far as the connections, pauses and the end of the relay tell."""
-        return 0 if self._timers.is_stopping or self._holds.holds_fleet else self._pool.capacity(now)
+        """Return how many deliveries to claim: as many as the connections can take soon, unless nothing may be sent."""
+        if self._timers.is_stopping or self._barrier.is_up or self._holds.holds_fleet:
+            return 0
+        return self._pool.capacity(now)
 
     @contextmanager
     def asking(self, session: Session, claims_max: int, now: float) -> Iterator[TickRequest]:

@@ -217,7 +217,7 @@ async def test_a_verdict_that_cannot_be_written_quarantines_its_email_as_what_it
     await connection.execute("ALTER TABLE outbox.delivery DROP CONSTRAINT delivery_bounds")
     await connection.execute("UPDATE outbox.delivery SET due_at = '1960-01-01' WHERE email = $1", email)
     relay = Relay(settings_for(database, sink), until_empty=True)
-    whole = relay._tick
+    whole = relay._ticker.tick
     bounded = False
 
     async def tick(session, room=0):
@@ -227,7 +227,7 @@ async def test_a_verdict_that_cannot_be_written_quarantines_its_email_as_what_it
             bounded = True
         await whole(session, room)
 
-    relay._tick = tick
+    relay._ticker.tick = tick
     async with asyncio.timeout(LIMIT_S):
         await relay.run()
     assert bounded

@@ -28,7 +28,7 @@ async def test_the_relays_of_one_process_share_one_rule_for_whatever_they_hold()
         routes={"other": {"smtp_url": "smtp://two.example"}},
     )
     one, other = Relays(settings).each
-    assert one._intake._suspects is other._intake._suspects
+    assert one._parts.intake._suspects is other._parts.intake._suspects
     suspect = OutgoingEmail(1, 1, "mail1", 0, 0, "a@example.com", "b@example.com", "<1@x>", b"x", suspect=True)
     pool = one.pool
     for hold, forget in (
@@ -39,7 +39,7 @@ async def test_the_relays_of_one_process_share_one_rule_for_whatever_they_hold()
         (lambda: pool.verdicts.dropped.append((Try(suspect), "cut")), pool.verdicts.forget_undecided),
     ):
         hold()
-        assert one._intake.holds_suspect()
-        assert not other._intake._suspects.may_take(0.0, 60.0), "what one of them holds takes the other down, too"
+        assert one._parts.intake.holds_suspect()
+        assert not other._parts.intake._suspects.may_take(0.0, 60.0), "what one of them holds takes the other down, too"
         forget()
-        assert other._intake._suspects.may_take(0.0, 60.0)
+        assert other._parts.intake._suspects.may_take(0.0, 60.0)
