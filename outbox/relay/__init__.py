@@ -26,7 +26,8 @@ circuit_breaker  stops connecting while the server is in trouble, for this relay
 refusals         refusals that may be about the sender or this host, and how they are undone
 pauses           reports and the fleet, paused by a person
 suppression      addresses that get no more email
-in_doubt         what happens automatically to an email in doubt: sent again, or evidence is looked up
+in_doubt         emails in doubt, sent again or asked about
+resolver         runs the user's function that may know what became of them
 verdict_history  recent verdicts of a relay
 failover         writes them again on a server that lacks them
 observer         interface for metrics and traces

@@ -40,7 +40,7 @@ from outbox.relay.claiming import ClaimCursor, PriorityShare
 from outbox.relay.claims import release
 from outbox.relay.expiry import EXPIRED_AT_ONCE, expire
 from outbox.relay.failover import reassert
-from outbox.relay.in_doubt import Inquirer, load_resolver, resend_doubtful
+from outbox.relay.in_doubt import resend_doubtful
 from outbox.relay.isolate import TickInParts
 from outbox.relay.large_messages import SMALL_BYTES, fetch_messages, message_limit
 from outbox.relay.memory_budget import Budget
@@ -54,6 +54,7 @@ from outbox.relay.rate_limit import report_refusal, reserve
 from outbox.relay.refusals import Ruling, put_back
 from outbox.relay.remaining import is_empty, never_taken
 from outbox.relay.reopening import Reopening
+from outbox.relay.resolver import ResolverRunner, load_resolver
 from outbox.relay.session import Session, boot_clock_s
 from outbox.relay.settlement import Settlement, contradicts, count_withdrawn_by_reply, states_of
 from outbox.relay.statements import STATEMENTS
@@ -126,9 +127,9 @@ class Relay:
         self.observers = observers
         self._wake = asyncio.Event()
         self.pool = Pool(Route(settings.smtp_url, settings, named=route), self, settings, wake=self._wake.set)
-        self.inquirer: Inquirer | None = None
+        self.inquirer: ResolverRunner | None = None
         if settings.resolver is not None:
-            self.inquirer = Inquirer(
+            self.inquirer = ResolverRunner(
                 load_resolver(settings.resolver, settings.directory),
                 grace_s=settings.doubt_grace_s,
                 asks_max=settings.asks_max,
@@ -1046,9 +1047,9 @@ class Relay:
         begun, over = held - self._held, self._held - held
         self._held = held
         for report in begun:
-            log.warning("sending_paused", "{what} is paused", what=pause.spoken(report), report=report)
+            log.warning("sending_paused", "{what} is paused", what=pause.label(report), report=report)
         for report in over:
-            log.info("sending_resumed", "{what} is no longer paused", what=pause.spoken(report), report=report)
+            log.info("sending_resumed", "{what} is no longer paused", what=pause.label(report), report=report)
         if over:
             self._poll_at = self._expire_at = self._sweep_at = 0.0  # what was set aside is taken up in the upkeep
             self._wake.set()
