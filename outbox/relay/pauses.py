@@ -1,7 +1,7 @@
 """Pauses: a report, or the whole fleet, is held back by a person, from `outbox pause` to `outbox resume`.
 
 A pause is a row. Each tick reads the rows that there are, normally none, so a relay obeys from its next tick on. While
-the fleet is paused no relay claims. While a report is paused its emails are claimed as ever and set aside at once: due
+the fleet is paused no relay claims. While a report is paused its emails are claimed as usual and set aside at once: due
 at infinity, with the report's name in `paused`, so that they delay no others. Any relay takes up what is set aside
 under a pause that is over; so a pause that ends while a relay sets emails aside leaves nothing behind.
 """

@@ -212,7 +212,7 @@ async def test_a_relays_unmarked_claims_are_untouched_by_its_settles(connection,
     assert await relay.mark(claimed) == {claimed.email: 1}
 
 
-async def test_a_nul_in_a_reply_does_not_stop_the_ledger(connection, relay):
+async def test_a_nul_in_a_reply_does_not_stop_the_tick(connection, relay):
     await put(connection, 1)
     claim = await relay.claim_and_mark()
     assert await relay.settle(settlement(claim, Refused("550 a\0b � ü"), attempt=1))
