@@ -1,4 +1,4 @@
-"""What claim, mark and settle cost per message: through `ledger.tick` on a real relay session.
+"""What claim, mark and settle cost per message: through `tick` on a real relay session.
 
 Measured is one backend alone (PostgreSQL 18), so what vacuums and checkpoints do meanwhile is not in it.
 """

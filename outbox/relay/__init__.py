@@ -53,7 +53,8 @@ maintenance      sweep, expire, resume, resend, ask, give back; the note in the 
 sweep            judges what dead relays left
 expiry           ends what is too late to send
 progress_note    progress of a relay, in its row
-in_doubt         what happens automatically to an email in doubt: sent again, or evidence is looked up
+in_doubt         emails in doubt, sent again or asked about
+resolver         runs the user's function that may know what became of them
 until_empty      end of a relay that runs until the outbox is empty
 remaining        what is left to send on a route
 observer         interface for metrics and traces

@@ -52,9 +52,9 @@ class Holds:
         self._held = held
         self._pool.note_pauses(is_any=bool(held))
         for report in begun:
-            log.warning("sending_paused", "{what} is paused", what=pauses.spoken(report), report=report)
+            log.warning("sending_paused", "{what} is paused", what=pauses.label(report), report=report)
         for report in over:
-            log.info("sending_resumed", "{what} is no longer paused", what=pauses.spoken(report), report=report)
+            log.info("sending_resumed", "{what} is no longer paused", what=pauses.label(report), report=report)
         return PauseChange(bool(begun), bool(over))
 
     async def sendable(self, session: Session, done: TickResult, *, is_stopping: bool) -> Sequence[OutgoingEmail]:

@@ -13,10 +13,11 @@ from outbox.relay import pauses, sweep
 from outbox.relay.barrier_watch import BarrierWatch
 from outbox.relay.claims import release
 from outbox.relay.expiry import EXPIRED_AT_ONCE, expire
-from outbox.relay.in_doubt import Inquirer, resend_doubtful
+from outbox.relay.in_doubt import resend_doubtful
 from outbox.relay.pool import Pool
 from outbox.relay.progress_note import Note, write_note
 from outbox.relay.refusals import put_back
+from outbox.relay.resolver import ResolverRunner
 from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session
 from outbox.relay.timers import Timers
@@ -40,7 +41,7 @@ class Maintenance:
         barrier: BarrierWatch,
         timers: Timers,
         counts: Counter[str],
-        resolver: Inquirer | None,
+        resolver: ResolverRunner | None,
     ) -> None:
         self._settings = settings
         self._route = route

@@ -12,7 +12,6 @@ from outbox.relay.barrier_watch import BarrierWatch
 from outbox.relay.claim_intake import ClaimIntake
 from outbox.relay.claim_trigger import ClaimTrigger
 from outbox.relay.holds import Holds
-from outbox.relay.in_doubt import Inquirer, load_resolver
 from outbox.relay.large_messages import SMALL_BYTES
 from outbox.relay.maintenance import Maintenance
 from outbox.relay.marks import Marks
@@ -21,6 +20,7 @@ from outbox.relay.message_fetch import MessageFetch
 from outbox.relay.observer import Observer
 from outbox.relay.pool import Pool
 from outbox.relay.reassertion import Reassertion
+from outbox.relay.resolver import ResolverRunner, load_resolver
 from outbox.relay.route_state import RouteState
 from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session, SessionEvents
@@ -133,11 +133,11 @@ class RelayParts:
             in_flight=lambda: self.pool.in_flight().values(),
         )
 
-    def _resolver(self) -> Inquirer | None:
+    def _resolver(self) -> ResolverRunner | None:
         settings = self.settings
         if settings.resolver is None:
             return None
-        return Inquirer(
+        return ResolverRunner(
             load_resolver(settings.resolver, settings.directory),
             grace_s=settings.doubt_grace_s,
             asks_max=settings.asks_max,

@@ -161,9 +161,9 @@ class Quarantine:
         *,
         relays: Iterable[int] = (),
     ) -> list[Any]:
-        """Run a statement that failed for these emails for each by itself; what fails again is quarantined.
+        """Run a statement that failed for these emails for each by itself; return the results.
 
-        Gives the results of the others. Inside of a transaction each has a savepoint.
+        An email for which it fails again is quarantined. Inside of a transaction each has a savepoint.
         """
         found = []
         left_out = set(self.left_out)
@@ -187,7 +187,7 @@ class Quarantine:
     ) -> list[Any]:
         """Run a statement that reads or writes these emails; if one of them makes it fail, for each by itself.
 
-        Gives all rows. What fails by itself is quarantined.
+        Return all rows. An email that fails by itself is quarantined.
         """
         try:
             return list(await statement(emails))

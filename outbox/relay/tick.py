@@ -1,8 +1,8 @@
 """Tick: settle, mark and claim in one statement, so in one commit and one round trip.
 
-Commits are what costs, so a tick is one whatever number of deliveries it moves. A `TickRequest` says what to do, a
-`TickResult` what came true, and what the fleet knows of the route. `isolate` does the same in parts where a row makes
-the statement fail.
+Commits are what costs, so a tick is one commit, whatever number of deliveries it moves. A `TickRequest` is what to do;
+a `TickResult` is what was done, and the state of the route in the whole fleet. `isolate` does the same in parts if a
+row makes the statement fail.
 """
 
 import json
@@ -22,7 +22,7 @@ from outbox.smtp.outgoing import OutgoingEmail
 
 @dataclass(frozen=True, slots=True)
 class TickRequest:
-    """What a tick settles, marks and claims. The default is nothing: then it only reads what the fleet knows.
+    """Work of a tick: settlements, marks and claims. By default there is none, and only the state of the route is read.
 
     Urgent emails are claimed first, then others, within each those due longest first.
     """
@@ -96,7 +96,7 @@ class RoutePause:
 
 @dataclass(frozen=True, slots=True)
 class TickResult:
-    """What one commit made true, and what the fleet knows of the route.
+    """Result of one commit, and the state of the route in the whole fleet.
 
     A settlement or mark that is not in it changed nothing: its fence no longer matched.
     """
@@ -141,7 +141,7 @@ class TickResult:
 #
 # settle: the fence is (relay, attempt). A 250 also settles a row that was put back to pending in the meantime
 #   (doubt resolved as "send again" while the reply was under way), as long as no relay has marked it again.
-#   So does a row that expired or was cancelled in the meantime: it was accepted, whatever the hour or the person said.
+#   So does a row that expired or was cancelled in the meantime: it was accepted, whatever the time and the person.
 #   And so does one that is in doubt under another relay: after a failover a try of the same number may be another's.
 #   Such a row may count all its attempts as withdrawn (a dead letter that a person sends again has all its tries
 #   before it), and an attempt that was accepted is none of those.
@@ -162,7 +162,7 @@ class TickResult:
 #   Urgent ones are a lane of their own and are looked for first, from $16 on: a second before the last look that found
 #   them all, since a transaction that takes a while commits emails that are due since it began. At most $17 of them are
 #   claimed, and what they leave goes to the others.
-# pause, rate: what the fleet knows of the server named $13.
+# pause, rate: the state of the server named $13, as the fleet shares it.
 # barrier: $21 is the latest epoch that this relay knows.
 _NUMBERS: Final = {"relay": "$9", "budget": "$18::bigint", "limit": "$19::bigint"}
 TICK: Final = f"""
@@ -267,7 +267,7 @@ SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
 
 
 async def tick(connection: Any, relay: int, request: TickRequest) -> TickResult:
-    """Settle, mark and claim in one commit; return what came true.
+    """Settle, mark and claim in one commit; return what was done.
 
     If this raises an error of Postgres, nothing was committed; after any other error the commit is unknown.
     """

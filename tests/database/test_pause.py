@@ -9,17 +9,8 @@ from outbox.operations.retry_cancel import Act, operate
 from outbox.relay import pauses
 from outbox.relay.expiry import expire
 from outbox.relay.tick import TickRequest, tick
-from tests.database.test_ledger import (  # noqa: F401 - fixtures
-    DOUBT,
-    SENT,
-    emptied,
-    made_once,
-    put,
-    relay,
-    relays,
-    settlement,
-)
 from tests.support.fleet import until
+from tests.support.living_relays import DOUBT, SENT, emptied, living_relay, living_relays, made_once, put, settlement  # noqa: F401 - fixtures
 
 EDITIONS = """
 INSERT INTO outbox.edition (report, period, starts_at, ends_at)
@@ -79,7 +70,7 @@ async def waits_for_a_row(connection, pid):
     await until(waits, "it waits for the row")
 
 
-async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_tells_what_is_paused(connection, relay):  # noqa: F811
+async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_tells_what_is_paused(connection, relay):
     sales, stock = await put_of(connection, "sales", 2), await put_of(connection, "stock", 1)
     (none,) = await put(connection, 1)
     first = await relay.claim_and_mark()
@@ -98,7 +89,7 @@ async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_
     }
 
 
-async def test_what_is_set_aside_while_its_pause_ends_is_taken_up(connection, relay, relays, database):  # noqa: F811
+async def test_what_is_set_aside_while_its_pause_ends_is_taken_up(connection, relay, relays, database):
     (email,) = await put_of(connection, "sales", 1)
     await begin(connection, "sales")
     (claim,) = await relay.claim()
@@ -115,7 +106,7 @@ async def test_what_is_set_aside_while_its_pause_ends_is_taken_up(connection, re
     assert [claim.email for claim in await relay.claim()] == [email]
 
 
-async def test_only_what_is_under_an_ended_pause_is_taken_up_and_by_one_relay(connection, relay, relays, database):  # noqa: F811
+async def test_only_what_is_under_an_ended_pause_is_taken_up_and_by_one_relay(connection, relay, relays, database):
     sales, stock = await put_of(connection, "sales", 5), await put_of(connection, "stock", 5)
     for report in ("sales", "stock"):
         await begin(connection, report)
@@ -133,7 +124,7 @@ async def test_only_what_is_under_an_ended_pause_is_taken_up_and_by_one_relay(co
     assert not await pauses.is_held(connection), "what is claimed is still to be sent"
 
 
-async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_after_all(connection, relay):  # noqa: F811
+async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_after_all(connection, relay):
     late, cancelled, arrived = await put_of(connection, "sales", 3)
     claims = {claim.email: claim for claim in await relay.claim(3)}
     await relay.mark(claims[arrived])
@@ -155,7 +146,7 @@ async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_afte
     }
 
 
-async def test_a_late_acceptance_is_stronger_than_a_cancellation(connection, relay):  # noqa: F811
+async def test_a_late_acceptance_is_stronger_than_a_cancellation(connection, relay):
     """In doubt, put back by the policy, cancelled, and then its 250 comes after all: a retry must not send it twice."""
     (email,) = await put(connection, 1)
     claim = await relay.claim_and_mark()
@@ -167,7 +158,7 @@ async def test_a_late_acceptance_is_stronger_than_a_cancellation(connection, rel
     assert (await rows(connection))[email][0] == "sent"
 
 
-async def test_of_a_cancellation_and_a_mark_at_once_the_first_has_the_row(connection, relay, database):  # noqa: F811
+async def test_of_a_cancellation_and_a_mark_at_once_the_first_has_the_row(connection, relay, database):
     first, second = await put(connection, 2)
     claims = await relay.claim(2)
     other = await asyncpg.connect(database)
@@ -183,7 +174,7 @@ async def test_of_a_cancellation_and_a_mark_at_once_the_first_has_the_row(connec
     assert {email: row[0] for email, row in (await rows(connection)).items()} == {first: "cancelled", second: "sending"}
 
 
-async def test_a_retry_takes_nothing_from_a_relay_that_claims_it_at_this_moment(connection, relay, database):  # noqa: F811
+async def test_a_retry_takes_nothing_from_a_relay_that_claims_it_at_this_moment(connection, relay, database):
     (email,) = await put(connection, 1)
     await connection.execute("UPDATE outbox.delivery SET due_at = now() + interval '1 hour'")
     other = await asyncpg.connect(database)
@@ -196,7 +187,7 @@ async def test_a_retry_takes_nothing_from_a_relay_that_claims_it_at_this_moment(
     assert (await rows(connection))[email][-1] == relay.relay
 
 
-async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(connection, relay):  # noqa: F811
+async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(connection, relay):
     await put_of(connection, "sales", 1)
     await begin(connection, "sales")
     assert not await pauses.is_held(connection), "it is not set aside yet"
@@ -213,7 +204,7 @@ async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(
     assert not await pauses.is_held(connection), "it is to be taken up"
 
 
-async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(connection, relay, monkeypatch):  # noqa: F811
+async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(connection, relay, monkeypatch):
     emails = await put_of(connection, "sales", 5)
     await put_of(connection, "stock", 2)
     await begin(connection, "sales")

@@ -10,8 +10,8 @@ from outbox.operations.retry_cancel import Act, explain, operate
 from outbox.relay import suppression
 from outbox.relay.suppression import Entry, Reason
 from outbox.relay.tick import TickRequest, tick
-from tests.database.test_ledger import emptied, made_once, put, relay, relays  # noqa: F401 - fixtures
 from tests.database.test_pause import EDITIONS, put_of
+from tests.support.living_relays import emptied, living_relay, living_relays, made_once, put  # noqa: F401 - fixtures
 
 WHY = "its address is on the suppression list"
 
@@ -49,7 +49,7 @@ async def add(connection, *entries):
 )
 async def test_a_claim_is_cancelled_where_its_address_is_listed_for_its_report_or_for_all(
     connection,
-    relay,  # noqa: F811
+    relay,
     listed,
     ended,
 ):
@@ -74,7 +74,7 @@ async def test_a_claim_is_cancelled_where_its_address_is_listed_for_its_report_o
     assert other not in cancelled
 
 
-async def test_what_is_marked_already_goes(connection, relay):  # noqa: F811
+async def test_what_is_marked_already_goes(connection, relay):
     (email,) = await put(connection, 1)
     await written_to(connection, "bo@example.com", [email])
     await add(connection, ("bo@example.com",))

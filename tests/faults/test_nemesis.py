@@ -97,7 +97,7 @@ SCENES = {
                 "return True",
             ),
             (
-                "relay/relay.py",
+                "relay/parts.py",
                 "        self.pool.drop_session()\n",
                 "",
             ),

@@ -89,3 +89,19 @@ def test_an_acceptance_is_told_rather_than_a_try_with_a_later_number_on_another_
     history.note(marked(), 6, DOUBT, 1002.0)
     history.note_lost(1003.0)
     assert [n.outcome for n in history.recall([], [], 2000.0, doubt_s=None)] == [SENT]
+
+
+def test_only_a_message_in_doubt_is_kept():
+    history = VerdictHistory()
+    history.note(marked(), 1, SENT, 1000.0)
+    history.note(marked(key="mail2"), 1, DOUBT, 1000.0)
+    kept = {n.key: n.message for n in history.recall([], [], 1001.0, doubt_s=None)}
+    assert kept == {"mail1": None, "mail2": b"hello"}
+
+
+def test_a_session_is_lost_at_its_first_loss_however_often_the_next_ones_fail():
+    history = VerdictHistory()
+    history.note(marked(), 1, SENT, 1000.0)
+    history.note_lost(1001.0)
+    history.note_lost(1001.0 + 10 * REMEMBERED_S)
+    assert len(history.recall([], [], 1002.0 + 10 * REMEMBERED_S, doubt_s=None)) == 1

@@ -1,4 +1,4 @@
-"""Which late verdicts are worth an alarm."""
+"""Late verdicts that are worth an alarm."""
 
 import pytest
 
