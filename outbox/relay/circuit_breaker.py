@@ -61,6 +61,10 @@ class Breaker:
         """Whether no pause is in force for this relay."""
         return self._rested(now) and (self.fleet_retry_at is None or self.probing)
 
+    def refuses_all(self, now: float) -> bool:
+        """Return True while nothing may be begun on any connection, since the server refuses all of it."""
+        return self.refusals > 0 and not self.may_connect(now)
+
     @property
     def is_refused(self) -> bool:
         """Whether the server goes on refusing the sender or this host, or the login, perhaps to another relay."""

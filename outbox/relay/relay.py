@@ -139,7 +139,7 @@ class Relay:
         self._session: Session | None = None
         self._former: Session | None = None
         self._memory = Memory()
-        mail_route = Route(settings.smtp_url, settings, named=route)
+        mail_route = Route.of(settings.smtp_url, settings, named=route)
         self.server = ServerState(mail_route.name, settings, wake=self._wake.set)
         self.verdicts = Verdicts(
             settings,
@@ -452,7 +452,7 @@ class Relay:
             found.append(f"it holds no session with Postgres: {lost}")
         elif self._barrier.up:
             found.append("it waits at the failover barrier until the other relays have written what they sent")
-        broken = self.pool.broken() or self.server.deferring()
+        broken = self.pool.connections.broken() or self.server.deferring()
         return [*found, broken] if broken else found
 
     def summary(self) -> str:
@@ -1026,7 +1026,7 @@ class Relay:
 
     async def _note(self, session: Session) -> None:
         """Keep in the relay's row how it goes and what hinders it, for those who look; written when it changes."""
-        trouble = self.pool.trouble() or (self.inquirer.trouble if self.inquirer is not None else None)
+        trouble = self.pool.connections.trouble() or (self.inquirer.trouble if self.inquirer is not None else None)
         sent = self.counts["accepted"] - self._sent_before
         note = Note(trouble, self.counts["stale settlements"], sent, self.server.last_reply)
         if note != self._noted:
@@ -1142,7 +1142,7 @@ class Relay:
             # What was judged meanwhile still has the old ids; on another server they may be another email's.
             there = {key: one.email for key, one in emails.items()}
             self.verdicts.renumber(there, asserted=unsettled, reported=told)
-            self.pool.renumber({key: (one.email, one.attempt) for key, one in emails.items()})
+            self.pool.connections.renumber({key: (one.email, one.attempt) for key, one in emails.items()})
             self._told = session.server
             self._memory.lost_at = None
             log.warning(
@@ -1185,14 +1185,14 @@ class Relay:
 
     def _has_another_login(self, pause: RoutePause | None) -> bool:
         """Return True if the login may be another one than the one that was refused, so that it is worth a try."""
-        route = self.pool.route
+        login = self.pool.route.login
         if (
             pause is not None
             and pause.logins
-            and route.is_newer_than_refusal(login_pause_s(pause.logins) - pause.wait_s)
+            and login.is_newer_than_refusal(login_pause_s(pause.logins) - pause.wait_s)
         ):
             return True
-        return route.has_new_login()
+        return login.has_new_login()
 
     def _adopt(self, pause: RoutePause | None, now: float) -> None:
         """Take over what the fleet knows of the route."""
