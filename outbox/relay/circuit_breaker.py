@@ -1,4 +1,4 @@
-"""When the server, not the message, is the trouble: the pause of a route, in this relay and for the whole fleet.
+"""Circuit breaker: pause of a route while its server is in trouble, in this relay and for the whole fleet.
 
 `Breaker` decides, without a clock or a database of its own; the functions below tell the fleet, which reads a pause
 with its ticks (`ledger.tick`).
@@ -23,7 +23,7 @@ REFUSALS_MAX: Final = 5  # then `relay --until-empty` gives up: after about 8 s
 
 @dataclass(slots=True)
 class Breaker:
-    """Whether the server may be bothered, by this relay and by the fleet. Decides only; `now` is any steady clock.
+    """Circuit breaker of a route, for this relay and for the fleet. Decides only; `now` is any steady clock.
 
     Closed: connect at will. Open after trouble: no new connection until the pause is over, then one probe at a time
     (half-open), each failure doubling the pause up to `PAUSE_MAX_S`; the first success after it closes the breaker.
@@ -39,7 +39,7 @@ class Breaker:
     cuts: int = 0
     probing: bool = False
     refusals: int = 0
-    """How often in a row the server refused the sender or this host; more than 0 is a pause that needs a person."""
+    """Refusals of the sender or this host in a row; more than 0 is a pause that needs a person."""
     login_refused: bool = False
     """The server refused the login, here or to another relay: each try counts, so the pause lasts for minutes."""
     news: Literal["pause", "login", "resume"] | None = None
@@ -49,16 +49,16 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the server was last known to be in trouble."""
+        """Return True if the server was last known to be in trouble."""
         return self.retry_at is not None or self.fleet_retry_at is not None
 
     @property
     def next_at(self) -> float:
-        """When the pauses that are known are over."""
+        """Return when the pauses that are known are over."""
         return max(self.retry_at or 0.0, self.fleet_retry_at or 0.0)
 
     def may_connect(self, now: float) -> bool:
-        """Whether no pause is in force for this relay."""
+        """Return True if no pause is in force for this relay."""
         return self._rested(now) and (self.fleet_retry_at is None or self.probing)
 
     def refuses_all(self, now: float) -> bool:
@@ -67,16 +67,16 @@ class Breaker:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the server goes on refusing the sender or this host, or the login, perhaps to another relay."""
+        """Return True if the server goes on refusing the sender, this host or the login, perhaps to another relay."""
         is_told = self.login_refused and self.fleet_retry_at is not None and not (self.insists or self.probing)
         return self.refusals >= REFUSALS_MAX or is_told
 
     def wants_probe(self, now: float) -> bool:
-        """Whether it is time to ask the database for the turn to probe."""
+        """Return True if it is time to ask the database for the turn to probe."""
         return self.fleet_retry_at is not None and not self.probing and (self.insists or now >= self.next_at)
 
     def trip(self, reason: str, now: float, uniform: float | None = None) -> None:
-        """The server was in trouble: pause, for longer than the last time."""
+        """Pause, for longer than the last time: the server was in trouble."""
         self._open(reason, now, PAUSE_MAX_S, uniform)
 
     def refuse(self, reason: str, now: float, uniform: float | None = None) -> None:
@@ -100,13 +100,13 @@ class Breaker:
         self.insists = self.fleet_retry_at is not None
 
     def cut(self, reason: str, now: float) -> None:
-        """A connection ended in the middle of a dialogue; a few in a row without a verdict are trouble."""
+        """Note that a connection ended in the middle of a dialogue; a few in a row without a verdict are trouble."""
         self.cuts += 1
         if self.cuts >= CUTS_IN_A_ROW_MAX and self._rested(now):
             self.trip(reason, now)
 
     def succeed(self, now: float, *, took_mail: bool = True) -> None:
-        """The server has judged a message, so it works; a pause that was ordered is kept to its end.
+        """Note that the server has judged a message, so it works; a pause that was ordered is kept to its end.
 
         One that refused the sender or this host works again once it takes a message.
         """

@@ -95,7 +95,7 @@ class Pool:
         open_soon = len(connections) + connections.opening
         wanted = min(max(2 * open_soon, READY_MIN), 2 * connections.connections_max)
         capacity = max(0, min(wanted - len(self.ready), batch_max))
-        return min(capacity, limiter.room(len(self.ready))) if limiter.is_bounded else capacity
+        return min(capacity, limiter.capacity(len(self.ready))) if limiter.is_bounded else capacity
 
     def next_start_at(self, now: float) -> float | None:
         """Return when the rate lets the next try start; None where the rate is not what it waits for.

@@ -243,7 +243,7 @@ class Route:
         return maildir.OFFERS, maildir.MaildirTransport(directory)
 
     def _tls_context(self) -> ssl.SSLContext:
-        """Verified where a secret is sent or TLS was demanded; else opportunistic (RFC 7435)."""
+        """Return the context: verified where a secret is sent or TLS was demanded, else opportunistic (RFC 7435)."""
         if self._tls is None:
             if self.settings.wants_verified_tls:
                 self._tls = ssl.create_default_context()
