@@ -57,7 +57,7 @@ class RateLimiter:
 
     @property
     def speed(self) -> float | None:
-        """Return the rate in force, in emails a second of the whole fleet: the lower one of the settings' and the server's."""
+        """Return the rate in force, in emails a second of the fleet: the lower of the settings' and the server's."""
         return _lower(self.rate_per_s, self.found_per_s)
 
     @property
