@@ -14,11 +14,12 @@ from outbox.errors import ConfigurationError, OutboxError
 from outbox.mail import message
 from outbox.settings import Settings
 from outbox.smtp.connection import Expected, SmtpConnection
-from outbox.smtp.connector import Route, RouteTroubleError
+from outbox.smtp.connector import Route
 from outbox.smtp.helo import name_of_host
 from outbox.smtp.outgoing import OutgoingEmail, Try
 from outbox.smtp.refusal import About, Refusal
 from outbox.smtp.replies import Reply
+from outbox.smtp.route_trouble import RouteTroubleError
 from outbox.smtp.verdict import Accepted, InDoubt, Verdict, Withdrawn
 
 SILENCE_MAX_S: Final = 60.0  # a person waits; the relay has more patience
@@ -121,7 +122,7 @@ async def send(settings: Settings, *, sender: str, recipient: str, message_id: s
     trial = Trial(str(settings.smtp_url), sender, recipient, settings.redirect_to, message_id)
     owner = _Owner(trial)
     try:
-        route = Route(settings.smtp_url, settings.model_copy(update=patience), connection_class=_RecordingConnection)
+        route = Route.of(settings.smtp_url, settings.model_copy(update=patience), connection_class=_RecordingConnection)
         connection, transport = await route.connect(owner)
     except RouteTroubleError as trouble:
         raise OutboxError(f"It was not sent: {str(trouble).rstrip('.')}; see `outbox doctor`.") from trouble

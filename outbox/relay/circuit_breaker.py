@@ -39,7 +39,7 @@ class Breaker:
     cuts: int = 0
     probing: bool = False
     refusals: int = 0
-    """How often in a row the server refused the sender or this host; more than 0 is a pause that needs a person."""
+    """Refusals of the sender or this host in a row; more than 0 is a pause that needs a person."""
     login_refused: bool = False
     """The server refused the login, here or to another relay: each try counts, so the pause lasts for minutes."""
     news: Literal["pause", "login", "resume"] | None = None
@@ -60,6 +60,10 @@ class Breaker:
     def may_connect(self, now: float) -> bool:
         """Return True if no pause is in force for this relay."""
         return self._rested(now) and (self.fleet_retry_at is None or self.probing)
+
+    def refuses_all(self, now: float) -> bool:
+        """Return True while nothing may be begun on any connection, since the server refuses all of it."""
+        return self.refusals > 0 and not self.may_connect(now)
 
     @property
     def is_refused(self) -> bool:

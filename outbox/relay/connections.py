@@ -2,19 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from outbox.relay.server_state import ServerState
 from outbox.settings import Settings
 from outbox.smtp.connection import SmtpConnection
 from outbox.smtp.connection_owner import ConnectionOwner
-from outbox.smtp.connector import Route, RouteTroubleError
+from outbox.smtp.connector import Route
 from outbox.smtp.outgoing import Try
+from outbox.smtp.route_trouble import RouteTroubleError
 
 DEADLINE_CHECK_S: Final = 1.0
 AFTER_STOP_S: Final = 0.05
 STUCK_S: Final = 3.0
+SILENCE_S: Final = 30.0  # a server that is silent for so long is a trouble to be named
 
 
 class Connections:
@@ -93,9 +95,18 @@ class Connections:
         idle, all_of_them = len(self._idle), len(self._all)
         return {"busy": max(all_of_them - idle, 0), "idle": idle, "opening": len(self._openings)}
 
-    def silent_for(self, seconds: float) -> int:
-        """Return on how many an email is in flight and the server has been silent for so long."""
-        return sum(_is_silent(one, seconds) for one in self._all)
+    def trouble(self) -> str | None:
+        """Return what keeps mail from going out: the server, as far as the connections show, or a limit."""
+        return self.broken() or self.server.limits(time.monotonic(), is_connected=bool(self._all))
+
+    def broken(self) -> str | None:
+        """Return what is wrong with the server, as far as the connections show."""
+        if self.server.breaker.is_open:
+            return f"SMTP: {self.server.breaker.reason}"
+        stuck = sum(_is_silent(one, SILENCE_S) for one in self._all)
+        if stuck:
+            return f"the mail server has been silent for more than {SILENCE_S:g} s on {stuck} connections"
+        return None
 
     def is_shut_out(self, now: float) -> bool:
         """Return True if there is none and the server grants none at this moment."""
@@ -104,6 +115,16 @@ class Connections:
     def awaiting_reply(self) -> list[Try]:
         """Return the tries whose final dot is written and not answered."""
         return [tried for one in self._all if (tried := one.awaiting_reply) is not None]
+
+    def renumber(self, emails: Mapping[str, tuple[int, int | None]]) -> None:
+        """Adapt the tries that await their replies to another server: id and attempt of emails there, by key.
+
+        Where the attempt is None the row there has no other one.
+        """
+        for tried in self.awaiting_reply():
+            if tried.outgoing.key in emails:
+                email, attempt = emails[tried.outgoing.key]
+                tried.renumber(email, attempt or tried.attempt)  # the row there may have counted further
 
     def note_idle(self, connection: SmtpConnection) -> None:
         """Remember one that waits for mail."""
@@ -129,10 +150,22 @@ class Connections:
         if not self._openings:
             self._open(probing=True)
 
-    def limit_to(self, messages: int) -> None:
-        """Close each after so many messages, since the server takes no more."""
-        for connection in self:
-            connection.limit_to(messages)
+    def limit(self, reason: str, *, opening: int) -> float | None:
+        """Do with fewer, since the server said so. Return in how many seconds one more may be opened; None if it grants
+        none at all, so that the route is paused.
+
+        `opening` is 1 if the refused one is one of those that are being opened.
+        """
+        are_opening = len(self._openings) > opening
+        if not self.server.on_connection_limit(reason, working=self.working, are_opening=are_opening):
+            return None
+        return max(self.server.connection_limit.retry_at - time.monotonic(), 0.0)
+
+    def limit_session(self, messages: int | None) -> None:
+        """Note after how many messages the server closed one, and close each after so many once that is a limit."""
+        if messages is not None and self.server.on_session_limit(messages):
+            for connection in self:
+                connection.limit_to(messages)
 
     def abandon_unsent(self, reason: str) -> None:
         """Drop those whose email is in flight and not past its dot: the session that claimed it is gone."""

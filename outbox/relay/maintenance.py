@@ -145,7 +145,7 @@ class Maintenance:
 
     async def write_note(self, session: Session) -> None:
         """Write the relay's progress and trouble into its row, if they have changed."""
-        trouble = self._pool.trouble() or (self._resolver.trouble if self._resolver is not None else None)
+        trouble = self._pool.connections.trouble() or (self._resolver.trouble if self._resolver is not None else None)
         sent = self._counts["accepted"] - self._sent_before
         note = Note(trouble, self._counts["stale settlements"], sent, self._server.last_reply)
         if note == self._note:

@@ -81,7 +81,7 @@ class RelayParts:
         """Connect what sends emails: connections, marks, verdicts, and the state of the mail server."""
         settings = self.settings
         assert settings.smtp_url is not None
-        mail_route = Route(settings.smtp_url, settings, named=self.route)
+        mail_route = Route.of(settings.smtp_url, settings, named=self.route)
         self.server = ServerState(mail_route.name, settings, wake=self.wake.set)
         self.verdicts = Verdicts(
             settings,

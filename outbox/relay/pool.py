@@ -7,7 +7,7 @@ are asked of `marks`, and verdicts go to `verdicts`.
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from outbox.log import Events
@@ -16,25 +16,22 @@ from outbox.relay.marks import Marks
 from outbox.relay.ready_queue import ReadyQueue
 from outbox.relay.refusals import Ruling
 from outbox.relay.returns import Returns
+from outbox.relay.sender_holds import PROBES_MAX
 from outbox.relay.server_state import ServerState
 from outbox.relay.verdicts import Verdicts
 from outbox.settings import Settings
 from outbox.smtp.connection import SmtpConnection
-from outbox.smtp.connector import LoginRefusedError, Route, RouteTroubleError
+from outbox.smtp.connector import Route
 from outbox.smtp.outgoing import OutgoingEmail, Try
-from outbox.smtp.refusal import About, Refusal, Stage
-from outbox.smtp.reply_class import classify
+from outbox.smtp.refusal import About, Refusal
+from outbox.smtp.route_trouble import LoginRefusedError, RouteTroubleError
 from outbox.smtp.verdict import Accepted, Deferred, Verdict, Withdrawn
 
 log = Events("outbox.relay")
 
 READY_MIN: Final = 8  # claims that a relay without connections starts with
 HOLD_S: Final = 5.0  # a claim that can be sent within this time after a refusal is not given back
-REFUSED_MIN: Final = 400  # RFC 5321 §4.2.1: 4xx and 5xx are refusals
-SILENCE_S: Final = 30.0  # a server that is silent for so long is a trouble to be named
 CUTS_MAX: Final = 2  # a try that so many connections cut is withdrawn
-PROBES_MAX: Final = 64  # claims of which one is chosen to ask a server that refused the sender
-PASSED_OVER_S: Final = 30.0  # so that the next choice sees others
 
 
 class Pool:
@@ -85,29 +82,6 @@ class Pool:
         held = (*ready, *current, *self.returns, *self.verdicts.waiting(), *self.marks.emails())
         return {outgoing.email: outgoing for outgoing in held}
 
-    def renumber(self, emails: Mapping[str, tuple[int, int | None]]) -> None:
-        """Adapt the tries that await their replies to another server: id and attempt of emails there, by key.
-
-        Where the attempt is None the row there has no other one.
-        """
-        for tried in self.connections.awaiting_reply():
-            if tried.outgoing.key in emails:
-                email, attempt = emails[tried.outgoing.key]
-                tried.renumber(email, attempt or tried.attempt)  # the row there may have counted further
-
-    def trouble(self) -> str | None:
-        """Return what keeps mail from going out: the server, as far as the connections show, or a limit."""
-        return self.broken() or self.server.limits(time.monotonic(), is_connected=bool(self.connections))
-
-    def broken(self) -> str | None:
-        """Return what is wrong with the server, as far as the connections show."""
-        if self.server.breaker.is_open:
-            return f"SMTP: {self.server.breaker.reason}"
-        stuck = self.connections.silent_for(SILENCE_S)
-        if stuck:
-            return f"the mail server has been silent for more than {SILENCE_S:g} s on {stuck} connections"
-        return None
-
     def capacity(self, now: float) -> int:
         """Return how many more claims the connections can take soon; while the route is paused 0, or 1 for a probe."""
         breaker, limiter = self.server.breaker, self.server.limiter
@@ -121,7 +95,7 @@ class Pool:
         open_soon = len(connections) + connections.opening
         wanted = min(max(2 * open_soon, READY_MIN), 2 * connections.connections_max)
         capacity = max(0, min(wanted - len(self.ready), batch_max))
-        return min(capacity, limiter.room(len(self.ready))) if limiter.is_bounded else capacity
+        return min(capacity, limiter.capacity(len(self.ready))) if limiter.is_bounded else capacity
 
     def next_start_at(self, now: float) -> float | None:
         """Return when the rate lets the next try start; None where the rate is not what it waits for.
@@ -132,10 +106,6 @@ class Pool:
         at = limiter.next_at(now)
         return at if self.ready.has_next and limiter.is_bounded and (at > now or self.connections.idle) else None
 
-    def _is_refused(self, now: float) -> bool:
-        """Return True while nothing may be begun on any connection, since the server refuses all of it."""
-        return self.server.breaker.refusals > 0 and not self.server.breaker.may_connect(now)
-
     def note_pauses(self, *, is_any: bool) -> None:
         """Note if a person pauses anything: then an email that comes back unsent is claimed anew, and set aside if it
         is to be.
@@ -143,19 +113,18 @@ class Pool:
         self._is_paused_by_person = is_any
 
     def add(self, tries: Sequence[Try]) -> None:
-        """Let tries wait for connections, but for those of senders that are held back."""
-        if self.server.senders:
-            tries = self._without_held(tries)
-        if self.server.breaker.refusals:
-            tries = self._probe_of(tries)
-        self.ready.add(tries)
+        """Let tries wait for connections, but for those of senders that are held back.
+
+        While the server refuses all, one of them is kept to ask it with.
+        """
+        self.ready.add(self._without_held(tries))
         if tries and self.server.limiter.is_bounded:
             self._wake()  # moments are asked for in the relay's next turn
 
     def dispatch_ready(self, now: float) -> None:
         """Give ready tries to idle connections, and open more for the rest."""
         breaker, limiter, connections = self.server.breaker, self.server.limiter, self.connections
-        is_refused = self._is_refused(now)
+        is_refused = breaker.refuses_all(now)
         while self.ready.has_next and connections.idle and not is_refused and limiter.may_start(now):
             connections.start(self.ready.pop(now))
         is_shut = breaker.is_open and not connections and not breaker.may_connect(now)
@@ -188,38 +157,22 @@ class Pool:
         self.verdicts.forget_undecided()
         self.connections.abandon_unsent("the session that claimed it is gone")
 
-    def _without_held(self, tries: Sequence[Try]) -> list[Try]:
-        """Return the tries whose senders are not held back; the others are given back until then."""
-        now = time.monotonic()
-        free: list[Try] = []
-        for tried in tries:
-            wait_s = self.server.senders.wait_s(tried.outgoing.sender, now)
-            if wait_s > 0:
-                self.returns.hold(tried.outgoing, wait_s)
-                self._wake()
-            else:
-                free.append(tried)
-        return free
-
-    def _probe_of(self, tries: Sequence[Try]) -> Sequence[Try]:
-        """Return one try to ask a server with that refused all; of a sender whom it did not refuse, if possible.
-
-        If all of a full choice are of refused senders they are given back for a while, so that a backlog of one bad
-        sender does not hide the mail of others.
-        """
-        senders = self.server.senders
-        others = [tried for tried in tries if not senders.refused_the_route(tried.outgoing.sender)]
-        chosen = (others or tries)[:1] if not (self.ready or self.connections.is_busy) else []
-        are_passed_over = not others and len(tries) >= PROBES_MAX
-        for tried in tries:
-            if tried in chosen:
-                continue
-            if are_passed_over:
-                self.returns.hold(tried.outgoing, PASSED_OVER_S)
-            else:
-                self.returns.release(tried.outgoing)
+    def _without_held(self, tries: Sequence[Try]) -> Sequence[Try]:
+        """Return the tries that may be sent; give the others back, until then or for any relay."""
+        server = self.server
+        if not (server.senders or server.breaker.refusals):
+            return tries
+        sorted_out = server.senders.sort_out(tries, time.monotonic())
+        if server.breaker.refusals:
+            is_free = not (self.ready or self.connections.is_busy)
+            sorted_out = server.senders.choose_probe(sorted_out, is_free=is_free)
+        for tried, rest_s in sorted_out.held:
+            self.returns.hold(tried.outgoing, rest_s)
+        for tried in sorted_out.released:
+            self.returns.release(tried.outgoing)
+        if sorted_out.held or sorted_out.released:
             self._wake()
-        return chosen
+        return sorted_out.free
 
     def take(self) -> Try | None:
         """Return the next try for a connection that can start it now."""
@@ -227,7 +180,7 @@ class Pool:
         if (
             self.is_closing
             or not self.ready.has_next
-            or self._is_refused(now)
+            or self.server.breaker.refuses_all(now)
             or not self.server.limiter.may_start(now)
         ):
             return None
@@ -266,7 +219,7 @@ class Pool:
                 self._limit_connections(refusal.reply)
             case About.SESSION:
                 connection.close_politely()
-                self._limit_session(connection.history.limit_shown_by(refusal))
+                self.connections.limit_session(connection.history.limit_shown_by(refusal))
             case _:  # the server closes, which is no news of the email
                 pass
         if tried.marked:
@@ -359,20 +312,13 @@ class Pool:
 
     def _limit_connections(self, reason: str, *, opening: int = 0) -> None:
         """Do with fewer connections. `opening` is 1 if the refused one is one of those that are being opened."""
-        working, are_opening = self.connections.working, self.connections.opening > opening
-        if not self.server.on_connection_limit(reason, working=working, are_opening=are_opening):
+        retry_s = self.connections.limit(reason, opening=opening)
+        if retry_s is None:
             return
-        now = time.monotonic()
-        wait_s = max(self.server.connection_limit.retry_at - now, 0.0)
-        asyncio.get_running_loop().call_later(wait_s, self._wake)
-        if self.connections.is_shut_out(now):
+        asyncio.get_running_loop().call_later(retry_s, self._wake)
+        if self.connections.is_shut_out(time.monotonic()):
             self.release_ready()
         self._wake()
-
-    def _limit_session(self, messages: int | None) -> None:
-        """Close each connection after so many messages, once it is known that the server takes no more."""
-        if self.server.on_session_limit(messages) and messages is not None:
-            self.connections.limit_to(messages)
 
     def close_politely(self) -> None:
         """Take no more; connections finish what they have in flight."""
@@ -394,9 +340,9 @@ class Pool:
         """Act on a connection that could not be opened."""
         if isinstance(trouble, LoginRefusedError):
             self.server.refuse_login(trouble)
-        elif _is_limit(trouble):
+        elif trouble.is_limit:
             self._limit_connections(str(trouble), opening=1)
-        elif _is_refusal(trouble) and not self.connections:
+        elif trouble.is_refusal and not self.connections:
             self.server.refuse_route(None, str(trouble))
             self._stop_sending()
         else:
@@ -404,17 +350,3 @@ class Pool:
         if not self.connections:
             self.release_ready()
         self._wake()
-
-
-def _is_refusal(trouble: RouteTroubleError) -> bool:
-    """Return True if the server refuses this host, in its greeting or its reply to EHLO: a person must act."""
-    return trouble.stage in (Stage.CONNECT, Stage.EHLO) and _about(trouble) is About.ROUTE
-
-
-def _is_limit(trouble: RouteTroubleError) -> bool:
-    """Return True if a connection was refused since there are too many, or were too many in a short time."""
-    return trouble.code >= REFUSED_MIN and _about(trouble) in (About.CONNECTIONS, About.RATE)
-
-
-def _about(trouble: RouteTroubleError) -> About:
-    return classify(trouble.stage, trouble.code, trouble.text)

@@ -56,7 +56,7 @@ class Reassertion:
             asserted=unsettled,
             reported={(one.key, one.attempt) for one in recent},
         )
-        pool.renumber({key: (there.email, there.attempt) for key, there in done.emails.items()})
+        pool.connections.renumber({key: (there.email, there.attempt) for key, there in done.emails.items()})
         self._complete_on = session.server
         self._history.note_known()
         log.warning(

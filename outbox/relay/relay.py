@@ -246,7 +246,7 @@ class Relay:
             found.append(f"it holds no session with Postgres: {lost}")
         elif self._parts.barrier.is_up:
             found.append("it waits at the failover barrier until the other relays have written what they sent")
-        broken = self.pool.broken() or self.server.deferring()
+        broken = self.pool.connections.broken() or self.server.deferring()
         return [*found, broken] if broken else found
 
     def summary(self) -> str:

@@ -111,12 +111,12 @@ class RouteState:
 
     def _has_another_login(self, pause: RoutePause | None) -> bool:
         """Return True if the login may be another one than the one that was refused, so that it is worth a try."""
-        route = self._pool.route
+        login = self._pool.route.login
         if pause is not None and pause.logins:
             refused_s = login_pause_s(pause.logins) - pause.wait_s
-            if route.is_newer_than_refusal(refused_s):
+            if login.is_newer_than_refusal(refused_s):
                 return True
-        return route.has_new_login()
+        return login.has_new_login()
 
     async def _report_refusal(self, session: Session) -> None:
         """Report to the fleet that the server refused by rate, and take over the rate that it agrees on."""

@@ -1,10 +1,15 @@
 """Senders whose mail waits, since the server refuses it and takes that of others. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from outbox.smtp.outgoing import Try
+
 HOLD_FIRST_S: Final = 1.0  # pause of a sender whom the server refuses while it takes others; doubles each time
 HOLD_MAX_S: Final = 60.0
+PROBES_MAX: Final = 64  # claims of which one is chosen to ask a server that refused the sender
+PASSED_OVER_S: Final = 30.0  # so that the next choice sees others
 
 
 @dataclass(slots=True)
@@ -14,6 +19,17 @@ class Hold:
     reason: str
     until: float = 0.0
     refusals: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SortedOut:
+    """Tries by what becomes of them: `free` ones are sent, `held` ones rest for so many seconds, any relay may have the
+    `released` ones.
+    """
+
+    free: Sequence[Try]
+    held: Sequence[tuple[Try, float]] = ()
+    released: Sequence[Try] = ()
 
 
 @dataclass(slots=True)
@@ -47,6 +63,25 @@ class SenderHolds:
         """Return for how many seconds the mail of a sender still waits; 0 if it may be sent."""
         hold = self.holds.get(sender)
         return max(hold.until - now, 0.0) if hold is not None else 0.0
+
+    def sort_out(self, tries: Sequence[Try], now: float) -> SortedOut:
+        """Return which tries wait, since their senders do."""
+        waits_s = [(tried, self.wait_s(tried.outgoing.sender, now)) for tried in tries]
+        held = [(tried, wait_s) for tried, wait_s in waits_s if wait_s > 0]
+        return SortedOut([tried for tried, wait_s in waits_s if wait_s <= 0], held)
+
+    def choose_probe(self, tries: SortedOut, *, is_free: bool) -> SortedOut:
+        """Return one free try to ask a server with that refused all, unless it is not `is_free` but asked already.
+
+        It is of a sender whose mail was not refused, if possible. If all of a full choice are of refused senders they
+        rest for a while, so that a backlog of one bad sender does not hide the mail of others.
+        """
+        others = [tried for tried in tries.free if not self.refused_the_route(tried.outgoing.sender)]
+        chosen = (others or tries.free)[:1] if is_free else []
+        rest = [tried for tried in tries.free if tried not in chosen]
+        if not others and len(tries.free) >= PROBES_MAX:
+            return SortedOut(chosen, [*tries.held, *((tried, PASSED_OVER_S) for tried in rest)])
+        return SortedOut(chosen, tries.held, rest)
 
     def note_route_refusal(self, sender: str) -> None:
         """Note a sender with whose mail the server refused the route."""

@@ -24,10 +24,10 @@ from outbox.relay.throttle import (
     SessionLimit,
 )
 from outbox.settings import Settings
-from outbox.smtp.connector import LoginRefusedError
 from outbox.smtp.outgoing import Try
 from outbox.smtp.refusal import Refusal
 from outbox.smtp.reply_class import is_server_trouble, names_recipient
+from outbox.smtp.route_trouble import LoginRefusedError
 
 log = Events("outbox.relay")
 
@@ -147,7 +147,7 @@ class ServerState:
         self.limiter.refuse(RefusedTry(reply, started_at, self._accepted_started_at, fleet_rate, is_supposed, accepts))
         self._wake()
 
-    def on_session_limit(self, messages: int | None) -> bool:
+    def on_session_limit(self, messages: int) -> bool:
         """Note after how many messages the server closed a connection; return True if that shows a new limit."""
         if not messages or not self.session_limit.note(messages, time.monotonic()):
             return False

@@ -6,6 +6,8 @@ dialing             TCP connections to a host name with several addresses
 helo                the name of this host in EHLO
 opening             greeting, EHLO and TLS
 login               AUTH
+route_login         login of a route: proven once, paused after a refusal, renewed from its file
+route_trouble       errors of a connection that cannot be opened
 extensions          what a server offers beyond RFC 5321's minimum
 connection          one SMTP connection: envelope, content, mark, final dot
 connection_owner    interface between a connection and the owner of its mail

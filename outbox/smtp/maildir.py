@@ -1,7 +1,7 @@
 """A Maildir as a mail server: for development, emails that lie in a directory instead of going anywhere.
 
-It speaks to the connection as a server with PIPELINING does, so that its laws hold as they are: the mark is
-committed before the file is there, and what was not answered is in doubt. Only the socket is missing.
+It answers the connection as a server with PIPELINING does, so the same guarantees hold: the mark is committed before
+the file is there, and what was not answered is in doubt. Only the socket is missing.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def file_name(email: int, message_id: str) -> str:
 
 
 class DoubtError(Exception):
-    """The file is there, and nobody knows whether it outlives a power cut."""
+    """The file is there, and may not outlive a power cut."""
 
 
 def deliver(directory: Path, name: str, *parts: bytes | bytearray) -> None:
@@ -81,7 +81,7 @@ def _write(path: Path, *parts: bytes | bytearray) -> None:
 
 
 class MaildirTransport(asyncio.Transport):
-    """The server's side: takes what the connection writes and answers it from the loop's next turn on."""
+    """Server's side: takes what the connection writes and answers it from the loop's next turn on."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -93,26 +93,26 @@ class MaildirTransport(asyncio.Transport):
         self._in_content = False
         self._envelope = b""
         self._busy = False
-        """A file is being written: what is said behind the dot waits."""
+        """True while a file is being written: what is written behind the dot waits."""
         self._closed = False
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Who is answered (asyncio.Transport)."""
+        """Answer to this connection (asyncio.Transport)."""
         self._connection = cast("SmtpConnection", protocol)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing is ever kept waiting by a kernel (asyncio.Transport)."""
+        """Ignore the limits: no kernel keeps anything waiting (asyncio.Transport)."""
 
     def get_extra_info(self, _name: str, default: Any = None) -> Any:
-        """It has neither socket nor cipher (asyncio.Transport)."""
+        """Return the default: there is neither socket nor cipher (asyncio.Transport)."""
         return default
 
     def is_closing(self) -> bool:
-        """Whether it is over (asyncio.Transport)."""
+        """Return True if it is over (asyncio.Transport)."""
         return self._closed
 
     def abort(self) -> None:
-        """Be over; a file that is being written is finished, as a server would (asyncio.Transport)."""
+        """End; a file that is being written is finished, as a server would (asyncio.Transport)."""
         self._closed = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -187,5 +187,5 @@ class MaildirTransport(asyncio.Transport):
 
 
 def _path(line: bytes) -> bytes:
-    """The address of MAIL or RCPT in its angle brackets."""
+    """Return the address of MAIL or RCPT in its angle brackets."""
     return line[line.index(b"<") : line.index(b">") + 1]

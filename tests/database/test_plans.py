@@ -1,7 +1,7 @@
 """How Postgres goes about what relays do all the time: by index, and through the backlog in the order of what is due.
 
-Plans are the generic ones that a relay's session uses (`lease_connection.PLANS`), made by real statistics of a
-table of which few rows are open, most are, or nothing is known. A check that finds nothing wrong is shown to find what is.
+Plans are the generic ones that a relay's session uses (`lease_connection.PLANS`), made by real statistics of a table
+of which few rows are open, most are, or nothing is known. A check that finds nothing wrong is shown to find what is.
 """
 
 import asyncio

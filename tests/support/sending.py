@@ -10,10 +10,38 @@ from outbox.relay.server_state import ServerState
 from outbox.relay.verdict_history import VerdictHistory
 from outbox.relay.verdicts import Verdicts
 from outbox.settings import Settings
+from outbox.smtp.connection_history import ConnectionHistory
 from outbox.smtp.outgoing import OutgoingEmail, Try
 
 ROUTE = "mx.example.com:25"
 _emails = itertools.count(1)
+
+
+class Connection(SimpleNamespace):
+    """What a pool sees of a connection."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            started=[],
+            limits=[],
+            current=None,
+            awaiting_reply=None,
+            silence_s=0.0,
+            began_at=0.0,
+            is_draining=False,
+            history=ConnectionHistory(),
+        )
+
+    def start(self, tried) -> None:
+        self.started.append(tried)
+
+    def close_politely(self) -> None:
+        self.is_draining = True
+
+    def limit_to(self, messages) -> None:
+        self.limits.append(messages)
+
+    __hash__ = object.__hash__
 
 
 def a_try(sender: str = "a@example.com", *, recipient: str | None = None, withdrawn: int = 0, **fields: object) -> Try:

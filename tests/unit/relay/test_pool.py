@@ -1,7 +1,5 @@
 """Which of a relay's tries start when, and where those go that come back; no network is needed for that."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from outbox.relay.rate_limit import Grant
@@ -9,28 +7,8 @@ from outbox.relay.throttle import STRIKES_MAX
 from outbox.smtp.connection_history import ConnectionHistory
 from outbox.smtp.refusal import About, Refusal, Stage
 from outbox.smtp.reply_class import classify
-from outbox.smtp.verdict import Accepted, Deferred
-from tests.support.sending import a_pool, a_try, settings
-
-
-class Connection(SimpleNamespace):
-    """What a pool sees of a connection."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            started=[], limits=[], current=None, began_at=0.0, is_draining=False, history=ConnectionHistory()
-        )
-
-    def start(self, tried) -> None:
-        self.started.append(tried)
-
-    def close_politely(self) -> None:
-        self.is_draining = True
-
-    def limit_to(self, messages) -> None:
-        self.limits.append(messages)
-
-    __hash__ = object.__hash__
+from outbox.smtp.verdict import Deferred
+from tests.support.sending import Connection, a_pool, a_try, settings
 
 
 def refusal(stage: Stage, reply: str) -> Refusal:
@@ -113,11 +91,11 @@ def test_the_mail_of_a_held_sender_waits_and_that_of_others_goes(free):
     ((rest_s, emails),) = free.returns.take()
     assert emails == [bad.outgoing.email]
     assert rest_s > 0
-    assert "bad@example.com" in free.trouble()
+    assert "bad@example.com" in free.connections.trouble()
     free.server.on_accepted(a_try("bad@example.com"))
     free.add([a_try("bad@example.com")])
     assert len(free.ready) == 2
-    assert free.trouble() is None
+    assert free.connections.trouble() is None
 
 
 def test_what_waits_for_a_connection_is_given_back_when_its_sender_is_refused(free):
@@ -136,7 +114,7 @@ def test_a_refused_route_gives_back_all_and_asks_with_one_email_of_a_sender_that
     free.add([waiting])
     free.on_refusal(Connection(), tried, refusal(Stage.MAIL, "550 no"), About.ROUTE)
     assert list(free.returns) == [waiting.outgoing]
-    assert free.trouble() == "SMTP: 550 no (to MAIL)"
+    assert free.connections.trouble() == "SMTP: 550 no (to MAIL)"
     assert free.server.refusals == 1
     assert free.capacity(free.server.breaker.next_at - 0.01) == 0
     assert free.capacity(free.server.breaker.next_at + 0.01) > 1, "of these one is chosen"
@@ -256,17 +234,3 @@ def test_a_connection_that_ends_gives_back_the_try_whose_mark_it_only_asked_for(
     assert len(free.marks) == 0
     assert list(free.ready) == [tried]
     assert not tried.marked
-
-
-def test_after_a_failover_a_try_past_its_dot_has_the_numbers_of_the_other_server(free):
-    first, other = a_try(), a_try()
-    for tried in (first, other):
-        tried.mark(1)
-        free.connections._all.add(Connection())
-    for connection, tried in zip(free.connections._all, (first, other), strict=True):
-        connection.awaiting_reply = tried
-    free.renumber({first.outgoing.key: (4711, 3), other.outgoing.key: (4712, None)})
-    assert (first.outgoing.email, first.attempt) == (4711, 3)
-    assert (other.outgoing.email, other.attempt) == (4712, 1)
-    free.on_verdict(first, Accepted("250 ok"))
-    assert free.verdicts.settlements[0].identity == (4711, 3)

@@ -68,8 +68,8 @@ def test_a_moment_that_was_missed_for_long_is_not_made_up_for():
 def test_a_relay_holds_its_part_of_a_quarter_of_a_second_but_at_least_one(rate, alive, share):
     pace = RateLimiter(rate, alive=alive)
     assert pace.share == share
-    assert pace.room(0) == pace.share
-    assert pace.room(pace.share + 3) == 0
+    assert pace.capacity(0) == pace.share
+    assert pace.capacity(pace.share + 3) == 0
 
 
 def test_no_more_is_asked_for_than_waits_or_than_is_fair():
