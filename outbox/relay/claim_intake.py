@@ -60,7 +60,7 @@ class ClaimIntake:
         """Return True if the relay holds a suspect, or asks for one at this moment."""
         return self._asks_suspect or any(claim.suspect for claim in self._in_flight())
 
-    def room(self, now: float) -> int:
+    def claims_max(self, now: float) -> int:
         """Return how many deliveries to claim: as many as the connections can take soon, unless nothing may be sent."""
         if self._timers.is_stopping or self._barrier.is_up or self._holds.holds_fleet:
             return 0

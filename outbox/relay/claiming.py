@@ -89,7 +89,7 @@ class ClaimPlan:
         )
 
     def note(self, request: TickRequest, done: TickResult, now: float, *, in_parts: bool) -> Progress:
-        """Record how far a tick with room for claims has come. `in_parts`: it was not one statement."""
+        """Record how far a tick that could claim has come. `in_parts`: it was not one statement."""
         self._ordinary.note(done.reached, request.since, now)
         self._urgent.note(done.urgent_reached, request.urgent_since, now)
         is_left_over = self._share.note(done.claims, request.claims_max, request.urgent_max or 0)

@@ -1,6 +1,6 @@
 """Parts of a relay, and their connections with each other.
 
-`Relay` tells the story of a turn with them, `Ticker` that of a tick.
+`Relay` takes its turns with them, `Ticker` its ticks.
 """
 
 import time

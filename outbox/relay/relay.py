@@ -1,7 +1,7 @@
 """The main loop of a relay: one route, one session at a time, many SMTP connections.
 
-It drains the outbox until it is told to stop. Postgres and SMTP may go away and come back; the process stays. Here the
-story of one turn is told; `ticker` tells that of a tick, and each of the `parts` is a module of this package.
+It drains the outbox until it is told to stop. Postgres and SMTP may go away and come back; the process stays. Here is
+one turn of it, in `ticker` one tick; the objects that do the work are connected in `parts`.
 """
 
 import asyncio
@@ -54,8 +54,6 @@ class Relay:
         self.pool, self.verdicts = parts.pool, parts.verdicts
         self._ticker = Ticker(parts)
         self.end_of_work = UntilEmpty(route, parts.server, parts.holds, parts.counts)
-
-    # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self) -> None:
         """Relay until stopped, or until the outbox is empty if so asked.
@@ -146,8 +144,6 @@ class Relay:
         self.left_in_doubt += doubted
         await parts.barrier.leave(session)
 
-    # ── one turn ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
     async def _turn(self, session: Session) -> None:
         """Wait for something to do, write it in one commit, act on what came true."""
         parts = self._parts
@@ -175,7 +171,7 @@ class Relay:
         breaker = self.server.breaker
         return parts.timers.next_turn_at(
             Outlook(
-                can_claim=parts.intake.room(now) > 0,
+                can_claim=parts.intake.claims_max(now) > 0,
                 starts_at=self.pool.next_start_at(now),
                 resumes_at=breaker.next_at if breaker.is_open and breaker.next_at > now else None,
                 barrier_look_at=parts.barrier.look_at,
@@ -234,8 +230,6 @@ class Relay:
             self.stop()
         elif is_idle:
             await self._judge_stranded(session, soon=True)
-
-    # ── its state, for others ────────────────────────────────────────────────────────────────────────────────────────
 
     def not_ready_reasons(self) -> list[str]:
         """Return what keeps it from sending whatever is due, as far as it knows; if nothing does, it is ready."""

@@ -101,15 +101,7 @@ class Session:
         with _ended_if_silent(connection, lease_s) as answered:
             await require_current(connection)
             timeline = await timeline_of(connection)
-            last = former.relay if former is not None else None
-            if former is not None or (standing is not None and standing.server is not None):
-                await end_formers(
-                    connection,
-                    last if former is not None and former.timeline == timeline else None,
-                    timeline,
-                    instance=standing.instance if standing is not None else None,
-                    within_s=lease_s / 2,
-                )
+            await _end_formers(connection, former, timeline, standing, within_s=lease_s / 2)
             started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
             for statement in statements:
                 await connection._get_statement(statement, None)  # noqa: SLF001 - prepare() keeps it to itself
@@ -118,12 +110,8 @@ class Session:
             await connection.add_listener(
                 CHANNEL, lambda *notified: events.heard(notified[3]) if notified[3] else events.notified()
             )
-            if standing is None:
-                registered = Registered(await register(connection, timeline, route))
-            else:
-                registered = await register_at_barrier(
-                    connection, (timeline, started_at), route, last=last, standing=standing
-                )
+            server, last = (timeline, started_at), former.relay if former is not None else None
+            registered = await _register(connection, server, route, last, standing)
             session = cls(
                 connection,
                 registered.relay,
@@ -195,6 +183,25 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
         if not shows_shared_session(error):
             raise
         raise UnsafeDatabaseError(say_pooler(url, reason_of(error))) from error
+
+
+async def _end_formers(
+    connection: Any, former: Session | None, timeline: int, standing: Standing | None, *, within_s: float
+) -> None:
+    """End earlier sessions of this relay; a relay that has had none on any server has nothing to end."""
+    if former is None and (standing is None or standing.server is None):
+        return
+    last = former.relay if former is not None and former.timeline == timeline else None
+    instance = standing.instance if standing is not None else None
+    await end_formers(connection, last, timeline, instance=instance, within_s=within_s)
+
+
+async def _register(
+    connection: Any, server: ServerId, route: str, last: int | None, standing: Standing | None
+) -> Registered:
+    if standing is None:
+        return Registered(await register(connection, server[0], route))
+    return await register_at_barrier(connection, server, route, last=last, standing=standing)
 
 
 @contextmanager

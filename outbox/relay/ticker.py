@@ -24,11 +24,11 @@ class Ticker:
     async def tick_if_due(self, session: Session, now: float) -> None:
         """Tick if there is something to write, to mark or to claim, or if it is time to show a sign of life."""
         parts = self._parts
-        room = parts.intake.room(now) if parts.timers.is_poll_due(now) else 0
+        claims_max = parts.intake.claims_max(now) if parts.timers.is_poll_due(now) else 0
         may_mark = parts.marks and not parts.barrier.is_up
-        if may_mark or parts.verdicts.settlements or room or parts.timers.is_pulse_due(now):
+        if may_mark or parts.verdicts.settlements or claims_max or parts.timers.is_pulse_due(now):
             await self._gather()
-            await self.tick(session, room)
+            await self.tick(session, claims_max)
         else:
             parts.trigger.begin_look()
             parts.trigger.end_look(now, found=False)
@@ -41,10 +41,10 @@ class Ticker:
         while time.monotonic() < parts.timers.rest_until and parts.pool.connections.busy > len(parts.marks):
             await parts.wake.sleep_for_next(parts.timers.rest_until)
 
-    async def tick(self, session: Session, room: int = 0) -> None:
+    async def tick(self, session: Session, claims_max: int = 0) -> None:
         """Settle, mark and claim in one commit, and act on it."""
         began_at = time.monotonic()
-        with self._parts.intake.asking(session, room, began_at) as request:
+        with self._parts.intake.asking(session, claims_max, began_at) as request:
             await self._tick_with(session, request, began_at)
 
     async def _tick_with(self, session: Session, request: TickRequest, began_at: float) -> None:

@@ -27,7 +27,7 @@ class Outlook:
     """Other times that the next turn of the main loop depends on."""
 
     can_claim: bool = False
-    """True if there is room for more claims."""
+    """True if more emails may be claimed."""
     starts_at: float | None = None
     """When the rate limit lets the next ready email start."""
     resumes_at: float | None = None
