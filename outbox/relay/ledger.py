@@ -10,7 +10,7 @@ deliveries it moves: commits are what costs.
 import json
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -468,7 +468,7 @@ async def fetch_messages(connection: Any, claims: Sequence[OutgoingEmail]) -> li
     rows = await connection.fetch(FETCH_MESSAGES, [claim.email for claim in claims])
     messages = {row["id"]: row["message"] for row in rows}
     return [
-        replace(claim, message=messages[claim.email], is_fetched=True) for claim in claims if claim.email in messages
+        claim._replace(message=messages[claim.email], is_fetched=True) for claim in claims if claim.email in messages
     ]
 
 
