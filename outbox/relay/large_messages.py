@@ -1,7 +1,6 @@
 """Large messages: claimed without their bytes, which are fetched once the claim is committed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from outbox.smtp.outgoing import OutgoingEmail
@@ -26,7 +25,7 @@ async def fetch_messages(connection: Any, claims: Sequence[OutgoingEmail]) -> li
     rows = await connection.fetch(FETCH_MESSAGES, [claim.email for claim in claims])
     messages = {row["id"]: row["message"] for row in rows}
     return [
-        replace(claim, message=messages[claim.email], is_fetched=True) for claim in claims if claim.email in messages
+        claim._replace(message=messages[claim.email], is_fetched=True) for claim in claims if claim.email in messages
     ]
 
 

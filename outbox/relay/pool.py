@@ -176,17 +176,17 @@ class Pool:
 
     def take(self) -> Try | None:
         """Return the next try for a connection that can start it now."""
-        now = time.monotonic()
+        now, ready, server = time.monotonic(), self.ready, self.server
         if (
             self.is_closing
-            or not self.ready.has_next
-            or self.server.breaker.refuses_all(now)
-            or not self.server.limiter.may_start(now)
+            or not ready.has_next
+            or server.breaker.refuses_all(now)
+            or not server.limiter.may_start(now)
         ):
             return None
-        if len(self.ready) <= len(self.connections):
+        if len(ready) <= len(self.connections):
             self._wake()  # running low: ask for more before a connection goes idle
-        return self.ready.pop(now)
+        return ready.pop(now)
 
     def ask_mark(self, connection: SmtpConnection, tried: Try) -> None:
         """Put the try into the next tick's marks."""
@@ -195,11 +195,13 @@ class Pool:
 
     def on_verdict(self, tried: Try, verdict: Verdict, *, of_the_route: bool = False) -> None:
         """Settle the try."""
-        may_wait = isinstance(verdict, Deferred) and self._may_wait(tried)
-        self.verdicts.on_verdict(tried, verdict, may_wait=may_wait, of_the_route=of_the_route)
-        limit = self.server.connection_limit
-        if isinstance(verdict, Accepted) and limit.found is not None:
-            limit.note_working(self.connections.working, time.monotonic())
+        if isinstance(verdict, Accepted):
+            self.verdicts.on_verdict(tried, verdict)
+            if self.server.connection_limit.found is not None:
+                self.server.connection_limit.note_working(self.connections.working, time.monotonic())
+        else:
+            may_wait = isinstance(verdict, Deferred) and self._may_wait(tried)
+            self.verdicts.on_verdict(tried, verdict, may_wait=may_wait, of_the_route=of_the_route)
 
     def on_refusal(self, connection: SmtpConnection, tried: Try, refusal: Refusal, about: About) -> None:
         """Act on what a refusal shows of the server; only what is about the email costs it anything."""

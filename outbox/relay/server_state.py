@@ -77,9 +77,9 @@ class ServerState:
         """Keep the latest reply, or the reason of a try that had none, for those who look."""
         self.last_reply = reply
 
-    def on_accepted(self, tried: Try) -> None:
+    def on_accepted(self, tried: Try, now: float) -> None:
         """Note that the server took an email."""
-        now, sender = time.monotonic(), tried.outgoing.sender
+        sender = tried.outgoing.sender
         was_refused = self.breaker.refusals
         self.breaker.succeed(now)
         self.judge.accepted(sender, now)

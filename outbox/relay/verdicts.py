@@ -153,26 +153,29 @@ class Verdicts:
         if isinstance(verdict, Deferred) and not self.server.judge_deferral(tried, verdict.reply).is_own:
             verdict = Withdrawn(verdict.reply)
         outcome = self._outcome(tried, verdict, dropped=dropped)
-        now = time.monotonic()
-        self.history.note(tried, tried.number, outcome, now)
-        self.settlements.append(_settlement_of(tried, outcome))
+        now, number, email = time.monotonic(), tried.number, tried.outgoing
+        self.history.note(tried, number, outcome, now)
+        self.settlements.append(
+            Settlement(email.relay, email.email, email.key, number, marked=tried.marked, outcome=outcome)
+        )
         self.counts[outcome.verdict if outcome.state != "dead" else "dead"] += 1
         for observer in self.observers:
-            observer.judged(tried, tried.number, outcome, now)
+            observer.judged(tried, number, outcome, now)
         self.server.note_reply(outcome.reply)
-        match verdict:
-            case Accepted():
-                self.server.on_accepted(tried)
-            case Deferred() | Refused():
+        if isinstance(verdict, Accepted):
+            self.server.on_accepted(tried, now)
+            if log.says(DEBUG):
+                log.debug("email_accepted", "{key} was accepted: {reply}", **subject_of(tried), reply=verdict.reply)
+        else:
+            if isinstance(verdict, Deferred | Refused):
                 self.server.on_judged(of_the_route=of_the_route)
-        _log(tried, verdict, outcome)
+            _log(tried, verdict, outcome)
         self._on_settlement()
 
     def _outcome(self, tried: Try, verdict: Verdict, *, dropped: bool) -> Outcome:
-        tries = tried.counted
         if isinstance(verdict, Accepted):
-            return outcome_of(verdict, tries=tries, tries_max=tries, backoff_s=0.0, again_s=0.0, doubt_s=None)
-        settings, withdrawn = self.settings, tried.outgoing.withdrawn
+            return outcome_of(verdict, tries=1, tries_max=1, backoff_s=0.0, again_s=0.0, doubt_s=None)
+        settings, tries, withdrawn = self.settings, tried.counted, tried.outgoing.withdrawn
         retry, is_open = settings.retry, self.server.breaker.is_open
         return outcome_of(
             verdict,
@@ -189,16 +192,8 @@ class Verdicts:
         )
 
 
-def _settlement_of(tried: Try, outcome: Outcome) -> Settlement:
-    email = tried.outgoing
-    return Settlement(email.relay, email.email, email.key, tried.number, marked=tried.marked, outcome=outcome)
-
-
-def _log(tried: Try, verdict: Verdict, outcome: Outcome) -> None:
+def _log(tried: Try, verdict: Deferred | Refused | InDoubt | Withdrawn, outcome: Outcome) -> None:
     match verdict:
-        case Accepted(reply):
-            if log.says(DEBUG):
-                log.debug("email_accepted", "{key} was accepted: {reply}", **subject_of(tried), reply=reply)
         case Deferred(reply) | Refused(reply):
             log.info(
                 "email_refused" if outcome.state == "dead" else "email_deferred",

@@ -214,7 +214,7 @@ class SmtpConnection(asyncio.Protocol):
         self._heard_at = self.clock()
         try:
             for reply in self._replies.feed(data):
-                if self.is_closed:
+                if self.state is State.CLOSED:
                     return
                 self._answer(reply)
         except GarbageError as garbage:

@@ -4,16 +4,17 @@
 methods only. Neither knows Postgres or the server.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from outbox.smtp.route_headers import Prepared
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OutgoingEmail:
+class OutgoingEmail(NamedTuple):
     """Claimed delivery with all that sending it needs. The claim lives as long as the relay's session.
 
-    `relay`, `email` and `attempt` are as they were at the claim.
+    `relay`, `email` and `attempt` are as they were at the claim. A tuple, since a relay makes thousands a second, and
+    a frozen dataclass takes three times as long.
     """
 
     relay: int
@@ -95,5 +96,5 @@ class Try:
 
     def renumber(self, email: int, attempt: int) -> None:
         """Take the id and the attempt that the email has on another server, after a failover."""
-        self.outgoing = replace(self.outgoing, email=email)
+        self.outgoing = self.outgoing._replace(email=email)
         self.attempt = attempt

@@ -7,8 +7,8 @@ a `Prepared`, which is not stored: an email that takes another route gets the ad
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from urllib.parse import quote
 
 from outbox.mail.header_fields import DEFAULT_FIELDS
@@ -27,8 +27,7 @@ _SAFE: Final = "!#$&'*+-./:=?@^_`{|}~"  # in a field that programs read, beside 
 _PLACEHOLDER: Final = re.compile(r"\{email_id\}|\{key\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """Bytes of an email on its route: `head`, then `message`; or the problem for which it must not be sent."""
 
     message: bytes
@@ -95,13 +94,13 @@ class RouteHeaders:
         try:
             head = self._fields_of(outgoing, prepared.message)
         except ValueError as error:  # a field that the email's key makes too long
-            return replace(prepared, problem=f"its route's headers cannot be written: {error}")
+            return prepared._replace(problem=f"its route's headers cannot be written: {error}")
         if self.signer is not None:
             try:
                 head = self.signer.sign(prepared.message, head=head) + head
             except UnsignableError as error:
-                return replace(prepared, problem=str(error))
-        return replace(prepared, head=head, problem=content.refusal(head))
+                return prepared._replace(problem=str(error))
+        return prepared._replace(head=head, problem=content.refusal(head))
 
     def _without_defaults(self, prepared: Prepared) -> Prepared:
         """Return the email without the default fields that the route gives another value."""

@@ -61,7 +61,7 @@ def test_more_urgent_emails_may_wait_if_only_their_share_was_claimed():
 
 def test_a_suspect_is_of_neither_kind():
     share = PriorityShare()
-    suspect = replace(claims(0, 1)[0], suspect=True)
+    suspect = claims(0, 1)[0]._replace(suspect=True)
     assert share.note([suspect, *claims(3, 0)], 4, 3)
 
 

@@ -1,5 +1,7 @@
 """Which of a relay's tries start when, and where those go that come back; no network is needed for that."""
 
+import time
+
 import pytest
 
 from outbox.relay.rate_limit import Grant
@@ -92,14 +94,14 @@ def test_the_mail_of_a_held_sender_waits_and_that_of_others_goes(free):
     assert emails == [bad.outgoing.email]
     assert rest_s > 0
     assert "bad@example.com" in free.connections.trouble()
-    free.server.on_accepted(a_try("bad@example.com"))
+    free.server.on_accepted(a_try("bad@example.com"), time.monotonic())
     free.add([a_try("bad@example.com")])
     assert len(free.ready) == 2
     assert free.connections.trouble() is None
 
 
 def test_what_waits_for_a_connection_is_given_back_when_its_sender_is_refused(free):
-    free.server.on_accepted(a_try("good@example.com"))
+    free.server.on_accepted(a_try("good@example.com"), time.monotonic())
     waiting, tried = a_try("bad@example.com"), a_try("bad@example.com")
     free.add([waiting])
     free.on_refusal(Connection(), tried, refusal(Stage.MAIL, "553 5.7.1 not owned by user"), About.ROUTE)
@@ -194,7 +196,7 @@ def test_a_limit_that_one_recipient_meets_alone_is_a_try_of_its_own(free):
     for _ in range(STRIKES_MAX + 1):
         assert not free.verdicts.settlements
         free.on_refusal(Connection(), tried, refusal(Stage.RCPT, RATE), About.RATE)
-        free.server.on_accepted(a_try())
+        free.server.on_accepted(a_try(), time.monotonic())
     (settlement,) = free.verdicts.settlements
     assert settlement.outcome.verdict == "deferred"
 
