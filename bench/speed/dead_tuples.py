@@ -25,10 +25,11 @@ from bench.speed.tick_cost import (
     settlements_of,
     shade,
 )
-from outbox.relay import ledger
-from outbox.relay.ledger import Frontier, Settlement
+from outbox.relay.claiming import ClaimCursor
 from outbox.relay.session import Session
-from outbox.smtp.outgoing import Claim
+from outbox.relay.settlement import Settlement
+from outbox.relay.tick import TickRequest, tick
+from outbox.smtp.outgoing import OutgoingEmail
 
 SIZES = """
 SELECT c.relname AS name, pg_table_size(c.oid) AS heap, pg_indexes_size(c.oid) AS indexes, s.n_dead_tup AS dead,
@@ -67,14 +68,16 @@ async def measure_bloat(url: str, through: int) -> dict[str, Any]:
 async def _drain(session: Session) -> int:
     """As a relay in full swing: each tick settles a batch, marks the next and claims the one after it."""
     settlements: list[Settlement] = []
-    claims: list[Claim] = []
-    frontier = Frontier()
+    claims: list[OutgoingEmail] = []
+    frontier = ClaimCursor()
     count = 0
     while True:
         since = frontier.since(time.monotonic())
         marks = [claim.email for claim in claims]
-        done = await ledger.tick(
-            session.connection, session.relay, settlements=settlements, marks=marks, room=BATCH, since=since
+        done = await tick(
+            session.connection,
+            session.relay,
+            TickRequest(settlements=settlements, marks=marks, claims_max=BATCH, since=since),
         )
         frontier.note(done.reached, since, time.monotonic())
         count += len(done.settled)

@@ -1,4 +1,4 @@
-"""What claim, mark and settle cost per message: through `ledger.tick` on a real relay session.
+"""What claim, mark and settle cost per message: through `tick` on a real relay session.
 
 Measured is one backend alone (PostgreSQL 18), so what vacuums and checkpoints do meanwhile is not in it.
 """
@@ -16,12 +16,13 @@ from rich.table import Table
 
 from bench.harness.environment import median
 from bench.harness.seed_data import put_due, stock
-from outbox.relay import ledger
-from outbox.relay.ledger import Frontier, Settlement
-from outbox.relay.relay import STATEMENTS
+from outbox.relay.claiming import ClaimCursor
 from outbox.relay.session import Session
+from outbox.relay.settlement import Settlement
+from outbox.relay.statements import STATEMENTS
+from outbox.relay.tick import TickRequest, TickResult, tick
 from outbox.settings.urls import DatabaseUrl
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail
 from outbox.smtp.verdict import Outcome
 
 _T = TypeVar("_T")
@@ -55,7 +56,7 @@ class Place:
     url: str
     watcher: Any
     session: Session
-    frontier: Frontier = field(default_factory=Frontier)
+    frontier: ClaimCursor = field(default_factory=ClaimCursor)
     costs: dict[str, dict[str, list[float]]] = field(default_factory=lambda: each_step(list))
 
     def cost(self, step: str, kind: str) -> float:
@@ -79,10 +80,10 @@ class Place:
                 self.costs[step][kind].append(value / batches / BATCH)
         await put_due(self.watcher, batches * BATCH)
 
-    async def _timed(self, spent: dict[str, float], **what: Any) -> ledger.Tick:
+    async def _timed(self, spent: dict[str, float], **what: Any) -> TickResult:
         blocks, wal = await self._counters()
         cpu_us, began_at = cpu_of(self.session), time.perf_counter()
-        done = await ledger.tick(self.session.connection, self.session.relay, **what)
+        done = await tick(self.session.connection, self.session.relay, TickRequest(**what))
         spent["us"] += 1e6 * (time.perf_counter() - began_at)
         spent["cpu_us"] += cpu_of(self.session) - cpu_us
         after = await self._counters()
@@ -96,7 +97,7 @@ class Place:
         return blocks, wal
 
 
-def settlements_of(claims: Sequence[Claim], attempts: dict[int, int]) -> list[Settlement]:
+def settlements_of(claims: Sequence[OutgoingEmail], attempts: dict[int, int]) -> list[Settlement]:
     """All of them are sent."""
     return [Settlement(c.relay, c.email, c.key, attempts[c.email], marked=True, outcome=SENT) for c in claims]
 
@@ -111,10 +112,7 @@ def cpu_of(session: Session) -> float:
 
 
 async def session_in(url: str) -> Session:
-    nothing = lambda: None  # noqa: E731
-    return await Session.open(
-        DatabaseUrl.parse(url), lease_s=600, wake=nothing, on_lost=nothing, former=None, statements=STATEMENTS
-    )
+    return await Session.open(DatabaseUrl.parse(url), lease_s=600, statements=STATEMENTS)
 
 
 @asynccontextmanager

@@ -77,7 +77,7 @@ async def _pause(settings: "Settings", report: str, why: str) -> list[str]:
 
 async def _resume(settings: "Settings", report: str, why: str) -> list[str]:
     from outbox.operations.resolve import whoami
-    from outbox.relay.pauses import end_pause, read_pauses, spoken
+    from outbox.relay.pauses import end_pause, label, read_pauses
 
     async with connected(settings, "outbox resume") as connection:
         pauses = {one.report: one for one in await read_pauses(connection)}
@@ -85,9 +85,9 @@ async def _resume(settings: "Settings", report: str, why: str) -> list[str]:
         waiting = ours.waiting if ours is not None else 0
         ended = await end_pause(connection, report, who=whoami(), why=why, waiting=waiting)
     if not ended:
-        lines = [f"{_capital(spoken(report))} is not paused."]
+        lines = [f"{_capital(label(report))} is not paused."]
     else:
-        lines = [f"{_capital(spoken(report))} goes on: {_emails(waiting)} no longer held back."]
+        lines = [f"{_capital(label(report))} goes on: {_emails(waiting)} no longer held back."]
     lines += [_sentence(one, "still") for one in pauses.values() if not one.report or not report]
     return lines
 

@@ -5,5 +5,6 @@ refusal           reasons why Postgres or a pooler refuses a session, and the fi
 lock_wait         bounded waits for locks of other sessions, and who holds them
 schema            installs, upgrades and recognises schema.sql
 roles             rights of each role
+lanes             pairs of route and priority under which deliveries wait, in SQL
 failover_barrier  the pause after a change of the primary, until the relays have reported what they sent
 """

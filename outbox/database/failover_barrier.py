@@ -423,6 +423,15 @@ class Barrier:
     _since: float | None = None
     _told: int | None = None
 
+    def adopt(self, row: Row) -> bool:
+        """Take over the epoch of the row; return True if the relay has to wait from now on."""
+        was_up, self.up, self.epoch = self.up, not row.is_lifted, row.epoch
+        return self.up and not was_up
+
+    def look_now(self) -> None:
+        """Let the next look be due at once."""
+        self.look_at = 0.0
+
     async def look(self, connection: Any, relay: int, now: float, channel: str) -> Row:
         """Write that this relay has told all that it knows, and lift the barrier if no other relay is awaited.
 

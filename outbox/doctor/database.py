@@ -18,7 +18,7 @@ from outbox.doctor.access import look_at_connect, look_at_locks, look_at_path
 from outbox.doctor.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
 from outbox.doctor.rights import look_at_rights
 from outbox.errors import OutboxError, SchemaError
-from outbox.relay.session import prove_locks
+from outbox.relay.lock_proof import prove_locks
 from outbox.settings import Settings
 
 VERSION_MIN: Final = 14

@@ -26,8 +26,8 @@ from outbox.operations.attention import WAITED_MAX_S, Kind, RouteStatus
 from outbox.operations.deferrals import GROUPS_MAX
 from outbox.operations.route_rules import Unserved, difference
 from outbox.operations.status import RateStatus, Status, read_status
-from outbox.relay.in_doubt import load_resolver
 from outbox.relay.pauses import Pause
+from outbox.relay.resolver import load_resolver
 from outbox.settings import Settings, WhenInDoubt
 from outbox.smtp.dkim import load_signer
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from outbox.smtp.reply_class import TABLE, About, Stage, normal_words
+from outbox.smtp.refusal import About, Stage
+from outbox.smtp.reply_class import normal_words
+from outbox.smtp.reply_table import TABLE
 
 SAID_MAX: Final = 2000  # characters of what was said that are judged
 

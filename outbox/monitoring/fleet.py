@@ -14,12 +14,12 @@ from typing import Final
 import asyncpg
 
 from outbox.database.connection import ALIVE, BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
+from outbox.database.lanes import LANES
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError, SchemaError
 from outbox.operations.attention import EDITIONS_FOR, OLDEST_DUE, ROUTES, counts_of, read_concerns
 from outbox.operations.deferrals import read_deferrals
 from outbox.operations.route_rules import read_unserved
-from outbox.relay.ledger import LANES
 from outbox.settings.urls import DatabaseUrl
 
 FRESH_S: Final = 5.0

@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from outbox.monitoring.systemd import Notifier
-from outbox.relay.relay import OPEN_LEASES_MAX
+from outbox.relay.session_keeper import OPEN_LEASES_MAX
 from outbox.relay.supervisor import Relays
 
 BEAT_S: Final = 0.5
@@ -59,7 +59,7 @@ class Health:
         pings_at = status_at = 0.0
         while True:
             now = self._beat_at = time.monotonic()
-            before, self._hindrances = self._hindrances, self.relays.hindrances()
+            before, self._hindrances = self._hindrances, self.relays.not_ready_reasons()
             if not told_ready and self.relays.holds_session:
                 told_ready = True
                 self.notifier.ready()

@@ -18,7 +18,7 @@ from outbox.monitoring.fleet import Fleet, FleetReader
 from outbox.monitoring.health import Health
 from outbox.relay.relay import Relay
 from outbox.relay.supervisor import Relays
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import Try
 from outbox.smtp.verdict import Outcome
 
 VERDICTS: Final = ("accepted", "deferred", "refused", "dead", "in_doubt", "withdrawn", "expired", "suppressed")
@@ -58,12 +58,12 @@ class Meter:
         self._judged: list[float] = []
         self._ticking: list[float] = []
 
-    def judged(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
+    def judged(self, tried: Try, attempt: int, outcome: Outcome, now: float) -> None:
         """The reply to a dot has come, or will not."""
         del attempt, outcome
-        self._judged.append(claim.claimed_at)
-        if claim.handed_over_at:
-            self.reply_s.observe(now - claim.handed_over_at)
+        self._judged.append(tried.outgoing.claimed_at)
+        if tried.dot_sent_at:
+            self.reply_s.observe(now - tried.dot_sent_at)
 
     def ticking(self) -> None:
         """All that is judged so far is settled by this tick."""
@@ -134,7 +134,7 @@ class RelayCollector(Collector):
             lost.add_metric(label, counts.get("lost claims", 0))
             sessions.add_metric(label, self.meters[relay.serves].sessions_lost)
             ready.add_metric(label, self.health.is_ready(relay.serves))
-            held.add_metric(label, relay.holds_session)
+            held.add_metric(label, relay.sessions.holds_session)
             waiting.add_metric(label, len(relay.pool.ready))
         yield from (stale, lost, sessions, ready, held, waiting)
 
@@ -181,16 +181,16 @@ class RelayCollector(Collector):
             labels=["route"],
         )
         for relay in self.relays.each:
-            name, pace, limit = relay.pool.route.name, relay.pool.pace, relay.pool.connection_limit
-            throttled.add_metric([name], relay.pool.throttles)
-            if pace.found_per_s is not None:
-                rate.add_metric([name], pace.found_per_s)
-            if limit.found is not None:
-                granted.add_metric([name], limit.found)
-            paused.add_metric([relay.pool.route.name], relay.pool.breaker.is_open)
-            deferring.add_metric([relay.pool.route.name], relay.pool.defers_all() is not None)
-            refused.add_metric([relay.pool.route.name], relay.pool.refusals)
-            for state, number in relay.pool.counts().items():
+            server = relay.server
+            throttled.add_metric([server.name], server.throttles)
+            if server.limiter.found_per_s is not None:
+                rate.add_metric([server.name], server.limiter.found_per_s)
+            if server.connection_limit.found is not None:
+                granted.add_metric([server.name], server.connection_limit.found)
+            paused.add_metric([server.name], server.breaker.is_open)
+            deferring.add_metric([server.name], server.deferring() is not None)
+            refused.add_metric([server.name], server.refusals)
+            for state, number in relay.pool.connections.counts().items():
                 connections.add_metric([state, *self._label(relay)], number)
         yield from (paused, deferring, refused, throttled, rate, granted, connections)
 

@@ -1,6 +1,6 @@
 """The traces of sending: a span for each try, in the context in which its email was made."""
 
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import Try
 from outbox.smtp.verdict import Outcome
 from outbox.tracing import Tracing
 
@@ -12,16 +12,16 @@ class Spans:
         self.tracing = tracing
         self.route = route
 
-    def judged(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
+    def judged(self, tried: Try, attempt: int, outcome: Outcome, now: float) -> None:
         """A span from the claim to here."""
         self.tracing.sent(
-            claim.traceparent,
-            began_s_ago=now - claim.claimed_at,
+            tried.outgoing.traceparent,
+            began_s_ago=now - tried.outgoing.claimed_at,
             fault=None if outcome.state == "sent" else f"{outcome.verdict}: {outcome.reply}",
-            key=claim.key,
-            email=claim.email,
+            key=tried.outgoing.key,
+            email=tried.outgoing.email,
             attempt=attempt,
-            relay=claim.relay,
+            relay=tried.outgoing.relay,
             route=self.route,
             verdict=outcome.verdict,
             state=outcome.state,

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from outbox import suggested
 from outbox.database.connection import ALIVE, EMAIL_OF_REPORT, RELAY_LOCKS
+from outbox.database.lanes import LANES
 from outbox.generate.schedule_state import making, times
 from outbox.operations.route_rules import read_unserved
-from outbox.relay.ledger import LANES
 
 COUNT_MAX: Final = 10_000
 WAITED_MAX_S: Final = 60.0  # due for so long without a living relay, an email needs a person

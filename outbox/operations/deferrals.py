@@ -7,7 +7,7 @@ The walk is bounded: of each route it looks at the emails that are due first and
 from dataclasses import dataclass
 from typing import Any, Final
 
-from outbox.relay.ledger import LANES
+from outbox.database.lanes import LANES
 from outbox.relay.throttle import sentence_of
 
 LOOKED_AT_MAX: Final = 5_000

@@ -24,7 +24,7 @@ from outbox.database.schema import require_current
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.log import Events
 from outbox.relay.failover import REMAINS
-from outbox.relay.session import PLANS
+from outbox.relay.lease_connection import PLANS
 from outbox.settings import duration_s
 from outbox.settings.urls import DatabaseUrl
 

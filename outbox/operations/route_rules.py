@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from outbox.database.connection import ALIVE, CHANNEL, LOST_SESSION, RELAY_LOCKS, connect, take_init_lock
+from outbox.database.lanes import LANES
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError
 from outbox.log import Events
-from outbox.relay.ledger import LANES
 from outbox.settings import Settings
 
 log = Events("outbox.relay")

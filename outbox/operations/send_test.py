@@ -13,12 +13,13 @@ from typing import Any, Final, cast
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.mail import message
 from outbox.settings import Settings
-from outbox.smtp.connection import Conversation, Expected, Throttle
-from outbox.smtp.connector import Route, RouteTroubleError
+from outbox.smtp.connection import Expected, SmtpConnection
+from outbox.smtp.connector import Route
 from outbox.smtp.helo import name_of_host
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import OutgoingEmail, Try
+from outbox.smtp.refusal import About, Refusal
 from outbox.smtp.replies import Reply
-from outbox.smtp.reply_class import Refusal
+from outbox.smtp.route_trouble import RouteTroubleError
 from outbox.smtp.verdict import Accepted, InDoubt, Verdict, Withdrawn
 
 SILENCE_MAX_S: Final = 60.0  # a person waits; the relay has more patience
@@ -119,10 +120,10 @@ async def send(settings: Settings, *, sender: str, recipient: str, message_id: s
         for key in ("connect_timeout_s", "command_timeout_s", "data_done_timeout_s")
     }
     trial = Trial(str(settings.smtp_url), sender, recipient, settings.redirect_to, message_id)
-    desk = _Desk(trial)
+    owner = _Owner(trial)
     try:
-        route = Route(settings.smtp_url, settings.model_copy(update=patience), talk=_Overheard)
-        conversation, transport = await route.connect(desk)
+        route = Route.of(settings.smtp_url, settings.model_copy(update=patience), connection_class=_RecordingConnection)
+        connection, transport = await route.connect(owner)
     except RouteTroubleError as trouble:
         raise OutboxError(f"It was not sent: {str(trouble).rstrip('.')}; see `outbox doctor`.") from trouble
     trial.tls = _encryption(
@@ -130,12 +131,14 @@ async def send(settings: Settings, *, sender: str, recipient: str, message_id: s
         is_verified=settings.wants_verified_tls,
         is_local=settings.smtp_url.path is not None,
     )
-    desk.claim = Claim(0, 0, "test", 0, 0, sender, recipient, message_id, content, token="test")  # noqa: S106
-    conversation.attach(transport)
-    while not desk.is_over.is_set():
-        conversation.check_deadline()
+    owner.tried = Try(
+        OutgoingEmail(0, 0, "test", 0, 0, sender, recipient, message_id, content, token="test")  # noqa: S106
+    )
+    connection.attach(transport)
+    while not owner.is_over.is_set():
+        connection.check_deadline()
         try:
-            await asyncio.wait_for(desk.is_over.wait(), LOOK_S)
+            await asyncio.wait_for(owner.is_over.wait(), LOOK_S)
         except TimeoutError:
             continue
     trial.replies = [(command, settings.smtp_url.without_login(reply)) for command, reply in trial.replies]
@@ -151,62 +154,52 @@ def _encryption(transport: asyncio.Transport, *, is_verified: bool, is_local: bo
     return f"{cipher[1]} ({cipher[0]}), certificate {'verified' if is_verified else 'not verified'}"
 
 
-class _Overheard(Conversation):
-    """A conversation that tells its desk what the server says to each command."""
+class _RecordingConnection(SmtpConnection):
+    """Connection that reports the server's reply to each command to its owner."""
 
     def _answer(self, reply: Reply) -> None:
-        asked = self._expected[0] if self._expected else None
-        cast("_Desk", self.desk).hear(asked, reply)
+        expected = self._expected[0] if self._expected else None
+        cast("_Owner", self.owner).on_reply(expected, reply)
         super()._answer(reply)
 
 
 @dataclass(slots=True)
-class _Desk:
-    """The desk of one email that is in no outbox."""
+class _Owner:
+    """Owner of a connection with one email, which is in no outbox."""
 
     trial: Trial
-    claim: Claim | None = None
+    tried: Try | None = None
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def hear(self, asked: Expected | None, reply: Reply) -> None:
-        if asked is not Expected.QUIT:
-            command = "" if asked is None else "the dot" if asked in (Expected.DOT, Expected.LONE_DOT) else asked.name
+    def on_reply(self, expected: Expected | None, reply: Reply) -> None:
+        if expected is not Expected.QUIT:
+            is_dot = expected in (Expected.DOT, Expected.LONE_DOT)
+            command = "" if expected is None else "the dot" if is_dot else expected.name
             self.trial.replies.append((command, f"{reply.code} {reply.text}"))
 
-    def take(self) -> Claim | None:
-        claim, self.claim = self.claim, None
-        return claim
+    def take(self) -> Try | None:
+        tried, self.tried = self.tried, None
+        return tried
 
-    def ask_mark(self, conversation: Conversation, claim: Claim) -> None:
-        claim.marked = True
-        conversation.hand_over()
+    def ask_mark(self, connection: SmtpConnection, tried: Try) -> None:
+        tried.mark(0)
+        connection.send_final_dot()
 
-    def judged(self, _claim: Claim, verdict: Verdict) -> None:
+    def on_verdict(self, _tried: Try, verdict: Verdict) -> None:
         self.trial.verdict = verdict
 
-    def untouched(self, _claim: Claim, reason: str) -> None:
+    def on_refusal(self, _connection: SmtpConnection, _tried: Try, refusal: Refusal, about: About) -> None:
+        is_about_email = about in (About.UNCLEAR, About.RELAYING, About.ROUTE)
+        self.trial.verdict = refusal.verdict if is_about_email else Withdrawn(refusal.reply)
+
+    def return_unsent(self, _tried: Try, reason: str) -> None:
         self.trial.verdict = Withdrawn(reason)
 
-    def idle(self, conversation: Conversation) -> None:
-        conversation.close_politely()
+    def idle(self, connection: SmtpConnection) -> None:
+        connection.close_politely()
 
     def paused(self, reason: str) -> None:
-        """The verdict says it too."""
+        """Do nothing: the verdict has the reason."""
 
-    def throttled(self, _conversation: Conversation, _kind: Throttle, reason: str) -> None:
-        self.trial.verdict = Withdrawn(reason)
-
-    def is_own_limit(self, _claim: Claim) -> bool:
-        return False
-
-    def session_full(self, _conversation: Conversation, _messages: int | None) -> None:
-        """The verdict says it too."""
-
-    def route_refused(self, _claim: Claim, refusal: Refusal) -> None:
-        self.trial.verdict = refusal.verdict
-
-    def requeue(self, _claim: Claim, reason: str) -> None:
-        self.trial.verdict = Withdrawn(reason)
-
-    def closed(self, _conversation: Conversation, _trouble: str | None) -> None:
+    def closed(self, _connection: SmtpConnection, _trouble: str | None) -> None:
         self.is_over.set()

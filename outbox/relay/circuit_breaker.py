@@ -1,7 +1,7 @@
-"""When the server, not the message, is the trouble: the pause of a route, in this relay and for the whole fleet.
+"""Circuit breaker of a route: a pause while the server, not the message, is in trouble, here and in the whole fleet.
 
-`Breaker` decides, without a clock or a database of its own; the functions below tell the fleet, which reads a pause
-with its ticks (`ledger.tick`).
+`Breaker` decides, without a clock or a database of its own; the functions below write the pause for the fleet, which
+reads it with its ticks.
 """
 
 import random
@@ -23,14 +23,14 @@ REFUSALS_MAX: Final = 5  # then `relay --until-empty` gives up: after about 8 s
 
 @dataclass(slots=True)
 class Breaker:
-    """Whether the server may be bothered, by this relay and by the fleet. Decides only; `now` is any steady clock.
+    """Circuit breaker of one relay, and its view of the fleet's. It decides only; `now` is any steady clock.
 
     Closed: connect at will. Open after trouble: no new connection until the pause is over, then one probe at a time
     (half-open), each failure doubling the pause up to `PAUSE_MAX_S`; the first success after it closes the breaker.
     Connections that stand go on all the while: a server that takes no more connections is not a server in trouble.
 
     `retry_at` ends this relay's own pause, `fleet_retry_at` everybody's, as the database says. While the fleet's is in
-    force only the relay that is `probing` connects. `news` is what the fleet has to be told.
+    force only the relay that is `probing` connects. `news` is to be reported to the fleet.
     """
 
     retry_at: float | None = None
@@ -39,7 +39,7 @@ class Breaker:
     cuts: int = 0
     probing: bool = False
     refusals: int = 0
-    """How often in a row the server refused the sender or this host; more than 0 is a pause that needs a person."""
+    """Refusals of the sender or this host in a row; more than 0 is a pause that needs a person."""
     login_refused: bool = False
     """The server refused the login, here or to another relay: each try counts, so the pause lasts for minutes."""
     news: Literal["pause", "login", "resume"] | None = None
@@ -49,30 +49,36 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the server was last known to be in trouble."""
+        """Return True if the server was in trouble when it was last heard of."""
         return self.retry_at is not None or self.fleet_retry_at is not None
 
     @property
     def next_at(self) -> float:
-        """When the pauses that are known are over."""
+        """Return when the pauses that are known are over."""
         return max(self.retry_at or 0.0, self.fleet_retry_at or 0.0)
 
     def may_connect(self, now: float) -> bool:
-        """Whether no pause is in force for this relay."""
+        """Return True if no pause is in force for this relay."""
         return self._rested(now) and (self.fleet_retry_at is None or self.probing)
+
+    def refuses_all(self, now: float) -> bool:
+        """Return True while nothing may be begun on any connection, since the server refuses all of it."""
+        return self.refusals > 0 and not self.may_connect(now)
 
     @property
     def is_refused(self) -> bool:
-        """Whether the server goes on refusing the sender or this host, or the login, perhaps to another relay."""
-        is_told = self.login_refused and self.fleet_retry_at is not None and not (self.insists or self.probing)
-        return self.refusals >= REFUSALS_MAX or is_told
+        """Return True if the server goes on refusing the sender, this host or the login, perhaps to another relay."""
+        is_refused_for_all = (
+            self.login_refused and self.fleet_retry_at is not None and not (self.insists or self.probing)
+        )
+        return self.refusals >= REFUSALS_MAX or is_refused_for_all
 
     def wants_probe(self, now: float) -> bool:
-        """Whether it is time to ask the database for the turn to probe."""
+        """Return True if it is time to ask the database for the turn to probe."""
         return self.fleet_retry_at is not None and not self.probing and (self.insists or now >= self.next_at)
 
     def trip(self, reason: str, now: float, uniform: float | None = None) -> None:
-        """The server was in trouble: pause, for longer than the last time."""
+        """Pause, for longer than the last time, since the server is in trouble."""
         self._open(reason, now, PAUSE_MAX_S, uniform)
 
     def refuse(self, reason: str, now: float, uniform: float | None = None) -> None:
@@ -81,7 +87,7 @@ class Breaker:
         self._open(reason, now, REFUSED_PAUSE_MAX_S, uniform)
 
     def refuse_login(self, reason: str, now: float, pause_s: float, *, is_new: bool) -> None:
-        """Pause for so long, since the server refuses the login. A refusal that is not new is not told to the fleet."""
+        """Pause for so long, since the server refuses the login. A refusal that is not new is not reported."""
         self.refusals = max(self.refusals + 1, REFUSALS_MAX)  # a person must act, and waiting would change nothing
         self.login_refused = True
         if is_new:
@@ -90,19 +96,38 @@ class Breaker:
         self.retry_at = now + pause_s
         self.reason = reason
 
+    def take_news(self) -> Literal["pause", "login", "resume"] | None:
+        """Return the news for the fleet, once."""
+        news, self.news = self.news, None
+        return news
+
+    def take_insistence(self) -> bool:
+        """Return True, once, if the turn to probe is to be taken although a pause is in force."""
+        insists, self.insists = self.insists, False
+        return insists
+
+    def begin_probe(self, now: float, *, is_granted: bool) -> None:
+        """Probe the server if it is this relay's turn; in any case the turn is given for `PROBE_LEASE_S`."""
+        self.probing = is_granted
+        self.fleet_retry_at = now + PROBE_LEASE_S
+
+    def leave_probe(self) -> None:
+        """Leave the turn to probe to a later time."""
+        self.probing = False
+
     def insist(self, now: float) -> None:
         """Let this relay try at once, since it has another login than the one that was refused."""
         self.retry_at = None if self.retry_at is None else min(self.retry_at, now)
         self.insists = self.fleet_retry_at is not None
 
     def cut(self, reason: str, now: float) -> None:
-        """A connection ended in the middle of a dialogue; a few in a row without a verdict are trouble."""
+        """Note that a connection ended in the middle of a dialogue; a few in a row without a verdict are trouble."""
         self.cuts += 1
         if self.cuts >= CUTS_IN_A_ROW_MAX and self._rested(now):
             self.trip(reason, now)
 
     def succeed(self, now: float, *, took_mail: bool = True) -> None:
-        """The server has judged a message, so it works; a pause that was ordered is kept to its end.
+        """Note that the server works, since it has judged a message; a pause that was ordered is kept to its end.
 
         One that refused the sender or this host works again once it takes a message.
         """
@@ -135,7 +160,7 @@ class Breaker:
         not work from here, so this relay's own pause stays. `logins` is how many were refused in a row.
         """
         if self.news is not None:
-            return  # what was read is older than what is about to be said
+            return  # what was read is older than what is about to be reported
         if reason is None:
             if self.fleet_retry_at is not None and self.refusals and self.retry_at is not None:
                 self.retry_at = min(self.retry_at, now)  # it takes mail of another relay: this one may try, too
@@ -203,24 +228,24 @@ STATEMENTS: Final = (PAUSE, PAUSE_LOGIN, PROBE, RESUME)
 
 
 async def pause_route(connection: Any, relay: int, route: str, reason: str) -> None:
-    """Tell the fleet that a server is in trouble: nobody connects for a while, longer with every failed probe."""
+    """Tell the fleet that a server is in trouble: no relay connects for a while, longer with every failed probe."""
     await connection.execute(PAUSE, route, storable(reason), relay)
 
 
 async def pause_login(connection: Any, relay: int, route: str, reason: str) -> None:
-    """Tell the fleet that a server refused the login: nobody tries it for minutes, longer with every refusal."""
+    """Tell the fleet that a server refused the login: no relay tries it for minutes, longer with every refusal."""
     await connection.execute(PAUSE_LOGIN, route, storable(reason), relay)
 
 
 async def probe_route(connection: Any, relay: int, route: str, *, insists: bool = False) -> bool:
     """Return True if this relay is the one to try the server now; one that `insists` does not wait for a pause to end.
 
-    A relay that says nothing for `PROBE_LEASE_S` has lost its turn.
+    A relay that does not report for `PROBE_LEASE_S` has lost its turn.
     """
     return str(await connection.execute(PROBE, route, relay, insists)).endswith(" 1")
 
 
 async def resume_route(connection: Any, relay: int, route: str) -> None:
-    """Tell the fleet that a server works again, and wake everybody. Rare, so the NOTIFY costs nothing that counts."""
+    """Tell the fleet that a server works again, and wake all relays. This is rare, so its NOTIFY costs little."""
     if (await connection.execute(RESUME, route, relay)).endswith(" 1"):
         await connection.execute(f"NOTIFY {CHANNEL}")

@@ -1,34 +1,19 @@
-"""What happens to emails in doubt by themselves: sent again, or asked about. `hold` is that nothing happens here.
+"""Emails in doubt: the policy `resend` sends them again; for `ask` they are taken, asked about, and decided.
 
-A resolver is the user's own function that may know: it looks into the mail server's log, or asks its API.
-
-    def was_accepted(email: Doubt) -> bool | None:     # True: it arrived; False: it did not; None: ask again later
+`resolver` does the asking. With the policy `hold` nothing happens here: evidence or a person decides.
 """
 
-import asyncio
-import inspect
-import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from outbox.database.connection import storable
-from outbox.errors import ConfigurationError
-from outbox.log import Events
 from outbox.relay.quarantine import Quarantine, is_of_a_row
-from outbox.user_code import UntrustedCodeError, awaited, called, load, said
-
-log = Events("outbox.relay")
 
 RESENT_AT_ONCE: Final = 1000
 ASKED_AT_ONCE: Final = 20
-ASK_LEASE_S: Final = 300.0  # a resolver may take so long for a lot before another relay asks about the rest of it
 ASK_AGAIN_MAX_S: Final = 3600.0
-HUNG_MAX: Final = 3
 
 # The grace is longer than the guard, so no process can still be about to write the first dot.
 _RESEND: Final = """
@@ -73,7 +58,7 @@ async def resend_doubtful(connection: Any, quarantine: Quarantine | None = None)
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """An email of which nobody knows whether the server took it, as a resolver sees it."""
+    """Email that the server may or may not have accepted, as a resolver gets it."""
 
     key: str
     message_id: str
@@ -81,15 +66,14 @@ class Doubt:
     recipient: str
     attempt: int
     marked_at: datetime
-    """When the final dot was about to be written."""
+    """Time at which the final dot was about to be written."""
     email: int
     asked: int
-    """How often it was asked about before."""
+    """Number of times that it was asked about before."""
 
 
-Resolver = Callable[[Doubt], bool | None]
-
-# Moving `due_at` on is what keeps two relays from asking about one email; who dies while it asks delays it that long.
+# Moving `due_at` on is what keeps two relays from asking about one email; a relay that dies while it asks delays it so
+# long.
 _TAKE_DOUBTS: Final = """
 WITH chosen AS ({chosen}
 ), taken AS (
@@ -122,7 +106,7 @@ async def take_doubts(connection: Any, *, lease_s: float, quarantine: Quarantine
     return [Doubt(*row) for rows in found for row in rows]
 
 
-# A late 250 or a person may have decided meanwhile: then nothing is in doubt any more, and the answer is dropped.
+# A late 250 or a person may have decided meanwhile: then it is not in doubt any more, and the answer is dropped.
 # By the key: after a failover the id may be another email's.
 ANSWER: Final = """
 WITH answers AS (
@@ -151,11 +135,11 @@ STATEMENTS: Final = (RESEND, RESEND_ONE, IN_DOUBT, TAKE_DOUBTS, TAKE_DOUBT, ANSW
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a resolver said about a doubt, or why it could not."""
+    """Answer of a resolver about a doubt; `reply` is the answer in words, or the reason why there is none."""
 
     doubt: Doubt
     accepted: bool | None
-    said: str
+    reply: str
 
 
 async def write_answers(
@@ -166,7 +150,10 @@ async def write_answers(
     asks_max: int,
     quarantine: Quarantine | None = None,
 ) -> int:
-    """Settle what was answered; ask again what was not, twice as late each time, and at last hold it."""
+    """Settle the doubts that were answered; ask again about the others, twice as late each time, and at last hold them.
+
+    Return how many deliveries that changed. An answer to what is not in doubt any more is dropped.
+    """
 
     def delay_s(answer: Answer) -> float | None:
         if answer.accepted is False:
@@ -183,7 +170,7 @@ async def write_answers(
             [a.doubt.attempt for a in some],
             [states[a.accepted] for a in some],
             [delay_s(a) for a in some],
-            [storable(a.said)[:500] for a in some],
+            [storable(a.reply)[:500] for a in some],
         )
         return int(done.rpartition(" ")[2])
 
@@ -195,123 +182,3 @@ async def write_answers(
     quarantine = quarantine or Quarantine()
     of = {a.doubt.email: a for a in answers}
     return sum(await quarantine.sift(connection, of, lambda email: write([of[email]])))
-
-
-def load_resolver(reference: str, directory: Path) -> Resolver:
-    """The function that `module:callable` names; modules beside the settings are found too.
-
-    Raises:
-        ConfigurationError: no such module or function.
-
-    """
-    try:
-        found = load(reference, directory)
-    except UntrustedCodeError as error:
-        raise ConfigurationError(f"resolver: {error}") from error
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - importing runs the user's code
-        raise ConfigurationError(
-            f"resolver: {reference} cannot be used ({said(error)}); mend the name or the module."
-        ) from None
-    if not callable(found):
-        raise ConfigurationError(f"resolver: {reference} is not callable; name a function of one argument.")
-    return cast("Resolver", found)
-
-
-@dataclass(slots=True, eq=False)
-class _Lot:
-    """Questions put together; `open` of them have no answer yet."""
-
-    doubts: Sequence[Doubt]
-    open: int
-    heard_at: float
-
-
-class Inquirer:
-    """A relay's dealings with its resolver: some questions at a time, in a thread that may block or hang.
-
-    The answers wait until the relay writes them. A question that has no answer for `ASK_LEASE_S` is left alone, and
-    after `HUNG_MAX` of those nothing more is asked: threads cannot be ended.
-    """
-
-    def __init__(self, resolver: Resolver, *, grace_s: float, asks_max: int, wake: Callable[[], None]) -> None:
-        self.resolver = resolver
-        self.grace_s = grace_s
-        self.asks_max = asks_max
-        self.wake = wake
-        self.answers: list[Answer] = []
-        self._lot: _Lot | None = None
-        self._hung = 0
-
-    @property
-    def trouble(self) -> str | None:
-        """What keeps it from asking, if anything does."""
-        if self._hung < HUNG_MAX:
-            return None
-        return f"the resolver hangs: {self._hung} calls have not returned, so nothing more is asked; restart this relay"
-
-    async def ask(self, connection: Any, now: float, quarantine: Quarantine | None = None) -> None:
-        """Ask about the next few doubts that are due, unless earlier questions are still open."""
-        if self._lot is not None and now - self._lot.heard_at > ASK_LEASE_S:
-            self._lot = None
-            self._hung += 1
-            log.error("resolver_silent", "the resolver has given no answer for {silent_s:g} s", silent_s=ASK_LEASE_S)
-        if self._lot is not None or self._hung >= HUNG_MAX:
-            return
-        doubts = await take_doubts(connection, lease_s=ASK_LEASE_S, quarantine=quarantine)
-        if doubts:
-            self._lot = _Lot(doubts, len(doubts), now)
-            loop = asyncio.get_running_loop()
-            threading.Thread(
-                target=self._put, args=(self._lot, loop, time.monotonic()), name="resolver", daemon=True
-            ).start()
-
-    def _put(self, lot: "_Lot", loop: asyncio.AbstractEventLoop, began_at: float) -> None:
-        """In the thread: all questions on one event loop, so that what an async resolver opens serves the next one."""
-        with asyncio.Runner() as runner:
-            for doubt in lot.doubts:
-                is_late = time.monotonic() - began_at > ASK_LEASE_S  # others may ask by now
-                answer = None if is_late else _answer(self.resolver, doubt, runner)
-                with suppress(RuntimeError):  # the loop is closed: the relay has ended
-                    loop.call_soon_threadsafe(self._heard, lot, answer)
-
-    def _heard(self, lot: "_Lot", answer: "Answer | None") -> None:
-        lot.open -= 1
-        lot.heard_at = time.monotonic()
-        if lot is self._lot and lot.open == 0:
-            self._lot = None
-        elif lot is not self._lot and lot.open == 0:
-            self._hung -= 1  # it hung, and has come back
-        if answer is not None:
-            self.answers.append(answer)
-            log.info(
-                "doubt_answered",
-                "{key} is in doubt: {said}",
-                key=answer.doubt.key,
-                email=answer.doubt.email,
-                attempt=answer.doubt.attempt,
-                said=answer.said,
-                accepted=answer.accepted,
-            )
-            self.wake()
-
-    async def write(self, connection: Any, quarantine: Quarantine | None = None) -> int:
-        """Write down what was answered; gives how many doubts that decided or put off."""
-        answers = list(self.answers)
-        decided = await write_answers(
-            connection, answers, grace_s=self.grace_s, asks_max=self.asks_max, quarantine=quarantine
-        )
-        del self.answers[: len(answers)]
-        return decided
-
-
-def _answer(resolver: Resolver, doubt: Doubt, runner: asyncio.Runner) -> Answer:
-    try:
-        accepted: Any = called(resolver, doubt)
-        if inspect.isawaitable(accepted):
-            accepted = runner.run(awaited(accepted))
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it does not know, whatever it raised
-        return Answer(doubt, None, f"the resolver raised {said(error)}")
-    if accepted is not None and not isinstance(accepted, bool):
-        return Answer(doubt, None, f"the resolver gave {type(accepted).__name__}; it must give True, False or None")
-    words = {True: "it arrived", False: "it did not arrive", None: "it does not know yet"}
-    return Answer(doubt, accepted, f"the resolver says: {words[accepted]}")

@@ -1,6 +1,6 @@
 """Tick in parts, after a row made a whole tick fail: finds that row and does the rest.
 
-`ledger.tick` is one statement. If it fails because of a row, nothing was committed, or the commit is unknown. So
+`tick` is one statement. If it fails because of a row, nothing was committed, or the commit is unknown. So
 
 - an empty tick comes first. If that fails too, no row is to blame, and its error is raised;
 - settlements and marks are written together and, if that fails, one by one;
@@ -11,131 +11,180 @@ verdict stays with the relay until the lock is gone. A relay stays with ticks in
 wrong.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from outbox.relay import ledger
-from outbox.relay.ledger import SMALL_BYTES, Settlement, Tick
+from outbox.relay.claims import CLAIM, CLAIMED, GATE, TOKENS, Claimed, claimed_of
+from outbox.relay.large_messages import SMALL_BYTES
 from outbox.relay.quarantine import Quarantine, is_of_a_row
-from outbox.smtp.outgoing import Claim
+from outbox.relay.settlement import Settlement
+from outbox.relay.tick import TickRequest, TickResult, tick
+
+# Which of these rows another session has locked at this moment. $1 emails.
+LOCKED: Final = """
+WITH free AS (SELECT email FROM outbox.delivery WHERE email = ANY ($1::bigint[]) FOR UPDATE SKIP LOCKED)
+SELECT email FROM outbox.delivery WHERE email = ANY ($1::bigint[]) AND email NOT IN (SELECT email FROM free)
+"""
 
 
-async def tick_in_parts(
-    connection: Any,
-    relay: int,
-    quarantine: Quarantine,
-    *,
-    settlements: Sequence[Settlement],
-    marks: Iterable[int],
-    room: int,
-    suspects: int,
-    route: str,
-    server: str,
-    budget: int,
-    bytes_max: int,
-    epoch: int | None = None,
-) -> Tick:
-    """Do what `ledger.tick` does; a row that cannot be read or written does not stop the others.
-
-    Raises:
-        Exception: the error is of the database, not of a row. It is unknown what was committed.
-
-    """
-    done = await ledger.tick(connection, relay, route=route, server=server, epoch=epoch)
-    done = replace(done, reached=None, urgent_reached=None)
-    marks = list(marks) if done.is_open else []
-    locked = await ledger.locked(connection, [*marks, *(one.email for one in settlements)])
-    settled = await _settle(connection, relay, quarantine, [one for one in settlements if one.email not in locked])
-    done = replace(done, settled=settled, locked=locked)
-    marks = [email for email in marks if email not in locked]
-    done = await _mark(connection, relay, quarantine, marks, done, epoch=epoch)
-    if room <= 0 or not done.is_open:
-        return done
-    emails = await ledger.candidates(connection, route, room=room, suspects=suspects, left_out=quarantine.left_out)
-    return await _claim(connection, relay, quarantine, emails, done, budget=budget, bytes_max=bytes_max, epoch=epoch)
+async def locked_emails(connection: Any, emails: Sequence[int]) -> frozenset[int]:
+    """Return which emails' rows another session has locked; waits for none of them."""
+    return frozenset(row["email"] for row in await connection.fetch(LOCKED, emails)) if emails else frozenset()
 
 
-async def _settle(
-    connection: Any, relay: int, quarantine: Quarantine, settlements: Sequence[Settlement]
-) -> frozenset[tuple[int, int]]:
-    if not settlements:
-        return frozenset()
-    try:
-        return (await ledger.tick(connection, relay, settlements=settlements)).settled
-    except Exception as error:
-        if not is_of_a_row(error):
-            raise
-    settled: set[tuple[int, int]] = set()
-    for one in settlements:
+# What a tick would claim now, as ids only, which can always be read. $1 route, $2 claims, $3 suspects, $4 left out.
+CANDIDATES: Final = """
+(SELECT email FROM outbox.delivery
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned >= 3
+    AND route = $1 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
+  ORDER BY due_at, email LIMIT $3)
+UNION ALL
+(SELECT email FROM outbox.delivery
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
+    AND route = $1 AND priority = 1 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
+  ORDER BY due_at, email LIMIT $2)
+UNION ALL
+(SELECT email FROM outbox.delivery
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
+    AND route = $1 AND priority = 0 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
+  ORDER BY due_at, email LIMIT $2)
+"""
+# $1 email, $2 relay, $3 budget, $4 limit, $5 epoch.
+CLAIM_ONE: Final = f"""
+WITH {GATE.format(known="$5::bigint")}, chosen AS (
+    SELECT email, due_at FROM outbox.delivery
+     WHERE email = $1 AND state = 'pending' AND settled_at IS NULL AND relay IS NULL AND (SELECT is_open FROM gate)
+       FOR UPDATE SKIP LOCKED
+), {CLAIM.format(relay="$2", budget="$3::bigint", limit="$4::bigint")}
+SELECT {TOKENS} AS tokens,
+       {CLAIMED.format(limit="$4::bigint")}
+  FROM claimed c
+"""
+
+
+async def candidates(connection: Any, request: TickRequest, left_out: Sequence[int]) -> list[int]:
+    """Return which emails a tick would claim: suspects, then urgent ones, then others, each due longest first."""
+    claims_max = request.claims_max
+    rows = await connection.fetch(CANDIDATES, request.route, claims_max, request.suspects_max, left_out)
+    return [row["email"] for row in rows][:claims_max]
+
+
+async def claim_one(
+    connection: Any, relay: int, email: int, *, budget: int, bytes_max: int, epoch: int | None = None
+) -> Claimed:
+    """Claim one email, if it is free."""
+    rows = await connection.fetch(CLAIM_ONE, email, relay, budget, bytes_max, epoch)
+    return claimed_of(rows, rows[0]["tokens"] if rows else None, relay, bytes_max)
+
+
+@dataclass(frozen=True, slots=True)
+class TickInParts:
+    """One tick of a relay that is not done in one statement; what fails goes into the quarantine of its session."""
+
+    connection: Any
+    relay: int
+    quarantine: Quarantine
+    request: TickRequest
+
+    async def run(self) -> TickResult:
+        """Do what `tick` does; a row that cannot be read or written does not stop the others.
+
+        Raises:
+            Exception: the error is of the database, not of a row. It is unknown what was committed.
+
+        """
+        request = self.request
+        done = await self._tick(TickRequest(route=request.route, server=request.server, epoch=request.epoch))
+        done = replace(done, reached=None, urgent_reached=None)
+        marks = list(request.marks) if done.is_open else []
+        locked = await locked_emails(self.connection, [*marks, *(one.email for one in request.settlements)])
+        settled = await self._settle([one for one in request.settlements if one.email not in locked])
+        done = replace(done, settled=settled, locked=locked)
+        done = await self._mark([email for email in marks if email not in locked], done)
+        if request.claims_max <= 0 or not done.is_open:
+            return done
+        return await self._claim(done)
+
+    async def _tick(self, request: TickRequest) -> TickResult:
+        return await tick(self.connection, self.relay, request)
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> frozenset[tuple[int, int]]:
+        if not settlements:
+            return frozenset()
         try:
-            settled |= (await ledger.tick(connection, relay, settlements=[one])).settled
+            return (await self._tick(TickRequest(settlements=settlements))).settled
         except Exception as error:
             if not is_of_a_row(error):
                 raise
-            outcome = one.outcome
-            marked = outcome.state if outcome.state in ("sent", "in_doubt") else "dead"
-            reason = f"{error}; the verdict on attempt {one.attempt} was {outcome.verdict}: {outcome.reply}"
-            await quarantine.put(connection, one.email, reason, marked=marked, relays=[one.relay])
-            settled.add(one.identity)
-    return frozenset(settled)
+        settled: set[tuple[int, int]] = set()
+        for one in settlements:
+            try:
+                settled |= (await self._tick(TickRequest(settlements=[one]))).settled
+            except Exception as error:
+                if not is_of_a_row(error):
+                    raise
+                await self._quarantine_settled(one, error)
+                settled.add(one.identity)
+        return frozenset(settled)
 
+    async def _quarantine_settled(self, one: Settlement, error: Exception) -> None:
+        outcome = one.outcome
+        marked = outcome.state if outcome.state in ("sent", "in_doubt") else "dead"
+        reason = f"{error}; the verdict on attempt {one.attempt} was {outcome.verdict}: {outcome.reply}"
+        await self.quarantine.put(self.connection, one.email, reason, marked=marked, relays=[one.relay])
 
-async def _mark(
-    connection: Any, relay: int, quarantine: Quarantine, marks: list[int], done: Tick, *, epoch: int | None
-) -> Tick:
-    parts = [marks] if marks else []
-    marked, expired, quarantined = dict(done.marked), set(done.expired), set()
-    for part in parts:
-        try:
-            found = await ledger.tick(connection, relay, marks=part, epoch=epoch)
-        except Exception as error:
-            if not is_of_a_row(error):
-                raise
-            if len(part) > 1:
-                parts += [[email] for email in part]
+    async def _mark(self, marks: list[int], done: TickResult) -> TickResult:
+        parts = [marks] if marks else []
+        marked, expired, quarantined = dict(done.marked), set(done.expired), set()
+        for part in parts:  # the list grows while it runs
+            try:
+                found = await self._tick(TickRequest(marks=part, epoch=self.request.epoch))
+            except Exception as error:
+                if not is_of_a_row(error):
+                    raise
+                if len(part) > 1:
+                    parts += [[email] for email in part]
+                else:
+                    await self.quarantine.put(self.connection, part[0], error)
+                    quarantined.add(part[0])
             else:
-                await quarantine.put(connection, part[0], error)
-                quarantined.add(part[0])
-        else:
-            marked |= found.marked
-            expired |= found.expired
-            if not found.is_open:  # the barrier was raised just now
-                done = replace(done, is_open=False, epoch=found.epoch)
-                break
-    return replace(done, marked=marked, expired=frozenset(expired), quarantined=frozenset(quarantined))
+                marked |= found.marked
+                expired |= found.expired
+                if not found.is_open:  # the barrier was raised just now
+                    done = replace(done, is_open=False, epoch=found.epoch)
+                    break
+        return replace(done, marked=marked, expired=frozenset(expired), quarantined=frozenset(quarantined))
 
+    async def _claim(self, done: TickResult) -> TickResult:
+        request = self.request
+        budget = request.bytes_max if request.budget is None else request.budget
+        is_over = False
 
-async def _claim(
-    connection: Any,
-    relay: int,
-    quarantine: Quarantine,
-    emails: Sequence[int],
-    done: Tick,
-    *,
-    budget: int,
-    bytes_max: int,
-    epoch: int | None,
-) -> Tick:
-    claims: list[Claim] = []
-    unfit: dict[int, str] = {}
-    listed: set[int] = set()
-    is_over = False
+        async def claim(email: int) -> Claimed:
+            nonlocal budget, is_over
+            found = await claim_one(
+                self.connection,
+                self.relay,
+                email,
+                budget=max(budget, 0),
+                bytes_max=request.bytes_max,
+                epoch=request.epoch,
+            )
+            budget -= sum(claim.size for claim in found.claims if not claim.is_fetched)
+            # Or another relay was faster: then the next look finds nothing.
+            is_over = is_over or not (found.claims or found.unfit)
+            return found
 
-    async def one(email: int) -> tuple[list[Claim], dict[int, str], bool]:
-        nonlocal budget, is_over
-        found = await ledger.claim_one(
-            connection, relay, email, budget=max(budget, 0), bytes_max=bytes_max, epoch=epoch
+        emails = await candidates(self.connection, request, self.quarantine.left_out)
+        each: list[Claimed] = await self.quarantine.sift(self.connection, emails, claim)
+        return replace(
+            done,
+            claims=[claim for found in each for claim in found.claims],
+            unfit={email: why for found in each for email, why in found.unfit.items()},
+            listed=frozenset(email for found in each for email in found.listed),
+            bytes_wanted=SMALL_BYTES if is_over else 0,
         )
-        budget -= sum(claim.size for claim in found[0] if not claim.fetched)
-        is_over = is_over or not (found[0] or found[1])  # or another relay was faster: then the next look finds nothing
-        return found
 
-    for found, wrong, is_listed in await quarantine.sift(connection, emails, one):
-        claims += found
-        unfit |= wrong
-        if is_listed:
-            listed |= {claim.email for claim in found}
-    return replace(
-        done, claims=claims, unfit=unfit, listed=frozenset(listed), bytes_wanted=SMALL_BYTES if is_over else 0
-    )
+
+STATEMENTS: Final = (LOCKED, CANDIDATES, CLAIM_ONE)

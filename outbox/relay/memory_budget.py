@@ -11,6 +11,7 @@ from outbox.settings import MESSAGE_BYTES_MAX
 
 # A process needs about four times as much in all; the units and pods of `docs/deploy` leave room for that.
 IN_FLIGHT_BYTES: Final = 24 * 1024 * 1024
+ENVELOPE_BYTES_MAX: Final = 4096  # of the key, addresses, Message-ID and trace context: see `email_sizes` in schema.sql
 
 
 @dataclass(eq=False, slots=True)
@@ -29,6 +30,11 @@ class Share:
     since: float = 0.0
     """Time since which that email waits."""
 
+    def adopt_limit(self, message_bytes_max: int) -> None:
+        """Let messages of so many bytes in, besides their envelopes."""
+        self.bytes_max = message_bytes_max + ENVELOPE_BYTES_MAX
+        self.budget.bytes_max = max(self.budget.bytes_max, self.bytes_max)
+
     def left(self) -> int:
         """Return how many bytes are free for this relay, without those that others have waited for longer."""
         return self.budget.bytes_max - sum(
@@ -44,6 +50,16 @@ class Share:
         left = self.left()
         self.asked = max(min(left, max(left // len(self.budget.shares), self.wanted)), 0)
         return self.asked
+
+    def note_asked(self, asked: int) -> None:
+        """Record how many bytes of the last claim `in_flight` does not count yet; 0 once it counts them all."""
+        self.asked = asked
+
+    def forget(self) -> None:
+        """Want nothing and wake the others, since the claims of this relay are gone."""
+        self.asked = 0
+        self.note_wanted(0, 0.0)
+        self.wake_others()
 
     def note_wanted(self, wanted: int, now: float) -> None:
         """Record how many bytes the next email needs and did not get."""

@@ -1,25 +1,25 @@
-"""Who looks on while a relay works. A relay without observers does nothing for them, not even read a clock."""
+"""Interface for metrics and traces. A relay without observers does nothing for them, not even read a clock."""
 
 from typing import Protocol
 
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.outgoing import Try
 from outbox.smtp.verdict import Outcome
 
 
 class Observer(Protocol):
-    """Told on the loop's thread, in the middle of the hot path: who counts there waits for nothing.
+    """Observer of a relay, called on the event loop's thread in the middle of the hot path: it must not block.
 
     All times are of the monotonic clock, in seconds.
     """
 
-    def judged(self, claim: Claim, attempt: int, outcome: Outcome, now: float) -> None:
-        """A try of a claim has ended, and its outcome goes into the next tick."""
+    def judged(self, tried: Try, attempt: int, outcome: Outcome, now: float) -> None:
+        """Observe that a try of a claim has ended; its outcome goes into the next tick."""
 
     def ticking(self) -> None:
-        """A tick begins, with all outcomes that there are."""
+        """Observe that a tick begins, with all outcomes that there are."""
 
     def ticked(self, began_at: float, now: float) -> None:
-        """That tick is committed."""
+        """Observe that this tick is committed."""
 
     def session_lost(self) -> None:
-        """The relay has lost its session, and with it the tick that was under way, if one was."""
+        """Observe that the session is lost, and with it the tick that was running, if one was."""

@@ -1,9 +1,9 @@
-"""What people hold back: a report, or the whole fleet, from `outbox pause` to `outbox resume`.
+"""Pauses: a report, or the whole fleet, is held back by a person, from `outbox pause` to `outbox resume`.
 
 A pause is a row. Each tick reads the rows that there are, normally none, so a relay obeys from its next tick on. While
-the fleet is paused nobody claims. While a report is paused its mail is claimed as ever and set aside at once: due at
-infinity, with the report's name in `paused`, so that it hinders nobody. What is set aside under a pause that is over
-any relay takes up again; so a pause that ends while a relay sets mail aside leaves nothing behind.
+the fleet is paused no relay claims. While a report is paused its emails are claimed as usual and set aside at once: due
+at infinity, with the report's name in `paused`, so that they delay no others. Any relay takes up what is set aside
+under a pause that is over; so a pause that ends while a relay sets emails aside leaves nothing behind.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from outbox import suggested
 from outbox.database.connection import CHANNEL, storable
-from outbox.relay.ledger import LANES
+from outbox.database.lanes import LANES
 from outbox.relay.quarantine import Quarantine, is_of_a_row
 
 FLEET: Final = ""
@@ -105,13 +105,13 @@ SELECT EXISTS (SELECT FROM outbox.pause WHERE report = '')
 
 
 async def is_held(connection: Any, *, route: str = "") -> bool:
-    """Whether nothing of the route is left to send but what a pause holds back."""
+    """Return True if nothing of the route is left to send but what a pause holds back."""
     return bool(await connection.fetchval(HELD, route))
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A pause in force, and how many emails wait under it, set aside or not yet; `report` is '' for the fleet.
+    """Pause in force, and how many emails wait under it, set aside or not yet; `report` is '' for the fleet.
 
     `waiting` is counted up to `WAITING_MAX`.
     """
@@ -124,12 +124,12 @@ class Pause:
 
     @property
     def target(self) -> str:
-        """What is paused, as people say it."""
-        return spoken(self.report)
+        """Return the name of what is paused, for people."""
+        return label(self.report)
 
     @property
     def remedy(self) -> str:
-        """The command that ends it."""
+        """Return the command that ends it."""
         return resumption(self.report)
 
 
@@ -138,13 +138,13 @@ def resumption(report: str) -> str:
     return suggested.command("resume", keys=[report] if report else [])
 
 
-def spoken(report: str) -> str:
-    """What a pause of this name holds back, as people say it."""
+def label(report: str) -> str:
+    """Return the name of what a pause holds back, for people: a report, or ('') the fleet."""
     return report or "the fleet"
 
 
-# What waits is counted to a bound, since it is the emergency exit that asks. What is set aside is found by its index;
-# what is not yet is at the front of what is due, where relays set it aside, so a look at some of that is enough.
+# What waits is counted to a bound, since the answer is needed fast. What is set aside is found by its index; what is
+# not yet is at the front of what is due, where relays set it aside, so a look at some of that is enough.
 PAUSES: Final = f"""
 WITH RECURSIVE {LANES}
 SELECT p.report, p.since, left(p.who, 500) AS who, left(p.why, 2000) AS why,
@@ -174,7 +174,7 @@ LOOKED_AT_MAX: Final = 10_000
 
 
 async def read_pauses(connection: Any) -> list[Pause]:
-    """All pauses in force: the fleet's first."""
+    """Return all pauses in force, the fleet's first."""
     return [Pause(*row) for row in await connection.fetch(PAUSES, WAITING_MAX, LOOKED_AT_MAX)]
 
 
@@ -186,11 +186,11 @@ SELECT EXISTS (SELECT FROM outbox.definition WHERE report = $1) OR EXISTS (SELEC
 
 
 async def is_known(connection: Any, report: str) -> bool:
-    """Whether the fleet has ever generated a report of that name."""
+    """Return True if the fleet has ever generated a report of that name."""
     return storable(report) == report and bool(await connection.fetchval(KNOWN, report))
 
 
-# The operation is written only where something changed: a pause that is there already stays its author's.
+# The operation is recorded only for a new pause: one that is there already keeps its author.
 BEGIN: Final = """
 WITH begun AS (
     INSERT INTO outbox.pause (report, who, why) VALUES ($1, $2, $3) ON CONFLICT (report) DO NOTHING RETURNING 1
@@ -207,16 +207,16 @@ INSERT INTO outbox.operation (who, what, target, why, emails) SELECT $2, 'resume
 
 
 async def begin_pause(connection: Any, report: str, *, who: str, why: str) -> bool:
-    """Hold back a report, or the fleet; False if that is so already, and then nothing is changed."""
+    """Pause a report, or the fleet; return False, and change nothing, if it is paused already."""
     async with connection.transaction():
-        done = await connection.execute(BEGIN, report, storable(who), storable(why), spoken(report))
+        done = await connection.execute(BEGIN, report, storable(who), storable(why), label(report))
         await connection.execute(f"NOTIFY {CHANNEL}")
     return bool(done.endswith(" 1"))
 
 
 async def end_pause(connection: Any, report: str, *, who: str, why: str, waiting: int = 0) -> bool:
-    """Let a report, or the fleet, go on; False if it is not paused. `waiting` is kept with the operation."""
+    """Resume a report, or the fleet; return False if it is not paused. `waiting` is kept with the operation."""
     async with connection.transaction():
-        done = await connection.execute(END, report, storable(who), storable(why), spoken(report), waiting)
+        done = await connection.execute(END, report, storable(who), storable(why), label(report), waiting)
         await connection.execute(f"NOTIFY {CHANNEL}")
     return bool(done.endswith(" 1"))

@@ -20,6 +20,12 @@ from outbox.log import Events
 
 log = Events("outbox.relay")
 
+# A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
+# takes no other delivery down with it. After QUARANTINE_AFTER deaths in all it is quarantined: dead, until a person
+# sends it again. The 3 stands in TICK, JUDGE and the index `delivery_suspect` too.
+SUSPECT_AFTER: Final = 3
+QUARANTINE_AFTER: Final = 6
+
 REASON_MAX: Final = 500  # characters
 LEFT_OUT_S: Final = 60.0
 LEFT_OUT_MAX: Final = 10_000
@@ -155,9 +161,9 @@ class Quarantine:
         *,
         relays: Iterable[int] = (),
     ) -> list[Any]:
-        """Run a statement that failed for these emails for each by itself; what fails again is quarantined.
+        """Run a statement that failed for these emails for each by itself; return the results.
 
-        Gives the results of the others. Inside of a transaction each has a savepoint.
+        An email for which it fails again is quarantined. Inside of a transaction each has a savepoint.
         """
         found = []
         left_out = set(self.left_out)
@@ -181,7 +187,7 @@ class Quarantine:
     ) -> list[Any]:
         """Run a statement that reads or writes these emails; if one of them makes it fail, for each by itself.
 
-        Gives all rows. What fails by itself is quarantined.
+        Return all rows. An email that fails by itself is quarantined.
         """
         try:
             return list(await statement(emails))

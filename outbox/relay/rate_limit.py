@@ -2,8 +2,8 @@
 
 All relays of a route walk one line of moments, `1 / rate` apart. A relay takes a few of them in one short transaction
 and starts one email at each; a relay that dies or finds nothing to send has wasted a fraction of a second of the
-fleet's rate. No relay waits for the row: one that finds it locked looks again a moment later. `Pace` decides, without
-a database of its own.
+fleet's rate. No relay waits for the row: one that finds it locked looks again a moment later. `RateLimiter` decides,
+without a database of its own.
 
 The rate is the one of the settings, or the one that the mail server takes, if that is less: `report_refusal` keeps it
 in the same row, and `throttle` decides about it.
@@ -20,7 +20,7 @@ from outbox.database.connection import storable
 from outbox.relay.throttle import SILENCE_MAX_S, Found, Refusal, slow_down
 
 AHEAD_S: Final = 0.25  # so much of the fleet's rate is in the hands of its relays at a time
-HORIZON_S: Final = 1.0  # moments that are further away are nobody's yet
+HORIZON_S: Final = 1.0  # moments further away are not given out yet
 STALE_S: Final = 0.5  # under a rate, a moment that nothing was started at is lost: made up for, it would be a burst
 TAKEN_S: Final = 0.005  # until the row is looked at again when another relay was at it
 USED_UP_S: Final = 30.0  # until it is looked at again when the day's emails are sent
@@ -28,8 +28,8 @@ PORTION_MAX: Final = 100
 
 
 @dataclass(slots=True)
-class Pace:
-    """Decides when this relay may start its next email: at any time, if there is neither a rate nor `daily_max`.
+class RateLimiter:
+    """Limiter of the starts of emails; without a rate and a `daily_max` each may start at once.
 
     Times are of any steady clock, given as `now`. `rate_per_s` is the rate of the settings, `found_per_s` the one that
     the server takes. `alive` is how many relays share the rate, `used_up` why nothing may be sent for a longer while.
@@ -40,11 +40,11 @@ class Pace:
     alive: int = 1
     used_up: str | None = None
     ask_at: float = 0.0
-    """When it is worth while to ask for more."""
+    """Time from which it is worth while to ask for more."""
     unused: int = 0
     """Moments that were counted for the day and that nothing was started at; the next `reserve` takes them back."""
     found: Found | None = None
-    """What is known of the rate that the server takes, as of the last look."""
+    """Rate that the server takes, as of the last look."""
     found_per_s: float | None = None
     refused: "RefusedTry | None" = None
     """A refusal that is not reported to the fleet yet."""
@@ -52,44 +52,44 @@ class Pace:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether there is any limit at all."""
+        """Return True if there is any limit at all."""
         return self.rate_per_s is not None or self.daily_max is not None or self.found_per_s is not None
 
     @property
     def speed(self) -> float | None:
-        """Rate in force, in emails a second of the whole fleet: the lower one of the settings' and the server's."""
+        """Return the rate in force, in emails a second of the fleet: the lower of the settings' and the server's."""
         return _lower(self.rate_per_s, self.found_per_s)
 
     @property
     def held(self) -> int:
-        """How many moments are in hand."""
+        """Return how many moments are reserved and not used."""
         return len(self._moments)
 
     @property
     def share(self) -> int:
-        """How many emails to hold, and to have moments for, at a time: fair to each relay, at least one."""
+        """Return how many emails to hold, and to have moments for: fair to each relay, at least one."""
         speed = self.speed
         if speed is None:
             return PORTION_MAX
         return min(max(math.ceil(speed * AHEAD_S / self.alive), 1), PORTION_MAX)
 
     def is_used_up(self, now: float) -> bool:
-        """Whether nothing may be sent for a longer while, as far as is known."""
+        """Return True if nothing may be sent for a longer while, as far as is known."""
         return self.used_up is not None and now < self.ask_at
 
-    def room(self, ready: int) -> int:
-        """How many more emails to hold when so many wait already."""
+    def capacity(self, ready: int) -> int:
+        """Return how many more emails to hold when so many wait already."""
         return max(self.share - ready, 0)
 
     def wants(self, ready: int, now: float) -> int:
-        """How many moments to ask for now, for so many emails that wait."""
+        """Return how many moments to ask for now, for so many emails that wait."""
         if not self.is_bounded or now < self.ask_at:
             return 0
         self._forget_stale(now)
         return max(min(ready, self.share) - len(self._moments), 0)
 
     def may_start(self, now: float) -> bool:
-        """Whether an email may be started now; if so, its moment is used."""
+        """Return True if an email may be started now; if so, its moment is used."""
         if not self.is_bounded:
             return True
         self._forget_stale(now)
@@ -99,7 +99,7 @@ class Pace:
         return True
 
     def next_at(self, now: float) -> float:
-        """When the next email may be started, or more moments asked for: `now` if at once, or if there is no limit."""
+        """Return when the next email may start, or more moments be asked for; `now` if at once, or without a limit."""
         at = self._moments[0] if self._moments else self.ask_at
         return max(at, now) if self.is_bounded else now
 
@@ -133,6 +133,17 @@ class Pace:
         self.found_per_s = min(self.found_per_s or estimate, estimate)
         self.forget()
 
+    def note_reported(self, refused: "RefusedTry") -> bool:
+        """Note that the fleet knows of a refusal; return False if there was another one meanwhile."""
+        if self.refused is not refused:
+            return False
+        self.refused = None
+        return True
+
+    def share_with(self, relays: int) -> None:
+        """Note how many relays share the rate, with this one."""
+        self.alive = relays
+
     def adopt(self, found: Found | None) -> bool:
         """Take over what the fleet knows of the server's rate; return True if that is a limit where there was none."""
         if self.refused is not None:
@@ -150,12 +161,12 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class RefusedTry:
-    """A try that was refused because of the rate, and what else is needed for a `Refusal`. Times as of `Pace`."""
+    """A try that was refused because of the rate, and what else is needed for a `Refusal`. Times as there."""
 
     said: str
     started_at: float
     accepted_started_at: float | None
-    """When the latest try that was accepted was started."""
+    """Time at which the latest try that was accepted was started."""
     fleet_rate: float
     is_supposed: bool = False
     accepts: bool = True

@@ -1,8 +1,8 @@
 """Judgement of refusals that may be about the sender or this host rather than about an email, and how it is undone.
 
-One reply seldom tells: "relaying denied" may be about this recipient's domain or about all mail of this host, and
-"550 go away" about anything. What tells is what the server does with other mail at that time, and whether different
-recipients hear the same. `RefusalJudge` decides, without a clock or a database of its own; `put_back` undoes dead
+One reply seldom shows which: "relaying denied" may be about this recipient's domain or about all mail of this host, and
+"550 go away" about anything. The evidence is what the server does with other mail at that time, and if different
+recipients get the same. `RefusalJudge` decides, without a clock or a database of its own; `put_back` undoes dead
 letters that turn out to be the route's.
 """
 
@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from outbox.database.connection import storable
-from outbox.smtp.reply_class import About, Refusal
+from outbox.smtp.refusal import About, Refusal
 
 EVIDENCE_S: Final = 60.0  # so long an acceptance shows that the server takes mail of this sender
 REPEATED_MIN: Final = 3  # different recipients in a row that hear the same
@@ -37,7 +37,7 @@ class Ruling(Enum):
     SENDER = auto()
     """The server takes other senders: the mail of this one waits."""
     ROUTE = auto()
-    """It takes nobody's mail: the route waits."""
+    """The server takes no mail at all: the route waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class RefusalJudge:
 
     @property
     def accepted_at(self) -> float:
-        """When the server last took a message."""
+        """Return when the server last took a message; -inf for never."""
         return max(self._accepted_at.values(), default=float("-inf"))
 
     def _takes(self, sender: str, now: float) -> bool:

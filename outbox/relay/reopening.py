@@ -29,19 +29,19 @@ class Reopening:
     def __init__(self, url: DatabaseUrl) -> None:
         self._login = url.login
         self._pause_s = REFUSED_FIRST_S
-        self._said = ""
-        self._said_at = 0.0
+        self._logged = ""
+        self._logged_at = 0.0
 
     async def refused(self, error: BaseException, is_over: Callable[[], bool]) -> None:
         """Log the reason. After a refused login wait, at most until `is_over`."""
         now = time.monotonic()
         if not isinstance(error, DatabaseRefusedError):
-            self._said, self._pause_s = "", REFUSED_FIRST_S
+            self._logged, self._pause_s = "", REFUSED_FIRST_S
             log.warning("session_refused", "no session yet: {reason}", reason=error)
             return
         reason = re.sub(r"[0-9.]+", "", str(error))  # the same reason with another number of seconds is not a new one
-        if reason != self._said or now - self._said_at > SAME_REASON_S:
-            self._said, self._said_at = reason, now
+        if reason != self._logged or now - self._logged_at > SAME_REASON_S:
+            self._logged, self._logged_at = reason, now
             log.warning("session_refused", "no session yet: {reason}", reason=error)
         until = now + self._pause_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
         self._pause_s = min(2 * self._pause_s, REFUSED_MAX_S)

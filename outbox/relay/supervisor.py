@@ -1,7 +1,7 @@
-"""The relays of one process, one for each route: started, stopped and looked at together, and else strangers.
+"""The relays of one process, one for each route, which start and stop together.
 
-Each has a session, a lock, an identity, a breaker and limits of its own. What one route suffers, the others do not
-notice: they meet in this process's event loop only.
+Each has a session, a lock, an identity, a breaker and limits of its own, so a problem of one route does not reach the
+others. They share the event loop, the memory for large messages, and the rule for suspects.
 """
 
 import asyncio
@@ -13,11 +13,13 @@ from outbox.relay.memory_budget import Budget
 from outbox.relay.observer import Observer
 from outbox.relay.pauses import Pause
 from outbox.relay.relay import Relay
+from outbox.relay.suspects import SuspectRule
+from outbox.relay.until_empty import summary_of
 from outbox.settings import Settings
 
 
 class Relays:
-    """A relay for the usual route and one for each that the settings name, in this order."""
+    """Relays of the usual route and of each that the settings name, in this order."""
 
     def __init__(
         self,
@@ -26,27 +28,33 @@ class Relays:
         until_empty: bool = False,
         observers: Callable[[Settings, str], Sequence[Observer]] = lambda *_: (),
     ) -> None:
-        """`observers` gives who looks on at the relay of a route, whose settings it is given."""
+        """`observers` returns the observers of a route's relay; it gets the settings of the route, and its name."""
         settings.require("database_url", "smtp_url")
         assert settings.database_url is not None
         self.database_url = settings.database_url
         self.settings = settings
+        on_route = {route: settings.on_route(route) for route in ("", *settings.routes)}
+        budget = Budget.of(max(each.message_bytes_max for each in on_route.values()))
+        suspects = SuspectRule()
         self.each = [
-            Relay(settings, route, until_empty=until_empty, observers=observers(settings.on_route(route), route))
-            for route in ("", *settings.routes)
+            Relay(
+                settings,
+                route,
+                until_empty=until_empty,
+                observers=observers(of_route, route),
+                budget=budget,
+                suspects=suspects,
+            )
+            for route, of_route in on_route.items()
         ]
-        budget = Budget.of(max(relay.share.budget.bytes_max for relay in self.each))
-        for relay in self.each:
-            relay.beside = self.each
-            relay.share = budget.share(relay.share.in_flight, relay.share.wake)
-        self._going = list(self.each)
+        self._running = list(self.each)
 
     async def run(self) -> None:
         """Relay on each route until stopped, or until all are empty if so asked.
 
         Raises:
-            OutboxError: the database cannot be used at the start. Should one end by that or a fault of ours, the others
-                finish what is in hand first.
+            OutboxError: the database cannot be used at the start. If one relay ends by this or by a bug, the others
+                finish what is in flight first.
 
         """
         tasks = [asyncio.get_running_loop().create_task(self._run(relay)) for relay in self.each]
@@ -60,66 +68,67 @@ class Relays:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
-        faults = [fault for task in tasks if (fault := task.exception()) is not None]
-        if faults:
-            raise faults[0]
+        errors = [error for task in tasks if (error := task.exception()) is not None]
+        if errors:
+            raise errors[0]
 
     async def _run(self, relay: Relay) -> None:
         try:
             await relay.run()
         finally:
-            self._going.remove(relay)
+            self._running.remove(relay)
 
     def stop(self) -> None:
-        """Let all drain at once."""
+        """Let all relays drain at the same time."""
         for relay in self.each:
             relay.stop()
 
     @property
     def stopping(self) -> bool:
-        """Whether all are told to stop, or have."""
+        """Return True if all relays drain or have stopped."""
         return all(relay.stopping for relay in self.each)
 
     @property
     def turned_at(self) -> float:
-        """When the one that has been in its turn for the longest took it."""
-        return min((relay.turned_at for relay in self._going), default=time.monotonic())
+        """Return when the relay that has been in its turn for the longest began it."""
+        return min((relay.sessions.turned_at for relay in self._running), default=time.monotonic())
 
     @property
     def holds_session(self) -> bool:
-        """Whether each holds its session, as far as it knows."""
-        return all(relay.holds_session for relay in self.each)
+        """Return True if each relay holds its session, as far as it knows."""
+        return all(relay.sessions.holds_session for relay in self.each)
 
     @property
     def alive(self) -> int:
-        """How many relays the fleet has, of all routes and processes, as of the last sweep."""
+        """Return how many relays the fleet has, of all routes and processes, as of the last sweep."""
         return max(relay.alive for relay in self.each)
 
     @property
     def counts(self) -> Counter[str]:
-        """What they have done so far, by verdicts."""
+        """Return how many emails there were so far, by what became of them."""
         return sum((Counter(dict(relay.counts)) for relay in self.each), Counter())
 
     @property
     def left_in_doubt(self) -> int:
-        """How many verdicts are unknown or unwritten at the end."""
+        """Return how many verdicts are unknown or unwritten at the end."""
         return sum(relay.left_in_doubt for relay in self.each)
 
     @property
     def left_held(self) -> list[Pause]:
-        """The pauses under which mail was left, each once."""
-        found = {one.report: one for relay in self.each for one in relay.left_held}
+        """Return the pauses under which mail was left, each once."""
+        found = {one.report: one for relay in self.each for one in relay.end_of_work.left_held}
         return list(found.values())
 
     @property
     def left_refused(self) -> dict[str, str]:
-        """The refusals, by route, for which an `until_empty` ended before it was so."""
-        return {relay.pool.route.name: why for relay in self.each if (why := relay.pool.given_up) is not None}
+        """Return the refusals, by route, for which an `until_empty` ended before the outbox was empty."""
+        found = {relay.server.name: relay.end_of_work.left_refused for relay in self.each}
+        return {route: why for route, why in found.items() if why is not None}
 
-    def hindrances(self) -> dict[str, list[str]]:
-        """What keeps each, by its route, from sending whatever is due, as far as it knows; nothing is: it is ready."""
-        return {relay.serves: relay.hindrances() for relay in self.each}
+    def not_ready_reasons(self) -> dict[str, list[str]]:
+        """Return what keeps each relay, by its route, from sending whatever is due; a relay without any is ready."""
+        return {relay.serves: relay.not_ready_reasons() for relay in self.each}
 
     def summary(self) -> str:
-        """What they have done so far, in words."""
-        return ", ".join(f"{n} {verdict}" for verdict, n in sorted(self.counts.items())) or "nothing was sent"
+        """Return what they have done so far, in words."""
+        return summary_of(self.counts)

@@ -1,8 +1,8 @@
-"""The suppression list: who gets no more email, of one report or at all. Who is on it, since when and why.
+"""Suppression list: addresses that get no more email, of one report or at all, since when and why.
 
-A relay looks at it with each claim (`ledger.TICK`); what is listed it cancels before a connection gets it, so whatever
-is pending is caught, reports and an application's own emails alike. `generate` cancels from the start. What a relay had
-claimed before an address came onto the list may still go out: seconds, and never more than it holds.
+A relay looks at the list with each claim (`tick`), and cancels a listed email before a connection gets it. So all that
+is pending is caught, reports and an application's own emails alike. `generate` cancels from the start. An email that a
+relay had claimed before its address was listed may still be sent: that is seconds, and never more than it holds.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ ALL: Final = ""  # the report of a suppression that holds for every email
 
 
 class Reason(StrEnum):
-    """How an address came onto the list."""
+    """Reason why an address is on the list."""
 
     BOUNCED = "bounced"
     COMPLAINED = "complained"
@@ -27,7 +27,7 @@ class Reason(StrEnum):
     DECIDED = "decided"
 
 
-# The report is looked up here only: most claims never come so far.
+# The report is looked up here only, since most claims are not of a listed address.
 CANCEL_LISTED: Final = """
 WITH listed AS (
     SELECT m.id AS email, outbox.suppressed(m.recipient, e.report) AS why
@@ -59,7 +59,7 @@ async def cancel_listed(
 
 @dataclass(frozen=True, slots=True)
 class Suppression:
-    """An entry of the list; `report` is '' where it holds for all email, `key` the email that it came of."""
+    """Entry of the list. `report` is '' if it holds for all email; `key` is the email that it came of."""
 
     address: str
     report: str
@@ -70,13 +70,13 @@ class Suppression:
     key: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For scripts; times as ISO 8601 in UTC."""
+        """Return the entry for scripts."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is to come onto the list, its address as `message.comparable` gives it."""
+    """Entry to add to the list, its address as `mailbox.comparable` gives it."""
 
     address: str
     report: str = ALL
@@ -92,13 +92,13 @@ COUNT: Final = "SELECT count(*) FROM outbox.suppression"
 
 
 async def read_list(connection: Any, *, limit: int | None = None) -> tuple[list[Suppression], int]:
-    """The newest entries, and how many more there are."""
+    """Return the newest entries, and how many more there are."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         found = [Suppression(*row) for row in await connection.fetch(LIST, limit)]
         return found, await connection.fetchval(COUNT) - len(found)
 
 
-# The operation is written only where something changed: an entry that is there already stays its author's.
+# The operation is recorded only for new entries: an entry that is there already keeps its author.
 ADD: Final = """
 WITH added AS (
     INSERT INTO outbox.suppression (address, report, reason, who, why)
@@ -115,7 +115,7 @@ SELECT count(*) FROM added
 
 
 async def add(connection: Any, entries: Sequence[Entry], *, who: str, why: str) -> int:
-    """Put these onto the list; gives how many are new."""
+    """Add entries to the list; return how many are new."""
     columns = list(zip(*((one.address, one.report, one.reason.value) for one in entries), strict=True))
     return int(await connection.fetchval(ADD, *(columns or ([], [], [])), storable(who), storable(why)))
 
@@ -137,23 +137,23 @@ SELECT count(*) FROM removed
 
 
 async def remove(connection: Any, address: str, report: str, *, who: str, why: str) -> bool:
-    """Take an address off the list, for that report or for all; False if it was not on it."""
+    """Remove an address from the list, for that report or for all; return False if it was not on it."""
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(BY_INDEX)
         return bool(await connection.fetchval(REMOVE, address, report, storable(who), storable(why)))
 
 
-# How `outbox.suppressed` begins where one report is meant. What a person or a server said stands further behind.
+# How the reason that `outbox.suppressed` gives begins if one report is meant. A person's or server's words come later.
 _OF_A_REPORT: Final = "its address is on the suppression list for "
 
 
-def remedy(address: str, said: str, report: str | None) -> str:
-    """What takes an address off the list; `said` is what `outbox.suppressed` says of its email of that report."""
-    return removal(address, report if report and said.startswith(_OF_A_REPORT) else "")
+def remedy(address: str, reason: str, report: str | None) -> str:
+    """Return the command that removes an address whose email of that report was cancelled for this reason."""
+    return removal(address, report if report and reason.startswith(_OF_A_REPORT) else "")
 
 
 def removal(address: str, report: str) -> str:
-    """Return the command that takes an address off the list, for that report or ('') for all."""
+    """Return the command that removes an address from the list, for that report or ('') for all."""
     after = [suggested.option("--report", report)] if report else []
     return suggested.command("suppress", "--remove", keys=[address], after=after)
 
@@ -162,5 +162,5 @@ OTHERS: Final = "SELECT report FROM outbox.suppression WHERE address = $1 ORDER 
 
 
 async def reports_of(connection: Any, address: str) -> list[str]:
-    """For which reports an address is on the list; '' is for all."""
+    """Return the reports for which an address is on the list; '' is for all."""
     return [row["report"] for row in await connection.fetch(OTHERS, address)]

@@ -287,6 +287,33 @@ class RecentReplies:
             del self._uncounted[next(iter(self._uncounted))]
 
 
+LIMIT_SEEN_MIN: Final = 3  # so many connections in a row ended after the same number of messages: that is a limit
+LIMIT_KEPT_S: Final = 3600.0
+
+
+@dataclass(slots=True)
+class SessionLimit:
+    """Number of messages that the server takes on one connection, found from those that ended."""
+
+    found: int | None = None
+    _until: float = 0.0
+    _seen: deque[int] = field(default_factory=lambda: deque(maxlen=LIMIT_SEEN_MIN))
+
+    def note(self, messages: int, now: float) -> bool:
+        """Note after how many messages a connection ended; return True if that shows a limit that was not known."""
+        self._seen.append(messages)
+        if len(self._seen) < LIMIT_SEEN_MIN or len(set(self._seen)) > 1:
+            return False
+        self._until = now + LIMIT_KEPT_S
+        is_new = messages != self.found
+        self.found = messages
+        return is_new
+
+    def at(self, now: float) -> int | None:
+        """Return the limit for a new connection; None if there is none, or if it was found too long ago."""
+        return self.found if now < self._until else None
+
+
 OPEN_PAUSE_MIN_S: Final = 0.5
 OPEN_PAUSE_MAX_S: Final = 30.0
 MORE_AFTER_S: Final = 60.0

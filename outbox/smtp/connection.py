@@ -5,85 +5,65 @@
 Where PIPELINING is offered an envelope is one write; where it is not, each command waits for its reply. The next
 envelope waits for the reply to the dot in either case: RFC 2920 §3.1 allows to write it behind the dot, but some
 servers refuse that, and some lose it. aiosmtplib set the connection up; its message path fuses DATA, content and dot,
-so the transport was handed over to this protocol.
+so the transport was passed on to this protocol.
 
-A refusal is told to the `Desk` by what it is about (`reply_class`): only those of the recipient and of the message are
-verdicts on the email. The conversation knows nothing of Postgres.
+A refusal reaches the `ConnectionOwner` with its subject (`reply_class`, `connection_history`): only those of the
+recipient and of the message are verdicts on the email. The connection knows nothing of Postgres.
 """
 
 import asyncio
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final, Literal, Protocol, cast
+from typing import Final, cast
 
-from outbox.smtp.content import PIECE_BYTES, dot_stuffed, header_of, pieces
-from outbox.smtp.extensions import TOO_LARGE, Offers, body_parameters, original_recipient
-from outbox.smtp.outgoing import Claim
+from outbox.smtp.commands import Commands
+from outbox.smtp.connection_history import ConnectionHistory
+from outbox.smtp.connection_owner import ConnectionOwner
+from outbox.smtp.outgoing import Try
+from outbox.smtp.refusal import TAKES_NOTHING, About, Refusal, Stage
 from outbox.smtp.replies import GarbageError, Reply, ReplyReader
-from outbox.smtp.reply_class import TAKES_NOTHING, About, Refusal, Stage, classify
-from outbox.smtp.route_headers import Letterhead, check
-from outbox.smtp.verdict import REPLY_CHARACTERS_MAX, Accepted, Refused, Verdict, Withdrawn, judge_silence
+from outbox.smtp.reply_class import classify
+from outbox.smtp.route_headers import prepare
+from outbox.smtp.verdict import REPLY_CHARACTERS_MAX, Accepted, Refused, Verdict, judge_silence
 
 QUIT_TIMEOUT_S: Final = 5.0
-SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; said in reply to anything
+SERVICE_CLOSING: Final = 421  # RFC 5321 §3.8: the server closes; a reply to any command
 START_CONTENT: Final = 354
-DEFERRALS_MAX: Final = 2  # in a row, after which a connection that took messages may have reached a limit of its own
+COMPLETED: Final = range(200, 300)  # RFC 5321 §4.2.1: positive completion
 REFUSED_MIN: Final = 400  # RFC 5321 §4.2.1: 4xx and 5xx are refusals
 
-Throttle = Literal["rate", "connections"]
 
+class State(Enum):
+    """State of a connection.
 
-class Desk(Protocol):
-    """Where a conversation gets its mail and brings its news. All calls are synchronous and on the loop's thread."""
+        attach                 MAIL RCPT DATA        354           all content written     mark committed
+          │     ┌──────┐ start  ┌──────────┐       ┌─────────┐        ┌─────────┐       ┌────────────────┐
+          └────▶│ IDLE │───────▶│ ENVELOPE │──────▶│ CONTENT │───────▶│ MARKING │──────▶│ AWAITING_REPLY │
+                └──────┘        └──────────┘       └─────────┘        └─────────┘       └────────────────┘
+                 │    ▲  refused     │                                                          │ reply to the dot
+                 │    └──────────────┴──────────────────────────────────────────────────────────┘
+                 ▼ no more is wanted                              (the next try begins at once if one is ready)
+             ┌──────────┐  221, silence       ┌────────┐
+             │ QUITTING │────────────────────▶│ CLOSED │◀── from each state: the end of the connection, garbage,
+             └──────────┘                     └────────┘    silence, 421, `abandon`, `give_up`
 
-    def take(self) -> Claim | None:
-        """The next claim to send, or None: nothing is ready, or no more is wanted of this connection."""
+    At the end of the connection a try in ENVELOPE or CONTENT is returned unsent, unless it was refused before; one in
+    MARKING stays with the owner, whose commit may be in progress; one in AWAITING_REPLY is in doubt.
+    """
 
-    def ask_mark(self, conversation: "Conversation", claim: Claim) -> None:
-        """The content is written: call `hand_over` once the mark is committed, else `abandon`."""
-
-    def judged(self, claim: Claim, verdict: Verdict) -> None:
-        """A try has ended in a verdict; `claim.marked` says on which side of the mark."""
-
-    def untouched(self, claim: Claim, reason: str) -> None:
-        """A try came to nothing by no fault of the message, before its mark."""
-
-    def idle(self, conversation: "Conversation") -> None:
-        """The connection has nothing to do; `start` gives it something."""
-
-    def paused(self, reason: str) -> None:
-        """The server said that it takes nothing from anybody for now; `closed` follows."""
-
-    def throttled(self, conversation: "Conversation", kind: Throttle, reason: str) -> None:
-        """Hear that the server wants mail more slowly ("rate") or over fewer connections ("connections").
-
-        The claim that met this comes back by `requeue`, or as withdrawn if its dot was written.
-        """
-
-    def is_own_limit(self, claim: Claim) -> bool:
-        """Note that the server wants this email later; return True if it keeps on taking others meanwhile."""
-
-    def session_full(self, conversation: "Conversation", messages: int | None) -> None:
-        """Hear that the server takes no more on this connection, which closes; nothing is wrong otherwise.
-
-        `messages` is how many it took before, where that may be the limit; None where the limit is another one.
-        """
-
-    def route_refused(self, claim: Claim, refusal: Refusal) -> None:
-        """Decide about a refusal that may concern the sender, this host, the login or our syntax; judge the claim."""
-
-    def requeue(self, claim: Claim, reason: str) -> None:
-        """Take back a claim that the server did not take for a reason that is not its own; its dot is not written."""
-
-    def closed(self, conversation: "Conversation", trouble: str | None) -> None:
-        """The connection is over; `trouble` says what was wrong with the server, None if nothing was."""
+    IDLE = auto()
+    ENVELOPE = auto()
+    CONTENT = auto()
+    MARKING = auto()
+    AWAITING_REPLY = auto()
+    QUITTING = auto()
+    CLOSED = auto()
 
 
 class Expected(Enum):
-    """What the server's next reply answers."""
+    """Command that the server's next reply answers."""
 
     MAIL = auto()
     RCPT = auto()
@@ -94,65 +74,76 @@ class Expected(Enum):
     QUIT = auto()
 
 
-class Conversation(asyncio.Protocol):
-    """The client's side of the mail transactions on one connection, with what the server `offers`.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of a connection. `messages_max` is the number of messages after which it is closed."""
 
-    `ahead` is the claim whose envelope or content is under way and whose dot is not written; `handed_over` the one
-    whose dot is written and not answered. At most one of them is set. `accepted` counts the messages that the server
-    took on this connection.
+    command_timeout_s: float
+    data_done_timeout_s: float
+    """Seconds to wait for the reply to the final dot."""
+    messages_max: int
 
-    An email that the server cannot take, by what it offers, or that no server should get (`content`), is refused here
-    and not sent; the connection goes on.
-    What the route's `letterhead` says goes before each message. With `redirect_to` that address gets every email
-    instead of its recipient, whom one header line more names; each verdict says so. Here, at the last gate, nothing
-    that was made or claimed before slips by.
+
+class SmtpConnection(asyncio.Protocol):
+    """Client's side of the mail transactions on one connection.
+
+    `current` is the try that it is at, None between two. An email that the server cannot take, by what it offers, or
+    that no server should get (`content`), is refused here and not sent; the connection goes on. Here, at the last gate,
+    nothing that was made or claimed before slips by.
     """
 
     def __init__(
         self,
-        desk: Desk,
+        owner: ConnectionOwner,
+        commands: Commands,
+        limits: Limits,
         *,
-        offers: Offers,
-        command_timeout_s: float,
-        data_done_timeout_s: float,
-        messages_max: int,
         clock: Callable[[], float],
-        redirect_to: str | None = None,
-        letterhead: Letterhead | None = None,
-        dsn: bool = False,
         redact: Callable[[str], str] | None = None,
     ) -> None:
-        self.desk = desk
-        self.offers = offers
-        self.pipelining = offers.pipelining
-        self.size_max = offers.size_max or sys.maxsize
-        self.letterhead = letterhead
-        self.dsn = dsn and offers.dsn
-        self.command_timeout_s = command_timeout_s
-        self.data_done_timeout_s = data_done_timeout_s
-        self.messages_left = messages_max
-        self.accepted = 0
+        self.owner = owner
+        self.commands = commands
+        self.limits = limits
         self.clock = clock
-        self.redirect_to = redirect_to
         self.transport: asyncio.Transport | None = None
-        self.ahead: Claim | None = None
-        self.handed_over: Claim | None = None
-        self.mark_asked = False
-        self.closing = False
-        self.is_closed = False
-        self.began_at = clock()  # when the latest envelope was written
+        self.state = State.IDLE
+        self.current: Try | None = None
+        self.is_draining = False
+        """True if nothing more is taken after the current try."""
+        self.messages_left = limits.messages_max
+        self.history = ConnectionHistory()
+        self.began_at = clock()
+        """Time at which the latest envelope was written."""
         self.idle_since: float | None = None
-        self._parameters = ""  # of MAIL, for an email that is not ASCII
-        self._refusal: Refusal | None = None
-        self._deferrals = 0  # since the latest message that was accepted
-        self._refusals = 0  # on this connection, which its server may limit too
+        self._pipelining = commands.offers.pipelining
+        self._mail = b""  # the command of the current try
+        self._refusal: Refusal | None = None  # of the current transaction, until all of it is answered
         self._reset_needed = False
         self._expected: deque[Expected] = deque()
         self._replies = ReplyReader(redact)
         self._writable = True
-        self._content: Iterator[bytes] | None = None  # the part of the content of `ahead` that is still to be written
+        self._content: Iterator[bytes] | None = None  # the part of the current content that is still to be written
         self._deadline_s: float | None = None
         self._heard_at = clock()
+
+    @property
+    def is_closed(self) -> bool:
+        """Return True once the connection is over."""
+        return self.state is State.CLOSED
+
+    @property
+    def awaiting_reply(self) -> Try | None:
+        """Return the try whose final dot is written and not answered."""
+        return self.current if self.state is State.AWAITING_REPLY else None
+
+    @property
+    def silence_s(self) -> float:
+        """Return for how many seconds the server has not replied while something is in flight."""
+        return self.clock() - self._heard_at
+
+    def is_marking(self, tried: Try) -> bool:
+        """Return True if the connection still waits for the mark of this try, so that its dot may be written."""
+        return self.current is tried and self.state is State.MARKING
 
     def attach(self, transport: asyncio.Transport) -> None:
         """Take over a transport that is connected, encrypted and authenticated as far as it will be."""
@@ -162,65 +153,58 @@ class Conversation(asyncio.Protocol):
         transport.set_write_buffer_limits(high=1)
         self._go_on()
 
-    def start(self, claim: Claim) -> None:
-        """Begin with this claim; the conversation must be idle."""
-        assert self.ahead is None
-        assert self.handed_over is None
+    def start(self, tried: Try) -> None:
+        """Begin with this try; the connection must be idle."""
+        assert self.state is State.IDLE
+        assert self.current is None
         self.idle_since = None
         self._heard_at = self.clock()
         self.messages_left -= 1
-        if self._may_send(claim):
-            self._write(self._envelope(claim))
+        if self._may_send(tried):
+            self._begin(tried)
         else:
             self._go_on()
 
-    def hand_over(self) -> None:
-        """Write the final dot: the mark of `ahead` is committed and the guard has agreed. The commit point of SMTP."""
-        claim, self.ahead, self.mark_asked = self.ahead, None, False
-        assert claim is not None
-        self.handed_over = claim
+    def send_final_dot(self) -> None:
+        """Write the final dot: the mark is committed and the guard has agreed. The commit point of SMTP."""
+        assert self.state is State.MARKING
+        assert self.current is not None
+        self.state = State.AWAITING_REPLY
         self._expected.append(Expected.DOT)
         self._write(b".\r\n")
-        claim.handed_over_at = self.clock()
-        self._deadline_s = claim.handed_over_at + self.data_done_timeout_s
+        now = self.clock()
+        self.current.note_dot(now)
+        self._deadline_s = now + self.limits.data_done_timeout_s
 
     def limit_to(self, messages: int) -> None:
         """Send at most so many messages on this connection in all, since the server takes no more."""
-        begun = self.accepted + (self.ahead is not None or self.handed_over is not None)
+        begun = self.history.accepted + (self.current is not None)
         self.messages_left = min(self.messages_left, max(messages - begun, 0))
 
     def abandon(self, reason: str) -> None:
-        """Let go of `ahead`, which is not this relay's any more; its try leaves no trace with the server.
+        """Let go of the current try, which is not this relay's any more, without a call to the owner about it.
 
         The connection is dropped, so the server discards what it has (RFC 5321 §4.1.1.10).
         """
-        self.ahead, self.mark_asked = None, False
+        self.current = None
         self._drop(None, reason)
 
     def close_politely(self) -> None:
-        """Say QUIT as soon as nothing is under way; take nothing more."""
-        self.closing = True
-        if (
-            self.ahead is None
-            and self.handed_over is None
-            and not self.is_closed
-            and Expected.QUIT not in self._expected
-        ):
+        """Take nothing more, and write QUIT as soon as nothing is in flight."""
+        self.is_draining = True
+        if self.state is State.IDLE:
+            self.state = State.QUITTING
             self._expected.append(Expected.QUIT)
             self._write(b"QUIT\r\n")
             self._deadline_s = self.clock() + QUIT_TIMEOUT_S
 
     def give_up(self, reason: str) -> None:
-        """Drop the connection whatever is under way: before its dot it was not sent, past it it is in doubt."""
+        """Drop the connection in any state: a try before its dot was not sent, one past it is in doubt."""
         self._drop(None, reason)
 
-    def waited_s(self) -> float:
-        """How long the server has said nothing while something is under way."""
-        return self.clock() - self._heard_at
-
     def check_deadline(self) -> None:
-        """Judge a server that has been silent for too long; called about once a second."""
-        if self._deadline_s is None or self.mark_asked or self.clock() < self._deadline_s or self.is_closed:
+        """Fail if the server has been silent for too long; called about once a second."""
+        if self._deadline_s is None or self.state is State.MARKING or self.clock() < self._deadline_s or self.is_closed:
             return
         waited_for = self._expected[0].name if self._expected else "the content to be taken"
         self._fail(f"the server was silent for too long ({waited_for})")
@@ -230,105 +214,100 @@ class Conversation(asyncio.Protocol):
         self._heard_at = self.clock()
         try:
             for reply in self._replies.feed(data):
-                if self.is_closed:
+                if self.state is State.CLOSED:
                     return
                 self._answer(reply)
         except GarbageError as garbage:
             self._fail(str(garbage))
 
     def pause_writing(self) -> None:
-        """Some of what was written is not with the kernel yet (asyncio.Protocol)."""
+        """Note that some of what was written is not with the kernel yet (asyncio.Protocol)."""
         self._writable = False
 
     def resume_writing(self) -> None:
-        """All that was written is with the kernel (asyncio.Protocol)."""
+        """Note that all that was written is with the kernel (asyncio.Protocol)."""
         self._writable = True
         self._write_on()
 
     def eof_received(self) -> None:
-        """The server will say nothing more. Left to itself, asyncio would write on first (asyncio.Protocol)."""
+        """Fail at once: the server sends nothing more. Left to itself, asyncio would write on first."""
         self.connection_lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server, the network or this side has ended the connection (asyncio.Protocol)."""
-        expected = self._expected[0] if self._expected else None
-        if expected is Expected.QUIT:
+        """Note that the server, the network or this side has ended the connection (asyncio.Protocol)."""
+        if self._expected and self._expected[0] is Expected.QUIT:
             self._finish(None)
         else:
             self._fail(f"the connection was lost{f' ({exc})' if exc else ''}")
 
-    def _envelope(self, claim: Claim) -> bytes:
-        """The commands that open a transaction: all that may be said at once."""
-        self.ahead = claim
+    def _may_send(self, tried: Try) -> bool:
+        """Return True if the email may be sent to this server; if not, it is refused."""
+        outgoing = tried.outgoing
+        if tried.prepared is None:
+            tried.prepare(prepare(outgoing, self.commands.headers))
+        prepared = tried.prepared
+        assert prepared is not None
+        problem = prepared.problem
+        if problem is None:
+            try:
+                self._mail = self.commands.mail(outgoing, prepared)
+            except ValueError as error:
+                problem = str(error)
+        if problem is None:
+            return True
+        self._report(tried, Refused(problem))
+        return False
+
+    def _begin(self, tried: Try) -> None:
+        """Write the commands that open a transaction: as many as the server takes at once."""
+        self.current = tried
+        self.state = State.ENVELOPE
         self._refusal = None
         self.began_at = self.clock()
-        self._deadline_s = self.began_at + self.command_timeout_s
+        self._deadline_s = self.began_at + self.limits.command_timeout_s
         reset = b""
         if self._reset_needed:  # a refused transaction is still open there, and a second MAIL would be out of order
             self._reset_needed = False
             self._expected.append(Expected.RSET)
             reset = b"RSET\r\n"
-            if not self.pipelining:
-                return reset
+            if not self._pipelining:
+                self._write(reset)
+                return
         self._expected.append(Expected.MAIL)
-        if not self.pipelining:
-            return self._mail(claim)
+        if not self._pipelining:
+            self._write(self._mail)
+            return
         self._expected += (Expected.RCPT, Expected.DATA)
-        return reset + self._mail(claim) + self._rcpt(claim) + b"DATA\r\n"
+        self._write(reset + self._mail + self.commands.rcpt(tried.outgoing) + b"DATA\r\n")
 
-    def _mail(self, claim: Claim) -> bytes:
-        sender = claim.sender if self.letterhead is None else self.letterhead.sender_of(claim)
-        size = f" SIZE={self._size_of(claim)}" if self.offers.size else ""
-        if not self.dsn:
-            return f"MAIL FROM:<{sender}>{size}{self._parameters}\r\n".encode()
-        # RET=HDRS: a bounce with the whole report would show it to whoever reads bounces.
-        named = f" RET=HDRS ENVID={claim.token}" if claim.token else " RET=HDRS"
-        return f"MAIL FROM:<{sender}>{size}{self._parameters}{named}\r\n".encode()
+    def _next(self) -> Try | None:
+        while not self.is_draining and self.messages_left > 0 and (tried := self.owner.take()) is not None:
+            if self._may_send(tried):
+                self.messages_left -= 1
+                return tried
+        return None
 
-    def _rcpt(self, claim: Claim) -> bytes:
-        recipient = self.redirect_to or claim.recipient
-        if not self.dsn:
-            return f"RCPT TO:<{recipient}>\r\n".encode()
-        # Not DELAY: a server that goes on trying says nothing that anybody could act on.
-        return f"RCPT TO:<{recipient}> NOTIFY=FAILURE ORCPT={original_recipient(recipient)}\r\n".encode()
-
-    def _size_of(self, claim: Claim) -> int:
-        """Return how many bytes go over the wire between 354 and the dot, dots undoubled (RFC 1870 §5)."""
-        assert claim.wire_bytes is not None
-        size = claim.wire_bytes + (len(claim.head) if claim.head is not None else 0)
-        return size + len(_redirected_from(claim)) if self.redirect_to else size
-
-    def _may_send(self, claim: Claim) -> bool:
-        """Return True if the email may be sent to this server; if not, report the reason to the desk."""
-        if self.letterhead is not None:
-            self.letterhead.prepare(claim)  # most was prepared before; here, at the last gate, nothing slips by
+    def _go_on(self) -> None:
+        """Begin the next try, rest, or say QUIT; called with nothing in flight."""
+        if self.state in (State.CLOSED, State.QUITTING):
+            return
+        self.state = State.IDLE
+        tried = self._next()
+        if tried is not None:
+            self._begin(tried)
+        elif self.is_draining or self.messages_left <= 0:
+            self.close_politely()
         else:
-            check(claim)
-        self._parameters = ""
-        fault = claim.fault
-        if fault is not None:
-            pass
-        elif (size := self._size_of(claim)) > self.size_max:
-            fault = TOO_LARGE.format(bytes=size, bytes_max=self.size_max)
-        elif not (claim.message.isascii() and claim.recipient.isascii() and claim.sender.isascii()) or (
-            self.redirect_to and not self.redirect_to.isascii()
-        ):
-            try:
-                self._parameters = self._body_parameters(claim)
-            except ValueError as error:
-                fault = str(error)
-        if fault is None:
-            return True
-        self._bring(claim, Refused(fault))
-        return False
+            self._deadline_s = None
+            self.idle_since = self.clock()
+            self.owner.idle(self)
 
-    def _body_parameters(self, claim: Claim) -> str:
-        sender = claim.sender if self.letterhead is None else self.letterhead.sender_of(claim)
-        addresses = sender + (self.redirect_to or claim.recipient)
-        header = header_of(claim.message)
-        if self.redirect_to:
-            header = _redirected_from(claim) + header
-        return body_parameters(self.offers, header, is_ascii=claim.message.isascii(), addresses=addresses)
+    def _end_try(self) -> Try:
+        """Return the current try, which is over; nothing is in flight then."""
+        tried, self.current = self.current, None
+        assert tried is not None
+        self.state = State.IDLE
+        return tried
 
     def _answer(self, reply: Reply) -> None:
         if not self._expected:
@@ -353,196 +332,139 @@ class Conversation(asyncio.Protocol):
             case Expected.RSET:
                 self._answer_reset(reply)
             case _:
-                self._refused()
+                self._end_refused()
+
+    def _answer_envelope(self, expected: Expected, reply: Reply) -> None:
+        if reply.code not in COMPLETED:
+            if self._refusal is None:
+                self._fail(f"no reply to {expected.name}: {reply.code} {reply.text}"[:200])
+        elif self._pipelining or self.current is None:
+            pass
+        elif expected is Expected.MAIL:
+            self._step(Expected.RCPT, self.commands.rcpt(self.current.outgoing))
+        else:
+            self._step(Expected.DATA, b"DATA\r\n")
+
+    def _answer_data(self, reply: Reply) -> None:
+        if reply.code == START_CONTENT and self._refusal is not None:
+            # DATA went out with a RCPT that was then refused: a lone dot ends it (RFC 2920 §3.1).
+            self._step(Expected.LONE_DOT, b".\r\n")
+        elif reply.code == START_CONTENT and self.current is not None:
+            self._write_content(self.current)
+        else:
+            self._fail(f"no reply to DATA: {reply.code} {reply.text}"[:200])
+
+    def _answer_dot(self, reply: Reply) -> None:
+        if reply.code not in COMPLETED:
+            self._fail(f"no reply to the final dot: {reply.code} {reply.text}"[:200])
+            return
+        tried = self._end_try()
+        self.history.note_accepted()
+        self._report(tried, Accepted(f"{reply.code} {reply.text}"[:REPLY_CHARACTERS_MAX]))
+        self._go_on()
+
+    def _answer_reset(self, reply: Reply) -> None:
+        """Go on to MAIL; pipelined, that is on its way."""
+        if reply.code not in COMPLETED:
+            self._fail(f"no reply to RSET: {reply.code} {reply.text}"[:200])
+        elif not self._pipelining and self.current is not None:
+            self._step(Expected.MAIL, self._mail)
 
     def _answer_refused(self, expected: Expected, refusal: Refusal) -> None:
-        """Act on a 4xx or 5xx reply. The first one of a transaction says why it ended; the others follow from it."""
+        """Act on a 4xx or 5xx reply. The first one of a transaction shows why it ended; the others follow from it."""
         if refusal.code == SERVICE_CLOSING or (refusal.about is About.CLOSING and expected is not Expected.LONE_DOT):
             self._answer_closing(expected, refusal)
         elif expected is Expected.DOT:
-            claim, self.handed_over = self.handed_over, None
-            assert claim is not None
-            self._conclude(claim, refusal)
+            self._conclude(self._end_try(), refusal)
             self._go_on()
         elif expected is Expected.RSET:  # no transaction can be begun here: the next email goes by another connection
             self._refusal = replace(refusal, about=About.SESSION)
             self._drop(None)
         elif expected is Expected.LONE_DOT:
-            self._refused()
+            self._end_refused()
         else:
             self._answer_no(expected, refusal)
 
     def _answer_no(self, expected: Expected, refusal: Refusal) -> None:
         """Keep a refusal of the envelope until the rest of what was pipelined is answered."""
         self._refusal = self._refusal or refusal
-        if expected is Expected.DATA or not self.pipelining:
+        if expected is Expected.DATA or not self._pipelining:
             # A refused MAIL opened nothing; a second MAIL in an open transaction would be out of order.
             self._reset_needed = self._refusal.stage != Stage.MAIL
-            self._refused()
+            self._end_refused()
 
     def _answer_closing(self, expected: Expected, refusal: Refusal) -> None:
-        """The server closes, or takes nothing more here: to whatever command it is said, no message is to blame."""
+        """End a connection that the server closes, or takes nothing more on: in reply to any command, and no message
+        is to blame.
+        """
         names_cause = refusal.about is not About.CLOSING
-        if expected is not Expected.DOT and self._refusal is None and (names_cause or self._is_used):
+        if expected is not Expected.DOT and self._refusal is None and (names_cause or self.history.is_used):
             self._refusal = refusal  # it closes after other mail, or for a cause that it names: the server works
             self._drop(None)
             return
-        reason = self._hear(refusal)  # first, so that whoever judges knows that the server is in trouble
-        claim, self.handed_over = self.handed_over, None
-        if claim is not None:
-            self._conclude(claim, refusal)
+        reason = self._reason_of(refusal)  # first, so that the owner knows of the trouble when it decides
+        if self.state is State.AWAITING_REPLY:
+            self._conclude(self._end_try(), refusal)
         self._drop(None if names_cause else reason, reason)
 
     def _answer_unasked(self, reply: Reply) -> None:
-        """A reply to nothing: the server closes. In mid-content it is about the message, unless it is the server's."""
+        """Fail after a reply to nothing: the server closes. In mid-content a refusal is the message's or its own."""
         if reply.code < REFUSED_MIN:
             self._fail(f"a reply to nothing: {reply.code} {reply.text}"[:200])
             return
         refusal = self._refusal_of(Expected.DATA, reply)
-        if self.ahead is not None and not self.mark_asked and refusal.about is not About.CLOSING:
+        if self.current is not None and self.state is not State.MARKING and refusal.about is not About.CLOSING:
             self._refusal = refusal
-        self._fail(self._hear(refusal))
+        self._fail(self._reason_of(refusal))
 
-    def _hear(self, refusal: Refusal) -> str:
-        """What a reply says of the server; the desk is told at once if nobody's mail is taken."""
-        said = f"{refusal.code} {refusal.text}"
+    def _reason_of(self, refusal: Refusal) -> str:
+        """Return why the server closes; the owner learns at once if it takes no client's mail."""
+        reply = f"{refusal.code} {refusal.text}"
         if refusal.code != TAKES_NOTHING or refusal.about is not About.CLOSING:
-            return f"the server closes: {said}"[:200]
-        reason = f"the server takes no mail for now: {said}"[:200]
-        self.desk.paused(reason)
+            return f"the server closes: {reply}"[:200]
+        reason = f"the server takes no mail for now: {reply}"[:200]
+        self.owner.paused(reason)
         return reason
-
-    def _answer_reset(self, reply: Reply) -> None:
-        """Go on to MAIL; pipelined, that is on its way."""
-        if not 200 <= reply.code < 300:  # noqa: PLR2004 - as below
-            self._fail(f"no reply to RSET: {reply.code} {reply.text}"[:200])
-        elif not self.pipelining and self.ahead is not None:
-            self._step(Expected.MAIL, self._mail(self.ahead))
-
-    def _answer_dot(self, reply: Reply) -> None:
-        if not 200 <= reply.code < 300:  # noqa: PLR2004 - as below
-            self._fail(f"no reply to the final dot: {reply.code} {reply.text}"[:200])
-            return
-        claim, self.handed_over = self.handed_over, None
-        assert claim is not None
-        self.accepted += 1
-        self._deferrals = 0
-        self._bring(claim, Accepted(f"{reply.code} {reply.text}"[:REPLY_CHARACTERS_MAX]))
-        self._go_on()
-
-    def _bring(self, claim: Claim, verdict: Verdict) -> None:
-        """Tell the desk; a reply that another address got must not pass for one about the recipient."""
-        if self.redirect_to:
-            verdict = replace(verdict, reply=f"redirected to {self.redirect_to}: {verdict.reply}")
-        self.desk.judged(claim, verdict)
-
-    def _conclude(self, claim: Claim, refusal: Refusal) -> None:
-        """Tell the desk what became of a claim whose transaction was refused, by what the refusal is about."""
-        about = self._subject_of(refusal)
-        self._refusals += 1
-        self._deferrals += not refusal.is_permanent
-        if self.accepted and self._deferrals >= DEFERRALS_MAX:
-            self.closing = True  # in whatever words it is said: a new connection finds out, and costs little
-        is_late = refusal.stage in (Stage.RCPT, Stage.DATA, Stage.DOT)  # so that a recipient is named
-        match about:
-            case About.RECIPIENT | About.MESSAGE:
-                self.desk.judged(claim, refusal.verdict)
-            case About.RATE | About.CONNECTIONS | About.SESSION if is_late and self.desk.is_own_limit(claim):
-                self.desk.judged(claim, refusal.verdict)
-            case About.UNCLEAR | About.RELAYING | About.ROUTE:
-                self.desk.route_refused(claim, refusal)
-            case About.RATE:
-                self.desk.throttled(self, "rate", refusal.reply)
-                self._give_back(claim, refusal.reply)
-            case About.CONNECTIONS:
-                self.desk.throttled(self, "connections", refusal.reply)
-                self._give_back(claim, refusal.reply)
-            case About.SESSION:
-                self.closing = True
-                may_be_the_limit = refusal.stage == Stage.MAIL and refusal.about is not About.ROUTE
-                self.desk.session_full(self, self.accepted if may_be_the_limit and self._refusals == 1 else None)
-                self._give_back(claim, refusal.reply)
-            case About.CLOSING:
-                self._give_back(claim, refusal.reply)
-
-    def _subject_of(self, refusal: Refusal) -> About:
-        """Return what the refusal is about, given what went over this connection before."""
-        about = refusal.about
-        if about is About.CLOSING and self._is_used and refusal.stage != Stage.DOT:
-            return About.SESSION
-        if about is About.SESSION and not self._is_used and refusal.stage != Stage.RSET:
-            return About.RATE if refusal.code < 500 else About.ROUTE  # noqa: PLR2004 - RFC 5321 §4.2.1
-        if about is About.ROUTE and refusal.stage == Stage.MAIL and self.accepted:
-            return About.SESSION  # where it is no limit of this connection, the next one hears it at its first MAIL
-        return about
-
-    @property
-    def _is_used(self) -> bool:
-        """Return True if the server has judged a message on this connection, so that it may have reached a limit."""
-        return self.accepted + self._refusals > 0
-
-    def _give_back(self, claim: Claim, reason: str) -> None:
-        """Return a claim that the server did not take for a reason that is not the email's."""
-        if claim.marked:
-            self.desk.judged(claim, Withdrawn(reason))
-        else:
-            self.desk.requeue(claim, reason)
-
-    def _answer_envelope(self, expected: Expected, reply: Reply) -> None:
-        if not 200 <= reply.code < 300:  # noqa: PLR2004 - positive completion, RFC 5321 §4.2.1
-            if self._refusal is None:
-                self._fail(f"no reply to {expected.name}: {reply.code} {reply.text}"[:200])
-        elif self.pipelining or self.ahead is None:
-            pass
-        elif expected is Expected.MAIL:
-            self._step(Expected.RCPT, self._rcpt(self.ahead))
-        else:
-            self._step(Expected.DATA, b"DATA\r\n")
-
-    def _step(self, expected: Expected, command: bytes) -> None:
-        self._expected.append(expected)
-        self._deadline_s = self.clock() + self.command_timeout_s
-        self._write(command)
-
-    def _answer_data(self, reply: Reply) -> None:
-        if reply.code == START_CONTENT and self._refusal is not None:
-            # DATA went out with a RCPT that was then refused: a lone dot ends it (RFC 2920 §3.1).
-            self._step(Expected.LONE_DOT, b".\r\n")
-        elif reply.code == START_CONTENT and self.ahead is not None:
-            self._write_content(self.ahead)
-        else:
-            self._fail(f"no reply to DATA: {reply.code} {reply.text}"[:200])
 
     def _refusal_of(self, expected: Expected, reply: Reply) -> Refusal:
         stage = Stage.DOT if expected is Expected.LONE_DOT else Stage(expected.name)
-        return Refusal(classify(stage, reply.code, reply.text), stage, reply.code, reply.text, self.redirect_to)
+        about = classify(stage, reply.code, reply.text)
+        return Refusal(about, stage, reply.code, reply.text, self.commands.redirect_to)
 
-    def _refused(self) -> None:
-        claim, self.ahead = self.ahead, None
+    def _end_refused(self) -> None:
+        """End a transaction of which all is answered, and which was refused."""
         refusal, self._refusal = self._refusal, None
-        if claim is not None and refusal is not None:
-            self._conclude(claim, refusal)
+        if self.current is not None and refusal is not None:
+            self._conclude(self._end_try(), refusal)
         self._go_on()
 
-    def _write_content(self, claim: Claim) -> None:
-        """Begin the message: its dots doubled (RFC 5321 §4.5.2), its last line ended, without the final dot."""
-        self._deadline_s = self.clock() + self.command_timeout_s
-        self._content = dot_stuffed(self._parts(claim))
-        self._write_on()
-
-    def _parts(self, claim: Claim) -> Iterable[bytes]:
-        """Yield everything between 354 and the final dot; short content in one piece, since each piece is a write."""
-        head = claim.head or b""
-        if self.redirect_to:
-            head = _redirected_from(claim) + head
-        clean = claim.wire_bytes == len(claim.message)
-        if len(claim.message) > PIECE_BYTES:
-            yield head
-            yield from pieces(claim.message, clean=clean)
-        elif clean:
-            yield head + claim.message
+    def _conclude(self, tried: Try, refusal: Refusal) -> None:
+        """Report a try whose transaction was refused, by the subject of the refusal."""
+        about = self.history.note_refusal(refusal)
+        if about is About.SESSION or self.history.is_exhausted:
+            self.is_draining = True
+        if about in (About.RECIPIENT, About.MESSAGE):
+            self.owner.on_verdict(tried, refusal.verdict)
         else:
-            yield head + b"".join(pieces(claim.message, clean=False))
+            self.owner.on_refusal(self, tried, refusal, about)
+
+    def _report(self, tried: Try, verdict: Verdict) -> None:
+        """Report a verdict; a reply that another address got must not pass for one about the recipient."""
+        if self.commands.redirect_to:
+            verdict = replace(verdict, reply=f"redirected to {self.commands.redirect_to}: {verdict.reply}")
+        self.owner.on_verdict(tried, verdict)
+
+    def _step(self, expected: Expected, command: bytes) -> None:
+        self._expected.append(expected)
+        self._deadline_s = self.clock() + self.limits.command_timeout_s
+        self._write(command)
+
+    def _write_content(self, tried: Try) -> None:
+        assert tried.prepared is not None
+        self.state = State.CONTENT
+        self._deadline_s = self.clock() + self.limits.command_timeout_s
+        self._content = self.commands.content(tried.outgoing, tried.prepared)
+        self._write_on()
 
     def _write_on(self) -> None:
         """Write what the kernel takes of the content; when it has all, ask for the mark.
@@ -550,48 +472,27 @@ class Conversation(asyncio.Protocol):
         Piece by piece, since TLS takes a write whole, however long, and reports what the kernel did not take at the
         next one only: with the content still here, a connection that breaks would leave doubt about a dot behind it.
         """
-        while self._content is not None and self.ahead is not None and self._writable and not self.is_closed:
+        while self.state is State.CONTENT and self._writable:
+            assert self._content is not None
+            assert self.current is not None
             piece = next(self._content, None)
             if piece is not None:
                 self._write(piece)
             else:
                 self._content = None
-                self.mark_asked = True
-                self.desk.ask_mark(self, self.ahead)
-
-    def _next(self) -> Claim | None:
-        if self.closing or self.messages_left <= 0:
-            return None
-        while (claim := self.desk.take()) is not None:
-            if self._may_send(claim):
-                self.messages_left -= 1
-                return claim
-        return None
-
-    def _go_on(self) -> None:
-        """Nothing is under way: begin the next message, or rest, or say goodbye."""
-        if self.is_closed:
-            return
-        claim = self._next()
-        if claim is not None:
-            self._write(self._envelope(claim))
-        elif self.closing or self.messages_left <= 0:
-            self.close_politely()
-        else:
-            self._deadline_s = None
-            self.idle_since = self.clock()
-            self.desk.idle(self)
+                self.state = State.MARKING
+                self.owner.ask_mark(self, self.current)
 
     def _write(self, data: bytes) -> None:
         assert self.transport is not None
         self.transport.write(data)
 
     def _fail(self, reason: str) -> None:
-        """The server cannot be talked to any more: judge what is under way, and drop the connection."""
+        """Drop a connection on which nothing more can be exchanged, and report what is in flight."""
         if self.is_closed:
             return
         # An idle connection that ends is no news; one that ends in the middle of a dialogue is.
-        busy = self.ahead is not None or self.handed_over is not None or self._expected
+        busy = self.current is not None or self._expected
         self._drop(reason if busy else None, reason)
 
     def _drop(self, trouble: str | None, reason: str = "the connection was dropped") -> None:
@@ -600,29 +501,22 @@ class Conversation(asyncio.Protocol):
         self._finish(trouble, reason)
 
     def _finish(self, trouble: str | None, reason: str = "the connection was dropped") -> None:
-        """Bring the last news and be over.
-
-        `ahead` with its mark asked for stays the desk's: the commit may be under way.
-        """
-        if self.is_closed:
+        """Report the current try and the end; see `State` for what becomes of the try."""
+        state, self.state = self.state, State.CLOSED
+        if state is State.CLOSED:
             return
-        self.is_closed = True
         self._deadline_s = None
         self._content = None
-        handed_over, self.handed_over = self.handed_over, None
-        if handed_over is not None:
-            self._bring(handed_over, judge_silence(reason, handed_over=True))
-        ahead, self.ahead = self.ahead, None
-        if ahead is not None and self._refusal is not None:
-            self._conclude(ahead, self._refusal)  # it was said, whatever became of the connection then
-        elif ahead is not None and not self.mark_asked:
-            self.desk.untouched(ahead, reason)
-        self.desk.closed(self, trouble)
-
-
-def _redirected_from(claim: Claim) -> bytes:
-    """The header line that says whom a redirected email is for; before all others, so that no signature breaks."""
-    return f"X-Outbox-Redirected-From: {claim.recipient}\r\n".encode()
+        tried, self.current = self.current, None
+        if tried is None:
+            pass
+        elif state is State.AWAITING_REPLY:
+            self._report(tried, judge_silence(reason, dot_sent=True))
+        elif self._refusal is not None:
+            self._conclude(tried, self._refusal)  # the server did say it, before the connection ended
+        elif state is not State.MARKING:
+            self.owner.return_unsent(tried, reason)
+        self.owner.closed(self, trouble)
 
 
 def transport_of(value: object) -> asyncio.Transport | None:

@@ -1,31 +1,29 @@
-"""Route to one mail server: opens connections, each with the conversation to attach to it.
+"""Route to one mail server: opens connections, each with the transport to attach it to.
 
-`smtp_opening` and `smtp_login` set up SMTP, `lmtp` LMTP; `maildir` replaces a server where there is none. What is
-learned about the server while the relay runs is kept here: addresses that do not answer, STARTTLS that does not work,
-and a login that was refused.
+`opening` and `route_login` set up SMTP, `lmtp` LMTP; `maildir` replaces a server where there is none. What is learned
+about the server while the relay runs is kept here: addresses that do not answer, and STARTTLS that does not work.
 """
 
 import asyncio
 import math
-import re
 import ssl
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import aiosmtplib
 
 from outbox.log import Events
 from outbox.settings import Settings, StartTls
-from outbox.settings.secret_files import LoginSource
 from outbox.settings.urls import SmtpAddress
 from outbox.smtp import maildir
-from outbox.smtp.connection import Conversation, Desk, transport_of
+from outbox.smtp.commands import Commands
+from outbox.smtp.connection import Limits, SmtpConnection, transport_of
+from outbox.smtp.connection_owner import ConnectionOwner
 from outbox.smtp.dialing import AllFailedError, Attempt, Dialer
 from outbox.smtp.extensions import Offers
 from outbox.smtp.lmtp import LmtpError, open_lmtp
-from outbox.smtp.login import LOGIN_PAUSE_FIRST_S, LoginError, log_in, login_pause_s
 from outbox.smtp.opening import (
     ERRORS,
     HelloRefusedError,
@@ -38,16 +36,15 @@ from outbox.smtp.opening import (
     say_hello,
     start_tls,
 )
-from outbox.smtp.reply_class import Stage
-from outbox.smtp.route_headers import Letterhead
+from outbox.smtp.refusal import Stage
+from outbox.smtp.route_headers import RouteHeaders
+from outbox.smtp.route_login import RouteLogin
+from outbox.smtp.route_trouble import RouteTroubleError
 
 log = Events("outbox.relay")
 
-PROVEN_S: Final = 60.0  # for which a login that succeeded may be given by several connections at once
-LOST_LOGINS_MAX: Final = 3  # in a row: a server may hang up instead of refusing
 CLEAR_S: Final = 300.0  # for which a route without a login stays in clear text after TLS failed
 TLS_PATIENCE_S: Final = 10.0  # for each step of STARTTLS, where clear text can follow
-SHOWN_MAX: Final = 300
 
 
 def why_tls(address: SmtpAddress) -> str:
@@ -55,26 +52,6 @@ def why_tls(address: SmtpAddress) -> str:
     if address.username:
         return "a login is never sent in the clear; use smtps://, or no login"
     return 'starttls is "always", so nothing is sent; turn STARTTLS on in the mail server, or use smtps://'
-
-
-class RouteTroubleError(Exception):
-    """The server cannot be used now: no connection, or no EHLO, TLS or AUTH. No message is to blame.
-
-    `code` and `text` are the server's reply, and `stage` is what it answers (`reply_class.Stage`); 0 and "" if the
-    trouble is not about a reply.
-    """
-
-    def __init__(self, message: str, *, code: int = 0, text: str = "", stage: str = "") -> None:
-        super().__init__(message)
-        self.code, self.text, self.stage = code, text, stage
-
-
-class LoginRefusedError(RouteTroubleError):
-    """The server refused user and password. Another try before `until` (monotonic clock) may lock the account."""
-
-    def __init__(self, message: str, *, code: int = 0, text: str = "", until: float) -> None:
-        super().__init__(message, code=code, text=text, stage=Stage.AUTH)
-        self.until = until
 
 
 @dataclass(slots=True)
@@ -90,46 +67,41 @@ class ClearText:
 
 
 @dataclass(slots=True)
-class LoginPause:
-    """Pause after a refused login, doubled with each refusal in a row."""
-
-    refusals: int = 0
-    lost: int = 0
-    error: LoginRefusedError | None = None
-    passed: set[str] = field(default_factory=set)
-    """Mechanisms with which this login was refused."""
-
-    def end(self) -> None:
-        """Forget all: the login succeeded, or there is a new one."""
-        self.refusals = self.lost = 0
-        self.error = None
-        self.passed.clear()
-
-
-@dataclass(slots=True)
 class Route:
-    """Opens connections to one mail server. ConfigurationError if what it adds to emails cannot be made."""
+    """Opener of connections to one mail server. ConfigurationError if what it adds to emails cannot be made."""
 
-    address: SmtpAddress
-    settings: Settings
-    talk: type[Conversation] | None = None  # another kind, for who wants to hear more
-    named: str = ""  # as the settings name it
-    letterhead: Letterhead | None = field(init=False)
+    login: RouteLogin
+    connection_class: type[SmtpConnection] = SmtpConnection
+    headers: RouteHeaders | None = field(init=False)
     clear: ClearText = field(default_factory=ClearText)
-    login_pause: LoginPause = field(default_factory=LoginPause)
     _tls: ssl.SSLContext | None = None
     _dialer: Dialer = field(init=False)
-    _login: LoginSource[SmtpAddress] = field(init=False)
-    _proving: asyncio.Future[RouteTroubleError | None] | None = None
-    _proven_until: float = 0.0
-    _refused_at: float | None = None  # the login, here or to another relay
-    _made_at: float = field(default_factory=time.monotonic)
-    _is_compared: bool = False
 
     def __post_init__(self) -> None:
-        self.letterhead = Letterhead.of(self.settings)
+        self.headers = RouteHeaders.of(self.settings)
         self._dialer = Dialer(self.address.host, self.address.port)
-        self._login = self.settings.smtp_login(self.named)
+
+    @classmethod
+    def of(
+        cls,
+        address: SmtpAddress,
+        settings: Settings,
+        *,
+        named: str = "",
+        connection_class: type[SmtpConnection] = SmtpConnection,
+    ) -> Self:
+        """Return the route to this address, which the settings name so."""
+        return cls(RouteLogin(address, settings, named), connection_class)
+
+    @property
+    def address(self) -> SmtpAddress:
+        """Return the address, with the login as it is now."""
+        return self.login.address
+
+    @property
+    def settings(self) -> Settings:
+        """Return the settings, with the login as it is now."""
+        return self.login.settings
 
     @property
     def name(self) -> str:
@@ -137,40 +109,19 @@ class Route:
 
         Two routes may lead to one server, with a login and limits of their own each.
         """
-        return self.named or self.address.name
+        return self.login.route
 
-    async def connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
-        """Return a connection that is set up, and the conversation to attach to it.
+    async def connect(self, owner: ConnectionOwner) -> tuple[SmtpConnection, asyncio.Transport]:
+        """Return a connection, and the transport to attach it to, which is set up.
 
         Raises:
             LoginRefusedError: the server refused the login, just now or so recently that it is not tried.
             RouteTroubleError: one line that says at which step and why, without credentials.
 
         """
-        while self._proving is not None:
-            if (trouble := await asyncio.shield(self._proving)) is not None:
-                raise trouble
-        self._heed_login_pause()
-        if self.address.username is None or time.monotonic() < self._proven_until:
-            return await self._connect(desk)
-        return await self._prove_login(desk)
+        return await self.login.prove(lambda: self._connect(owner))
 
-    async def _prove_login(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
-        """Connect while others wait for the outcome, so that a wrong password is sent once and not by each of them."""
-        self._proving = asyncio.get_running_loop().create_future()
-        outcome: RouteTroubleError | None = None
-        try:
-            connected = await self._connect(desk)
-        except RouteTroubleError as trouble:
-            outcome = trouble
-            raise
-        finally:
-            self._proving.set_result(outcome)
-            self._proving = None
-        self._proven_until = time.monotonic() + PROVEN_S
-        return connected
-
-    async def _connect(self, desk: Desk) -> tuple[Conversation, asyncio.Transport]:
+    async def _connect(self, owner: ConnectionOwner) -> tuple[SmtpConnection, asyncio.Transport]:
         opening = {"lmtp": self._open_lmtp, "file": self._open_maildir}.get(self.address.scheme, self._open_smtp)
         try:
             offers, transport = await opening()
@@ -184,19 +135,15 @@ class Route:
         # aiosmtplib has no transport any more once it knows of the end; a greeter of ours is not heard any more.
         if transport is None or transport.is_closing():
             raise RouteTroubleError(f"{self.address.name}: it closed the connection before any email")
-        conversation = (self.talk or Conversation)(
-            desk,
-            offers=offers,
-            command_timeout_s=self.settings.command_timeout_s,
-            data_done_timeout_s=self.settings.data_done_timeout_s,
-            messages_max=self.settings.messages_per_connection_max,
+        settings = self.settings
+        connection = self.connection_class(
+            owner,
+            Commands(offers, self.headers, settings.redirect_to, asks_bounces=settings.dsn),
+            Limits(settings.command_timeout_s, settings.data_done_timeout_s, settings.messages_per_connection_max),
             clock=time.monotonic,
-            redirect_to=self.settings.redirect_to,
-            letterhead=self.letterhead,
-            dsn=self.settings.dsn,
             redact=self.address.redact,
         )
-        return conversation, transport
+        return connection, transport
 
     async def _open_smtp(self) -> tuple[Offers, asyncio.Transport | None]:
         timeout_s = self.settings.connect_timeout_s
@@ -207,7 +154,7 @@ class Route:
         )
         try:
             self._require_tls(smtp)
-            await self._log_in(smtp, ends_at)
+            await self.login.log_in(smtp, ends_at)
         except BaseException:
             smtp.close()
             raise
@@ -264,7 +211,7 @@ class Route:
             raise TlsBrokenError from refused
 
     def _note_clear_text(self, reason: str, *, for_s: float) -> None:
-        reason = self._shown(reason)
+        reason = self.login.shown(reason)
         if self.clear.reason is None:
             log.warning(
                 "starttls_failed",
@@ -284,87 +231,6 @@ class Route:
         if self.settings.wants_verified_tls and not is_encrypted(smtp):
             raise RouteTroubleError(f"{self.address.name}: the connection is not encrypted, so nothing is sent")
 
-    def has_new_login(self) -> bool:
-        """Return True once if the settings' files have changed since a login was refused, here or to another relay.
-
-        The same login is tried again, too, since a person who writes the file wants that, but not within the first
-        pause, since programs also write files.
-        """
-        if not self._login.has_changed():
-            return False
-        now = time.monotonic()
-        if self._refused_at is None:  # it was refused to another relay
-            self._refused_at = now
-        is_early = now < self._refused_at + LOGIN_PAUSE_FIRST_S
-        if not self._renew_login() and (is_early or self._login.problem):
-            return False
-        self.login_pause.end()
-        return True
-
-    def is_newer_than_refusal(self, refused_s: float) -> bool:
-        """Return True once if the login is newer than the refusal of so many seconds ago that the fleet knows of.
-
-        A relay that starts with a corrected password need not wait until the pause is over. A login from the
-        environment is as old as this relay.
-        """
-        if self._is_compared or self._refused_at is not None:
-            return False
-        self._is_compared = True
-        age_s = self.settings.smtp_login_age_s(self.named)
-        return (time.monotonic() - self._made_at if age_s is None else age_s) < refused_s
-
-    def _heed_login_pause(self) -> None:
-        """Raise the last refusal while its pause lasts."""
-        error = self.login_pause.error
-        if error is not None and not self.has_new_login() and time.monotonic() < error.until:
-            raise error
-
-    def _renew_login(self) -> bool:
-        """Take a new login from the files of the settings; return True if there is one."""
-        address = self._login.renew()
-        if address is None:
-            return False
-        self.address = address
-        self.settings = self.settings.model_copy(update={"smtp_url": address})
-        log.info("login_changed", "the login of {route} was read again", route=self.name)
-        return True
-
-    async def _log_in(self, smtp: aiosmtplib.SMTP, ends_at: float) -> None:
-        username, password = self.address.username, self.address.password
-        if username is None or password is None:
-            return
-        try:
-            async with asyncio.timeout_at(ends_at):
-                await log_in(smtp, username, password, passed=self.login_pause.passed)
-        except LoginError as error:
-            raise self._login_trouble(error) from error
-        except TimeoutError as error:
-            lost = LoginError(f"no answer to AUTH within {self.settings.connect_timeout_s:g} s", is_lost=True)
-            raise self._login_trouble(lost) from error
-        self.login_pause.end()
-
-    def _login_trouble(self, error: LoginError) -> RouteTroubleError:
-        """Return the error for a login that failed, and begin a pause if the server has judged it."""
-        self._proven_until = 0.0
-        pause = self.login_pause
-        message, text = f"{self.address.name}: {self._shown(str(error))}", self._shown(error.text)
-        pause.lost += error.is_lost
-        if not error.is_judged and pause.lost < LOST_LOGINS_MAX:
-            return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
-        pause.lost = 0
-        self._refused_at = time.monotonic()
-        if self._renew_login():  # rotated before it was refused
-            pause.end()
-            return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
-        unread = f"; its file cannot be used: {self._login.problem}" if self._login.problem else ""
-
-        pause.refusals += 1
-        pause.passed.add(error.mechanism)
-        pause_s = login_pause_s(pause.refusals)
-        told = f"{message} (the login is tried again in {pause_s / 60:g} min, or once its file changes{unread})"
-        pause.error = LoginRefusedError(told, code=error.code, text=text, until=time.monotonic() + pause_s)
-        return pause.error
-
     async def _open_lmtp(self) -> tuple[Offers, asyncio.Transport | None]:
         within_s = self.settings.connect_timeout_s
         return await open_lmtp(self.address, self.settings.helo_name, dialer=self._dialer, within_s=within_s)
@@ -377,7 +243,7 @@ class Route:
         return maildir.OFFERS, maildir.MaildirTransport(directory)
 
     def _tls_context(self) -> ssl.SSLContext:
-        """Verified where a secret is sent or TLS was demanded; else opportunistic (RFC 7435)."""
+        """Return the context: verified where a secret is sent or TLS was demanded, else opportunistic (RFC 7435)."""
         if self._tls is None:
             if self.settings.wants_verified_tls:
                 self._tls = ssl.create_default_context()
@@ -392,18 +258,20 @@ class Route:
         trouble = self._trouble(telling)
         if len(failed.failures) == 1:
             return trouble
-        each = ", ".join(f"{endpoint}: {self._said(error)}" for endpoint, error in failed.failures)
-        message = f"{self.address.name}: {self._shown(each)}"
+        each = ", ".join(f"{endpoint}: {self._described(error)}" for endpoint, error in failed.failures)
+        message = f"{self.address.name}: {self.login.shown(each)}"
         return RouteTroubleError(message, code=trouble.code, text=trouble.text, stage=trouble.stage)
 
     def _trouble(self, error: Exception) -> RouteTroubleError:
         if isinstance(error, RouteTroubleError):
             return error
         code, text = reply_of(error) or (0, "")
-        message = f"{self.address.name}: {self._shown(self._said(error))}"
-        return RouteTroubleError(message, code=code, text=self._shown(text), stage=_stage_of(error) if code else "")
+        message = f"{self.address.name}: {self.login.shown(self._described(error))}"
+        return RouteTroubleError(
+            message, code=code, text=self.login.shown(text), stage=_stage_of(error) if code else ""
+        )
 
-    def _said(self, error: BaseException) -> str:
+    def _described(self, error: BaseException) -> str:
         if isinstance(error, RouteTroubleError):
             return str(error).removeprefix(f"{self.address.name}: ")
         if isinstance(error, HelloRefusedError):
@@ -411,11 +279,6 @@ class Route:
         if isinstance(error, LmtpError) and error.command:
             return f"{describe(error)} (to {error.command})"
         return describe(error) or f"no answer within {self.settings.connect_timeout_s:g} s"
-
-    def _shown(self, said: str) -> str:
-        """Return what a server said without the login, and without what Postgres cannot hold or a terminal obeys."""
-        shown = re.sub(r"[\ud800-\udfff\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", said).replace("\n", " ")
-        return self.address.without_login(shown)[:SHOWN_MAX]
 
 
 def _most_telling(failed: AllFailedError) -> Exception:

@@ -94,7 +94,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Won(Generic[T]):
-    """What the attempt that succeeded first returned, and the endpoints that failed or were slower than it."""
+    """Result of the attempt that succeeded first, and the endpoints that failed or were slower."""
 
     result: T
     endpoint: Endpoint

@@ -172,7 +172,7 @@ def load_signer(settings: "DkimSettings", directory: Path) -> Signer:
 
 
 def _public_key(numbers: dict[str, int]) -> str:
-    """The SubjectPublicKeyInfo in base64 (RFC 6376 §3.6.1, RFC 5280 §4.1), out of modulus and exponent."""
+    """Return the SubjectPublicKeyInfo in base64 (RFC 6376 §3.6.1, RFC 5280 §4.1), out of modulus and exponent."""
     rsa = _der(0x30, _integer(numbers["modulus"]) + _integer(numbers["publicExponent"]))
     algorithm = bytes.fromhex("300d06092a864886f70d0101010500")  # rsaEncryption, without parameters
     return base64.b64encode(_der(0x30, algorithm + _der(0x03, b"\0" + rsa))).decode()

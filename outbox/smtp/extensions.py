@@ -1,6 +1,6 @@
-"""What a server offers beyond RFC 5321, and what is said because of it: sizes, 8-bit bytes, UTF-8, bounces.
+"""Extensions that a server offers beyond RFC 5321, and the parameters for them: sizes, 8-bit bytes, UTF-8, bounces.
 
-Pure: `route` and `lmtp` hear the offers, `conversation` says the parameters.
+Pure: `connector` and `lmtp` read the offers, `commands` writes the parameters.
 """
 
 import re
@@ -43,7 +43,7 @@ class Offers:
 
     @classmethod
     def of(cls, extensions: Mapping[str, str]) -> Self:
-        """What the reply to EHLO or LHLO says: keywords in small letters, with their parameters."""
+        """Return the offers in the reply to EHLO or LHLO: keywords in small letters, with their parameters."""
         return cls(
             pipelining="pipelining" in extensions,
             size="size" in extensions,
@@ -83,7 +83,7 @@ def body_parameters(offers: Offers, header: bytes, *, is_ascii: bool, addresses:
 
 
 def original_recipient(address: str) -> str:
-    """ORCPT: who the email was for, so that a bounce can say it whatever becomes of the address on the way.
+    """Return the value of ORCPT, so that a bounce names the recipient even if the address changes on the way.
 
     RFC 3461 §4.2; with RFC 6533's address type, in its 7-bit form, where it is not ASCII.
     """

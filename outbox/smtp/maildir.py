@@ -1,7 +1,7 @@
 """A Maildir as a mail server: for development, emails that lie in a directory instead of going anywhere.
 
-It speaks to the conversation as a server with PIPELINING does, so that its laws hold as they are: the mark is
-committed before the file is there, and what was not answered is in doubt. Only the socket is missing.
+It answers the connection as a server with PIPELINING does, so the same guarantees hold: the mark is committed before
+the file is there, and what was not answered is in doubt. Only the socket is missing.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from outbox.smtp.extensions import Offers
-from outbox.smtp.reply_class import TAKES_NOTHING
+from outbox.smtp.refusal import TAKES_NOTHING
 
 if TYPE_CHECKING:
-    from outbox.smtp.connection import Conversation
+    from outbox.smtp.connection import SmtpConnection
 
 OFFERS: Final = Offers(pipelining=True, eight_bit=True, utf8=True)
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -42,7 +42,7 @@ def file_name(email: int, message_id: str) -> str:
 
 
 class DoubtError(Exception):
-    """The file is there, and nobody knows whether it outlives a power cut."""
+    """The file is there, and may not outlive a power cut."""
 
 
 def deliver(directory: Path, name: str, *parts: bytes | bytearray) -> None:
@@ -81,38 +81,38 @@ def _write(path: Path, *parts: bytes | bytearray) -> None:
 
 
 class MaildirTransport(asyncio.Transport):
-    """The server's side: takes what the conversation writes and answers it from the loop's next turn on."""
+    """Server's side: takes what the connection writes and answers it from the loop's next turn on."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
         self._directory = directory
-        self._conversation: Conversation | None = None
+        self._connection: SmtpConnection | None = None
         self._buffer = bytearray()
         self._searched = 0
         """Offset up to which the content has been searched for its final dot."""
         self._in_content = False
         self._envelope = b""
         self._busy = False
-        """A file is being written: what is said behind the dot waits."""
+        """True while a file is being written: what is written behind the dot waits."""
         self._closed = False
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Who is answered (asyncio.Transport)."""
-        self._conversation = cast("Conversation", protocol)
+        """Answer to this connection (asyncio.Transport)."""
+        self._connection = cast("SmtpConnection", protocol)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Nothing is ever kept waiting by a kernel (asyncio.Transport)."""
+        """Ignore the limits: no kernel keeps anything waiting (asyncio.Transport)."""
 
     def get_extra_info(self, _name: str, default: Any = None) -> Any:
-        """It has neither socket nor cipher (asyncio.Transport)."""
+        """Return the default: there is neither socket nor cipher (asyncio.Transport)."""
         return default
 
     def is_closing(self) -> bool:
-        """Whether it is over (asyncio.Transport)."""
+        """Return True if it is over (asyncio.Transport)."""
         return self._closed
 
     def abort(self) -> None:
-        """Be over; a file that is being written is finished, as a server would (asyncio.Transport)."""
+        """End; a file that is being written is finished, as a server would (asyncio.Transport)."""
         self._closed = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -152,10 +152,10 @@ class MaildirTransport(asyncio.Transport):
         del content[:2]
         self._searched = 0
         self._in_content = False
-        assert self._conversation is not None
-        claim = self._conversation.handed_over
-        assert claim is not None, "a dot belongs to an email that was handed over"
-        name = f"{file_name(claim.email, claim.message_id)}.{claim.attempt}"
+        assert self._connection is not None
+        tried = self._connection.awaiting_reply
+        assert tried is not None, "a dot belongs to a try whose reply is awaited"
+        name = f"{file_name(tried.outgoing.email, tried.outgoing.message_id)}.{tried.attempt}"
         self._busy = True
         writing = asyncio.get_running_loop().run_in_executor(
             None, deliver, self._directory, name, self._envelope, content
@@ -165,7 +165,7 @@ class MaildirTransport(asyncio.Transport):
 
     def _written(self, name: str, writing: "asyncio.Future[None]") -> None:
         self._busy = False
-        if writing.cancelled() or self._closed or self._conversation is None:
+        if writing.cancelled() or self._closed or self._connection is None:
             return
         match writing.exception():
             case None:
@@ -175,17 +175,17 @@ class MaildirTransport(asyncio.Transport):
             case OSError() as error:  # no email is to blame, and none can be written
                 self._say(f"{TAKES_NOTHING} 4.3.0 {name} was not written: {error.strerror}")
             case error:
-                self._conversation.connection_lost(error if isinstance(error, Exception) else None)
+                self._connection.connection_lost(error if isinstance(error, Exception) else None)
         self._advance()
 
     def _say(self, reply: str) -> None:
         asyncio.get_running_loop().call_soon(self._answer, reply.encode() + b"\r\n")
 
     def _answer(self, reply: bytes) -> None:
-        if not self._closed and self._conversation is not None:
-            self._conversation.data_received(reply)
+        if not self._closed and self._connection is not None:
+            self._connection.data_received(reply)
 
 
 def _path(line: bytes) -> bytes:
-    """The address of MAIL or RCPT in its angle brackets."""
+    """Return the address of MAIL or RCPT in its angle brackets."""
     return line[line.index(b"<") : line.index(b">") + 1]

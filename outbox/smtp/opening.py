@@ -65,7 +65,7 @@ def _describe_system_error(error: OSError) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How connections to a mail server are set up."""
+    """Set-up of connections to a mail server."""
 
     address: SmtpAddress
     context: ssl.SSLContext

@@ -13,7 +13,7 @@ CODES: Final = {b"%d" % code: code for code in range(200, 600)}
 
 
 class GarbageError(Exception):
-    """What came is no SMTP reply, so nothing that follows on this connection can be trusted."""
+    """The bytes are not an SMTP reply, so nothing that follows on this connection can be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ReplyReader:
     _size: int = 0
 
     def feed(self, data: bytes) -> Iterator[Reply]:
-        """The replies that `data` completes, one by one, so that those before garbage count.
+        """Yield the replies that `data` completes, one by one, so that those before garbage count.
 
         Raises:
             GarbageError: a line is not a reply's, or too long, or a reply has too many; the reader is useless then.

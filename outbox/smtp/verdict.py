@@ -1,4 +1,4 @@
-"""What a try of SMTP ended in: values, and the judgement that makes them. Knows no socket and no database."""
+"""Verdicts: the results of a try of SMTP, and the outcome that each has for its delivery. Pure."""
 
 from dataclasses import dataclass
 from typing import Final, assert_never
@@ -15,14 +15,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """The server said 4xx: it does not have the mail and a later try may succeed."""
+    """The server replied 4xx: it does not have the mail, and a later try may succeed."""
 
     reply: str
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The server said 5xx: it does not have the mail and asks not to be asked again."""
+    """The server replied 5xx: it does not have the mail, and another try would get the same reply."""
 
     reply: str
 
@@ -36,7 +36,7 @@ class InDoubt:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """Nothing was sent and the try does not count: its final dot was surely not written, or nobody's mail is taken."""
+    """Nothing was sent and the try does not count: its dot was surely not written, or the server takes no mail."""
 
     reply: str
 
@@ -44,20 +44,20 @@ class Withdrawn:
 Verdict = Accepted | Deferred | Refused | InDoubt | Withdrawn
 
 
-def judge_silence(reason: str, *, handed_over: bool) -> Verdict:
-    """Judge a try that ended without a reply: a timeout, a lost connection, garbage.
+def judge_silence(reason: str, *, dot_sent: bool) -> Verdict:
+    """Return the verdict for a try that ended without a reply: a timeout, a lost connection, garbage.
 
-    Before hand-over the server must discard what it has (RFC 5321 §4.1.1.10), so another try is safe.
-    After it the mail may be in a mailbox already: only evidence or a person may decide.
+    Before the final dot the server must discard what it has (RFC 5321 §4.1.1.10), so another try is safe.
+    After it the message may be in a mailbox already: only evidence or a person may decide.
     """
-    return InDoubt(reason) if handed_over else Withdrawn(reason)
+    return InDoubt(reason) if dot_sent else Withdrawn(reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A verdict as the database keeps it: the state it leads to, when the delivery is due, and what the trail says.
+    """Verdict as the database keeps it: the state it leads to, and verdict and reply as in the attempt's trail.
 
-    `delay_s` None means never by itself.
+    The delivery is due again after `delay_s`; None is never by itself.
     """
 
     state: str
@@ -77,7 +77,7 @@ def outcome_of(  # noqa: PLR0911 - a table
     withdrawals: int = 0,
     withdrawals_max: int | None = None,
 ) -> Outcome:
-    """What a verdict does to its delivery. `tries` counts this one; the last deferral makes a dead letter.
+    """Return the outcome of a verdict for its delivery. `tries` counts this one; the last deferral makes a dead letter.
 
     A deferred try waits for `backoff_s`, a withdrawn one for `again_s`; doubt is looked at again after `doubt_s`.
     `withdrawals` counts those before this one: a message that a working server drops `withdrawals_max` times is

@@ -197,7 +197,7 @@ def test_a_relay_whose_loop_or_corridor_hangs_is_not_alive_and_says_so_itself(mo
     (relay,) = relays.each
     watched = Health(relays, Notifier({}))
     with Endpoints("[::1]:0") as endpoints:
-        endpoints.serve(lambda _: ("text/plain", b""), watched, FleetReader(relay.database_url))
+        endpoints.serve(lambda _: ("text/plain", b""), watched, FleetReader(relays.database_url))
         place = f"http://{endpoints.address}"
         assert get(f"{place}/livez")[0] == 200
         time.sleep(0.35)  # no loop runs here at all
@@ -205,7 +205,7 @@ def test_a_relay_whose_loop_or_corridor_hangs_is_not_alive_and_says_so_itself(mo
         assert "event loop has not turned" in get(f"{place}/readyz")[1]
         watched._beat_at = time.monotonic() + 60
         assert watched.faults() == []
-        relay.turned_at -= 41  # the corridor's last turn: more than four leases ago
+        relay.sessions.turned_at -= 41  # the corridor's last turn: more than four leases ago
         assert watched.faults() == ["the relay has made no progress for 41 s"]
 
 

@@ -75,12 +75,12 @@ async def test_a_relay_whose_corridor_hangs_does_not_ping_though_its_loop_turns(
     settings = {"database_url": "postgresql://nobody@127.0.0.1:1/none", "smtp_url": "smtp://127.0.0.1:1"}
     relays = Relays(Settings.model_validate(settings))
     (relay,) = relays.each
-    relay.turned_at -= 41  # more than four leases ago
+    relay.sessions.turned_at -= 41  # more than four leases ago
     notifier = Notifier({"NOTIFY_SOCKET": place, "WATCHDOG_USEC": "90000"})
     watching = asyncio.create_task(Health(relays, notifier).watch())
     await until(lambda: manager.hears("STATUS=it holds no session"), "it looks at the relay")
     assert await manager.silence_s(0.3) >= 0.3
-    relay.turned_at = time.monotonic()
+    relay.sessions.turned_at = time.monotonic()
     await until(lambda: manager.hears("WATCHDOG=1"), "it pings")
     watching.cancel()
     notifier.close()

@@ -9,7 +9,7 @@ import pytest
 
 from outbox.database.roles import ROLES, together
 from outbox.doctor.rights import look_at_rights
-from outbox.relay import relay
+from outbox.relay import statements
 from tests.support.bounce_samples import ROWS, of_row
 from tests.support.web_client import link_of, opened, settled_web
 
@@ -387,7 +387,7 @@ async def test_a_role_holds_exactly_what_the_table_of_rights_says_and_renewing_t
             )
         }
         assert {tuple(row) for row in await fleet.connection.fetch(HELD, name)} == says, name
-    for statement in relay.STATEMENTS:  # what is rare, too: after a failover, in trouble, in doubt
+    for statement in statements.STATEMENTS:  # what is rare, too: after a failover, in trouble, in doubt
         parameters = len((await role.prepare(statement)).get_parameters())
         nothing = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
         await role.execute(f"PREPARE said AS {statement}; EXPLAIN EXECUTE said{nothing}; DEALLOCATE said")

@@ -6,9 +6,12 @@ import pytest
 from outbox.database import failover_barrier
 from outbox.database.connection import CHANNEL
 from outbox.database.failover_barrier import Barrier, Kind, Presence
-from outbox.relay import ledger
-from outbox.relay.ledger import Settlement
-from outbox.relay.session import PLANS, Session, boot_clock_s
+from outbox.relay.boot_clock import boot_clock_s
+from outbox.relay.isolate import claim_one
+from outbox.relay.lease_connection import PLANS
+from outbox.relay.session import Session, SessionEvents
+from outbox.relay.settlement import Settlement
+from outbox.relay.tick import TickRequest, tick
 from outbox.settings.urls import DatabaseUrl
 from outbox.smtp.verdict import Outcome
 
@@ -32,11 +35,9 @@ class Member:
         self.session = await Session.open(
             self.url,
             lease_s=10,
-            wake=lambda: None,
-            on_lost=lambda: None,
             former=former,
             standing=self.presence.standing(last, grace_s=GRACE_S),
-            hear=self.heard.append,
+            events=SessionEvents(heard=self.heard.append),
         )
         self.barrier = Barrier(self.session.barrier.epoch, GRACE_S, up=not self.session.barrier.is_lifted)
         self.presence.arrive(self.session.server, boot_clock_s(), self.session.met)
@@ -188,8 +189,8 @@ async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_wr
     await fleet.put_emails(3)
     one = await member("a").open()
     relay, connection = one.session.relay, one.session.connection
-    first = await ledger.tick(connection, relay, room=2, epoch=0)
-    marked = await ledger.tick(connection, relay, marks=[first.claims[0].email], epoch=0)
+    first = await tick(connection, relay, TickRequest(claims_max=2, epoch=0))
+    marked = await tick(connection, relay, TickRequest(marks=[first.claims[0].email], epoch=0))
     assert len(marked.marked) == 1
     await fleet.put_emails(2, first=4)
     await fleet.connection.execute("UPDATE outbox.delivery SET priority = 1 WHERE email = 4")
@@ -197,19 +198,23 @@ async def test_nothing_is_claimed_or_marked_behind_a_barrier_and_verdicts_are_wr
     await (member("b")).open(last=ELSEWHERE)
     (email, attempt), *_ = marked.marked.items()
     settlement = Settlement(relay, email, "mail1", attempt, marked=True, outcome=SENT)
-    done = await ledger.tick(
-        connection, relay, settlements=[settlement], marks=[first.claims[1].email], room=5, suspects=1, epoch=0
+    done = await tick(
+        connection,
+        relay,
+        TickRequest(settlements=[settlement], marks=[first.claims[1].email], claims_max=5, suspects_max=1, epoch=0),
     )
     assert (done.is_open, done.marked, done.claims) == (False, {}, [])
     assert done.settled == {(email, attempt)}
-    claims, _, _ = await ledger.claim_one(connection, relay, 3, budget=100, bytes_max=1000, epoch=0)
-    assert claims == []
+    found = await claim_one(connection, relay, 3, budget=100, bytes_max=1000, epoch=0)
+    assert found.claims == []
     row = await failover_barrier.read(fleet.connection)
-    assert not (await ledger.tick(connection, relay, room=5, epoch=row.epoch)).is_open, "to know it is not enough"
+    assert not (await tick(connection, relay, TickRequest(claims_max=5, epoch=row.epoch))).is_open, (
+        "to know it is not enough"
+    )
     await failover_barrier.lift(fleet.connection, row.epoch, CHANNEL)
-    still = await ledger.tick(connection, relay, marks=[first.claims[1].email], room=5, epoch=0)
+    still = await tick(connection, relay, TickRequest(marks=[first.claims[1].email], claims_max=5, epoch=0))
     assert not still.is_open, "what was claimed before it was raised is not marked after it is lifted"
-    done = await ledger.tick(connection, relay, room=5, suspects=1, epoch=row.epoch)
+    done = await tick(connection, relay, TickRequest(claims_max=5, suspects_max=1, epoch=row.epoch))
     assert done.is_open
     assert {claim.email for claim in done.claims} == {3, 4, 5}, "an ordinary, an urgent and a suspect one"
 
@@ -218,9 +223,9 @@ async def test_a_barrier_whose_row_is_gone_is_made_anew_and_until_then_lifted(fl
     await fleet.put_emails(1)
     await fleet.connection.execute("DELETE FROM outbox.failover")
     one = await member("a").open()
-    assert len((await ledger.tick(one.session.connection, one.session.relay, room=1, epoch=0)).claims) == 1
+    assert len((await tick(one.session.connection, one.session.relay, TickRequest(claims_max=1, epoch=0))).claims) == 1
     await member("b").open(last=ELSEWHERE)
-    assert not (await ledger.tick(one.session.connection, one.session.relay, epoch=0)).is_open
+    assert not (await tick(one.session.connection, one.session.relay, TickRequest(epoch=0))).is_open
 
 
 async def test_the_row_refuses_a_second_one(connection):

@@ -11,7 +11,7 @@ from outbox.database.schema import initialise
 from outbox.errors import OutboxError
 from outbox.feedback.bounce_key import rotate
 from outbox.mail.verp import TOKEN_MAX, email_of, former_tokens_in, tokens_in
-from outbox.relay import ledger
+from outbox.relay.tick import TickRequest, tick
 
 SHAPE = re.compile("[1-9][0-9]*k[1-9][0-9]*t[0-9a-f]{16}")
 PUT = """
@@ -84,7 +84,7 @@ async def test_each_claim_has_the_token_of_its_email_and_what_has_none_is_claime
     for n in range(3):
         number = await put(connection, f"mail{n}", f"<{n}@example.com>")
         await connection.execute("INSERT INTO outbox.delivery (email) VALUES ($1)", number)
-    first = await ledger.tick(connection, 1, room=2)
+    first = await tick(connection, 1, TickRequest(claims_max=2))
     assert len(first.claims) == 2
     for claim in first.claims:
         assert claim.token == await token_of(connection, claim.email)
@@ -93,12 +93,12 @@ async def test_each_claim_has_the_token_of_its_email_and_what_has_none_is_claime
         "UPDATE outbox.email SET message_id = repeat('x', 1000000) WHERE id IN ("
         " SELECT email FROM outbox.delivery WHERE relay IS NULL)"
     )
-    (last,) = (await ledger.tick(connection, 1, room=2)).claims
+    (last,) = (await tick(connection, 1, TickRequest(claims_max=2))).claims
     assert last.token == "", "its Message-ID is too long"
     await connection.execute("DELETE FROM outbox.bounce_key")
     number = await put(connection, "last", "<last@example.com>")
     await connection.execute("INSERT INTO outbox.delivery (email) VALUES ($1)", number)
-    (last,) = (await ledger.tick(connection, 1, room=2)).claims
+    (last,) = (await tick(connection, 1, TickRequest(claims_max=2))).claims
     assert last.token == "", "there is no key"
 
 

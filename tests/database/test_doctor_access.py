@@ -125,6 +125,6 @@ async def test_locks_of_relays_that_live_are_theirs(database, connection, roles)
     await grant_roles(connection)
     await connection.execute("GRANT outbox_relay TO d_victim")
     url = DatabaseUrl.parse(re.sub("//[^@]*@", "//d_victim@", database))
-    relay = await Session.open(url, lease_s=10, wake=lambda: None, on_lost=lambda: None, former=None)
+    relay = await Session.open(url, lease_s=10)
     assert (await look_at_locks(connection)).grade is Grade.OK
     relay.connection.terminate()

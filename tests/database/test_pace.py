@@ -5,9 +5,9 @@ import asyncio
 import asyncpg
 import pytest
 
-from outbox.relay.ledger import tick
 from outbox.relay.rate_limit import HORIZON_S, report_refusal, reserve
 from outbox.relay.throttle import CUT, SILENCE_MIN_S, Refusal
+from outbox.relay.tick import TickRequest, tick
 
 RATE = 50.0
 GAP_S = 1 / RATE
@@ -201,11 +201,11 @@ async def test_every_tick_tells_the_rate_that_was_found(relays, connection):
     relay = await connection.fetchval(
         "INSERT INTO outbox.relay (host, pid, backend_pid, version) VALUES ('h', 1, 1, '') RETURNING id"
     )
-    assert (await tick(connection, relay, server="mail:25")).found is None
+    assert (await tick(connection, relay, TickRequest(server="mail:25"))).found is None
     _, found = await report(relays[0])
-    told = (await tick(connection, relay, server="mail:25")).found
+    told = (await tick(connection, relay, TickRequest(server="mail:25"))).found
     assert (told.rate, told.silence_s, told.said) == (found.rate, found.silence_s, TOO_MUCH)
-    assert (await tick(connection, relay, server="other:25")).found is None
+    assert (await tick(connection, relay, TickRequest(server="other:25"))).found is None
 
 
 async def test_a_silence_of_a_clock_that_was_set_back_is_over(relays, connection):

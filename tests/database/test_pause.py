@@ -6,18 +6,11 @@ import asyncpg
 import pytest
 
 from outbox.operations.retry_cancel import Act, operate
-from outbox.relay import ledger, pauses
-from tests.database.test_ledger import (  # noqa: F401 - fixtures
-    DOUBT,
-    SENT,
-    emptied,
-    made_once,
-    put,
-    relay,
-    relays,
-    settlement,
-)
+from outbox.relay import pauses
+from outbox.relay.expiry import expire
+from outbox.relay.tick import TickRequest, tick
 from tests.support.fleet import until
+from tests.support.living_relays import DOUBT, SENT, emptied, living_relay, living_relays, made_once, put, settlement  # noqa: F401 - fixtures
 
 EDITIONS = """
 INSERT INTO outbox.edition (report, period, starts_at, ends_at)
@@ -77,13 +70,13 @@ async def waits_for_a_row(connection, pid):
     await until(waits, "it waits for the row")
 
 
-async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_tells_what_is_paused(connection, relay):  # noqa: F811
+async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_tells_what_is_paused(connection, relay):
     sales, stock = await put_of(connection, "sales", 2), await put_of(connection, "stock", 1)
     (none,) = await put(connection, 1)
     first = await relay.claim_and_mark()
     await begin(connection, "sales")
     await begin(connection, pauses.FLEET)
-    done = await ledger.tick(relay.connection, relay.relay, room=100)
+    done = await tick(relay.connection, relay.relay, TickRequest(claims_max=100))
     assert done.held == {"sales", ""}
     claims = [claim.email for claim in done.claims]
     assert await pauses.set_aside(relay.connection, relay.relay + 1, claims) == frozenset(), "they are another's"
@@ -96,7 +89,7 @@ async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_
     }
 
 
-async def test_what_is_set_aside_while_its_pause_ends_is_taken_up(connection, relay, relays, database):  # noqa: F811
+async def test_what_is_set_aside_while_its_pause_ends_is_taken_up(connection, relay, relays, database):
     (email,) = await put_of(connection, "sales", 1)
     await begin(connection, "sales")
     (claim,) = await relay.claim()
@@ -113,7 +106,7 @@ async def test_what_is_set_aside_while_its_pause_ends_is_taken_up(connection, re
     assert [claim.email for claim in await relay.claim()] == [email]
 
 
-async def test_only_what_is_under_an_ended_pause_is_taken_up_and_by_one_relay(connection, relay, relays, database):  # noqa: F811
+async def test_only_what_is_under_an_ended_pause_is_taken_up_and_by_one_relay(connection, relay, relays, database):
     sales, stock = await put_of(connection, "sales", 5), await put_of(connection, "stock", 5)
     for report in ("sales", "stock"):
         await begin(connection, report)
@@ -131,7 +124,7 @@ async def test_only_what_is_under_an_ended_pause_is_taken_up_and_by_one_relay(co
     assert not await pauses.is_held(connection), "what is claimed is still to be sent"
 
 
-async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_after_all(connection, relay):  # noqa: F811
+async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_after_all(connection, relay):
     late, cancelled, arrived = await put_of(connection, "sales", 3)
     claims = {claim.email: claim for claim in await relay.claim(3)}
     await relay.mark(claims[arrived])
@@ -142,7 +135,7 @@ async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_afte
     await begin(connection, "sales")
     assert await set_aside(relay) == {late, cancelled, arrived}
     await connection.execute("UPDATE outbox.delivery SET send_before = now() WHERE email = $1", late)
-    assert await ledger.expire(relay.connection, relay.relay) == 1
+    assert await expire(relay.connection, relay.relay) == 1
     assert await operate(connection, Act.CANCEL, [cancelled], who="a", why="", target="t") == [cancelled]
     await relay.settle(settlement(claims[arrived], SENT, attempt=1))
     found = await rows(connection)
@@ -153,7 +146,7 @@ async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_afte
     }
 
 
-async def test_a_late_acceptance_is_stronger_than_a_cancellation(connection, relay):  # noqa: F811
+async def test_a_late_acceptance_is_stronger_than_a_cancellation(connection, relay):
     """In doubt, put back by the policy, cancelled, and then its 250 comes after all: a retry must not send it twice."""
     (email,) = await put(connection, 1)
     claim = await relay.claim_and_mark()
@@ -165,14 +158,14 @@ async def test_a_late_acceptance_is_stronger_than_a_cancellation(connection, rel
     assert (await rows(connection))[email][0] == "sent"
 
 
-async def test_of_a_cancellation_and_a_mark_at_once_the_first_has_the_row(connection, relay, database):  # noqa: F811
+async def test_of_a_cancellation_and_a_mark_at_once_the_first_has_the_row(connection, relay, database):
     first, second = await put(connection, 2)
     claims = await relay.claim(2)
     other = await asyncpg.connect(database)
     transaction = other.transaction(isolation="read_committed")
     await transaction.start()
     assert await operate(other, Act.CANCEL, [first], who="a", why="", target="t") == [first]
-    marking = asyncio.create_task(ledger.tick(relay.connection, relay.relay, marks=[c.email for c in claims]))
+    marking = asyncio.create_task(tick(relay.connection, relay.relay, TickRequest(marks=[c.email for c in claims])))
     await waits_for_a_row(connection, relay.connection.get_server_pid())
     await transaction.commit()
     assert (await marking).marked == {second: 1}, "what is cancelled is not marked, and all else is"
@@ -181,7 +174,7 @@ async def test_of_a_cancellation_and_a_mark_at_once_the_first_has_the_row(connec
     assert {email: row[0] for email, row in (await rows(connection)).items()} == {first: "cancelled", second: "sending"}
 
 
-async def test_a_retry_takes_nothing_from_a_relay_that_claims_it_at_this_moment(connection, relay, database):  # noqa: F811
+async def test_a_retry_takes_nothing_from_a_relay_that_claims_it_at_this_moment(connection, relay, database):
     (email,) = await put(connection, 1)
     await connection.execute("UPDATE outbox.delivery SET due_at = now() + interval '1 hour'")
     other = await asyncpg.connect(database)
@@ -194,7 +187,7 @@ async def test_a_retry_takes_nothing_from_a_relay_that_claims_it_at_this_moment(
     assert (await rows(connection))[email][-1] == relay.relay
 
 
-async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(connection, relay):  # noqa: F811
+async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(connection, relay):
     await put_of(connection, "sales", 1)
     await begin(connection, "sales")
     assert not await pauses.is_held(connection), "it is not set aside yet"
@@ -211,7 +204,7 @@ async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(
     assert not await pauses.is_held(connection), "it is to be taken up"
 
 
-async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(connection, relay, monkeypatch):  # noqa: F811
+async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(connection, relay, monkeypatch):
     emails = await put_of(connection, "sales", 5)
     await put_of(connection, "stock", 2)
     await begin(connection, "sales")

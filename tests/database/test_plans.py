@@ -1,7 +1,7 @@
 """How Postgres goes about what relays do all the time: by index, and through the backlog in the order of what is due.
 
-Plans are the generic ones that a relay's session uses (`session.PLANS`), made by real statistics of a table of which
-few rows are open, most are, or nothing is known. A check that finds nothing wrong is shown to find what is.
+Plans are the generic ones that a relay's session uses (`lease_connection.PLANS`), made by real statistics of a table
+of which few rows are open, most are, or nothing is known. A check that finds nothing wrong is shown to find what is.
 """
 
 import asyncio
@@ -10,22 +10,13 @@ import json
 import asyncpg
 import pytest
 
-from outbox.database import failover_barrier
 from outbox.monitoring import fleet
 from outbox.operations import prune, route_rules
-from outbox.relay import (
-    circuit_breaker,
-    failover,
-    in_doubt,
-    ledger,
-    pauses,
-    quarantine,
-    rate_limit,
-    refusals,
-    relay,
-    suppression,
-)
-from outbox.relay.session import PLANS
+from outbox.relay import pauses
+from outbox.relay.lease_connection import PLANS
+from outbox.relay.statements import MODULES
+from outbox.relay.statements import STATEMENTS as PREPARED
+from outbox.relay.tick import TICK
 
 ROWS = 20_000
 BIG = {"delivery", "email", "attempt", "report", "suppression"}
@@ -50,18 +41,7 @@ WALKS_THE_BACKLOG = {"JUDGE"}
 
 STATEMENTS = {
     name: statement
-    for module in (
-        ledger,
-        failover_barrier,
-        circuit_breaker,
-        rate_limit,
-        refusals,
-        pauses,
-        in_doubt,
-        failover,
-        suppression,
-        quarantine,
-    )
+    for module in MODULES
     for name, statement in vars(module).items()
     if isinstance(statement, str) and statement in module.STATEMENTS
 } | {
@@ -168,7 +148,7 @@ def faults(name, plan):
 
 
 def test_the_statements_are_all_that_a_relay_prepares():
-    assert set(relay.STATEMENTS) <= set(STATEMENTS.values())
+    assert set(PREPARED) <= set(STATEMENTS.values())
 
 
 @pytest.mark.parametrize("name", sorted(STATEMENTS))
@@ -215,8 +195,8 @@ OPEN = "LIMIT CASE WHEN (SELECT is_open FROM gate) THEN"
     ],
 )
 async def test_a_check_sees_that_a_statement_is_wrong(connection, good, bad, found):
-    assert good in ledger.TICK
-    seen = faults("TICK", await plan_of(connection, ledger.TICK.replace(good, bad)))
+    assert good in TICK
+    seen = faults("TICK", await plan_of(connection, TICK.replace(good, bad)))
     assert any(said.startswith(found) for said in seen), seen
 
 

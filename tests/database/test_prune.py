@@ -10,9 +10,10 @@ from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxEr
 from outbox.operations import prune
 from outbox.operations.prune import PRUNED, keep_of
 from outbox.operations.resolve import Decision, explain, resolve
-from outbox.relay import ledger
-from outbox.relay.failover import REMAINS, News, reassert
-from outbox.relay.ledger import Settlement
+from outbox.relay.failover import REMAINS, reassert_portion
+from outbox.relay.settlement import Settlement, states_of
+from outbox.relay.tick import TickRequest, tick
+from outbox.relay.verdict_history import RecentVerdict
 from outbox.settings.urls import DatabaseUrl
 from outbox.smtp.verdict import Outcome
 from tests.support.fleet import until
@@ -387,12 +388,12 @@ async def test_a_verdict_that_comes_after_all_that_breaks_nothing(connection, da
     await run(database)
     before = await everything(connection)
     late = Settlement(1, 1, "old", 2, marked=True, outcome=outcome)
-    done = await ledger.tick(connection, 1, settlements=[late], room=10)
+    done = await tick(connection, 1, TickRequest(settlements=[late], claims_max=10))
     assert (done.settled, done.claims) == (frozenset(), [])
-    assert (await ledger.standing(connection, [1]))[1] == (state, 2)
-    told = News("old", "a@example.com", "b@example.com", "<old@x>", BODY, 1, 2, outcome)
-    emails, changed = await reassert(connection, [told])
-    assert (emails["old"].email, changed) == (1, 0)
+    assert (await states_of(connection, [1]))[1] == (state, 2)
+    told = RecentVerdict("old", "a@example.com", "b@example.com", "<old@x>", BODY, 1, 2, outcome)
+    done = await reassert_portion(connection, [told])
+    assert (done.emails["old"].email, done.changed) == (1, 0)
     assert await everything(connection) == before
 
 

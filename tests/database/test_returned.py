@@ -10,8 +10,8 @@ from outbox.feedback import bounces
 from outbox.feedback.bounces import Outcome, Policy
 from outbox.operations.resolve import Decision, resolve
 from outbox.relay import suppression
-from tests.database.test_ledger import emptied, made_once, put, relay, relays, row  # noqa: F401 - fixtures
 from tests.support.bounce_samples import ROWS, report
+from tests.support.living_relays import emptied, living_relay, living_relays, made_once, put, row  # noqa: F401 - fixtures
 
 FULL = {"status": "5.2.2", "diagnostic": "smtp; 552 5.2.2 mailbox full"}
 ALWAYS = Policy()
@@ -116,7 +116,7 @@ async def test_of_two_processes_that_record_the_last_two_at_once_one_suppresses(
     assert len(await listed(connection)) == 1
 
 
-async def in_doubt(connection, relay, emails):  # noqa: F811
+async def in_doubt(connection, relay, emails):
     """Put these emails into doubt, as a relay that dies does."""
     await connection.execute(
         """UPDATE outbox.delivery SET state = 'in_doubt', attempt = 1, relay = $2, marked_at = now(),
@@ -143,7 +143,7 @@ async def trail(connection, email):
     ],
     ids=["hard", "soft", "later", "alias"],
 )
-async def test_a_bounce_of_an_email_in_doubt_proves_that_it_was_accepted(connection, relay, emails, how):  # noqa: F811
+async def test_a_bounce_of_an_email_in_doubt_proves_that_it_was_accepted(connection, relay, emails, how):
     one, other, *_ = emails
     await in_doubt(connection, relay, (one, other))
     found = await read(connection, one, Policy(suppressing=False), **how)
@@ -161,7 +161,7 @@ async def test_a_bounce_of_an_email_in_doubt_proves_that_it_was_accepted(connect
 
 async def test_a_bounce_that_came_before_the_doubt_settles_it_and_one_of_an_earlier_try_does_not(
     connection,
-    relay,  # noqa: F811
+    relay,
     emails,
 ):
     before, earlier, none, _ = emails
@@ -177,7 +177,7 @@ async def test_a_bounce_that_came_before_the_doubt_settles_it_and_one_of_an_earl
     assert states == ["sent", "in_doubt", "in_doubt"]
 
 
-async def test_a_bounce_that_others_could_have_written_settles_nothing(connection, relay, emails):  # noqa: F811
+async def test_a_bounce_that_others_could_have_written_settles_nothing(connection, relay, emails):
     one, copy, *_ = emails
     message_id = f"<{one}.0123456789abcdef@example.com>"
     await connection.execute("UPDATE outbox.email SET message_id = $2 WHERE id = ANY ($1)", [one, copy], message_id)
@@ -194,7 +194,7 @@ async def test_a_bounce_that_others_could_have_written_settles_nothing(connectio
 
 
 @pytest.mark.parametrize("decision", [Decision.RESEND, Decision.DISCARD])
-async def test_what_was_decided_before_the_bounce_came_stays_decided(connection, relay, emails, decision):  # noqa: F811
+async def test_what_was_decided_before_the_bounce_came_stays_decided(connection, relay, emails, decision):
     await in_doubt(connection, relay, emails)
     key = await connection.fetchval("SELECT key FROM outbox.email WHERE id = $1", emails[0])
     assert await resolve(connection, [key], decision, who="ann") == [key]
@@ -203,7 +203,7 @@ async def test_what_was_decided_before_the_bounce_came_stays_decided(connection,
     assert await row(connection, emails[0]) == before
 
 
-async def test_a_person_who_decides_at_this_moment_is_not_waited_for_and_wins(connection, database, relay, emails):  # noqa: F811
+async def test_a_person_who_decides_at_this_moment_is_not_waited_for_and_wins(connection, database, relay, emails):
     await in_doubt(connection, relay, emails)
     key = await connection.fetchval("SELECT key FROM outbox.email WHERE id = $1", emails[0])
     raw = await about(connection, emails[0])
@@ -222,7 +222,7 @@ async def test_a_person_who_decides_at_this_moment_is_not_waited_for_and_wins(co
 
 async def test_the_role_that_reads_bounces_settles_doubts_and_changes_no_delivery_otherwise(
     connection,
-    relay,  # noqa: F811
+    relay,
     emails,
 ):
     await grant_roles(connection)

@@ -4,9 +4,12 @@ import asyncpg
 import pytest
 
 from outbox.operations import route_rules
-from outbox.relay import ledger, session
-from outbox.relay.ledger import Frontier, Turns
-from outbox.relay.session import PLANS
+from outbox.relay.claiming import ClaimCursor, PriorityShare
+from outbox.relay.lease_connection import PLANS
+from outbox.relay.registration import register
+from outbox.relay.remaining import is_empty
+from outbox.relay.sweep import Sweep, sweep
+from outbox.relay.tick import TickRequest, tick
 from outbox.settings import Settings
 
 REPORT = {"link": "https://example.com/{token}", "recipients": "select 1", "data": "select :key"}
@@ -50,12 +53,12 @@ async def put(connection, count, *, route="", priority=0, report=None, recipient
 async def relay(database):
     """A relay's session, and its id."""
     connected = await asyncpg.connect(database, server_settings=PLANS)
-    yield connected, await session._register(connected, 1)
+    yield connected, await register(connected, 1)
     await connected.close()
 
 
 async def claim(relay, room, **how):
-    return [one.email for one in (await ledger.tick(*relay, room=room, **how)).claims]
+    return [one.email for one in (await tick(*relay, TickRequest(claims_max=room, **how))).claims]
 
 
 @pytest.mark.parametrize(
@@ -82,21 +85,21 @@ async def test_the_first_rule_that_fits_says_the_route_in_sql_and_in_a_preview(c
 async def test_a_relay_claims_of_its_own_route_only_and_says_when_that_is_empty(connection, relay):
     usual, bulk = await put(connection, 2), await put(connection, 3, route="bulk")
     assert sorted(await claim(relay, 10, route="bulk")) == bulk
-    assert await ledger.is_empty(connection, route="named")
-    assert not await ledger.is_empty(connection, route="bulk")
+    assert await is_empty(connection, route="named")
+    assert not await is_empty(connection, route="bulk")
     assert sorted(await claim(relay, 10)) == usual
 
 
 async def test_a_dead_relay_of_another_route_is_judged_and_its_claims_wait_for_their_route(connection, relay, database):
     emails = await put(connection, 2, route="bulk")
     other = await asyncpg.connect(database)
-    others = await session._register(other, 1, "bulk")
+    others = await register(other, 1, "bulk")
     await claim((other, others), 2, route="bulk")
     mine = await asyncpg.connect(database)
-    await session._register(mine, 1, "bulk")
-    assert await ledger.sweep(*relay, doubt_s=None, route="bulk") == ledger.Sweep([], alive=2, beside=2)
+    await register(mine, 1, "bulk")
+    assert await sweep(*relay, doubt_s=None, route="bulk") == Sweep([], alive=2, beside=2)
     await other.close()
-    found = await ledger.sweep(*relay, doubt_s=None)
+    found = await sweep(*relay, doubt_s=None)
     assert (found.dead, found.freed, found.alive, found.beside) == ([others], 2, 1, 0)
     assert await claim(relay, 2) == []
     assert sorted(await claim(relay, 2, route="bulk")) == emails
@@ -105,10 +108,10 @@ async def test_a_dead_relay_of_another_route_is_judged_and_its_claims_wait_for_t
 
 async def test_an_urgent_email_is_claimed_before_a_backlog_however_far_that_is_claimed(connection, relay):
     backlog = await put(connection, 10)
-    first = await ledger.tick(*relay, room=2)
+    first = await tick(*relay, TickRequest(claims_max=2))
     assert sorted(one.email for one in first.claims) == backlog[:2]
     (urgent,) = await put(connection, 1, priority=1)
-    done = await ledger.tick(*relay, room=2, since=first.reached, urgent_since=first.urgent_reached)
+    done = await tick(*relay, TickRequest(claims_max=2, since=first.reached, urgent_since=first.urgent_reached))
     assert sorted(one.email for one in done.claims) == [backlog[2], urgent]
     assert [one.email for one in done.claims if one.urgent] == [urgent]
 
@@ -116,7 +119,7 @@ async def test_an_urgent_email_is_claimed_before_a_backlog_however_far_that_is_c
 async def test_a_long_transaction_s_urgent_email_is_found_within_the_overlap_and_then_by_the_look_for_all(
     connection, relay
 ):
-    first = await ledger.tick(*relay, room=2)
+    first = await tick(*relay, TickRequest(claims_max=2))
     (late,) = await put(connection, 1, priority=1)  # it has been due for a second by now
     await connection.execute("UPDATE outbox.delivery SET due_at = now() - interval '10 seconds'")
     assert await claim(relay, 2, urgent_since=first.urgent_reached) == []
@@ -127,11 +130,14 @@ async def test_a_long_transaction_s_urgent_email_is_found_within_the_overlap_and
 async def test_of_four_that_are_claimed_while_both_wait_one_is_not_urgent(connection, relay, room):
     await put(connection, 50)
     await put(connection, 200, priority=1)
-    turns, frontier, urgent_frontier, claims = Turns(), Frontier(), Frontier(), []
+    turns, frontier, urgent_frontier, claims = PriorityShare(), ClaimCursor(), ClaimCursor(), []
     while len(claims) < 80:
         since, urgent_since = frontier.since(0.0), urgent_frontier.since(0.0)
-        done = await ledger.tick(
-            *relay, room=room, since=since, urgent_since=urgent_since, urgent_max=(most := turns.urgent_of(room))
+        done = await tick(
+            *relay,
+            TickRequest(
+                claims_max=room, since=since, urgent_since=urgent_since, urgent_max=(most := turns.urgent_max(room))
+            ),
         )
         frontier.note(done.reached, since, 0.0)
         urgent_frontier.note(done.urgent_reached, urgent_since, 0.0)
@@ -144,9 +150,9 @@ async def test_of_four_that_are_claimed_while_both_wait_one_is_not_urgent(connec
 @pytest.mark.parametrize("room", [1, 8])
 async def test_room_that_nobody_else_wants_is_offered_to_urgent_ones_at_once(connection, relay, room):
     urgent = await put(connection, 20, priority=1)
-    turns, claimed, empty = Turns(), [], 0
+    turns, claimed, empty = PriorityShare(), [], 0
     while len(claimed) < len(urgent):
-        done = await ledger.tick(*relay, room=room, urgent_max=(most := turns.urgent_of(room)))
+        done = await tick(*relay, TickRequest(claims_max=room, urgent_max=(most := turns.urgent_max(room))))
         again = turns.note(done.claims, room, most)
         empty += not done.claims
         assert again or len(done.claims) == room or len(claimed) + len(done.claims) == len(urgent)

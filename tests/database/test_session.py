@@ -10,10 +10,12 @@ import pytest
 
 from outbox.database.connection import CHANNEL, LOST_SESSION, RELAY_LOCKS
 from outbox.errors import DatabaseUnavailableError, OutboxError, SchemaError, UnsafeDatabaseError
-from outbox.relay import ledger
-from outbox.relay import session as session_module
-from outbox.relay.relay import STATEMENTS
-from outbox.relay.session import Session, prove_locks
+from outbox.relay import registration
+from outbox.relay.lock_proof import prove_locks
+from outbox.relay.session import Session, SessionEvents
+from outbox.relay.statements import STATEMENTS
+from outbox.relay.sweep import Sweep, sweep
+from outbox.relay.tick import TickRequest, tick
 from outbox.sandbox.postgres import Server
 from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
@@ -29,6 +31,7 @@ class Ear:
     def __init__(self):
         self.wakes = 0
         self.losses = 0
+        self.events = SessionEvents(notified=self.wake, lost=self.on_lost)
 
     def wake(self):
         self.wakes += 1
@@ -44,9 +47,7 @@ async def opened(database):
 
     async def open_session(*, lease_s=LEASE_S, former=None, url=database):
         ear = Ear()
-        session = await Session.open(
-            DatabaseUrl.parse(url), lease_s=lease_s, wake=ear.wake, on_lost=ear.on_lost, former=former
-        )
+        session = await Session.open(DatabaseUrl.parse(url), lease_s=lease_s, events=ear.events, former=former)
         sessions.append(session)
         return session, ear
 
@@ -96,14 +97,12 @@ async def test_all_that_a_relay_runs_is_prepared_before_it_holds_its_lock(connec
     session = await Session.open(
         DatabaseUrl.parse(database),
         lease_s=LEASE_S,
-        wake=ear.wake,
-        on_lost=ear.on_lost,
-        former=None,
+        events=ear.events,
         statements=STATEMENTS,
     )
     try:
-        await ledger.tick(session.connection, session.relay, room=1)
-        await ledger.sweep(session.connection, session.relay, doubt_s=None)
+        await tick(session.connection, session.relay, TickRequest(claims_max=1))
+        await sweep(session.connection, session.relay, doubt_s=None)
         query = "SELECT statement, prepare_time FROM pg_prepared_statements"
         listed = await session.connection.fetch(query)
         prepared = {row["statement"]: row["prepare_time"] for row in listed}
@@ -122,7 +121,7 @@ async def test_a_connection_that_is_ended_between_two_steps_of_a_statement_is_a_
 
     async def prepare_and_end(self, query, *arguments, **options):
         statement = await prepare(self, query, *arguments, **options)
-        if query == session_module.REGISTER:
+        if query == registration.REGISTER:
             self.terminate()
         return statement
 
@@ -144,7 +143,7 @@ async def test_a_relay_whose_lock_is_not_held_is_never_visible(connection, opene
     prepare, seen = asyncpg.Connection._get_statement, []
 
     async def look_and_prepare(self, query, *arguments, **options):
-        if query == session_module.TAKE_LOCK:
+        if query == registration.TAKE_LOCK:
             seen.append(await connection.fetch("SELECT id FROM outbox.relay"))
         return await prepare(self, query, *arguments, **options)
 
@@ -152,7 +151,7 @@ async def test_a_relay_whose_lock_is_not_held_is_never_visible(connection, opene
     second, _ = await opened()
     assert [[row["id"] for row in rows] for rows in seen if rows][-1] == [first.relay]
     assert second.relay == first.relay + 1
-    assert await ledger.sweep(connection, 0, doubt_s=None) == ledger.Sweep([], alive=2, beside=2)
+    assert await sweep(connection, 0, doubt_s=None) == Sweep([], alive=2, beside=2)
 
 
 async def test_the_session_is_a_lease(opened):
@@ -306,7 +305,7 @@ async def test_nobody_succeeds_a_former_session_while_its_backend_holds_its_lock
     await first.connection.execute("SET application_name = 'not to be ended'")
     opening = asyncio.create_task(opened(former=first))
     asks = "SELECT count(*) FROM pg_stat_activity WHERE query = $1"
-    await until(lambda: connection.fetchval(asks, session_module.HOLDS_STILL), "the successor waits", SOON_S)
+    await until(lambda: connection.fetchval(asks, registration.HOLDS_STILL), "the successor waits", SOON_S)
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 1
     first.connection.terminate()
     second, _ = await opening

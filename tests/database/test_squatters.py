@@ -11,8 +11,12 @@ from outbox.database.connection import RELAY_LOCKS, SELFTEST_LOCKS
 from outbox.errors import DatabaseUnavailableError
 from outbox.operations.route_rules import read_unserved
 from outbox.operations.status import read_status
-from outbox.relay import ledger, session
-from outbox.relay.session import Session, prove_locks
+from outbox.relay import lock_proof, registration
+from outbox.relay.lock_proof import prove_locks
+from outbox.relay.session import Session
+from outbox.relay.statements import STATEMENTS
+from outbox.relay.sweep import Sweep, judge_former, judge_stranded, sweep
+from outbox.relay.tick import TickRequest, tick
 from outbox.settings.urls import DatabaseUrl
 from tests.support.fleet import until
 
@@ -49,10 +53,8 @@ async def opened(database):
             await Session.open(
                 DatabaseUrl.parse(database),
                 lease_s=lease_s,
-                wake=lambda: None,
-                on_lost=lambda: None,
                 former=former,
-                statements=ledger.STATEMENTS,
+                statements=STATEMENTS,
             )
         )
         return sessions[-1]
@@ -83,7 +85,7 @@ async def test_a_relay_that_died_is_dead_whoever_holds_the_lock_of_its_id(connec
     await dies(connection, dead)
     await squat(stranger, [dead.relay], mode)
     assert [relay.id for relay in (await read_status(connection)).relays] == [living.relay]
-    assert await ledger.sweep(living.connection, living.relay, doubt_s=None) == ledger.Sweep([dead.relay])
+    assert await sweep(living.connection, living.relay, doubt_s=None) == Sweep([dead.relay])
     assert await connection.fetchval("SELECT ended_at IS NOT NULL FROM outbox.relay WHERE id = $1", dead.relay)
 
 
@@ -105,7 +107,7 @@ async def test_two_sweepers_at_once_judge_a_squatted_relay_once(connection, open
     sweepers, dead = [await opened() for _ in range(4)], await opened()
     await dies(connection, dead)
     await squat(stranger, [dead.relay])
-    found = await asyncio.gather(*(ledger.sweep(one.connection, one.relay, doubt_s=None) for one in sweepers))
+    found = await asyncio.gather(*(sweep(one.connection, one.relay, doubt_s=None) for one in sweepers))
     assert sorted(one.dead for one in found) == [[], [], [], [dead.relay]]
 
 
@@ -127,7 +129,7 @@ async def test_what_a_relay_holds_that_never_was_is_let_go_of_whoever_holds_the_
     await connection.execute("DELETE FROM outbox.relay WHERE id = $1", living.relay)
     if squatted:
         await squat(stranger, [99_999], mode)
-    assert await ledger.judge_stranded(relay.connection, relay.relay, [], doubt_s=None) == (1, 0)
+    assert await judge_stranded(relay.connection, relay.relay, [], doubt_s=None) == (1, 0)
     held = await connection.fetch("SELECT m.key FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email"
                                   " WHERE d.relay IS NOT NULL")  # fmt: skip
     assert [key for (key,) in held] == ["living"]
@@ -137,7 +139,7 @@ async def test_a_relay_that_lives_is_passed_over_though_strangers_wait_for_its_l
     one, other = await opened(), await opened()
     waiting = asyncio.create_task(squat(stranger, [other.relay]))
     await until(lambda: connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"), "the stranger waits")
-    assert await ledger.sweep(one.connection, one.relay, doubt_s=None) == ledger.Sweep([], alive=1, beside=1)
+    assert await sweep(one.connection, one.relay, doubt_s=None) == Sweep([], alive=1, beside=1)
     waiting.cancel()
     with suppress(asyncio.CancelledError):
         await waiting
@@ -152,7 +154,7 @@ async def test_a_reused_backend_pid_is_no_relay_unless_its_role_could_be_one(con
         "UPDATE outbox.relay SET backend_pid = $1 WHERE id = $2", holder.get_server_pid(), dead.relay
     )
     assert [relay.id for relay in (await read_status(connection)).relays] == [living.relay]
-    assert (await ledger.sweep(living.connection, living.relay, doubt_s=None)).dead == [dead.relay]
+    assert (await sweep(living.connection, living.relay, doubt_s=None)).dead == [dead.relay]
 
 
 @pytest.mark.parametrize("mode", [SHARED, EXCLUSIVE])
@@ -161,7 +163,7 @@ async def test_a_relay_starts_though_thousands_of_ids_to_come_are_held(connectio
     await squat(stranger, range(first.relay + 1, first.relay + 2001), mode)
     second = await opened()
     assert second.relay == first.relay + 2001
-    assert await ledger.sweep(first.connection, first.relay, doubt_s=None) == ledger.Sweep([], alive=1, beside=1)
+    assert await sweep(first.connection, first.relay, doubt_s=None) == Sweep([], alive=1, beside=1)
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 2
 
 
@@ -174,7 +176,7 @@ async def test_a_relay_starts_though_ids_to_come_are_held_with_gaps(opened, stra
 async def test_a_relay_that_cannot_register_names_who_is_in_its_way(connection, opened, stranger, monkeypatch):
     first = await opened()
     holder = await squat(stranger, range(first.relay + 1, first.relay + 100))
-    monkeypatch.setattr(session, "REGISTER_TRIES", 1)
+    monkeypatch.setattr(registration, "REGISTER_TRIES", 1)
     with pytest.raises(DatabaseUnavailableError, match=f"pid {holder.get_server_pid()}, role n_squats"):
         await opened()
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 1
@@ -186,19 +188,19 @@ async def test_a_successor_does_not_wait_for_a_stranger_who_holds_its_former_loc
     await connection.execute("INSERT INTO outbox.email (key, sender, recipient, message_id, message)"
                              " VALUES ('k', 'a@example.com', 'b@example.com', '<1@x>', 'x')")  # fmt: skip
     await connection.execute("INSERT INTO outbox.delivery (email) SELECT id FROM outbox.email")
-    assert len((await ledger.tick(former.connection, former.relay, room=1)).claims) == 1
+    assert len((await tick(former.connection, former.relay, TickRequest(claims_max=1))).claims) == 1
     await dies(connection, former)
     await squat(stranger, [former.relay], mode)
     async with asyncio.timeout(LEASE_S / 4):
         successor = await opened(former=former)
-        judged = await ledger.judge_former(successor.connection, former.relay, former.timeline, doubt_s=None)
+        judged = await judge_former(successor.connection, former.relay, former.timeline, doubt_s=None)
     assert judged == (1, 0)
 
 
 async def test_no_stranger_can_fail_the_proof_that_locks_work(database, connection, stranger, monkeypatch):
     """It sees the key in pg_locks as soon as it is taken, and stands before us in the queue for it."""
     holder = await stranger()
-    prove = session._prove_exclusion
+    prove = lock_proof._prove_exclusion
 
     async def prove_and_be_overtaken(url, one, other, key):
         backend = await prove(url, one, other, key)
@@ -207,6 +209,6 @@ async def test_no_stranger_can_fail_the_proof_that_locks_work(database, connecti
         return backend
 
     overtaking = []
-    monkeypatch.setattr(session, "_prove_exclusion", prove_and_be_overtaken)
+    monkeypatch.setattr(lock_proof, "_prove_exclusion", prove_and_be_overtaken)
     await prove_locks(DatabaseUrl.parse(database), lease_s=LEASE_S)
     await overtaking[0]

@@ -7,10 +7,11 @@ from outbox.database.roles import grant_roles
 from outbox.errors import ConfigurationError
 from outbox.feedback.suppression_import import entries_of
 from outbox.operations.retry_cancel import Act, explain, operate
-from outbox.relay import ledger, suppression
+from outbox.relay import suppression
 from outbox.relay.suppression import Entry, Reason
-from tests.database.test_ledger import emptied, made_once, put, relay, relays  # noqa: F401 - fixtures
+from outbox.relay.tick import TickRequest, tick
 from tests.database.test_pause import EDITIONS, put_of
+from tests.support.living_relays import emptied, living_relay, living_relays, made_once, put  # noqa: F401 - fixtures
 
 WHY = "its address is on the suppression list"
 
@@ -48,7 +49,7 @@ async def add(connection, *entries):
 )
 async def test_a_claim_is_cancelled_where_its_address_is_listed_for_its_report_or_for_all(
     connection,
-    relay,  # noqa: F811
+    relay,
     listed,
     ended,
 ):
@@ -56,7 +57,7 @@ async def test_a_claim_is_cancelled_where_its_address_is_listed_for_its_report_o
     emails["none"], other = await put(connection, 2)
     await written_to(connection, "Bo@Example.com", list(emails.values()))
     await add(connection, *listed)
-    done = await ledger.tick(relay.connection, relay.relay, room=10)
+    done = await tick(relay.connection, relay.relay, TickRequest(claims_max=10))
     assert len(done.claims) == 4, "all are claimed, and what is to be cancelled is among them"
     assert done.listed == (set(emails.values()) if listed[0][0].startswith("bo@") else set())
     assert await suppression.cancel_listed(connection, relay.relay + 1, list(done.listed)) == frozenset(), "another's"
@@ -73,7 +74,7 @@ async def test_a_claim_is_cancelled_where_its_address_is_listed_for_its_report_o
     assert other not in cancelled
 
 
-async def test_what_is_marked_already_goes(connection, relay):  # noqa: F811
+async def test_what_is_marked_already_goes(connection, relay):
     (email,) = await put(connection, 1)
     await written_to(connection, "bo@example.com", [email])
     await add(connection, ("bo@example.com",))

@@ -9,7 +9,8 @@ import logging
 import pytest
 
 from outbox.database.roles import grant_roles
-from outbox.relay.relay import ENVELOPE_BYTES_MAX, Relay
+from outbox.relay.memory_budget import ENVELOPE_BYTES_MAX
+from outbox.relay.relay import Relay
 from outbox.settings import MESSAGE_BYTES_MAX, Settings
 
 HEALTHY = 5
@@ -216,17 +217,17 @@ async def test_a_verdict_that_cannot_be_written_quarantines_its_email_as_what_it
     await connection.execute("ALTER TABLE outbox.delivery DROP CONSTRAINT delivery_bounds")
     await connection.execute("UPDATE outbox.delivery SET due_at = '1960-01-01' WHERE email = $1", email)
     relay = Relay(settings_for(database, sink), until_empty=True)
-    whole = relay._tick_with
+    whole = relay._ticker.tick
     bounded = False
 
-    async def tick_with(session, room, **how):
+    async def tick(session, room=0):
         nonlocal bounded
-        if not bounded and any(s.key == "bad" for s in relay._settlements):
+        if not bounded and any(s.key == "bad" for s in relay.verdicts.settlements):
             await connection.execute(BOUNDS)
             bounded = True
-        await whole(session, room, **how)
+        await whole(session, room)
 
-    relay._tick_with = tick_with
+    relay._ticker.tick = tick
     async with asyncio.timeout(LIMIT_S):
         await relay.run()
     assert bounded
@@ -313,7 +314,7 @@ async def test_trouble_of_the_database_quarantines_nothing(database, connection,
         relay = Relay(settings_for(url, sink, drain_s=1))
         running = asyncio.create_task(relay.run())
         async with asyncio.timeout(LIMIT_S):
-            while relay._former is None:
+            while relay.sessions.former is None:
                 await asyncio.sleep(0.01)
         relay.stop()
         await running

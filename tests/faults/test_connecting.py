@@ -20,9 +20,10 @@ import trustme
 from outbox.settings import Settings, load
 from outbox.smtp import connector as route_module
 from outbox.smtp import dialing
-from outbox.smtp.connector import LoginRefusedError, Route, RouteTroubleError
+from outbox.smtp.connector import Route
 from outbox.smtp.dialing import Endpoint
 from outbox.smtp.login import LoginError, log_in
+from outbox.smtp.route_trouble import LoginRefusedError, RouteTroubleError
 from tests.support.fleet import until
 from tests.support.scripted_smtp import Scripted
 
@@ -31,7 +32,7 @@ HELLO = ("250-strange.example", "250 PIPELINING")
 
 def route_to(url, **settings):
     read = Settings.model_validate({"smtp_url": url, "connect_timeout_s": 5, **settings})
-    return Route(read.smtp_url, read)
+    return Route.of(read.smtp_url, read)
 
 
 async def opened(route):
@@ -130,23 +131,23 @@ async def test_a_connection_that_ends_right_after_the_reply_to_ehlo_is_a_failed_
 
 async def ended_at_once(route):
     """Set up a connection whose server hangs up, and wait until this is known."""
-    desk = Ended()
-    conversation, transport = await route.connect(desk)
-    conversation.attach(transport)
-    await until(lambda: conversation.is_closed, "the end is noticed")
+    owner = Ended()
+    connection, transport = await route.connect(owner)
+    connection.attach(transport)
+    await until(lambda: connection.is_closed, "the end is noticed")
     raise RouteTroubleError("the server closed the connection")
 
 
 class Ended:
-    """A desk that has no mail."""
+    """An owner that has no mail."""
 
     def take(self):
         return None
 
-    def idle(self, conversation):
+    def idle(self, connection):
         pass
 
-    def closed(self, conversation, trouble):
+    def closed(self, connection, trouble):
         pass
 
 
@@ -575,7 +576,7 @@ async def test_a_new_password_in_the_file_is_tried_at_once(monkeypatch, tmp_path
         monkeypatch.chdir(tmp_path)
         write("old")
         settings = load(environ={"OUTBOX_SMTP_URL_FILE": "url"})
-        route = Route(settings.smtp_url, settings)
+        route = Route.of(settings.smtp_url, settings)
         await refused(route)
         await refused(route)
         assert attempts(server) == 1
@@ -601,7 +602,7 @@ async def test_a_file_that_is_written_again_with_the_same_password_has_it_tried_
         monkeypatch.chdir(tmp_path)
         (tmp_path / "url").write_text(f"smtps://user:old@localhost:{server.port}\n")
         settings = load(environ={"OUTBOX_SMTP_URL_FILE": "url"})
-        route = Route(settings.smtp_url, settings)
+        route = Route.of(settings.smtp_url, settings)
         await refused(route)
         now[0] += 61
         await refused(route)
@@ -623,7 +624,7 @@ async def test_a_password_that_was_changed_before_the_server_refused_the_old_one
         monkeypatch.chdir(tmp_path)
         (tmp_path / "url").write_text(f"smtps://user:old@localhost:{server.port}\n")
         settings = load(environ={"OUTBOX_SMTP_URL_FILE": "url"})
-        route = Route(settings.smtp_url, settings)
+        route = Route.of(settings.smtp_url, settings)
         (tmp_path / "url").write_text(f"smtps://user:new@localhost:{server.port}\n")
         await refused(route, RouteTroubleError)
         assert await opened(route) is True

@@ -7,17 +7,19 @@ from collections import deque
 import pytest
 
 from outbox.smtp import maildir
-from outbox.smtp.connection import Conversation
+from outbox.smtp.commands import Commands
+from outbox.smtp.connection import Limits, SmtpConnection
+from outbox.smtp.outgoing import Try
 from outbox.smtp.verdict import Accepted, Deferred
 from tests.unit.smtp.test_connection import Book, mail
 
 
 class MarkedAtOnce(Book):
-    """A desk whose marks are committed at once."""
+    """An owner whose marks are committed at once."""
 
-    def ask_mark(self, conversation, claim):
-        claim.marked, claim.attempt = True, claim.attempt + 1
-        conversation.hand_over()
+    def ask_mark(self, connection, tried):
+        tried.mark(tried.attempt + 1)
+        connection.send_final_dot()
 
 
 @pytest.fixture
@@ -32,16 +34,14 @@ def small_disk():
 async def sent(place, *claims):
     """The verdicts on these claims, in their order."""
     maildir.prepare(place)
-    desk = MarkedAtOnce(deque(claims))
-    conversation = Conversation(
-        desk, offers=maildir.OFFERS, command_timeout_s=10, data_done_timeout_s=10, messages_max=100,
-        clock=asyncio.get_running_loop().time,
-    )  # fmt: skip
-    conversation.attach(maildir.MaildirTransport(place))
+    owner = MarkedAtOnce(deque(claims))
+    clock = asyncio.get_running_loop().time
+    connection = SmtpConnection(owner, Commands(maildir.OFFERS), Limits(10, 10, 100), clock=clock)
+    connection.attach(maildir.MaildirTransport(place))
     async with asyncio.timeout(10):
-        while len(desk.verdicts) < len(claims):
+        while len(owner.verdicts) < len(claims):
             await asyncio.sleep(0.001)
-    return [verdict for _, verdict in desk.verdicts]
+    return [verdict for _, verdict in owner.verdicts]
 
 
 async def test_what_a_full_disk_cannot_take_is_deferred_and_leaves_nothing(tmp_path, small_disk):
@@ -58,10 +58,9 @@ async def test_a_try_is_one_file_for_ever_wherever_a_reader_has_moved_it(tmp_pat
     claim = mail(b"Subject: .dots\r\n\r\n.\r\n..\r\nend")
     await sent(tmp_path, claim)
     (there,) = (tmp_path / "new").iterdir()
-    assert there.read_bytes().endswith(b"\r\n" + claim.message + b"\r\n")
+    assert there.read_bytes().endswith(b"\r\n" + claim.outgoing.message + b"\r\n")
     for place in (tmp_path / "new" / there.name, tmp_path / "cur" / f"{there.name}:2,S"):
         there = there.rename(place)
-        claim.attempt = 0
-        (verdict,) = await sent(tmp_path, claim)
+        (verdict,) = await sent(tmp_path, Try(claim.outgoing))
         assert isinstance(verdict, Accepted)
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == [place]

@@ -14,7 +14,7 @@ import pytest
 
 from bench.faults.schedule import Strike
 from bench.harness.environment import HOUSE, environment
-from outbox.relay import ledger
+from outbox.relay.tick import TICK
 
 TWICE = "no address is sent more than once"
 
@@ -33,20 +33,20 @@ class Scene:
 KILLED_AT_THE_DOT = (("kill", 0.3, 0, 0.0, 0.5), ("kill", 1.5, 1, 0.0, 0.5))
 AT_THE_DOT = "--servers 2 --recipients 60 --minutes 0.05 --dot 0.4"
 
-# The statement that commits a mark, as the ledger has it.
-MARKED = ledger.TICK.partition("), marked AS (\n")[2].partition("), trail AS (")[0]
+# The statement that commits a mark, as `tick` has it.
+MARKED = TICK.partition("), marked AS (\n")[2].partition("), trail AS (")[0]
 
 SCENES = {
     "the mark": Scene(
         (
             (
-                "relay/ledger.py",
+                "relay/tick.py",
                 MARKED,
                 """    SELECT email, attempt + 1 AS attempt, false AS late FROM outbox.delivery
      WHERE email = ANY ($10::bigint[]) AND relay = $9 AND state = 'pending'
 """,
             ),
-            ("relay/relay.py", "marked=claim.marked, outcome", "marked=False, outcome"),
+            ("relay/verdicts.py", "marked=tried.marked, outcome", "marked=False, outcome"),
         ),
         KILLED_AT_THE_DOT,
         AT_THE_DOT,
@@ -54,11 +54,11 @@ SCENES = {
     "the sweep": Scene(
         (
             (
-                "relay/ledger.py",
+                "relay/sweep.py",
                 "WHERE d.email = h.email AND d.state = 'pending'\n    RETURNING d.email, attempt, state, orphaned",
                 "WHERE d.email = h.email\n    RETURNING d.email, attempt, state, orphaned",
             ),
-            ("relay/ledger.py", "WHERE d.email = h.email AND d.state = 'sending'\n", "WHERE false\n"),
+            ("relay/sweep.py", "WHERE d.email = h.email AND d.state = 'sending'\n", "WHERE false\n"),
         ),
         KILLED_AT_THE_DOT,
         AT_THE_DOT,
@@ -68,13 +68,17 @@ SCENES = {
     "the guard": Scene(
         (
             (
-                "relay/relay.py",
-                "elif self._is_too_late(session, started_s):",
+                "relay/marks.py",
+                "elif is_too_late():",
                 "elif False:",
             ),
-            ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
             (
-                "relay/relay.py",
+                "relay/connections.py",
+                "            if connection.current is not None and connection.awaiting_reply is None:\n",
+                "            if False:\n",
+            ),
+            (
+                "relay/session_keeper.py",
                 "call_later(silent_s, session.lose, reason)",
                 "call_later(99, session.lose, reason)",
             ),
@@ -86,18 +90,22 @@ SCENES = {
     # sends what others have claimed by then.
     "the fence": Scene(
         (
-            ("relay/ledger.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
+            ("relay/tick.py", "AND relay = $9 AND state = 'pending'\n    RETURNING", "RETURNING"),
             (
-                "relay/relay.py",
-                "return session is not None and session.lost is None and claim.relay == session.relay",
+                "relay/session_keeper.py",
+                "return session is not None and session.lost is None and relay == session.relay",
                 "return True",
             ),
             (
-                "relay/relay.py",
-                "        self._marks.clear()\n        self.pool.drop_claims()\n",
+                "relay/parts.py",
+                "        self.pool.drop_session()\n",
                 "",
             ),
-            ("relay/pool.py", "            if conversation.ahead is not None:\n", "            if False:\n"),
+            (
+                "relay/connections.py",
+                "            if connection.current is not None and connection.awaiting_reply is None:\n",
+                "            if False:\n",
+            ),
         ),
         (("terminate", 0.5, 0, 0.0, 0.5), ("terminate", 1.5, 0, 0.0, 0.5), ("terminate", 2.5, 0, 0.0, 0.5)),
         "--servers 2 --recipients 120 --minutes 0.07 --dot 0.1",

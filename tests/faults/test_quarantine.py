@@ -2,7 +2,7 @@
 
 import asyncio
 
-from outbox.relay import ledger
+from outbox.relay.quarantine import QUARANTINE_AFTER
 from outbox.sandbox.smtp_sink import Cut, Hold, Stage
 from tests.support.fault_levers import SLOW, At, delivery, in_state, post, trail
 from tests.support.fleet import until
@@ -14,7 +14,7 @@ async def test_an_email_whose_relays_die_is_quarantined_and_its_neighbours_are_s
     begun = At(Stage.DATA, Hold(asyncio.Event()), when=lambda visit: visit.recipients == ["p1@example.com"])
     fleet.sink.script = begun
     await fleet.put_emails(30)
-    for deaths in range(1, ledger.QUARANTINE_AFTER + 1):
+    for deaths in range(1, QUARANTINE_AFTER + 1):
         relay = await fleet.relay()
         await begun.reached(deaths)
         await relay.kill()

@@ -214,7 +214,7 @@ async def test_what_a_server_says_can_be_shown_and_kept(fleet: Fleet):
         assert await it.meet(Stage.CONNECT, Reply(b"554 \xff\x1b[2J\x00no\r\n")) == SENT
         assert await it.meet(Stage.RCPT, Reply(b"550 \xff\x1b[2J\x00no\r\n")) == DEAD
         reply = await fleet.connection.fetchval("SELECT reply FROM outbox.attempt WHERE verdict = 'refused'")
-        for said in (it.relay.pool.breaker.reason, reply):
+        for said in (it.relay.server.breaker.reason, reply):
             assert "no" in said
             assert said.isprintable()
             assert said.encode().decode() == said

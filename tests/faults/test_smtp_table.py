@@ -89,7 +89,7 @@ async def test_a_server_that_is_not_there_is_waited_for_and_no_message_touched(f
         await it.sink.close_listener()
 
         async def come_back() -> None:
-            await until(lambda: it.relay.pool.breaker.is_open, "the relay has noticed")
+            await until(lambda: it.relay.server.breaker.is_open, "the relay has noticed")
             touched = (
                 "SELECT count(*) FROM outbox.delivery WHERE settled_at IS NULL AND (state, attempt) <> ('pending', 0)"
             )
@@ -172,7 +172,7 @@ async def meet_at_the_mark(it: Line, action: Action) -> Fate:
             go_on.set()
             await mark_waits(it.fleet)
             now.set()
-            await until(lambda: not it.relay.pool.conversations, "the relay has noticed")
+            await until(lambda: not it.relay.pool.connections, "the relay has noticed")
 
     return await it.meet(Stage.DATA, Hold(go_on), then={Stage.CONTENT: Hold(now, then=action)}, meanwhile=hold_the_mark)
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from bench.harness.fault_proxy import Proxy
-from outbox.relay import session
+from outbox.relay import lock_proof
 from outbox.relay.relay import Relay
 from outbox.sandbox.smtp_sink import Hold, Stage, Stall
 from outbox.settings import load
@@ -150,17 +150,17 @@ async def test_a_stop_at_the_moment_when_an_opening_is_given_up_is_no_error(flee
     fleet.top = SLOW
     async with Proxy(socket_of(fleet.database)) as proxy:
         settings = load(fleet.write_settings(), {"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
-        prove = session._prove_exclusion
+        prove = lock_proof._prove_exclusion
 
         async def prove_in_silence(*arguments):
             proxy.black_hole = True
             await prove(*arguments)
 
-        monkeypatch.setattr(session, "_prove_exclusion", prove_in_silence)
+        monkeypatch.setattr(lock_proof, "_prove_exclusion", prove_in_silence)
         relay = Relay(settings)
         running = asyncio.create_task(relay.run())
-        await until(lambda: relay._opening is not None, "it opens")
-        await until(relay._opening.expired, "it is given up", 10)
+        await until(lambda: relay.sessions._opening is not None, "it opens")
+        await until(relay.sessions._opening.expired, "it is given up", 10)
         relay.stop()
         async with asyncio.timeout(10):
             await running

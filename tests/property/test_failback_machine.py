@@ -30,9 +30,9 @@ from outbox.database.failover_barrier import (
     raised,
     reason_to_raise,
 )
-from outbox.relay.failover import Memory
-from outbox.relay.ledger import Settlement
-from outbox.smtp.outgoing import Claim
+from outbox.relay.settlement import Settlement
+from outbox.relay.verdict_history import VerdictHistory
+from outbox.smtp.outgoing import OutgoingEmail, Try
 from outbox.smtp.verdict import Outcome
 
 GUARD_S, LEASE_S, GRACE_S = 5.0, 10.0, 6.0  # a short grace, so that it is over now and then
@@ -93,7 +93,7 @@ class Relay:
     def __init__(self, world, name):
         self.world, self.name = world, name
         self.presence = Presence(name, BLIND_S)
-        self.memory = Memory()
+        self.history = VerdictHistory()
         self.server = self.sid = None
         self.last = None  # the server and the id of the last session
         self.told = None
@@ -106,7 +106,7 @@ class Relay:
 
     def lose(self):
         if self.server is not None:
-            self.memory.lost_at = self.memory.lost_at if self.memory.lost_at is not None else self.world.now
+            self.history.note_lost(self.world.now)
             self.last = (self.server, self.sid)
             self.server = self.sid = None
             self.claims = []
@@ -149,20 +149,20 @@ class Relay:
         self.epoch, self.is_up, self.waits_since = row.epoch, not row.is_lifted, None
         is_move = last is not None and last.id != server.id
         if is_move:
-            self.memory.note_move(0.0, now)
+            self.history.note_move(0.0, now)
         if row.moved_s is not None:
-            self.memory.note_move(row.moved_s, now)
+            self.history.note_move(row.moved_s, now)
         self.presence.arrive(server.id, now, barrier.met_here(here))
         if self.told != server.id and self.told is not None:
-            news = self.memory.recall(self.unsettled, self.awaiting_reply, doubt_s=None)
+            news = self.history.recall(self.unsettled, self.awaiting_reply, now, doubt_s=None)
             for one in news:
                 attempt = tell(server, one, self.name)
-                for claim in self.awaiting_reply:
-                    if claim.key == one.key and attempt is not None:
-                        claim.attempt = attempt
+                for tried in self.awaiting_reply:
+                    if tried.outgoing.key == one.key and attempt is not None:
+                        tried.renumber(0, attempt)
             self.unsettled = []
         self.told = server.id
-        self.memory.lost_at = None
+        self.history.note_known()
         self._end_formers()
 
     def _end_formers(self):
@@ -204,7 +204,7 @@ class Relay:
         elif row.epoch != self.epoch:
             answer = answer_of(row, self.epoch, has_gap=self.presence.has_gap)
             if row.moved_s is not None:
-                self.memory.note_move(row.moved_s, self.world.now)
+                self.history.note_move(row.moved_s, self.world.now)
             if answer is Answer.VOUCH:
                 self.server.lift()
             self.epoch, self.is_up = row.epoch, answer is Answer.WAIT
@@ -250,32 +250,33 @@ class Relay:
         if row.state != "pending" or row.relay != self.sid:
             return
         row.attempt += 1
-        claim = Claim(self.sid, 0, key, row.attempt, 0, "a", "b", "<m>", b"", marked=True)
+        tried = Try(OutgoingEmail(self.sid, 0, key, row.attempt - 1, 0, "a", "b", "<m>", b""))
+        tried.mark(row.attempt)
         row.state = "sending"
         if how == "deferred":
             row.state, row.relay = "pending", None
         elif how == "withdrawn":
             row.state, row.relay = "pending", None
-            self.memory.note(claim, row.attempt, Outcome("pending", "withdrawn", "", 0.0), now)
+            self.history.note(tried, row.attempt, Outcome("pending", "withdrawn", "", 0.0), now)
         else:
             self.world.accept(key, self.name)
             if how == "unanswered":
-                self.awaiting_reply.append(claim)
+                self.awaiting_reply.append(tried)
                 return
-            self.memory.note(claim, row.attempt, SENT, now)
+            self.history.note(tried, row.attempt, SENT, now)
             if how == "unwritten":
-                self.unsettled.append(settlement_of(claim))
+                self.unsettled.append(settlement_of(tried))
             else:
                 row.state = "sent"
 
     def hear_reply(self):
-        claim = self.awaiting_reply.pop(0)
-        self.memory.note(claim, claim.attempt, SENT, self.world.now)
-        self.unsettled.append(settlement_of(claim))
+        tried = self.awaiting_reply.pop(0)
+        self.history.note(tried, tried.attempt, SENT, self.world.now)
+        self.unsettled.append(settlement_of(tried))
 
 
-def settlement_of(claim):
-    return Settlement(claim.relay, 0, claim.key, claim.attempt, marked=True, outcome=SENT)
+def settlement_of(tried):
+    return Settlement(tried.outgoing.relay, 0, tried.outgoing.key, tried.attempt, marked=True, outcome=SENT)
 
 
 def settle(server, settlement):

@@ -20,9 +20,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from outbox.database.connection import RELAY_LOCKS
 from outbox.operations.resolve import Decision, resolve
 from outbox.operations.retry_cancel import Act, operate
-from outbox.relay import in_doubt, ledger, pauses, session
-from outbox.relay.ledger import Settlement
-from outbox.smtp.outgoing import Claim
+from outbox.relay import in_doubt, pauses
+from outbox.relay.claims import release
+from outbox.relay.quarantine import QUARANTINE_AFTER, SUSPECT_AFTER
+from outbox.relay.registration import register
+from outbox.relay.settlement import Settlement
+from outbox.relay.sweep import judge, sweep
+from outbox.relay.tick import TickRequest, tick
+from outbox.smtp.outgoing import OutgoingEmail
 from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Outcome, Refused, Verdict, Withdrawn, outcome_of
 
 RELAYS_MAX = 4
@@ -78,7 +83,7 @@ class Row:
 
     @property
     def is_suspect(self) -> bool:
-        return self.orphaned >= ledger.SUSPECT_AFTER
+        return self.orphaned >= SUSPECT_AFTER
 
     @property
     def is_settled(self) -> bool:
@@ -135,7 +140,7 @@ class Living:
 
     connection: Any
     relay: int
-    claims: dict[int, Claim] = field(default_factory=dict)
+    claims: dict[int, OutgoingEmail] = field(default_factory=dict)
     marks: dict[int, Try] = field(default_factory=dict)
 
 
@@ -304,7 +309,7 @@ class Fleet(RuleBasedStateMachine):
         """A relay gives claims back; what is not its unmarked claim stays as it is."""
         relay = self._relay(who)
         given = choose(list(relay.claims), own) + choose(list(self.rows), foreign)
-        self.do(ledger.release(relay.connection, relay.relay, given))
+        self.do(release(relay.connection, relay.relay, given))
         for email in given:
             relay.claims.pop(email, None)
             row = self.rows[email]
@@ -400,7 +405,7 @@ class Fleet(RuleBasedStateMachine):
     def sweep(self, who: int) -> None:
         """A living relay judges the dead."""
         relay = self._relay(who)
-        found = self.do(ledger.sweep(relay.connection, relay.relay, doubt_s=None))
+        found = self.do(sweep(relay.connection, relay.relay, doubt_s=None))
         assert set(found.dead) == self.dead
         assert (found.freed, found.doubted) == self._judge(self.dead, died=1)
         assert found.alive == len(self.living) - 1
@@ -412,7 +417,7 @@ class Fleet(RuleBasedStateMachine):
     def stop(self, who: int) -> None:
         """A relay ends in order: it judges itself under its own lock."""
         relay = self._relay(who)
-        judged = self.do(ledger.judge(relay.connection, [relay.relay], doubt_s=None, died=False))
+        judged = self.do(judge(relay.connection, [relay.relay], doubt_s=None, died=False))
         assert judged == self._judge({relay.relay}, died=0)
         self._end_session(relay.relay, "close")
         self.dead.discard(relay.relay)
@@ -459,14 +464,14 @@ class Fleet(RuleBasedStateMachine):
 
     def _open_session(self) -> None:
         connection = self.do(asyncpg.connect(self.url))
-        relay = self.do(session._register(connection, 1))
+        relay = self.do(register(connection, 1))
         assert relay not in self.living
         self.living[relay] = Living(connection, relay)
 
     # ── the model ────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def claims(self) -> list[tuple[Living, Claim]]:
+    def claims(self) -> list[tuple[Living, OutgoingEmail]]:
         """What living relays have claimed and not marked."""
         return [(relay, claim) for relay in self.living.values() for claim in relay.claims.values()]
 
@@ -489,7 +494,7 @@ class Fleet(RuleBasedStateMachine):
             self._open_session()
         return list(self.living.values())[who % len(self.living)]
 
-    def _begin(self, claim: Claim, *, marked: bool) -> Try:
+    def _begin(self, claim: OutgoingEmail, *, marked: bool) -> Try:
         relay = self.living[claim.relay]
         relay.claims.pop(claim.email, None)
         attempt = claim.attempt + 1
@@ -511,13 +516,15 @@ class Fleet(RuleBasedStateMachine):
         before = dict(self.rows)
         due = self._due() if room else []
         done = self.do(
-            ledger.tick(
+            tick(
                 relay.connection,
                 relay.relay,
-                settlements=[begun.settlement for begun in news],
-                marks=marks,
-                room=room,
-                suspects=min(room, 1),
+                TickRequest(
+                    settlements=[begun.settlement for begun in news],
+                    marks=marks,
+                    claims_max=room,
+                    suspects_max=min(room, 1),
+                ),
             )
         )
         assert done.held == ({"r"} if self.is_paused else set())
@@ -602,7 +609,7 @@ class Fleet(RuleBasedStateMachine):
         doubted = [e for e, row in self.rows.items() if row.relay in relays and row.state == "sending"]
         for email in freed:
             row = self.rows[email] = replace(self.rows[email], relay=None, orphaned=self.rows[email].orphaned + died)
-            if row.orphaned >= ledger.QUARANTINE_AFTER:
+            if row.orphaned >= QUARANTINE_AFTER:
                 self.rows[email] = replace(row, state="dead", attempt=row.attempt + 1)
                 self.trail[email, row.attempt + 1, None, "quarantined"] += 1
         for email in doubted:

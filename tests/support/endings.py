@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
-from outbox.relay import pool as pool_module
+from outbox.relay import connections as connections_module
 from outbox.relay.relay import Relay
 from outbox.sandbox.smtp_sink import Action, Reply, Sink, Stage, Visit
 from outbox.settings import Settings
@@ -194,7 +194,7 @@ async def relaying(fleet: Fleet, smtp_url: str, **changes: Any) -> AsyncIterator
         }
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "DEADLINE_CHECK_S", 0.05)
+        patch.setattr(connections_module, "DEADLINE_CHECK_S", 0.05)
         certificates = fleet.directory / "authority.pem"
         authority().cert_pem.write_to_path(str(certificates))
         patch.setenv("SSL_CERT_FILE", str(certificates))

@@ -17,7 +17,7 @@ from outbox.operations.resolve import Decision, resolve
 from outbox.operations.resolve import explain as explain_decision
 from outbox.operations.retry_cancel import explain as explain_act
 from outbox.operations.retry_cancel import operate
-from outbox.relay.pauses import Pause, begin_pause, end_pause, is_known, read_pauses, spoken
+from outbox.relay.pauses import Pause, begin_pause, end_pause, is_known, label, read_pauses
 from outbox.web.board.auth import User
 from outbox.web.board.context import Desk
 from outbox.web.board.decision_scope import (
@@ -102,10 +102,10 @@ class Deciding:
         await self._require_known(connection, report)
         found = await _pause_of(connection, report)
         if act == "resume" and found is None:
-            raise OutboxError(f"{spoken(report)} is not paused.")
+            raise OutboxError(f"{label(report)} is not paused.")
         since, waiting = ("", 0) if found is None else (found.since.isoformat(), found.waiting)
         carried = {"pause": report, "since": since}
-        return {"kind": "pause", "pause": found, "target": spoken(report), "count": waiting, "named": [],
+        return {"kind": "pause", "pause": found, "target": label(report), "count": waiting, "named": [],
                 "carried": carried}  # fmt: skip
 
     async def _require_known(self, connection: Any, report: str) -> None:
@@ -152,17 +152,15 @@ class Deciding:
         found = await _pause_of(connection, report)
         since = "" if found is None else found.since.isoformat()
         if since != fields.get("since", ""):
-            return Outcome(
-                others=[f"{spoken(report)}: somebody else paused or resumed it meanwhile; nothing was done."]
-            )
+            return Outcome(others=[f"{label(report)}: somebody else paused or resumed it meanwhile; nothing was done."])
         if act == "pause":
             await self._require_known(connection, report)
             done = await begin_pause(connection, report, who=who, why=why)
         else:
             waiting = 0 if found is None else found.waiting
             done = await end_pause(connection, report, who=who, why=why, waiting=waiting)
-        left = [] if done else [f"{spoken(report)} {'was paused already' if act == 'pause' else 'is not paused'}."]
-        return Outcome(int(done), [spoken(report)] if done else [], left)
+        left = [] if done else [f"{label(report)} {'was paused already' if act == 'pause' else 'is not paused'}."]
+        return Outcome(int(done), [label(report)] if done else [], left)
 
 
 async def _owed(connection: Any, fields: dict[str, str]) -> list[Owed]:

@@ -1,185 +1,238 @@
-"""Which of a relay's claims may start when; no network is needed for that."""
+"""Which of a relay's tries start when, and where those go that come back; no network is needed for that."""
 
-import asyncio
-import itertools
-import threading
-from types import SimpleNamespace
+import time
 
 import pytest
 
-from outbox.relay.pool import Pool
 from outbox.relay.rate_limit import Grant
+from outbox.relay.throttle import STRIKES_MAX
+from outbox.smtp.connection_history import ConnectionHistory
+from outbox.smtp.refusal import About, Refusal, Stage
+from outbox.smtp.reply_class import classify
+from outbox.smtp.verdict import Deferred
+from tests.support.sending import Connection, a_pool, a_try, settings
 
-SETTINGS = SimpleNamespace(rate_per_s=10.0, daily_max=None, connections_max=4, batch_max=100)
-CLAIM, CONNECTION = object(), object()
-EMAILS = itertools.count(1)
+
+def refusal(stage: Stage, reply: str) -> Refusal:
+    code, text = int(reply[:3]), reply[4:]
+    return Refusal(classify(stage, code, text), stage, code, text)
+
+
+def limited(**changed):
+    return a_pool(settings(rate="10/s", connections_max=4, batch_max=100, **changed))
 
 
 @pytest.fixture
 def pool():
-    return Pool(SimpleNamespace(letterhead=None), None, SETTINGS, wake=lambda: None)
-
-
-def test_the_next_start_is_the_next_moment_while_a_claim_waits(pool):
-    pool.pace.grant(Grant(2, 0.5), 100.0, 100.0)
-    assert pool.next_start_at(100.0) is None, "nothing waits"
-    pool.ready.append(CLAIM)
-    assert pool.next_start_at(100.0) == 100.5
-
-
-def test_a_moment_that_has_come_is_used_at_once_where_a_connection_waits(pool):
-    """A relay that slept until its next poll instead reached half of its rate."""
-    pool.pace.grant(Grant(2), 100.0, 100.0)
-    pool.ready.append(CLAIM)
-    assert pool.next_start_at(100.01) is None, "connections that work take the next by themselves"
-    pool.idle(CONNECTION)
-    assert pool.next_start_at(100.01) == 100.01
-
-
-def test_more_moments_are_asked_for_as_soon_as_it_is_worth_while(pool):
-    pool.ready.append(CLAIM)
-    pool.idle(CONNECTION)
-    assert pool.next_start_at(100.0) == 100.0
-    pool.pace.grant(Grant(0, 3.0), 100.0, 100.0)
-    assert 103.0 <= pool.next_start_at(100.0) <= 104.0
-
-
-def test_without_a_rate_nothing_waits_for_a_moment(pool):
-    free = Pool(
-        SimpleNamespace(letterhead=None),
-        None,
-        SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}),
-        wake=lambda: None,
-    )
-    free.ready.append(CLAIM)
-    free.idle(CONNECTION)
-    assert free.next_start_at(100.0) is None
-
-
-async def test_when_the_day_is_used_up_what_has_its_moment_is_still_sent():
-    """It is counted; given back, it would be counted and not sent."""
-    daily = Pool(
-        SimpleNamespace(letterhead=None),
-        None,
-        SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}),
-        wake=lambda: None,
-    )
-    daily.pace.daily_max = 10
-    daily.pace.grant(Grant(2), 100.0, 100.0)
-    claims = [object() for _ in range(5)]
-    daily.ready.extend(claims)
-    daily._openings.update({1, 2})  # two connections are on their way
-    daily.pace.grant(Grant(0, used_up=True), 100.0, 100.0)
-    daily.staff(100.0)
-    assert list(daily.ready) == claims[:2]
-    assert daily.releases == claims[:1:-1]
-
-
-async def test_what_is_to_be_signed_is_signed_off_the_loop_and_started_on_only_then():
-    go_on, threads, started = threading.Event(), [], []
-
-    def prepare(claim):
-        threads.append(threading.current_thread())
-        assert go_on.wait(10)
-        claim.head = b"DKIM-Signature: x\r\n"
-
-    letterhead = SimpleNamespace(is_slow=True, prepare=prepare)
-    settings = SimpleNamespace(rate_per_s=None, daily_max=None, connections_max=4, batch_max=100)
-    pool = Pool(SimpleNamespace(letterhead=letterhead), None, settings, wake=lambda: None)
-    claims = [SimpleNamespace(head=None, fault=None, suspect=False, urgent=False) for _ in range(2)]
-    pool.idle(SimpleNamespace(start=started.append))
-    pool.add(claims)
-    pool.staff(0.0)
-    assert pool.take() is None
-    await asyncio.sleep(0)
-    assert not started, "the loop goes on meanwhile, and what is not signed waits"
-    go_on.set()
-    async with asyncio.timeout(10):
-        while not (started and claims[1].head):
-            await asyncio.sleep(0.001)
-    assert started == claims[:1]
-    pool.conversations.clear()
-    assert threading.main_thread() not in threads
-
-
-def test_suspects_wait_in_front_then_urgent_claims_then_the_others_each_in_their_order(pool):
-    def claim(name, **kind):
-        return SimpleNamespace(**{"name": name, "urgent": False, "suspect": False, **kind})
-
-    pool.add([claim("a"), claim("b")])
-    pool.add([claim("c"), claim("u", urgent=True), claim("s", suspect=True, urgent=True), claim("v", urgent=True)])
-    assert [one.name for one in pool.ready] == ["s", "u", "v", "a", "b", "c"]
-
-
-def claim_of(sender: str) -> SimpleNamespace:
-    return SimpleNamespace(email=next(EMAILS), sender=sender, suspect=False, urgent=False, rest_s=0.0)
+    return limited()
 
 
 @pytest.fixture
 def free():
     """A pool without a rate."""
-    route = SimpleNamespace(letterhead=None, name="mx.example.com:25")
-    return Pool(route, None, SimpleNamespace(**{**vars(SETTINGS), "rate_per_s": None}), wake=lambda: None)
+    return a_pool(settings(connections_max=4, batch_max=100))
 
 
-@pytest.mark.parametrize(
-    ("seen", "limit"),
-    [([100], None), ([100, 100], None), ([100, 100, 100], 100), ([100, 99, 100, 100], None), ([7, 100, 100, 100], 100)],
-)
-def test_a_limit_of_messages_is_remembered_once_several_connections_in_a_row_ended_at_it(free, seen, limit):
-    for messages in seen:
-        free.session_full(CONNECTION, messages)
-    free.session_full(CONNECTION, None)
-    assert free.session_limit == limit
+def test_the_next_start_is_the_next_moment_while_a_claim_waits(pool):
+    pool.server.limiter.grant(Grant(2, 0.5), 100.0, 100.0)
+    assert pool.next_start_at(100.0) is None, "nothing waits"
+    pool.ready.put_first(a_try())
+    assert pool.next_start_at(100.0) == 100.5
 
 
-def test_a_learned_limit_follows_the_server(free):
-    for messages in (100, 100, 100, 50, 50, 50):
-        free.session_full(CONNECTION, messages)
-    assert free.session_limit == 50
+def test_a_moment_that_has_come_is_used_at_once_where_a_connection_waits(pool):
+    """A relay that slept until its next poll instead reached half of its rate."""
+    pool.server.limiter.grant(Grant(2), 100.0, 100.0)
+    pool.ready.put_first(a_try())
+    assert pool.next_start_at(100.01) is None, "connections that work take the next by themselves"
+    pool.idle(Connection())
+    assert pool.next_start_at(100.01) == 100.01
+
+
+def test_more_moments_are_asked_for_as_soon_as_it_is_worth_while(pool):
+    pool.ready.put_first(a_try())
+    pool.idle(Connection())
+    assert pool.next_start_at(100.0) == 100.0
+    pool.server.limiter.grant(Grant(0, 3.0), 100.0, 100.0)
+    assert 103.0 <= pool.next_start_at(100.0) <= 104.0
+
+
+def test_without_a_rate_nothing_waits_for_a_moment(free):
+    free.ready.put_first(a_try())
+    free.idle(Connection())
+    assert free.next_start_at(100.0) is None
+
+
+async def test_when_the_day_is_used_up_what_has_its_moment_is_still_sent():
+    """It is counted; given back, it would be counted and not sent."""
+    daily = a_pool(settings(daily_max=10, connections_max=4))
+    daily.server.limiter.grant(Grant(2), 100.0, 100.0)
+    tries = [a_try() for _ in range(5)]
+    daily.ready.add(tries)
+    daily.connections._openings.update({1, 2})  # two connections are on their way
+    daily.server.limiter.grant(Grant(0, used_up=True), 100.0, 100.0)
+    daily.dispatch_ready(100.0)
+    assert list(daily.ready) == tries[:2]
+    assert list(daily.returns) == [tried.outgoing for tried in tries[:1:-1]]
+
+
+def test_a_ready_try_starts_on_an_idle_connection(free):
+    connection, tried = Connection(), a_try()
+    free.idle(connection)
+    free.add([tried])
+    free.dispatch_ready(100.0)
+    assert connection.started == [tried]
+    assert tried.started_at == 100.0
 
 
 def test_the_mail_of_a_held_sender_waits_and_that_of_others_goes(free):
-    good, bad = claim_of("good@example.com"), claim_of("bad@example.com")
-    free.hold("bad@example.com", "553 not owned by user")
+    good, bad = a_try("good@example.com"), a_try("bad@example.com")
+    free.server.hold_sender("bad@example.com", "553 not owned by user")
     free.add([bad, good])
     assert list(free.ready) == [good]
-    assert free.put_off == [bad]
-    assert bad.rest_s > 0
-    assert "bad@example.com" in free.trouble()
-    free.accept_sender("bad@example.com")
-    free.add([claim_of("bad@example.com")])
+    ((rest_s, emails),) = free.returns.take()
+    assert emails == [bad.outgoing.email]
+    assert rest_s > 0
+    assert "bad@example.com" in free.connections.trouble()
+    free.server.on_accepted(a_try("bad@example.com"), time.monotonic())
+    free.add([a_try("bad@example.com")])
     assert len(free.ready) == 2
-    assert free.trouble() is None
+    assert free.connections.trouble() is None
 
 
 def test_what_waits_for_a_connection_is_given_back_when_its_sender_is_refused(free):
-    bad = claim_of("bad@example.com")
-    free.add([bad])
-    free.hold("bad@example.com", "553 not owned by user")
+    free.server.on_accepted(a_try("good@example.com"), time.monotonic())
+    waiting, tried = a_try("bad@example.com"), a_try("bad@example.com")
+    free.add([waiting])
+    free.on_refusal(Connection(), tried, refusal(Stage.MAIL, "553 5.7.1 not owned by user"), About.ROUTE)
     assert not free.ready
-    assert free.put_off == [bad]
+    assert list(free.returns) == [waiting.outgoing]
+    (settlement,) = free.verdicts.take()
+    assert (settlement.email, settlement.outcome.verdict) == (tried.outgoing.email, "withdrawn")
 
 
 def test_a_refused_route_gives_back_all_and_asks_with_one_email_of_a_sender_that_was_not_refused(free):
-    waiting = claim_of("bad@example.com")
+    waiting, tried = a_try("bad@example.com"), a_try("bad@example.com")
     free.add([waiting])
-    free.refused("bad@example.com", "550 no")
-    assert free.releases == [waiting]
-    assert free.trouble() == "SMTP: 550 no"
-    assert free.refusals == 1
-    assert free.room(free.breaker.next_at - 0.01) == 0
-    assert free.room(free.breaker.next_at + 0.01) > 1, "of these one is chosen"
-    bad, good = claim_of("bad@example.com"), claim_of("good@example.com")
+    free.on_refusal(Connection(), tried, refusal(Stage.MAIL, "550 no"), About.ROUTE)
+    assert list(free.returns) == [waiting.outgoing]
+    assert free.connections.trouble() == "SMTP: 550 no (to MAIL)"
+    assert free.server.refusals == 1
+    assert free.capacity(free.server.breaker.next_at - 0.01) == 0
+    assert free.capacity(free.server.breaker.next_at + 0.01) > 1, "of these one is chosen"
+    bad, good = a_try("bad@example.com"), a_try("good@example.com")
     free.add([bad, good])
     assert list(free.ready) == [good]
-    assert free.releases == [waiting, bad]
+    assert list(free.returns) == [waiting.outgoing, bad.outgoing]
 
 
 def test_a_backlog_of_a_refused_sender_makes_room_for_others(free):
-    free.refused("bad@example.com", "550 no")
-    claims = [claim_of("bad@example.com") for _ in range(64)]
-    free.add(claims)
-    assert list(free.ready) == claims[:1], "nobody else's mail is there: ask with this"
-    assert free.put_off == claims[1:]
-    assert all(claim.rest_s > 0 for claim in claims[1:])
+    free.server.refuse_route("bad@example.com", "550 no")
+    tries = [a_try("bad@example.com") for _ in range(64)]
+    free.add(tries)
+    assert list(free.ready) == tries[:1], "no other sender's mail is there: ask with this"
+    ((rest_s, emails),) = free.returns.take()
+    assert emails == [tried.outgoing.email for tried in tries[1:]]
+    assert rest_s > 0
+
+
+# ── what comes back ──────────────────────────────────────────────────────────────────────────────────────────
+
+RATE = "450 4.7.1 rate limit exceeded"
+
+
+def test_a_cut_connection_costs_a_try_nothing_the_first_time_and_withdraws_it_the_second(free):
+    tried = a_try()
+    free.return_unsent(tried, "cut")
+    assert list(free.ready) == [tried]
+    free.ready.take_all()
+    free.return_unsent(tried, "cut")
+    assert not free.ready
+    assert [one.outcome.verdict for one in free.verdicts.settlements] == ["withdrawn"]
+
+
+def test_what_comes_back_while_the_server_is_in_trouble_rests(free):
+    free.paused("the server takes no mail for now")
+    tried = a_try()
+    free.return_unsent(tried, "cut")
+    assert not free.ready
+    ((rest_s, _),) = free.returns.take()
+    assert rest_s > 0
+    assert not free.verdicts.settlements
+
+
+@pytest.mark.parametrize("end", ["a stop", "a pause by a person"])
+async def test_what_comes_back_after_this_is_for_any_relay(free, end):
+    if end == "a stop":
+        free.close_politely()
+    else:
+        free.note_pauses(is_any=True)
+    free.return_unsent(a_try(), "cut")
+    free.on_refusal(Connection(), a_try(), refusal(Stage.MAIL, "421 bye"), About.CLOSING)
+    assert not free.ready
+    assert [rest_s for rest_s, _ in free.returns.take()] == [0.0]
+
+
+def test_what_a_lost_session_claimed_is_kept_nowhere():
+    lost = a_pool(is_held=False)
+    lost.return_unsent(a_try(), "cut")
+    lost.on_refusal(Connection(), a_try(), refusal(Stage.MAIL, RATE), About.RATE)
+    assert not lost.in_flight()
+    assert not lost.verdicts.settlements
+
+
+def test_a_limit_of_the_rate_costs_an_email_nothing(free):
+    tried = a_try()
+    free.on_refusal(Connection(), tried, refusal(Stage.RCPT, RATE), About.RATE)
+    assert not free.verdicts.settlements
+    assert tried.outgoing.email in free.in_flight()
+    assert free.server.limiter.refused is not None
+    assert free.server.throttles == 1
+
+
+def test_a_limit_that_one_recipient_meets_alone_is_a_try_of_its_own(free):
+    """Without this a limit of one recipient would keep the email for ever, and slow down all others each time."""
+    tried = a_try(recipient="full@example.com")
+    for _ in range(STRIKES_MAX + 1):
+        assert not free.verdicts.settlements
+        free.on_refusal(Connection(), tried, refusal(Stage.RCPT, RATE), About.RATE)
+        free.server.on_accepted(a_try(), time.monotonic())
+    (settlement,) = free.verdicts.settlements
+    assert settlement.outcome.verdict == "deferred"
+
+
+async def test_a_limit_of_messages_closes_the_connection_and_is_remembered_once_three_ended_at_it(free):
+    for _ in range(3):
+        connection = Connection()
+        connection.history = ConnectionHistory(accepted=100)
+        found = refusal(Stage.MAIL, "452 4.5.3 Too many messages sent")
+        free.on_refusal(connection, a_try(), found, connection.history.note_refusal(found))
+        assert connection.is_draining
+    assert free.server.session_limit.found == 100
+
+
+async def test_where_the_server_grants_no_connection_at_all_the_route_is_paused(free):
+    free.on_refusal(Connection(), a_try(), refusal(Stage.MAIL, "421 4.7.0 too many connections"), About.CONNECTIONS)
+    assert free.server.breaker.is_open
+    assert free.server.connection_limit.found is None
+
+
+async def test_a_deferral_waits_for_the_replies_to_others_unless_it_is_marked(free):
+    free.ready.put_first(a_try())
+    free.on_verdict(a_try(), Deferred("450 busy (to RCPT)"))
+    assert not free.verdicts.settlements
+    assert len(free.verdicts.undecided) == 1
+    marked = a_try()
+    marked.mark(1)
+    free.on_verdict(marked, Deferred("451 busy"))
+    assert len(free.verdicts.settlements) == 1, "if this relay died, its sending would be in doubt"
+
+
+def test_a_connection_that_ends_gives_back_the_try_whose_mark_it_only_asked_for(free):
+    connection, tried = Connection(), a_try()
+    free.ask_mark(connection, tried)
+    assert tried.outgoing.email in free.in_flight()
+    free.closed(connection, "reset")
+    assert len(free.marks) == 0
+    assert list(free.ready) == [tried]
+    assert not tried.marked

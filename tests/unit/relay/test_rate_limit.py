@@ -1,17 +1,17 @@
 import pytest
 
-from outbox.relay.rate_limit import PORTION_MAX, STALE_S, USED_UP_S, Grant, Pace
+from outbox.relay.rate_limit import PORTION_MAX, STALE_S, USED_UP_S, Grant, RateLimiter
 
 
 def test_without_a_limit_everything_may_start_and_nothing_is_asked_for():
-    pace = Pace()
+    pace = RateLimiter()
     assert pace.may_start(1.0)
     assert pace.wants(100, 1.0) == 0
     assert pace.next_at(1.0) == 1.0
 
 
 def test_an_email_may_start_at_each_moment_and_not_before():
-    pace = Pace(10)
+    pace = RateLimiter(10)
     pace.grant(Grant(3, 0.5), 100.0, 100.0)
     assert not pace.may_start(100.4)
     assert pace.next_at(100.4) == 100.5
@@ -24,17 +24,17 @@ def test_an_email_may_start_at_each_moment_and_not_before():
 
 
 def test_moments_count_from_when_they_were_asked_for():
-    pace = Pace(10)
+    pace = RateLimiter(10)
     pace.grant(Grant(2, 0.1), asked_at=100.0, now=100.4)
     assert pace.may_start(100.4)
     assert pace.may_start(100.4), "a late answer moves nothing into the stretch that is drawn next"
-    pace = Pace(10, alive=1)
+    pace = RateLimiter(10, alive=1)
     pace.grant(Grant(0, 0.1), asked_at=100.0, now=100.4)
     assert pace.next_at(100.4) >= 100.5, "but nobody asks again at once"
 
 
 def test_what_came_to_nothing_is_told_until_it_is_off_the_days_count():
-    pace = Pace(10, daily_max=1000)
+    pace = RateLimiter(10, daily_max=1000)
     pace.grant(Grant(3), 100.0, 100.0)
     assert pace.may_start(100.0)
     assert pace.wants(5, 101.0) == 3
@@ -49,14 +49,14 @@ def test_what_came_to_nothing_is_told_until_it_is_off_the_days_count():
 
 def test_without_a_rate_a_moment_waits_as_long_as_its_email():
     """Else a slow server's day would be counted down by emails that were never sent."""
-    pace = Pace(daily_max=1000)
+    pace = RateLimiter(daily_max=1000)
     pace.grant(Grant(2), 100.0, 100.0)
     assert pace.wants(2, 200.0) == 0
     assert pace.may_start(200.0)
 
 
 def test_a_moment_that_was_missed_for_long_is_not_made_up_for():
-    pace = Pace(10)
+    pace = RateLimiter(10)
     pace.grant(Grant(2, 0.0), 100.0, 100.0)
     assert not pace.may_start(100.2 + STALE_S)
     assert pace.wants(2, 100.2 + STALE_S) == 2
@@ -66,14 +66,14 @@ def test_a_moment_that_was_missed_for_long_is_not_made_up_for():
     ("rate", "alive", "share"), [(14, 1, 4), (14, 4, 1), (14, 50, 1), (300, 1, 75), (8000, 1, PORTION_MAX)]
 )
 def test_a_relay_holds_its_part_of_a_quarter_of_a_second_but_at_least_one(rate, alive, share):
-    pace = Pace(rate, alive=alive)
+    pace = RateLimiter(rate, alive=alive)
     assert pace.share == share
-    assert pace.room(0) == pace.share
-    assert pace.room(pace.share + 3) == 0
+    assert pace.capacity(0) == pace.share
+    assert pace.capacity(pace.share + 3) == 0
 
 
 def test_no_more_is_asked_for_than_waits_or_than_is_fair():
-    pace = Pace(14)
+    pace = RateLimiter(14)
     assert pace.wants(1, 0.0) == 1
     assert pace.wants(100, 0.0) == 4
     pace.grant(Grant(3), 0.0, 0.0)
@@ -81,7 +81,7 @@ def test_no_more_is_asked_for_than_waits_or_than_is_fair():
 
 
 def test_who_was_turned_away_asks_again_after_the_wait_and_all_within_a_second_of_it():
-    pace = Pace(0.1, alive=50)
+    pace = RateLimiter(0.1, alive=50)
     pace.grant(Grant(0, 8.0), 100.0, 100.0)
     assert pace.wants(1, 107.9) == 0
     assert pace.wants(1, 109.1) == 1
@@ -89,7 +89,7 @@ def test_who_was_turned_away_asks_again_after_the_wait_and_all_within_a_second_o
 
 
 def test_a_day_that_is_used_up_is_said_and_looked_at_again_later():
-    pace = Pace(daily_max=1000)
+    pace = RateLimiter(daily_max=1000)
     pace.grant(Grant(0, used_up=True), 100.0, 100.0)
     assert "1,000" in pace.used_up
     assert pace.is_used_up(100.0)
@@ -100,6 +100,6 @@ def test_a_day_that_is_used_up_is_said_and_looked_at_again_later():
 
 
 def test_with_a_daily_bound_alone_all_that_is_given_may_start_at_once():
-    pace = Pace(daily_max=1000)
+    pace = RateLimiter(daily_max=1000)
     pace.grant(Grant(5), 100.0, 100.0)
     assert [pace.may_start(100.0) for _ in range(6)] == [True] * 5 + [False]

@@ -3,7 +3,8 @@
 import pytest
 
 from outbox.relay.refusals import EVIDENCE_S, REPEATED_MIN, RefusalJudge, Ruling
-from outbox.smtp.reply_class import About, Refusal, classify
+from outbox.smtp.refusal import About, Refusal
+from outbox.smtp.reply_class import classify
 
 NOW = 1000.0
 ME, OTHER = "reports@example.com", "alerts@example.com"

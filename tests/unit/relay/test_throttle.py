@@ -13,6 +13,7 @@ from outbox.relay.throttle import (
     FIRST_RATE_MIN,
     FORGOTTEN_S,
     LEARNED_S,
+    LIMIT_KEPT_S,
     MORE_AFTER_S,
     RATE_MIN,
     SILENCE_MAX_S,
@@ -25,6 +26,7 @@ from outbox.relay.throttle import (
     Meter,
     RecentReplies,
     Refusal,
+    SessionLimit,
     sentence_of,
     slow_down,
 )
@@ -414,3 +416,22 @@ def test_an_email_that_meets_a_limit_while_others_are_taken_has_a_limit_of_its_o
         seen.append(replies.is_own_limit(1))
     assert seen == [False, False, True, True]
     assert not replies.is_own_limit(2)
+
+
+@pytest.mark.parametrize(
+    ("seen", "limit"),
+    [([100], None), ([100, 100], None), ([100, 100, 100], 100), ([100, 99, 100, 100], None), ([7, 100, 100, 100], 100)],
+)
+def test_a_limit_of_messages_is_remembered_once_several_connections_in_a_row_ended_at_it(seen, limit):
+    session = SessionLimit()
+    shown = [session.note(messages, 1000.0) for messages in seen]
+    assert session.found == limit
+    assert shown == [False] * (len(seen) - 1) + [limit is not None]
+    assert session.at(1000.0 + LIMIT_KEPT_S) is None, "it is tried again"
+
+
+def test_a_learned_limit_of_messages_follows_the_server():
+    session = SessionLimit()
+    for messages in (100, 100, 100, 50, 50, 50):
+        session.note(messages, 1000.0)
+    assert session.at(1000.0) == 50

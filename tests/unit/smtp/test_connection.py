@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outbox.smtp.connection import PIECE_BYTES, QUIT_TIMEOUT_S, Conversation, Throttle
+from outbox.smtp.commands import Commands
+from outbox.smtp.connection import QUIT_TIMEOUT_S, Limits, SmtpConnection
+from outbox.smtp.content import PIECE_BYTES
 from outbox.smtp.extensions import Offers
-from outbox.smtp.outgoing import Claim
-from outbox.smtp.reply_class import About, Refusal
-from outbox.smtp.route_headers import Letterhead
+from outbox.smtp.outgoing import OutgoingEmail, Try
+from outbox.smtp.refusal import About, Refusal
+from outbox.smtp.route_headers import RouteHeaders
 from outbox.smtp.verdict import Accepted, Deferred, InDoubt, Refused, Verdict, Withdrawn
 from tests.support.smuggling import MESSAGES
 
@@ -23,20 +25,21 @@ HELLO = b"Subject: hello\r\n\r\nhello\r\n"
 _emails = itertools.count(1)
 
 
-def mail(message: bytes = HELLO) -> Claim:
+def mail(message: bytes = HELLO, **fields: object) -> Try:
     email = next(_emails)
-    return Claim(7, email, f"mail{email}", 0, 0, "reports@example.com", f"p{email}@example.com", "<1@x>", message)
+    fields = {"sender": "reports@example.com", "recipient": f"p{email}@example.com", "key": f"mail{email}", **fields}
+    return Try(OutgoingEmail(7, email, attempt=0, withdrawn=0, message_id="<1@x>", message=message, **fields))
 
 
 class Wire(asyncio.Transport):
-    """What the conversation writes, and whether it hung up."""
+    """What the connection writes, and whether it hung up."""
 
     def __init__(self) -> None:
         super().__init__()
         self.writes: list[bytes] = []
         self.aborted = False
         self.high: int | None = None
-        self.full: Conversation | None = None  # whose kernel takes nothing now
+        self.full: SmtpConnection | None = None  # whose kernel takes nothing now
 
     def set_protocol(self, protocol: object) -> None:
         self.protocol = protocol
@@ -61,104 +64,95 @@ class Wire(asyncio.Transport):
 
 @dataclass
 class Book:
-    """A desk that writes down what it is told."""
+    """Owner of a connection that records all calls."""
 
-    ready: deque[Claim] = field(default_factory=deque)
-    asked: deque[Claim] = field(default_factory=deque)
-    verdicts: list[tuple[Claim, Verdict]] = field(default_factory=list)
-    untouched_claims: list[Claim] = field(default_factory=list)
+    ready: deque[Try] = field(default_factory=deque)
+    asked: deque[Try] = field(default_factory=deque)
+    verdicts: list[tuple[Try, Verdict]] = field(default_factory=list)
+    unsent: list[Try] = field(default_factory=list)
     idles: int = 0
     pauses: list[str] = field(default_factory=list)
     throttles: list[str] = field(default_factory=list)
     full_after: list[int | None] = field(default_factory=list)
-    route_refusals: list[tuple[Claim, Refusal]] = field(default_factory=list)
-    requeued: list[Claim] = field(default_factory=list)
-    own_limit: bool = False
+    route_refusals: list[tuple[Try, Refusal]] = field(default_factory=list)
+    requeued: list[Try] = field(default_factory=list)
     ended: list[str | None] = field(default_factory=list)
 
-    def take(self) -> Claim | None:
+    def take(self) -> Try | None:
         return self.ready.popleft() if self.ready else None
 
-    def ask_mark(self, conversation: Conversation, claim: Claim) -> None:
-        assert conversation.ahead is claim
+    def ask_mark(self, connection: SmtpConnection, claim: Try) -> None:
+        assert connection.current is claim
         self.asked.append(claim)
 
-    def judged(self, claim: Claim, verdict: Verdict) -> None:
+    def on_verdict(self, claim: Try, verdict: Verdict) -> None:
         self.verdicts.append((claim, verdict))
 
-    def untouched(self, claim: Claim, reason: str) -> None:
+    def return_unsent(self, claim: Try, reason: str) -> None:
         assert reason
-        self.untouched_claims.append(claim)
+        self.unsent.append(claim)
 
-    def idle(self, conversation: Conversation) -> None:
-        assert not conversation.is_closed
+    def idle(self, connection: SmtpConnection) -> None:
+        assert not connection.is_closed
         self.idles += 1
 
     def paused(self, reason: str) -> None:
         assert not self.ended, "it is told before the connection is over"
         self.pauses.append(reason)
 
-    def throttled(self, _conversation: Conversation, kind: Throttle, reason: str) -> None:
-        assert reason
-        self.throttles.append(kind)
+    def on_refusal(self, connection: SmtpConnection, tried: Try, refusal: Refusal, about: About) -> None:
+        assert about not in (About.RECIPIENT, About.MESSAGE)
+        if about in (About.UNCLEAR, About.RELAYING, About.ROUTE):
+            self.route_refusals.append((tried, refusal))
+            return
+        if about is About.SESSION:
+            connection.close_politely()
+            self.full_after.append(connection.history.limit_shown_by(refusal))
+        elif about is not About.CLOSING:
+            self.throttles.append({About.RATE: "rate", About.CONNECTIONS: "connections"}[about])
+        if tried.marked:
+            self.verdicts.append((tried, Withdrawn(refusal.reply)))
+        else:
+            self.requeued.append(tried)
 
-    def is_own_limit(self, claim: Claim) -> bool:
-        assert claim
-        return self.own_limit
-
-    def session_full(self, conversation: Conversation, messages: int | None) -> None:
-        assert conversation.closing
-        self.full_after.append(messages)
-
-    def route_refused(self, claim: Claim, refusal: Refusal) -> None:
-        self.route_refusals.append((claim, refusal))
-
-    def requeue(self, claim: Claim, reason: str) -> None:
-        assert reason
-        assert not claim.marked
-        self.requeued.append(claim)
-
-    def closed(self, conversation: Conversation, trouble: str | None) -> None:
-        assert conversation.is_closed
+    def closed(self, connection: SmtpConnection, trouble: str | None) -> None:
+        assert connection.is_closed
         self.ended.append(trouble)
 
 
 class Talk:
-    """A conversation between a desk and a wire, with a clock that stands still until it is moved."""
+    """A connection between its owner and a wire, with a clock that stands still until it is moved."""
 
     def __init__(
-        self, *claims: Claim, pipelining: bool = True, size: bool = False, messages_max: int = 100, **how: object
+        self, *claims: Try, pipelining: bool = True, size: bool = False, messages_max: int = 100, **how: object
     ) -> None:
         offers = how.pop("offers", {})
         self.now = 0.0
-        self.wire, self.desk = Wire(), Book(deque(claims))
-        self.conversation = Conversation(
-            self.desk,
-            offers=Offers(pipelining=pipelining, size=size, **offers),
-            command_timeout_s=COMMAND_TIMEOUT_S,
-            data_done_timeout_s=DATA_DONE_TIMEOUT_S,
-            messages_max=messages_max,
+        self.wire, self.owner = Wire(), Book(deque(claims))
+        self.connection = SmtpConnection(
+            self.owner,
+            Commands(Offers(pipelining=pipelining, size=size, **offers), **how),
+            Limits(COMMAND_TIMEOUT_S, DATA_DONE_TIMEOUT_S, messages_max),
             clock=lambda: self.now,
-            **how,
         )
-        self.conversation.attach(self.wire)
+        self.connection.attach(self.wire)
 
     def say(self, *replies: str) -> list[bytes]:
         """The server says these, each in a piece of its own; gives what was written in answer."""
         for reply in replies:
-            self.conversation.data_received(reply.encode() + b"\r\n")
+            self.connection.data_received(reply.encode() + b"\r\n")
         return self.wire.taken()
 
     def mark(self) -> list[bytes]:
         """The mark that was asked for is committed, as the relay says it."""
-        claim = self.desk.asked.popleft()
-        claim.marked = True
-        self.conversation.hand_over()
+        claim = self.owner.asked.popleft()
+        claim.mark(1)
+        self.connection.send_final_dot()
         return self.wire.taken()
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.conversation.check_deadline()
+        self.connection.check_deadline()
 
     def take_content(self) -> list[bytes]:
         """Bring a message from its envelope to its content; gives what was written as that."""
@@ -168,16 +162,16 @@ class Talk:
     def trouble(self) -> str | None:
         """What was wrong with the server, once the connection is over."""
         assert self.wire.aborted
-        assert len(self.desk.ended) == 1
-        return self.desk.ended[0]
+        assert len(self.owner.ended) == 1
+        return self.owner.ended[0]
 
 
-def envelope(claim: Claim, *, first: bytes = b"") -> bytes:
-    rcpt = f"RCPT TO:<{claim.recipient}>\r\n"
-    return first + f"MAIL FROM:<{claim.sender}>\r\n{rcpt}DATA\r\n".encode()
+def envelope(claim: Try, *, first: bytes = b"") -> bytes:
+    rcpt = f"RCPT TO:<{claim.outgoing.recipient}>\r\n"
+    return first + f"MAIL FROM:<{claim.outgoing.sender}>\r\n{rcpt}DATA\r\n".encode()
 
 
-def commands(claim: Claim) -> list[bytes]:
+def commands(claim: Try) -> list[bytes]:
     return envelope(claim).splitlines(keepends=True)
 
 
@@ -194,7 +188,7 @@ def test_where_pipelining_is_offered_the_envelope_is_one_write():
     assert talk.say("354 go") == [HELLO]
     assert talk.mark() == [b".\r\n"]
     talk.say("250 queued")
-    assert talk.desk.verdicts == [(claim, Accepted("250 queued"))]
+    assert talk.owner.verdicts == [(claim, Accepted("250 queued"))]
 
 
 def test_where_it_is_not_each_command_waits_for_its_reply():
@@ -224,12 +218,12 @@ def test_the_next_envelope_waits_for_the_reply_to_the_dot(pipelining):
 
 
 @both_ways
-def test_content_is_never_followed_by_its_dot_before_hand_over(pipelining):
+def test_content_is_never_followed_by_its_dot_before_the_mark(pipelining):
     talk = Talk(mail(), mail(), pipelining=pipelining)
     assert talk.take_content() == [HELLO]
     talk.wait(10 * DATA_DONE_TIMEOUT_S)
     assert talk.wire.taken() == []
-    assert list(talk.desk.asked) == [talk.conversation.ahead]
+    assert list(talk.owner.asked) == [talk.connection.current]
     assert not talk.wire.aborted
     assert talk.mark()[0].startswith(b".\r\n")
 
@@ -237,55 +231,57 @@ def test_content_is_never_followed_by_its_dot_before_hand_over(pipelining):
 def test_the_mark_is_asked_for_once_all_content_is_with_the_kernel():
     talk = Talk(mail())
     assert talk.wire.high == 1, "else 'writable' would not mean that all is with the kernel"
-    talk.wire.full = talk.conversation
+    talk.wire.full = talk.connection
     talk.say("250", "250", "354")
-    assert not talk.desk.asked
+    assert not talk.owner.asked
     talk.wire.full = None
-    talk.conversation.resume_writing()
-    assert len(talk.desk.asked) == 1
-    talk.conversation.pause_writing()
-    talk.conversation.resume_writing()
-    assert len(talk.desk.asked) == 1, "a mark is asked for once"
+    talk.connection.resume_writing()
+    assert len(talk.owner.asked) == 1
+    talk.connection.pause_writing()
+    talk.connection.resume_writing()
+    assert len(talk.owner.asked) == 1, "a mark is asked for once"
 
 
 def test_content_is_written_no_faster_than_the_kernel_takes_it():
     message = (b"x" * 998 + b"\r\n") * 200
     talk = Talk(mail(message))
-    talk.wire.full = talk.conversation
+    talk.wire.full = talk.connection
     pieces = talk.take_content()
-    while not talk.desk.asked:
+    while not talk.owner.asked:
         assert len(b"".join(pieces)) <= len(message)
-        talk.conversation.resume_writing()
+        talk.connection.resume_writing()
         pieces += talk.wire.taken()
     assert b"".join(pieces) == message
     assert len(pieces) == 4
     assert all(len(piece) <= PIECE_BYTES for piece in pieces)
-    talk.conversation.resume_writing()
+    talk.connection.resume_writing()
     assert talk.wire.taken() == []
-    assert len(talk.desk.asked) == 1
+    assert len(talk.owner.asked) == 1
 
 
 def test_the_size_is_declared_where_the_server_asks_for_it():
     claim = mail()
     assert (
-        Talk(claim, size=True).wire.taken()[0].startswith(f"MAIL FROM:<{claim.sender}> SIZE={len(HELLO)}\r\n".encode())
+        Talk(claim, size=True)
+        .wire.taken()[0]
+        .startswith(f"MAIL FROM:<{claim.outgoing.sender}> SIZE={len(HELLO)}\r\n".encode())
     )
 
 
 def test_without_mail_the_connection_is_idle_and_start_wakes_it():
     talk = Talk()
-    assert talk.desk.idles == 1
-    assert talk.conversation.idle_since == 0
+    assert talk.owner.idles == 1
+    assert talk.connection.idle_since == 0
     claim = mail()
-    talk.conversation.start(claim)
-    assert talk.conversation.idle_since is None
+    talk.connection.start(claim)
+    assert talk.connection.idle_since is None
     assert talk.wire.taken() == [envelope(claim)]
 
 
 def test_replies_in_one_piece_are_as_good_as_in_many():
     talk = Talk(mail())
     talk.wire.taken()
-    talk.conversation.data_received(b"250 ok\r\n250-a\r\n250 ok\r\n354 go\r\n")
+    talk.connection.data_received(b"250 ok\r\n250-a\r\n250 ok\r\n354 go\r\n")
     assert talk.wire.taken() == [HELLO]
 
 
@@ -334,13 +330,13 @@ def test_a_refused_recipient_is_a_verdict_on_the_message_before_its_mark(pipelin
     claim, following = mail(), mail()
     talk = Talk(claim, following, pipelining=pipelining)
     talk.say("250", said, *["503 out of order"] * pipelining)
-    ((judged, verdict),) = talk.desk.verdicts
+    ((judged, verdict),) = talk.owner.verdicts
     assert judged is claim
     assert not claim.marked
     assert verdict == kind(f"{said} (to RCPT)")
-    assert not talk.desk.asked
+    assert not talk.owner.asked
     assert not talk.wire.aborted
-    assert talk.conversation.ahead is following, "and the connection goes on"
+    assert talk.connection.current is following, "and the connection goes on"
 
 
 @pytest.mark.parametrize(
@@ -351,8 +347,8 @@ def test_a_refused_message_is_a_verdict_on_it_before_its_mark(pipelining, said, 
     claim, following = mail(), mail()
     talk = Talk(claim, following, pipelining=pipelining)
     talk.say("250", "250", said)
-    assert talk.desk.verdicts == [(claim, kind(f"{said} (to DATA)"))]
-    assert talk.conversation.ahead is following
+    assert talk.owner.verdicts == [(claim, kind(f"{said} (to DATA)"))]
+    assert talk.connection.current is following
 
 
 def test_354_for_a_refused_recipient_is_answered_with_a_lone_dot_and_no_content():
@@ -360,10 +356,10 @@ def test_354_for_a_refused_recipient_is_answered_with_a_lone_dot_and_no_content(
     talk = Talk(claim, following)
     talk.wire.taken()
     assert talk.say("250", NOBODY, "354 go") == [b".\r\n"]
-    assert talk.desk.verdicts == []
+    assert talk.owner.verdicts == []
     assert talk.say("554 no valid recipients") == [envelope(following)]
-    assert talk.desk.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
-    assert not talk.desk.asked
+    assert talk.owner.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
+    assert not talk.owner.asked
 
 
 @pytest.mark.parametrize("said", [["250", "550", "503"], ["250", "550", "554"], ["250", "250", "451"]])
@@ -392,11 +388,11 @@ def test_a_server_that_will_not_reset_is_left_and_the_next_message_goes_by_anoth
     claim, following = mail(), mail()
     talk = Talk(claim, following, pipelining=pipelining)
     talk.say("250", NOBODY, *["503"] * pipelining, said)
-    assert talk.conversation.is_closed
+    assert talk.connection.is_closed
     talk.say("503 nested MAIL")
-    assert talk.desk.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
-    assert talk.desk.requeued == [following]
-    assert talk.desk.full_after == [None], "no number of messages is the limit"
+    assert talk.owner.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
+    assert talk.owner.requeued == [following]
+    assert talk.owner.full_after == [None], "no number of messages is the limit"
     assert talk.trouble is None, "the server works"
 
 
@@ -405,8 +401,8 @@ def test_a_reply_of_no_use_to_a_reset_is_trouble_and_leaves_the_next_message_unt
     claim, following = mail(), mail()
     talk = Talk(claim, following, pipelining=pipelining)
     talk.say("250", NOBODY, *["503"] * pipelining, "354 no")
-    assert talk.desk.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
-    assert talk.desk.untouched_claims == [following]
+    assert talk.owner.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
+    assert talk.owner.unsent == [following]
     assert talk.trouble
 
 
@@ -431,11 +427,11 @@ def test_a_refusal_that_was_said_stands_though_the_server_hangs_up(said, end):
     talk = Talk(claim)
     talk.say(*said)
     if end == "lost":
-        talk.conversation.connection_lost(None)
+        talk.connection.connection_lost(None)
     else:
         talk.say(end)
-    assert [(judged, type(verdict)) for judged, verdict in talk.desk.verdicts] == [(claim, Refused)]
-    assert talk.desk.untouched_claims == []
+    assert [(judged, type(verdict)) for judged, verdict in talk.owner.verdicts] == [(claim, Refused)]
+    assert talk.owner.unsent == []
 
 
 # ── the final dot ────────────────────────────────────────────────────────────────────────────────────────────
@@ -458,30 +454,29 @@ def test_the_reply_to_the_final_dot_is_the_verdict(pipelining, reply, verdict):
     talk.take_content()
     talk.mark()
     talk.say(reply)
-    assert talk.desk.verdicts == [(claim, verdict)]
-    assert talk.conversation.ahead is following, "whatever it was, the connection goes on"
+    assert talk.owner.verdicts == [(claim, verdict)]
+    assert talk.connection.current is following, "whatever it was, the connection goes on"
 
 
-def past_the_dot(*, pipelining: bool = True) -> tuple[Talk, Claim]:
+def past_the_dot(*, pipelining: bool = True) -> tuple[Talk, Try]:
     """A message whose dot is written, and a second one that waits."""
     first = mail()
     talk = Talk(first, mail(), pipelining=pipelining)
     talk.take_content()
     talk.mark()
-    assert talk.conversation.handed_over is first
-    assert talk.conversation.ahead is None
+    assert talk.connection.awaiting_reply is first
     return talk, first
 
 
 FATES = {
-    "a lost connection": lambda talk: talk.conversation.connection_lost(None),
-    "an end": lambda talk: talk.conversation.eof_received(),
-    "a reset": lambda talk: talk.conversation.connection_lost(ConnectionResetError("reset")),
-    "garbage": lambda talk: talk.conversation.data_received(b"<html>\r\n"),
+    "a lost connection": lambda talk: talk.connection.connection_lost(None),
+    "an end": lambda talk: talk.connection.eof_received(),
+    "a reset": lambda talk: talk.connection.connection_lost(ConnectionResetError("reset")),
+    "garbage": lambda talk: talk.connection.data_received(b"<html>\r\n"),
     "a reply that ends nothing": lambda talk: talk.say("354 go"),
-    "a line without an end": lambda talk: talk.conversation.data_received(b"250 " + b"x" * 9000),
+    "a line without an end": lambda talk: talk.connection.data_received(b"250 " + b"x" * 9000),
     "silence": lambda talk: talk.wait(DATA_DONE_TIMEOUT_S),
-    "giving up": lambda talk: talk.conversation.give_up("stopped"),
+    "giving up": lambda talk: talk.connection.give_up("stopped"),
 }
 troubles = pytest.mark.parametrize("fate", [fate for fate in FATES if fate != "giving up"])
 
@@ -490,38 +485,38 @@ troubles = pytest.mark.parametrize("fate", [fate for fate in FATES if fate != "g
 def test_no_usable_reply_after_the_final_dot_is_doubt_about_this_message_only(fate):
     talk, first = past_the_dot()
     FATES[fate](talk)
-    ((judged, verdict),) = talk.desk.verdicts
+    ((judged, verdict),) = talk.owner.verdicts
     assert judged is first
     assert isinstance(verdict, InDoubt)
     assert verdict.reply
-    assert talk.desk.untouched_claims == []
-    assert len(talk.desk.ready) == 1
+    assert talk.owner.unsent == []
+    assert len(talk.owner.ready) == 1
     assert (talk.trouble is None) == (fate == "giving up")
 
 
 def test_a_reply_that_came_before_garbage_counts():
     talk, first = past_the_dot()
-    talk.conversation.data_received(b"250 queued\r\n<html>\r\n")
-    assert talk.desk.verdicts == [(first, Accepted("250 queued"))]
+    talk.connection.data_received(b"250 queued\r\n<html>\r\n")
+    assert talk.owner.verdicts == [(first, Accepted("250 queued"))]
 
 
 def test_421_to_the_final_dot_says_that_the_message_was_not_taken_and_is_no_try_of_it():
     talk, first = past_the_dot()
     talk.say("421 closing")
-    assert talk.desk.verdicts == [(first, Withdrawn("421 closing"))]
-    assert talk.desk.untouched_claims == []
+    assert talk.owner.verdicts == [(first, Withdrawn("421 closing"))]
+    assert talk.owner.unsent == []
     assert "421 closing" in talk.trouble
 
 
 # ── replies that nothing asked for ───────────────────────────────────────────────────────────────────────────
 
 
-def in_mid_content() -> tuple[Talk, Claim]:
+def in_mid_content() -> tuple[Talk, Try]:
     claim = mail()
     talk = Talk(claim)
-    talk.wire.full = talk.conversation
+    talk.wire.full = talk.connection
     talk.take_content()
-    assert not talk.desk.asked
+    assert not talk.owner.asked
     return talk, claim
 
 
@@ -532,8 +527,8 @@ def in_mid_content() -> tuple[Talk, Claim]:
 def test_a_refusal_in_mid_content_is_a_verdict_on_the_message(reply, verdict):
     talk, claim = in_mid_content()
     talk.say(reply)
-    assert talk.desk.verdicts == [(claim, verdict)]
-    assert talk.desk.untouched_claims == []
+    assert talk.owner.verdicts == [(claim, verdict)]
+    assert talk.owner.unsent == []
     assert reply in talk.trouble, "and nothing more can be said on this connection"
 
 
@@ -541,11 +536,11 @@ def test_a_refusal_in_mid_content_is_a_verdict_on_the_message(reply, verdict):
 def test_whatever_else_comes_in_mid_content_leaves_the_message_untouched(reply):
     talk, claim = in_mid_content()
     if reply is None:
-        talk.conversation.eof_received()
+        talk.connection.eof_received()
     else:
         talk.say(reply)
-    assert talk.desk.verdicts == []
-    assert talk.desk.untouched_claims == [claim]
+    assert talk.owner.verdicts == []
+    assert talk.owner.unsent == [claim]
     assert talk.trouble
 
 
@@ -553,10 +548,10 @@ def test_a_reply_to_nothing_ends_an_idle_connection_before_a_message_meets_it():
     """It would be taken for the reply to the next command, and all that follow would be one step out."""
     talk = Talk()
     talk.say("250 out of step")
-    assert talk.conversation.is_closed
+    assert talk.connection.is_closed
     assert talk.wire.taken() == []
-    assert talk.desk.ended == [None]
-    assert talk.desk.idles == 1
+    assert talk.owner.ended == [None]
+    assert talk.owner.idles == 1
 
 
 @pytest.mark.parametrize("step", ["MAIL", "RCPT", "DATA"])
@@ -567,11 +562,11 @@ def test_a_reply_too_many_never_counts_as_the_answer_to_a_dot(pipelining, step):
     replies = {"MAIL": ["250"], "RCPT": ["250"], "DATA": ["354"]}
     replies[step] *= 2
     for reply in itertools.chain(*replies.values()):
-        if not talk.conversation.is_closed:
+        if not talk.connection.is_closed:
             talk.say(reply)
-    assert talk.conversation.is_closed
-    assert talk.conversation.handed_over is None
-    assert talk.desk.verdicts == []
+    assert talk.connection.is_closed
+    assert talk.connection.awaiting_reply is None
+    assert talk.owner.verdicts == []
 
 
 # ── a server that takes nothing from anybody ─────────────────────────────────────────────────────────────────
@@ -585,9 +580,9 @@ def test_454_before_the_content_pauses_the_route_and_leaves_the_message_untouche
     claim = mail()
     talk = Talk(claim, pipelining=pipelining)
     talk.say(*["250"] * answered, TAKES_NOTHING)
-    assert talk.desk.verdicts == []
-    assert talk.desk.untouched_claims == [claim]
-    (reason,) = talk.desk.pauses
+    assert talk.owner.verdicts == []
+    assert talk.owner.unsent == [claim]
+    (reason,) = talk.owner.pauses
     assert TAKES_NOTHING in reason
     assert talk.trouble == reason
 
@@ -596,36 +591,36 @@ def test_454_before_the_content_pauses_the_route_and_leaves_the_message_untouche
 def test_454_to_the_final_dot_is_a_try_that_does_not_count_and_pauses_the_route(pipelining):
     talk, first = past_the_dot(pipelining=pipelining)
     talk.say(TAKES_NOTHING)
-    assert talk.desk.verdicts == [(first, Withdrawn(TAKES_NOTHING))]
-    assert len(talk.desk.pauses) == 1
-    assert talk.trouble == talk.desk.pauses[0]
+    assert talk.owner.verdicts == [(first, Withdrawn(TAKES_NOTHING))]
+    assert len(talk.owner.pauses) == 1
+    assert talk.trouble == talk.owner.pauses[0]
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["in mid-content", "at the mark"])
 def test_454_that_nobody_asked_for_pauses_the_route_too(taken):
     claim = mail()
     talk = Talk(claim)
-    talk.wire.full = None if taken else talk.conversation
+    talk.wire.full = None if taken else talk.connection
     talk.take_content()
     talk.say(TAKES_NOTHING)
-    assert talk.desk.verdicts == []
-    assert talk.desk.untouched_claims == ([] if taken else [claim]), "the desk has it, once its mark is asked for"
-    assert talk.trouble == talk.desk.pauses[0]
+    assert talk.owner.verdicts == []
+    assert talk.owner.unsent == ([] if taken else [claim]), "the owner has it, once its mark is asked for"
+    assert talk.trouble == talk.owner.pauses[0]
 
 
 @pytest.mark.parametrize("said", [["421 idle for too long"], ["250", "421 closing"], ["451 later"]])
 def test_no_other_reply_pauses_the_route_at_once(said):
     talk = Talk(mail())
     talk.say(*said)
-    assert talk.desk.pauses == []
+    assert talk.owner.pauses == []
 
 
 def test_a_refusal_that_was_said_stands_though_the_server_takes_nothing_then():
     claim = mail()
     talk = Talk(claim)
     talk.say("250", NOBODY, TAKES_NOTHING)
-    assert talk.desk.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
-    assert len(talk.desk.pauses) == 1
+    assert talk.owner.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
+    assert len(talk.owner.pauses) == 1
 
 
 # ── refusals that are not the email's ────────────────────────────────────────────────────────────────────────
@@ -645,23 +640,23 @@ def test_a_refusal_that_was_said_stands_though_the_server_takes_nothing_then():
     ],
 )
 @both_ways
-def test_what_may_be_about_the_route_is_for_the_desk_to_decide(pipelining, said, about):
+def test_what_may_be_about_the_route_is_for_the_owner_to_decide(pipelining, said, about):
     claim, following = mail(), mail()
     talk = Talk(claim, following, pipelining=pipelining)
     talk.say(*said, *["503"] * (3 - len(said)) * pipelining)
-    ((refused, refusal),) = talk.desk.route_refusals
+    ((refused, refusal),) = talk.owner.route_refusals
     assert refused is claim
     assert refusal.about is about
     assert refusal.reply == f"{said[-1]} (to {refusal.stage})"
-    assert talk.desk.verdicts == []
-    assert talk.desk.pauses == []
-    assert talk.conversation.ahead is following
+    assert talk.owner.verdicts == []
+    assert talk.owner.pauses == []
+    assert talk.connection.current is following
 
 
-def test_a_refusal_of_the_sender_to_the_dot_is_for_the_desk_to_decide():
+def test_a_refusal_of_the_sender_to_the_dot_is_for_the_owner_to_decide():
     talk, first = past_the_dot()
     talk.say("550 5.7.60 SMTP; Client does not have permissions to send as this sender")
-    ((refused, refusal),) = talk.desk.route_refusals
+    ((refused, refusal),) = talk.owner.route_refusals
     assert refused is first
     assert refused.marked
     assert refusal.about is About.ROUTE
@@ -682,46 +677,34 @@ def test_throttling_is_told_and_costs_the_message_nothing(pipelining, said, kind
     claim = mail()
     talk = Talk(claim, pipelining=pipelining)
     talk.say(said, *(["503"] * 2 * pipelining if not said.startswith("421") else []))
-    assert talk.desk.throttles == [kind]
-    assert talk.desk.requeued == [claim]
-    assert talk.desk.verdicts == []
-    assert talk.conversation.is_closed == said.startswith("421")
-    assert talk.desk.ended in ([], [None]), "that is no trouble of the server"
+    assert talk.owner.throttles == [kind]
+    assert talk.owner.requeued == [claim]
+    assert talk.owner.verdicts == []
+    assert talk.connection.is_closed == said.startswith("421")
+    assert talk.owner.ended in ([], [None]), "that is no trouble of the server"
 
 
 def test_throttling_at_the_dot_is_a_try_that_does_not_count():
     talk, first = past_the_dot()
     talk.say("450 4.7.1 Error: too much mail from 192.0.2.1")
-    assert talk.desk.throttles == ["rate"]
-    assert talk.desk.verdicts == [(first, Withdrawn("450 4.7.1 Error: too much mail from 192.0.2.1"))]
-
-
-@pytest.mark.parametrize(
-    "said", ["450 4.7.1 rate limit exceeded", "450 4.2.0 too many connections to mailbox", "452 4.5.3 enough"]
-)
-def test_a_limit_that_one_recipient_meets_alone_is_a_try_of_its_own(said):
-    claim = mail()
-    talk = Talk(claim)
-    talk.desk.own_limit = True
-    talk.say("250", said, "503")
-    assert talk.desk.throttles == []
-    assert talk.desk.verdicts == [(claim, Deferred(f"{said} (to RCPT)"))]
+    assert talk.owner.throttles == ["rate"]
+    assert talk.owner.verdicts == [(first, Withdrawn("450 4.7.1 Error: too much mail from 192.0.2.1"))]
 
 
 @pytest.mark.parametrize("said", ["450 4.7.1 rate limit exceeded", "452 4.3.1 out of resources"])
 def test_a_connection_that_took_messages_and_then_defers_two_in_a_row_is_given_up(said):
     talk, _ = after_messages(2)
-    assert not talk.conversation.closing
+    assert not talk.connection.is_draining
     talk.say("250", said, "503")
-    assert not talk.conversation.closing
+    assert not talk.connection.is_draining
     talk.say("250", "250", said, "503")
-    assert talk.conversation.closing
+    assert talk.connection.is_draining
 
 
 # ── limits of a session ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def after_messages(count: int, *, pipelining: bool = True) -> tuple[Talk, Claim]:
+def after_messages(count: int, *, pipelining: bool = True) -> tuple[Talk, Try]:
     """A connection that took so many messages, and the claim whose envelope is written after them."""
     claims = [mail() for _ in range(count + 2)]
     talk = Talk(*claims, pipelining=pipelining)
@@ -729,7 +712,7 @@ def after_messages(count: int, *, pipelining: bool = True) -> tuple[Talk, Claim]
         talk.take_content()
         talk.mark()
         talk.say("250 queued")
-    talk.desk.verdicts.clear()
+    talk.owner.verdicts.clear()
     talk.wire.taken()
     return talk, claims[count]
 
@@ -747,10 +730,10 @@ LIMITS = {
 def test_a_limit_of_messages_costs_nothing_and_the_next_connection_takes_the_claim(pipelining, said):
     talk, claim = after_messages(3, pipelining=pipelining)
     written = talk.say(said, *([] if said.startswith("421") else ["503"] * 2 * pipelining))
-    assert talk.desk.full_after == [3]
-    assert talk.desk.requeued == [claim]
-    assert talk.desk.verdicts == []
-    assert len(talk.desk.ready) == 1, "nothing more is taken on this connection"
+    assert talk.owner.full_after == [3]
+    assert talk.owner.requeued == [claim]
+    assert talk.owner.verdicts == []
+    assert len(talk.owner.ready) == 1, "nothing more is taken on this connection"
     assert written == ([] if said.startswith("421") else [b"QUIT\r\n"])
     talk.say("221 bye")
     assert talk.trouble is None
@@ -760,18 +743,18 @@ def test_a_limit_of_messages_costs_nothing_and_the_next_connection_takes_the_cla
 def test_a_limit_that_the_first_message_meets_is_throttling(said):
     talk, claim = after_messages(0)
     talk.say(said, "503", "503")
-    assert talk.desk.full_after == []
-    assert talk.desk.throttles == ["rate"]
-    assert talk.desk.requeued == [claim]
+    assert talk.owner.full_after == []
+    assert talk.owner.throttles == ["rate"]
+    assert talk.owner.requeued == [claim]
 
 
 def test_a_refused_mail_command_after_other_messages_is_tried_on_another_connection_first():
     """It may be a limit of this session in words that nobody knows; if not, the next connection's first MAIL tells."""
     talk, claim = after_messages(2)
     assert talk.say("550 no more", "503", "503") == [b"QUIT\r\n"]
-    assert talk.desk.requeued == [claim]
-    assert talk.desk.full_after == [None], "and teaches no limit"
-    assert talk.desk.route_refusals == []
+    assert talk.owner.requeued == [claim]
+    assert talk.owner.full_after == [None], "and teaches no limit"
+    assert talk.owner.route_refusals == []
 
 
 def test_too_many_errors_close_the_connection_and_cost_the_next_message_nothing():
@@ -779,36 +762,36 @@ def test_too_many_errors_close_the_connection_and_cost_the_next_message_nothing(
     claim, following = mail(), mail()
     talk = Talk(claim, following)
     talk.say("250", NOBODY, "503", "250", "250", "421 4.7.0 mx.example.com Error: too many errors")
-    assert talk.desk.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
-    assert talk.desk.requeued == [following]
-    assert talk.desk.full_after == [None]
+    assert talk.owner.verdicts == [(claim, Refused(f"{NOBODY} (to RCPT)"))]
+    assert talk.owner.requeued == [following]
+    assert talk.owner.full_after == [None]
     assert talk.trouble is None
 
 
 def test_a_limit_at_the_dot_is_a_try_that_does_not_count():
     talk, _ = after_messages(2)
-    claim = talk.conversation.ahead
+    claim = talk.connection.current
     talk.take_content()
     talk.mark()
     assert talk.say("452 4.5.3 Too many messages sent") == [b"QUIT\r\n"]
-    assert talk.desk.verdicts == [(claim, Withdrawn("452 4.5.3 Too many messages sent"))]
-    assert talk.desk.full_after == [None]
+    assert talk.owner.verdicts == [(claim, Withdrawn("452 4.5.3 Too many messages sent"))]
+    assert talk.owner.full_after == [None]
 
 
 def test_a_connection_whose_limit_is_known_says_goodbye_before_it():
     talk, _ = after_messages(2)
-    talk.conversation.limit_to(3)
+    talk.connection.limit_to(3)
     talk.take_content()
     talk.mark()
     assert talk.say("250 queued") == [b"QUIT\r\n"]
-    assert talk.desk.full_after == []
+    assert talk.owner.full_after == []
 
 
 def test_whatever_a_goodbye_is_answered_with_pauses_nothing():
     talk = Talk()
-    talk.conversation.close_politely()
+    talk.connection.close_politely()
     talk.say(TAKES_NOTHING)
-    assert talk.desk.pauses == []
+    assert talk.owner.pauses == []
     assert talk.trouble is None
 
 
@@ -817,7 +800,7 @@ def test_a_server_may_take_ten_minutes_for_its_answer_to_the_dot():
     talk.wait(DATA_DONE_TIMEOUT_S - 1)
     assert not talk.wire.aborted
     talk.say("250 at last")
-    assert talk.desk.verdicts == [(first, Accepted("250 at last"))]
+    assert talk.owner.verdicts == [(first, Accepted("250 at last"))]
     talk.wait(COMMAND_TIMEOUT_S - 1)
     assert not talk.wire.aborted, "the next envelope has its own time from here on"
     talk.wait(1)
@@ -840,13 +823,13 @@ def test_trouble_before_the_content_leaves_the_message_untouched(pipelining, fat
         talk.say("354" if answered < 2 else "250")
     else:
         FATES[fate](talk)
-    assert talk.desk.verdicts == []
-    assert talk.desk.untouched_claims == [claim]
+    assert talk.owner.verdicts == []
+    assert talk.owner.unsent == [claim]
     assert (talk.trouble is None) == (fate == "giving up")
 
 
 @pytest.mark.parametrize("fate", ["421", *FATES])
-def test_trouble_while_the_mark_is_asked_for_leaves_the_claim_to_the_desk(fate):
+def test_trouble_while_the_mark_is_asked_for_leaves_the_try_to_its_owner(fate):
     talk = Talk(mail())
     talk.take_content()
     if fate == "421":
@@ -857,21 +840,21 @@ def test_trouble_while_the_mark_is_asked_for_leaves_the_claim_to_the_desk(fate):
         return
     else:
         FATES[fate](talk)
-    assert talk.desk.verdicts == []
-    assert talk.desk.untouched_claims == []
-    assert talk.conversation.is_closed, "so the desk sees that it may not hand over"
-    assert talk.conversation.ahead is None
+    assert talk.owner.verdicts == []
+    assert talk.owner.unsent == []
+    assert talk.connection.is_closed, "so the owner sees that no dot may be written"
+    assert talk.connection.current is None
     assert (talk.trouble is None) == (fate == "giving up")
 
 
 def test_content_that_the_server_does_not_take_is_trouble_and_no_doubt():
     claim = mail()
     talk = Talk(claim)
-    talk.wire.full = talk.conversation
+    talk.wire.full = talk.connection
     talk.take_content()
     talk.wait(COMMAND_TIMEOUT_S)
-    assert talk.desk.untouched_claims == [claim]
-    assert not talk.desk.asked
+    assert talk.owner.unsent == [claim]
+    assert not talk.owner.asked
     assert talk.trouble is not None
 
 
@@ -889,8 +872,8 @@ def test_step_by_step_each_command_has_its_own_time():
     for _ in range(3):
         talk.wait(COMMAND_TIMEOUT_S - 1)
         assert not talk.wire.aborted
-        talk.say("250") if talk.conversation._expected[0].name != "DATA" else talk.say("354")
-    assert len(talk.desk.asked) == 1
+        talk.say("250") if talk.connection._expected[0].name != "DATA" else talk.say("354")
+    assert len(talk.owner.asked) == 1
 
 
 # ── abandoning ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -903,19 +886,19 @@ def test_an_abandoned_message_is_dropped_before_its_dot_and_nothing_is_said_of_i
     if stage == "the mark is asked for":
         talk.take_content()
     talk.wire.taken()
-    talk.conversation.abandon("the session is gone")
+    talk.connection.abandon("the session is gone")
     assert talk.wire.taken() == []
-    assert talk.desk.verdicts == []
-    assert talk.desk.untouched_claims == []
+    assert talk.owner.verdicts == []
+    assert talk.owner.unsent == []
     assert talk.trouble is None
 
 
-def test_a_desk_that_abandons_at_once_when_asked_for_a_mark_drops_the_connection():
+def test_an_owner_that_abandons_at_once_when_asked_for_a_mark_drops_the_connection():
     talk = Talk(mail())
-    talk.desk.ask_mark = lambda conversation, _claim: conversation.abandon("not ours")  # type: ignore[method-assign]
-    talk.conversation.data_received(b"250\r\n250\r\n354\r\n250 what\r\n")
+    talk.owner.ask_mark = lambda connection, _claim: connection.abandon("not ours")  # type: ignore[method-assign]
+    talk.connection.data_received(b"250\r\n250\r\n354\r\n250 what\r\n")
     assert talk.wire.aborted
-    assert talk.desk.verdicts == []
+    assert talk.owner.verdicts == []
 
 
 # ── the end of a connection ──────────────────────────────────────────────────────────────────────────────────
@@ -930,15 +913,15 @@ def test_after_its_last_message_a_connection_says_goodbye(pipelining):
         talk.wire.writes = talk.say("250 queued")
     assert written == [b".\r\n"]
     assert talk.wire.taken() == [b"QUIT\r\n"]
-    assert len(talk.desk.ready) == 1
+    assert len(talk.owner.ready) == 1
     talk.say("221 bye")
     assert talk.trouble is None
 
 
 def test_messages_given_by_start_count_too():
     talk = Talk(messages_max=1)
-    talk.conversation.start(mail())
-    talk.desk.ready.append(mail())
+    talk.connection.start(mail())
+    talk.owner.ready.append(mail())
     talk.take_content()
     talk.mark()
     assert talk.say("250") == [b"QUIT\r\n"]
@@ -946,8 +929,8 @@ def test_messages_given_by_start_count_too():
 
 def test_an_idle_connection_closes_with_quit_and_once():
     talk = Talk()
-    talk.conversation.close_politely()
-    talk.conversation.close_politely()
+    talk.connection.close_politely()
+    talk.connection.close_politely()
     assert talk.wire.taken() == [b"QUIT\r\n"]
     talk.say("221 bye")
     assert talk.trouble is None
@@ -956,10 +939,10 @@ def test_an_idle_connection_closes_with_quit_and_once():
 @pytest.mark.parametrize("end", ["lost", "silence", "421", "500"])
 def test_whatever_answers_quit_is_no_trouble(end):
     talk = Talk()
-    talk.conversation.close_politely()
+    talk.connection.close_politely()
     if end == "lost":
-        talk.conversation.connection_lost(None)
-        assert talk.desk.ended == [None]
+        talk.connection.connection_lost(None)
+        assert talk.owner.ended == [None]
     elif end == "silence":
         talk.wait(QUIT_TIMEOUT_S)
         assert talk.wire.aborted
@@ -970,16 +953,16 @@ def test_whatever_answers_quit_is_no_trouble(end):
 
 def test_closing_lets_what_is_under_way_finish():
     talk, _first = past_the_dot()
-    talk.conversation.close_politely()
+    talk.connection.close_politely()
     assert talk.wire.taken() == []
     assert talk.say("250 queued") == [b"QUIT\r\n"]
-    assert len(talk.desk.verdicts) == 1
-    assert len(talk.desk.ready) == 1
+    assert len(talk.owner.verdicts) == 1
+    assert len(talk.owner.ready) == 1
 
 
 def test_a_closing_connection_finishes_a_refused_message_too():
     talk = Talk(mail())
-    talk.conversation.close_politely()
+    talk.connection.close_politely()
     talk.wire.taken()
     assert talk.say("250", "550", "503") == [b"QUIT\r\n"]
 
@@ -988,30 +971,30 @@ def test_a_closing_connection_finishes_a_refused_message_too():
 def test_an_idle_connection_that_ends_is_no_trouble(end):
     talk = Talk()
     if end == "lost":
-        talk.conversation.connection_lost(None)
+        talk.connection.connection_lost(None)
     else:
         talk.say(end)
-    assert talk.conversation.is_closed
-    assert talk.desk.ended == [None]
+    assert talk.connection.is_closed
+    assert talk.owner.ended == [None]
 
 
 def test_what_comes_after_the_end_changes_nothing():
     talk, first = past_the_dot()
-    talk.conversation.give_up("stopped")
-    before = list(talk.desk.verdicts), list(talk.desk.untouched_claims)
+    talk.connection.give_up("stopped")
+    before = list(talk.owner.verdicts), list(talk.owner.unsent)
     talk.say("250 queued")
-    talk.conversation.data_received(b"garbage\r\n")
-    talk.conversation.connection_lost(None)
-    talk.conversation.resume_writing()
-    talk.conversation.close_politely()
-    talk.conversation.give_up("again")
+    talk.connection.data_received(b"garbage\r\n")
+    talk.connection.connection_lost(None)
+    talk.connection.resume_writing()
+    talk.connection.close_politely()
+    talk.connection.give_up("again")
     talk.wait(10 * DATA_DONE_TIMEOUT_S)
-    assert (talk.desk.verdicts, talk.desk.untouched_claims) == before
-    assert talk.desk.verdicts[0][0] is first
-    assert talk.desk.ended == [None]
+    assert (talk.owner.verdicts, talk.owner.unsent) == before
+    assert talk.owner.verdicts[0][0] is first
+    assert talk.owner.ended == [None]
 
 
-# ── any server, any desk ─────────────────────────────────────────────────────────────────────────────────────
+# ── any server, any owner ────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -1089,15 +1072,15 @@ class Play:
         self.claims = [mail(message) for message in [HELLO, b".\r\nQUIT\r\n", b"no end", b"x\r\n..\r\n"] * 3][:claims]
         self.talk = Talk(*self.claims, pipelining=pipelining, messages_max=messages_max)
         self.server = Server()
-        self.handed_over: list[Claim] = []
-        self.abandoned: list[Claim] = []
+        self.dotted: list[Try] = []
+        self.abandoned: list[Try] = []
         self.accepted = 0
         self.is_in_step = True  # replies answer commands one to one; the server's own doing if not
         self.read()
 
     @property
     def is_over(self) -> bool:
-        return self.talk.conversation.is_closed
+        return self.talk.connection.is_closed
 
     def read(self) -> None:
         self.server.unread += b"".join(self.talk.wire.taken())
@@ -1112,90 +1095,90 @@ class Play:
     def answer(self, code: int) -> None:
         if self.server.is_asked and not self.is_over:
             self.accepted += self.server.in_content and 200 <= code < 300
-            self.talk.conversation.data_received(self.server.answer(code))
+            self.talk.connection.data_received(self.server.answer(code))
 
     def mark(self, _: int) -> None:
-        if self.talk.desk.asked and not self.is_over:
-            claim = self.talk.desk.asked.popleft()
-            assert self.talk.conversation.ahead is claim
-            claim.marked = True
-            self.handed_over.append(claim)
-            self.talk.conversation.hand_over()
+        if self.talk.owner.asked and not self.is_over:
+            claim = self.talk.owner.asked.popleft()
+            assert self.talk.connection.current is claim
+            claim.mark(1)
+            self.dotted.append(claim)
+            self.talk.connection.send_final_dot()
 
     def abandon(self, _: int) -> None:
-        claim = self.talk.conversation.ahead
+        claim = self.talk.connection.current
         if claim is not None:
             self.abandoned.append(claim)
-            if claim in self.talk.desk.asked:
-                self.talk.desk.asked.remove(claim)
-            self.talk.conversation.abandon("the session is gone")
+            if claim in self.talk.owner.asked:
+                self.talk.owner.asked.remove(claim)
+            self.talk.connection.abandon("the session is gone")
 
     def put(self, count: int) -> None:
-        conversation = self.talk.conversation
-        if conversation.idle_since is not None and not conversation.closing and not self.is_over:
+        connection = self.talk.connection
+        if connection.idle_since is not None and not connection.is_draining and not self.is_over:
             fresh = [mail() for _ in range(count)]
             self.claims += fresh
-            self.talk.desk.ready.extend(fresh[1:])
-            conversation.start(fresh[0])
+            self.talk.owner.ready.extend(fresh[1:])
+            connection.start(fresh[0])
 
     def wait(self, seconds: int) -> None:
         self.talk.wait(seconds)
 
     def full(self, _: int) -> None:
-        self.talk.wire.full = self.talk.conversation
+        self.talk.wire.full = self.talk.connection
 
     def empty(self, _: int) -> None:
         self.talk.wire.full = None
-        self.talk.conversation.resume_writing()
+        self.talk.connection.resume_writing()
 
     def close(self, _: int) -> None:
-        self.talk.conversation.close_politely()
+        self.talk.connection.close_politely()
 
     def unasked(self, code: int) -> None:
         self.is_in_step = False
-        self.talk.conversation.data_received(f"{code} unasked\r\n".encode())
+        self.talk.connection.data_received(f"{code} unasked\r\n".encode())
 
     def garbage(self, _: int) -> None:
-        self.talk.conversation.data_received(b"\x00\r\n")
+        self.talk.connection.data_received(b"\x00\r\n")
 
     def lost(self, _: int) -> None:
-        self.talk.conversation.connection_lost(None)
+        self.talk.connection.connection_lost(None)
 
     def give_up(self, _: int) -> None:
-        self.talk.conversation.give_up("stopped")
+        self.talk.connection.give_up("stopped")
 
     def check(self) -> None:
-        desk = self.talk.desk
-        judged = [claim for claim, _ in desk.verdicts]
-        assert len(judged) == len({claim.email for claim in judged}), "at most one verdict per claim"
-        assert len(self.server.messages) <= len(self.handed_over), "no dot without a hand-over"
-        for claim, verdict in desk.verdicts:
-            was_past_its_dot = claim in self.handed_over
+        owner = self.talk.owner
+        judged = [claim for claim, _ in owner.verdicts]
+        assert len(judged) == len({claim.outgoing.email for claim in judged}), "at most one verdict per claim"
+        assert len(self.server.messages) <= len(self.dotted), "no dot without a mark"
+        for claim, verdict in owner.verdicts:
+            was_past_its_dot = claim in self.dotted
             assert was_past_its_dot or isinstance(verdict, Deferred | Refused)
-            assert not (was_past_its_dot and claim in desk.requeued)
+            assert not (was_past_its_dot and claim in owner.requeued)
             assert not isinstance(verdict, Accepted | InDoubt) or was_past_its_dot
         if self.is_in_step:
-            assert self.talk.conversation.pipelining or self.server.asked <= 1, "a command did not wait"
-            assert sum(isinstance(verdict, Accepted) for _, verdict in desk.verdicts) <= self.accepted
+            assert self.talk.connection.commands.offers.pipelining or self.server.asked <= 1, "a command did not wait"
+            assert sum(isinstance(verdict, Accepted) for _, verdict in owner.verdicts) <= self.accepted
             assert not self.server.misorders
-        assert len(desk.ended) <= 1
+        assert len(owner.ended) <= 1
 
     def check_ends(self) -> None:
         """Each claim that was taken has ended in just one way."""
-        desk, conversation = self.talk.desk, self.talk.conversation
-        assert conversation.is_closed
-        assert len(desk.ended) == 1
-        judged = {claim.email for claim, _ in [*desk.verdicts, *desk.route_refusals]}
+        owner, connection = self.talk.owner, self.talk.connection
+        assert connection.is_closed
+        assert len(owner.ended) == 1
+        judged = {claim.outgoing.email for claim, _ in [*owner.verdicts, *owner.route_refusals]}
         for claim in self.claims:
             ends = [
-                claim in desk.ready,
-                claim.email in judged,
-                claim in desk.untouched_claims,
-                claim in desk.requeued,
-                claim in desk.asked,
+                claim in owner.ready,
+                claim.outgoing.email in judged,
+                claim in owner.unsent,
+                claim in owner.requeued,
+                claim in owner.asked,
                 claim in self.abandoned,
             ]
-            assert sum(ends) == 1, f"{claim.key} ended in {ends}"
+            assert sum(ends) == 1, f"{claim.outgoing.key} ended in {ends}"
 
 
 @given(
@@ -1211,7 +1194,7 @@ def test_whatever_is_said_each_claim_ends_once_and_no_dot_comes_without_a_mark(m
     for name, value in moves:
         play.move(name, value)
         play.check()
-    play.talk.conversation.connection_lost(None)
+    play.talk.connection.connection_lost(None)
     play.check()
     play.check_ends()
 
@@ -1220,15 +1203,15 @@ def test_whatever_is_said_each_claim_ends_once_and_no_dot_comes_without_a_mark(m
 @settings(deadline=None)
 def test_a_good_server_gets_each_message_once_and_whole(claims, pipelining, messages_max):
     play = Play(claims, pipelining=pipelining, messages_max=messages_max)
-    while not play.is_over and (play.server.is_asked or play.talk.desk.asked):
-        play.move("mark" if play.talk.desk.asked else "good", 0)
+    while not play.is_over and (play.server.is_asked or play.talk.owner.asked):
+        play.move("mark" if play.talk.owner.asked else "good", 0)
         play.check()
     sent = min(claims, messages_max)
     assert len(play.server.messages) == sent
     for claim, content in zip(play.claims, play.server.messages, strict=False):
         message = (b"\r\n" + content).replace(b"\r\n.", b"\r\n")[2:]
-        assert message.removesuffix(b"\r\n") == claim.message.removesuffix(b"\r\n")
-    assert [type(verdict) for _, verdict in play.talk.desk.verdicts] == [Accepted] * sent
+        assert message.removesuffix(b"\r\n") == claim.outgoing.message.removesuffix(b"\r\n")
+    assert [type(verdict) for _, verdict in play.talk.owner.verdicts] == [Accepted] * sent
 
 
 @pytest.mark.parametrize("pipelining", [True, False])
@@ -1236,7 +1219,7 @@ def test_redirected_mail_goes_to_one_address_whole_and_every_verdict_says_so(pip
     claims = [mail(), mail(b".dot\r\n"), mail()]
     talk = Talk(*claims, pipelining=pipelining, size=True, redirect_to="staging@example.com")
     written = b"".join(talk.wire.taken())
-    header = b"X-Outbox-Redirected-From: " + claims[0].recipient.encode() + b"\r\n"
+    header = b"X-Outbox-Redirected-From: " + claims[0].outgoing.recipient.encode() + b"\r\n"
     written += b"".join(talk.say("250", "250", "354"))
     assert written == (
         b"MAIL FROM:<reports@example.com> SIZE=%d\r\nRCPT TO:<staging@example.com>\r\nDATA\r\n" % len(header + HELLO)
@@ -1245,11 +1228,11 @@ def test_redirected_mail_goes_to_one_address_whole_and_every_verdict_says_so(pip
     )
     talk.mark()
     written = b"".join(talk.say("250 taken"))
-    assert talk.desk.verdicts[-1] == (claims[0], Accepted("redirected to staging@example.com: 250 taken"))
+    assert talk.owner.verdicts[-1] == (claims[0], Accepted("redirected to staging@example.com: 250 taken"))
     written += b"".join(talk.say("250", NOBODY, "554 no", "250", "250", "250", "354"))
-    assert isinstance(talk.desk.verdicts[-1][1], Refused)
-    assert talk.desk.verdicts[-1][1].reply.startswith(f"redirected to staging@example.com: {NOBODY}")
-    assert claims[1].recipient.encode() not in written
+    assert isinstance(talk.owner.verdicts[-1][1], Refused)
+    assert talk.owner.verdicts[-1][1].reply.startswith(f"redirected to staging@example.com: {NOBODY}")
+    assert claims[1].outgoing.recipient.encode() not in written
 
 
 # ── the last gate ────────────────────────────────────────────────────────────────────────────────────────────
@@ -1260,7 +1243,7 @@ def test_redirected_mail_goes_to_one_address_whole_and_every_verdict_says_so(pip
 def test_no_message_ends_before_its_end_and_none_with_nul_is_begun(pipelining, message):
     talk = Talk(mail(message), pipelining=pipelining)
     if b"\0" in message:
-        ((_, verdict),) = talk.desk.verdicts
+        ((_, verdict),) = talk.owner.verdicts
         assert isinstance(verdict, Refused)
         assert "NUL" in verdict.reply
         assert talk.wire.taken() == []
@@ -1274,15 +1257,14 @@ def test_no_message_ends_before_its_end_and_none_with_nul_is_begun(pipelining, m
 @pytest.mark.parametrize("bad", ["\r\nRCPT TO:<evil@example.com>", "\n", "\r", "\0", " SIZE=1", "> BODY=8BITMIME <"])
 @both_ways
 def test_an_address_that_could_be_taken_for_another_command_is_never_written(pipelining, field, bad):
-    claim, following = mail(), mail()
-    setattr(claim, field, f"a@example.com{bad}")
+    claim, following = mail(**{field: f"a@example.com{bad}"}), mail()
     talk = Talk(claim, following, pipelining=pipelining)
-    ((refused, verdict),) = talk.desk.verdicts
+    ((refused, verdict),) = talk.owner.verdicts
     assert refused is claim
     assert isinstance(verdict, Refused)
     assert f"the {field} has a control character" in verdict.reply
     assert b"evil" not in b"".join(talk.wire.taken())
-    assert talk.conversation.ahead is following
+    assert talk.connection.current is following
 
 
 def test_a_line_over_998_octets_is_a_dead_letter_before_it_is_signed():
@@ -1290,7 +1272,7 @@ def test_a_line_over_998_octets_is_a_dead_letter_before_it_is_signed():
         def sign(self, *_, **__):
             raise AssertionError("it was parsed")
 
-    talk = Talk(mail(b"Subject: x\r\n\r\n" + b" " * 3_000_000), letterhead=Letterhead({}, Signer()))
-    ((_, verdict),) = talk.desk.verdicts
+    talk = Talk(mail(b"Subject: x\r\n\r\n" + b" " * 3_000_000), headers=RouteHeaders({}, Signer()))
+    ((_, verdict),) = talk.owner.verdicts
     assert isinstance(verdict, Refused)
     assert "a line of more than 998 octets" in verdict.reply

@@ -5,17 +5,9 @@ import time
 import pytest
 
 from outbox.relay.refusals import RefusalJudge
-from outbox.smtp.reply_class import (
-    DEFAULTS,
-    TABLE,
-    About,
-    Refusal,
-    Stage,
-    classify,
-    is_server_trouble,
-    names_recipient,
-    row_of,
-)
+from outbox.smtp.refusal import About, Refusal, Stage
+from outbox.smtp.reply_class import classify, is_server_trouble, names_recipient, row_of
+from outbox.smtp.reply_table import DEFAULTS, TABLE
 from outbox.smtp.verdict import Deferred, Refused
 
 SENTENCES = {

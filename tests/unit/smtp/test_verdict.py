@@ -8,12 +8,12 @@ def follow(verdict, *, tries=1, doubt_s=None):
     return outcome_of(verdict, tries=tries, tries_max=3, backoff_s=30.0, again_s=2.0, doubt_s=doubt_s)
 
 
-def test_silence_before_hand_over_is_withdrawn():
-    assert judge_silence("cut", handed_over=False) == Withdrawn("cut")
+def test_silence_before_the_final_dot_is_withdrawn():
+    assert judge_silence("cut", dot_sent=False) == Withdrawn("cut")
 
 
-def test_silence_after_hand_over_is_in_doubt():
-    assert judge_silence("cut", handed_over=True) == InDoubt("cut")
+def test_silence_after_the_final_dot_is_in_doubt():
+    assert judge_silence("cut", dot_sent=True) == InDoubt("cut")
 
 
 @pytest.mark.parametrize("tries", [1, 2, 3, 4])

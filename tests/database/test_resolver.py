@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from outbox.relay.in_doubt import ASK_LEASE_S, HUNG_MAX, Inquirer
+from outbox.relay.resolver import ASK_LEASE_S, HUNG_MAX, ResolverRunner
 from tests.support.fleet import until
 
 GRACE_S = 1.0
@@ -24,8 +24,8 @@ async def make_due(connection):
     await connection.execute("UPDATE outbox.delivery SET due_at = now()")
 
 
-def inquirer(resolver):
-    return Inquirer(resolver, grace_s=GRACE_S, asks_max=3, wake=lambda: None)
+def runner_of(resolver):
+    return ResolverRunner(resolver, grace_s=GRACE_S, asks_max=3, wake=lambda: None)
 
 
 async def test_a_resolver_that_hangs_is_asked_a_few_times_and_then_no_more(doubtful):
@@ -36,7 +36,7 @@ async def test_a_resolver_that_hangs_is_asked_a_few_times_and_then_no_more(doubt
         go_on.wait()
         return True
 
-    it, now = inquirer(hang), 1000.0
+    it, now = runner_of(hang), 1000.0
     for _ in range(HUNG_MAX + 2):
         await make_due(doubtful)
         await it.ask(doubtful, now)
@@ -59,7 +59,7 @@ async def test_no_more_is_asked_while_answers_are_awaited(doubtful):
         asked.append(email.key)
         go_on.wait()
 
-    it = inquirer(wait)
+    it = runner_of(wait)
     await make_due(doubtful)
     await it.ask(doubtful, 1000.0)
     await make_due(doubtful)
@@ -81,7 +81,7 @@ async def test_a_resolver_that_hung_and_has_come_back_is_asked_again(doubtful):
         asked.append(email.key)
         go_on.wait()
 
-    it, now = inquirer(outage), 1000.0
+    it, now = runner_of(outage), 1000.0
     for _ in range(HUNG_MAX):
         await make_due(doubtful)
         await it.ask(doubtful, now)
@@ -105,17 +105,17 @@ async def test_a_resolver_that_raises_whatever_it_is_does_not_know(doubtful, err
     async def asynchronous(_email):
         raise error
 
-    it = inquirer(asynchronous if is_async else plain)
+    it = runner_of(asynchronous if is_async else plain)
     await make_due(doubtful)
     await it.ask(doubtful, 1000.0)
     await until(lambda: it.answers, "it does not know")
     assert it.answers[0].accepted is None
-    assert "raised" in it.answers[0].said
+    assert "raised" in it.answers[0].reply
 
 
 async def test_an_answer_is_not_taken_for_another_emails_that_has_its_id_after_a_failover(doubtful):
     go_on = threading.Event()
-    it = inquirer(lambda _email: go_on.wait())
+    it = runner_of(lambda _email: go_on.wait())
     await make_due(doubtful)
     await it.ask(doubtful, 1000.0)
     await doubtful.execute("UPDATE outbox.email SET key = 'other', recipient = 'other@example.com'")

@@ -1,8 +1,8 @@
-"""Which late verdicts are worth an alarm."""
+"""Late verdicts that are worth an alarm."""
 
 import pytest
 
-from outbox.relay.ledger import Settlement, contradicts
+from outbox.relay.settlement import Settlement, contradicts
 from outbox.smtp.verdict import Outcome
 
 SENT = Outcome("sent", "accepted", "250 ok")
