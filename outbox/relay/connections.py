@@ -151,7 +151,7 @@ class Connections:
             self._open(probing=True)
 
     def limit(self, reason: str, *, opening: int) -> float | None:
-        """Do with fewer, since the server said so. Return in how many seconds one more may be opened; None if it grants
+        """Do with fewer, as the server wants. Return in how many seconds one more may be opened; None if it grants
         none at all, so that the route is paused.
 
         `opening` is 1 if the refused one is one of those that are being opened.

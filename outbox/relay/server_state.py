@@ -124,7 +124,7 @@ class ServerState:
         return judgement
 
     def on_rate_limit(self, reply: str, started_at: float) -> None:
-        """Send more slowly, since the server said so to a try of that time. A used-up quota pauses the route too."""
+        """Send more slowly, since the rate was the reason against a try of that time. A used-up quota pauses, too."""
         self._refuse_rate(reply, started_at)
         self._limited_in_a_row += 1
         now = time.monotonic()

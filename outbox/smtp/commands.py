@@ -38,7 +38,7 @@ class Commands:
         parameters = f" SIZE={size}" if self.offers.size else ""
         parameters += self._body_parameters(sender, outgoing, prepared)
         if self.asks_bounces and self.offers.dsn:
-            # RET=HDRS: a bounce with the whole report would show it to whoever reads bounces.
+            # RET=HDRS: a bounce with the whole report would show it to all who read bounces.
             parameters += f" RET=HDRS ENVID={outgoing.token}" if outgoing.token else " RET=HDRS"
         return f"MAIL FROM:<{sender}>{parameters}\r\n".encode()
 

@@ -76,7 +76,7 @@ def _write(path: Path, *parts: bytes | bytearray) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        path.unlink(missing_ok=True)  # a full disk needs the room
+        path.unlink(missing_ok=True)  # a full disk needs the space
         raise
 
 

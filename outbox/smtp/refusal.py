@@ -6,7 +6,7 @@ from typing import Final
 
 from outbox.smtp.verdict import REPLY_CHARACTERS_MAX, Deferred, Refused
 
-TAKES_NOTHING: Final = 454  # Amazon SES, and `maildir`: nothing from anybody for now, said to any command or the dot
+TAKES_NOTHING: Final = 454  # Amazon SES, and `maildir`: no mail at all for now, in reply to any command or the dot
 
 
 class Stage(StrEnum):
@@ -33,8 +33,8 @@ class About(Enum):
     UNCLEAR = auto()
     """This recipient or message, unless several different ones get the same reply in a row: then the route."""
     RELAYING = auto()
-    """The route, unless the server accepts other mail from the same sender at that time: then this recipient. Not said
-    of MAIL, where no recipient is named yet."""
+    """The route, unless the server accepts other mail from the same sender at that time: then this recipient. Not used
+    for MAIL, where no recipient is named yet."""
     ROUTE = auto()
     """The sender, this host, the login or our own syntax: the mail stays pending, and a person must act."""
     SESSION = auto()
@@ -60,10 +60,10 @@ class Refusal:
     @property
     def reply(self) -> str:
         """The reply as the attempt's trail keeps it."""
-        said = f"{self.code} {self.text}"[:REPLY_CHARACTERS_MAX]
+        reply = f"{self.code} {self.text}"[:REPLY_CHARACTERS_MAX]
         if self.stage != Stage.DOT:
-            said = f"{said} (to {self.stage})"
-        return f"redirected to {self.redirected_to}: {said}" if self.redirected_to else said
+            reply = f"{reply} (to {self.stage})"
+        return f"redirected to {self.redirected_to}: {reply}" if self.redirected_to else reply
 
     @property
     def is_syntax(self) -> bool:

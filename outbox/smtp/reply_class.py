@@ -1,4 +1,4 @@
-"""Classification of SMTP replies: which part of the conversation a refusal is about. Pure.
+"""Classification of SMTP replies: the subject of a refusal. Pure.
 
 The first digit shows if a later try may succeed. It does not show whose problem the refusal is: 550 answers an unknown
 user, a sender over its daily limit and a host on a blocklist. Only a refusal of the recipient or of the message may be
