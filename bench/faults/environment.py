@@ -19,7 +19,7 @@ from typing import Any, Final
 import asyncpg
 
 from bench.faults.mail_server import Mail
-from bench.faults.server import Host, Life
+from bench.faults.server import Host, ServerProcess
 from bench.faults.workload import DRAIN_S, REPLY_S, RESOLVER, settings_of
 from bench.harness.environment import HOUSE, start
 from bench.harness.fault_proxy import Proxy
@@ -34,7 +34,7 @@ ADMIN_S: Final = 20.0
 
 
 @dataclass(eq=False)
-class Arena:
+class Environment:
     """Everything that a fault may take hold of."""
 
     postgres: Server
@@ -45,7 +45,7 @@ class Arena:
     lease_s: float
     patience_s: float = 2.0
     """How long a fault waits for its victim to have begun a message."""
-    lives: list[Life] = field(default_factory=list)
+    processes: list[ServerProcess] = field(default_factory=list)
     closing: bool = False
     postgres_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Of the faults of Postgres: one at a time."""
@@ -91,13 +91,13 @@ class Arena:
         return made[0]
 
     async def fail_over(self, standby: Server) -> None:
-        """The Postgres in charge is lost with its host, and the standby takes its place under the same address."""
+        """Lose the primary with its host, and promote the standby, which takes over its address."""
         await self._in_postgres_thread(lambda: self.postgres.stop("immediate"))
         await self._in_postgres_thread(standby.promote)
         self._lead_to(standby)
 
     async def freeze_over(self, standby: Server) -> Server:
-        """The Postgres in charge is frozen with all its sessions, and the standby takes its place; gives the former."""
+        """Freeze the primary with all its sessions, promote the standby, and return the former primary."""
         former = self.postgres
         freeze(former)
         try:
@@ -109,7 +109,7 @@ class Arena:
         return former
 
     async def thaw_back(self, former: Server) -> None:
-        """The former Postgres goes on as it was, in charge again; the one that took its place is lost with its host."""
+        """Thaw the former primary, which leads again, and lose the one that replaced it with its host."""
         lost = self.postgres
         thaw(former)
         await self._in_postgres_thread(partial(kill, lost))
@@ -127,13 +127,13 @@ class Arena:
         # Always the same thread: the kernel stops the server when the thread that forked it ends.
         await asyncio.get_running_loop().run_in_executor(self._postgres_thread, work)
 
-    async def run(self, host: Host, what: str, *words: str) -> Life:
+    async def run(self, host: Host, what: str, *words: str) -> ServerProcess:
         """Start `outbox …` on a server."""
-        process = await start("outbox", *words, directory=host.directory, package=host.package)
-        over = asyncio.get_running_loop().create_task(process.communicate())
-        life = Life(len(self.lives), what, host.number, process, over, time.time())
-        self.lives.append(life)
-        return life
+        child = await start("outbox", *words, directory=host.directory, package=host.package)
+        over = asyncio.get_running_loop().create_task(child.communicate())
+        process = ServerProcess(len(self.processes), what, host.number, child, over, time.time())
+        self.processes.append(process)
+        return process
 
     async def fire_cron(self, host: Host) -> None:
         """`outbox generate`, unless the last one still runs; one that a fault kills is fired again."""
@@ -141,7 +141,7 @@ class Arena:
             host.cron = await self.run(host, "generate", "generate")
             self._keep(self._refire(host, host.cron))
 
-    async def _refire(self, host: Host, cron: Life) -> None:
+    async def _refire(self, host: Host, cron: ServerProcess) -> None:
         await cron.ended()
         if cron.ended_by is not None and not self.closing:
             await asyncio.sleep(self._pause_s(cron))
@@ -152,15 +152,15 @@ class Arena:
         host.relay = await self.run(host, "relay", "relay")
         self._keep(self._restart(host, host.relay))
 
-    async def _restart(self, host: Host, relay: Life) -> None:
+    async def _restart(self, host: Host, relay: ServerProcess) -> None:
         await relay.ended()
         if not self.closing:
             await asyncio.sleep(self._pause_s(relay))
         if not self.closing:
             await self.keep_relay(host)
 
-    def _pause_s(self, life: Life) -> float:
-        return random.Random(f"{self.seed}/pause/{life.number}").uniform(0.1, 0.5)
+    def _pause_s(self, process: ServerProcess) -> float:
+        return random.Random(f"{self.seed}/pause/{process.number}").uniform(0.1, 0.5)
 
     def _keep(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -168,13 +168,13 @@ class Arena:
         task.add_done_callback(self._keepers.discard)
 
     def whose(self, visit: Visit) -> int:
-        """The number of the relay's life that a visit to the mail server comes from; -1 if nobody knows."""
+        """The number of the relay's process that a visit to the mail server comes from; -1 if nobody knows."""
         for host in self.hosts:
             if host.owns(visit.peer[1]) and host.relay is not None:
                 return host.relay.number
         return -1
 
-    async def busy_relay(self, number: int) -> Life | None:
+    async def busy_relay(self, number: int) -> ServerProcess | None:
         """The server's relay, once it has begun a message; when patience ends, as it is; None if none is there."""
         host, end = self.hosts[number], time.monotonic() + self.patience_s
         while time.monotonic() < end:
@@ -190,16 +190,16 @@ class Arena:
         while True:
             standing = {row["pid"] for row in await self.sql(RELAYS, RELAY_LOCKS)}
             relays = [host.relay for host in self.hosts]
-            if all(one is not None and one.is_running and one.process.pid in standing for one in relays):
+            if all(one is not None and one.is_running and one.child.pid in standing for one in relays):
                 return True
             if time.monotonic() >= end:
                 return False
             await asyncio.sleep(0.05)
 
-    async def stop_relays(self) -> list[Life]:
+    async def stop_relays(self) -> list[ServerProcess]:
         """SIGTERM to all; gives those that did not end with 0 in their time."""
         self.closing = True
-        relays = [life for life in self.lives if life.what == "relay" and life.is_alive]
+        relays = [process for process in self.processes if process.what == "relay" and process.is_alive]
         for relay in relays:
             relay.send(signal.SIGTERM)
         bad = []
@@ -219,17 +219,17 @@ class Arena:
         for host in self.hosts:
             host.database.heal()
             host.smtp.heal()
-        for life in self.lives:
-            if life.is_alive:
-                life.send(signal.SIGCONT)
+        for process in self.processes:
+            if process.is_alive:
+                process.send(signal.SIGCONT)
         self.mail.calm()
 
     async def close(self) -> None:
         """End what is left."""
         self.closing = True
-        for life in self.lives:
-            if life.is_alive:
-                life.send(signal.SIGKILL)
+        for process in self.processes:
+            if process.is_alive:
+                process.send(signal.SIGKILL)
         await asyncio.gather(*self._keepers, return_exceptions=True)
         if self._admin is not None:
             self._admin.terminate()
@@ -243,7 +243,7 @@ def socket_of(server: Server) -> Path:
 
 
 @asynccontextmanager
-async def arena(
+async def open_environment(
     postgres: Server,
     directory: Path,
     *,
@@ -255,7 +255,7 @@ async def arena(
     in_doubt: str = "hold",
     reply_s: float = REPLY_S,
     packages: Sequence[Path] = (),
-) -> AsyncIterator[Arena]:
+) -> AsyncIterator[Environment]:
     """The parts, with a schema, nobody to write to, and nothing running yet.
 
     Server n runs the `outbox` below packages[n % len(packages)], so that a fleet may be of two versions.
@@ -281,12 +281,12 @@ async def arena(
                 (host.directory / "mailserver.py").write_text(RESOLVER)
                 settings = settings_of(host, lease_s, connections, in_doubt, reply_s, routes=routes)
                 (host.directory / "outbox.toml").write_text(settings)
-            place = Arena(postgres, sink, mail, hosts, seed, lease_s)
-            mail.whose = place.whose
+            environment = Environment(postgres, sink, mail, hosts, seed, lease_s)
+            mail.whose = environment.whose
             try:
-                yield place
+                yield environment
             finally:
-                await place.close()
+                await environment.close()
         finally:
             for host in hosts:
                 await host.database.__aexit__()

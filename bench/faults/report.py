@@ -47,7 +47,7 @@ def judge(options: Options, record: Record, unorderly: Sequence[str]) -> Verdict
         },
         "stories": {address: record.story(address) for one in violations for address in one.addresses[:STORIES_MAX]},
         "doubts_by_fault": record.doubts_by_fault(),
-        "moods_met": dict(sorted(record.arena.mail.met.items())),
+        "moods_met": dict(sorted(record.environment.mail.met.items())),
         "tracebacks": _tracebacks(record),
         "arguments": options.as_row(),
         "schedule": [struck.as_row() for struck in record.strikes],
@@ -59,7 +59,7 @@ def judge(options: Options, record: Record, unorderly: Sequence[str]) -> Verdict
 
 
 def _tracebacks(record: Record) -> dict[str, int]:
-    logs = {host.number: (host.directory / "log") for host in record.arena.hosts}
+    logs = {host.number: (host.directory / "log") for host in record.environment.hosts}
     counts = {f"server-{n}": log.read_text(errors="replace").count("Traceback (") for n, log in logs.items()}
     return {name: count for name, count in counts.items() if count}
 

@@ -11,13 +11,13 @@ from bench.harness.fault_proxy import Proxy
 
 
 @dataclass(eq=False)
-class Life:
-    """A process from start to end. `ended_by` is the fault that ended it; None while it lives or if it ended itself."""
+class ServerProcess:
+    """Process from start to end. `ended_by` is the fault that ended it; None while it runs or if it ended by itself."""
 
     number: int
     what: str
     host: int
-    process: asyncio.subprocess.Process
+    child: asyncio.subprocess.Process
     over: asyncio.Task[Any]
     began_at: float
     ended_at: float | None = None
@@ -26,17 +26,17 @@ class Life:
     @property
     def is_alive(self) -> bool:
         """Whether it has not been seen to end."""
-        return self.process.returncode is None
+        return self.child.returncode is None
 
     @property
     def is_running(self) -> bool:
-        """Whether it lives, and no fault has told it to end."""
+        """Whether it processes, and no fault has told it to end."""
         return self.is_alive and self.ended_by is None
 
     def send(self, signum: int) -> None:
         """A signal, if it is still there."""
         with suppress(ProcessLookupError):
-            self.process.send_signal(signum)
+            self.child.send_signal(signum)
 
     def end(self, fault: str, signum: int) -> None:
         """A signal that ends it."""
@@ -47,9 +47,9 @@ class Life:
     async def ended(self) -> int:
         """Wait for its end; gives its exit code."""
         await asyncio.shield(self.over)
-        assert self.process.returncode is not None
+        assert self.child.returncode is not None
         self.ended_at = self.ended_at or time.time()
-        return self.process.returncode
+        return self.child.returncode
 
 
 @dataclass(eq=False)
@@ -61,8 +61,8 @@ class Host:
     package: Path
     database: Proxy
     smtp: Proxy
-    relay: Life | None = None
-    cron: Life | None = None
+    relay: ServerProcess | None = None
+    cron: ServerProcess | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Of the faults that end its processes, so that each ends one of its own."""
 

@@ -57,7 +57,7 @@ class Line:
 
 
 @dataclass
-class World:
+class Environment:
     """What a run works with."""
 
     directory: Path
@@ -89,7 +89,7 @@ class World:
         self.write_settings()
 
     def write_settings(self) -> None:
-        """outbox.toml for this world."""
+        """outbox.toml for this environment."""
         (self.directory / "outbox.toml").write_text(
             SETTINGS.format(database=self.database, smtp=self.smtp, connections=self.connections, further=self.further)
         )
@@ -111,7 +111,7 @@ class World:
     async def start(
         self, *command: str, python: str = sys.executable, settings: Mapping[str, str] = {}
     ) -> asyncio.subprocess.Process:
-        """A Python module's command in this world's directory."""
+        """A Python module's command in this environment's directory."""
         return await start(*command, directory=self.directory, python=python, settings=settings)
 
     @asynccontextmanager
@@ -166,7 +166,7 @@ class World:
         return self.lines(since)
 
 
-def environment(package: Path = HOUSE) -> dict[str, str]:
+def process_env(package: Path = HOUSE) -> dict[str, str]:
     """Ours without OUTBOX_* settings, with the `outbox` of that directory."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     return {**kept, "PYTHONPATH": str(package)}
@@ -191,7 +191,7 @@ async def start(
             "-m",
             *command,
             cwd=directory,
-            env={**environment(package), **settings},
+            env={**process_env(package), **settings},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
@@ -207,9 +207,9 @@ def server() -> Iterator[Server]:
 
 
 @asynccontextmanager
-async def world(
+async def open_environment(
     url: str, *, connections: int, further: str = "", sink: Sequence[str] = ("outbox.sandbox.smtp_sink",)
-) -> AsyncIterator[World]:
+) -> AsyncIterator[Environment]:
     """A sink process, which is this module's command, and a connection for one run."""
     with tempfile.TemporaryDirectory(prefix="outbox-bench-") as name:
         directory = Path(name)
@@ -219,7 +219,7 @@ async def world(
         address = (await mailserver.stdout.readline()).decode().split()[1]
         connection = await asyncpg.connect(url)
         try:
-            yield World(directory, url, f"smtp://{address}", journal, connection, connections, further)
+            yield Environment(directory, url, f"smtp://{address}", journal, connection, connections, further)
         finally:
             await connection.close()
             mailserver.send_signal(signal.SIGTERM)

@@ -22,7 +22,7 @@ from pathlib import Path
 from select import select
 from typing import Final, TextIO
 
-from bench.harness.environment import World, start
+from bench.harness.environment import Environment, start
 
 PORTION: Final = 65_536
 BACKLOG: Final = 1024
@@ -140,17 +140,17 @@ class Opened:
 
 
 @asynccontextmanager
-async def slowed(place: World, round_trip_s: float) -> AsyncIterator[tuple[World, Path]]:
-    """The same world with its mail server so far away, and the file with its connections (`opened`)."""
-    journal = place.directory / f"connections-{time.monotonic_ns()}"
-    host, port = place.smtp.removeprefix("smtp://").rsplit(":", 1)
+async def slowed(environment: Environment, round_trip_s: float) -> AsyncIterator[tuple[Environment, Path]]:
+    """The same environment with its mail server so far away, and the file with its connections (`opened`)."""
+    journal = environment.directory / f"connections-{time.monotonic_ns()}"
+    host, port = environment.smtp.removeprefix("smtp://").rsplit(":", 1)
     proxy = await start(
-        "bench.harness.latency_proxy", host, port, str(round_trip_s), str(journal), directory=place.directory
+        "bench.harness.latency_proxy", host, port, str(round_trip_s), str(journal), directory=environment.directory
     )
     assert proxy.stdout is not None
     try:
         address = (await proxy.stdout.readline()).decode().split()[1]
-        yield replace(place, smtp=f"smtp://{address}"), journal
+        yield replace(environment, smtp=f"smtp://{address}"), journal
     finally:
         proxy.send_signal(signal.SIGTERM)
         await proxy.communicate()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.harness.die_with_parent import die_with_parent
-from bench.harness.environment import HOUSE, RESULTS, environment
+from bench.harness.environment import HOUSE, RESULTS, process_env
 from bench.harness.figures import Target, show, verdict
 
 # For a look at whether all of it works: the figures are worth little, and they replace those that were there.
@@ -98,5 +98,5 @@ def _arguments(name: str, runs: int | None, *, quick: bool) -> tuple[str, ...]:
 def _run(name: str, arguments: tuple[str, ...]) -> Benchmark:
     print(f"\n{name}", flush=True)
     command = [sys.executable, "-m", "bench", name, *arguments]
-    ended = subprocess.run(command, cwd=HOUSE, env=environment(), check=False, preexec_fn=die_with_parent)
+    ended = subprocess.run(command, cwd=HOUSE, env=process_env(), check=False, preexec_fn=die_with_parent)
     return Benchmark(name, arguments, ended.returncode == 0)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from bench.harness.environment import World, world
+from bench.harness.environment import Environment, open_environment
 from bench.harness.figures import Spread, Target, keep, show
 from bench.speed.one_relay import message_of
 
@@ -51,18 +51,18 @@ def _wrong(one: dict[str, float]) -> float:
 
 async def _once(url: str, rate: float, seconds: float) -> dict[str, float]:
     """The shares of the rate in the emptiest and the fullest window, and how fairly those that stayed shared it."""
-    async with world(url, connections=16, further=f'rate = "{rate:g}/s"') as place:
-        await place.reset(0)
-        await place.put_emails(int(rate * (seconds + 3 * WINDOW_S)), message_of(SIZE))
-        async with place.relaying(STANDING):
-            staying = [r["id"] for r in await place.connection.fetch("SELECT id FROM outbox.relay")]
-            since = place.mark()
-            await place.accepted(1, since, WINDOW_S)
+    async with open_environment(url, connections=16, further=f'rate = "{rate:g}/s"') as environment:
+        await environment.reset(0)
+        await environment.put_emails(int(rate * (seconds + 3 * WINDOW_S)), message_of(SIZE))
+        async with environment.relaying(STANDING):
+            staying = [r["id"] for r in await environment.connection.fetch("SELECT id FROM outbox.relay")]
+            since = environment.mark()
+            await environment.accepted(1, since, WINDOW_S)
             await asyncio.sleep(UP_S)
-            async with _unrest(place):
+            async with _unrest(environment):
                 await asyncio.sleep(seconds)
-            ats = sorted(line.at for line in place.lines(since))
-            shares = [row["count"] for row in await place.connection.fetch(SHARES, staying)]
+            ats = sorted(line.at for line in environment.lines(since))
+            shares = [row["count"] for row in await environment.connection.fetch(SHARES, staying)]
     counted = [at for at in ats if at >= ats[0] + UP_S]
     counts = within(counted, WINDOW_S)
     gaps = [later - earlier for earlier, later in zip(counted, counted[9:], strict=False)]
@@ -75,14 +75,14 @@ async def _once(url: str, rate: float, seconds: float) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def _unrest(place: World) -> AsyncIterator[None]:
+async def _unrest(environment: Environment) -> AsyncIterator[None]:
     """Two others come for a few seconds, and again; every third of them is killed in the midst of its work."""
 
     async def come_and_go() -> None:
         number = 0
         while True:
             number += 1
-            relay = await place.start("outbox", "relay")
+            relay = await environment.start("outbox", "relay")
             try:
                 await asyncio.sleep(STAY_S)
             finally:
