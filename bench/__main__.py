@@ -36,7 +36,7 @@ app.command()(faults)
 
 @app.command()
 def fleet(servers: int = 4, relays: int = 4, recipients: int = 40, connections: int = 16, runs: int = 5) -> None:
-    """N servers fire their cron at once while M relays run."""
+    """Fire the cron of N servers at once while M relays run."""
     run(
         lambda url: fleet_bench.measure(
             url, servers=servers, relays=relays, recipients=recipients, connections=connections, runs=runs
@@ -51,7 +51,7 @@ def relay(
     connections: Annotated[list[int], typer.Option(help="Repeat for several.")] = [16, 64],  # noqa: B006 - typer copies
     runs: int = 5,
 ) -> None:
-    """One relay process against two loops without a database: one by hand to smtp-sink, and aiosmtplib's sendmail."""
+    """Compare one relay process with two loops without a database: by hand to smtp-sink, and aiosmtplib's sendmail."""
     run(lambda url: relay_bench.measure(url, emails=emails, size=size, connections=connections, runs=runs))
 
 
@@ -61,7 +61,7 @@ def generate(
     many: Annotated[int, typer.Option(help="Also for so many, with the peak of memory; 0: not.")] = 1_000_000,
     runs: int = 5,
 ) -> None:
-    """Making reports, against a bare loop that renders and builds the same without a database."""
+    """Compare generate with a bare loop that renders and builds the same without a database."""
     run(lambda url: generate_bench.measure(url, recipients=recipients, many=many, runs=runs))
 
 
@@ -77,7 +77,7 @@ def peers(
     runs: Annotated[int, typer.Option(min=1)] = 5,
     only: Annotated[list[str], typer.Option(help=f"Repeat for several of: {', '.join(NAMES)}.")] = [],  # noqa: B006 - typer copies
 ) -> None:
-    """The same kind of emails, drained by outbox and by each peer at its documented best; one relay and smtp-source."""
+    """Drain the same emails with outbox and with each peer at its documented best; one relay and smtp-source."""
     if unknown := [name for name in only if name not in NAMES]:
         raise typer.BadParameter(f"--only {unknown[0]}: write one of {', '.join(NAMES)}.")
     run(
@@ -107,7 +107,7 @@ def growth(
         growth_bench.PARTS
     ),
 ) -> None:
-    """What an email costs as tables grow; the largest of --settled is some 10 GB for ten million."""
+    """Measure the cost of an email as tables grow; the largest of --settled is some 10 GB for ten million."""
     if unknown := set(parts.split(",")) - set(growth_bench.PARTS):
         raise typer.BadParameter(f"--parts {unknown.pop()}: write some of {', '.join(growth_bench.PARTS)}.")
     run(
@@ -127,13 +127,13 @@ def _numbers(text: str) -> list[int]:
 
 @app.command()
 def takeover(rounds: int = 100, lost_rounds: int = 10, lease: Annotated[float, typer.Option(min=2)] = 10.0) -> None:
-    """From SIGKILL, SIGSTOP or black hole of a relay until others have sent what it held."""
+    """Measure the time from the loss of a relay (SIGKILL, SIGSTOP, black hole) until others have sent what it held."""
     takeover_bench.measure(rounds=rounds, lost_rounds=lost_rounds, lease_s=lease)
 
 
 @app.command()
 def startup(recipients: int = 40, runs: int = 15) -> None:
-    """What `outbox --help` and a `generate` with nothing to do cost, against bare imports."""
+    """Compare `outbox --help` and a `generate` with nothing to do with bare imports."""
     run(lambda url: startup_bench.measure(url, recipients=recipients, runs=runs))
 
 
@@ -146,7 +146,7 @@ def web(
     emails: Annotated[str, typer.Option(help="Of which the board shows.")] = "10000,1000000",
     board_seconds: Annotated[float, typer.Option(help="For each page of the board.", min=1)] = 10,
 ) -> None:
-    """Pages of `outbox web` while requests come at a fixed rate: a report's (a million are some 3 GB), the board's."""
+    """Measure pages of `outbox web` while requests come at a fixed rate: a report's (a million: 3 GB), the board's."""
     run(lambda url: web_bench.measure(url, reports=_numbers(reports), rate=rate, seconds=seconds, runs=runs))
     run(lambda url: board_bench.measure(url, emails=_numbers(emails), seconds=board_seconds))
 
@@ -157,7 +157,7 @@ def latency(
     singles: int = 200,
     runs: int = 5,
 ) -> None:
-    """From the COMMIT of a single email to its acceptance, with an idle fleet: by NOTIFY, and by polls alone."""
+    """Measure from the COMMIT of a single email to its acceptance by an idle fleet: with NOTIFY, and by polls alone."""
     run(lambda url: latency_bench.measure(url, relays=relays, singles=singles, runs=runs))
 
 
@@ -170,7 +170,7 @@ def relays(
     idle_s: float = 30.0,
     runs: int = 5,
 ) -> None:
-    """Fleets of several sizes on one backlog, and what many idle relays cost."""
+    """Measure fleets of several sizes on one backlog, and the cost of many idle relays."""
     run(
         lambda url: relays_bench.measure(
             url, relays=count, emails=emails, connections=connections, idle=idle, idle_s=idle_s, runs=runs
@@ -184,7 +184,7 @@ def rate(
     seconds: Annotated[float, typer.Option(min=15)] = 30.0,
     runs: int = 5,
 ) -> None:
-    """How exact the fleet's rate is while relays come, go and are killed."""
+    """Measure the precision of the fleet's rate while relays come, go and are killed."""
     run(lambda url: rate_bench.measure(url, rates=rates, seconds=seconds, runs=runs))
 
 
@@ -195,7 +195,7 @@ def roundtrip(
     connections: int = 64,
     runs: int = 5,
 ) -> None:
-    """Mail over a slow network: one connection against what round trips allow, and how many a relay opens."""
+    """Measure mail over a slow network: one connection against what round trips allow, and how many a relay opens."""
     run(
         lambda url: roundtrip_bench.measure(url, round_trips_ms=ms, seconds=seconds, connections=connections, runs=runs)
     )
@@ -209,13 +209,13 @@ def scale(
     sessions: Annotated[int, typer.Option(help="That PgBouncer has with Postgres.")] = 4,
     runs: int = 5,
 ) -> None:
-    """Past one Postgres by itself: a synchronous standby, two servers side by side, crons on PgBouncer."""
+    """Measure more than one Postgres: a synchronous standby, two servers side by side, crons on PgBouncer."""
     asyncio.run(scale_bench.measure(emails=emails, crons=crons, recipients=recipients, sessions=sessions, runs=runs))
 
 
 @app.command()
 def plots(out: Annotated[Path, typer.Option(help="The page.")] = plots_bench.PAGE) -> None:
-    """One page of what bench/results holds; what is not there is left out."""
+    """Draw one page of the results in bench/results."""
     from bench.harness.svg import draw
 
     found = plots_bench.panels()
@@ -232,7 +232,7 @@ def everything(
         bool, typer.Option("--quick", help="As little as shows that all works; replaces the results.")
     ] = False,
 ) -> None:
-    """All benchmarks, then the page, then one table of targets: exit 0 when all were met, 1 when not."""
+    """Run all benchmarks, then draw the page and one table of targets: exit 0 when all were met, 1 when not."""
     named = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     names = [name for name in named if name not in NO_BENCHMARKS]
     raise typer.Exit(not all_benchmarks.run_all([*names, "plots"], runs=runs, quick=quick))

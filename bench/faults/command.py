@@ -17,7 +17,7 @@ USUAL = Options()
 
 
 def faults(
-    seed: Annotated[int, typer.Option(help="All of the schedule and of the mail server's moods comes from it.")] = 1,
+    seed: Annotated[int, typer.Option(help="The schedule and the mail server's misbehaviour come from it.")] = 1,
     seeds: Annotated[str, typer.Option(help="Several, as 1..20.", metavar="A..B")] = "",
     count: Annotated[int, typer.Option(help="So many seeds from --seed on.", min=1)] = 1,
     soak: Annotated[float, typer.Option(help="Seeds from --seed on for so many minutes, to the first violation.")] = 0,
@@ -47,7 +47,7 @@ def faults(
     ] = [],  # noqa: B006 - typer copies
     out: Annotated[Path, typer.Option(help="Where DIR/SEED/verdict.json and timeline.svg go.")] = USUAL.out,
 ) -> None:
-    """Faults on a fleet, and the checker's verdict: exit 0 when the promise was kept, 1 when not."""
+    """Run faults on a fleet and judge the result: exit 0 if no law was broken, else 1."""
     kinds = MIX if faults == "all" else tuple(faults.split(","))
     _require_known(kinds, in_doubt, schedule, package)
     options = Options(

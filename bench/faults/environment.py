@@ -1,4 +1,4 @@
-"""The real parts of a fault run: Postgres, the mail server, and servers that reach both through proxies of their own.
+"""Environment of a fault run: Postgres, the mail server, and servers that reach both through proxies of their own.
 
 A server runs a relay, which is started again when it ends as systemd would do it, and a `generate` when cron fires.
 The faults are in `nemesis`; here is what they take hold of.
@@ -35,7 +35,7 @@ ADMIN_S: Final = 20.0
 
 @dataclass(eq=False)
 class Environment:
-    """Everything that a fault may take hold of."""
+    """Everything on which a fault may act."""
 
     postgres: Server
     sink: Sink
@@ -56,11 +56,11 @@ class Environment:
     _keepers: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def sql(self, statement: str, *values: Any, deadline_s: float = ADMIN_S) -> list[Any]:
-        """Rows of a statement of ours."""
+        """Return the rows of a statement of the harness."""
         return list(await self.with_admin(lambda admin: admin.fetch(statement, *values), deadline_s=deadline_s))
 
     async def with_admin(self, work: Callable[[Any], Awaitable[Any]], *, deadline_s: float = ADMIN_S) -> Any:
-        """Do it on a connection of ours, that no fault but Postgres' own blocks; tried again until the deadline."""
+        """Run `work` on our own connection, which only faults of Postgres end; repeat it until the deadline."""
         end = time.monotonic() + deadline_s
         while True:
             try:
@@ -76,15 +76,15 @@ class Environment:
                 await asyncio.sleep(0.05)
 
     async def stop_postgres(self, mode: StopMode) -> None:
-        """Stop it."""
+        """Stop Postgres."""
         await self._in_postgres_thread(lambda: self.postgres.stop(mode))
 
     async def start_postgres(self) -> None:
-        """Start it again."""
+        """Start Postgres again."""
         await self._in_postgres_thread(self.postgres.start)
 
     async def add_standby(self, name: str) -> Server:
-        """A streaming standby of the Postgres that is in charge."""
+        """Start a streaming standby of the primary."""
         made: list[Server] = []
         work = partial(standby, self.postgres, name=name, settings={"synchronous_commit": "on"})
         await self._in_postgres_thread(lambda: made.append(self._standbys.enter_context(work())))
@@ -136,7 +136,7 @@ class Environment:
         return process
 
     async def fire_cron(self, host: Host) -> None:
-        """`outbox generate`, unless the last one still runs; one that a fault kills is fired again."""
+        """Run `outbox generate`, unless the last one still runs; one that a fault kills is started again."""
         if host.cron is None or not host.cron.is_alive:
             host.cron = await self.run(host, "generate", "generate")
             self._keep(self._refire(host, host.cron))
@@ -148,7 +148,7 @@ class Environment:
             await self.fire_cron(host)
 
     async def keep_relay(self, host: Host) -> None:
-        """A relay, and another one a short pause after its end, until we close."""
+        """Run a relay, and another one a short pause after its end, until the environment closes."""
         host.relay = await self.run(host, "relay", "relay")
         self._keep(self._restart(host, host.relay))
 
@@ -168,14 +168,14 @@ class Environment:
         task.add_done_callback(self._keepers.discard)
 
     def whose(self, visit: Visit) -> int:
-        """The number of the relay's process that a visit to the mail server comes from; -1 if nobody knows."""
+        """Return the number of the relay's process from which a visit comes; -1 if it is unknown."""
         for host in self.hosts:
             if host.owns(visit.peer[1]) and host.relay is not None:
                 return host.relay.number
         return -1
 
     async def busy_relay(self, number: int) -> ServerProcess | None:
-        """The server's relay, once it has begun a message; when patience ends, as it is; None if none is there."""
+        """Return the server's relay, once it has begun a message or `patience_s` is over; None if there is none."""
         host, end = self.hosts[number], time.monotonic() + self.patience_s
         while time.monotonic() < end:
             relay = host.relay
@@ -197,7 +197,7 @@ class Environment:
             await asyncio.sleep(0.05)
 
     async def stop_relays(self) -> list[ServerProcess]:
-        """SIGTERM to all; gives those that did not end with 0 in their time."""
+        """Send SIGTERM to all relays; return those that did not end with exit code 0 in time."""
         self.closing = True
         relays = [process for process in self.processes if process.what == "relay" and process.is_alive]
         for relay in relays:
@@ -215,7 +215,7 @@ class Environment:
         return bad
 
     def heal(self) -> None:
-        """Every network whole, every process running, every mood gone."""
+        """Restore every network, resume every process and end the mail server's misbehaviour."""
         for host in self.hosts:
             host.database.heal()
             host.smtp.heal()
@@ -225,7 +225,7 @@ class Environment:
         self.mail.calm()
 
     async def close(self) -> None:
-        """End what is left."""
+        """End all processes that are left."""
         self.closing = True
         for process in self.processes:
             if process.is_alive:
@@ -238,7 +238,7 @@ class Environment:
 
 
 def socket_of(server: Server) -> Path:
-    """Where its proxies reach it."""
+    """Return the socket at which the proxies reach the server."""
     return Path(server.address["host"]) / f".s.PGSQL.{server.address['port']}"
 
 
@@ -256,7 +256,7 @@ async def open_environment(
     reply_s: float = REPLY_S,
     packages: Sequence[Path] = (),
 ) -> AsyncIterator[Environment]:
-    """The parts, with a schema, nobody to write to, and nothing running yet.
+    """Start all parts, with a schema, without recipients, and with no process running yet.
 
     Server n runs the `outbox` below packages[n % len(packages)], so that a fleet may be of two versions.
     """

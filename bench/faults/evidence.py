@@ -1,4 +1,4 @@
-"""What is known when a run is over: facts for the checker, what each kill cost, and the lanes of the picture."""
+"""Record of a run: facts for the checker, what each kill cost, and the lanes of the picture."""
 
 import asyncio
 import time
@@ -36,7 +36,7 @@ SELECT p.email, count(*) AS reports FROM outbox.report r JOIN people p ON p.id::
 
 @dataclass(eq=False)
 class Samples:
-    """How many claims each relay had in hand, ten times a second for as long as Postgres answers."""
+    """Numbers of claims that each relay holds, ten times a second while Postgres answers."""
 
     environment: Environment
     taken: list[tuple[float, dict[int, int]]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Samples:
 
 @dataclass(eq=False)
 class Record:
-    """A run that is over. `processes` says which process each relay's session belonged to."""
+    """Finished run. `processes` maps a relay's session to the process that it belonged to."""
 
     facts: Facts
     processes: dict[int, ServerProcess]
@@ -67,11 +67,11 @@ class Record:
     settled_at: float
 
     def doubts(self) -> list[Attempt]:
-        """All tries that ended in doubt, also those that were resolved later."""
+        """Return all tries that ended in doubt, including those that were resolved later."""
         return [attempt for attempt in self.facts.attempts if attempt.verdict == "in_doubt"]
 
     def kills(self) -> dict[str, Any]:
-        """What SIGKILLs of relays cost.
+        """Return what SIGKILLs of relays cost.
 
         `stood_between_dot_and_settle` counts connections whose dot had reached the mail server and whose verdict had
         not reached the database. A mark that was committed at the kill without its dot being there yet is in doubt,
@@ -108,7 +108,7 @@ class Record:
         }
 
     def doubts_by_fault(self) -> dict[str, int]:
-        """Tries that ended in doubt while a fault of the kind had hold of their server (or of what all share)."""
+        """Count tries that ended in doubt while a fault of the kind affected their server or a shared part."""
         found: Counter[str] = Counter()
         for one in self.doubts():
             process = self.processes.get(one.relay) if one.relay is not None else None
@@ -123,7 +123,7 @@ class Record:
         return dict(found)
 
     def story(self, address: str) -> list[str]:
-        """What is known of one address, in the order of time, in seconds from the first message."""
+        """Return everything about one address, in the order of time, in seconds from the first message."""
         told = [(one.at, f"accepted on server {one.server}") for one in self.facts.accepted if one.address == address]
         visitors = self.environment.mail.visitors
         told += [
@@ -145,7 +145,7 @@ class Record:
         ]
 
     def lanes(self) -> list[Lane]:
-        """The picture's lanes."""
+        """Return the picture's lanes."""
         servers = [Lane(f"server {host.number}") for host in self.environment.hosts]
         lanes = [*servers, Lane("Postgres"), Lane("mail server")]
         for struck in self.strikes:
@@ -224,7 +224,7 @@ async def gather(
 
 
 def _life_of(environment: Environment, pid: int, at: float) -> ServerProcess | None:
-    """The process that had this number then: the system gives numbers out again."""
+    """Return the process that had this pid then: the system uses pids again."""
     fitting = [process for process in environment.processes if process.child.pid == pid and process.began_at <= at]
     return fitting[-1] if fitting else None
 

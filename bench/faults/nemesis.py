@@ -1,4 +1,4 @@
-"""Carries out a schedule of faults."""
+"""Execution of a schedule of faults."""
 
 import asyncio
 import time
@@ -16,14 +16,14 @@ __all__ = ["FAULTS", "Nemesis", "Struck"]
 
 @dataclass(eq=False)
 class Nemesis:
-    """Carries out a schedule; `done` says how it went."""
+    """Executor of a schedule; `done` has the results."""
 
     environment: Environment
     strikes: list[Strike]
     done: list[Struck] = field(default_factory=list)
 
     async def run(self) -> None:
-        """All strikes at their times, from now; returns when the last one has let go."""
+        """Execute all strikes at their times, from now; return when the last one is over."""
         begins = time.monotonic()
         self.done = [Struck(strike) for strike in self.strikes]
         await asyncio.gather(*(self._strike(struck, begins) for struck in self.done))

@@ -7,7 +7,7 @@ from bench.faults.environment import Environment
 from bench.faults.registry import Struck, fault
 from bench.harness.fault_proxy import Link, Proxy
 
-TROUBLE: Final = 0.15  # of the messages meet a mood
+TROUBLE: Final = 0.15  # share of the messages that are mistreated
 
 
 async def _black_hole(proxy: Proxy, struck: Struck) -> str:
@@ -34,11 +34,11 @@ async def _delay(proxy: Proxy, struck: Struck) -> str:
 
 
 def _silence(_: Link) -> None:
-    """Nothing more comes through, and no end is told."""
+    """Stop forwarding without ending the connection."""
 
 
 async def _bytes(proxy: Proxy, struck: Struck, most: int) -> str:
-    """The first k bytes of each connection, then its end: FIN, RST or silence."""
+    """Forward the first k bytes of each connection, then end it: FIN, RST or silence."""
     coin = struck.strike.coin
     count = int(most * (coin * 7 % 1) ** 2)
     proxy.at_limit = (Link.cut, lambda link: link.cut(reset=True), _silence)[int(3 * coin)]
@@ -99,7 +99,7 @@ async def _bytes_smtp(environment: Environment, struck: Struck) -> str:
 
 @fault("smtp", "mail", 0.5, 2.0)
 async def _smtp(environment: Environment, struck: Struck) -> str:
-    """The mail server has moods at every stage: ends, hangs, 421, 4xx, 5xx, garbage, split and late replies."""
+    """The mail server misbehaves at every stage: ends, hangs, 421, 4xx, 5xx, garbage, split and late replies."""
     before = sum(environment.mail.met.values())
     environment.mail.trouble = TROUBLE
     await asyncio.sleep(struck.strike.length_s)

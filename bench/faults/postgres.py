@@ -97,7 +97,7 @@ async def _raise(environment: Environment, struck: Struck) -> str:
 
 @fault("connections", "postgres", 0.5, 1.5)
 async def _connections(environment: Environment, struck: Struck) -> str:
-    """max_connections is reached, and every session that ends is replaced by one of somebody else."""
+    """max_connections is reached, and every session that ends is replaced by a foreign one."""
     held: list[Any] = []
     end = time.monotonic() + struck.strike.length_s
     asked = False

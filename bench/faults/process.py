@@ -19,7 +19,7 @@ async def _relay(environment: Environment, struck: Struck) -> ServerProcess | No
 
 
 async def _either(environment: Environment, struck: Struck) -> ServerProcess | None:
-    """The server's generate for every third coin, if it runs; else its relay."""
+    """Return the server's generate for every third coin, if it runs; else its relay."""
     cron = environment.hosts[struck.strike.host].cron
     if struck.strike.coin < 1 / 3 and cron is not None and cron.is_alive:
         struck.victim = cron

@@ -13,12 +13,12 @@ from bench.faults.environment import Environment
 from bench.faults.schedule import Shape, Strike, Target
 from bench.faults.server import ServerProcess
 
-NOBODY: Final = "nobody was there"
+NOBODY: Final = "there was no process"
 
 
 @dataclass(eq=False)
 class Struck:
-    """A strike with its real times."""
+    """Strike with its real times."""
 
     strike: Strike
     began_at: float = 0.0
@@ -27,11 +27,11 @@ class Struck:
     victim: ServerProcess | None = None
 
     def now(self) -> None:
-        """It happens now, after what it waited for."""
+        """Note that it begins now, after what it waited for."""
         self.began_at = time.time()
 
     def as_row(self) -> dict[str, Any]:
-        """As a verdict keeps it."""
+        """Return the row that a verdict keeps."""
         process = self.victim
         return {
             **self.strike.as_row(),
@@ -47,7 +47,7 @@ Act = Callable[[Environment, Struck], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a name in --faults stands for."""
+    """Fault behind a name in --faults."""
 
     act: Act
     shape: Shape

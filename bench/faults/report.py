@@ -1,4 +1,4 @@
-"""How a run ended, written down: verdict.json and timeline.svg."""
+"""Report of a run: verdict.json and timeline.svg."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ ORDERLY: Final = "every command ends in its time"
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended, as it is written down."""
+    """Result of a run."""
 
     options: Options
     violations: list[Violation]
@@ -24,12 +24,12 @@ class Verdict:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the promise was kept."""
+        """Return True if no law is broken."""
         return not self.violations
 
 
 def judge(options: Options, record: Record, unorderly: Sequence[str]) -> Verdict:
-    """Check, count, write verdict.json and timeline.svg."""
+    """Check and count; write verdict.json and timeline.svg."""
     violations = check(record.facts)
     if unorderly:
         violations.append(Violation(ORDERLY, tuple(unorderly)))

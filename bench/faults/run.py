@@ -1,4 +1,4 @@
-"""A run under faults, from its seed: real processes, real Postgres, a real mail server, and a verdict.
+"""Run under faults, from its seed: real processes, real Postgres, a real mail server, and a verdict.
 
 Relays start, crons fire on all servers at once, faults come as planned; then they are over, and within a stated bound
 all must be settled. The checker judges what the mail server accepted against what the database says.
@@ -33,7 +33,7 @@ QUIET_S: Final = 0.5  # all relays have a session, and what they had to tell aft
 
 @dataclass(eq=False)
 class Run:
-    """One run on its way; what it saw that is no fact of the database."""
+    """Run in progress, with what it saw beside the facts of the database."""
 
     options: Options
     environment: Environment
@@ -45,7 +45,7 @@ class Run:
     unorderly: list[str] = field(default_factory=list)
 
     async def play(self) -> Record:
-        """All phases; gives the record."""
+        """Execute all phases and return the record."""
         await self._start()
         self.began_at = time.time()
         crons = asyncio.create_task(self._crons())
@@ -86,13 +86,13 @@ class Run:
             raise SystemExit(f"bench: the relays did not start; {options.directory}/server-0/log says why.")
 
     async def _first_message(self) -> None:
-        """Faults come once there is something to send, however long that takes on a busy machine."""
+        """Wait until there is something to send, however long that takes on a busy machine."""
         end = time.monotonic() + START_S
         while not self.environment.sink.messages and time.monotonic() < end:
             await asyncio.sleep(0.02)
 
     def _waves(self) -> tuple[int, float]:
-        """How often crons fire, and after how long again: more servers take longer to start as many processes."""
+        """Return how often crons fire, and the seconds between: more servers take longer to start their processes."""
         if self.options.storm:
             return 1, 3600.0
         every_s = max(WAVE_MIN_S, 2.0 * self.options.servers)
@@ -106,7 +106,7 @@ class Run:
             await asyncio.sleep(every_s)
 
     async def _person(self) -> None:
-        """Resolves doubt that has lasted, by what the mail server has: a second copy is then never excused."""
+        """Resolve doubt that has lasted, by what the mail server has: a second copy is then never excused."""
         after_s = self.options.resolve_after_s
         while after_s:
             await asyncio.sleep(0.2)
@@ -123,7 +123,7 @@ class Run:
         self.over_at = time.time()
 
     async def _settle(self) -> None:
-        """A last generate, then wait until nothing is open, at most the bound."""
+        """Run a last generate, then wait until nothing is open, at most until the bound."""
         end = self.over_at + self.options.bound_s
         await self._finish_crons(end)
         last = self.environment.hosts[self.options.seed % len(self.environment.hosts)]
@@ -151,7 +151,7 @@ class Run:
                 await asyncio.sleep(0)
 
     async def _ended(self, process: ServerProcess, end: float) -> int | None:
-        """Its exit code, or None when it had to be killed."""
+        """Return the exit code, or None if the process had to be killed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(end - time.time(), 0.1)):
                 while process.is_alive:
@@ -173,7 +173,7 @@ SELECT (SELECT count(*) FROM outbox.delivery WHERE state = ANY ($1::text[]) AND 
 
 
 async def play(server: Server, options: Options) -> Verdict:
-    """One run on a Postgres of its own."""
+    """Execute a run on a running Postgres."""
     options.directory.mkdir(parents=True, exist_ok=True)
     for old in options.directory.glob("server-*/log"):
         old.unlink()
@@ -193,7 +193,7 @@ async def play(server: Server, options: Options) -> Verdict:
 
 
 def run_one(options: Options) -> Verdict:
-    """One run, with everything that it needs made for it and taken away afterwards."""
+    """Execute a run on a Postgres of its own, which is removed afterwards."""
     settings = {"max_connections": str(20 + (6 + 2 * options.routes) * options.servers), "shared_buffers": "64MB"}
     with postgres(settings=settings) as server:
         return asyncio.run(play(server, options))

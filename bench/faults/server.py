@@ -1,4 +1,4 @@
-"""A server of the company: its two ways out, and the processes that run on it."""
+"""Server of a fault run: its two networks, and the processes that run on it."""
 
 import asyncio
 import time
@@ -25,27 +25,27 @@ class ServerProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not been seen to end."""
+        """Return True if it has not been seen to end."""
         return self.child.returncode is None
 
     @property
     def is_running(self) -> bool:
-        """Whether it processes, and no fault has told it to end."""
+        """Return True if it is alive, and no fault has ended it."""
         return self.is_alive and self.ended_by is None
 
     def send(self, signum: int) -> None:
-        """A signal, if it is still there."""
+        """Send a signal, if it still exists."""
         with suppress(ProcessLookupError):
             self.child.send_signal(signum)
 
     def end(self, fault: str, signum: int) -> None:
-        """A signal that ends it."""
+        """Send a signal that ends it."""
         if self.is_alive and self.ended_by is None:
             self.ended_by, self.ended_at = fault, time.time()
         self.send(signum)
 
     async def ended(self) -> int:
-        """Wait for its end; gives its exit code."""
+        """Wait for its end and return the exit code."""
         await asyncio.shield(self.over)
         assert self.child.returncode is not None
         self.ended_at = self.ended_at or time.time()
@@ -54,7 +54,7 @@ class ServerProcess:
 
 @dataclass(eq=False)
 class Host:
-    """One server of the company: its two ways out, and what runs on it."""
+    """Server with its two networks and its processes."""
 
     number: int
     directory: Path
@@ -67,7 +67,7 @@ class Host:
     """Of the faults that end its processes, so that each ends one of its own."""
 
     def owns(self, port: int) -> bool:
-        """Whether a connection that comes from this port to the mail server is this server's."""
+        """Return True if a connection to the mail server from this port is this server's."""
         return any(
             link.server is not None and link.server.get_extra_info("sockname")[1] == port for link in self.smtp.links
         )

@@ -1,4 +1,4 @@
-"""All benchmarks one after the other, each in a process of its own, and what was promised in one table."""
+"""All benchmarks one after the other, each in a process of its own, and all targets in one table."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ REPEAT: Final[Mapping[str, str]] = {"growth": "--rounds"}
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A command, and whether it came to its end."""
+    """Command, and whether it came to its end."""
 
     name: str
     arguments: tuple[str, ...]
@@ -63,18 +63,18 @@ class Benchmark:
 
     @property
     def command(self) -> str:
-        """As it is typed."""
+        """Return the command as it is typed."""
         return " ".join(("scripts/bench", self.name, *self.arguments))
 
     def targets(self) -> Iterator[Target]:
-        """What its results promise; nothing if it came to no end, since what lies there is of an earlier run."""
+        """Yield the targets in its results; none if it failed, since the results are then of an earlier run."""
         path = RESULTS / f"{self.name}.json"
         if self.done and path.exists():
             yield from map(Target.of, json.loads(path.read_text()).get("targets", ()))
 
 
 def run_all(names: Sequence[str], *, runs: int | None, quick: bool) -> bool:
-    """Run them all and show the targets; gives whether all ran and kept what they promise."""
+    """Run them all and print the targets; return True if all ran and met them."""
     ran = [_run(name, _arguments(name, runs, quick=quick)) for name in names]
     promised = [(target, one) for one in ran for target in one.targets()]
     rows = [

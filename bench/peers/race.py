@@ -1,4 +1,4 @@
-"""The runs: every entrant drains emails of one kind to the same sink, in turn; rates, doubles and losses, a table."""
+"""Race: every entrant drains emails of one kind to the same sink, in turn; rates, duplicates and losses in a table."""
 
 import asyncio
 import shutil
@@ -32,12 +32,12 @@ EMAILS_MAX = 50_000
 
 
 class AbsentError(Exception):
-    """An entrant could not take part; says why."""
+    """An entrant cannot take part; the message is the reason."""
 
 
 @dataclass
 class Race:
-    """What was asked for, and what was found."""
+    """Race with its options and results."""
 
     emails: int
     """In the trial; then as many as take about `seconds` at the trial's rate, so that a slow peer takes no longer."""
@@ -51,7 +51,7 @@ class Race:
     found: dict[str, list[Result]] = field(default_factory=dict)
 
     async def run(self, url: str, fields: list[Entrant], *, outbox: bool, source: bool) -> None:
-        """Everybody once, each on an empty queue."""
+        """Run every entrant once, each on an empty queue."""
         async with open_environment(url, connections=self.connections) as environment:
             (environment.directory / READY).write_bytes(message_of(self.size))
             if outbox:
@@ -74,7 +74,7 @@ class Race:
         self.console.print(f"{title}: {result.per_s:,.0f}/s", style="dim")
 
     def _share(self, title: str) -> int:
-        """How many emails it gets in this run."""
+        """Return how many emails it gets in this run."""
         trial = self.trial.get(title)
         return self.emails if trial is None else min(max(round(trial.per_s * self.seconds), EMAILS_MIN), EMAILS_MAX)
 
@@ -133,7 +133,7 @@ class Race:
 async def measure(
     url: str, *, emails: int, seconds: float, size: int, workers: int, connections: int, runs: int, only: list[str]
 ) -> None:
-    """A trial and several runs, a table and bench/results/peers.json."""
+    """Run a trial and several runs; print a table and write bench/results/peers.json."""
     console = Console(width=max(Console().width, 110))
     race = Race(emails, seconds, size, workers, connections, console)
     peers = install([peer for peer in PEERS if not only or peer.name in only], console)
@@ -161,7 +161,7 @@ async def measure(
 
 @asynccontextmanager
 async def _fresh_database(environment: Environment) -> AsyncIterator[str]:
-    """A database of the peer's own, so that nobody pays for what another left."""
+    """Make a database of the peer's own, so that none pays for what another left."""
     await environment.connection.execute("DROP DATABASE IF EXISTS peer WITH (FORCE)")
     await environment.connection.execute("CREATE DATABASE peer")
     yield environment.database.replace("/postgres?", "/peer?", 1)
@@ -178,7 +178,7 @@ async def _broker(environment: Environment, name: str) -> AsyncIterator[str]:
 
 
 async def _settle(database: str) -> None:
-    """What `Environment.put_emails` does for outbox: statistics, and no checkpoint of the enqueue in the drain."""
+    """Do what `Environment.put_emails` does for outbox: statistics, and no checkpoint of the enqueue in the drain."""
     connection = await asyncpg.connect(database)
     await connection.execute("ANALYZE")
     await connection.execute("CHECKPOINT")
@@ -186,7 +186,7 @@ async def _settle(database: str) -> None:
 
 
 async def _until_done(environment: Environment, emails: int, since: int, readers: list[asyncio.Task[Any]]) -> None:
-    """Look at the journal's growth only: parsing it all the time would take from the workers' cores."""
+    """Wait on the journal's size only: parsing it all the time would take from the workers' cores."""
     clock = asyncio.get_running_loop().time
     size, lines, grew_at = since, 0, clock()
     while not all(reader.done() for reader in readers):

@@ -1,4 +1,4 @@
-"""How long pages of the operators' board take among so many emails: the overview, the searches, an email's story."""
+"""Latency of the operators' board among so many emails: the overview, the searches, an email's story."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ PENDING: Final = 2000
 
 
 def pages(emails: int) -> dict[str, Callable[[], str]]:
-    """What people look at, by what it is called."""
+    """Return the pages that people open, by name."""
     chance = random.Random(emails)
     return {
         "overview": lambda: "/",
@@ -58,7 +58,7 @@ def pages(emails: int) -> dict[str, Callable[[], str]]:
 
 
 async def measure(url: str, *, emails: Sequence[int], seconds: float) -> None:
-    """Each page in turn among each number of emails; a table and board.json."""
+    """Measure each page among each number of emails; a table and board.json."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     async with open_environment(url, connections=4) as environment:
         await environment.reset(1)

@@ -1,4 +1,4 @@
-"""What a command costs before it works: the installed `outbox`, against a Python that imports its libraries only."""
+"""Cost of starting a command: the installed `outbox`, against a Python that imports its libraries only."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def _ratio(spreads: Mapping[str, Spread]) -> float:
 
 
 def _timed(command: Sequence[str], directory: Path) -> dict[str, float]:
-    """Wall and CPU seconds of one command, as a user's shell would run it."""
+    """Return wall and CPU seconds of one command, as a user's shell would run it."""
     kept = {name: value for name, value in process_env().items() if name != "PYTHONPATH"}
     with (directory / "log").open("ab") as log:
         began = time.perf_counter()

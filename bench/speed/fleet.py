@@ -1,4 +1,4 @@
-"""N servers fire their cron at the same instant while M relays run: what the main job costs, and that it is right."""
+"""Fleet: N servers fire their cron at the same instant while M relays run; the cost of the main job, and its result."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from bench.harness.figures import Target, keep
 
 
 async def measure(url: str, *, servers: int, relays: int, recipients: int, connections: int, runs: int) -> None:
-    """Several runs, a table and bench/results/fleet.json."""
+    """Measure several runs; a table and bench/results/fleet.json."""
     console = Console()
     found = []
     async with open_environment(url, connections=connections) as environment:
@@ -94,7 +94,7 @@ async def _until_settled(environment: Environment) -> None:
 
 
 async def _latencies(environment: Environment, accepted: dict[str, float]) -> list[float]:
-    """Seconds from the transaction that made each email to its acceptance."""
+    """Return the seconds from the transaction that made each email to its acceptance."""
     rows: list[Any] = await environment.connection.fetch("SELECT message_id, created_at FROM outbox.email")
     at = {row["message_id"].strip("<>"): row["created_at"].timestamp() for row in rows}
     return [accepted_at - at[message_id] for message_id, accepted_at in accepted.items() if message_id in at]

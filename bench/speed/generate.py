@@ -1,4 +1,4 @@
-"""What making reports costs: against a bare loop without a database, with more processes, trivial, and very many."""
+"""Cost of making reports: against a bare loop without a database, with more processes, trivial, and very many."""
 
 import asyncio
 import os
@@ -81,7 +81,7 @@ def _report(found: dict[str, list[dict[str, float]]], recipients: int) -> None:
 async def _generate(
     environment: Environment, recipients: int, *, processes: int = 1, trivial: bool = False
 ) -> dict[str, float]:
-    """From the edition's row to the last report's: start-up and imports do not count."""
+    """Measure from the edition's row to the last report's: start-up and imports do not count."""
     await environment.reset(0 if trivial else recipients)
     settings = environment.directory / "outbox.toml"
     if trivial:
@@ -105,7 +105,7 @@ async def _generate(
     watches = [asyncio.create_task(_peak_rss_mb(one.pid)) for one in running]
     for one in running:
         said, _ = await one.communicate()
-        assert one.returncode == 0, said.decode() + environment.said()
+        assert one.returncode == 0, said.decode() + environment.log_tail()
     after = os.times()
     took_s, made = await environment.connection.fetchrow(
         "SELECT extract(epoch FROM max(r.created_at) - min(e.created_at))::float8, count(*)"
@@ -121,7 +121,7 @@ async def _generate(
 
 
 async def _peak_rss_mb(pid: int) -> float:
-    """The most memory that a process had (VmHWM), until it ends."""
+    """Return the largest memory that a process had (VmHWM), until it ends."""
     peak = 0.0
     while True:
         try:
@@ -148,7 +148,7 @@ TEXT: Final = "\n".join(f"Mon {day} Nov    {day * 7}" for day in range(1, 15))
 
 
 def _mimes(count: int = 1000) -> dict[str, dict[str, float]]:
-    """The same mail of two parts built by us and by the standard library's two ways."""
+    """Measure the same mail of two parts built by us and by the standard library's two ways."""
     html = (PACKAGED / "email.html.j2").read_text()
 
     def ours(number: int) -> bytes:

@@ -37,7 +37,7 @@ SETTLED: Final = (
 
 
 def message_of(size: int) -> bytes:
-    """A plain message of about `size` bytes."""
+    """Return a plain message of about `size` bytes."""
     head = b"From: reports@example.com\r\nTo: you@example.com\r\nSubject: Progress\r\n\r\n"
     return head + (b"y" * 70 + b"\r\n") * max((size - len(head)) // 72, 1)
 
@@ -104,7 +104,7 @@ async def _round(environment: Environment, emails: int, count: int, size: int) -
 
 @asynccontextmanager
 async def _smtp_sink() -> AsyncIterator[int]:
-    """Run smtp-sink; gives its port."""
+    """Run smtp-sink and yield its port."""
     assert SMTP_SINK is not None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -133,7 +133,7 @@ async def _relay_to_c(environment: Environment, emails: int, size: int) -> dict[
     await environment.put_emails(emails, message_of(size))
     process = await environment.start("outbox", "relay", "--until-empty")
     await process.communicate()
-    assert process.returncode == 0, environment.said()
+    assert process.returncode == 0, environment.log_tail()
     row = await environment.connection.fetchrow(SETTLED)
     assert row["sent"] == emails, f"{row['sent']} of {emails} accepted"
     return {"per_s": emails / row["took_s"]}
@@ -174,13 +174,13 @@ async def _baseline(environment: Environment, emails: int, connections: int, siz
 
 
 async def _timed(environment: Environment, emails: int, *command: str) -> dict[str, Any]:
-    """From the first acceptance to the last, so that start-up does not count."""
+    """Measure from the first acceptance to the last, so that start-up does not count."""
     since = environment.mark()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = await environment.start(*command)
     await process.communicate()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert process.returncode == 0, f"{command} exited {process.returncode}: {environment.said()}"
+    assert process.returncode == 0, f"{command} exited {process.returncode}: {environment.log_tail()}"
     lines = await environment.accepted(emails, since, deadline_s=5)
     assert len(lines) == emails, f"{command}: {len(lines)} of {emails} accepted"
     ats = [line.at for line in lines]

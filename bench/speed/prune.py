@@ -1,4 +1,4 @@
-"""How fast a prune is, and what it takes from a relay beside it."""
+"""Speed of a prune, and what it takes from a relay beside it."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ MAILS = 20_000
 
 
 async def measure_prune(url: str, settled: int, rounds: int, prune_s: float) -> dict[str, Any]:
-    """A prune for a while, alone; then a relay's rate without and with one beside it, in turns."""
+    """Measure a prune for a while, alone; then a relay's rate without and with one beside it, in turns."""
     async with (
         stock(url, "growth_prune", settled=settled, autovacuum=True) as (there, connection),
         open_environment(there, connections=16) as environment,
@@ -38,7 +38,7 @@ async def measure_prune(url: str, settled: int, rounds: int, prune_s: float) -> 
 
 @asynccontextmanager
 async def _pruning(environment: Environment) -> AsyncIterator[dict[str, float]]:
-    """A prune runs in the block; what it did is there after it."""
+    """Run a prune in the block; its figures are there after it."""
     found: dict[str, float] = {}
     began_at = time.perf_counter()
     process = await environment.start("outbox", "prune", "--keep", "400d", "--json")
@@ -52,13 +52,13 @@ async def _pruning(environment: Environment) -> AsyncIterator[dict[str, float]]:
 
 
 async def _relayed(environment: Environment) -> float:
-    """Emails per second of one relay, from the first acceptance to the last."""
+    """Return the emails per second of one relay, from the first acceptance to the last."""
     await environment.connection.execute("VACUUM outbox.delivery")  # else each finds more dead rows than the one before
     await put_due(environment.connection, MAILS)
     since = environment.mark()
     process = await environment.start("outbox", "relay", "--until-empty")
     await process.communicate()
-    assert process.returncode == 0, environment.said()
+    assert process.returncode == 0, environment.log_tail()
     ats = [line.at for line in await environment.accepted(MAILS, since, deadline_s=5)]
     assert len(ats) == MAILS, f"{len(ats)} of {MAILS} accepted"
     return MAILS / (max(ats) - min(ats))

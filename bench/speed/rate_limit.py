@@ -1,4 +1,4 @@
-"""How exact the fleet's rate is while relays come, go and are killed: emails accepted within any ten seconds."""
+"""Precision of the fleet's rate while relays come, go and are killed: emails accepted within any ten seconds."""
 
 import asyncio
 import signal
@@ -21,7 +21,7 @@ SHARES: Final = "SELECT count(*) FROM outbox.attempt WHERE verdict = 'accepted' 
 
 
 async def measure(url: str, *, rates: Sequence[float], seconds: float, runs: int) -> None:
-    """Each rate with a fleet that changes all the time; a table and bench/results/rate.json."""
+    """Measure each rate with a fleet that changes all the time; a table and bench/results/rate.json."""
     found: dict[float, list[dict[str, float]]] = {rate: [] for rate in rates}
     for number in range(runs):
         for rate in rates:
@@ -50,7 +50,7 @@ def _wrong(one: dict[str, float]) -> float:
 
 
 async def _once(url: str, rate: float, seconds: float) -> dict[str, float]:
-    """The shares of the rate in the emptiest and the fullest window, and how fairly those that stayed shared it."""
+    """Return the rate in the emptiest and fullest window, and how evenly the lasting relays shared it."""
     async with open_environment(url, connections=16, further=f'rate = "{rate:g}/s"') as environment:
         await environment.reset(0)
         await environment.put_emails(int(rate * (seconds + 3 * WINDOW_S)), message_of(SIZE))
@@ -76,7 +76,7 @@ async def _once(url: str, rate: float, seconds: float) -> dict[str, float]:
 
 @asynccontextmanager
 async def _unrest(environment: Environment) -> AsyncIterator[None]:
-    """Two others come for a few seconds, and again; every third of them is killed in the midst of its work."""
+    """Run two others for a few seconds, again and again; kill every third of them while it works."""
 
     async def come_and_go() -> None:
         number = 0
@@ -99,5 +99,5 @@ async def _unrest(environment: Environment) -> AsyncIterator[None]:
 
 
 def within(ats: Sequence[float], window_s: float) -> list[int]:
-    """How many of these ordered moments lie in each window that begins at one of them and has passed by the last."""
+    """Count how many of these ordered moments lie in each window that begins at one of them and ends by the last."""
     return [bisect_left(ats, at + window_s) - n for n, at in enumerate(ats) if at + window_s <= ats[-1]]

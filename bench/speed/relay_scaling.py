@@ -82,7 +82,7 @@ def _show_idle(resting: Sequence[dict[str, float]], idle: int, idle_s: float) ->
 
 
 async def _throughput(url: str, relays: int, emails: int, connections: int) -> dict[str, float]:
-    """From the first acceptance to the last, with a fleet that stands before the mail is there."""
+    """Measure from the first acceptance to the last, with a fleet that listens before the mail is there."""
     async with open_environment(url, connections=connections) as environment:
         await environment.reset(0)
         await environment.connection.execute(PUT, emails, message_of(SIZE))
@@ -116,7 +116,7 @@ async def _throughput(url: str, relays: int, emails: int, connections: int) -> d
 
 
 async def _idle(url: str, relays: int, seconds: float, windows: int) -> list[dict[str, float]]:
-    """What a fleet costs that has nothing to do, in several stretches of so many seconds."""
+    """Measure the cost of a fleet that has nothing to do, in several stretches of so many seconds."""
     found = []
     async with open_environment(url, connections=16) as environment:
         await environment.reset(0)

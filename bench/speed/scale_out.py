@@ -67,7 +67,7 @@ async def measure(*, emails: int, crons: int, recipients: int, sessions: int, ru
 
 @asynccontextmanager
 async def _commits_wait(primary: Server, *, waiting: bool) -> AsyncIterator[None]:
-    """In the block each commit is on the standby too before it is one."""
+    """Make each commit in the block wait for the standby."""
     connection = await asyncpg.connect(primary.url)
     try:
         if waiting:
@@ -86,7 +86,7 @@ async def _set(connection: Any, statement: str) -> None:
 
 
 async def _relayed(urls: Sequence[str], relays: int, emails: int) -> dict[str, float]:
-    """Emails per second of all servers together; each has its share of the emails and so many relays."""
+    """Return the emails per second of all servers together; each has its share of the emails and so many relays."""
     async with AsyncExitStack() as stack:
         places = [
             await stack.enter_async_context(open_environment(url, connections=64 // len(urls) // relays))
@@ -118,7 +118,7 @@ async def _make_due(environment: Environment) -> None:
 
 
 async def _made(url: str, crons: int, recipients: int, sessions: int | None) -> dict[str, float]:
-    """How long so many crons at once take, and how many sessions Postgres has meanwhile at most."""
+    """Return how long so many crons at once take, and the largest number of sessions that Postgres has meanwhile."""
     async with open_environment(url, connections=1) as environment, AsyncExitStack() as stack:
         await environment.reset(recipients)
         settings: dict[str, str] = {}
@@ -139,5 +139,5 @@ async def _made(url: str, crons: int, recipients: int, sessions: int | None) -> 
         took_s = time.perf_counter() - began_at
         made = await environment.connection.fetchval("SELECT count(DISTINCT recipient_key) FROM outbox.report")
     if any(cron.returncode for cron in running) or made != recipients:
-        raise SystemExit(f"bench: {made} of {recipients} reports were made: {environment.said()}")
+        raise SystemExit(f"bench: {made} of {recipients} reports were made: {environment.log_tail()}")
     return {"s": took_s, "sessions": most}

@@ -20,7 +20,7 @@ PATIENCE: Final = 10.0  # a run may take so many times as long as it would at th
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How the mail server lets itself be talked to; `trips` is what a message costs on one connection, in round trips.
+    """Protocol that the mail server offers; `trips` is the cost of a message on one connection, in round trips.
 
     Pipelined, the envelope is one trip and content and dot another; step by step MAIL, RCPT, DATA and the dot are each
     waited for.
@@ -39,7 +39,7 @@ MODES: Final = tuple(
 
 
 async def measure(url: str, *, round_trips_ms: Sequence[float], seconds: float, connections: int, runs: int) -> None:
-    """All networks and modes, alternated; two tables and bench/results/roundtrip.json."""
+    """Measure all networks and modes in turns; two tables and bench/results/roundtrip.json."""
     found: dict[tuple[float, str], dict[str, list[dict[str, Any]]]] = {}
     for number in range(runs):
         for network, mode in itertools.product(round_trips_ms, MODES):
@@ -59,12 +59,12 @@ async def measure(url: str, *, round_trips_ms: Sequence[float], seconds: float, 
 
 
 def _count(network_ms: float, mode: Mode, connections: int, seconds: float) -> int:
-    """As many emails as can be sent in about so many seconds; a fast network is not the limit of many connections."""
+    """Return how many emails go in so many seconds; a fast network is not the limit of many connections."""
     return min(round(seconds * connections / (mode.trips * network_ms / 1000)), SENT_MAX)
 
 
 async def _once(url: str, network_ms: float, mode: Mode, connections: int, emails: int) -> dict[str, Any]:
-    """From the first acceptance to the last, and the connections that it took."""
+    """Measure from the first acceptance to the last, and the connections that it took."""
     async with open_environment(url, connections=connections, sink=mode.sink) as near:
         async with slowed(near, network_ms / 1000) as (environment, _):
             trip_s = median(await round_trip_s(environment.smtp, PINGS))
@@ -96,7 +96,7 @@ async def _sent(environment: Environment, emails: int, deadline_s: float) -> lis
     lines = await environment.accepted(emails, since, deadline_s)
     await relay.communicate()
     if relay.returncode or len(lines) != emails:
-        raise SystemExit(f"bench: {len(lines)} of {emails} emails were accepted: {environment.said()}")
+        raise SystemExit(f"bench: {len(lines)} of {emails} emails were accepted: {environment.log_tail()}")
     return sorted(line.at for line in lines)
 
 

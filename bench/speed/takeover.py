@@ -1,4 +1,4 @@
-"""How long until others have sent what a relay held that is no more: killed, stopped, or cut off without a FIN."""
+"""Takeover: the time until others have sent what a lost relay held: killed, stopped, or cut off without a FIN."""
 
 import asyncio
 import signal
@@ -44,7 +44,7 @@ SELECT m.recipient, r.pid FROM outbox.delivery d
 
 @dataclass(frozen=True)
 class Loss:
-    """A way to lose a relay."""
+    """Way to lose a relay."""
 
     name: str
     strike: Callable[[Host, ServerProcess], None]
@@ -73,7 +73,7 @@ LOSSES: Final = (
 
 
 def measure(*, rounds: int, lost_rounds: int, lease_s: float) -> None:
-    """All three, a table and bench/results/takeover.json."""
+    """Measure all three ways; a table and bench/results/takeover.json."""
     with postgres(settings={"max_connections": "100"}) as server, tempfile.TemporaryDirectory() as directory:
         found = asyncio.run(_measure(server, Path(directory), rounds, lost_rounds, lease_s))
     console = Console()
@@ -123,7 +123,7 @@ def _row(loss: Loss, taken: Sequence[float], lease_s: float) -> dict[str, Any]:
 
 
 async def _round(environment: Environment, loss: Loss, host: Host, prefix: str) -> float:
-    """The victim is stalled before its marks until all that is open is in its hand; then it is struck."""
+    """Stall the victim before its marks until it holds everything that is open, then strike it; return the seconds."""
     if not await environment.all_stand(START_S):
         raise SystemExit("bench: a relay did not come back; its log is gone with its directory.")
     assert host.relay is not None
@@ -135,7 +135,7 @@ async def _round(environment: Environment, loss: Loss, host: Host, prefix: str) 
     end = time.monotonic() + 10 * START_S
     while not all(address in environment.sink.addresses for address in held):
         if time.monotonic() > end:
-            raise SystemExit(f"bench: nobody has sent what relay {victim.number} held.")
+            raise SystemExit(f"bench: no relay has sent what relay {victim.number} held.")
         await asyncio.sleep(0.002)
     environment.mail.held = _nobody
     host.database.heal()
@@ -150,7 +150,7 @@ def _nobody(_: Visit) -> bool:
 
 
 async def _only_in_hand(environment: Environment, victim: ServerProcess, prefix: str) -> set[str]:
-    """Put emails in until some are in the victim's hand and all others are sent; gives whose they are."""
+    """Put emails in until the victim holds some and all others are sent; return the recipients of those."""
     body = message_of(500)
     for batch in range(100):
         await environment.sql(PUT, BATCH, f"{prefix.replace(' ', '')}{batch}-", body)
