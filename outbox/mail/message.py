@@ -1,11 +1,11 @@
-"""RFC 5322 bytes of one email; knows nothing of reports, rows or servers.
+"""Message of one email as RFC 5322 bytes; imports nothing about reports, rows or servers.
 
-The same arguments give the same bytes, for ever: a re-send must be recognisable as the same mail (same
-Message-ID *and* Date). The output is pure ASCII, but for an address that is not, which stands there in UTF-8 (RFC
-6532). It has CRLF line ends and is not dot-stuffed: `smtp.outgoing` does that.
+The same arguments always give the same bytes: a message that is sent again must be recognisable as the same one (same
+Message-ID *and* Date). The output is ASCII, except for an address that is not, which is written in UTF-8 (RFC 6532).
+Lines end with CRLF and are not dot-stuffed: `smtp.content` does that.
 
-The standard library's `email` package is not used. It costs 40 ms to import and folds and encodes in Python
-what `binascii` does in C; the tests hold every message against its parsers instead.
+The standard library's `email` is not used. Its import costs 40 ms, and it folds and encodes in Python what `binascii`
+does in C. The tests compare every message with its parsers.
 """
 
 import re
@@ -50,16 +50,17 @@ def build(
     attachments: Sequence[Attachment] = (),
     calendar: str | None = None,
 ) -> bytes:
-    """The whole message, from the first header to the CRLF at its end: both bodies as multipart/alternative, or the
-    one that there is; pictures with a cid beside the html (multipart/related), an iCalendar object as the last
-    alternative, other attachments after all (mixed).
+    """Return the whole message, from the first header to the CRLF at its end.
 
-    `recipient` may be none at all (then nothing is said of it) or several, who see each other.
+    Two bodies are multipart/alternative; a single one stands alone. Pictures with a cid stand beside the html
+    (multipart/related), an iCalendar object is the last alternative, other attachments follow (multipart/mixed).
+
+    `recipient` may be several mailboxes, which see each other, or none: then there is no To.
 
     Names, the subject and extra values go through `one_line`; in names any white space is a space. Bodies come back as
     they were given; nothing is added at their end, but every line end (CRLF, CR or LF) is CRLF. Lone surrogates become
     `?`. `message_id` and `list_id` may come with or without angle brackets. An extra value is written in the syntax of
-    its field (`structured`).
+    its field (`structured_fields`).
 
     Raises:
         ValueError: the date is naive; an address, an id or the name of a header cannot be written; an extra header is
@@ -91,7 +92,7 @@ def build(
 def _body(
     text: str | None, html: str | None, calendar: str | None, attachments: Sequence[Attachment], message_id: str
 ) -> bytes:
-    """The header fields and content of the outermost part, and in it all others."""
+    """Return the header fields and content of the outermost part, with all other parts in it."""
     pictures = [one for one in attachments if one.cid is not None]
     files = [one for one in attachments if one.cid is None]
     if text is None and html is None:
@@ -139,7 +140,7 @@ def _multipart(kind: str, parts: Sequence[bytes], message_id: str) -> bytes:
 
 
 def _rfc5322_date(date: datetime) -> str:
-    """The date in its own offset; one with seconds (a local mean time) cannot be written and becomes UTC."""
+    """Return the date in its own offset; an offset with seconds (local mean time) cannot be written and becomes UTC."""
     offset = date.utcoffset()
     if offset is None:
         raise ValueError(f"A message needs a date with a timezone, and {date.isoformat()} has none.")
