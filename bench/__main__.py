@@ -1,20 +1,14 @@
 """`python -m bench COMMAND`: see --help."""
 
 import asyncio
-import itertools
-import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.faults import campaign
-from bench.faults.nemesis import FAULTS
-from bench.faults.options import MIX, STORM_S, Options
-from bench.harness import plots as plots_room
-from bench.harness import run_all as everything_room
+from bench.faults.command import faults
+from bench.harness import plots as plots_bench
+from bench.harness import run_all as all_benchmarks
 from bench.harness.environment import run
 from bench.peers import race
 from bench.peers.entrants import NAMES
@@ -35,13 +29,14 @@ from bench.speed import takeover as takeover_bench
 app = typer.Typer(
     help="Benchmarks and faults on embedded Postgres, fsync on.", rich_markup_mode=None, no_args_is_help=True
 )
-USUAL = Options()
 NO_BENCHMARKS = ("faults", "takeover", "plots", "all")
+
+app.command()(faults)
 
 
 @app.command()
 def fleet(servers: int = 4, relays: int = 4, recipients: int = 40, connections: int = 16, runs: int = 5) -> None:
-    """N servers fire their cron at once while M relays run."""
+    """Fire the cron of N servers at once while M relays run."""
     run(
         lambda url: fleet_bench.measure(
             url, servers=servers, relays=relays, recipients=recipients, connections=connections, runs=runs
@@ -56,7 +51,7 @@ def relay(
     connections: Annotated[list[int], typer.Option(help="Repeat for several.")] = [16, 64],  # noqa: B006 - typer copies
     runs: int = 5,
 ) -> None:
-    """One relay process against two loops without a database: one by hand to smtp-sink, and aiosmtplib's sendmail."""
+    """Compare one relay process with two loops without a database: by hand to smtp-sink, and aiosmtplib's sendmail."""
     run(lambda url: relay_bench.measure(url, emails=emails, size=size, connections=connections, runs=runs))
 
 
@@ -66,7 +61,7 @@ def generate(
     many: Annotated[int, typer.Option(help="Also for so many, with the peak of memory; 0: not.")] = 1_000_000,
     runs: int = 5,
 ) -> None:
-    """Making reports, against a bare loop that renders and builds the same without a database."""
+    """Compare generate with a bare loop that renders and builds the same without a database."""
     run(lambda url: generate_bench.measure(url, recipients=recipients, many=many, runs=runs))
 
 
@@ -82,7 +77,7 @@ def peers(
     runs: Annotated[int, typer.Option(min=1)] = 5,
     only: Annotated[list[str], typer.Option(help=f"Repeat for several of: {', '.join(NAMES)}.")] = [],  # noqa: B006 - typer copies
 ) -> None:
-    """The same kind of emails, drained by outbox and by each peer at its documented best; one relay and smtp-source."""
+    """Drain the same emails with outbox and with each peer at its documented best; one relay and smtp-source."""
     if unknown := [name for name in only if name not in NAMES]:
         raise typer.BadParameter(f"--only {unknown[0]}: write one of {', '.join(NAMES)}.")
     run(
@@ -112,7 +107,7 @@ def growth(
         growth_bench.PARTS
     ),
 ) -> None:
-    """What an email costs as tables grow; the largest of --settled is some 10 GB for ten million."""
+    """Measure the cost of an email as tables grow; the largest of --settled is some 10 GB for ten million."""
     if unknown := set(parts.split(",")) - set(growth_bench.PARTS):
         raise typer.BadParameter(f"--parts {unknown.pop()}: write some of {', '.join(growth_bench.PARTS)}.")
     run(
@@ -131,63 +126,14 @@ def _numbers(text: str) -> list[int]:
 
 
 @app.command()
-def faults(
-    seed: Annotated[int, typer.Option(help="All of the schedule and of the mail server's moods comes from it.")] = 1,
-    seeds: Annotated[str, typer.Option(help="Several, as 1..20.", metavar="A..B")] = "",
-    count: Annotated[int, typer.Option(help="So many seeds from --seed on.", min=1)] = 1,
-    soak: Annotated[float, typer.Option(help="Seeds from --seed on for so many minutes, to the first violation.")] = 0,
-    stop_at_first: Annotated[bool, typer.Option("--stop-at-first", help="End with the first violation.")] = False,
-    servers: Annotated[int, typer.Option(min=1, max=32)] = USUAL.servers,
-    recipients: Annotated[int, typer.Option(min=1)] = USUAL.recipients,
-    faults: Annotated[str, typer.Option(help=f"all, or some of: {', '.join(FAULTS)}.")] = "all",
-    each: Annotated[bool, typer.Option("--each", help="Each of --faults in runs of its own.")] = False,
-    minutes: Annotated[float | None, typer.Option(help="How long faults come; 0.2 is fine.")] = None,
-    storm: Annotated[int, typer.Option(help="So many SIGKILLs of relays, and nothing else.")] = 0,
-    every: Annotated[float, typer.Option(help="Seconds between two faults, about.", min=0.05)] = USUAL.every_s,
-    in_doubt: Annotated[
-        str, typer.Option(help="hold, resend, or ask (the servers look into the mail server's log).")
-    ] = USUAL.in_doubt,
-    resolve_after: Annotated[
-        float, typer.Option(help="A person resolves doubt of so many seconds by what the mail server has.")
-    ] = USUAL.resolve_after_s,
-    lease: Annotated[float, typer.Option(help="lease_s of the relays.", min=2)] = USUAL.lease_s,
-    connections: Annotated[int, typer.Option(help="connections_max of each relay.", min=1)] = USUAL.connections,
-    routes: Annotated[
-        int, typer.Option(help="Routes to the mail server, each for some of the people.", min=1)
-    ] = USUAL.routes,
-    dot: Annotated[float, typer.Option(help="Seconds that the mail server takes over each dot.")] = USUAL.dot_s,
-    schedule: Annotated[Path | None, typer.Option(help="The verdict.json whose schedule is replayed.")] = None,
-    package: Annotated[
-        list[Path], typer.Option(help="A directory with another `outbox`; repeat for a mixed fleet.")
-    ] = [],  # noqa: B006 - typer copies
-    out: Annotated[Path, typer.Option(help="Where DIR/SEED/verdict.json and timeline.svg go.")] = USUAL.out,
-) -> None:
-    """Faults on a fleet, and the checker's verdict: exit 0 when the promise was kept, 1 when not."""
-    kinds = MIX if faults == "all" else tuple(faults.split(","))
-    _require_known(kinds, in_doubt, schedule, package)
-    options = Options(
-        seed=seed, servers=servers, recipients=recipients, faults=kinds,
-        minutes=minutes if minutes is not None else storm * STORM_S / 60 or USUAL.minutes,
-        storm=storm, every_s=every, in_doubt=in_doubt, resolve_after_s=resolve_after, lease_s=lease,
-        connections=connections, routes=routes, dot_s=dot, schedule=schedule,
-        packages=tuple(one.absolute() for one in package), out=out.absolute(),
-    )  # fmt: skip
-    until = time.monotonic() + soak * 60 if soak else None
-    every_run = _runs(options, _seeds(seed, seeds, count, endless=bool(soak)), each=each)
-    raise typer.Exit(
-        campaign.run_all(every_run, out=options.out, stop_at_first=stop_at_first or bool(soak), until=until)
-    )
-
-
-@app.command()
 def takeover(rounds: int = 100, lost_rounds: int = 10, lease: Annotated[float, typer.Option(min=2)] = 10.0) -> None:
-    """From SIGKILL, SIGSTOP or black hole of a relay until others have sent what it held."""
+    """Measure the time from the loss of a relay (SIGKILL, SIGSTOP, black hole) until others have sent what it held."""
     takeover_bench.measure(rounds=rounds, lost_rounds=lost_rounds, lease_s=lease)
 
 
 @app.command()
 def startup(recipients: int = 40, runs: int = 15) -> None:
-    """What `outbox --help` and a `generate` with nothing to do cost, against bare imports."""
+    """Compare `outbox --help` and a `generate` with nothing to do with bare imports."""
     run(lambda url: startup_bench.measure(url, recipients=recipients, runs=runs))
 
 
@@ -200,7 +146,7 @@ def web(
     emails: Annotated[str, typer.Option(help="Of which the board shows.")] = "10000,1000000",
     board_seconds: Annotated[float, typer.Option(help="For each page of the board.", min=1)] = 10,
 ) -> None:
-    """Pages of `outbox web` while requests come at a fixed rate: a report's (a million are some 3 GB), the board's."""
+    """Measure pages of `outbox web` while requests come at a fixed rate: a report's (a million: 3 GB), the board's."""
     run(lambda url: web_bench.measure(url, reports=_numbers(reports), rate=rate, seconds=seconds, runs=runs))
     run(lambda url: board_bench.measure(url, emails=_numbers(emails), seconds=board_seconds))
 
@@ -211,7 +157,7 @@ def latency(
     singles: int = 200,
     runs: int = 5,
 ) -> None:
-    """From the COMMIT of a single email to its acceptance, with an idle fleet: by NOTIFY, and by polls alone."""
+    """Measure from the COMMIT of a single email to its acceptance by an idle fleet: with NOTIFY, and by polls alone."""
     run(lambda url: latency_bench.measure(url, relays=relays, singles=singles, runs=runs))
 
 
@@ -224,7 +170,7 @@ def relays(
     idle_s: float = 30.0,
     runs: int = 5,
 ) -> None:
-    """Fleets of several sizes on one backlog, and what many idle relays cost."""
+    """Measure fleets of several sizes on one backlog, and the cost of many idle relays."""
     run(
         lambda url: relays_bench.measure(
             url, relays=count, emails=emails, connections=connections, idle=idle, idle_s=idle_s, runs=runs
@@ -238,7 +184,7 @@ def rate(
     seconds: Annotated[float, typer.Option(min=15)] = 30.0,
     runs: int = 5,
 ) -> None:
-    """How exact the fleet's rate is while relays come, go and are killed."""
+    """Measure the precision of the fleet's rate while relays come, go and are killed."""
     run(lambda url: rate_bench.measure(url, rates=rates, seconds=seconds, runs=runs))
 
 
@@ -249,7 +195,7 @@ def roundtrip(
     connections: int = 64,
     runs: int = 5,
 ) -> None:
-    """Mail over a slow network: one connection against what round trips allow, and how many a relay opens."""
+    """Measure mail over a slow network: one connection against what round trips allow, and how many a relay opens."""
     run(
         lambda url: roundtrip_bench.measure(url, round_trips_ms=ms, seconds=seconds, connections=connections, runs=runs)
     )
@@ -263,16 +209,16 @@ def scale(
     sessions: Annotated[int, typer.Option(help="That PgBouncer has with Postgres.")] = 4,
     runs: int = 5,
 ) -> None:
-    """Past one Postgres by itself: a synchronous standby, two servers side by side, crons on PgBouncer."""
+    """Measure more than one Postgres: a synchronous standby, two servers side by side, crons on PgBouncer."""
     asyncio.run(scale_bench.measure(emails=emails, crons=crons, recipients=recipients, sessions=sessions, runs=runs))
 
 
 @app.command()
-def plots(out: Annotated[Path, typer.Option(help="The page.")] = plots_room.PAGE) -> None:
-    """One page of what bench/results holds; what is not there is left out."""
+def plots(out: Annotated[Path, typer.Option(help="The page.")] = plots_bench.PAGE) -> None:
+    """Draw one page of the results in bench/results."""
     from bench.harness.svg import draw
 
-    found = plots_room.panels()
+    found = plots_bench.panels()
     if not found:
         raise typer.BadParameter("bench/results holds nothing to draw: run a benchmark first.")
     draw(found, out)
@@ -286,39 +232,10 @@ def everything(
         bool, typer.Option("--quick", help="As little as shows that all works; replaces the results.")
     ] = False,
 ) -> None:
-    """All benchmarks, then the page, then one table of targets: exit 0 when all were met, 1 when not."""
+    """Run all benchmarks, then draw the page and one table of targets: exit 0 when all were met, 1 when not."""
     named = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
     names = [name for name in named if name not in NO_BENCHMARKS]
-    raise typer.Exit(not everything_room.run_all([*names, "plots"], runs=runs, quick=quick))
-
-
-def _require_known(kinds: tuple[str, ...], in_doubt: str, schedule: Path | None, packages: list[Path]) -> None:
-    """Return if the arguments name what there is."""
-    unknown = [kind for kind in kinds if kind not in FAULTS]
-    if unknown:
-        raise typer.BadParameter(f"{unknown[0]!r} is no fault; the faults are {', '.join(FAULTS)}.")
-    if in_doubt not in ("hold", "resend", "ask"):
-        raise typer.BadParameter(f"--in-doubt {in_doubt}: write hold, resend or ask.")
-    if schedule is not None and not schedule.is_file():
-        raise typer.BadParameter(f"--schedule {schedule}: there is no such file.")
-    for one in packages:
-        if not (one / "outbox" / "__init__.py").is_file():
-            raise typer.BadParameter(f"--package {one}: there is no outbox/__init__.py in it.")
-
-
-def _seeds(first: int, several: str, count: int, *, endless: bool) -> Iterator[int]:
-    if endless:
-        return itertools.count(first)
-    begins, dots, ends = several.partition("..")
-    if several and not (dots and begins.isdigit() and ends.isdigit()):
-        raise typer.BadParameter(f"--seeds {several}: write the first and the last, as 1..20.")
-    return iter(range(int(begins), int(ends) + 1) if several else range(first, first + count))
-
-
-def _runs(options: Options, seeds: Iterator[int], *, each: bool) -> Iterator[Options]:
-    for seed in seeds:
-        seeded = replace(options, seed=seed)
-        yield from campaign.each_alone(seeded) if each else [seeded]
+    raise typer.Exit(not all_benchmarks.run_all([*names, "plots"], runs=runs, quick=quick))
 
 
 if __name__ == "__main__":

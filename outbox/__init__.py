@@ -35,15 +35,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from outbox.generate.source import Recipient, ReportSource
+    from outbox.mail.attachment import Attachment
     from outbox.mail.email import Email
     from outbox.mail.enqueue import enqueue
-    from outbox.mail.message import Attachment
 
 __version__ = "0.1.0"
 __all__ = ["Attachment", "Email", "Recipient", "ReportSource", "enqueue"]
 
 _API = {
-    "Attachment": "outbox.mail.message",
+    "Attachment": "outbox.mail.attachment",
     "Email": "outbox.mail.email",
     "enqueue": "outbox.mail.enqueue",
     "Recipient": "outbox.generate.source",

@@ -1,5 +1,6 @@
 """A fleet under faults, everything from a seed.
 
+command      `python -m bench faults`
 options      arguments, the bound within which everything must be settled, the command that replays
 schedule     which fault, when, on which server, for how long
 workload     people who are owed reports, and the servers' settings

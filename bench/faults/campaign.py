@@ -1,4 +1,4 @@
-"""Many runs: one line for each, a table by kind of fault, and the command that replays what broke the promise."""
+"""Campaign of many runs: a line for each, a table by kind of fault, and the command that replays each failure."""
 
 import json
 import time
@@ -21,7 +21,7 @@ COUNTED = ("recipients", "accepted", "twice", "lost", "in_doubt", "in_doubt_not_
 
 @dataclass(eq=False)
 class Campaign:
-    """What many runs came to."""
+    """Results of many runs."""
 
     console: Console
     runs: int = 0
@@ -31,7 +31,7 @@ class Campaign:
     settled_s: list[float] = field(default_factory=list)
 
     def add(self, verdict: Verdict) -> None:
-        """Count a run and say how it went."""
+        """Count a run and print its result."""
         row, counted = verdict.row, verdict.row["figures"]
         self.runs += 1
         self.settled_s.append(counted["settled_s"])
@@ -75,7 +75,7 @@ class Campaign:
         self.console.print(f"  again: {row['replay']}", highlight=False, soft_wrap=True)
 
     def summary(self) -> dict[str, Any]:
-        """All of it, for a file."""
+        """Return everything, for a file."""
         return {
             "runs": self.runs,
             "broken": self.broken,
@@ -85,7 +85,7 @@ class Campaign:
         }
 
     def table(self) -> Table:
-        """By kind of fault: how often, and what it came to."""
+        """Return a table by kind of fault: how often it came, and what followed."""
         title = f"{self.runs} runs, {self.totals['recipients']:,} recipients, {len(self.broken)} broken"
         table = Table(title=title, box=None)
         for column in ("fault", "times", "runs", "lost", "doubled", "in doubt per fault"):
@@ -98,18 +98,18 @@ class Campaign:
 
 
 def _near(row: dict[str, Any], kind: str) -> int:
-    """Doubts that arose while a fault of the kind had hold of the server: an upper bound of what it caused."""
+    """Count the doubts that arose while a fault of the kind affected the server: an upper bound of what it caused."""
     return int(row["doubts_by_fault"].get(kind, 0))
 
 
 def each_alone(options: Options) -> Iterator[Options]:
-    """A run for every kind, with that one only."""
+    """Yield a run for every kind of fault, with that one only."""
     for kind in options.faults:
         yield replace(options, faults=(kind,), out=options.out / kind)
 
 
 def run_all(every: Iterable[Options], *, out: Path, stop_at_first: bool, until: float | None = None) -> int:
-    """Run them, in turn; gives the exit code. `until` is on time.monotonic's clock."""
+    """Run them in turn and return the exit code. `until` is on time.monotonic's clock."""
     campaign = Campaign(Console())
     try:
         for options in every:

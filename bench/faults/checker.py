@@ -1,4 +1,4 @@
-"""The judge of a run: what the SMTP server accepted against what the database says at the end. Pure.
+"""Checker of a run: compares what the SMTP server accepted with what the database says at the end. Pure.
 
 It knows nothing of faults, relays or ticks. Each law gives the addresses that break it; none is the promise kept.
 """
@@ -16,7 +16,7 @@ OPEN: Final = frozenset({"pending", "sending"})
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """A message that the SMTP server took responsibility for; `server` is whose relay brought it, -1 unknown."""
+    """Message that the SMTP server accepted; `server` is the one whose relay brought it, -1 if unknown."""
 
     at: float
     address: str
@@ -26,7 +26,7 @@ class Acceptance:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An email and how its delivery stands at the end."""
+    """Email with the state of its delivery at the end."""
 
     address: str
     message_id: str
@@ -35,7 +35,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A line of an email's trail; times are Unix times."""
+    """Line of an email's trail; times are Unix times."""
 
     address: str
     attempt: int
@@ -48,7 +48,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that is known from outside when a run is over.
+    """Everything that is known from outside when a run is over.
 
     `reports` counts reports by address, `refused` is whom the SMTP server refused for good. `policy` is that of
     `in_doubt`; a person who resolved doubt by evidence does not allow a second copy, `resend` does.
@@ -65,14 +65,14 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A law, and who was wronged."""
+    """Broken law, with the recipients concerned."""
 
     law: str
     addresses: tuple[str, ...]
 
 
 class _Index:
-    """The facts by address."""
+    """Facts by address."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -91,7 +91,7 @@ class _Index:
 
 
 def _resent_after_doubt(facts: Facts) -> Counter[str]:
-    """How often each address was recorded as sent again, each time after doubt about the very same attempt."""
+    """Count how often each address was recorded as sent again, each time after doubt about the very same attempt."""
     doubts: dict[tuple[str, int], float] = {}
     for one in facts.attempts:
         if one.verdict == "in_doubt":
@@ -126,7 +126,7 @@ def _sent_in_vain(index: _Index) -> list[str]:
 
 
 def _denied(index: _Index) -> list[str]:
-    """Accepted, and the database says otherwise; under `resend` the last copy may have been refused, on record."""
+    """Return accepted addresses that the database denies; under `resend` the last copy may have been refused."""
     return [
         address
         for address in index.copies
@@ -158,7 +158,7 @@ def _not_one_email(index: _Index) -> list[str]:
 LAWS: Final[dict[str, Callable[[_Index], list[str]]]] = {
     "no address is sent more than once": _twice,
     "what is accepted is the message that the database holds": _not_the_same,
-    "nobody is written to who is no recipient": _to_strangers,
+    "only recipients get email": _to_strangers,
     "every recipient who was not reached is in a state that says so": _missing,
     "nothing is `sent` that was not accepted": _sent_in_vain,
     "what was accepted is `sent` or `in_doubt`": _denied,
@@ -170,14 +170,14 @@ LAWS: Final[dict[str, Callable[[_Index], list[str]]]] = {
 
 
 def check(facts: Facts) -> list[Violation]:
-    """The laws that are broken, in order, each with its addresses."""
+    """Return the laws that are broken, in order, each with its addresses."""
     index = _Index(facts)
     found = ((law, sorted(broken_by(index))) for law, broken_by in LAWS.items())
     return [Violation(law, tuple(addresses)) for law, addresses in found if addresses]
 
 
 def figures(facts: Facts) -> dict[str, int]:
-    """How many: recipients, accepted, twice, lost (not reached, and no state says so), in doubt, dead."""
+    """Count recipients, accepted, twice, lost (not reached, and no state says so), in doubt, dead."""
     index = _Index(facts)
     reached = set(index.copies)
     states = Counter(state for all_states in index.states.values() for state in all_states)

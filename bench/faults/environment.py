@@ -1,4 +1,4 @@
-"""The real parts of a fault run: Postgres, the mail server, and servers that reach both through proxies of their own.
+"""Environment of a fault run: Postgres, the mail server, and servers that reach both through proxies of their own.
 
 A server runs a relay, which is started again when it ends as systemd would do it, and a `generate` when cron fires.
 The faults are in `nemesis`; here is what they take hold of.
@@ -19,7 +19,7 @@ from typing import Any, Final
 import asyncpg
 
 from bench.faults.mail_server import Mail
-from bench.faults.server import Host, Life
+from bench.faults.server import Host, ServerProcess
 from bench.faults.workload import DRAIN_S, REPLY_S, RESOLVER, settings_of
 from bench.harness.environment import HOUSE, start
 from bench.harness.fault_proxy import Proxy
@@ -34,8 +34,8 @@ ADMIN_S: Final = 20.0
 
 
 @dataclass(eq=False)
-class Arena:
-    """Everything that a fault may take hold of."""
+class Environment:
+    """Everything on which a fault may act."""
 
     postgres: Server
     sink: Sink
@@ -45,7 +45,7 @@ class Arena:
     lease_s: float
     patience_s: float = 2.0
     """How long a fault waits for its victim to have begun a message."""
-    lives: list[Life] = field(default_factory=list)
+    processes: list[ServerProcess] = field(default_factory=list)
     closing: bool = False
     postgres_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Of the faults of Postgres: one at a time."""
@@ -56,11 +56,11 @@ class Arena:
     _keepers: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def sql(self, statement: str, *values: Any, deadline_s: float = ADMIN_S) -> list[Any]:
-        """Rows of a statement of ours."""
+        """Return the rows of a statement of the harness."""
         return list(await self.with_admin(lambda admin: admin.fetch(statement, *values), deadline_s=deadline_s))
 
     async def with_admin(self, work: Callable[[Any], Awaitable[Any]], *, deadline_s: float = ADMIN_S) -> Any:
-        """Do it on a connection of ours, that no fault but Postgres' own blocks; tried again until the deadline."""
+        """Run `work` on our own connection, which only faults of Postgres end; repeat it until the deadline."""
         end = time.monotonic() + deadline_s
         while True:
             try:
@@ -76,28 +76,28 @@ class Arena:
                 await asyncio.sleep(0.05)
 
     async def stop_postgres(self, mode: StopMode) -> None:
-        """Stop it."""
+        """Stop Postgres."""
         await self._in_postgres_thread(lambda: self.postgres.stop(mode))
 
     async def start_postgres(self) -> None:
-        """Start it again."""
+        """Start Postgres again."""
         await self._in_postgres_thread(self.postgres.start)
 
     async def add_standby(self, name: str) -> Server:
-        """A streaming standby of the Postgres that is in charge."""
+        """Start a streaming standby of the primary."""
         made: list[Server] = []
         work = partial(standby, self.postgres, name=name, settings={"synchronous_commit": "on"})
         await self._in_postgres_thread(lambda: made.append(self._standbys.enter_context(work())))
         return made[0]
 
     async def fail_over(self, standby: Server) -> None:
-        """The Postgres in charge is lost with its host, and the standby takes its place under the same address."""
+        """Lose the primary with its host, and promote the standby, which takes over its address."""
         await self._in_postgres_thread(lambda: self.postgres.stop("immediate"))
         await self._in_postgres_thread(standby.promote)
         self._lead_to(standby)
 
     async def freeze_over(self, standby: Server) -> Server:
-        """The Postgres in charge is frozen with all its sessions, and the standby takes its place; gives the former."""
+        """Freeze the primary with all its sessions, promote the standby, and return the former primary."""
         former = self.postgres
         freeze(former)
         try:
@@ -109,7 +109,7 @@ class Arena:
         return former
 
     async def thaw_back(self, former: Server) -> None:
-        """The former Postgres goes on as it was, in charge again; the one that took its place is lost with its host."""
+        """Thaw the former primary, which leads again, and lose the one that replaced it with its host."""
         lost = self.postgres
         thaw(former)
         await self._in_postgres_thread(partial(kill, lost))
@@ -127,40 +127,40 @@ class Arena:
         # Always the same thread: the kernel stops the server when the thread that forked it ends.
         await asyncio.get_running_loop().run_in_executor(self._postgres_thread, work)
 
-    async def run(self, host: Host, what: str, *words: str) -> Life:
+    async def run(self, host: Host, what: str, *words: str) -> ServerProcess:
         """Start `outbox …` on a server."""
-        process = await start("outbox", *words, directory=host.directory, package=host.package)
-        over = asyncio.get_running_loop().create_task(process.communicate())
-        life = Life(len(self.lives), what, host.number, process, over, time.time())
-        self.lives.append(life)
-        return life
+        child = await start("outbox", *words, directory=host.directory, package=host.package)
+        over = asyncio.get_running_loop().create_task(child.communicate())
+        process = ServerProcess(len(self.processes), what, host.number, child, over, time.time())
+        self.processes.append(process)
+        return process
 
     async def fire_cron(self, host: Host) -> None:
-        """`outbox generate`, unless the last one still runs; one that a fault kills is fired again."""
+        """Run `outbox generate`, unless the last one still runs; one that a fault kills is started again."""
         if host.cron is None or not host.cron.is_alive:
             host.cron = await self.run(host, "generate", "generate")
             self._keep(self._refire(host, host.cron))
 
-    async def _refire(self, host: Host, cron: Life) -> None:
+    async def _refire(self, host: Host, cron: ServerProcess) -> None:
         await cron.ended()
         if cron.ended_by is not None and not self.closing:
             await asyncio.sleep(self._pause_s(cron))
             await self.fire_cron(host)
 
     async def keep_relay(self, host: Host) -> None:
-        """A relay, and another one a short pause after its end, until we close."""
+        """Run a relay, and another one a short pause after its end, until the environment closes."""
         host.relay = await self.run(host, "relay", "relay")
         self._keep(self._restart(host, host.relay))
 
-    async def _restart(self, host: Host, relay: Life) -> None:
+    async def _restart(self, host: Host, relay: ServerProcess) -> None:
         await relay.ended()
         if not self.closing:
             await asyncio.sleep(self._pause_s(relay))
         if not self.closing:
             await self.keep_relay(host)
 
-    def _pause_s(self, life: Life) -> float:
-        return random.Random(f"{self.seed}/pause/{life.number}").uniform(0.1, 0.5)
+    def _pause_s(self, process: ServerProcess) -> float:
+        return random.Random(f"{self.seed}/pause/{process.number}").uniform(0.1, 0.5)
 
     def _keep(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -168,14 +168,14 @@ class Arena:
         task.add_done_callback(self._keepers.discard)
 
     def whose(self, visit: Visit) -> int:
-        """The number of the relay's life that a visit to the mail server comes from; -1 if nobody knows."""
+        """Return the number of the relay's process from which a visit comes; -1 if it is unknown."""
         for host in self.hosts:
             if host.owns(visit.peer[1]) and host.relay is not None:
                 return host.relay.number
         return -1
 
-    async def busy_relay(self, number: int) -> Life | None:
-        """The server's relay, once it has begun a message; when patience ends, as it is; None if none is there."""
+    async def busy_relay(self, number: int) -> ServerProcess | None:
+        """Return the server's relay, once it has begun a message or `patience_s` is over; None if there is none."""
         host, end = self.hosts[number], time.monotonic() + self.patience_s
         while time.monotonic() < end:
             relay = host.relay
@@ -190,16 +190,16 @@ class Arena:
         while True:
             standing = {row["pid"] for row in await self.sql(RELAYS, RELAY_LOCKS)}
             relays = [host.relay for host in self.hosts]
-            if all(one is not None and one.is_running and one.process.pid in standing for one in relays):
+            if all(one is not None and one.is_running and one.child.pid in standing for one in relays):
                 return True
             if time.monotonic() >= end:
                 return False
             await asyncio.sleep(0.05)
 
-    async def stop_relays(self) -> list[Life]:
-        """SIGTERM to all; gives those that did not end with 0 in their time."""
+    async def stop_relays(self) -> list[ServerProcess]:
+        """Send SIGTERM to all relays; return those that did not end with exit code 0 in time."""
         self.closing = True
-        relays = [life for life in self.lives if life.what == "relay" and life.is_alive]
+        relays = [process for process in self.processes if process.what == "relay" and process.is_alive]
         for relay in relays:
             relay.send(signal.SIGTERM)
         bad = []
@@ -215,21 +215,21 @@ class Arena:
         return bad
 
     def heal(self) -> None:
-        """Every network whole, every process running, every mood gone."""
+        """Restore every network, resume every process and end the mail server's misbehaviour."""
         for host in self.hosts:
             host.database.heal()
             host.smtp.heal()
-        for life in self.lives:
-            if life.is_alive:
-                life.send(signal.SIGCONT)
+        for process in self.processes:
+            if process.is_alive:
+                process.send(signal.SIGCONT)
         self.mail.calm()
 
     async def close(self) -> None:
-        """End what is left."""
+        """End all processes that are left."""
         self.closing = True
-        for life in self.lives:
-            if life.is_alive:
-                life.send(signal.SIGKILL)
+        for process in self.processes:
+            if process.is_alive:
+                process.send(signal.SIGKILL)
         await asyncio.gather(*self._keepers, return_exceptions=True)
         if self._admin is not None:
             self._admin.terminate()
@@ -238,12 +238,12 @@ class Arena:
 
 
 def socket_of(server: Server) -> Path:
-    """Where its proxies reach it."""
+    """Return the socket at which the proxies reach the server."""
     return Path(server.address["host"]) / f".s.PGSQL.{server.address['port']}"
 
 
 @asynccontextmanager
-async def arena(
+async def open_environment(
     postgres: Server,
     directory: Path,
     *,
@@ -255,8 +255,8 @@ async def arena(
     in_doubt: str = "hold",
     reply_s: float = REPLY_S,
     packages: Sequence[Path] = (),
-) -> AsyncIterator[Arena]:
-    """The parts, with a schema, nobody to write to, and nothing running yet.
+) -> AsyncIterator[Environment]:
+    """Start all parts, with a schema, without recipients, and with no process running yet.
 
     Server n runs the `outbox` below packages[n % len(packages)], so that a fleet may be of two versions.
     """
@@ -281,12 +281,12 @@ async def arena(
                 (host.directory / "mailserver.py").write_text(RESOLVER)
                 settings = settings_of(host, lease_s, connections, in_doubt, reply_s, routes=routes)
                 (host.directory / "outbox.toml").write_text(settings)
-            place = Arena(postgres, sink, mail, hosts, seed, lease_s)
-            mail.whose = place.whose
+            environment = Environment(postgres, sink, mail, hosts, seed, lease_s)
+            mail.whose = environment.whose
             try:
-                yield place
+                yield environment
             finally:
-                await place.close()
+                await environment.close()
         finally:
             for host in hosts:
                 await host.database.__aexit__()

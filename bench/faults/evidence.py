@@ -1,4 +1,4 @@
-"""What is known when a run is over: facts for the checker, what each kill cost, and the lanes of the picture."""
+"""Record of a run: facts for the checker, what each kill cost, and the lanes of the picture."""
 
 import asyncio
 import time
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bench.faults.checker import Acceptance, Attempt, Delivery, Facts
-from bench.faults.environment import LOST, Arena
+from bench.faults.environment import LOST, Environment
 from bench.faults.registry import FAULTS, Struck
 from bench.faults.schedule import ON_A_SERVER
-from bench.faults.server import Life
+from bench.faults.server import ServerProcess
 from bench.faults.timeline import Band, Lane
 
 SAMPLE_S: Final = 0.1
@@ -36,9 +36,9 @@ SELECT p.email, count(*) AS reports FROM outbox.report r JOIN people p ON p.id::
 
 @dataclass(eq=False)
 class Samples:
-    """How many claims each relay had in hand, ten times a second for as long as Postgres answers."""
+    """Numbers of claims that each relay holds, ten times a second while Postgres answers."""
 
-    arena: Arena
+    environment: Environment
     taken: list[tuple[float, dict[int, int]]] = field(default_factory=list)
 
     async def take(self) -> None:
@@ -46,7 +46,7 @@ class Samples:
         while True:
             at = time.time()
             try:
-                rows = await self.arena.sql(CLAIMS, deadline_s=1.0)
+                rows = await self.environment.sql(CLAIMS, deadline_s=1.0)
                 self.taken.append((at, {row["relay"]: row["claims"] for row in rows}))
             except LOST:
                 self.taken.append((at, {}))
@@ -55,11 +55,11 @@ class Samples:
 
 @dataclass(eq=False)
 class Record:
-    """A run that is over. `lives` says which process each relay's session belonged to."""
+    """Finished run. `processes` maps a relay's session to the process that it belonged to."""
 
     facts: Facts
-    lives: dict[int, Life]
-    arena: Arena
+    processes: dict[int, ServerProcess]
+    environment: Environment
     strikes: Sequence[Struck]
     samples: Samples
     began_at: float
@@ -67,18 +67,22 @@ class Record:
     settled_at: float
 
     def doubts(self) -> list[Attempt]:
-        """All tries that ended in doubt, also those that were resolved later."""
+        """Return all tries that ended in doubt, including those that were resolved later."""
         return [attempt for attempt in self.facts.attempts if attempt.verdict == "in_doubt"]
 
     def kills(self) -> dict[str, Any]:
-        """What SIGKILLs of relays cost.
+        """Return what SIGKILLs of relays cost.
 
         `stood_between_dot_and_settle` counts connections whose dot had reached the mail server and whose verdict had
         not reached the database. A mark that was committed at the kill without its dot being there yet is in doubt,
         too, and not in it.
         """
-        killed = {life.number for life in self.arena.lives if life.what == "relay" and life.ended_by in KILLS}
-        of_life = {relay: life.number for relay, life in self.lives.items()}
+        killed = {
+            process.number
+            for process in self.environment.processes
+            if process.what == "relay" and process.ended_by in KILLS
+        }
+        of_life = {relay: process.number for relay, process in self.processes.items()}
         doubts = [one for one in self.doubts() if one.relay is not None and of_life.get(one.relay) in killed]
         judged = {
             (of_life[one.relay], one.address)
@@ -86,11 +90,13 @@ class Record:
             if one.relay in of_life and one.verdict in JUDGED
         }
         last: dict[int, tuple[int, str]] = {}
-        for dot in self.arena.mail.dots:
-            if (life := self.arena.mail.visitors.get(dot.visit, -1)) in killed:
-                last[dot.visit] = (life, dot.address)
+        for dot in self.environment.mail.dots:
+            if (process := self.environment.mail.visitors.get(dot.visit, -1)) in killed:
+                last[dot.visit] = (process, dot.address)
         standing = {one for one in last.values() if one not in judged}
-        dotted = {(self.arena.mail.visitors.get(dot.visit, -1), dot.address) for dot in self.arena.mail.dots}
+        dotted = {
+            (self.environment.mail.visitors.get(dot.visit, -1), dot.address) for dot in self.environment.mail.dots
+        }
         per_kill = Counter(of_life[one.relay] for one in doubts if one.relay is not None)
         return {
             "kills": len(killed),
@@ -102,27 +108,27 @@ class Record:
         }
 
     def doubts_by_fault(self) -> dict[str, int]:
-        """Tries that ended in doubt while a fault of the kind had hold of their server (or of what all share)."""
+        """Count tries that ended in doubt while a fault of the kind affected their server or a shared part."""
         found: Counter[str] = Counter()
         for one in self.doubts():
-            life = self.lives.get(one.relay) if one.relay is not None else None
+            process = self.processes.get(one.relay) if one.relay is not None else None
             kinds = {
                 struck.strike.kind
                 for struck in self.strikes
                 if (FAULTS[struck.strike.kind].shape.target not in ON_A_SERVER
-                    or life is None or struck.strike.host == life.host)
+                    or process is None or struck.strike.host == process.host)
                 and struck.began_at <= one.settled_at and (one.marked_at or 0) <= struck.ended_at + SAMPLE_S
             }  # fmt: skip
             found.update(kinds or {"none"})
         return dict(found)
 
     def story(self, address: str) -> list[str]:
-        """What is known of one address, in the order of time, in seconds from the first message."""
+        """Return everything about one address, in the order of time, in seconds from the first message."""
         told = [(one.at, f"accepted on server {one.server}") for one in self.facts.accepted if one.address == address]
-        visitors = self.arena.mail.visitors
+        visitors = self.environment.mail.visitors
         told += [
             (dot.at, f"dot on visit {dot.visit} of process {visitors.get(dot.visit, -1)}")
-            for dot in self.arena.mail.dots
+            for dot in self.environment.mail.dots
             if dot.address == address
         ]
         for one in self.facts.attempts:
@@ -139,8 +145,8 @@ class Record:
         ]
 
     def lanes(self) -> list[Lane]:
-        """The picture's lanes."""
-        servers = [Lane(f"server {host.number}") for host in self.arena.hosts]
+        """Return the picture's lanes."""
+        servers = [Lane(f"server {host.number}") for host in self.environment.hosts]
         lanes = [*servers, Lane("Postgres"), Lane("mail server")]
         for struck in self.strikes:
             lane = self._lane_of(struck, lanes)
@@ -152,8 +158,8 @@ class Record:
         for at, claims in self.samples.taken:
             by_server: Counter[int] = Counter()
             for relay, count in claims.items():
-                if relay in self.lives:
-                    by_server[self.lives[relay].host] += count
+                if relay in self.processes:
+                    by_server[self.processes[relay].host] += count
             for number, lane in enumerate(servers):
                 lane.claims.append((self._s(at), by_server[number]))
         return lanes
@@ -169,9 +175,9 @@ class Record:
 
     def _fill_tries(self, servers: Sequence[Lane]) -> None:
         for one in self.facts.attempts:
-            if one.relay not in self.lives:
+            if one.relay not in self.processes:
                 continue
-            lane = servers[self.lives[one.relay].host]
+            lane = servers[self.processes[one.relay].host]
             if one.marked_at is not None:
                 lane.marks.append(self._s(one.marked_at))
             (lane.doubts if one.verdict == "in_doubt" else lane.settles).append(self._s(one.settled_at))
@@ -186,31 +192,40 @@ class Record:
 
 
 async def gather(
-    arena: Arena, strikes: Sequence[Struck], samples: Samples, *, times: tuple[float, float, float], policy: str
+    environment: Environment,
+    strikes: Sequence[Struck],
+    samples: Samples,
+    *,
+    times: tuple[float, float, float],
+    policy: str,
 ) -> Record:
     """Ask the database and the mail server how it ended; `times` are began, over and settled."""
-    relays = await arena.sql("SELECT id, pid, started_at FROM outbox.relay")
-    servers = {life.number: life.host for life in arena.lives}
+    relays = await environment.sql("SELECT id, pid, started_at FROM outbox.relay")
+    servers = {process.number: process.host for process in environment.processes}
     facts = Facts(
-        recipients={row["email"] for row in await arena.sql("SELECT email FROM people")},
+        recipients={row["email"] for row in await environment.sql("SELECT email FROM people")},
         accepted=[
-            Acceptance(one.at, address, one.message_id, servers.get(arena.mail.visitors.get(one.visit, -1), -1))
-            for one in arena.sink.accepted
+            Acceptance(one.at, address, one.message_id, servers.get(environment.mail.visitors.get(one.visit, -1), -1))
+            for one in environment.sink.accepted
             for address in one.recipients
         ],
-        deliveries=[Delivery(*row) for row in await arena.sql(EMAILS)],
-        attempts=[_attempt(row) for row in await arena.sql(TRAIL)],
-        reports={row["email"]: row["reports"] for row in await arena.sql(REPORTS)},
-        refused=arena.mail.refused,
+        deliveries=[Delivery(*row) for row in await environment.sql(EMAILS)],
+        attempts=[_attempt(row) for row in await environment.sql(TRAIL)],
+        reports={row["email"]: row["reports"] for row in await environment.sql(REPORTS)},
+        refused=environment.mail.refused,
         policy=policy,
     )
-    lives = {row["id"]: life for row in relays if (life := _life_of(arena, row["pid"], row["started_at"].timestamp()))}
-    return Record(facts, lives, arena, strikes, samples, *times)
+    processes = {
+        row["id"]: process
+        for row in relays
+        if (process := _life_of(environment, row["pid"], row["started_at"].timestamp()))
+    }
+    return Record(facts, processes, environment, strikes, samples, *times)
 
 
-def _life_of(arena: Arena, pid: int, at: float) -> Life | None:
-    """The process that had this number then: the system gives numbers out again."""
-    fitting = [life for life in arena.lives if life.process.pid == pid and life.began_at <= at]
+def _life_of(environment: Environment, pid: int, at: float) -> ServerProcess | None:
+    """Return the process that had this pid then: the system uses pids again."""
+    fitting = [process for process in environment.processes if process.child.pid == pid and process.began_at <= at]
     return fitting[-1] if fitting else None
 
 

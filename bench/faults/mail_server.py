@@ -1,7 +1,7 @@
-"""The mail server of a fault run: paced, moody while it is told to be, and a witness of what reached it.
+"""Mail server of a fault run: it has a pace, misbehaves when asked to, and records what reached it.
 
-Its moods come from the seed, the visit and the message's number in it, so a message meets at most one of them.
-However moody, it does not lie: what it answers with 4xx or 5xx it has not accepted (RFC 5321 §4.2.1).
+Misbehaviour comes from the seed, the visit and the message's number in it, so a message meets at most one kind.
+It never lies: what it answers with 4xx or 5xx it has not accepted (RFC 5321 §4.2.1).
 """
 
 import asyncio
@@ -18,16 +18,16 @@ from outbox.sandbox.smtp_sink import Accept, Accepted, Action, Cut, Hold, Reply,
 PACE_MAX_S: Final = 1.0
 ENDLESS: Final = b"2" * 2_000_000
 SLOW_S: Final = 1.0
-TOO_SLOW_S: Final = 5.0  # longer than the relays wait: accepted when nobody listens any more
+TOO_SLOW_S: Final = 5.0  # longer than the relays wait: accepted when the relay has gone
 
-Mood = Callable[["Mail"], Action]
+Misbehaviour = Callable[["Mail"], Action]
 
 
 def _garbage(_: "Mail") -> Action:
     return Reply("what?")
 
 
-ANYWHERE: Final[dict[str, Mood]] = {
+ANYWHERE: Final[dict[str, Misbehaviour]] = {
     "FIN": lambda _: Cut(),
     "RST": lambda _: Reset(),
     "hang": lambda _: Stall(),
@@ -39,7 +39,7 @@ ANYWHERE: Final[dict[str, Mood]] = {
 ARRIVING: Final = {**ANYWHERE, "split": lambda _: Trickle()}
 SPEAKING: Final = {**ARRIVING, "slow": lambda mail: Hold(mail.after(SLOW_S))}
 REFUSING: Final = {"5xx": lambda _: Reply("550 5.1.1 nobody here")}
-MOODS: Final[dict[Stage, dict[str, Mood]]] = {
+MISBEHAVIOURS: Final[dict[Stage, dict[str, Misbehaviour]]] = {
     Stage.CONNECT: ARRIVING,
     Stage.EHLO: ARRIVING,
     Stage.MAIL: SPEAKING,
@@ -62,7 +62,7 @@ TALK: Final = (Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.CONTENT, Stage.DOT, Sta
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A final dot that arrived, whatever was answered."""
+    """Final dot that arrived, whatever the reply was."""
 
     at: float
     address: str
@@ -71,7 +71,7 @@ class Dot:
 
 @dataclass(eq=False)
 class Mail:
-    """The sink's script. `trouble` is the share of messages that meet a mood, `per_s` how many begin in a second."""
+    """Script of the sink. `trouble` is the share of messages that it mistreats, `per_s` how many begin in a second."""
 
     seed: int | str
     trouble: float = 0.0
@@ -88,7 +88,7 @@ class Mail:
     """Messages begun by each process."""
     refused: set[str] = field(default_factory=set)
     met: Counter[str] = field(default_factory=Counter)
-    """How often each mood was met, as `DOT FIN`."""
+    """How often each kind was met, as `DOT FIN`."""
     waiting: int = 0
     """Answers that are still to come."""
     log: Path | None = None
@@ -96,9 +96,9 @@ class Mail:
     _slot_at: float = 0.0
 
     def __call__(self, stage: Stage, visit: Visit) -> Action | None:
-        """What happens at a stage of a visit; None is the usual thing."""
+        """Return the action at a stage of a visit; None for the usual reply."""
         self._witness(stage, visit)
-        if self.trouble and (action := self._mood(stage, visit)):
+        if self.trouble and (action := self._misbehave(stage, visit)):
             return action
         if stage is Stage.MAIL and self.held(visit):
             return Stall()
@@ -110,7 +110,7 @@ class Mail:
         return None
 
     def calm(self) -> None:
-        """No moods and no pace from now on."""
+        """Stop misbehaving and pacing."""
         self.trouble, self.per_s, self.dot_s = 0.0, None, 0.0
 
     def note(self, accepted: Accepted) -> None:
@@ -120,7 +120,7 @@ class Mail:
                 log.write(f"{accepted.message_id}\n")
 
     def after(self, seconds: float) -> asyncio.Event:
-        """An event that comes true then."""
+        """Return an event that is set after so many seconds."""
         event = asyncio.Event()
         self.waiting += 1
 
@@ -139,16 +139,16 @@ class Mail:
         elif stage is Stage.DOT:
             self.dots += [Dot(time.time(), address, visit.number) for address in visit.recipients]
 
-    def _mood(self, stage: Stage, visit: Visit) -> Action | None:
+    def _misbehave(self, stage: Stage, visit: Visit) -> Action | None:
         arriving = stage in (Stage.CONNECT, Stage.EHLO)
         draw = random.Random(f"{self.seed}/{visit.number}/{'' if arriving else visit.messages_begun}")
         if draw.random() >= self.trouble or draw.choice((Stage.CONNECT, Stage.EHLO) if arriving else TALK) is not stage:
             return None
-        name = draw.choice(sorted(MOODS[stage]))
+        name = draw.choice(sorted(MISBEHAVIOURS[stage]))
         self.met[f"{stage} {name}"] += 1
         if name == "5xx":
             self.refused.update(visit.recipients)
-        return MOODS[stage][name](self)
+        return MISBEHAVIOURS[stage][name](self)
 
     def _paced(self, per_s: float) -> Action | None:
         """Spread the messages, so that there is still something to send when a fault comes."""

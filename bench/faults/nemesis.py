@@ -1,4 +1,4 @@
-"""Carries out a schedule of faults."""
+"""Execution of a schedule of faults."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from bench.faults import network, postgres, process  # noqa: F401 - they enter their faults
-from bench.faults.environment import LOST, Arena
+from bench.faults.environment import LOST, Environment
 from bench.faults.registry import FAULTS, Struck
 from bench.faults.schedule import Strike
 from outbox.errors import OutboxError
@@ -16,14 +16,14 @@ __all__ = ["FAULTS", "Nemesis", "Struck"]
 
 @dataclass(eq=False)
 class Nemesis:
-    """Carries out a schedule; `done` says how it went."""
+    """Executor of a schedule; `done` has the results."""
 
-    arena: Arena
+    environment: Environment
     strikes: list[Strike]
     done: list[Struck] = field(default_factory=list)
 
     async def run(self) -> None:
-        """All strikes at their times, from now; returns when the last one has let go."""
+        """Execute all strikes at their times, from now; return when the last one is over."""
         begins = time.monotonic()
         self.done = [Struck(strike) for strike in self.strikes]
         await asyncio.gather(*(self._strike(struck, begins) for struck in self.done))
@@ -31,11 +31,11 @@ class Nemesis:
     async def _strike(self, struck: Struck, begins: float) -> None:
         await asyncio.sleep(max(begins + struck.strike.at_s - time.monotonic(), 0))
         planned = FAULTS[struck.strike.kind]
-        turn = self.arena.postgres_turn if planned.shape.target == "postgres" else nullcontext()
+        turn = self.environment.postgres_turn if planned.shape.target == "postgres" else nullcontext()
         try:
             async with turn:  # one that takes longer than planned holds up the next
                 struck.now()
-                struck.note = await planned.act(self.arena, struck)
+                struck.note = await planned.act(self.environment, struck)
         except (*LOST, OutboxError) as error:  # another fault has taken from this one what it needs
             struck.note = f"came to nothing: {error or type(error).__name__}"
         struck.ended_at = time.time()

@@ -3,11 +3,11 @@
 import asyncio
 from typing import Final
 
-from bench.faults.environment import Arena
+from bench.faults.environment import Environment
 from bench.faults.registry import Struck, fault
 from bench.harness.fault_proxy import Link, Proxy
 
-TROUBLE: Final = 0.15  # of the messages meet a mood
+TROUBLE: Final = 0.15  # share of the messages that are mistreated
 
 
 async def _black_hole(proxy: Proxy, struck: Struck) -> str:
@@ -34,11 +34,11 @@ async def _delay(proxy: Proxy, struck: Struck) -> str:
 
 
 def _silence(_: Link) -> None:
-    """Nothing more comes through, and no end is told."""
+    """Stop forwarding without ending the connection."""
 
 
 async def _bytes(proxy: Proxy, struck: Struck, most: int) -> str:
-    """The first k bytes of each connection, then its end: FIN, RST or silence."""
+    """Forward the first k bytes of each connection, then end it: FIN, RST or silence."""
     coin = struck.strike.coin
     count = int(most * (coin * 7 % 1) ** 2)
     proxy.at_limit = (Link.cut, lambda link: link.cut(reset=True), _silence)[int(3 * coin)]
@@ -50,58 +50,58 @@ async def _bytes(proxy: Proxy, struck: Struck, most: int) -> str:
 
 
 @fault("partition-db", "db", 0.5, 2.0)
-async def _partition_db(arena: Arena, struck: Struck) -> str:
+async def _partition_db(environment: Environment, struck: Struck) -> str:
     """A black hole between a server and Postgres."""
-    return await _black_hole(arena.hosts[struck.strike.host].database, struck)
+    return await _black_hole(environment.hosts[struck.strike.host].database, struck)
 
 
 @fault("cut-db", "db", 0.0, 0.5)
-async def _cut_db(arena: Arena, struck: Struck) -> str:
+async def _cut_db(environment: Environment, struck: Struck) -> str:
     """A server's connections to Postgres are cut, and new ones refused for a while."""
-    return await _cut(arena.hosts[struck.strike.host].database, struck)
+    return await _cut(environment.hosts[struck.strike.host].database, struck)
 
 
 @fault("delay-db", "db", 0.5, 2.0)
-async def _delay_db(arena: Arena, struck: Struck) -> str:
+async def _delay_db(environment: Environment, struck: Struck) -> str:
     """A slow network between a server and Postgres."""
-    return await _delay(arena.hosts[struck.strike.host].database, struck)
+    return await _delay(environment.hosts[struck.strike.host].database, struck)
 
 
 @fault("bytes-db", "db", 0.3, 1.0)
-async def _bytes_db(arena: Arena, struck: Struck) -> str:
+async def _bytes_db(environment: Environment, struck: Struck) -> str:
     """Only the first k bytes of a server's connections to Postgres arrive."""
-    return await _bytes(arena.hosts[struck.strike.host].database, struck, 12_000)
+    return await _bytes(environment.hosts[struck.strike.host].database, struck, 12_000)
 
 
 @fault("partition-smtp", "smtp", 0.5, 2.0)
-async def _partition_smtp(arena: Arena, struck: Struck) -> str:
+async def _partition_smtp(environment: Environment, struck: Struck) -> str:
     """A black hole between a server and the mail server."""
-    return await _black_hole(arena.hosts[struck.strike.host].smtp, struck)
+    return await _black_hole(environment.hosts[struck.strike.host].smtp, struck)
 
 
 @fault("cut-smtp", "smtp", 0.0, 0.5)
-async def _cut_smtp(arena: Arena, struck: Struck) -> str:
+async def _cut_smtp(environment: Environment, struck: Struck) -> str:
     """A server's connections to the mail server are cut, and new ones refused for a while."""
-    return await _cut(arena.hosts[struck.strike.host].smtp, struck)
+    return await _cut(environment.hosts[struck.strike.host].smtp, struck)
 
 
 @fault("delay-smtp", "smtp", 0.5, 2.0)
-async def _delay_smtp(arena: Arena, struck: Struck) -> str:
+async def _delay_smtp(environment: Environment, struck: Struck) -> str:
     """A slow network between a server and the mail server."""
-    return await _delay(arena.hosts[struck.strike.host].smtp, struck)
+    return await _delay(environment.hosts[struck.strike.host].smtp, struck)
 
 
 @fault("bytes-smtp", "smtp", 0.3, 1.0)
-async def _bytes_smtp(arena: Arena, struck: Struck) -> str:
+async def _bytes_smtp(environment: Environment, struck: Struck) -> str:
     """Only the first k bytes of a server's connections to the mail server arrive."""
-    return await _bytes(arena.hosts[struck.strike.host].smtp, struck, 15_000)
+    return await _bytes(environment.hosts[struck.strike.host].smtp, struck, 15_000)
 
 
 @fault("smtp", "mail", 0.5, 2.0)
-async def _smtp(arena: Arena, struck: Struck) -> str:
-    """The mail server has moods at every stage: ends, hangs, 421, 4xx, 5xx, garbage, split and late replies."""
-    before = sum(arena.mail.met.values())
-    arena.mail.trouble = TROUBLE
+async def _smtp(environment: Environment, struck: Struck) -> str:
+    """The mail server misbehaves at every stage: ends, hangs, 421, 4xx, 5xx, garbage, split and late replies."""
+    before = sum(environment.mail.met.values())
+    environment.mail.trouble = TROUBLE
     await asyncio.sleep(struck.strike.length_s)
-    arena.mail.trouble = 0.0
-    return f"{sum(arena.mail.met.values()) - before} met"
+    environment.mail.trouble = 0.0
+    return f"{sum(environment.mail.met.values()) - before} met"

@@ -1,4 +1,4 @@
-"""What a fault run is made of: its arguments, its schedule, the bound within which all must be settled."""
+"""Options of a fault run: its arguments, its schedule, and the bound within which everything must be settled."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ MIX: Final = tuple(name for name, fault in FAULTS.items() if not fault.alone)
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is made of; with the seed it is all that a replay needs."""
+    """Arguments of a run; with the seed they are all that a replay needs."""
 
     seed: int = 1
     servers: int = 6
@@ -43,24 +43,24 @@ class Options:
 
     @property
     def seconds(self) -> float:
-        """How long faults come."""
+        """Return for how many seconds faults come."""
         return self.minutes * 60
 
     @property
     def directory(self) -> Path:
-        """Where the verdict is written."""
+        """Return the directory of the verdict."""
         return self.out / str(self.seed)
 
     @property
     def bound_s(self) -> float:
-        """From the end of all faults to all settled: takeover, a silent reply and its retry, the breaker, the rest."""
+        """Return the seconds from the last fault until all is settled: takeover, silent reply, retry, breaker."""
         takeover_s = 3 * self.lease_s
         grace_s = DOUBT_GRACE_S + 2 * self.lease_s if self.in_doubt != "hold" else self.resolve_after_s
         rest_s = self.recipients / PEOPLE_PER_S
         return takeover_s + 2 * REPLY_S + RETRY_MAX_S + BREAKER_S + grace_s + rest_s + SLACK_S
 
     def strikes(self) -> list[Strike]:
-        """The schedule: a verdict's that is replayed, a storm, or a mix."""
+        """Return the schedule: that of a replayed verdict, a storm, or a mix."""
         if self.schedule is not None:
             rows = json.loads(self.schedule.read_text())["schedule"]
             return [Strike.of(row) for row in rows]
@@ -73,7 +73,7 @@ class Options:
         )  # fmt: skip
 
     def replay(self) -> str:
-        """The command that runs this again."""
+        """Return the command that repeats this run."""
         words = ["python", "-m", "bench", "faults"]
         for name, usual in Options.__dataclass_fields__.items():
             value = getattr(self, name)
@@ -82,7 +82,7 @@ class Options:
         return shlex.join(words)
 
     def as_row(self) -> dict[str, Any]:
-        """The arguments as a verdict keeps them."""
+        """Return the arguments as a verdict keeps them."""
         return {name: _plain(getattr(self, name)) for name in Options.__dataclass_fields__ if name != "out"}
 
 

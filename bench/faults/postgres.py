@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from bench.faults.environment import Arena
+from bench.faults.environment import Environment
 from bench.faults.registry import NOBODY, Struck, fault
 
 FOLLOW_S: Final = 10.0
@@ -17,27 +17,27 @@ SESSIONS: Final = "FROM pg_stat_activity WHERE application_name LIKE 'outbox %'"
 
 
 @fault("terminate", "postgres")
-async def _terminate(arena: Arena, _: Struck) -> str:
+async def _terminate(environment: Environment, _: Struck) -> str:
     """pg_terminate_backend of all relays and generates."""
-    await arena.sql(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+    await environment.sql(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
     return ""
 
 
 @fault("cancel", "postgres", 0.2, 0.5)
-async def _cancel(arena: Arena, struck: Struck) -> str:
+async def _cancel(environment: Environment, struck: Struck) -> str:
     """pg_cancel_backend of whatever runs a statement, again and again, so that it hits marks."""
     end, hits = time.monotonic() + struck.strike.length_s, 0
     while time.monotonic() < end:
-        hits += len(await arena.sql(f"SELECT pg_cancel_backend(pid) {SESSIONS} AND state = 'active'"))
+        hits += len(await environment.sql(f"SELECT pg_cancel_backend(pid) {SESSIONS} AND state = 'active'"))
         await asyncio.sleep(0.003)
     return f"{hits} statements"
 
 
 @fault("crash", "postgres")
-async def _crash(arena: Arena, struck: Struck) -> str:
+async def _crash(environment: Environment, struck: Struck) -> str:
     """SIGKILL of one backend: Postgres ends all sessions and recovers."""
-    end = time.monotonic() + arena.patience_s
-    while not (rows := await arena.sql(f"SELECT pid {SESSIONS} ORDER BY pid")):
+    end = time.monotonic() + environment.patience_s
+    while not (rows := await environment.sql(f"SELECT pid {SESSIONS} ORDER BY pid")):
         if time.monotonic() > end:
             return NOBODY
         await asyncio.sleep(0.02)
@@ -48,27 +48,27 @@ async def _crash(arena: Arena, struck: Struck) -> str:
 
 
 @fault("restart-immediate", "postgres")
-async def _restart_immediate(arena: Arena, _: Struck) -> str:
+async def _restart_immediate(environment: Environment, _: Struck) -> str:
     """Immediate shutdown and start of Postgres."""
-    await arena.stop_postgres("immediate")
-    await arena.start_postgres()
+    await environment.stop_postgres("immediate")
+    await environment.start_postgres()
     return ""
 
 
 @fault("restart-fast", "postgres")
-async def _restart_fast(arena: Arena, _: Struck) -> str:
+async def _restart_fast(environment: Environment, _: Struck) -> str:
     """Fast shutdown and start of Postgres."""
-    await arena.stop_postgres("fast")
-    await arena.start_postgres()
+    await environment.stop_postgres("fast")
+    await environment.start_postgres()
     return ""
 
 
 @fault("down", "postgres", 0.5, 2.0)
-async def _down(arena: Arena, struck: Struck) -> str:
+async def _down(environment: Environment, struck: Struck) -> str:
     """Postgres stopped for a while."""
-    await arena.stop_postgres("fast" if struck.strike.coin < 0.5 else "immediate")
+    await environment.stop_postgres("fast" if struck.strike.coin < 0.5 else "immediate")
     await asyncio.sleep(struck.strike.length_s)
-    await arena.start_postgres()
+    await environment.start_postgres()
     return ""
 
 
@@ -84,31 +84,31 @@ NOT_FULL: Final = "DROP TRIGGER IF EXISTS disk_full ON outbox.delivery"
 
 
 @fault("raise", "postgres", 0.2, 1.0)
-async def _raise(arena: Arena, struck: Struck) -> str:
+async def _raise(environment: Environment, struck: Struck) -> str:
     """Every write to outbox.delivery fails like a full disk."""
-    await arena.sql(RAISE)
-    await arena.sql(FULL)
+    await environment.sql(RAISE)
+    await environment.sql(FULL)
     try:
         await asyncio.sleep(struck.strike.length_s)
     finally:
-        await arena.sql(NOT_FULL)
+        await environment.sql(NOT_FULL)
     return ""
 
 
 @fault("connections", "postgres", 0.5, 1.5)
-async def _connections(arena: Arena, struck: Struck) -> str:
-    """max_connections is reached, and every session that ends is replaced by one of somebody else."""
+async def _connections(environment: Environment, struck: Struck) -> str:
+    """max_connections is reached, and every session that ends is replaced by a foreign one."""
     held: list[Any] = []
     end = time.monotonic() + struck.strike.length_s
     asked = False
     try:
         while time.monotonic() < end:
             try:
-                held.append(await asyncpg.connect(arena.postgres.url, timeout=1))
+                held.append(await asyncpg.connect(environment.postgres.url, timeout=1))
             except asyncpg.TooManyConnectionsError:
                 if not asked:
                     asked = True
-                    await arena.sql(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
+                    await environment.sql(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
                 await asyncio.sleep(0.005)
     finally:
         for connection in held:
@@ -120,9 +120,9 @@ LOCK: Final = "SELECT email FROM outbox.delivery WHERE settled_at IS NULL FOR UP
 
 
 @fault("lock", "postgres", 0.1, 0.8)
-async def _lock(arena: Arena, struck: Struck) -> str:
+async def _lock(environment: Environment, struck: Struck) -> str:
     """Somebody's transaction locks every open delivery: marks, settles and sweeps wait for it."""
-    holder = await asyncpg.connect(arena.postgres.url, timeout=2)
+    holder = await asyncpg.connect(environment.postgres.url, timeout=2)
     try:
         await holder.execute("BEGIN")
         rows = await holder.fetch(LOCK)
@@ -134,52 +134,52 @@ async def _lock(arena: Arena, struck: Struck) -> str:
 
 
 @fault("slow-commits", "postgres", 0.5, 2.0)
-async def _slow_commits(arena: Arena, struck: Struck) -> str:
+async def _slow_commits(environment: Environment, struck: Struck) -> str:
     """Every commit takes 100 ms longer (commit_delay)."""
     for setting in ("commit_delay = 100000", "commit_siblings = 0"):
-        await arena.sql(f"ALTER SYSTEM SET {setting}")
-    await arena.sql("SELECT pg_reload_conf()")
+        await environment.sql(f"ALTER SYSTEM SET {setting}")
+    await environment.sql("SELECT pg_reload_conf()")
     try:
         await asyncio.sleep(struck.strike.length_s)
     finally:
-        await arena.sql("ALTER SYSTEM RESET ALL")
-        await arena.sql("SELECT pg_reload_conf()")
+        await environment.sql("ALTER SYSTEM RESET ALL")
+        await environment.sql("SELECT pg_reload_conf()")
     return ""
 
 
 FOLLOWS: Final = "SELECT FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'"
 
 
-async def _followed(arena: Arena, name: str, more: str = "") -> None:
+async def _followed(environment: Environment, name: str, more: str = "") -> None:
     end = time.monotonic() + FOLLOW_S
-    while not await arena.sql(FOLLOWS + more, name) and time.monotonic() < end:
+    while not await environment.sql(FOLLOWS + more, name) and time.monotonic() < end:
         await asyncio.sleep(0.05)
 
 
 @fault("failover", "postgres")
-async def _failover(arena: Arena, struck: Struck) -> str:
+async def _failover(environment: Environment, struck: Struck) -> str:
     """The primary is lost; its synchronous standby has every commit and takes over."""
     name = f"standby{struck.strike.number}"
-    standby = await arena.add_standby(name)
-    await arena.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
-    await arena.sql("SELECT pg_reload_conf()")
+    standby = await environment.add_standby(name)
+    await environment.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+    await environment.sql("SELECT pg_reload_conf()")
     try:
-        await _followed(arena, name, " AND sync_state = 'sync'")
+        await _followed(environment, name, " AND sync_state = 'sync'")
         struck.now()
-        await arena.fail_over(standby)
+        await environment.fail_over(standby)
     except BaseException:  # commits must not wait for one that never comes
-        await arena.sql("ALTER SYSTEM RESET synchronous_standby_names")
-        await arena.sql("SELECT pg_reload_conf()")
+        await environment.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        await environment.sql("SELECT pg_reload_conf()")
         raise
     return ""
 
 
 @fault("failover-async", "postgres", 0.1, 0.4, alone=True)
-async def _failover_async(arena: Arena, struck: Struck) -> str:
+async def _failover_async(environment: Environment, struck: Struck) -> str:
     """The primary is lost with its last commits, which its asynchronous standby does not have."""
     name = f"standby{struck.strike.number}"
-    standby = await arena.add_standby(name)
-    await _followed(arena, name)
+    standby = await environment.add_standby(name)
+    await _followed(environment, name)
     follower = await asyncpg.connect(standby.url, timeout=2)
     try:
         await follower.execute("ALTER SYSTEM SET primary_conninfo = ''")
@@ -188,18 +188,18 @@ async def _failover_async(arena: Arena, struck: Struck) -> str:
         follower.terminate()
     struck.now()
     await asyncio.sleep(struck.strike.length_s)
-    await arena.fail_over(standby)
+    await environment.fail_over(standby)
     return ""
 
 
 @fault("failback", "postgres", 1.0, 2.5, alone=True)
-async def _failback(arena: Arena, struck: Struck) -> str:
+async def _failback(environment: Environment, struck: Struck) -> str:
     """The primary freezes, its standby takes over for a while, is lost, and the old primary is in charge again."""
     name = f"standby{struck.strike.number}"
-    standby = await arena.add_standby(name)
-    await _followed(arena, name)
+    standby = await environment.add_standby(name)
+    await _followed(environment, name)
     struck.now()
-    former = await arena.freeze_over(standby)
+    former = await environment.freeze_over(standby)
     await asyncio.sleep(struck.strike.length_s)
-    await arena.thaw_back(former)
+    await environment.thaw_back(former)
     return ""

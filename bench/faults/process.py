@@ -7,31 +7,31 @@ from typing import Final
 
 import asyncpg
 
-from bench.faults.environment import Arena
+from bench.faults.environment import Environment
 from bench.faults.registry import NOBODY, Struck, fault
-from bench.faults.server import Life
+from bench.faults.server import ServerProcess
 
 
-async def _relay(arena: Arena, struck: Struck) -> Life | None:
-    struck.victim = await arena.busy_relay(struck.strike.host)
+async def _relay(environment: Environment, struck: Struck) -> ServerProcess | None:
+    struck.victim = await environment.busy_relay(struck.strike.host)
     struck.now()
     return struck.victim
 
 
-async def _either(arena: Arena, struck: Struck) -> Life | None:
-    """The server's generate for every third coin, if it runs; else its relay."""
-    cron = arena.hosts[struck.strike.host].cron
+async def _either(environment: Environment, struck: Struck) -> ServerProcess | None:
+    """Return the server's generate for every third coin, if it runs; else its relay."""
+    cron = environment.hosts[struck.strike.host].cron
     if struck.strike.coin < 1 / 3 and cron is not None and cron.is_alive:
         struck.victim = cron
         return cron
-    return await _relay(arena, struck)
+    return await _relay(environment, struck)
 
 
 @fault("kill", "relay")
-async def _kill(arena: Arena, struck: Struck) -> str:
+async def _kill(environment: Environment, struck: Struck) -> str:
     """SIGKILL of a relay."""
-    async with arena.hosts[struck.strike.host].turn:
-        relay = await _relay(arena, struck)
+    async with environment.hosts[struck.strike.host].turn:
+        relay = await _relay(environment, struck)
         if relay is None:
             return NOBODY
         relay.end("kill", signal.SIGKILL)
@@ -39,11 +39,11 @@ async def _kill(arena: Arena, struck: Struck) -> str:
 
 
 @fault("kill-generate", "cron")
-async def _kill_generate(arena: Arena, struck: Struck) -> str:
+async def _kill_generate(environment: Environment, struck: Struck) -> str:
     """SIGKILL of a generate; the next cron fires soon."""
-    host = arena.hosts[struck.strike.host]
+    host = environment.hosts[struck.strike.host]
     if host.cron is None or not host.cron.is_alive:
-        await arena.fire_cron(host)
+        await environment.fire_cron(host)
         await asyncio.sleep(0.2 + struck.strike.coin)
         struck.now()
     struck.victim = host.cron
@@ -53,26 +53,26 @@ async def _kill_generate(arena: Arena, struck: Struck) -> str:
     return ""
 
 
-async def _pause(arena: Arena, struck: Struck) -> str:
-    life = await _either(arena, struck)
-    if life is None:
+async def _pause(environment: Environment, struck: Struck) -> str:
+    process = await _either(environment, struck)
+    if process is None:
         return NOBODY
-    life.send(signal.SIGSTOP)
+    process.send(signal.SIGSTOP)
     await asyncio.sleep(struck.strike.length_s)
-    life.send(signal.SIGCONT)
+    process.send(signal.SIGCONT)
     return ""
 
 
 @fault("pause-short", "relay", 0.2, 0.8)
-async def _pause_short(arena: Arena, struck: Struck) -> str:
+async def _pause_short(environment: Environment, struck: Struck) -> str:
     """SIGSTOP, and SIGCONT within the lease, of a relay or a generate."""
-    return await _pause(arena, struck)
+    return await _pause(environment, struck)
 
 
 @fault("pause-long", "relay", 1.3, 2.5)
-async def _pause_long(arena: Arena, struck: Struck) -> str:
+async def _pause_long(environment: Environment, struck: Struck) -> str:
     """SIGSTOP, and SIGCONT after the lease, of a relay or a generate."""
-    return await _pause(arena, struck)
+    return await _pause(environment, struck)
 
 
 # Of what is not marked yet, so that what waits for it is a mark.
@@ -84,17 +84,17 @@ SELECT FROM outbox.relay r JOIN pg_stat_activity a ON a.pid = r.backend_pid
 
 
 @fault("pause-at-mark", "relay", 1.3, 4.0)
-async def _pause_at_mark(arena: Arena, struck: Struck) -> str:
+async def _pause_at_mark(environment: Environment, struck: Struck) -> str:
     """SIGSTOP of a relay while its marks wait for a row, which then comes free; SIGCONT after the lease."""
-    relay = await _relay(arena, struck)
+    relay = await _relay(environment, struck)
     if relay is None:
         return NOBODY
-    holder = await asyncpg.connect(arena.postgres.url, timeout=2)
+    holder = await asyncpg.connect(environment.postgres.url, timeout=2)
     try:
         await holder.execute("BEGIN")
         await holder.fetch(LOCK)
-        end = time.monotonic() + arena.lease_s / 3  # a relay gives up a statement that waits longer for a lock
-        while not (waits := await holder.fetch(WAITS, relay.process.pid)) and time.monotonic() < end:
+        end = time.monotonic() + environment.lease_s / 3  # a relay gives up a statement that waits longer for a lock
+        while not (waits := await holder.fetch(WAITS, relay.child.pid)) and time.monotonic() < end:
             await asyncio.sleep(0.005)
         struck.now()
         relay.send(signal.SIGSTOP)
@@ -106,22 +106,22 @@ async def _pause_at_mark(arena: Arena, struck: Struck) -> str:
 
 
 @fault("term", "relay")
-async def _term(arena: Arena, struck: Struck) -> str:
+async def _term(environment: Environment, struck: Struck) -> str:
     """SIGTERM of a relay or a generate."""
-    life = await _either(arena, struck)
-    if life is None:
+    process = await _either(environment, struck)
+    if process is None:
         return NOBODY
-    life.end("term", signal.SIGTERM)
+    process.end("term", signal.SIGTERM)
     return ""
 
 
 @fault("double-term", "relay")
-async def _double_term(arena: Arena, struck: Struck) -> str:
+async def _double_term(environment: Environment, struck: Struck) -> str:
     """SIGTERM twice within half a second."""
-    life = await _either(arena, struck)
-    if life is None:
+    process = await _either(environment, struck)
+    if process is None:
         return NOBODY
-    life.end("double-term", signal.SIGTERM)
+    process.end("double-term", signal.SIGTERM)
     await asyncio.sleep(struck.strike.coin / 2)
-    life.send(signal.SIGTERM)
+    process.send(signal.SIGTERM)
     return ""

@@ -1,7 +1,7 @@
-"""What a fault is, and all there are by name. A new one is one function under `@fault`, in the room of its target.
+"""Faults by name. A new one is a function under `@fault`, in the module of its target (process, postgres, network).
 
-It takes hold of the arena from outside, for as long as its strike says, and lets go. What it returns is a note for the
-verdict; "" says that all went as planned.
+It acts on the environment from outside, for as long as its strike says, and then restores it. It returns a note for
+the verdict; "" if all went as planned.
 """
 
 import time
@@ -9,45 +9,45 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.faults.environment import Arena
+from bench.faults.environment import Environment
 from bench.faults.schedule import Shape, Strike, Target
-from bench.faults.server import Life
+from bench.faults.server import ServerProcess
 
-NOBODY: Final = "nobody was there"
+NOBODY: Final = "there was no process"
 
 
 @dataclass(eq=False)
 class Struck:
-    """A strike with its real times."""
+    """Strike with its real times."""
 
     strike: Strike
     began_at: float = 0.0
     ended_at: float = 0.0
     note: str = ""
-    victim: Life | None = None
+    victim: ServerProcess | None = None
 
     def now(self) -> None:
-        """It happens now, after what it waited for."""
+        """Note that it begins now, after what it waited for."""
         self.began_at = time.time()
 
     def as_row(self) -> dict[str, Any]:
-        """As a verdict keeps it."""
-        life = self.victim
+        """Return the row that a verdict keeps."""
+        process = self.victim
         return {
             **self.strike.as_row(),
             "began_at": self.began_at,
             "ended_at": self.ended_at,
-            "victim": f"{life.what} {life.number}, pid {life.process.pid}" if life else "",
+            "victim": f"{process.what} {process.number}, pid {process.child.pid}" if process else "",
             "note": self.note,
         }
 
 
-Act = Callable[[Arena, Struck], Awaitable[str]]
+Act = Callable[[Environment, Struck], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a name in --faults stands for."""
+    """Fault behind a name in --faults."""
 
     act: Act
     shape: Shape

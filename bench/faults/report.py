@@ -1,4 +1,4 @@
-"""How a run ended, written down: verdict.json and timeline.svg."""
+"""Report of a run: verdict.json and timeline.svg."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ ORDERLY: Final = "every command ends in its time"
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended, as it is written down."""
+    """Result of a run."""
 
     options: Options
     violations: list[Violation]
@@ -24,12 +24,12 @@ class Verdict:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the promise was kept."""
+        """Return True if no law is broken."""
         return not self.violations
 
 
 def judge(options: Options, record: Record, unorderly: Sequence[str]) -> Verdict:
-    """Check, count, write verdict.json and timeline.svg."""
+    """Check and count; write verdict.json and timeline.svg."""
     violations = check(record.facts)
     if unorderly:
         violations.append(Violation(ORDERLY, tuple(unorderly)))
@@ -47,7 +47,7 @@ def judge(options: Options, record: Record, unorderly: Sequence[str]) -> Verdict
         },
         "stories": {address: record.story(address) for one in violations for address in one.addresses[:STORIES_MAX]},
         "doubts_by_fault": record.doubts_by_fault(),
-        "moods_met": dict(sorted(record.arena.mail.met.items())),
+        "moods_met": dict(sorted(record.environment.mail.met.items())),
         "tracebacks": _tracebacks(record),
         "arguments": options.as_row(),
         "schedule": [struck.as_row() for struck in record.strikes],
@@ -59,7 +59,7 @@ def judge(options: Options, record: Record, unorderly: Sequence[str]) -> Verdict
 
 
 def _tracebacks(record: Record) -> dict[str, int]:
-    logs = {host.number: (host.directory / "log") for host in record.arena.hosts}
+    logs = {host.number: (host.directory / "log") for host in record.environment.hosts}
     counts = {f"server-{n}": log.read_text(errors="replace").count("Traceback (") for n, log in logs.items()}
     return {name: count for name, count in counts.items() if count}
 

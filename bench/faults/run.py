@@ -1,4 +1,4 @@
-"""A run under faults, from its seed: real processes, real Postgres, a real mail server, and a verdict.
+"""Run under faults, from its seed: real processes, real Postgres, a real mail server, and a verdict.
 
 Relays start, crons fire on all servers at once, faults come as planned; then they are over, and within a stated bound
 all must be settled. The checker judges what the mail server accepted against what the database says.
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from bench.faults.environment import Arena, arena
+from bench.faults.environment import Environment, open_environment
 from bench.faults.evidence import Record, Samples, gather
 from bench.faults.nemesis import Nemesis
 from bench.faults.options import Options
 from bench.faults.postgres import NOT_FULL
 from bench.faults.report import Verdict, judge
-from bench.faults.server import Life
+from bench.faults.server import ServerProcess
 from bench.faults.workload import prepare
 from outbox.operations.resolve import Decision, resolve
 from outbox.sandbox.postgres import Server, postgres
@@ -33,10 +33,10 @@ QUIET_S: Final = 0.5  # all relays have a session, and what they had to tell aft
 
 @dataclass(eq=False)
 class Run:
-    """One run on its way; what it saw that is no fact of the database."""
+    """Run in progress, with what it saw beside the facts of the database."""
 
     options: Options
-    arena: Arena
+    environment: Environment
     nemesis: Nemesis
     samples: Samples
     began_at: float = 0.0
@@ -45,7 +45,7 @@ class Run:
     unorderly: list[str] = field(default_factory=list)
 
     async def play(self) -> Record:
-        """All phases; gives the record."""
+        """Execute all phases and return the record."""
         await self._start()
         self.began_at = time.time()
         crons = asyncio.create_task(self._crons())
@@ -59,8 +59,8 @@ class Run:
             crons.cancel()
             await self._end_faults()
             await self._settle()
-            for life in await self.arena.stop_relays():
-                self.unorderly.append(f"relay {life.number} of server {life.host} on SIGTERM")
+            for process in await self.environment.stop_relays():
+                self.unorderly.append(f"relay {process.number} of server {process.host} on SIGTERM")
         finally:
             for helper in helpers:
                 helper.cancel()
@@ -68,31 +68,31 @@ class Run:
             self.unorderly += [f"the harness: {end!r}" for end in ends if isinstance(end, Exception)]
         times = (self.began_at, self.over_at, self.settled_at)
         policy = self.options.in_doubt
-        return await gather(self.arena, self.nemesis.done, self.samples, times=times, policy=policy)
+        return await gather(self.environment, self.nemesis.done, self.samples, times=times, policy=policy)
 
     async def _start(self) -> None:
         options = self.options
-        settings = self.arena.hosts[0].directory / "outbox.toml"
+        settings = self.environment.hosts[0].directory / "outbox.toml"
         await prepare(
-            self.arena.postgres.url, options.recipients, settings, waves=self._waves()[0], routes=options.routes
+            self.environment.postgres.url, options.recipients, settings, waves=self._waves()[0], routes=options.routes
         )
         if options.seconds:
-            self.arena.mail.per_s = options.recipients / (options.seconds * BUSY)
-        self.arena.mail.dot_s = options.dot_s
-        self.arena.patience_s = STORM_PATIENCE_S if options.storm else self.arena.patience_s
-        for host in self.arena.hosts:
-            await self.arena.keep_relay(host)
-        if not await self.arena.all_stand(START_S):
+            self.environment.mail.per_s = options.recipients / (options.seconds * BUSY)
+        self.environment.mail.dot_s = options.dot_s
+        self.environment.patience_s = STORM_PATIENCE_S if options.storm else self.environment.patience_s
+        for host in self.environment.hosts:
+            await self.environment.keep_relay(host)
+        if not await self.environment.all_stand(START_S):
             raise SystemExit(f"bench: the relays did not start; {options.directory}/server-0/log says why.")
 
     async def _first_message(self) -> None:
-        """Faults come once there is something to send, however long that takes on a busy machine."""
+        """Wait until there is something to send, however long that takes on a busy machine."""
         end = time.monotonic() + START_S
-        while not self.arena.sink.messages and time.monotonic() < end:
+        while not self.environment.sink.messages and time.monotonic() < end:
             await asyncio.sleep(0.02)
 
     def _waves(self) -> tuple[int, float]:
-        """How often crons fire, and after how long again: more servers take longer to start as many processes."""
+        """Return how often crons fire, and the seconds between: more servers take longer to start their processes."""
         if self.options.storm:
             return 1, 3600.0
         every_s = max(WAVE_MIN_S, 2.0 * self.options.servers)
@@ -101,41 +101,41 @@ class Run:
     async def _crons(self) -> None:
         waves, every_s = self._waves()
         for wave in range(waves):
-            await self.arena.sql("UPDATE hired SET wave = $1", wave)
-            await asyncio.gather(*(self.arena.fire_cron(host) for host in self.arena.hosts))
+            await self.environment.sql("UPDATE hired SET wave = $1", wave)
+            await asyncio.gather(*(self.environment.fire_cron(host) for host in self.environment.hosts))
             await asyncio.sleep(every_s)
 
     async def _person(self) -> None:
-        """Resolves doubt that has lasted, by what the mail server has: a second copy is then never excused."""
+        """Resolve doubt that has lasted, by what the mail server has: a second copy is then never excused."""
         after_s = self.options.resolve_after_s
         while after_s:
             await asyncio.sleep(0.2)
             for decision, arrived in ((Decision.SENT, True), (Decision.RESEND, False)):
-                rows = await self.arena.sql(DOUBTFUL, after_s)
-                keys = [row["key"] for row in rows if (row["recipient"] in self.arena.sink.addresses) is arrived]
+                rows = await self.environment.sql(DOUBTFUL, after_s)
+                keys = [row["key"] for row in rows if (row["recipient"] in self.environment.sink.addresses) is arrived]
                 if keys:
-                    await self.arena.with_admin(partial(resolve, keys=keys, decision=decision))
+                    await self.environment.with_admin(partial(resolve, keys=keys, decision=decision))
 
     async def _end_faults(self) -> None:
-        self.arena.heal()
-        await self.arena.sql(NOT_FULL)
-        await self.arena.sql("UPDATE hired SET wave = $1", self._waves()[0])
+        self.environment.heal()
+        await self.environment.sql(NOT_FULL)
+        await self.environment.sql("UPDATE hired SET wave = $1", self._waves()[0])
         self.over_at = time.time()
 
     async def _settle(self) -> None:
-        """A last generate, then wait until nothing is open, at most the bound."""
+        """Run a last generate, then wait until nothing is open, at most until the bound."""
         end = self.over_at + self.options.bound_s
         await self._finish_crons(end)
-        last = self.arena.hosts[self.options.seed % len(self.arena.hosts)]
-        code = await self._ended(await self.arena.run(last, "generate", "generate"), end)
+        last = self.environment.hosts[self.options.seed % len(self.environment.hosts)]
+        code = await self._ended(await self.environment.run(last, "generate", "generate"), end)
         if code != 0:
             self.unorderly.append(f"the last generate, on server {last.number}: exit code {code}")
         open_states = ["pending", "sending", *(["in_doubt"] if self.options.in_doubt != "hold" else [])]
         while time.time() < end:
-            (row,) = await self.arena.sql(OPEN, open_states)
-            if row["open"] == 0 and not self.arena.mail.waiting:
+            (row,) = await self.environment.sql(OPEN, open_states)
+            if row["open"] == 0 and not self.environment.mail.waiting:
                 self.settled_at = self.settled_at or time.time()
-                if await self.arena.all_stand(0) and time.time() - self.settled_at > QUIET_S:
+                if await self.environment.all_stand(0) and time.time() - self.settled_at > QUIET_S:
                     return
             else:
                 self.settled_at = 0.0  # late news from a relay without a session may still make something due
@@ -143,21 +143,21 @@ class Run:
         self.settled_at = self.settled_at or time.time()
 
     async def _finish_crons(self, end: float) -> None:
-        for host in self.arena.hosts:
+        for host in self.environment.hosts:
             while host.cron is not None and host.cron.is_alive:
                 if await self._ended(host.cron, end) is None:
                     self.unorderly.append(f"generate {host.cron.number} of server {host.number}")
                     break
                 await asyncio.sleep(0)
 
-    async def _ended(self, life: Life, end: float) -> int | None:
-        """Its exit code, or None when it had to be killed."""
+    async def _ended(self, process: ServerProcess, end: float) -> int | None:
+        """Return the exit code, or None if the process had to be killed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(end - time.time(), 0.1)):
-                while life.is_alive:
+                while process.is_alive:
                     await asyncio.sleep(0.05)
-            return life.process.returncode
-        life.end("the bound", signal.SIGKILL)
+            return process.child.returncode
+        process.end("the bound", signal.SIGKILL)
         return None
 
 
@@ -173,11 +173,11 @@ SELECT (SELECT count(*) FROM outbox.delivery WHERE state = ANY ($1::text[]) AND 
 
 
 async def play(server: Server, options: Options) -> Verdict:
-    """One run on a Postgres of its own."""
+    """Execute a run on a running Postgres."""
     options.directory.mkdir(parents=True, exist_ok=True)
     for old in options.directory.glob("server-*/log"):
         old.unlink()
-    async with arena(
+    async with open_environment(
         server,
         options.directory,
         seed=options.seed,
@@ -187,13 +187,13 @@ async def play(server: Server, options: Options) -> Verdict:
         routes=options.routes,
         in_doubt=options.in_doubt,
         packages=options.packages,
-    ) as place:
-        run = Run(options, place, Nemesis(place, options.strikes()), Samples(place))
+    ) as environment:
+        run = Run(options, environment, Nemesis(environment, options.strikes()), Samples(environment))
         return judge(options, await run.play(), run.unorderly)
 
 
 def run_one(options: Options) -> Verdict:
-    """One run, with everything that it needs made for it and taken away afterwards."""
+    """Execute a run on a Postgres of its own, which is removed afterwards."""
     settings = {"max_connections": str(20 + (6 + 2 * options.routes) * options.servers), "shared_buffers": "64MB"}
     with postgres(settings=settings) as server:
         return asyncio.run(play(server, options))

@@ -1,4 +1,4 @@
-"""The schedule of a run, all of it from the seed: which fault, when, on whom, for how long. Acts on nothing."""
+"""Schedule of a run, all of it from the seed: which fault, when, on which server, for how long. Pure."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ ON_A_SERVER: Final = frozenset({"relay", "cron", "db", "smtp"})
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a kind of fault hits, and for how many leases. The same target is never hit by two at once."""
+    """Target of a kind of fault, and its length in leases. No target is hit by two at once."""
 
     target: Target
     least: float = 0.0
@@ -22,7 +22,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """One fault. `at_s` counts from the first message; `coin` in [0, 1) decides its details."""
+    """Planned fault. `at_s` counts from the first message; `coin` in [0, 1) decides its details."""
 
     number: int
     kind: str
@@ -33,11 +33,11 @@ class Strike:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        """A strike out of a verdict's schedule; whatever else the row says is passed over."""
+        """Return a strike of a verdict's schedule; further columns of the row are ignored."""
         return cls(*(row[name] for name in cls.__dataclass_fields__))
 
     def as_row(self) -> dict[str, Any]:
-        """The strike as a verdict keeps it."""
+        """Return the strike as a verdict keeps it."""
         return asdict(self)
 
 
@@ -51,7 +51,7 @@ def plan(
     lease_s: float,
     every_s: float,
 ) -> list[Strike]:
-    """Strikes about every `every_s`; each kind once before any comes again. The last may end after `seconds`."""
+    """Plan strikes about every `every_s`; each kind once before any comes again. The last may end after `seconds`."""
     draw = random.Random(f"{seed}/plan")
     bag = _shuffled_for_ever(draw, kinds)
     free_at: dict[tuple[str, int], float] = {}
@@ -71,7 +71,7 @@ def plan(
 
 
 def storm(seed: int | str, kills: int, *, seconds: float, servers: int) -> list[Strike]:
-    """So many SIGKILLs of relays, evenly over the time, each server in turn in an order that differs each time."""
+    """Plan SIGKILLs of relays, evenly over the time, each server in turn in an order that differs each time."""
     draw = random.Random(f"{seed}/storm")
     hosts = _shuffled_for_ever(draw, range(servers))
     every_s = seconds / kills

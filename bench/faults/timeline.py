@@ -1,4 +1,4 @@
-"""A run as a picture: a lane per server, one for Postgres, one for the mail server; time goes to the right.
+"""Picture of a run: a lane per server, one for Postgres, one for the mail server; time goes to the right.
 
 Plain SVG text, light or dark as the reader's system is. Knows nothing of how a run is made.
 """
@@ -42,7 +42,7 @@ GROUPS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A fault in a lane, in seconds from the beginning."""
+    """Fault in a lane, in seconds from the beginning."""
 
     name: str
     target: str
@@ -53,7 +53,7 @@ class Band:
 
 @dataclass(eq=False)
 class Lane:
-    """What happened in a lane, all in seconds from the beginning; `claims` are (when, how many in hand)."""
+    """Events of a lane, in seconds from the beginning; `claims` are (when, how many)."""
 
     name: str
     bands: list[Band] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Lane:
 def draw(
     title: str, subtitle: str, lanes: Sequence[Lane], *, ends_s: float, notes: Iterable[tuple[float, str]] = ()
 ) -> str:
-    """The SVG text. `notes` are moments of the whole run, as (second, word)."""
+    """Return the SVG. `notes` are moments of the whole run, as (second, word)."""
     height = TOP + len(lanes) * (LANE + GAP) + 34
     scale = (WIDTH - LEFT - RIGHT) / max(ends_s, 0.1)
     parts = [

@@ -1,4 +1,4 @@
-"""What a fault run is about: people who are owed reports, hired in waves, and the settings of the servers."""
+"""Workload of a fault run: people to whom reports are owed, hired in waves, and the settings of the servers."""
 
 from pathlib import Path
 from typing import Final

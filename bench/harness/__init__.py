@@ -1,4 +1,4 @@
-"""What benchmarks share.
+"""Parts that benchmarks share.
 
 environment       embedded Postgres, a sink process with a journal, people, settings
 seed_data         rows of a large outbox

@@ -1,4 +1,4 @@
-"""Processes that end with the one that made them; knows nothing else, so that both venvs can have it."""
+"""Processes that end with their parent; imports nothing else, so that both venvs can use it."""
 
 import ctypes
 import signal
@@ -10,6 +10,6 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with_parent() -> None:
-    """The kernel kills this process when the thread that made it ends; Linux only."""
+    """Ask the kernel to kill this process when the thread that made it ends; Linux only."""
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

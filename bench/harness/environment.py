@@ -1,4 +1,4 @@
-"""The machine of one run: embedded Postgres (fsync on), a sink in a process of its own, people and settings."""
+"""Environment of a benchmark: Postgres (fsync on), a sink in a process of its own, people and settings."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ CREATE TABLE progress (person_id int NOT NULL, day timestamptz NOT NULL, done in
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One acceptance, as the sink wrote it down."""
+    """Acceptance, from the sink's journal."""
 
     at: float
     port: int
@@ -57,8 +57,8 @@ class Line:
 
 
 @dataclass
-class World:
-    """What a run works with."""
+class Environment:
+    """Parts of a benchmark's run."""
 
     directory: Path
     database: str
@@ -70,7 +70,7 @@ class World:
     """Lines of outbox.toml: top-level settings besides the usual ones."""
 
     async def reset(self, people: int) -> None:
-        """An empty outbox, and people with two weeks of progress."""
+        """Make an empty outbox, and people with two weeks of progress."""
         await self.connection.execute(PEOPLE)
         await schema.initialise(self.connection)
         await self.connection.execute(
@@ -89,13 +89,13 @@ class World:
         self.write_settings()
 
     def write_settings(self) -> None:
-        """outbox.toml for this world."""
+        """Write outbox.toml of this environment."""
         (self.directory / "outbox.toml").write_text(
             SETTINGS.format(database=self.database, smtp=self.smtp, connections=self.connections, further=self.further)
         )
 
     async def put_emails(self, count: int, message: bytes) -> None:
-        """Pre-built emails, pending and due."""
+        """Put pre-built emails in, pending and due."""
         await self.connection.execute(
             """WITH made AS (
                  INSERT INTO outbox.email (key, sender, recipient, message_id, message)
@@ -111,19 +111,19 @@ class World:
     async def start(
         self, *command: str, python: str = sys.executable, settings: Mapping[str, str] = {}
     ) -> asyncio.subprocess.Process:
-        """A Python module's command in this world's directory."""
+        """Start a Python module in this environment's directory."""
         return await start(*command, directory=self.directory, python=python, settings=settings)
 
     @asynccontextmanager
     async def relaying(self, count: int) -> AsyncIterator[list[asyncio.subprocess.Process]]:
-        """So many relays more, which have their locks and listen; they are told to stop at the end, and must obey."""
+        """Run further relays, which have their locks and listen; at the end they get SIGTERM and must obey."""
         standing = "SELECT count(*) FROM outbox.relay WHERE ended_at IS NULL"
         wanted = count + await self.connection.fetchval(standing)
         running = [await self.start("outbox", "relay") for _ in range(count)]
         try:
             while await self.connection.fetchval(standing) < wanted:
                 if any(relay.returncode is not None for relay in running):
-                    raise SystemExit(f"bench: a relay ended: {self.said()}")
+                    raise SystemExit(f"bench: a relay ended: {self.log_tail()}")
                 await asyncio.sleep(0.02)
             yield running
         finally:
@@ -133,25 +133,25 @@ class World:
             for relay in running:
                 await relay.communicate()
         if any(relay.returncode for relay in running):
-            raise SystemExit(f"bench: a relay did not stop in order: {self.said()}")
+            raise SystemExit(f"bench: a relay did not stop in order: {self.log_tail()}")
 
-    def said(self) -> str:
-        """The end of what the commands have said."""
+    def log_tail(self) -> str:
+        """Return the end of the commands' log."""
         return (self.directory / "log").read_text()[-2000:]
 
     def mark(self) -> int:
-        """Where the journal ends now, for `lines`."""
+        """Return the end of the journal, for `lines`."""
         return self.journal.stat().st_size if self.journal.exists() else 0
 
     def lines(self, since: int) -> list[Line]:
-        """What was accepted since a mark."""
+        """Return what was accepted since a mark."""
         with self.journal.open("rb") as journal:
             journal.seek(since)
             rows = (line.decode().rstrip("\n").split("\t") for line in journal)
             return [Line(float(at), int(port), address, message_id) for at, port, address, message_id in rows]
 
     async def accepted(self, count: int, since: int, deadline_s: float) -> list[Line]:
-        """Wait until this many were accepted, or the deadline; gives the lines.
+        """Wait until this many were accepted, or the deadline; return the lines.
 
         Nothing is read twice meanwhile: on a small machine that would be taken from those who are measured.
         """
@@ -166,8 +166,8 @@ class World:
         return self.lines(since)
 
 
-def environment(package: Path = HOUSE) -> dict[str, str]:
-    """Ours without OUTBOX_* settings, with the `outbox` of that directory."""
+def process_env(package: Path = HOUSE) -> dict[str, str]:
+    """Return our variables without OUTBOX_* settings, with the `outbox` of that directory."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     return {**kept, "PYTHONPATH": str(package)}
 
@@ -179,7 +179,7 @@ async def start(
     python: str = sys.executable,
     settings: Mapping[str, str] = {},
 ) -> asyncio.subprocess.Process:
-    """A Python module's command in a directory that holds its settings; what it says to stderr is added to `log`.
+    """Start a Python module in a directory that holds its settings; its stderr is added to `log`.
 
     `settings` are added to its environment.
 
@@ -191,7 +191,7 @@ async def start(
             "-m",
             *command,
             cwd=directory,
-            env={**environment(package), **settings},
+            env={**process_env(package), **settings},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
@@ -201,16 +201,16 @@ async def start(
 
 @contextmanager
 def server() -> Iterator[Server]:
-    """A Postgres of its own with every durability setting at its default."""
+    """Run a Postgres with every durability setting at its default."""
     with postgres(settings={"max_connections": "300", "shared_buffers": "512MB", "max_wal_size": "4GB"}) as started:
         yield started
 
 
 @asynccontextmanager
-async def world(
+async def open_environment(
     url: str, *, connections: int, further: str = "", sink: Sequence[str] = ("outbox.sandbox.smtp_sink",)
-) -> AsyncIterator[World]:
-    """A sink process, which is this module's command, and a connection for one run."""
+) -> AsyncIterator[Environment]:
+    """Run a sink (the module of that name) and connect to the database for one run."""
     with tempfile.TemporaryDirectory(prefix="outbox-bench-") as name:
         directory = Path(name)
         journal = directory / "journal"
@@ -219,7 +219,7 @@ async def world(
         address = (await mailserver.stdout.readline()).decode().split()[1]
         connection = await asyncpg.connect(url)
         try:
-            yield World(directory, url, f"smtp://{address}", journal, connection, connections, further)
+            yield Environment(directory, url, f"smtp://{address}", journal, connection, connections, further)
         finally:
             await connection.close()
             mailserver.send_signal(signal.SIGTERM)
@@ -233,18 +233,18 @@ def run(main: Callable[[str], Coroutine[Any, Any, None]]) -> None:
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle one; 0 of none."""
+    """Return the median; 0 of none."""
     return statistics.median(values) if values else 0.0
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of them do not exceed; 0 of none."""
+    """Return the value that `share` of them do not exceed; 0 of none."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
 def duplicates(lines: Sequence[Line]) -> int:
-    """Addresses that were accepted more than once."""
+    """Count addresses that were accepted more than once."""
     return sum(1 for n in Counter(line.address for line in lines).values() if n > 1)
 
 

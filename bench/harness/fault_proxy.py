@@ -1,4 +1,4 @@
-"""A network that one can break: a TCP proxy that forwards, delays, cuts, loses and stops at the k-th byte.
+"""Network for faults: a TCP proxy that forwards, delays, cuts, loses and stops at the k-th byte.
 
 Between a relay and Postgres, or a relay and the mail server. Both sides are real sockets; nothing is parsed.
 """
@@ -21,7 +21,7 @@ Target = tuple[str, int] | Path
 
 @dataclass(eq=False)
 class Link:
-    """One proxied connection. `up` counts bytes from the client to the server, `down` those back."""
+    """Proxied connection. `up` counts bytes from the client to the server, `down` those back."""
 
     number: int
     client: asyncio.StreamWriter
@@ -31,7 +31,7 @@ class Link:
     vanished: bool = False
 
     def vanish(self) -> None:
-        """The server's kernel gives the client up, and the client hears nothing of it."""
+        """End the server's side, without a sign to the client."""
         self.vanished = True
         if self.server is not None:
             self.server.transport.abort()
@@ -52,7 +52,7 @@ class Link:
 
 @dataclass(eq=False)
 class Proxy:
-    """Listens on a port of its own and forwards to `target`. The faults can be set and taken back at any time.
+    """Proxy that forwards to `target`. Faults can be set and removed at any time.
 
     `black_hole`: nothing goes through, in either direction, and no end is told (a pulled cable: no FIN).
     `delay_s`: each portion waits so long, in each direction.
@@ -95,12 +95,12 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def cut(self, *, reset: bool = False) -> None:
-        """End all connections that stand."""
+        """End all open connections."""
         for link in list(self.links):
             link.cut(reset=reset)
 
     def heal(self) -> None:
-        """Take every fault back; what a black hole swallowed is delivered, as a network's retransmissions would."""
+        """Remove every fault; what a black hole swallowed is delivered, as by a network's retransmissions."""
         self.black_hole = self.refuse = False
         self.delay_s = 0.0
         self.up_max = self.down_max = None

@@ -1,4 +1,4 @@
-"""Figures: the middle one and its spread, what a benchmark promises, and the table that shows both."""
+"""Figures: median and spread, the targets of a benchmark, and the table that shows both."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ WIDTH_MIN: Final = 150  # what is piped into a file is not folded at 80
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A promise and what was measured of it; `at_least` says on which side of the limit it is kept."""
+    """Target and its measurement; `at_least` says on which side of the limit it is met."""
 
     what: str
     measured: float
@@ -24,27 +24,27 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the promise was kept."""
+        """Return True if the target was met."""
         return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
     @property
     def wanted(self) -> str:
-        """The limit in words."""
+        """Return the limit in words."""
         return f"{'≥' if self.at_least else '≤'} {self.limit:g} {self.unit}".strip()
 
     def as_row(self) -> dict[str, Any]:
-        """What is saved."""
+        """Return the row that is saved."""
         return asdict(self)
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        """What was saved."""
+        """Return the target of a saved row."""
         return cls(**row)
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The middle one of several measurements, the least and the most."""
+    """Median, minimum and maximum of several measurements."""
 
     median: float
     least: float
@@ -52,16 +52,16 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Of at least one."""
+        """Return the spread of at least one value."""
         return cls(median(values), min(values), max(values))
 
     def text(self, shape: str) -> str:
-        """For a table, each figure in this shape (as for `format`)."""
+        """Return the text for a table, each figure in this shape (as for `format`)."""
         return f"{self.median:{shape}} ({self.least:{shape}}-{self.most:{shape}})"
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> None:
-    """A table on the terminal; the first `words` columns are words, the others figures."""
+    """Print a table; the first `words` columns are words, the others figures."""
     console = Console()
     console.width = max(console.width, WIDTH_MIN)
     console.print(title, style="italic", highlight=False)
@@ -74,18 +74,18 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, w
 
 
 def show_targets(targets: Iterable[Target], title: str = "Targets") -> None:
-    """What was promised, what was measured, and whether they agree."""
+    """Print targets, measurements, and whether they were met."""
     rows = [(one.what, one.wanted, f"{one.measured:,.3g} {one.unit}".strip(), verdict(one)) for one in targets]
     show(title, ("what", "target", "measured", ""), rows)
 
 
 def verdict(target: Target) -> str:
-    """In a word, for a table."""
+    """Return the result as a word, for a table."""
     return "[green]met[/green]" if target.met else "[red]missed[/red]"
 
 
 def keep(name: str, result: dict[str, Any], targets: Sequence[Target]) -> None:
-    """Show the targets, save all as JSON and say where."""
+    """Print the targets, save everything as JSON and print the path."""
     if targets:
         show_targets(targets)
     path = save(name, {**result, "targets": [one.as_row() for one in targets]})

@@ -1,4 +1,4 @@
-"""A slow network: a TCP proxy, a process of its own, that delivers what it gets half a round trip later, in order.
+"""Slow network: a TCP proxy, a process of its own, that delivers everything half a round trip later, in order.
 
 usage: python -m bench.harness.latency_proxy HOST PORT ROUND_TRIP_S JOURNAL
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from select import select
 from typing import Final, TextIO
 
-from bench.harness.environment import World, start
+from bench.harness.environment import Environment, start
 
 PORTION: Final = 65_536
 BACKLOG: Final = 1024
@@ -32,7 +32,7 @@ LATE_S: Final = 0.0002  # so late a sleeper may wake up: the last bit of a delay
 
 @dataclass(eq=False, slots=True)
 class Way:
-    """One direction of a connection; `back` is the other one."""
+    """Direction of a connection; `back` is the other one."""
 
     source: socket.socket
     drain: socket.socket
@@ -42,7 +42,7 @@ class Way:
 
 @dataclass(eq=False)
 class Slow:
-    """The proxy. What is under way lies in one queue: all of it is delayed alike, so it leaves in its order."""
+    """Proxy. Its data lies in one queue: all of it is delayed alike, so it leaves in its order."""
 
     target: tuple[str, int]
     delay_s: float
@@ -52,7 +52,7 @@ class Slow:
     _under_way: deque[tuple[float, Way, bytes]] = field(default_factory=deque)
 
     def listen(self) -> tuple[str, int]:
-        """On a free port; gives where."""
+        """Listen on a free port and return the address."""
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen(BACKLOG)
         self._selector.register(self.listener, selectors.EVENT_READ)
@@ -60,12 +60,12 @@ class Slow:
         return host, port
 
     def run(self) -> None:
-        """For ever."""
+        """Serve until the process ends."""
         while True:
             self.turn()
 
     def turn(self) -> None:
-        """Wait until something comes or is due; take the one, deliver the other."""
+        """Wait until something arrives or is due; read the one, deliver the other."""
         wait_s = None
         if self._under_way:
             wait_s = max(self._under_way[0][0] - time.monotonic() - LATE_S, AT_ONCE)
@@ -100,7 +100,7 @@ class Slow:
         self._under_way.append((time.monotonic() + self.delay_s, way, data))
 
     def _deliver(self, way: Way, data: bytes) -> None:
-        """Both ends read at all times here, so that writing does not wait. An empty portion is the end."""
+        """Write to the other end, which always reads, so that this does not block. An empty portion is the end."""
         with suppress(OSError):  # who does not listen any more misses it
             if data:
                 way.drain.sendall(data)
@@ -121,17 +121,17 @@ class Slow:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The connections that went through: Unix times at which one came or ended."""
+    """Connections that went through: Unix times at which one came or ended."""
 
     changes: list[tuple[float, int]]
 
     @property
     def total(self) -> int:
-        """How many there were."""
+        """Return the number of connections."""
         return sum(change > 0 for _, change in self.changes)
 
     def over_time(self) -> list[tuple[float, int]]:
-        """Seconds from the first one, and how many stood then."""
+        """Return seconds from the first one, and the number of open connections then."""
         found, standing = [], 0
         for at, change in self.changes:
             standing += change
@@ -140,30 +140,30 @@ class Opened:
 
 
 @asynccontextmanager
-async def slowed(place: World, round_trip_s: float) -> AsyncIterator[tuple[World, Path]]:
-    """The same world with its mail server so far away, and the file with its connections (`opened`)."""
-    journal = place.directory / f"connections-{time.monotonic_ns()}"
-    host, port = place.smtp.removeprefix("smtp://").rsplit(":", 1)
+async def slowed(environment: Environment, round_trip_s: float) -> AsyncIterator[tuple[Environment, Path]]:
+    """Put a slow network before the mail server of an environment; yield the new one, and the journal for `opened`."""
+    journal = environment.directory / f"connections-{time.monotonic_ns()}"
+    host, port = environment.smtp.removeprefix("smtp://").rsplit(":", 1)
     proxy = await start(
-        "bench.harness.latency_proxy", host, port, str(round_trip_s), str(journal), directory=place.directory
+        "bench.harness.latency_proxy", host, port, str(round_trip_s), str(journal), directory=environment.directory
     )
     assert proxy.stdout is not None
     try:
         address = (await proxy.stdout.readline()).decode().split()[1]
-        yield replace(place, smtp=f"smtp://{address}"), journal
+        yield replace(environment, smtp=f"smtp://{address}"), journal
     finally:
         proxy.send_signal(signal.SIGTERM)
         await proxy.communicate()
 
 
 def opened(journal: Path) -> Opened:
-    """What the journal of a slow network says."""
+    """Read the journal of a slow network."""
     rows = (line.split("\t") for line in journal.read_text().splitlines())
     return Opened([(float(at), int(change)) for at, change in rows])
 
 
 async def round_trip_s(smtp: str, pings: int) -> list[float]:
-    """How long NOOP takes to be answered, so many times one after the other."""
+    """Measure replies to NOOP, so many times one after the other."""
     return await asyncio.to_thread(_ping, smtp.removeprefix("smtp://").rsplit(":", 1), pings)
 
 

@@ -19,7 +19,7 @@ UP_S: Final = 10.0
 
 @asynccontextmanager
 async def pooler(url: str, *, mode: str, sessions: int, ignored: Sequence[str] = ()) -> AsyncIterator[str]:
-    """The database's URL through a PgBouncer that has at most so many sessions with it.
+    """Run a PgBouncer that has at most so many sessions with Postgres; yield the database's URL through it.
 
     `ignored` are settings that clients ask for at their start and do not get; others are refused (pgbouncer.ini(5)).
     """
@@ -42,7 +42,7 @@ async def pooler(url: str, *, mode: str, sessions: int, ignored: Sequence[str] =
 
 
 def _configured(directory: Path, url: str, mode: str, sessions: int, ignored: Sequence[str]) -> tuple[Path, int]:
-    """Its settings in a directory that its user may read, and the port that it is to listen on."""
+    """Write its settings to a directory that its user may read; return them and its port."""
     parts = urlsplit(url)
     name, place = parts.path.removeprefix("/"), parse_qs(parts.query)
     directory.chmod(0o755)
@@ -60,7 +60,7 @@ def _configured(directory: Path, url: str, mode: str, sessions: int, ignored: Se
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Whom the embedded Postgres runs as: its socket lets in nobody else, and PgBouncer refuses to run as root."""
+    """Return the user of the embedded Postgres: its socket admits no other, and PgBouncer refuses to run as root."""
     if os.geteuid():
         return None
     for name in ("postgres", "nobody"):

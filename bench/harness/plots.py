@@ -1,4 +1,4 @@
-"""The results as panels: what each benchmark's JSON says, in bars with their spread and their targets.
+"""Results as panels: what each benchmark's JSON says, in bars with their spread and their targets.
 
 A panel whose results are missing is left out. `picture` draws what this room chooses.
 """
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One measurement; `ours` stands out, and `target` is the limit that it should reach or keep."""
+    """Measurement; `ours` stands out, and `target` is the limit that it should reach or keep."""
 
     label: str
     spread: Spread
@@ -31,7 +31,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """A panel of bars."""
+    """Panel of bars."""
 
     title: str
     unit: str
@@ -39,14 +39,14 @@ class Bars:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether the figures are too far apart for one linear scale."""
+        """Return True if the figures are too far apart for a linear scale."""
         figures = [bar.spread.median for bar in self.bars if bar.spread.median > 0]
         return bool(figures) and max(figures) > FAR_APART * min(figures)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What changed over time: seconds and value, each value holding until the next."""
+    """Curve over time: seconds and value, each value holding until the next."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -54,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """A panel of lines."""
+    """Panel of lines."""
 
     title: str
     unit: str
@@ -66,13 +66,13 @@ Panel = Bars | Lines
 
 
 def panels(results: Path = RESULTS) -> list[Panel]:
-    """All that the results give, in the order of the story."""
+    """Return all panels of the results, in the order of the story."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     return [panel for name, draw in PANELS.items() if name in found for panel in draw(found[name])]
 
 
 def _rates(title: str, unit: str) -> Callable[[Json], Iterator[Panel]]:
-    """Panels of results that have {"found": {who: [{"per_s": …}]}}."""
+    """Return a function that draws results of the form {"found": {who: [{"per_s": …}]}}."""
 
     def draw(result: Json) -> Iterator[Panel]:
         found = result.get("found")
@@ -90,7 +90,7 @@ def _rates(title: str, unit: str) -> Callable[[Json], Iterator[Panel]]:
 
 
 def _generate(result: Json) -> Iterator[Panel]:
-    """Making reports, and a part of it by itself: the bytes of a message."""
+    """Draw the making of reports, and a part of it by itself: the bytes of a message."""
     parts = {who: every for who, every in result["found"].items() if who in BUILDERS}
     whole = {who: every for who, every in result["found"].items() if who not in BUILDERS}
     yield from _rates("Making reports", "reports/s")({"found": whole})
@@ -113,7 +113,7 @@ def _startup(result: Json) -> Iterator[Panel]:
 
 
 def _imports(statement: str) -> str:
-    """An import statement, short."""
+    """Shorten an import statement."""
     return statement.replace("sqlalchemy.ext.asyncio", "sqlalchemy")
 
 
@@ -160,7 +160,7 @@ def _roundtrip(result: Json) -> Iterator[Panel]:
 
 
 def _growth(result: Json) -> Iterator[Panel]:
-    """CPU of Postgres for claim, mark and settle together, by what lies in the tables."""
+    """Draw the CPU time of Postgres for claim, mark and settle together, by what lies in the tables."""
     bars = [
         Bar(f"{place['label']} {what}", _sum_of(place, "cpu_us"))
         for part, what in {"settled": "sent", "due": "due", "deferred": "deferred"}.items()
@@ -176,7 +176,7 @@ def _sum_of(place: Json, kind: str) -> Spread:
 
 
 def _rate(result: Json) -> Iterator[Panel]:
-    """How far the emptiest and the fullest window are from what the rate allows."""
+    """Draw how far the emptiest and the fullest window are from what the rate allows."""
     yield Bars(f"Rate within any {result['window_s']:g} s, relays coming and going", "% of the rate", [
         Bar(f"{float(rate):g}/s: {what}", _of(every, name, 100))
         for rate, every in result["found"].items() for name, what in (("least", "least"), ("most", "most"))

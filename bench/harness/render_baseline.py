@@ -1,4 +1,4 @@
-"""A bare loop that renders the packaged templates and builds the mail for rows that it has in memory: no database.
+"""Bare loop that renders the packaged templates and builds the mail for rows in memory: no database.
 
 usage: python -m bench.harness.render_baseline COUNT
 """
@@ -18,7 +18,7 @@ SENDER = message.Mailbox("Progress reports", "reports@example.com")
 
 
 def main(count: int, templates: Templates) -> float:
-    """Seconds for so many mails of a week's rows each."""
+    """Return the seconds for so many mails of a week's rows each."""
     rows = [{"day": (STARTS_AT + timedelta(days=day)).date(), "done": day} for day in range(7)]
     size = 0
     began_at = time.perf_counter()

@@ -1,4 +1,4 @@
-"""All benchmarks one after the other, each in a process of its own, and what was promised in one table."""
+"""All benchmarks one after the other, each in a process of its own, and all targets in one table."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.harness.die_with_parent import die_with_parent
-from bench.harness.environment import HOUSE, RESULTS, environment
+from bench.harness.environment import HOUSE, RESULTS, process_env
 from bench.harness.figures import Target, show, verdict
 
 # For a look at whether all of it works: the figures are worth little, and they replace those that were there.
@@ -55,7 +55,7 @@ REPEAT: Final[Mapping[str, str]] = {"growth": "--rounds"}
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A command, and whether it came to its end."""
+    """Command, and whether it came to its end."""
 
     name: str
     arguments: tuple[str, ...]
@@ -63,18 +63,18 @@ class Benchmark:
 
     @property
     def command(self) -> str:
-        """As it is typed."""
+        """Return the command as it is typed."""
         return " ".join(("scripts/bench", self.name, *self.arguments))
 
     def targets(self) -> Iterator[Target]:
-        """What its results promise; nothing if it came to no end, since what lies there is of an earlier run."""
+        """Yield the targets in its results; none if it failed, since the results are then of an earlier run."""
         path = RESULTS / f"{self.name}.json"
         if self.done and path.exists():
             yield from map(Target.of, json.loads(path.read_text()).get("targets", ()))
 
 
 def run_all(names: Sequence[str], *, runs: int | None, quick: bool) -> bool:
-    """Run them all and show the targets; gives whether all ran and kept what they promise."""
+    """Run them all and print the targets; return True if all ran and met them."""
     ran = [_run(name, _arguments(name, runs, quick=quick)) for name in names]
     promised = [(target, one) for one in ran for target in one.targets()]
     rows = [
@@ -98,5 +98,5 @@ def _arguments(name: str, runs: int | None, *, quick: bool) -> tuple[str, ...]:
 def _run(name: str, arguments: tuple[str, ...]) -> Benchmark:
     print(f"\n{name}", flush=True)
     command = [sys.executable, "-m", "bench", name, *arguments]
-    ended = subprocess.run(command, cwd=HOUSE, env=environment(), check=False, preexec_fn=die_with_parent)
+    ended = subprocess.run(command, cwd=HOUSE, env=process_env(), check=False, preexec_fn=die_with_parent)
     return Benchmark(name, arguments, ended.returncode == 0)

@@ -1,4 +1,4 @@
-"""Databases with so many emails in them, put in fast: what a company has behind it, and what lies before its relays."""
+"""Databases with many emails in them, put in fast: the history of a company, and the backlog of its relays."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,13 +70,13 @@ SELECT id, now() + $2 * interval '1 second' + id / 100 * interval '1 ms',
 
 
 def beside(url: str, name: str) -> str:
-    """The URL of another database of the same server."""
+    """Return the URL of another database of the same server."""
     return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
 @asynccontextmanager
 async def stock(url: str, name: str, *, settled: int, autovacuum: bool = False) -> AsyncIterator[tuple[str, Any]]:
-    """A database with so many sent emails of long ago, analysed; its URL, and a connection to it."""
+    """Make a database with so many old sent emails, analysed; yield its URL, and a connection to it."""
     admin = await asyncpg.connect(url)
     await admin.execute(f"CREATE DATABASE {name}")
     there = beside(url, name)
@@ -117,6 +117,6 @@ async def _put_settled(connection: Any, count: int) -> None:
 
 
 async def put_due(connection: Any, count: int, *, in_s: float = 0.0, cancelled_percent: int = 0) -> None:
-    """So many more emails that are due in so many seconds; statistics are left as they are, as on a Monday morning."""
+    """Add emails that are due in so many seconds; statistics are left as they are, as on a Monday morning."""
     for first in range(0, count, AT_ONCE):
         await connection.execute(DUE, min(AT_ONCE, count - first), in_s - 3600, cancelled_percent)

@@ -1,4 +1,4 @@
-"""A bare aiosmtplib loop: no database, no marks, no retries; the speed that a safety net is measured against.
+"""Bare aiosmtplib loop: no database, no marks, no retries; the baseline for a relay.
 
 usage: python -m bench.harness.smtp_baseline HOST PORT COUNT CONNECTIONS BYTES
 """

@@ -1,4 +1,4 @@
-"""A loop written by hand: MAIL, RCPT and DATA of the same bytes, and nothing else. Prints how many it sent per second.
+"""Loop written by hand: MAIL, RCPT and DATA of the same bytes, and nothing else. Prints messages per second.
 
 `aiosmtplib.SMTP.sendmail` in bench/harness/smtp_baseline.py does more for each email: it composes options, and builds
 its result.

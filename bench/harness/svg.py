@@ -1,4 +1,4 @@
-"""Draws panels as one page of SVG with matplotlib; the same panels give the same bytes."""
+"""Page of panels as SVG, drawn by matplotlib; the same panels give the same bytes."""
 
 import math
 import re
@@ -46,7 +46,7 @@ STYLE: Final = {
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
-    """Two columns of panels, each added to the shorter one."""
+    """Draw two columns of panels, each added to the shorter one."""
     columns: tuple[list[Panel], list[Panel]] = ([], [])
     for panel in panels:
         min(columns, key=_height_of).append(panel)
@@ -65,7 +65,7 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
 
 
 def _draw_panel(figure: Any, panel: Panel, left: float, bottom: float, height: float) -> None:
-    """In its part of the page, all in shares of it."""
+    """Draw a panel in its part of the page, all in shares of it."""
     inch = height / _height(panel)
     place = (left + LABELS / WIDTH, bottom + BELOW * inch, 0.5 - (LABELS + RIGHT) / WIDTH, height - AROUND * inch)
     axes = figure.add_axes(place, facecolor=CARD)
@@ -135,7 +135,7 @@ def _most(line: Line) -> float:
 
 
 def figure_of(value: float) -> str:
-    """A figure with as many digits as it deserves."""
+    """Return a figure with as many digits as it deserves."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(2 - math.floor(math.log10(abs(value))), 0)

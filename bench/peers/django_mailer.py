@@ -19,7 +19,7 @@ JOB = told()
 
 
 class KeptBackend(EmailBackend):
-    """Open before the first mail: Django closes only what `send_messages` opened."""
+    """Backend that is open before the first mail: Django closes only what `send_messages` opened."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)

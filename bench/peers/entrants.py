@@ -1,4 +1,4 @@
-"""Who takes part, and in which variants; pure."""
+"""Peers that take part, and their variants; pure."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A peer, as it is asked for with `--only`."""
+    """Peer, as it is named with `--only`."""
 
     name: str
     module: str
@@ -23,19 +23,19 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A peer in one variant."""
+    """Peer in one variant."""
 
     peer: Peer
     ready: bool
 
     @property
     def handed(self) -> str:
-        """What its workers are handed."""
+        """Return what its workers are given."""
         return "pre-built" if self.ready else "as documented"
 
     @property
     def title(self) -> str:
-        """Its row in the table."""
+        """Return its row in the table."""
         return f"{self.peer.name}, {self.handed}"
 
 
@@ -63,5 +63,5 @@ NAMES: Final = (OUTBOX, *(peer.name for peer in PEERS), SMTP_SOURCE)
 
 
 def entrants(peers: list[Peer]) -> list[Entrant]:
-    """Each in each of its variants."""
+    """Return every peer in each of its variants."""
     return [Entrant(peer, ready) for peer in peers for ready in (False, True) if not ready or peer.ready_too]

@@ -1,4 +1,4 @@
-"""What every peer is told, gives its queue and has to send; knows no peer. Runs in the peers' venv and in ours."""
+"""Job of every peer: its settings, its queue and its mails; knows no peer. Runs in the peers' venv and in ours."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ _PREFIX: Final = "PEER_"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The job, as environment variables carry it."""
+    """Job, as environment variables carry it."""
 
     database: str
     smtp: str
@@ -38,7 +38,7 @@ class Job:
     """Whether the worker is handed ready bytes, or builds the mail."""
 
     def settings(self) -> dict[str, str]:
-        """For the environment of a peer."""
+        """Return the variables for a peer."""
         return {_PREFIX + name.upper(): str(getattr(self, name)) for name in self.__slots__}
 
     @property
@@ -53,19 +53,19 @@ class Job:
 
     @property
     def database_parts(self) -> tuple[str, str, str, str]:
-        """Name, user, socket directory and port, for those who take no URL."""
+        """Return name, user, socket directory and port, for peers that take no URL."""
         url = urlsplit(self.database)
         query = parse_qs(url.query)
         return url.path.removeprefix("/"), url.username or "", query["host"][0], query["port"][0]
 
     def payloads(self) -> Iterator[dict[str, Any]]:
-        """One per recipient, as the queue carries it; without a message the worker builds it."""
+        """Yield one for each recipient, as the queue carries it; without a message the worker builds it."""
         message = READY.read_text("ascii") if self.ready else None
         return ({"number": number, "message": message} for number in range(1, self.emails + 1))
 
 
 def told() -> Job:
-    """The job of this process."""
+    """Return the job of this process."""
     said = {name: os.environ[_PREFIX + name.upper()] for name in Job.__slots__}
     return Job(
         database=said["database"],
@@ -80,17 +80,17 @@ def told() -> Job:
 
 
 def address(number: int) -> str:
-    """The recipient with that number."""
+    """Return the recipient with that number."""
     return f"p{number}@example.com"
 
 
 def body_of(size: int) -> str:
-    """About `size` characters of plain text."""
+    """Return about `size` characters of plain text."""
     return ("y" * 70 + "\n") * max(size // 71, 1)
 
 
 def build(number: int, size: int) -> EmailMessage:
-    """The mail, the way the standard library's documentation builds one."""
+    """Build the mail as the standard library's documentation does."""
     message = EmailMessage()
     message["From"] = SENDER
     message["To"] = address(number)

@@ -1,4 +1,4 @@
-"""The runs: every entrant drains emails of one kind to the same sink, in turn; rates, doubles and losses, a table."""
+"""Race: every entrant drains emails of one kind to the same sink, in turn; rates, duplicates and losses in a table."""
 
 import asyncio
 import shutil
@@ -12,7 +12,7 @@ import asyncpg
 from rich.console import Console
 
 from bench.harness.die_with_parent import die_with_parent
-from bench.harness.environment import World, world
+from bench.harness.environment import Environment, open_environment
 from bench.harness.figures import Target, keep
 from bench.peers import redis
 from bench.peers.entrants import OUTBOX, PEERS, RELAY, SMTP_SOURCE, Entrant, entrants
@@ -32,12 +32,12 @@ EMAILS_MAX = 50_000
 
 
 class AbsentError(Exception):
-    """An entrant could not take part; says why."""
+    """An entrant cannot take part; the message is the reason."""
 
 
 @dataclass
 class Race:
-    """What was asked for, and what was found."""
+    """Race with its options and results."""
 
     emails: int
     """In the trial; then as many as take about `seconds` at the trial's rate, so that a slow peer takes no longer."""
@@ -51,16 +51,16 @@ class Race:
     found: dict[str, list[Result]] = field(default_factory=dict)
 
     async def run(self, url: str, fields: list[Entrant], *, outbox: bool, source: bool) -> None:
-        """Everybody once, each on an empty queue."""
-        async with world(url, connections=self.connections) as place:
-            (place.directory / READY).write_bytes(message_of(self.size))
+        """Run every entrant once, each on an empty queue."""
+        async with open_environment(url, connections=self.connections) as environment:
+            (environment.directory / READY).write_bytes(message_of(self.size))
             if outbox:
-                await self._note(OUTBOX, self._relays(place, OUTBOX, self.workers))
+                await self._note(OUTBOX, self._relays(environment, OUTBOX, self.workers))
             for entrant in fields:
-                await self._note(entrant.title, self._peer(place, entrant))
+                await self._note(entrant.title, self._peer(environment, entrant))
             if source:
-                await self._note(RELAY, self._relays(place, RELAY, 1))
-                await self._note(SMTP_SOURCE, self._smtp_source(place))
+                await self._note(RELAY, self._relays(environment, RELAY, 1))
+                await self._note(SMTP_SOURCE, self._smtp_source(environment))
 
     async def _note(self, title: str, run: Awaitable[Result]) -> None:
         try:
@@ -74,64 +74,66 @@ class Race:
         self.console.print(f"{title}: {result.per_s:,.0f}/s", style="dim")
 
     def _share(self, title: str) -> int:
-        """How many emails it gets in this run."""
+        """Return how many emails it gets in this run."""
         trial = self.trial.get(title)
         return self.emails if trial is None else min(max(round(trial.per_s * self.seconds), EMAILS_MIN), EMAILS_MAX)
 
-    async def _relays(self, place: World, title: str, count: int) -> Result:
+    async def _relays(self, environment: Environment, title: str, count: int) -> Result:
         emails = self._share(title)
-        await place.reset(0)
-        await place.put_emails(emails, message_of(self.size))
-        return await self._drain(place, emails, [["outbox", "relay", "--until-empty"]] * count, sys.executable, {})
+        await environment.reset(0)
+        await environment.put_emails(emails, message_of(self.size))
+        return await self._drain(
+            environment, emails, [["outbox", "relay", "--until-empty"]] * count, sys.executable, {}
+        )
 
-    async def _peer(self, place: World, entrant: Entrant) -> Result:
+    async def _peer(self, environment: Environment, entrant: Entrant) -> Result:
         peer = entrant.peer
         module, emails = f"bench.peers.{peer.module}", self._share(entrant.title)
-        async with _fresh_database(place) as database, _broker(place, peer.name) as broker:
+        async with _fresh_database(environment) as database, _broker(environment, peer.name) as broker:
             job = Job(
-                database=database, smtp=place.smtp, redis=broker, emails=emails, size=self.size,
+                database=database, smtp=environment.smtp, redis=broker, emails=emails, size=self.size,
                 workers=self.workers, connections=self.connections, ready=entrant.ready,
             )  # fmt: skip
-            putting = await place.start(module, "put", python=str(PYTHON), settings=job.settings())
+            putting = await environment.start(module, "put", python=str(PYTHON), settings=job.settings())
             await putting.communicate()
             if putting.returncode:
-                raise AbsentError(f"it could not enqueue. {_last_words(place)}")
+                raise AbsentError(f"it could not enqueue. {_last_words(environment)}")
             await _settle(database)
             commands = [[module, "work"]] * (1 if peer.alone else self.workers)
-            return await self._drain(place, emails, commands, str(PYTHON), job.settings())
+            return await self._drain(environment, emails, commands, str(PYTHON), job.settings())
 
-    async def _smtp_source(self, place: World) -> Result:
+    async def _smtp_source(self, environment: Environment) -> Result:
         emails = self._share(SMTP_SOURCE)
         words = ["-d", "-N", "-s", str(self.connections), "-m", str(emails), "-l", str(self.size)]
         people = ["-f", "reports@example.com", "-t", "p@example.com"]
-        since = place.mark()
+        since = environment.mark()
         process = await asyncio.create_subprocess_exec(
-            SMTP_SOURCE, *words, *people, f"inet:{place.smtp.removeprefix('smtp://')}", preexec_fn=die_with_parent
+            SMTP_SOURCE, *words, *people, f"inet:{environment.smtp.removeprefix('smtp://')}", preexec_fn=die_with_parent
         )
         if await process.wait():
             raise AbsentError(f"it exited {process.returncode}.")
-        return result_of(await place.accepted(emails, since, deadline_s=5), emails, [])
+        return result_of(await environment.accepted(emails, since, deadline_s=5), emails, [])
 
     async def _drain(
-        self, place: World, emails: int, commands: list[list[str]], python: str, settings: dict[str, str]
+        self, environment: Environment, emails: int, commands: list[list[str]], python: str, settings: dict[str, str]
     ) -> Result:
         """Start the workers, wait until all is sent or nothing more comes, end them."""
-        since = place.mark()
-        workers = [await place.start(*command, python=python, settings=settings) for command in commands]
+        since = environment.mark()
+        workers = [await environment.start(*command, python=python, settings=settings) for command in commands]
         readers = [asyncio.create_task(worker.communicate()) for worker in workers]
         try:
-            await _until_done(place, emails, since, readers)
+            await _until_done(environment, emails, since, readers)
             ended = [worker.returncode for worker in workers if worker.returncode is not None]
         finally:
             await _end(workers, readers)
         await asyncio.sleep(0.2)  # the sink's journal is flushed more often than that
-        return result_of(place.lines(since), emails, [code for code in ended if code])
+        return result_of(environment.lines(since), emails, [code for code in ended if code])
 
 
 async def measure(
     url: str, *, emails: int, seconds: float, size: int, workers: int, connections: int, runs: int, only: list[str]
 ) -> None:
-    """A trial and several runs, a table and bench/results/peers.json."""
+    """Run a trial and several runs; print a table and write bench/results/peers.json."""
     console = Console(width=max(Console().width, 110))
     race = Race(emails, seconds, size, workers, connections, console)
     peers = install([peer for peer in PEERS if not only or peer.name in only], console)
@@ -158,39 +160,39 @@ async def measure(
 
 
 @asynccontextmanager
-async def _fresh_database(place: World) -> AsyncIterator[str]:
-    """A database of the peer's own, so that nobody pays for what another left."""
-    await place.connection.execute("DROP DATABASE IF EXISTS peer WITH (FORCE)")
-    await place.connection.execute("CREATE DATABASE peer")
-    yield place.database.replace("/postgres?", "/peer?", 1)
-    await place.connection.execute("DROP DATABASE peer WITH (FORCE)")
+async def _fresh_database(environment: Environment) -> AsyncIterator[str]:
+    """Make a database of the peer's own, so that none pays for what another left."""
+    await environment.connection.execute("DROP DATABASE IF EXISTS peer WITH (FORCE)")
+    await environment.connection.execute("CREATE DATABASE peer")
+    yield environment.database.replace("/postgres?", "/peer?", 1)
+    await environment.connection.execute("DROP DATABASE peer WITH (FORCE)")
 
 
 @asynccontextmanager
-async def _broker(place: World, name: str) -> AsyncIterator[str]:
+async def _broker(environment: Environment, name: str) -> AsyncIterator[str]:
     if name != "celery":
         yield ""
         return
-    async with redis.redis(place.directory) as url:
+    async with redis.redis(environment.directory) as url:
         yield url
 
 
 async def _settle(database: str) -> None:
-    """What `World.put_emails` does for outbox: statistics, and no checkpoint of the enqueue in the drain."""
+    """Do what `Environment.put_emails` does for outbox: statistics, and no checkpoint of the enqueue in the drain."""
     connection = await asyncpg.connect(database)
     await connection.execute("ANALYZE")
     await connection.execute("CHECKPOINT")
     await connection.close()
 
 
-async def _until_done(place: World, emails: int, since: int, readers: list[asyncio.Task[Any]]) -> None:
-    """Look at the journal's growth only: parsing it all the time would take from the workers' cores."""
+async def _until_done(environment: Environment, emails: int, since: int, readers: list[asyncio.Task[Any]]) -> None:
+    """Wait on the journal's size only: parsing it all the time would take from the workers' cores."""
     clock = asyncio.get_running_loop().time
     size, lines, grew_at = since, 0, clock()
     while not all(reader.done() for reader in readers):
         await asyncio.sleep(0.1)
-        if place.mark() > size:
-            with place.journal.open("rb") as journal:
+        if environment.mark() > size:
+            with environment.journal.open("rb") as journal:
                 journal.seek(size)
                 came = journal.read()
             size, lines, grew_at = size + len(came), lines + came.count(b"\n"), clock()
@@ -213,6 +215,6 @@ async def _end(workers: list[asyncio.subprocess.Process], readers: list[asyncio.
         await asyncio.wait(late)
 
 
-def _last_words(place: World) -> str:
-    lines = (place.directory / "log").read_text(errors="replace").strip().splitlines()
+def _last_words(environment: Environment) -> str:
+    lines = (environment.directory / "log").read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""

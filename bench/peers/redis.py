@@ -1,4 +1,4 @@
-"""A redis-server of our own, append-only, in a temporary directory."""
+"""redis-server of our own, append-only, in a temporary directory."""
 
 import asyncio
 import shutil
@@ -11,13 +11,13 @@ from bench.harness.die_with_parent import die_with_parent
 
 
 def is_there() -> bool:
-    """Whether there is a redis-server on PATH."""
+    """Return True if redis-server is on PATH."""
     return shutil.which("redis-server") is not None
 
 
 @asynccontextmanager
 async def redis(directory: Path) -> AsyncIterator[str]:
-    """Its URL, while it runs; durable as far as its documentation advises: `appendonly yes`, synced every second."""
+    """Run it and yield its URL; durable as its documentation advises: `appendonly yes`, synced every second."""
     port = _free_port()
     place = directory / f"redis-{port}"
     place.mkdir()

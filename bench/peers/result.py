@@ -1,4 +1,4 @@
-"""What the sink's journal says of a run, and the table of all of them."""
+"""Result of a run from the sink's journal, and the table of all of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from bench.peers.entrants import OUTBOX, RELAY, SMTP_SOURCE, Entrant
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One run of one entrant."""
+    """Run of one entrant."""
 
     per_s: float
     """People with a mail, by the time from the first acceptance to the last."""
@@ -27,7 +27,7 @@ class Result:
     """Exit codes of workers that ended by themselves, but 0."""
 
     def as_json(self) -> dict[str, Any]:
-        """For bench/results."""
+        """Return the row for bench/results."""
         return asdict(self)
 
 
@@ -51,7 +51,7 @@ def _rate(count: int, ats: list[float]) -> float:
 def report(
     found: dict[str, list[Result]], fields: list[Entrant], asked: Mapping[str, float], console: Console
 ) -> dict[str, float]:
-    """Print the table and the ratios; gives the ratios of medians."""
+    """Print the table and the ratios; return the ratios of medians."""
     console.print(_table(found, asked))
     rates = {title: median([one.per_s for one in results]) for title, results in found.items()}
     ratios: dict[str, float] = {}
@@ -73,7 +73,7 @@ def _best(
     *,
     ready: bool,
 ) -> str | None:
-    """The fastest queue that neither lost nor doubled a mail in any run."""
+    """Return the fastest queue that neither lost nor doubled a mail in any run."""
     titles = [
         entrant.title for entrant in fields if entrant.peer.queue and entrant.ready == ready and entrant.title in found
     ]

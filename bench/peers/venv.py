@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def install(peers: list[Peer], console: Console) -> list[Peer]:
-    """Those of the peers that can be had; a sentence about each other one."""
+    """Install the peers that are available; return a sentence about each other one."""
     if not _STAMP.exists() or _STAMP.read_text() != REQUIREMENTS.read_text():
         console.print(f"Setting up {VENV.name} …", style="dim")
         _make(peers)

@@ -1,10 +1,10 @@
-"""How long pages of the operators' board take among so many emails: the overview, the searches, an email's story."""
+"""Latency of the operators' board among so many emails: the overview, the searches, an email's story."""
 
 import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench.harness.environment import world
+from bench.harness.environment import open_environment
 from bench.harness.figures import Target, keep, show
 from bench.speed.report_page import SHOWN, once, serving
 
@@ -43,7 +43,7 @@ PENDING: Final = 2000
 
 
 def pages(emails: int) -> dict[str, Callable[[], str]]:
-    """What people look at, by what it is called."""
+    """Return the pages that people open, by name."""
     chance = random.Random(emails)
     return {
         "overview": lambda: "/",
@@ -58,20 +58,20 @@ def pages(emails: int) -> dict[str, Callable[[], str]]:
 
 
 async def measure(url: str, *, emails: Sequence[int], seconds: float) -> None:
-    """Each page in turn among each number of emails; a table and board.json."""
+    """Measure each page among each number of emails; a table and board.json."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    async with world(url, connections=4) as place:
-        await place.reset(1)
+    async with open_environment(url, connections=4) as environment:
+        await environment.reset(1)
         there = 0
         for count in sorted(emails):
             for first in range(there + 1, count + 1, FILLED_AT_ONCE):
                 last = min(first + FILLED_AT_ONCE - 1, count)
-                await place.connection.execute(FILL, first, last, count - PENDING, timeout=3600)
+                await environment.connection.execute(FILL, first, last, count - PENDING, timeout=3600)
             there = count
-            await place.connection.execute("SELECT setval('outbox.email_id_seq', $1)", count)
-            await place.connection.execute("VACUUM ANALYZE", timeout=3600)
-            await place.connection.execute("CHECKPOINT", timeout=3600)
-            async with serving(place) as client:
+            await environment.connection.execute("SELECT setval('outbox.email_id_seq', $1)", count)
+            await environment.connection.execute("VACUUM ANALYZE", timeout=3600)
+            await environment.connection.execute("CHECKPOINT", timeout=3600)
+            async with serving(environment) as client:
                 found[str(count)] = {
                     name: await once(client, path, RATE, seconds) for name, path in pages(count).items()
                 }

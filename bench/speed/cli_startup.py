@@ -1,4 +1,4 @@
-"""What a command costs before it works: the installed `outbox`, against a Python that imports its libraries only."""
+"""Cost of starting a command: the installed `outbox`, against a Python that imports its libraries only."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench.harness.environment import environment, world
+from bench.harness.environment import open_environment, process_env
 from bench.harness.figures import Spread, Target, keep, show
 
 HELP: Final = "outbox --help"
@@ -29,14 +29,14 @@ COMMANDS: Final[Mapping[str, Sequence[str]]] = {
 
 async def measure(url: str, *, recipients: int, runs: int) -> None:
     """Alternate the commands; a table and bench/results/startup.json."""
-    async with world(url, connections=1) as place:
-        await place.reset(recipients)
+    async with open_environment(url, connections=1) as environment:
+        await environment.reset(recipients)
         for command in COMMANDS.values():  # makes the reports, and fills the caches
-            _timed(command, place.directory)
+            _timed(command, environment.directory)
         found: dict[str, list[dict[str, float]]] = {who: [] for who in COMMANDS}
         for _ in range(runs):
             for who, command in COMMANDS.items():
-                found[who].append(_timed(command, place.directory))
+                found[who].append(_timed(command, environment.directory))
     wall = {who: Spread.of([1000 * one["wall_s"] for one in every]) for who, every in found.items()}
     cpu = {who: Spread.of([1000 * one["cpu_s"] for one in every]) for who, every in found.items()}
     show(
@@ -57,8 +57,8 @@ def _ratio(spreads: Mapping[str, Spread]) -> float:
 
 
 def _timed(command: Sequence[str], directory: Path) -> dict[str, float]:
-    """Wall and CPU seconds of one command, as a user's shell would run it."""
-    kept = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    """Return wall and CPU seconds of one command, as a user's shell would run it."""
+    kept = {name: value for name, value in process_env().items() if name != "PYTHONPATH"}
     with (directory / "log").open("ab") as log:
         began = time.perf_counter()
         process = subprocess.Popen(command, cwd=directory, env=kept, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -1,4 +1,4 @@
-"""What a million messages leave behind, and what a message costs while nothing dead may be removed."""
+"""Remains of a million messages, and the cost of a message while nothing dead may be removed."""
 
 import asyncio
 import time
@@ -66,7 +66,7 @@ async def measure_bloat(url: str, through: int) -> dict[str, Any]:
 
 
 async def _drain(session: Session) -> int:
-    """As a relay in full swing: each tick settles a batch, marks the next and claims the one after it."""
+    """Act as a relay in full swing: each tick settles a batch, marks the next and claims the one after it."""
     settlements: list[Settlement] = []
     claims: list[OutgoingEmail] = []
     frontier = ClaimCursor()
@@ -117,7 +117,7 @@ def _mb(size: int) -> str:
 
 
 async def measure_held(url: str, through: int, batches: int) -> dict[str, Any]:
-    """What a message costs while a transaction stays open beside the relay, so that nothing dead may be removed."""
+    """Measure the cost of a message while a transaction stays open, so that nothing dead may be removed."""
     async with AsyncExitStack() as stack:
         place = await stack.enter_async_context(place_with(url, 0, "an old snapshot", BASE))
         holder = await stack.enter_async_context(_connected(place.url))

@@ -1,4 +1,4 @@
-"""How long a single email waits for an idle fleet: from the COMMIT that enqueued it to the sink's acceptance."""
+"""Latency of a single email with an idle fleet: from the COMMIT that enqueued it to the sink's acceptance."""
 
 import asyncio
 import random
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from bench.harness.environment import World, percentile, world
+from bench.harness.environment import Environment, open_environment, percentile
 from bench.harness.figures import Spread, Target, keep, show
 from bench.speed.one_relay import message_of
 from outbox.database.connection import CHANNEL
@@ -28,7 +28,7 @@ INSERT INTO outbox.delivery (email) SELECT id FROM made
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How emails come: whether their commit notifies, and the pause before each."""
+    """Way in which emails come: whether their commit notifies, and the pause before each."""
 
     name: str
     notified: bool
@@ -43,7 +43,7 @@ POLLED_AT_REST: Final = Way("no NOTIFY, polls at rest", notified=False, pause_s=
 
 
 async def measure(url: str, *, relays: Sequence[int], singles: int, runs: int) -> None:
-    """All ways with each fleet (polls with the smallest only, whose polls are rarest); a table and latency.json."""
+    """Measure all ways with each fleet (polls with the smallest only: they are rarest); a table and latency.json."""
     found: dict[tuple[int, Way], list[dict[str, float]]] = {}
     for number in range(runs):
         for count in relays:
@@ -73,18 +73,18 @@ def _cells(every: Sequence[dict[str, float]]) -> list[str]:
 
 
 async def _once(url: str, relays: int, way: Way, singles: int, chance: random.Random) -> dict[str, float]:
-    """The waits of all singles, and of those that came on a connection which stood already."""
+    """Return the waits of all singles, and of those that came on a connection which was already open."""
     further = "" if way.notified else f"poll_max_s = {POLL_MAX_S}"
-    async with world(url, connections=4, further=further) as place:
-        await place.reset(0)
-        async with place.relaying(relays):
+    async with open_environment(url, connections=4, further=further) as environment:
+        await environment.reset(0)
+        async with environment.relaying(relays):
             await asyncio.sleep(2 * way.pause_s[1])
-            since = place.mark()
+            since = environment.mark()
             committed = {}
             for number in range(singles):
                 await asyncio.sleep(chance.uniform(*way.pause_s))
-                committed[f"single{number}@example.com"] = await _commit(place, f"single{number}", way)
-            lines = await place.accepted(singles, since, LOST_S)
+                committed[f"single{number}@example.com"] = await _commit(environment, f"single{number}", way)
+            lines = await environment.accepted(singles, since, LOST_S)
     if sorted(committed) != sorted(line.address for line in lines):
         raise SystemExit(f"bench: {len(committed)} were enqueued and {len(lines)} accepted.")
     first = {line.port: line.address for line in reversed(lines)}
@@ -99,9 +99,9 @@ async def _once(url: str, relays: int, way: Way, singles: int, chance: random.Ra
     }
 
 
-async def _commit(place: World, key: str, way: Way) -> float:
-    """Enqueue one; gives the time right after its COMMIT, by the clock that the sink's journal has, too."""
-    connection: Any = place.connection
+async def _commit(environment: Environment, key: str, way: Way) -> float:
+    """Enqueue one; return the time right after its COMMIT, by the clock of the sink's journal."""
+    connection: Any = environment.connection
     async with connection.transaction():
         await connection.execute(ENQUEUE, key, message_of(2000))
         if way.notified:

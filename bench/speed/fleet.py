@@ -1,4 +1,4 @@
-"""N servers fire their cron at the same instant while M relays run: what the main job costs, and that it is right."""
+"""Fleet: N servers fire their cron at the same instant while M relays run; the cost of the main job, and its result."""
 
 import asyncio
 import re
@@ -9,17 +9,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.harness.environment import World, duplicates, median, percentile, world
+from bench.harness.environment import Environment, duplicates, median, open_environment, percentile
 from bench.harness.figures import Target, keep
 
 
 async def measure(url: str, *, servers: int, relays: int, recipients: int, connections: int, runs: int) -> None:
-    """Several runs, a table and bench/results/fleet.json."""
+    """Measure several runs; a table and bench/results/fleet.json."""
     console = Console()
     found = []
-    async with world(url, connections=connections) as place:
+    async with open_environment(url, connections=connections) as environment:
         for number in range(runs):
-            found.append(await _once(place, servers, relays, recipients))
+            found.append(await _once(environment, servers, relays, recipients))
             console.print(f"run {number + 1} of {runs}: {found[-1]['all_accepted_s']:.2f} s", style="dim")
     table = Table(title=f"{servers} crons at once, {relays} relays, {recipients} recipients ({runs} runs)", box=None)
     for column in ("what", "median", "least", "most"):
@@ -47,30 +47,30 @@ _ROWS = {
 }
 
 
-async def _once(place: World, servers: int, relays: int, recipients: int) -> dict[str, float]:
-    await place.reset(recipients)
-    running = [await place.start("outbox", "relay") for _ in range(relays)]
-    while await place.connection.fetchval("SELECT count(*) FROM outbox.relay") < relays:
+async def _once(environment: Environment, servers: int, relays: int, recipients: int) -> dict[str, float]:
+    await environment.reset(recipients)
+    running = [await environment.start("outbox", "relay") for _ in range(relays)]
+    while await environment.connection.fetchval("SELECT count(*) FROM outbox.relay") < relays:
         await asyncio.sleep(0.02)
     await asyncio.sleep(1.0)  # quiet: the relays have looked once and listen
-    since = place.mark()
+    since = environment.mark()
 
     began_at = time.time()
-    crons = await asyncio.gather(*(place.start("outbox", "generate") for _ in range(servers)))
+    crons = await asyncio.gather(*(environment.start("outbox", "generate") for _ in range(servers)))
     said = [(await cron.communicate())[0].decode() for cron in crons]
     generated_at = time.time()
-    await place.accepted(recipients, since, deadline_s=60 + recipients / 200)
-    await _until_settled(place)
+    await environment.accepted(recipients, since, deadline_s=60 + recipients / 200)
+    await _until_settled(environment)
     for relay in running:
         relay.send_signal(signal.SIGTERM)
     for relay in running:
         await relay.communicate()
 
-    lines = place.lines(since)
-    latencies = await _latencies(place, {line.message_id.strip("<>"): line.at for line in lines})
+    lines = environment.lines(since)
+    latencies = await _latencies(environment, {line.message_id.strip("<>"): line.at for line in lines})
     ats = [line.at for line in lines]
     addresses = {line.address for line in lines}
-    reports = await place.connection.fetchval("SELECT count(*) FROM outbox.report")
+    reports = await environment.connection.fetchval("SELECT count(*) FROM outbox.report")
     made = sum(int(match[1]) for text in said if (match := re.search(r"(\d+) made here", text)))
     return {
         "generate_s": generated_at - began_at,
@@ -86,15 +86,15 @@ async def _once(place: World, servers: int, relays: int, recipients: int) -> dic
     }
 
 
-async def _until_settled(place: World) -> None:
+async def _until_settled(environment: Environment) -> None:
     waiting = "SELECT count(*) FROM outbox.delivery WHERE settled_at IS NULL"
     end = time.monotonic() + 30
-    while await place.connection.fetchval(waiting) and time.monotonic() < end:
+    while await environment.connection.fetchval(waiting) and time.monotonic() < end:
         await asyncio.sleep(0.05)
 
 
-async def _latencies(place: World, accepted: dict[str, float]) -> list[float]:
-    """Seconds from the transaction that made each email to its acceptance."""
-    rows: list[Any] = await place.connection.fetch("SELECT message_id, created_at FROM outbox.email")
+async def _latencies(environment: Environment, accepted: dict[str, float]) -> list[float]:
+    """Return the seconds from the transaction that made each email to its acceptance."""
+    rows: list[Any] = await environment.connection.fetch("SELECT message_id, created_at FROM outbox.email")
     at = {row["message_id"].strip("<>"): row["created_at"].timestamp() for row in rows}
     return [accepted_at - at[message_id] for message_id, accepted_at in accepted.items() if message_id in at]

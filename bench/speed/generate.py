@@ -1,4 +1,4 @@
-"""What making reports costs: against a bare loop without a database, with more processes, trivial, and very many."""
+"""Cost of making reports: against a bare loop without a database, with more processes, trivial, and very many."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from email.mime.text import MIMEText
 from email.policy import SMTP
 from typing import Any, Final
 
-from bench.harness.environment import World, median, world
+from bench.harness.environment import Environment, median, open_environment
 from bench.harness.figures import Spread, Target, keep, show
 from bench.harness.render_baseline import SENDER, STARTS_AT
 from outbox.mail import message
@@ -31,21 +31,24 @@ BARE: Final = "bare loop without a database"
 async def measure(url: str, *, recipients: int, many: int, runs: int) -> None:
     """Alternate all of them; a table and bench/results/generate.json."""
     found: dict[str, list[dict[str, float]]] = {}
-    async with world(url, connections=1) as place:
+    async with open_environment(url, connections=1) as environment:
         for number in range(runs):
             for who, one in (
-                (GENERATE, await _generate(place, recipients)),
-                (BARE, await _bare(place, recipients)),
-                (f"{GENERATE}, 4 processes", await _generate(place, recipients, processes=4)),
-                ("trivial report", await _generate(place, 5 * recipients, trivial=True)),
-                ("trivial report, 2 processes", await _generate(place, 5 * recipients, trivial=True, processes=2)),
+                (GENERATE, await _generate(environment, recipients)),
+                (BARE, await _bare(environment, recipients)),
+                (f"{GENERATE}, 4 processes", await _generate(environment, recipients, processes=4)),
+                ("trivial report", await _generate(environment, 5 * recipients, trivial=True)),
+                (
+                    "trivial report, 2 processes",
+                    await _generate(environment, 5 * recipients, trivial=True, processes=2),
+                ),
                 *_mimes().items(),
             ):
                 found.setdefault(who, []).append(one)
             print(f"run {number + 1} of {runs}")
         if many:
             for count in (many // 100, many):
-                found[f"trivial report, {count:,} recipients"] = [await _generate(place, count, trivial=True)]
+                found[f"trivial report, {count:,} recipients"] = [await _generate(environment, count, trivial=True)]
     _report(found, recipients)
 
 
@@ -75,12 +78,14 @@ def _report(found: dict[str, list[dict[str, float]]], recipients: int) -> None:
     keep("generate", {"recipients": recipients, "found": found}, targets)
 
 
-async def _generate(place: World, recipients: int, *, processes: int = 1, trivial: bool = False) -> dict[str, float]:
-    """From the edition's row to the last report's: start-up and imports do not count."""
-    await place.reset(0 if trivial else recipients)
-    settings = place.directory / "outbox.toml"
+async def _generate(
+    environment: Environment, recipients: int, *, processes: int = 1, trivial: bool = False
+) -> dict[str, float]:
+    """Measure from the edition's row to the last report's: start-up and imports do not count."""
+    await environment.reset(0 if trivial else recipients)
+    settings = environment.directory / "outbox.toml"
     if trivial:
-        templates = place.directory / "templates" / "progress"
+        templates = environment.directory / "templates" / "progress"
         templates.mkdir(parents=True, exist_ok=True)
         for name, text in TRIVIAL.items():
             (templates / name).write_text(text)
@@ -94,15 +99,15 @@ async def _generate(place: World, recipients: int, *, processes: int = 1, trivia
         )
     else:
         for name in TRIVIAL:
-            (place.directory / "templates" / "progress" / name).unlink(missing_ok=True)
+            (environment.directory / "templates" / "progress" / name).unlink(missing_ok=True)
     before = os.times()
-    running = [await place.start("outbox", "generate") for _ in range(processes)]
+    running = [await environment.start("outbox", "generate") for _ in range(processes)]
     watches = [asyncio.create_task(_peak_rss_mb(one.pid)) for one in running]
     for one in running:
         said, _ = await one.communicate()
-        assert one.returncode == 0, said.decode() + place.said()
+        assert one.returncode == 0, said.decode() + environment.log_tail()
     after = os.times()
-    took_s, made = await place.connection.fetchrow(
+    took_s, made = await environment.connection.fetchrow(
         "SELECT extract(epoch FROM max(r.created_at) - min(e.created_at))::float8, count(*)"
         " FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition"
     )
@@ -116,7 +121,7 @@ async def _generate(place: World, recipients: int, *, processes: int = 1, trivia
 
 
 async def _peak_rss_mb(pid: int) -> float:
-    """The most memory that a process had (VmHWM), until it ends."""
+    """Return the largest memory that a process had (VmHWM), until it ends."""
     peak = 0.0
     while True:
         try:
@@ -130,9 +135,9 @@ async def _peak_rss_mb(pid: int) -> float:
         await asyncio.sleep(RSS_LOOK_S)
 
 
-async def _bare(place: World, count: int) -> dict[str, float]:
+async def _bare(environment: Environment, count: int) -> dict[str, float]:
     before = os.times()
-    process = await place.start("bench.harness.render_baseline", str(count))
+    process = await environment.start("bench.harness.render_baseline", str(count))
     said, _ = await process.communicate()
     after = os.times()
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
@@ -143,7 +148,7 @@ TEXT: Final = "\n".join(f"Mon {day} Nov    {day * 7}" for day in range(1, 15))
 
 
 def _mimes(count: int = 1000) -> dict[str, dict[str, float]]:
-    """The same mail of two parts built by us and by the standard library's two ways."""
+    """Measure the same mail of two parts built by us and by the standard library's two ways."""
     html = (PACKAGED / "email.html.j2").read_text()
 
     def ours(number: int) -> bytes:

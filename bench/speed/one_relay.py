@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from bench.harness.environment import World, environment, median, world
+from bench.harness.environment import Environment, median, open_environment, process_env
 from bench.harness.figures import Spread, Target, keep, show
 
 COUNTERS: Final = (
@@ -37,7 +37,7 @@ SETTLED: Final = (
 
 
 def message_of(size: int) -> bytes:
-    """A plain message of about `size` bytes."""
+    """Return a plain message of about `size` bytes."""
     head = b"From: reports@example.com\r\nTo: you@example.com\r\nSubject: Progress\r\n\r\n"
     return head + (b"y" * 70 + b"\r\n") * max((size - len(head)) // 72, 1)
 
@@ -47,8 +47,8 @@ async def measure(url: str, *, emails: int, size: int, connections: list[int], r
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(runs):
         for count in connections:
-            async with world(url, connections=count) as place:
-                for kind, one in (await _round(place, emails, count, size)).items():
+            async with open_environment(url, connections=count) as environment:
+                for kind, one in (await _round(environment, emails, count, size)).items():
                     found.setdefault(f"{kind}, {count} connections", []).append(one)
         print(f"run {number + 1} of {runs}")
     rates = {who: Spread.of([one["per_s"] for one in measured]) for who, measured in found.items()}
@@ -82,26 +82,29 @@ async def measure(url: str, *, emails: int, size: int, connections: list[int], r
     keep("relay", {"emails": emails, "size": size, "found": found}, targets)
 
 
-async def _round(place: World, emails: int, count: int, size: int) -> dict[str, dict[str, float]]:
+async def _round(environment: Environment, emails: int, count: int, size: int) -> dict[str, dict[str, float]]:
     """Measure each kind once, one after the other."""
-    found = {RELAY: await _relay(place, emails, size), SENDMAIL: await _baseline(place, emails, count, size)}
+    found = {
+        RELAY: await _relay(environment, emails, size),
+        SENDMAIL: await _baseline(environment, emails, count, size),
+    }
     if SMTP_SINK is None:
         print("smtp-sink is not installed (Debian: postfix), so the stronger baseline is left out")
         return found
-    own = place.smtp
+    own = environment.smtp
     async with _smtp_sink() as port:
         try:
-            place.smtp = f"smtp://127.0.0.1:{port}"
-            found[RELAY_TO_C] = await _relay_to_c(place, emails, size)
+            environment.smtp = f"smtp://127.0.0.1:{port}"
+            found[RELAY_TO_C] = await _relay_to_c(environment, emails, size)
         finally:
-            place.smtp = own
-        found[BY_HAND] = await _by_hand(place, port, emails, count, size)
+            environment.smtp = own
+        found[BY_HAND] = await _by_hand(environment, port, emails, count, size)
     return found
 
 
 @asynccontextmanager
 async def _smtp_sink() -> AsyncIterator[int]:
-    """Run smtp-sink; gives its port."""
+    """Run smtp-sink and yield its port."""
     assert SMTP_SINK is not None
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -125,36 +128,36 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def _relay_to_c(place: World, emails: int, size: int) -> dict[str, float]:
-    await place.reset(0)
-    await place.put_emails(emails, message_of(size))
-    process = await place.start("outbox", "relay", "--until-empty")
+async def _relay_to_c(environment: Environment, emails: int, size: int) -> dict[str, float]:
+    await environment.reset(0)
+    await environment.put_emails(emails, message_of(size))
+    process = await environment.start("outbox", "relay", "--until-empty")
     await process.communicate()
-    assert process.returncode == 0, place.said()
-    row = await place.connection.fetchrow(SETTLED)
+    assert process.returncode == 0, environment.log_tail()
+    row = await environment.connection.fetchrow(SETTLED)
     assert row["sent"] == emails, f"{row['sent']} of {emails} accepted"
     return {"per_s": emails / row["took_s"]}
 
 
-async def _by_hand(place: World, port: int, emails: int, connections: int, size: int) -> dict[str, float]:
+async def _by_hand(environment: Environment, port: int, emails: int, connections: int, size: int) -> dict[str, float]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.harness.smtp_by_hand",
         "127.0.0.1", str(port), str(emails), str(connections), str(size),
-        cwd=place.directory, env=environment(), stdout=asyncio.subprocess.PIPE,
+        cwd=environment.directory, env=process_env(), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, _ = await process.communicate()
     assert process.returncode == 0
     return {"per_s": float(out)}
 
 
-async def _relay(place: World, emails: int, size: int) -> dict[str, float]:
-    await place.reset(0)
-    await place.put_emails(emails, message_of(size))
-    await place.connection.execute("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
-    before = await place.connection.fetchrow(COUNTERS)
-    found = await _timed(place, emails, "outbox", "relay", "--until-empty")
-    after = await place.connection.fetchrow(COUNTERS)
-    wal = await place.connection.fetchrow(WAL, before["lsn"], after["lsn"])
+async def _relay(environment: Environment, emails: int, size: int) -> dict[str, float]:
+    await environment.reset(0)
+    await environment.put_emails(emails, message_of(size))
+    await environment.connection.execute("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
+    before = await environment.connection.fetchrow(COUNTERS)
+    found = await _timed(environment, emails, "outbox", "relay", "--until-empty")
+    after = await environment.connection.fetchrow(COUNTERS)
+    wal = await environment.connection.fetchrow(WAL, before["lsn"], after["lsn"])
     return {
         **found,
         "wal": wal["records"] / emails,
@@ -163,22 +166,22 @@ async def _relay(place: World, emails: int, size: int) -> dict[str, float]:
     }
 
 
-async def _baseline(place: World, emails: int, connections: int, size: int) -> dict[str, float]:
-    host, port = place.smtp.removeprefix("smtp://").rsplit(":", 1)
+async def _baseline(environment: Environment, emails: int, connections: int, size: int) -> dict[str, float]:
+    host, port = environment.smtp.removeprefix("smtp://").rsplit(":", 1)
     return await _timed(
-        place, emails, "bench.harness.smtp_baseline", host, port, str(emails), str(connections), str(size)
+        environment, emails, "bench.harness.smtp_baseline", host, port, str(emails), str(connections), str(size)
     )
 
 
-async def _timed(place: World, emails: int, *command: str) -> dict[str, Any]:
-    """From the first acceptance to the last, so that start-up does not count."""
-    since = place.mark()
+async def _timed(environment: Environment, emails: int, *command: str) -> dict[str, Any]:
+    """Measure from the first acceptance to the last, so that start-up does not count."""
+    since = environment.mark()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = await place.start(*command)
+    process = await environment.start(*command)
     await process.communicate()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert process.returncode == 0, f"{command} exited {process.returncode}: {place.said()}"
-    lines = await place.accepted(emails, since, deadline_s=5)
+    assert process.returncode == 0, f"{command} exited {process.returncode}: {environment.log_tail()}"
+    lines = await environment.accepted(emails, since, deadline_s=5)
     assert len(lines) == emails, f"{command}: {len(lines)} of {emails} accepted"
     ats = [line.at for line in lines]
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -1,4 +1,4 @@
-"""How exact the fleet's rate is while relays come, go and are killed: emails accepted within any ten seconds."""
+"""Precision of the fleet's rate while relays come, go and are killed: emails accepted within any ten seconds."""
 
 import asyncio
 import signal
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-from bench.harness.environment import World, world
+from bench.harness.environment import Environment, open_environment
 from bench.harness.figures import Spread, Target, keep, show
 from bench.speed.one_relay import message_of
 
@@ -21,7 +21,7 @@ SHARES: Final = "SELECT count(*) FROM outbox.attempt WHERE verdict = 'accepted' 
 
 
 async def measure(url: str, *, rates: Sequence[float], seconds: float, runs: int) -> None:
-    """Each rate with a fleet that changes all the time; a table and bench/results/rate.json."""
+    """Measure each rate with a fleet that changes all the time; a table and bench/results/rate.json."""
     found: dict[float, list[dict[str, float]]] = {rate: [] for rate in rates}
     for number in range(runs):
         for rate in rates:
@@ -50,19 +50,19 @@ def _wrong(one: dict[str, float]) -> float:
 
 
 async def _once(url: str, rate: float, seconds: float) -> dict[str, float]:
-    """The shares of the rate in the emptiest and the fullest window, and how fairly those that stayed shared it."""
-    async with world(url, connections=16, further=f'rate = "{rate:g}/s"') as place:
-        await place.reset(0)
-        await place.put_emails(int(rate * (seconds + 3 * WINDOW_S)), message_of(SIZE))
-        async with place.relaying(STANDING):
-            staying = [r["id"] for r in await place.connection.fetch("SELECT id FROM outbox.relay")]
-            since = place.mark()
-            await place.accepted(1, since, WINDOW_S)
+    """Return the rate in the emptiest and fullest window, and how evenly the lasting relays shared it."""
+    async with open_environment(url, connections=16, further=f'rate = "{rate:g}/s"') as environment:
+        await environment.reset(0)
+        await environment.put_emails(int(rate * (seconds + 3 * WINDOW_S)), message_of(SIZE))
+        async with environment.relaying(STANDING):
+            staying = [r["id"] for r in await environment.connection.fetch("SELECT id FROM outbox.relay")]
+            since = environment.mark()
+            await environment.accepted(1, since, WINDOW_S)
             await asyncio.sleep(UP_S)
-            async with _unrest(place):
+            async with _unrest(environment):
                 await asyncio.sleep(seconds)
-            ats = sorted(line.at for line in place.lines(since))
-            shares = [row["count"] for row in await place.connection.fetch(SHARES, staying)]
+            ats = sorted(line.at for line in environment.lines(since))
+            shares = [row["count"] for row in await environment.connection.fetch(SHARES, staying)]
     counted = [at for at in ats if at >= ats[0] + UP_S]
     counts = within(counted, WINDOW_S)
     gaps = [later - earlier for earlier, later in zip(counted, counted[9:], strict=False)]
@@ -75,14 +75,14 @@ async def _once(url: str, rate: float, seconds: float) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def _unrest(place: World) -> AsyncIterator[None]:
-    """Two others come for a few seconds, and again; every third of them is killed in the midst of its work."""
+async def _unrest(environment: Environment) -> AsyncIterator[None]:
+    """Run two others for a few seconds, again and again; kill every third of them while it works."""
 
     async def come_and_go() -> None:
         number = 0
         while True:
             number += 1
-            relay = await place.start("outbox", "relay")
+            relay = await environment.start("outbox", "relay")
             try:
                 await asyncio.sleep(STAY_S)
             finally:
@@ -99,5 +99,5 @@ async def _unrest(place: World) -> AsyncIterator[None]:
 
 
 def within(ats: Sequence[float], window_s: float) -> list[int]:
-    """How many of these ordered moments lie in each window that begins at one of them and has passed by the last."""
+    """Count how many of these ordered moments lie in each window that begins at one of them and ends by the last."""
     return [bisect_left(ats, at + window_s) - n for n, at in enumerate(ats) if at + window_s <= ats[-1]]

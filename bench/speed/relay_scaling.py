@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from bench.harness.environment import duplicates, world
+from bench.harness.environment import duplicates, open_environment
 from bench.harness.figures import Spread, Target, keep, show
 from bench.harness.process_usage import cpu_s, family, memory_mb, postmaster
 from bench.speed.one_relay import message_of
@@ -82,27 +82,27 @@ def _show_idle(resting: Sequence[dict[str, float]], idle: int, idle_s: float) ->
 
 
 async def _throughput(url: str, relays: int, emails: int, connections: int) -> dict[str, float]:
-    """From the first acceptance to the last, with a fleet that stands before the mail is there."""
-    async with world(url, connections=connections) as place:
-        await place.reset(0)
-        await place.connection.execute(PUT, emails, message_of(SIZE))
-        await place.connection.execute("ANALYZE outbox.email")
-        server = await postmaster(place.connection)
-        async with place.relaying(relays) as running:
+    """Measure from the first acceptance to the last, with a fleet that listens before the mail is there."""
+    async with open_environment(url, connections=connections) as environment:
+        await environment.reset(0)
+        await environment.connection.execute(PUT, emails, message_of(SIZE))
+        await environment.connection.execute("ANALYZE outbox.email")
+        server = await postmaster(environment.connection)
+        async with environment.relaying(relays) as running:
             await asyncio.sleep(1)
-            await place.connection.execute("CHECKPOINT")
-            since = place.mark()
+            await environment.connection.execute("CHECKPOINT")
+            since = environment.mark()
             pids = [one.pid for one in running]
-            commits = await place.connection.fetchval(COMMITS)
+            commits = await environment.connection.fetchval(COMMITS)
             before = cpu_s(pids), cpu_s(family(server))
-            async with place.connection.transaction():
-                await place.connection.execute(MAKE_DUE)
-                await place.connection.execute("ANALYZE outbox.delivery")
-                await place.connection.execute("SELECT pg_notify($1, '')", CHANNEL)
-            lines = await place.accepted(emails, since, SENT_S)
+            async with environment.connection.transaction():
+                await environment.connection.execute(MAKE_DUE)
+                await environment.connection.execute("ANALYZE outbox.delivery")
+                await environment.connection.execute("SELECT pg_notify($1, '')", CHANNEL)
+            lines = await environment.accepted(emails, since, SENT_S)
             after = cpu_s(pids), cpu_s(family(server))
-        commits = await place.connection.fetchval(COMMITS) - commits
-        shares = [row["count"] for row in await place.connection.fetch(SHARES)]
+        commits = await environment.connection.fetchval(COMMITS) - commits
+        shares = [row["count"] for row in await environment.connection.fetch(SHARES)]
     if len(lines) != emails or duplicates(lines):
         raise SystemExit(f"bench: of {emails} emails {len(lines)} were accepted, {duplicates(lines)} of them twice.")
     ats = [line.at for line in lines]
@@ -116,24 +116,24 @@ async def _throughput(url: str, relays: int, emails: int, connections: int) -> d
 
 
 async def _idle(url: str, relays: int, seconds: float, windows: int) -> list[dict[str, float]]:
-    """What a fleet costs that has nothing to do, in several stretches of so many seconds."""
+    """Measure the cost of a fleet that has nothing to do, in several stretches of so many seconds."""
     found = []
-    async with world(url, connections=16) as place:
-        await place.reset(0)
-        server = await postmaster(place.connection)
-        async with place.relaying(relays) as running:
+    async with open_environment(url, connections=16) as environment:
+        await environment.reset(0)
+        server = await postmaster(environment.connection)
+        async with environment.relaying(relays) as running:
             pids = [one.pid for one in running]
             await asyncio.sleep(SETTLED_S)
-            await place.connection.execute("CHECKPOINT")  # of what was written before; it is no cost of idling
+            await environment.connection.execute("CHECKPOINT")  # of what was written before; it is no cost of idling
             for _ in range(windows):
-                began, commits = time.monotonic(), await place.connection.fetchval(COMMITS)
+                began, commits = time.monotonic(), await environment.connection.fetchval(COMMITS)
                 before = cpu_s(pids), cpu_s(family(server))
                 await asyncio.sleep(seconds)
                 after, took_s = (cpu_s(pids), cpu_s(family(server))), time.monotonic() - began
                 found.append({
                     "relays": 100 * (after[0] - before[0]) / took_s,
                     "postgres": 100 * (after[1] - before[1]) / took_s,
-                    "commits": (await place.connection.fetchval(COMMITS) - commits) / took_s,
+                    "commits": (await environment.connection.fetchval(COMMITS) - commits) / took_s,
                     "relay_mb": sum(map(memory_mb, pids)) / relays,
                 })  # fmt: skip
     return found

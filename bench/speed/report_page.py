@@ -1,4 +1,4 @@
-"""How long a report page takes while requests come at a fixed rate, among so many reports that are kept.
+"""Latency of a report page while requests come at a fixed rate, among so many stored reports.
 
 An open loop: request n is due at n/rate whatever became of those before it, and its time counts from when it was due,
 so that a server which stalls is not asked less often for it. The client keeps its connections, as a proxy would.
@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bench.harness.environment import World, percentile, world
+from bench.harness.environment import Environment, open_environment, percentile
 from bench.harness.figures import Spread, Target, keep, show
 
 TARGET_P95_MS: Final = 50.0
@@ -31,7 +31,7 @@ FILLED_AT_ONCE: Final = 100_000
 
 @dataclass(slots=True)
 class Client:
-    """Connections to one server, used again when they are free."""
+    """Client with connections to one server, used again when they are free."""
 
     port: int
     cookie: bytes = b""
@@ -40,7 +40,7 @@ class Client:
     opened: int = 0
 
     async def get(self, path: str) -> int:
-        """The status of the answer, which is read to its end. A kept connection may have been closed as idle."""
+        """Return the status of the answer, which is read to its end. A kept connection may have been closed as idle."""
         while self.free:
             reader, writer = self.free.pop()
             if not reader.at_eof():
@@ -65,19 +65,19 @@ class Client:
 
 
 async def measure(url: str, *, reports: Sequence[int], rate: int, seconds: float, runs: int) -> None:
-    """Each number of reports in turn, so many runs each; a table and web.json."""
+    """Measure each number of reports in turn, so many runs each; a table and web.json."""
     found: dict[int, list[dict[str, float]]] = {}
-    async with world(url, connections=4) as place:
-        await place.reset(1)
-        await _generate(place)
+    async with open_environment(url, connections=4) as environment:
+        await environment.reset(1)
+        await _generate(environment)
         there = 0
         for count in sorted(reports):
             for first in range(there + 1, count + 1, FILLED_AT_ONCE):
-                await place.connection.execute(FILL, first, min(first + FILLED_AT_ONCE - 1, count), timeout=3600)
+                await environment.connection.execute(FILL, first, min(first + FILLED_AT_ONCE - 1, count), timeout=3600)
             there = count
-            await place.connection.execute("VACUUM ANALYZE outbox.report", timeout=3600)
-            await place.connection.execute("CHECKPOINT", timeout=3600)
-            async with serving(place, "--pages-only") as client:
+            await environment.connection.execute("VACUUM ANALYZE outbox.report", timeout=3600)
+            await environment.connection.execute("CHECKPOINT", timeout=3600)
+            async with serving(environment, "--pages-only") as client:
                 found[count] = [await once(client, _some_report(count, n), rate, seconds) for n in range(runs)]
     show(
         f"The report page at {rate} requests/s for {seconds:g} s, ms: median, least and most of {runs} runs",
@@ -95,24 +95,24 @@ def _cells(every: Sequence[dict[str, float]]) -> list[str]:
     return [Spread.of([one[what] for one in every]).text(",.1f") for what in SHOWN]
 
 
-async def _generate(place: World) -> None:
-    made = await place.start("outbox", "generate")
+async def _generate(environment: Environment) -> None:
+    made = await environment.start("outbox", "generate")
     await made.communicate()
     if made.returncode:
-        raise SystemExit(f"bench: generate failed: {place.said()}")
+        raise SystemExit(f"bench: generate failed: {environment.log_tail()}")
 
 
 @asynccontextmanager
-async def serving(place: World, *arguments: str) -> AsyncIterator[Client]:
-    """`outbox web` in a process of its own, and a client of it that is signed in to the board, if there is one."""
-    log = place.directory / "log"
+async def serving(environment: Environment, *arguments: str) -> AsyncIterator[Client]:
+    """Run `outbox web` in a process of its own; yield a client that is signed in to the board, if there is one."""
+    log = environment.directory / "log"
     said_before = log.stat().st_size
-    process = await place.start("outbox", "web", "--http", "127.0.0.1:0", *arguments)
+    process = await environment.start("outbox", "web", "--http", "127.0.0.1:0", *arguments)
     try:
         found: Any = None
         while found is None:
             if process.returncode is not None:
-                raise SystemExit(f"bench: outbox web ended: {place.said()}")
+                raise SystemExit(f"bench: outbox web ended: {environment.log_tail()}")
             await asyncio.sleep(0.05)
             found = re.search(rb"http://127\.0\.0\.1:(\d+)(/(?:\?token=[\w-]+)?)", log.read_bytes()[said_before:])
         client = Client(int(found[1]))
@@ -130,7 +130,7 @@ def _some_report(reports: int, seed: int) -> Callable[[], str]:
 
 
 async def once(client: Client, path: Callable[[], str], rate: float, seconds: float) -> dict[str, float]:
-    """What the waits were, for so many requests a second, each for the next path."""
+    """Return the latencies for so many requests a second, each for the next path."""
     waits: list[float] = []
     refused: list[int] = []
 

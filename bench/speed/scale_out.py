@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from bench.harness.environment import World, server, world
+from bench.harness.environment import Environment, open_environment, server
 from bench.harness.figures import Spread, keep, show
 from bench.harness.pgbouncer import PGBOUNCER, pooler
 from bench.speed.one_relay import message_of
@@ -67,7 +67,7 @@ async def measure(*, emails: int, crons: int, recipients: int, sessions: int, ru
 
 @asynccontextmanager
 async def _commits_wait(primary: Server, *, waiting: bool) -> AsyncIterator[None]:
-    """In the block each commit is on the standby too before it is one."""
+    """Make each commit in the block wait for the standby."""
     connection = await asyncpg.connect(primary.url)
     try:
         if waiting:
@@ -86,20 +86,23 @@ async def _set(connection: Any, statement: str) -> None:
 
 
 async def _relayed(urls: Sequence[str], relays: int, emails: int) -> dict[str, float]:
-    """Emails per second of all servers together; each has its share of the emails and so many relays."""
+    """Return the emails per second of all servers together; each has its share of the emails and so many relays."""
     async with AsyncExitStack() as stack:
-        places = [await stack.enter_async_context(world(url, connections=64 // len(urls) // relays)) for url in urls]
+        places = [
+            await stack.enter_async_context(open_environment(url, connections=64 // len(urls) // relays))
+            for url in urls
+        ]
         share = emails // len(places)
-        for place in places:
-            await place.reset(0)
-            await place.connection.execute(PUT, share, message_of(SIZE))
-            await place.connection.execute("ANALYZE outbox.email")
-            await stack.enter_async_context(place.relaying(relays))
+        for environment in places:
+            await environment.reset(0)
+            await environment.connection.execute(PUT, share, message_of(SIZE))
+            await environment.connection.execute("ANALYZE outbox.email")
+            await stack.enter_async_context(environment.relaying(relays))
         await asyncio.sleep(1)
-        since = [place.mark() for place in places]
+        since = [environment.mark() for environment in places]
         await asyncio.gather(*map(_make_due, places))
         every = await asyncio.gather(
-            *(place.accepted(share, mark, SENT_S) for place, mark in zip(places, since, strict=True))
+            *(environment.accepted(share, mark, SENT_S) for environment, mark in zip(places, since, strict=True))
         )
     ats = [line.at for lines in every for line in lines]
     if len(ats) != share * len(places):
@@ -107,34 +110,34 @@ async def _relayed(urls: Sequence[str], relays: int, emails: int) -> dict[str, f
     return {"per_s": len(ats) / (max(ats) - min(ats))}
 
 
-async def _make_due(place: World) -> None:
-    async with place.connection.transaction():
-        await place.connection.execute(MAKE_DUE)
-        await place.connection.execute("ANALYZE outbox.delivery")
-        await place.connection.execute("SELECT pg_notify($1, '')", CHANNEL)
+async def _make_due(environment: Environment) -> None:
+    async with environment.connection.transaction():
+        await environment.connection.execute(MAKE_DUE)
+        await environment.connection.execute("ANALYZE outbox.delivery")
+        await environment.connection.execute("SELECT pg_notify($1, '')", CHANNEL)
 
 
 async def _made(url: str, crons: int, recipients: int, sessions: int | None) -> dict[str, float]:
-    """How long so many crons at once take, and how many sessions Postgres has meanwhile at most."""
-    async with world(url, connections=1) as place, AsyncExitStack() as stack:
-        await place.reset(recipients)
+    """Return how long so many crons at once take, and the largest number of sessions that Postgres has meanwhile."""
+    async with open_environment(url, connections=1) as environment, AsyncExitStack() as stack:
+        await environment.reset(recipients)
         settings: dict[str, str] = {}
         lease = lease_settings(LEASE_S, statements_too=False)
         if sessions is not None:  # as docs/scale.md says: what PgBouncer keeps back, the role brings along
             for name, value in lease.items():
-                await place.connection.execute(f"ALTER ROLE postgres SET {name} = '{value}'")
-            stack.push_async_callback(place.connection.execute, "ALTER ROLE postgres RESET ALL")
+                await environment.connection.execute(f"ALTER ROLE postgres SET {name} = '{value}'")
+            stack.push_async_callback(environment.connection.execute, "ALTER ROLE postgres RESET ALL")
             settings["OUTBOX_DATABASE_URL"] = await stack.enter_async_context(
                 pooler(url, mode="session", sessions=sessions, ignored=[*lease, "application_name"])
             )
         began_at, most = time.perf_counter(), 0
-        running = [await place.start("outbox", "generate", settings=settings) for _ in range(crons)]
+        running = [await environment.start("outbox", "generate", settings=settings) for _ in range(crons)]
         ends = asyncio.gather(*(cron.communicate() for cron in running))
         while not ends.done():
-            most = max(most, await place.connection.fetchval(SESSIONS))
+            most = max(most, await environment.connection.fetchval(SESSIONS))
             await asyncio.sleep(LOOK_S)
         took_s = time.perf_counter() - began_at
-        made = await place.connection.fetchval("SELECT count(DISTINCT recipient_key) FROM outbox.report")
+        made = await environment.connection.fetchval("SELECT count(DISTINCT recipient_key) FROM outbox.report")
     if any(cron.returncode for cron in running) or made != recipients:
-        raise SystemExit(f"bench: {made} of {recipients} reports were made: {place.said()}")
+        raise SystemExit(f"bench: {made} of {recipients} reports were made: {environment.log_tail()}")
     return {"s": took_s, "sessions": most}

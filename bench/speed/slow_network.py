@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.harness.environment import World, median, world
+from bench.harness.environment import Environment, median, open_environment
 from bench.harness.figures import Spread, Target, keep, show
 from bench.harness.latency_proxy import opened, round_trip_s, slowed
 from bench.speed.one_relay import message_of
@@ -20,7 +20,7 @@ PATIENCE: Final = 10.0  # a run may take so many times as long as it would at th
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How the mail server lets itself be talked to; `trips` is what a message costs on one connection, in round trips.
+    """Protocol that the mail server offers; `trips` is the cost of a message on one connection, in round trips.
 
     Pipelined, the envelope is one trip and content and dot another; step by step MAIL, RCPT, DATA and the dot are each
     waited for.
@@ -39,7 +39,7 @@ MODES: Final = tuple(
 
 
 async def measure(url: str, *, round_trips_ms: Sequence[float], seconds: float, connections: int, runs: int) -> None:
-    """All networks and modes, alternated; two tables and bench/results/roundtrip.json."""
+    """Measure all networks and modes in turns; two tables and bench/results/roundtrip.json."""
     found: dict[tuple[float, str], dict[str, list[dict[str, Any]]]] = {}
     for number in range(runs):
         for network, mode in itertools.product(round_trips_ms, MODES):
@@ -59,19 +59,19 @@ async def measure(url: str, *, round_trips_ms: Sequence[float], seconds: float, 
 
 
 def _count(network_ms: float, mode: Mode, connections: int, seconds: float) -> int:
-    """As many emails as can be sent in about so many seconds; a fast network is not the limit of many connections."""
+    """Return how many emails go in so many seconds; a fast network is not the limit of many connections."""
     return min(round(seconds * connections / (mode.trips * network_ms / 1000)), SENT_MAX)
 
 
 async def _once(url: str, network_ms: float, mode: Mode, connections: int, emails: int) -> dict[str, Any]:
-    """From the first acceptance to the last, and the connections that it took."""
-    async with world(url, connections=connections, sink=mode.sink) as near:
-        async with slowed(near, network_ms / 1000) as (place, _):
-            trip_s = median(await round_trip_s(place.smtp, PINGS))
-        async with slowed(near, network_ms / 1000) as (place, journal):
-            await place.reset(0)
-            await place.put_emails(emails, message_of(SIZE))
-            ats = await _sent(place, emails, PATIENCE * (1 + emails * mode.trips * trip_s / connections))
+    """Measure from the first acceptance to the last, and the connections that it took."""
+    async with open_environment(url, connections=connections, sink=mode.sink) as near:
+        async with slowed(near, network_ms / 1000) as (environment, _):
+            trip_s = median(await round_trip_s(environment.smtp, PINGS))
+        async with slowed(near, network_ms / 1000) as (environment, journal):
+            await environment.reset(0)
+            await environment.put_emails(emails, message_of(SIZE))
+            ats = await _sent(environment, emails, PATIENCE * (1 + emails * mode.trips * trip_s / connections))
         went = opened(journal)
     limit = connections / (mode.trips * trip_s)
     per_s = (emails - 1) / (ats[-1] - ats[0]) if emails > 1 else 0.0
@@ -90,13 +90,13 @@ async def _once(url: str, network_ms: float, mode: Mode, connections: int, email
     }
 
 
-async def _sent(place: World, emails: int, deadline_s: float) -> list[float]:
-    since = place.mark()
-    relay = await place.start("outbox", "relay", "--until-empty")
-    lines = await place.accepted(emails, since, deadline_s)
+async def _sent(environment: Environment, emails: int, deadline_s: float) -> list[float]:
+    since = environment.mark()
+    relay = await environment.start("outbox", "relay", "--until-empty")
+    lines = await environment.accepted(emails, since, deadline_s)
     await relay.communicate()
     if relay.returncode or len(lines) != emails:
-        raise SystemExit(f"bench: {len(lines)} of {emails} emails were accepted: {place.said()}")
+        raise SystemExit(f"bench: {len(lines)} of {emails} emails were accepted: {environment.log_tail()}")
     return sorted(line.at for line in lines)
 
 

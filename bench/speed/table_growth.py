@@ -1,4 +1,4 @@
-"""What a message costs as tables grow.
+"""Cost of a message as tables grow.
 
 With the statistics of before the mail came. Databases of all sizes stand beside each other and are measured in turns,
 so that a noisy minute is noisy for all.
@@ -35,7 +35,7 @@ async def measure(
     prune_s: float,
     parts: Sequence[str],
 ) -> None:
-    """All parts, one after the other: tables, and bench/results/growth.json."""
+    """Measure all parts, one after the other: tables, and bench/results/growth.json."""
     await _checkpoint_seldom(url)
     found: dict[str, Any] = {"rounds": rounds, "batches": batches, "batch": BATCH}
     few = batches * BATCH
@@ -64,13 +64,13 @@ async def measure(
 
 
 def _kept_before() -> dict[str, Any]:
-    """What was measured before, for those parts that are not measured now."""
+    """Return what was measured before, for those parts that are not measured now."""
     path = RESULTS / "growth.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _total(place: dict[str, Any], kind: str) -> float:
-    """Of claim, mark and settle."""
+    """Return the sum of claim, mark and settle."""
     return sum(median(place[step][kind]) for step in STEPS)
 
 

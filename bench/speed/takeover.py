@@ -1,4 +1,4 @@
-"""How long until others have sent what a relay held that is no more: killed, stopped, or cut off without a FIN."""
+"""Takeover: the time until others have sent what a lost relay held: killed, stopped, or cut off without a FIN."""
 
 import asyncio
 import signal
@@ -12,8 +12,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from bench.faults.environment import Arena, arena
-from bench.faults.server import Host, Life
+from bench.faults.environment import Environment, open_environment
+from bench.faults.server import Host, ServerProcess
 from bench.faults.workload import prepare
 from bench.harness.environment import percentile, save
 from bench.speed.one_relay import message_of
@@ -44,23 +44,23 @@ SELECT m.recipient, r.pid FROM outbox.delivery d
 
 @dataclass(frozen=True)
 class Loss:
-    """A way to lose a relay."""
+    """Way to lose a relay."""
 
     name: str
-    strike: Callable[[Host, Life], None]
+    strike: Callable[[Host, ServerProcess], None]
     bound: Callable[[float], float]
     """In seconds, from lease_s, on a machine that has nothing else to do."""
 
 
-def _kill(_: Host, relay: Life) -> None:
+def _kill(_: Host, relay: ServerProcess) -> None:
     relay.end("kill", signal.SIGKILL)
 
 
-def _stop(_: Host, relay: Life) -> None:
+def _stop(_: Host, relay: ServerProcess) -> None:
     relay.send(signal.SIGSTOP)
 
 
-def _cut_off(host: Host, _: Life) -> None:
+def _cut_off(host: Host, _: ServerProcess) -> None:
     host.database.black_hole = host.smtp.black_hole = True
 
 
@@ -73,7 +73,7 @@ LOSSES: Final = (
 
 
 def measure(*, rounds: int, lost_rounds: int, lease_s: float) -> None:
-    """All three, a table and bench/results/takeover.json."""
+    """Measure all three ways; a table and bench/results/takeover.json."""
     with postgres(settings={"max_connections": "100"}) as server, tempfile.TemporaryDirectory() as directory:
         found = asyncio.run(_measure(server, Path(directory), rounds, lost_rounds, lease_s))
     console = Console()
@@ -92,17 +92,20 @@ async def _measure(
     server: Server, directory: Path, rounds: int, lost_rounds: int, lease_s: float
 ) -> list[dict[str, Any]]:
     found = []
-    async with arena(
+    async with open_environment(
         server, directory, seed=1, servers=SERVERS, lease_s=lease_s, connections=8, reply_s=REPLY_S
-    ) as place:
-        await prepare(server.url, 0, place.hosts[0].directory / "outbox.toml", waves=1, routes=1)
-        for host in place.hosts:
-            await place.keep_relay(host)
+    ) as environment:
+        await prepare(server.url, 0, environment.hosts[0].directory / "outbox.toml", waves=1, routes=1)
+        for host in environment.hosts:
+            await environment.keep_relay(host)
         for loss in LOSSES:
             count = rounds if loss.name == "SIGKILL" else lost_rounds
-            taken = [await _round(place, loss, place.hosts[n % SERVERS], f"{loss.name[-4:]}{n}-") for n in range(count)]
+            taken = [
+                await _round(environment, loss, environment.hosts[n % SERVERS], f"{loss.name[-4:]}{n}-")
+                for n in range(count)
+            ]
             found.append(_row(loss, taken, lease_s))
-        await place.stop_relays()
+        await environment.stop_relays()
     return found
 
 
@@ -119,42 +122,42 @@ def _row(loss: Loss, taken: Sequence[float], lease_s: float) -> dict[str, Any]:
     }
 
 
-async def _round(place: Arena, loss: Loss, host: Host, prefix: str) -> float:
-    """The victim is stalled before its marks until all that is open is in its hand; then it is struck."""
-    if not await place.all_stand(START_S):
+async def _round(environment: Environment, loss: Loss, host: Host, prefix: str) -> float:
+    """Stall the victim before its marks until it holds everything that is open, then strike it; return the seconds."""
+    if not await environment.all_stand(START_S):
         raise SystemExit("bench: a relay did not come back; its log is gone with its directory.")
     assert host.relay is not None
     victim = host.relay
-    place.mail.held = lambda visit: place.mail.visitors.get(visit.number) == victim.number
-    held = await _only_in_hand(place, victim, prefix)
+    environment.mail.held = lambda visit: environment.mail.visitors.get(visit.number) == victim.number
+    held = await _only_in_hand(environment, victim, prefix)
     struck_at = time.time()
     loss.strike(host, victim)
     end = time.monotonic() + 10 * START_S
-    while not all(address in place.sink.addresses for address in held):
+    while not all(address in environment.sink.addresses for address in held):
         if time.monotonic() > end:
-            raise SystemExit(f"bench: nobody has sent what relay {victim.number} held.")
+            raise SystemExit(f"bench: no relay has sent what relay {victim.number} held.")
         await asyncio.sleep(0.002)
-    place.mail.held = _nobody
+    environment.mail.held = _nobody
     host.database.heal()
     host.smtp.heal()
     host.smtp.cut(reset=True)
     victim.send(signal.SIGCONT)
-    return max(one.at for one in place.sink.accepted if held.intersection(one.recipients)) - struck_at
+    return max(one.at for one in environment.sink.accepted if held.intersection(one.recipients)) - struck_at
 
 
 def _nobody(_: Visit) -> bool:
     return False
 
 
-async def _only_in_hand(place: Arena, victim: Life, prefix: str) -> set[str]:
-    """Put emails in until some are in the victim's hand and all others are sent; gives whose they are."""
+async def _only_in_hand(environment: Environment, victim: ServerProcess, prefix: str) -> set[str]:
+    """Put emails in until the victim holds some and all others are sent; return the recipients of those."""
     body = message_of(500)
     for batch in range(100):
-        await place.sql(PUT, BATCH, f"{prefix.replace(' ', '')}{batch}-", body)
-        rows = await place.sql(IN_HAND)
-        while not all(row["pid"] == victim.process.pid for row in rows):
+        await environment.sql(PUT, BATCH, f"{prefix.replace(' ', '')}{batch}-", body)
+        rows = await environment.sql(IN_HAND)
+        while not all(row["pid"] == victim.child.pid for row in rows):
             await asyncio.sleep(0.02)
-            rows = await place.sql(IN_HAND)
+            rows = await environment.sql(IN_HAND)
         if rows:
             return {row["recipient"] for row in rows}
     raise SystemExit("bench: the victim never claimed anything.")

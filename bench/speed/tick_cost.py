@@ -50,7 +50,7 @@ def each_step(value: Callable[[], _T]) -> dict[str, dict[str, _T]]:
 
 @dataclass
 class Place:
-    """A database that is measured, with a relay's session in it. `costs[step][kind]` has one value per round."""
+    """Measured database with a relay's session in it. `costs[step][kind]` has one value per round."""
 
     label: str
     url: str
@@ -60,11 +60,11 @@ class Place:
     costs: dict[str, dict[str, list[float]]] = field(default_factory=lambda: each_step(list))
 
     def cost(self, step: str, kind: str) -> float:
-        """The median of all rounds, per message."""
+        """Return the median of all rounds, per message."""
         return median(self.costs[step][kind])
 
     async def round(self, batches: int) -> None:
-        """So many batches claimed, marked and settled; as many emails come anew."""
+        """Claim, mark and settle so many batches; put as many emails in anew."""
         spent = each_step(float)
         for _ in range(batches):
             since = self.frontier.since(time.monotonic())
@@ -98,12 +98,12 @@ class Place:
 
 
 def settlements_of(claims: Sequence[OutgoingEmail], attempts: dict[int, int]) -> list[Settlement]:
-    """All of them are sent."""
+    """Return settlements that say that all were sent."""
     return [Settlement(c.relay, c.email, c.key, attempts[c.email], marked=True, outcome=SENT) for c in claims]
 
 
 def cpu_of(session: Session) -> float:
-    """What the session's backend has computed so far: steadier than time where others use the machine (proc(5))."""
+    """Return the CPU time of the session's backend: steadier than time where others use the machine (proc(5))."""
     try:
         told = Path(f"/proc/{session.connection.get_server_pid()}/schedstat").read_text()
     except OSError:

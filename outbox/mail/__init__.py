@@ -5,6 +5,8 @@ host_name          host names and address literals (RFC 5321)
 mailbox            display names and addresses
 structured_fields  further header fields, each in its own syntax
 message            a message as RFC 5322 bytes
+attachment         files that go with an email, and their parts of the message
+body_encoding      quoted-printable and base64 of a message's parts
 verp               tokens by which a bounce proves which email it is about
 email              an application's email, complete and checked
 enqueue            inserts an email in the application's own transaction

@@ -1,6 +1,6 @@
 """Header fields: permitted names, text encoded for a field, and folded lines.
 
-Knows no message: `message` writes its own fields with it, `structured` those that others ask for.
+It knows no message: `message` writes its own fields with it, `structured_fields` those that others ask for.
 """
 
 import re

@@ -1,33 +1,24 @@
-"""RFC 5322 bytes of one email; knows nothing of reports, rows or servers.
+"""Message of one email as RFC 5322 bytes; imports nothing about reports, rows or servers.
 
-The same arguments give the same bytes, for ever: a re-send must be recognisable as the same mail (same
-Message-ID *and* Date). The output is pure ASCII, but for an address that is not, which stands there in UTF-8 (RFC
-6532). It has CRLF line ends and is not dot-stuffed: `conversation` does that.
+The same arguments always give the same bytes: a message that is sent again must be recognisable as the same one (same
+Message-ID *and* Date). The output is ASCII, except for an address that is not, which is written in UTF-8 (RFC 6532).
+Lines end with CRLF and are not dot-stuffed: `smtp.content` does that.
 
-The standard library's `email` package is not used. It costs 40 ms to import and folds and encodes in Python
-what `binascii` does in C; the tests hold every message against its parsers instead.
+The standard library's `email` is not used. Its import costs 40 ms, and it folds and encodes in Python what `binascii`
+does in C. The tests compare every message with its parsers.
 """
 
-import hashlib
 import re
-from binascii import b2a_base64, b2a_qp
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from os import PathLike
-from pathlib import Path
-from typing import Self
-from urllib.parse import quote
 
+from outbox.mail.attachment import Attachment, attachment_part
+from outbox.mail.body_encoding import boundary, text_part
 from outbox.mail.header_fields import (
     ENCODED_WORD_MAX,
-    LINE_MAX,
     SUBJECT_MAX,
     check_header,
     default_fields,
-    encoded_words,
-    one_line,
-    runs,
     text_field,
 )
 from outbox.mail.mailbox import Mailbox, check_address, comparable, mailbox_header, mailboxes_header, parse_sender
@@ -40,53 +31,7 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _BRACKETED_ID = re.compile(r"<?([!-;=?-~]{1,900})>?")
-_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(; [!-~ ]+)?")
-_TYPE_MAX, _NAME_MAX = 200, 255  # characters
-_CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]{1,200}")
-_HAS_NAME = re.compile(r";\s*name\*?[0-9*]*\s*=", re.IGNORECASE)
-_SEPARATORS = re.compile(r"[/\\]")
-# What hides the end of a file's name, such as .exe (Unicode Standard Annex 9, §2).
-_DIRECTIONS = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _METHOD = re.compile(r"^METHOD(?:;[^:\r\n]*)?:[ \t]*([A-Za-z-]{1,40})[ \t]*\r?$", re.MULTILINE | re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """File that goes with an email. With a `cid` it is shown in the html instead: `<img src="cid:logo">` (RFC 2392).
-
-    `name` is no path: separators become `_`, and control characters are taken out, those of text direction, too. `type`
-    is a MIME type, `text/csv; charset=utf-8`. ValueError for a name, type or cid that cannot be written.
-    """
-
-    name: str
-    content: bytes
-    type: str = "application/octet-stream"
-    cid: str | None = None
-
-    def __post_init__(self) -> None:
-        if not file_name(self.name).strip(". ") or len(self.name) > _NAME_MAX:
-            raise ValueError(f"An attachment needs a name of at most {_NAME_MAX} characters, such as report.pdf.")
-        if (
-            len(self.type) > _TYPE_MAX
-            or not _TYPE.fullmatch(self.type)
-            or self.type.partition("/")[0].lower() in ("multipart", "message")
-        ):
-            raise ValueError(f"{self.type!r} cannot be an attachment's type; write one such as application/pdf.")
-        if self.cid is not None and not _CONTENT_ID.fullmatch(self.cid):
-            raise ValueError(f"{self.cid!r} cannot be a cid; use letters, digits, dots and hyphens.")
-
-    @classmethod
-    def read(cls, path: str | PathLike[str], *, type: str | None = None, cid: str | None = None) -> Self:  # noqa: A002
-        """A file as it is; its type is guessed from its name if none is given. OSError if it cannot be read."""
-        from mimetypes import guess_type
-
-        there = Path(path)
-        return cls(there.name, there.read_bytes(), type or guess_type(there.name)[0] or "application/octet-stream", cid)
-
-
-def file_name(text: str) -> str:
-    """Return a file's name as others may store it: without path separators (RFC 2183 §2.3) and control characters."""
-    return one_line(_SEPARATORS.sub("_", _DIRECTIONS.sub("", text)))
 
 
 def build(
@@ -105,16 +50,17 @@ def build(
     attachments: Sequence[Attachment] = (),
     calendar: str | None = None,
 ) -> bytes:
-    """The whole message, from the first header to the CRLF at its end: both bodies as multipart/alternative, or the
-    one that there is; pictures with a cid beside the html (multipart/related), an iCalendar object as the last
-    alternative, other attachments after all (mixed).
+    """Return the whole message, from the first header to the CRLF at its end.
 
-    `recipient` may be none at all (then nothing is said of it) or several, who see each other.
+    Two bodies are multipart/alternative; a single one stands alone. Pictures with a cid stand beside the html
+    (multipart/related), an iCalendar object is the last alternative, other attachments follow (multipart/mixed).
+
+    `recipient` may be several mailboxes, which see each other, or none: then there is no To.
 
     Names, the subject and extra values go through `one_line`; in names any white space is a space. Bodies come back as
     they were given; nothing is added at their end, but every line end (CRLF, CR or LF) is CRLF. Lone surrogates become
     `?`. `message_id` and `list_id` may come with or without angle brackets. An extra value is written in the syntax of
-    its field (`structured`).
+    its field (`structured_fields`).
 
     Raises:
         ValueError: the date is naive; an address, an id or the name of a header cannot be written; an extra header is
@@ -146,24 +92,24 @@ def build(
 def _body(
     text: str | None, html: str | None, calendar: str | None, attachments: Sequence[Attachment], message_id: str
 ) -> bytes:
-    """The header fields and content of the outermost part, and in it all others."""
+    """Return the header fields and content of the outermost part, with all other parts in it."""
     pictures = [one for one in attachments if one.cid is not None]
     files = [one for one in attachments if one.cid is None]
     if text is None and html is None:
         raise ValueError("An email needs a text or an html body.")
-    shown = _part("html", html) if html is not None else b""
+    shown = text_part("html", html) if html is not None else b""
     if pictures:
         if html is None:
             raise ValueError(f"The picture {pictures[0].cid} has no html to be shown in.")
         kind = 'related; type="text/html"'
-        shown = _multipart(kind, [shown, *(_attached(one) for one in pictures)], message_id)
-    bodies = [*([_part("plain", text)] if text is not None else []), *([shown] if shown else [])]
+        shown = _multipart(kind, [shown, *(attachment_part(one) for one in pictures)], message_id)
+    bodies = [*([text_part("plain", text)] if text is not None else []), *([shown] if shown else [])]
     if calendar is not None:
         calendar = calendar.lstrip("\ufeff\r\n ")
-        bodies.append(_part("calendar", calendar, f"; method={calendar_method(calendar)}"))
+        bodies.append(text_part("calendar", calendar, f"; method={calendar_method(calendar)}"))
     whole = bodies[0] if len(bodies) == 1 else _multipart("alternative", bodies, message_id)
     if files:
-        whole = _multipart("mixed", [whole, *(_attached(one) for one in files)], message_id)
+        whole = _multipart("mixed", [whole, *(attachment_part(one) for one in files)], message_id)
     return whole
 
 
@@ -182,110 +128,19 @@ def calendar_method(calendar: str) -> str:
 
 
 def _multipart(kind: str, parts: Sequence[bytes], message_id: str) -> bytes:
-    boundary = _boundary(message_id if kind == "alternative" else f"{kind} {message_id}")
-    delimiter = b"--" + boundary.encode("ascii")
+    line = boundary(message_id if kind == "alternative" else f"{kind} {message_id}")
+    delimiter = b"--" + line.encode("ascii")
     # What is in a line of its own in a parameter's list is folded there (RFC 5322 §2.2.3).
     subtype, _, parameters = kind.partition("; ")
-    head = f'Content-Type: multipart/{subtype}; boundary="{boundary}"' + (f";\r\n {parameters}" if parameters else "")
+    head = f'Content-Type: multipart/{subtype}; boundary="{line}"' + (f";\r\n {parameters}" if parameters else "")
     pieces = [head.encode("ascii"), b"\r\n\r\n"]
     for part in parts:
         pieces += (delimiter, b"\r\n", part)
     return b"".join((*pieces, delimiter, b"--\r\n"))
 
 
-def _attached(attachment: Attachment) -> bytes:
-    """Return a file as a part, base64 (RFC 2045 §6.8).
-
-    Its name is in Content-Disposition after RFC 2183 and RFC 2231, and in Content-Type as an encoded word, which no
-    standard allows and Outlook, for one, reads: it does not know RFC 2231.
-    """
-    disposition = "attachment" if attachment.cid is None else "inline"
-    name = file_name(attachment.name)
-    named = [] if _HAS_NAME.search(attachment.type) else [_plain_name(name)]
-    lines = [
-        ";\r\n ".join([f"Content-Type: {attachment.type}", *named]),
-        "Content-Transfer-Encoding: base64",
-        ";\r\n ".join([f"Content-Disposition: {disposition}", *_file_name(name)]),
-        *([] if attachment.cid is None else [f"Content-ID: <{attachment.cid}>"]),
-        "\r\n",
-    ]
-    return "\r\n".join(lines).encode("ascii") + _base64(attachment.content)
-
-
-_CHARSET = "utf-8''"  # RFC 2231 §4: charset, no language
-
-
-def _is_plain(name: str) -> bool:
-    return name.isascii() and len(name) <= ENCODED_WORD_MAX and "=?" not in name
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _plain_name(name: str) -> str:
-    """Return the parameter with a file's name for mail programs that do not know RFC 2231."""
-    return f"name={_quoted(name)}" if _is_plain(name) else 'name="' + "\r\n ".join(encoded_words(name)) + '"'
-
-
-def _file_name(name: str) -> list[str]:
-    """Return the parameters with a file's name: quoted if it is ASCII and short, else percent-encoded, in pieces."""
-    if _is_plain(name):
-        return [f"filename={_quoted(name)}"]
-    characters = [quote(character.encode("utf-8", "replace"), safe="") for character in name]
-    pieces = list(runs(characters, ENCODED_WORD_MAX - len("filename*99*=") - len(_CHARSET)))
-    if len(pieces) == 1:
-        return [f"filename*={_CHARSET}{pieces[0]}"]
-    return [f"filename*{number}*={_CHARSET if number == 0 else ''}{run}" for number, run in enumerate(pieces)]
-
-
-def _boundary(message_id: str) -> str:
-    """A boundary that no body can contain: quoted-printable and base64 never write `=_` (RFC 2045 §6.7)."""
-    return "=_" + hashlib.blake2b(message_id.encode("utf-8", "replace"), digest_size=12).hexdigest()
-
-
-def _part(subtype: str, content: str, parameters: str = "") -> bytes:
-    """Return a body part up to and including the CRLF that belongs to the next boundary (RFC 2046 §5.1.1)."""
-    if "\r" in content:
-        content = content.replace("\r\n", "\n").replace("\r", "\n")
-    raw = content.replace("\n", "\r\n").encode("utf-8", "replace")
-    encoding, body = "quoted-printable", _quoted_printable(raw)
-    groups = -(-len(raw) // 3)
-    if 0 < groups * 4 + 2 * -(-groups // (LINE_MAX // 4)) < len(body):
-        encoding, body = "base64", _base64(raw)
-    head = f"Content-Type: text/{subtype}; charset=utf-8{parameters}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
-    return head.encode("ascii") + body
-
-
-_OVERLONG = re.compile(rb"(?m)^(.{74,75})(=(?:20|09)\r)$")
-
-
-def _quoted_printable(raw: bytes) -> bytes:
-    # With a CRLF at the end b2a_qp knows the line ends for its soft breaks, and protects trailing blanks.
-    body = b2a_qp(raw + b"\r\n", quotetabs=False, istext=True)
-    if b"=20\r\n" in body or b"=09\r\n" in body:
-        # b2a_qp counts the blank before it protects it, so that such a line can come out one byte too long.
-        body = _OVERLONG.sub(rb"\1=\r\n\2", body)
-    # A lone dot after a soft break escapes b2a_qp, which protects those of the text. Stuffing in `send` makes it
-    # safe; here it costs nothing to keep it from ever being one line of its own.
-    body = body.replace(b"\r\n.\r\n", b"\r\n=2E\r\n")
-    if body.startswith(b"From "):
-        body = b"=46rom =\r\n" + body[5:]
-    # Old mailbox formats write ">From" for a line that begins with "From ", which breaks a DKIM signature.
-    # The soft break keeps the line short; what follows it may again begin with "From ", hence the loop.
-    while b"\r\nFrom " in body:
-        body = body.replace(b"\r\nFrom ", b"\r\n=46rom =\r\n")
-    return body
-
-
-def _base64(raw: bytes) -> bytes:
-    encoded = b2a_base64(raw, newline=False)
-    return b"".join([encoded[at : at + LINE_MAX] + b"\r\n" for at in range(0, len(encoded), LINE_MAX)])
-
-
 def _rfc5322_date(date: datetime) -> str:
-    """The date in its own offset; one with seconds (a local mean time) cannot be written and becomes UTC."""
+    """Return the date in its own offset; an offset with seconds (local mean time) cannot be written and becomes UTC."""
     offset = date.utcoffset()
     if offset is None:
         raise ValueError(f"A message needs a date with a timezone, and {date.isoformat()} has none.")

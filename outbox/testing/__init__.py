@@ -1,4 +1,4 @@
-"""Fixtures for the tests of who uses outbox: a real Postgres, a real mail server, real commands. A pytest plugin.
+"""Pytest plugin with fixtures for applications that use outbox: a real Postgres, a real mail server, real commands.
 
     def test_a_new_user_is_welcomed(outbox_database, outbox_smtp):
         sign_up(outbox_database.url, "ada@example.com")  # your code, which calls outbox.enqueue
@@ -40,7 +40,7 @@ def _outbox_background() -> "Iterator[Background]":
 
 @pytest.fixture(scope="session")
 def outbox_postgres() -> "Iterator[Server]":
-    """An embedded Postgres for the session; each worker of pytest-xdist has its own. Gone with us, however we end.
+    """Run an embedded Postgres for the session; each worker of pytest-xdist has its own. It ends with this process.
 
     `.url`, `.database_url(name)`; it listens on a socket that nobody else can reach, and does without fsync.
     """
@@ -53,7 +53,7 @@ def outbox_postgres() -> "Iterator[Server]":
 
 @pytest.fixture(scope="session")
 def outbox_template(outbox_postgres: "Server", _outbox_background: "Background") -> str:
-    """The URL of the database that each test gets a copy of: the schema of outbox, and nothing else.
+    """Return the URL of the database that each test gets a copy of: the schema of outbox, and nothing else.
 
     To have your own tables in it, override it in conftest.py, and leave no connection open:
 
@@ -72,7 +72,7 @@ def outbox_template(outbox_postgres: "Server", _outbox_background: "Background")
 def outbox_database(
     outbox_postgres: "Server", outbox_template: str, _outbox_background: "Background"
 ) -> "Iterator[Database]":
-    """A database of this test's own, a copy of `outbox_template`: `.url`, `.emails()`, `.deliver(outbox_smtp)`."""
+    """Make a database for this test, a copy of `outbox_template`: `.url`, `.emails()`, `.deliver(outbox_smtp)`."""
     from outbox.testing.postgres import copied
 
     with copied(outbox_postgres, outbox_template, _outbox_background) as database:
@@ -81,7 +81,7 @@ def outbox_database(
 
 @pytest.fixture
 def outbox_smtp(_outbox_background: "Background") -> "Iterator[SmtpServer]":
-    """A mail server of this test's own: `.url`, `.messages`, `.wait_for(n)`, `.reply("RCPT", "550 no such user")`."""
+    """Run a mail server for this test: `.url`, `.messages`, `.wait_for(n)`, `.reply("RCPT", "550 no such user")`."""
     from outbox.testing.smtp import SmtpServer
 
     with SmtpServer(_outbox_background) as server:
@@ -90,7 +90,7 @@ def outbox_smtp(_outbox_background: "Background") -> "Iterator[SmtpServer]":
 
 @pytest.fixture
 def outbox_settings(outbox_database: "Database", outbox_smtp: "SmtpServer", tmp_path: Path) -> "SettingsFile":
-    """An outbox.toml in `tmp_path` that leads to this test's servers; call it with what is to stand in it besides."""
+    """Write an outbox.toml in `tmp_path` with this test's servers; call it with further settings."""
     from outbox.testing.commands import SettingsFile
 
     return SettingsFile(tmp_path, database_url=outbox_database.url, smtp_url=outbox_smtp.url)
@@ -98,7 +98,7 @@ def outbox_settings(outbox_database: "Database", outbox_smtp: "SmtpServer", tmp_
 
 @pytest.fixture
 def outbox_run(outbox_settings: "SettingsFile") -> "Commands":
-    """Runs `outbox …` as a process with the settings of `outbox_settings`: `outbox_run("generate", "progress").out`."""
+    """Run `outbox …` as a process with the settings of `outbox_settings`: `outbox_run("generate", "progress").out`."""
     from outbox.testing.commands import Commands
 
     return Commands(outbox_settings)

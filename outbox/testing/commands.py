@@ -1,4 +1,4 @@
-"""The settings of a test, and `outbox` commands run with them.
+"""Settings of a test, and `outbox` commands that run with them.
 
 Commands are processes: what a cron and systemd start, with signals, exit codes, a fresh import of the user's source and
 its own event loop, so nothing of them can differ under test or disturb it. It costs about half a second each;
@@ -23,7 +23,7 @@ USUAL: Final[dict[str, Any]] = {**PATIENCE, "sender": "Outbox tests <outbox@exam
 
 
 class SettingsFile:
-    """The outbox.toml of a test, at `path`; `values` is what stands in it.
+    """outbox.toml of a test, at `path`, with `values`.
 
     Call it to put more in, as often as you like; tables are merged, all else is replaced:
 
@@ -42,7 +42,7 @@ class SettingsFile:
         self(USUAL)
 
     def __call__(self, given: Mapping[str, Any] | str | Path = "", /, **keys: Any) -> Path:
-        """Write what was there, `given` and `keys`; gives the file's path.
+        """Write the former values with `given` and `keys`; return the file's path.
 
         Raises:
             ValueError: `given` is no TOML.
@@ -66,7 +66,7 @@ class SettingsFile:
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command ended: its exit code, and what it said on stdout and stderr."""
+    """Result of a command: its exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -74,7 +74,7 @@ class Ran:
 
 
 class Commands:
-    """Runs `outbox …` with the test's settings, in their directory; it can import what the test can import."""
+    """Runner of `outbox …` with the test's settings, in their directory; it can import what the test can import."""
 
     def __init__(self, settings: SettingsFile) -> None:
         self._settings = settings
@@ -112,7 +112,7 @@ class Commands:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without OUTBOX_*, which would win over the test's settings, and with the test's import path."""
+    """Return our variables with the test's import path and without OUTBOX_*, which would win over its settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
@@ -126,7 +126,7 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML; tables are inline ones."""
+    """Return a value as TOML; tables are inline ones."""
     match value:
         case Mapping():
             return "{" + ", ".join(f"{json.dumps(key)} = {toml(each)}" for key, each in value.items()) + "}"

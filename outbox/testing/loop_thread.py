@@ -1,4 +1,4 @@
-"""A thread with an event loop, in which the fixtures wait: a test may be plain, or run on a loop of any kind itself."""
+"""Event loop in a thread, in which the fixtures wait: a test may be plain, or run on a loop of any kind itself."""
 
 import asyncio
 import threading
@@ -10,14 +10,14 @@ _T = TypeVar("_T")
 
 
 class Background:
-    """A loop in a thread of its own, from entering to leaving; it dies with the process."""
+    """Event loop in a thread of its own, from entering to leaving; it ends with the process."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="outbox.testing", daemon=True)
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """What the coroutine gives or raises; the caller's thread waits for it."""
+        """Return or raise what the coroutine does; the caller's thread waits for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def __enter__(self) -> Self:

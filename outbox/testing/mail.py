@@ -1,4 +1,4 @@
-"""An email as a test looks at it: parsed by the standard library, so that it says what a recipient's program would."""
+"""Email as a test reads it: parsed by the standard library, as a recipient's program would."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +12,7 @@ from outbox.sandbox.smtp_sink import Accepted
 
 
 class File(NamedTuple):
-    """An attachment: its name, its MIME type, and the bytes that were attached."""
+    """Attachment: its name, its MIME type, and its bytes."""
 
     name: str
     type: str
@@ -20,39 +20,39 @@ class File(NamedTuple):
 
 
 class Mail:
-    """What both kinds have: `raw`, the RFC 5322 bytes, and what they say."""
+    """Email of either kind: `raw`, the RFC 5322 bytes, and what they say."""
 
     raw: bytes
 
     @cached_property
     def headers(self) -> EmailMessage:
-        """The parsed message: `mail.headers["Reply-To"]`, and all else that `email.message.EmailMessage` gives."""
+        """Return the parsed message: `mail.headers["Reply-To"]`, and all else that `EmailMessage` has."""
         return BytesParser(policy=default).parsebytes(self.raw)
 
     @property
     def subject(self) -> str:
-        """The subject in plain words, without its encoding."""
+        """Return the subject in plain words, without its encoding."""
         return str(self.headers["Subject"] or "")
 
     @property
     def to(self) -> list[str]:
-        """The addresses of the To header, without their names."""
+        """Return the addresses of the To header, without their names."""
         header = self.headers["To"]
         return [one.addr_spec for one in header.addresses] if header is not None else []
 
     @property
     def text(self) -> str:
-        """The plain body, with plain line feeds; "" if there is none."""
+        """Return the plain body, with plain line feeds; "" if there is none."""
         return self._body("plain")
 
     @property
     def html(self) -> str:
-        """The HTML body; "" if there is none."""
+        """Return the HTML body; "" if there is none."""
         return self._body("html")
 
     @property
     def attachments(self) -> list[File]:
-        """The attached files, and those that the HTML shows (`cid:…`)."""
+        """Return the attached files, and those that the HTML shows (`cid:…`)."""
         files = [part for part in self.headers.walk() if part.get_filename() is not None]
         return [
             File(part.get_filename() or "", part.get_content_type(), cast("bytes", part.get_payload(decode=True)))
@@ -66,7 +66,7 @@ class Mail:
 
 @dataclass(frozen=True)
 class Received(Mail):
-    """What the mail server took: the envelope (`sender`, `recipients`) and the message.
+    """Email that the mail server accepted: the envelope (`sender`, `recipients`) and the message.
 
     A recipient of `bcc` stands in the envelope only.
     """
@@ -77,13 +77,13 @@ class Received(Mail):
 
     @classmethod
     def of(cls, accepted: Accepted) -> "Received":
-        """From what the sink kept."""
+        """Return the email of what the sink accepted."""
         return cls(accepted.sender, list(accepted.recipients), accepted.message)
 
 
 @dataclass(frozen=True)
 class Stored(Mail):
-    """What lies in the outbox for one recipient, and how it goes.
+    """Email in the outbox for one recipient, with the state of its delivery.
 
     `state` is `pending`, `sending`, `sent`, `in_doubt`, `dead`, `expired` or `cancelled`; `attempts` counts tries;
     `reply` is what the mail server said last, "" before the first try. `page` is a report's page, else None.

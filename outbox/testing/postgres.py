@@ -1,4 +1,4 @@
-"""A database for each test, copied from a template, and a real relay that empties it."""
+"""Database for each test, copied from a template, and a real relay that empties it."""
 
 import asyncio
 import itertools
@@ -49,7 +49,7 @@ _numbers = itertools.count(1)
 
 
 async def make_template(server: Server) -> str:
-    """The URL of a database with the schema of outbox in it, made now."""
+    """Make a database with the schema of outbox in it, and return its URL."""
     await _administer(server, f"CREATE DATABASE {TEMPLATE}")
     url = server.database_url(TEMPLATE)
     connection = await asyncpg.connect(url)
@@ -60,7 +60,7 @@ async def make_template(server: Server) -> str:
 
 @contextmanager
 def copied(server: Server, template: str, background: Background) -> "Iterator[Database]":
-    """A copy of the template's database, which is dropped in the end whoever is still connected to it."""
+    """Copy the template's database; at the end the copy is dropped, even if sessions are still connected to it."""
     origin, name = unquote(urlsplit(template).path.lstrip("/")), f"test_{next(_numbers)}"
     background.run(_administer(server, f'CREATE DATABASE {name} TEMPLATE "{origin}" STRATEGY file_copy'))
     try:
@@ -78,18 +78,18 @@ async def _administer(server: Server, statement: str) -> None:
 
 
 class Database:
-    """One test's database. `url` is as asyncpg and psycopg take it: `postgresql://postgres@/test_1?host=/tmp/pg-…`."""
+    """Database of one test. `url` is for asyncpg and psycopg: `postgresql://postgres@/test_1?host=/tmp/pg-…`."""
 
     def __init__(self, url: str, background: Background) -> None:
         self.url = url
         self._background = background
 
     def url_for(self, driver: str) -> str:
-        """As SQLAlchemy takes it, with `psycopg` or `asyncpg`: `postgresql+psycopg://…`."""
+        """Return the URL for SQLAlchemy, with `psycopg` or `asyncpg`: `postgresql+psycopg://…`."""
         return self.url.replace("postgresql://", f"postgresql+{driver}://", 1)
 
     def emails(self) -> list[Stored]:
-        """What lies in the outbox, committed, in the order in which it was put in; one for each recipient."""
+        """Return the committed emails in the order in which they were put in; one for each recipient."""
         return [Stored(**row) for row in self._background.run(self.fetch(EMAILS))]
 
     def execute(self, statement: str, *arguments: Any) -> None:
@@ -97,7 +97,7 @@ class Database:
         self._background.run(self.fetch(statement, *arguments))
 
     async def fetch(self, statement: str, *arguments: Any) -> list[Any]:
-        """The rows of a statement, over a connection of its own; for a coroutine."""
+        """Return the rows of a statement, over a connection of its own; for a coroutine."""
         connection = await asyncpg.connect(self.url)
         try:
             rows: list[Any] = await connection.fetch(statement, *arguments)
@@ -106,7 +106,7 @@ class Database:
             await connection.close()
 
     def deliver(self, smtp: SmtpServer, *, within_s: float = 30.0, **settings: Any) -> list[Stored]:
-        """Run a real relay until nothing is due; gives what `emails` gives then. Blocks.
+        """Run a real relay until nothing is due; return what `emails` returns then. Blocks.
 
         The relay is `outbox relay` but for the process: it claims, marks, sends and settles. It waits for what is put
         off by a 4xx, with short pauses and 4 tries at most; what has a `send_at` later on, or is paused, stays. Further
@@ -139,7 +139,7 @@ class Database:
             raise AssertionError(f"not delivered within {within_s:g} s: " + ", ".join(left))
 
     async def _until_nothing_is_due(self, within_s: float) -> list[str]:
-        """What is still due in the end: nothing, unless that takes longer than `within_s`."""
+        """Return what is still due in the end: nothing, unless that takes longer than `within_s`."""
         end = asyncio.get_running_loop().time() + within_s
         connection = await asyncpg.connect(self.url)
         try:

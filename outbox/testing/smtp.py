@@ -1,4 +1,4 @@
-"""A mail server for a test: the sink of outbox in the background, asked and told from any kind of test."""
+"""Mail server for a test: the sink of outbox in the background, for any kind of test."""
 
 import re
 import threading
@@ -29,7 +29,7 @@ class _Rule:
 
 
 class SmtpServer:
-    """A real SMTP server on loopback: it keeps what it accepts and delivers nothing.
+    """SMTP server on loopback: it keeps what it accepts and delivers nothing.
 
     It accepts all, unless it is told otherwise: `reply`, `stall` and `cut` take a stage of the dialogue (`CONNECT`,
     `EHLO`, `MAIL`, `RCPT`, `DATA`, `DOT`, `RSET`, `QUIT`), to whom it is limited (`recipient`, from RCPT on) and how
@@ -45,27 +45,27 @@ class SmtpServer:
 
     @property
     def url(self) -> str:
-        """As `smtp_url` takes it: `smtp://127.0.0.1:40123`."""
+        """Return the URL for `smtp_url`: `smtp://127.0.0.1:40123`."""
         return self._sink.url
 
     @property
     def host(self) -> str:
-        """Where it listens."""
+        """Return the address at which it listens."""
         return self._sink.host
 
     @property
     def port(self) -> int:
-        """Where it listens; a free port."""
+        """Return the port at which it listens; a free one."""
         return self._sink.port
 
     @property
     def messages(self) -> list[Received]:
-        """What it accepted until now, in that order."""
+        """Return the messages accepted until now, in that order."""
         with self._changed:
             return list(self._received)
 
     def wait_for(self, n: int, *, within_s: float = 5.0) -> list[Received]:
-        """The messages, once there are `n` or more. Blocks: on a loop that sends itself, `asyncio.to_thread` it.
+        """Return the messages once there are `n` or more. Blocks: on a loop that sends itself, `asyncio.to_thread` it.
 
         Raises:
             AssertionError: they did not come within `within_s`; it says what did.
@@ -80,7 +80,7 @@ class SmtpServer:
     def reply(
         self, stage: str, text: str, *, recipient: str | None = None, times: int | None = None, then_cut: bool = False
     ) -> None:
-        """Say this at a stage instead of the usual: `reply("RCPT", "550 5.1.1 no such user", recipient="bob@…")`."""
+        """Reply this at a stage instead of the usual: `reply("RCPT", "550 5.1.1 no such user", recipient="bob@…")`."""
         if not _REPLY.fullmatch(text):
             raise ValueError(f"{text!r} is no SMTP reply; write one such as 550 5.1.1 no such user.")
         self._add(stage, Reply(text, then_cut), recipient, times)

@@ -54,8 +54,8 @@ async def test_each_email_bears_the_signature_the_fields_and_the_token_that_a_bo
             token = row["token"]
             assert got.sender == f"bounces+{token}@example.com"
             assert tokens_in(got.sender) == [token]
-            assert got.mail_said == f"SIZE={len(got.message)} RET=HDRS ENVID={token}"
-            assert got.rcpt_said == (f"NOTIFY=FAILURE ORCPT=rfc822;{row['recipient']}",)
+            assert got.mail_parameters == f"SIZE={len(got.message)} RET=HDRS ENVID={token}"
+            assert got.rcpt_parameters == (f"NOTIFY=FAILURE ORCPT=rfc822;{row['recipient']}",)
             assert got.message.endswith(
                 f"X-Tag: outbox={row['id']}\r\nX-Key: {row['key']}\r\n".encode() + row["message"]
             )
@@ -105,7 +105,7 @@ async def test_an_address_beyond_ascii_is_written_to_where_smtputf8_is_offered_a
         assert (await fleet.run("relay", "--until-empty")).code == 0
         (got,) = able.accepted
         assert got.recipients == ("jürgen@b.example",)
-        assert got.mail_said.endswith("BODY=8BITMIME SMTPUTF8")
+        assert got.mail_parameters.endswith("BODY=8BITMIME SMTPUTF8")
         assert "To: =?utf-8?q?J=C3=BCrgen?= <jürgen@b.example>\r\n" in got.message.decode()
     await fleet.connection.execute(put, "b")
     await fleet.put_emails(1)

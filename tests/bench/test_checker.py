@@ -85,7 +85,7 @@ def test_a_copy_with_another_message_id_is_another_message():
 def test_a_message_to_a_stranger_is_found():
     eve = "eve@example.com"
     facts = replace(KEPT, accepted=[*KEPT.accepted, accepted(eve)], deliveries=[*KEPT.deliveries, delivery(eve)])
-    assert broken(facts) == {"nobody is written to who is no recipient": (eve,)}
+    assert broken(facts) == {"only recipients get email": (eve,)}
 
 
 def test_a_recipient_without_email_is_lost():

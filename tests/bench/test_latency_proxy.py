@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.harness.environment import World
+from bench.harness.environment import Environment
 from bench.harness.latency_proxy import Opened, opened, slowed
 
 ROUND_TRIP_S = 0.1
@@ -26,18 +26,18 @@ async def echo():
         yield f"smtp://{host}:{port}"
 
 
-def near(directory: Path, smtp: str) -> World:
-    return World(directory, "", smtp, directory / "journal", None, 1)
+def near(directory: Path, smtp: str) -> Environment:
+    return Environment(directory, "", smtp, directory / "journal", None, 1)
 
 
-async def connect(place: World):
-    host, port = place.smtp.removeprefix("smtp://").split(":")
+async def connect(environment: Environment):
+    host, port = environment.smtp.removeprefix("smtp://").split(":")
     return await asyncio.open_connection(host, int(port))
 
 
 async def test_portions_do_not_wait_for_each_other_and_keep_their_order(tmp_path, echo):
-    async with slowed(near(tmp_path, echo), ROUND_TRIP_S) as (place, _):
-        reader, writer = await connect(place)
+    async with slowed(near(tmp_path, echo), ROUND_TRIP_S) as (environment, _):
+        reader, writer = await connect(environment)
         began = time.monotonic()
         for number in range(100):
             writer.write(b"%4d\n" % number)
@@ -50,8 +50,8 @@ async def test_portions_do_not_wait_for_each_other_and_keep_their_order(tmp_path
 
 
 async def test_an_end_goes_through_and_the_journal_knows_how_many_connections_stood(tmp_path, echo):
-    async with slowed(near(tmp_path, echo), ROUND_TRIP_S) as (place, journal):
-        ways = [await connect(place) for _ in range(3)]
+    async with slowed(near(tmp_path, echo), ROUND_TRIP_S) as (environment, journal):
+        ways = [await connect(environment) for _ in range(3)]
         for reader, writer in ways:
             writer.write(b"last words")
             writer.write_eof()

@@ -1,6 +1,5 @@
 """Sign-ins to the board: cookies, the table behind them, and how they end."""
 
-import base64
 import hashlib
 import re
 
@@ -13,7 +12,7 @@ from outbox.settings import WebSettings
 from outbox.settings.urls import DatabaseUrl
 from outbox.web.board import sessions as module
 from outbox.web.board.auth import Authenticator
-from outbox.web.board.sessions import SESSION_S, Sessions
+from outbox.web.board.sessions import SESSION_S, Session, Sessions
 from outbox.web.queries import Store
 from outbox.web.responses import notice
 from outbox.web.security import Callers
@@ -60,12 +59,15 @@ async def test_the_table_holds_nothing_that_signs_in(connection, store):
     here = Sessions(store, TOKEN)
     session = await here.begin("Anna")
     kept = await connection.fetchval("SELECT id FROM outbox.board_session")
-    assert kept == hashlib.sha256(session.value).digest()
-    # Who can write to the table knows no value whose MAC is good.
+    assert kept == hashlib.sha256(session.value.encode()).digest()
+    # A row of one's own does not help: its value is in no cookie that was signed with the token.
+    value = "e" * 43
     await connection.execute("INSERT INTO outbox.board_session (id, name, expires_at) VALUES ($1, 'Eve', 'tomorrow')",
-                             hashlib.sha256(b"e" * 32).digest())  # fmt: skip
-    for forged in (b"e" * 48, b"e" * 32 + kept[:16], kept + b"e" * 16):
-        assert await here.find(base64.urlsafe_b64encode(forged).decode()) is None
+                             hashlib.sha256(value.encode()).digest())  # fmt: skip
+    signed_otherwise = Sessions(store, TOKEN[::-1]).cookie(Session(value, "Eve"))
+    for forged in (value, f"{value}.", f"{value}.{'e' * 64}", signed_otherwise):
+        assert await here.find(forged) is None
+    assert (await here.find(here.cookie(Session(value, "Eve")))).name == "Eve"  # with the token it would be good
 
 
 async def test_a_sign_out_ends_a_copied_cookie_on_every_server(connection, store):

@@ -15,7 +15,7 @@ from hypothesis import given as having
 from hypothesis import strategies as st
 
 from outbox import Email
-from outbox.mail.message import _part
+from outbox.mail.body_encoding import text_part
 from outbox.mail.stored_message import read_message
 from outbox.mail.structured_fields import header_field
 
@@ -341,6 +341,6 @@ def test_any_body_gives_the_same_bytes_in_python_and_in_sql(database):
     @example(["x" * n for n in range(160)] + ["é" * n for n in range(60)])
     def law(texts):
         for text, made in zip(texts, asyncio.run(in_sql(texts)), strict=True):
-            assert made == _part("html", text).decode(), text
+            assert made == text_part("html", text).decode(), text
 
     law()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.faults.schedule import Strike
-from bench.harness.environment import HOUSE, environment
+from bench.harness.environment import HOUSE, process_env
 from outbox.relay.tick import TICK
 
 TWICE = "no address is sent more than once"
@@ -129,7 +129,7 @@ async def faults(out: Path, *arguments: str) -> tuple[int, str, dict]:
     """Run `python -m bench faults`; gives its exit code, what it says and its verdict."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench", "faults", "--out", str(out), *arguments,
-        cwd=HOUSE, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        cwd=HOUSE, env=process_env(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     said = (await process.communicate())[0].decode()
     return process.returncode, said, verdict_of(out)
@@ -190,7 +190,7 @@ async def test_under_mixed_faults_nothing_is_lost_and_nothing_is_sent_twice(tmp_
 async def test_a_fault_that_nobody_knows_is_said_and_nothing_is_started(tmp_path):
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench", "faults", "--out", str(tmp_path / "out"), "--faults", "kill,flood",
-        cwd=HOUSE, env=environment(), stderr=asyncio.subprocess.PIPE,
+        cwd=HOUSE, env=process_env(), stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     said = (await process.communicate())[1].decode()
     assert process.returncode == 2

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from outbox.feedback.dsn import IDS_MAX, NOTICES_MAX, READ_MAX, SAID_MAX, Kind, take_apart
 from outbox.mail import verp
+from outbox.mail.attachment import Attachment, file_name
 from outbox.mail.header_fields import BREAKS, one_line
-from outbox.mail.message import Attachment, Mailbox, build, check_address, comparable, file_name, parse_sender
+from outbox.mail.mailbox import Mailbox, check_address, comparable, parse_sender
+from outbox.mail.message import build
 from outbox.mail.stored_message import read_message
 from outbox.web.board.message_view import mail_of
 from tests.fuzz.harness import fuzzed, pieces, words

@@ -4,7 +4,6 @@ The board always requires a sign-in. The origin of a request proves nothing: a r
 user of this machine and a local program that fetches arbitrary URLs (SSRF) all connect from a loopback address.
 """
 
-import base64
 import hashlib
 import hmac
 import secrets
@@ -21,7 +20,7 @@ from outbox.database.connection import storable
 from outbox.errors import ConfigurationError
 from outbox.log import Events
 from outbox.settings import SECRET_MIN, WebSettings
-from outbox.web.board.sessions import SESSION_S, Session, Sessions
+from outbox.web.board.sessions import SESSION_S, Session, Sessions, form_token
 from outbox.web.queries import Store
 from outbox.web.responses import notice, page
 from outbox.web.security import Callers, FailedAttemptLimiter, body_of, is_own
@@ -93,8 +92,7 @@ class Authenticator:
         cookie = request.cookies.get(self._cookie_name(request, FORM_COOKIE), "")
         known = bool(cookie) and len(cookie) <= FORM_COOKIE_MAX
         cookie = cookie if known else secrets.token_urlsafe(24)
-        csrf = hmac.digest(cookie.encode("utf-8", "replace"), f"outbox board form of {name}".encode(), "sha256")
-        return User(name, base64.urlsafe_b64encode(csrf[:18]).decode(), form_cookie=None if known else cookie)
+        return User(name, form_token(cookie, name), form_cookie=None if known else cookie)
 
     def _is_token(self, token: str) -> bool:
         return self.token is not None and hmac.compare_digest(_digest(token), _digest(self.token))

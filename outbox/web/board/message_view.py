@@ -1,6 +1,6 @@
 """Stored messages for a browser: the text, and the page with the pictures that came with it and no others.
 
-They are untrusted, so the bounded reader of `stored_mail` reads them, in a thread of its own, which keeps the board
+They are untrusted, so the bounded reader of `stored_message` reads them, in a thread of its own, which keeps the board
 responsive.
 """
 

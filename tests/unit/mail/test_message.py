@@ -166,32 +166,6 @@ def test_a_header_that_outbox_or_a_mail_server_writes_cannot_be_given(name):
         message(headers={name: "x"})
 
 
-def test_mostly_latin_text_is_quoted_and_the_rest_is_base64():
-    raw = message(text="Größe und vieles andere mehr\n", html="進捗報告\n" * 9)
-    assert raw.index(b"quoted-printable") < raw.index(b"base64")
-
-
-def test_an_empty_body_still_has_the_line_end_that_belongs_to_the_boundary():
-    raw = message(text="", html="")
-    assert raw.count(b"quoted-printable\r\n\r\n\r\n--=_") == 2
-
-
-@pytest.mark.parametrize("line", ["y" * length + blank for length in (73, 74, 75, 76) for blank in " \t"])
-def test_a_blank_at_the_end_of_a_full_line_makes_no_line_too_long(line):
-    body = message(text=f"{line}\n{line}", html="").partition(b"\r\n\r\n")[2]
-    assert max(map(len, body.split(b"\r\n"))) <= 76
-
-
-def test_no_line_of_a_body_is_a_lone_dot():
-    assert b"\r\n.\r\n" not in message(text=".\n.\n" + "word " * 60 + ".")
-
-
-def test_no_line_of_a_body_begins_like_a_mailbox_separator():
-    raw = message(text="From a\nFrom From b\n" + "plain words " * 9)
-    assert b"\r\nFrom " not in raw
-    assert raw.count(b"=46rom =\r\n") == 3
-
-
 def test_a_body_that_quotes_the_boundary_does_not_end_its_part():
     boundary = header_of(message(), "Content-Type").partition('boundary="')[2].rstrip('"')
     raw = message(text=f"a\n--{boundary}\n--{boundary}--\n")
