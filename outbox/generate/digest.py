@@ -8,7 +8,6 @@ next period's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, BigInteger, Text, bindparam, text
@@ -17,6 +16,8 @@ from outbox.settings import DIGEST
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from outbox.generate.report_builder import CollectedReport
 
 ITEMS_MAX: Final = 100  # in one email, so that mail clients do not clip it; the rest is the next period's
 
@@ -61,22 +62,7 @@ SELECT count(*)
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """A report that was made and is told of by a digest; `key` is what its email's would be."""
-
-    recipient_key: str
-    token: str
-    title: str
-    html: str
-    key: str
-    sender: str
-    address: str
-    name: str
-    link: str
-
-
-# As `record.ENQUEUE`, with an item for the email. A recipient with an email under this key, from a time before the
+# As `write.ENQUEUE`, with an item for the email. A recipient with an email under this key, from a time before the
 # report was collected, has been informed, or will be: the report adopts the email.
 COLLECT: Final = text("""
 WITH made AS (
@@ -103,7 +89,7 @@ SELECT r.id, r.recipient_key, i.report IS NOT NULL AS has_item FROM report r LEF
 )
 
 
-async def collect(connection: "AsyncConnection", edition: int, reports: Sequence[Collected]) -> Sequence[Any]:
+async def collect(connection: "AsyncConnection", edition: int, reports: "Sequence[CollectedReport]") -> Sequence[Any]:
     """Write the reports with their items, in the caller's transaction; return the new ones, and which have an item."""
     made = await connection.execute(
         COLLECT,

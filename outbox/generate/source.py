@@ -1,4 +1,4 @@
-"""Who is owed a report and what it says: two queries from the settings, or a Python class of the user's."""
+"""Sources of a report: its recipients and their rows come from two queries, or from a Python class of the user's."""
 
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -8,30 +8,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
-from outbox.database.connection import storable
 from outbox.errors import ConfigurationError, SourceError
 from outbox.generate.digest import ITEMS, RECIPIENTS
-from outbox.mail import message
+from outbox.generate.recipients import Recipient, recipient_of
 from outbox.reports.period import Period
 from outbox.reports.query_parameters import parse
 from outbox.settings import ReportSettings, Settings
 from outbox.user_code import Aside, UntrustedCodeError, load, said
 
 FETCH_ROWS: Final = 1000
-WINDOW_MAX: Final = 10_000  # recipients in memory at once
 
 Rows = Sequence[Mapping[str, Any]]
 Content = Rows | Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipient:
-    """Who is owed a report. `key` is permanent and unique within a report; `columns` reach the templates."""
-
-    key: str
-    email: str
-    name: str = ""
-    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -63,95 +51,6 @@ class Source(Protocol):
 
     async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
         """What each one's report says, by key, or why it cannot be said."""
-
-
-def recipient_of(row: Mapping[str, Any], where: str) -> Recipient:
-    """A row of the recipients query as a `Recipient`; a null name is none.
-
-    Raises:
-        SourceError: the row lacks the columns key and email.
-
-    """
-    missing = [column for column in ("key", "email") if column not in row]
-    if missing:
-        raise SourceError(
-            f"{where}: the query returns no column {' and no column '.join(missing)}; "
-            "name them, as in: select id::text as key, email, name from people."
-        )
-    rest = {column: value for column, value in row.items() if column not in ("key", "email", "name")}
-    return Recipient(_text(row["key"]), _text(row["email"]), _text(row.get("name")), rest)
-
-
-def checked(recipient: Recipient) -> Recipient:
-    """Return the recipient with its address in the form that SMTP takes.
-
-    Raises:
-        ValueError: one sentence that says what is wrong with key or address.
-
-    """
-    if not recipient.key or storable(recipient.key) != recipient.key:
-        raise ValueError("the key is empty or no text that Postgres can hold; give every recipient a key of its own.")
-    if not recipient.email.strip():
-        raise ValueError(
-            "there is no email address (it is NULL or empty); enter one, or leave such rows out of the recipients."
-        )
-    address = message.check_address(recipient.email)
-    return Recipient(recipient.key, address, recipient.name, recipient.columns)
-
-
-def label_of(recipient: Recipient) -> str:
-    """Return the name under which a recipient is reported: the key.
-
-    It is the address of one without a key, and the escaped form of a key that Postgres cannot hold, so that no two
-    recipients share a name.
-    """
-    if not recipient.key:
-        return f"(no key, {storable(recipient.email).strip() or 'no email address'})"
-    return recipient.key if storable(recipient.key) == recipient.key else ascii(recipient.key)
-
-
-@dataclass(slots=True)
-class SharedAddresses:
-    """Recipients whose address an earlier one has, under another key. Memory holds a number for each address."""
-
-    count: int = 0
-    first: str = ""
-    _seen: set[int] = field(default_factory=set)
-
-    def note(self, recipient: Recipient) -> None:
-        """Count a recipient, whose address is checked and whose key has not come before."""
-        seen_before = len(self._seen)
-        self._seen.add(hash(recipient.email.lower()))
-        if len(self._seen) == seen_before:
-            self.count += 1
-            self.first = self.first or recipient.email
-
-
-async def windows(
-    recipients: AsyncIterator[Recipient], size: int, on_repeat: Callable[[Recipient], None] = lambda _: None
-) -> AsyncIterator[list[Recipient]]:
-    """Yield the distinct recipients of the stream in windows of at most `size`; the last may be empty.
-
-    Of rows with the same key the first counts, however far apart they are; the others go to `on_repeat`. So memory
-    holds a window, and every key.
-    """
-    seen: set[str] = set()
-    window: list[Recipient] = []
-    async for recipient in recipients:
-        seen_before = len(seen)
-        seen.add(label_of(recipient))
-        if len(seen) == seen_before:
-            on_repeat(recipient)
-            continue
-        window.append(recipient)
-        if len(window) == size:
-            yield window
-            window = []
-    yield window
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 class Reader(Protocol):
@@ -258,10 +157,7 @@ class PythonSource:
         where = f"reports.{self.name}.source"
         try:
             async for one in _each(self.aside, await _called(self.aside, self.source.recipients, period), where):
-                if isinstance(one, Recipient):
-                    yield Recipient(_text(one.key), _text(one.email), _text(one.name), one.columns)
-                else:
-                    yield recipient_of(one, where)
+                yield recipient_of(one, where)
         except SourceError:
             raise
         except Exception as error:

@@ -1,7 +1,6 @@
 """Transaction that writes reports: report, email and delivery are committed together or not at all."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
@@ -9,32 +8,13 @@ from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 from outbox.database.connection import BATCH_BY_INDEX, CHANNEL, storable
 from outbox.errors import OutboxError
 from outbox.generate import digest
+from outbox.generate.report_builder import CollectedReport, MadeReport, NewReport
 from outbox.tracing import made_by
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 BATCH_MAX: Final = 100  # rows per transaction: short enough that a failover loses little work
-
-
-@dataclass(frozen=True, slots=True)
-class NewReport:
-    """A report that was made and the email that tells of it; `email` is an id reserved from the email sequence.
-
-    `items` are the reports that it tells of, if it is a digest.
-    """
-
-    recipient_key: str
-    token: str
-    title: str
-    html: str
-    email: int
-    key: str
-    sender: str
-    recipient: str
-    message_id: str
-    message: bytes
-    items: Sequence[int] = ()
 
 
 # A row that is there already comes back from no RETURNING, so its email is not inserted either.
@@ -112,9 +92,7 @@ class KeysTakenError(OutboxError):
         super().__init__(f"{', '.join(sorted(keys))}: {len(keys)} keys belong to other emails")
 
 
-async def _adopt(
-    connection: "AsyncConnection", made: Mapping[str, int], reports: Sequence[NewReport | digest.Collected]
-) -> None:
+async def _adopt(connection: "AsyncConnection", made: Mapping[str, int], reports: Sequence[MadeReport]) -> None:
     """Assign the existing emails under their keys to the new reports `made`, which are given by recipient key.
 
     Raises:
@@ -128,7 +106,7 @@ async def _adopt(
             "keys": [r.key for r in theirs],
             "reports": [made[r.recipient_key] for r in theirs],
             "senders": [r.sender for r in theirs],
-            "recipients": [r.recipient if isinstance(r, NewReport) else r.address for r in theirs],
+            "recipients": [r.address for r in theirs],
         },
     )
     if taken := [row.key for row in rows if not row.is_adopted]:
@@ -176,10 +154,10 @@ async def enqueue_reports(
                 "tokens": [r.token for r in reports],
                 "titles": [r.title for r in reports],
                 "htmls": [r.html for r in reports],
-                "emails": [r.email for r in reports],
+                "emails": [r.email_id for r in reports],
                 "keys": [r.key for r in reports],
                 "senders": [r.sender for r in reports],
-                "recipients": [r.recipient for r in reports],
+                "recipients": [r.address for r in reports],
                 "message_ids": [r.message_id for r in reports],
                 "messages": [r.message for r in reports],
             },
@@ -194,7 +172,7 @@ async def enqueue_reports(
     return len(made)
 
 
-async def collect_reports(connection: "AsyncConnection", edition: int, reports: Sequence[digest.Collected]) -> int:
+async def collect_reports(connection: "AsyncConnection", edition: int, reports: Sequence[CollectedReport]) -> int:
     """Write the reports and their items, at most `BATCH_MAX`, in one transaction; gives how many were new.
 
     In a race for one recipient as `enqueue_reports`, and it raises the same.

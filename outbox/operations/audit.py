@@ -15,8 +15,9 @@ from sqlalchemy import ARRAY, Text, bindparam, text
 
 from outbox.database.connection import storable
 from outbox.generate.edition import find_edition
+from outbox.generate.recipients import WINDOW_MAX, Recipient, checked, label_of, windows
 from outbox.generate.session import GenerateSession
-from outbox.generate.source import WINDOW_MAX, Recipient, checked, label_of, source_of, windows
+from outbox.generate.source import source_of
 from outbox.generate.waiver import read_waived
 from outbox.mail import message
 from outbox.operations.attention import LAST_VERDICT, OUTCOME

@@ -14,12 +14,11 @@ import asyncpg
 from sqlalchemy import text
 
 from outbox.errors import ConfigurationError, OutboxError, SourceError
-from outbox.generate.digest import Collected
-from outbox.generate.edition import Edition, find_edition, period_for, too_early
-from outbox.generate.run import Run, sender_of, warn_of_ignored_templates
+from outbox.generate.edition import find_edition, period_for, too_early
+from outbox.generate.recipients import Recipient, checked
+from outbox.generate.report_builder import MadeReport, NewReport, ReportBuilder, sender_of, warn_of_ignored_templates
 from outbox.generate.session import GenerateSession, is_caused_by
-from outbox.generate.source import Content, PythonSource, Recipient, Source, UnreadableError, checked, source_of
-from outbox.generate.write import NewReport
+from outbox.generate.source import Content, PythonSource, Source, UnreadableError, source_of
 from outbox.operations.route_rules import route_for
 from outbox.reports.period import Period, in_words
 from outbox.reports.render import explain
@@ -149,21 +148,28 @@ async def preview(
                 recipient = await _find(source, name, period, key)
                 content = await _content(source, name, period, recipient)
                 (now,) = (await session.fetch(text("SELECT now()")))[0]
-                run = Run.of(settings, Edition(0, name, period), session, source, now)
     except OutboxError as error:
         if is_caused_by(error, asyncpg.ReadOnlySQLTransactionError):
             where = str(error).partition(":")[0]
             raise SourceError(f"{where}: the query writes, and a preview only reads; try it with a select.") from error
         raise
+    builder = ReportBuilder.of(settings, name, period, now)
     person = Recipient(recipient.key, address or recipient.email, recipient.name, recipient.columns)
-    made = _made(run, person, _harmless(content, settings) if name == DIGEST else content)
-    shown = f"{sender.name} <{sender.address}>" if sender.name else sender.address
+    made = _made(builder, f"{name} {period.key}", person, _harmless(content, settings) if name == DIGEST else content)
     mail = _read(made) if isinstance(made, NewReport) else None
-    locale = run.language_of(recipient).tag
-    route = route_for(settings, name, recipient.email) if mail is not None else ""
-    words = in_words(period, report.zone)
-    early = too_early(report, period, now)
-    return Preview(name, period, words, recipient, shown, made.title, made.html, mail, route, locale, early)
+    return Preview(
+        report=name,
+        period=period,
+        words=in_words(period, report.zone),
+        recipient=recipient,
+        sender=f"{sender.name} <{sender.address}>" if sender.name else sender.address,
+        title=made.title,
+        page=made.html,
+        mail=mail,
+        route=route_for(settings, name, recipient.email) if mail is not None else "",
+        locale=builder.language_of(recipient).tag,
+        early=too_early(report, period, now),
+    )
 
 
 async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:
@@ -218,15 +224,13 @@ def _harmless(items: Content, settings: Settings) -> Content:
     return [{**row, "link": links.get(row["report"], TOKEN)} for row in items]
 
 
-def _made(run: Run, recipient: Recipient, content: Content) -> NewReport | Collected:
+def _made(builder: ReportBuilder, edition: str, recipient: Recipient, content: Content) -> MadeReport:
     try:
-        if run.report.is_collected:
-            return run.collected(recipient, content, TOKEN)
-        return run.rendered(recipient, content, 0, TOKEN)
+        return builder.build(recipient, content, TOKEN, 0)
     except OutboxError:
         raise
     except Exception as error:
-        raise SourceError(f"{run.result.edition.name}, recipient {recipient.key}: {explain(error)}") from error
+        raise SourceError(f"{edition}, recipient {recipient.key}: {explain(error)}") from error
 
 
 def _read(made: NewReport) -> Mail:

@@ -10,7 +10,7 @@ from outbox.database.connection import BUCKET_LOCKS, NAMESPACE_MASK
 from outbox.database.lock_wait import LockWaitError
 from outbox.database.roles import grant_roles
 from outbox.errors import SourceError
-from outbox.generate import batch_writer, session
+from outbox.generate import batch_writer, session, waiting
 from outbox.generate import run as making
 from outbox.generate.buckets import BUCKETS, bucket_of
 from outbox.generate.run import generate
@@ -415,8 +415,8 @@ async def test_a_time_that_python_cannot_represent_in_the_data_fails_its_recipie
 
 def test_patience_begins_again_with_each_new_fact_and_not_with_an_old_one(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(making.time, "monotonic", lambda: now[0])
-    patience = making.Patience(10)
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: now[0])
+    patience = waiting.Patience(10)
     for at, fact, is_over in ((5, "a", False), (14, "b", False), (23, "a", False), (25, "a", True), (25, "c", False)):
         now[0] = at
         patience.note(fact)

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from outbox.errors import SourceError
-from outbox.generate.source import PythonSource, QueryError, Recipient, RowError, SqlSource, load_source, recipient_of
+from outbox.generate.recipients import Recipient, recipient_of
+from outbox.generate.source import PythonSource, QueryError, RowError, SqlSource, load_source
 from outbox.reports.period import Period
 
 PERIOD = Period("2026-W48", datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 30, tzinfo=UTC))
