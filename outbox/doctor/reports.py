@@ -22,14 +22,14 @@ from outbox.doctor.finding import Finding, fault, fault_of, not_checked, note, o
 from outbox.errors import OutboxError
 from outbox.generate.edition import find_edition
 from outbox.generate.no_recipients import explain_no_recipients
+from outbox.generate.query_errors import UnreadableError, is_caused_by, message_of
 from outbox.generate.recipients import Recipient, SharedAddresses, checked, label_of
 from outbox.generate.report_builder import ReportBuilder
-from outbox.generate.session import GenerateSession, is_caused_by, said_by
+from outbox.generate.session import GenerateSession
 from outbox.generate.source import (
     Content,
     PythonSource,
     Source,
-    UnreadableError,
     source_of,
 )
 from outbox.reports.period import Period, in_words, period_at
@@ -151,7 +151,7 @@ class Look:
             self.found.findings.append(_compiled(self.settings, self.name))
             return
         try:
-            source = await source_of(self.settings, self.name, self.session)
+            source = await source_of(self.settings, self.name, self.session.queries)
         except OutboxError as error:
             self.found.findings.append(fault_of(self._check("source"), error))
             self._leave("the source cannot be used")
@@ -264,7 +264,7 @@ class Look:
         query: str | None = getattr(self.report, look)
         if query is None or self.report.timezone in ("UTC", "Etc/UTC"):
             return None
-        names = await self.session.plain_timestamps(query)
+        names = await self.session.queries.plain_timestamps(query)
         if not names:
             return None
         bounds = " and ".join(f":{name}" for name in names)
@@ -305,7 +305,7 @@ def _refused(check: str, error: Exception, whose: str = "") -> Finding:
     if isinstance(error, UnreadableError):
         found, _, fix = str(error).partition("; ")
         return fault(check, f"{whose}{found}", fix)
-    return fault(check, f"{whose}{said_by(error)}", "correct it there")
+    return fault(check, f"{whose}{message_of(error)}", "correct it there")
 
 
 WAIVED: Final = text("""

@@ -149,7 +149,7 @@ class Run:
         `earlier` is the result of the pass whose session was lost.
         """
         report = settings.report(name)
-        source = await source_of(settings, name, session)
+        source = await source_of(settings, name, session.queries)
         await session.use_timezone(report.timezone)
         async with session.ours() as connection:
             edition = await plan_edition(connection, name, report, period_key, early=early)

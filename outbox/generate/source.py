@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from outbox.errors import ConfigurationError, SourceError
 from outbox.generate.digest import ITEMS, RECIPIENTS
+from outbox.generate.query_errors import QueryError, RowError, UnreadableError
 from outbox.generate.recipients import Recipient, recipient_of
 from outbox.reports.period import Period
 from outbox.reports.query_parameters import parse
@@ -124,18 +125,6 @@ class SqlSource:
             if theirs is not None:
                 theirs.append({column: value for column, value in row.items() if column != "key"})
         return found
-
-
-class QueryError(Exception):
-    """A query is wrong as such: it would fail for every recipient."""
-
-
-class RowError(Exception):
-    """A source failed on the values of one call: other recipients may do better."""
-
-
-class UnreadableError(RowError):
-    """A row has a value that Python cannot represent; the message names column and value."""
 
 
 def _parameters(period: Period, zone: tzinfo) -> dict[str, Any]:

@@ -187,7 +187,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
     settings.require("database_url")
     report = settings.report(name)
     async with GenerateSession.open(settings, application="outbox audit") as session:
-        source = await source_of(settings, name, session)
+        source = await source_of(settings, name, session.queries)
         await session.use_timezone(report.timezone)
         async with session.snapshot():
             async with session.ours() as connection:

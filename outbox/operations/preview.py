@@ -15,10 +15,11 @@ from sqlalchemy import text
 
 from outbox.errors import ConfigurationError, OutboxError, SourceError
 from outbox.generate.edition import find_edition, period_for, too_early
+from outbox.generate.query_errors import UnreadableError, is_caused_by
 from outbox.generate.recipients import Recipient, checked
 from outbox.generate.report_builder import MadeReport, NewReport, ReportBuilder, sender_of, warn_of_ignored_templates
-from outbox.generate.session import GenerateSession, is_caused_by
-from outbox.generate.source import Content, PythonSource, Source, UnreadableError, source_of
+from outbox.generate.session import GenerateSession
+from outbox.generate.source import Content, PythonSource, Source, source_of
 from outbox.operations.route_rules import route_for
 from outbox.reports.period import Period, in_words
 from outbox.reports.render import explain
@@ -141,7 +142,7 @@ async def preview(
     warn_of_ignored_templates(settings)
     try:
         async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
-            source = await source_of(settings, name, session)
+            source = await source_of(settings, name, session.queries)
             await session.use_timezone(report.timezone)
             async with session.snapshot():
                 period = await _period(session, name, report, period_key)

@@ -6,7 +6,11 @@ timezones         names of time zones: which mean the same zone, and which is cu
 query_parameters  which colons in a query are parameters
 language          dates, numbers and words in the reader's language
 translations      the words themselves
-table             rows prepared for display: numbers, sums, bars
+number_format     numbers as people read them
+values            values of any type as short text
+columns           columns of a table: quantities, labels, totals
+plain_table       tables in plain text
+table             rows prepared for display: columns, totals, bars, headline
 template_files    template files that are never used because of their names
 jinja             Jinja environments: which files, what is escaped, errors with file and line
 render            rows to subject, email and page (`templates/`)
