@@ -35,33 +35,38 @@ class ReportSource(Protocol):
     """
 
     def recipients(self, period: Period) -> Any:
-        """Everybody who is owed a report: an iterable, async iterable, or awaitable of one, of `Recipient`."""
+        """Return all who are owed a report: an iterable, async iterable, or awaitable of one, of `Recipient`."""
 
     def build(self, recipient: Recipient, period: Period) -> Any:
-        """What the report says: rows (a sequence of mappings), or a mapping of names that the templates use.
+        """Return the content of the report: rows (a sequence of mappings), or a mapping of names for the templates.
 
         An exception skips this recipient, who is named; the others go on.
         """
 
 
 class Source(Protocol):
-    """What generate asks of either kind of source."""
+    """Source of either kind, as generate uses it."""
 
     def recipients(self, period: Period) -> AsyncIterator[Recipient]:
-        """Everybody who is owed a report, as a stream; SourceError if there is none to be had."""
+        """Yield all who are owed a report.
+
+        Raises:
+            SourceError: the source cannot name them.
+
+        """
 
     async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
-        """What each one's report says, by key, or why it cannot be said."""
+        """Return the content of each one's report, by key, or the error because of which there is none."""
 
 
 class Reader(Protocol):
-    """How a SQL source reads: rows of one statement, or of one statement as a stream that keeps no transaction open."""
+    """Reader of a SQL source: all rows of a statement, or a stream of them that keeps no transaction open."""
 
     async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
-        """All rows."""
+        """Return all rows."""
 
     def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
-        """The rows, at most `portion` at a time."""
+        """Yield the rows, at most `portion` at a time."""
 
     @property
     def trusted(self) -> "Reader":
@@ -70,7 +75,7 @@ class Reader(Protocol):
 
 @dataclass(slots=True)
 class SqlSource:
-    """The two queries of a report's settings, read through generate's own session."""
+    """Source of the two queries of a report's settings, read through generate's own session."""
 
     name: str
     recipients_sql: str
@@ -80,7 +85,7 @@ class SqlSource:
     zone: tzinfo = UTC
 
     async def recipients(self, period: Period) -> AsyncIterator[Recipient]:
-        """The rows of the recipients query."""
+        """Yield the rows of the recipients query."""
         where = f"reports.{self.name}.recipients"
         try:
             async for rows in self.reader.stream(self.recipients_sql, _parameters(period, self.zone), FETCH_ROWS):
@@ -92,13 +97,11 @@ class SqlSource:
             raise SourceError(f"{where}: Postgres refuses the query ({error}); correct it there.") from error
 
     async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
-        """The rows of the data query: for all at once with :keys, one by one with :key."""
+        """Return the rows of the data query: for all at once with :keys, one by one with :key."""
         if not self.batched:
             return {r.key: await self._attempt({"key": r.key}, period) for r in recipients}
         rows = await self._attempt({"keys": [r.key for r in recipients]}, period)
-        if (
-            isinstance(rows, Exception) and len(recipients) > 1
-        ):  # one row of one recipient spoils the batch: find out whose
+        if isinstance(rows, Exception) and len(recipients) > 1:  # one recipient's row spoils the batch: find out whose
             return {r.key: (await self.build([r], period))[r.key] for r in recipients}
         if isinstance(rows, Exception):
             return {recipients[0].key: rows}
@@ -128,21 +131,21 @@ class SqlSource:
 
 
 def _parameters(period: Period, zone: tzinfo) -> dict[str, Any]:
-    """The bounds in civil time: compared with a `date` column they are the dates that they show there."""
+    """Return the period and its bounds in civil time: compared with a `date` column they are the local dates."""
     starts_at, ends_at = period.starts_at.astimezone(zone), period.ends_at.astimezone(zone)
     return {"period": period.key, "starts_at": starts_at, "ends_at": ends_at}
 
 
 @dataclass(slots=True)
 class PythonSource:
-    """A `ReportSource` behind the interface of generate."""
+    """Source of a `ReportSource`, which is run beside the event loop."""
 
     name: str
     source: ReportSource
     aside: Aside = field(default_factory=Aside)
 
     async def recipients(self, period: Period) -> AsyncIterator[Recipient]:
-        """Whatever the class gives, one by one."""
+        """Yield the recipients that the class returns, as `Recipient` or as mappings."""
         where = f"reports.{self.name}.source"
         try:
             async for one in _each(self.aside, await _called(self.aside, self.source.recipients, period), where):
@@ -153,7 +156,7 @@ class PythonSource:
             raise SourceError(f"{where}: recipients() raised {said(error)}; correct it there.") from error
 
     async def build(self, recipients: Sequence[Recipient], period: Period) -> Mapping[str, Content | Exception]:
-        """Each one's content, or what `build` raised for it."""
+        """Return each one's content, or the error that `build` raised for it."""
         return {recipient.key: await self._build(recipient, period) for recipient in recipients}
 
     async def _build(self, recipient: Recipient, period: Period) -> Content | Exception:
@@ -167,7 +170,7 @@ class PythonSource:
 
 
 async def _called(aside: Aside, method: Callable[..., Any], *arguments: Any) -> Any:
-    """What a method of the user's gives."""
+    """Return what a method of the user's returns, awaited if need be."""
     given = method(*arguments) if inspect.iscoroutinefunction(method) else await aside.call(method, *arguments)
     return await aside.wait_for(given) if inspect.isawaitable(given) else given
 
@@ -197,7 +200,7 @@ async def _portion(stream: AsyncIterator[Any]) -> list[Any]:
 
 
 async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
-    """Where a report of the settings comes from: its queries, read through `reader`, or its class; a digest, from ours.
+    """Return the source of a report: its queries, read through `reader`, or its class; for a digest outbox's queries.
 
     Raises:
         ConfigurationError: there is no report of that name.
@@ -216,7 +219,7 @@ async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
 
 
 def load_source(name: str, reference: str, directory: Path) -> PythonSource:
-    """The class that `module:Class` names, made; modules beside the settings are found too.
+    """Return an object of the class that `module:Class` names; modules beside the settings are found, too.
 
     Raises:
         SourceError: no such module or class, or it cannot be made.

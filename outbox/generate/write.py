@@ -1,7 +1,7 @@
 """Transaction that writes reports: report, email and delivery are committed together or not at all."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
@@ -126,14 +126,14 @@ async def enqueue_reports(
     is_urgent: bool = False,
     traceparent: str | None = None,
 ) -> int:
-    """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
+    """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; return how many were new.
 
-    What is not sent within `send_before_s` of that expires. The rules say which route each takes, by report and
+    An email that is not sent within `send_before_s` from then expires. The rules choose its route, by report and
     recipient. `traceparent` is the W3C trace context of the caller, in which the emails will be sent.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
-    then writes nothing for it. Of digests only those are written whose items are all open still; the others say what
-    another tells, or told, and have to be made again.
+    then writes nothing for it. Of digests only those are written whose items are all open still; the others name
+    items that another digest takes up, or took up, and have to be made again.
     """
     assert len(reports) <= BATCH_MAX
     items = {report.recipient_key: report.items for report in reports if report.items}
@@ -150,16 +150,7 @@ async def enqueue_reports(
                 "priority": int(is_urgent),
                 "traceparent": traceparent,
                 "made_by": storable(made_by()),
-                "recipient_keys": [r.recipient_key for r in reports],
-                "tokens": [r.token for r in reports],
-                "titles": [r.title for r in reports],
-                "htmls": [r.html for r in reports],
-                "emails": [r.email_id for r in reports],
-                "keys": [r.key for r in reports],
-                "senders": [r.sender for r in reports],
-                "recipients": [r.address for r in reports],
-                "message_ids": [r.message_id for r in reports],
-                "messages": [r.message for r in reports],
+                **_columns_of(reports),
             },
         )
         made = result.all()
@@ -172,8 +163,24 @@ async def enqueue_reports(
     return len(made)
 
 
+def _columns_of(reports: Sequence[NewReport]) -> Mapping[str, Sequence[Any]]:
+    """Return the reports as the arrays of `ENQUEUE`."""
+    return {
+        "recipient_keys": [r.recipient_key for r in reports],
+        "tokens": [r.token for r in reports],
+        "titles": [r.title for r in reports],
+        "htmls": [r.html for r in reports],
+        "emails": [r.email_id for r in reports],
+        "keys": [r.key for r in reports],
+        "senders": [r.sender for r in reports],
+        "recipients": [r.address for r in reports],
+        "message_ids": [r.message_id for r in reports],
+        "messages": [r.message for r in reports],
+    }
+
+
 async def collect_reports(connection: "AsyncConnection", edition: int, reports: Sequence[CollectedReport]) -> int:
-    """Write the reports and their items, at most `BATCH_MAX`, in one transaction; gives how many were new.
+    """Write the reports and their items, at most `BATCH_MAX`, in one transaction; return how many were new.
 
     In a race for one recipient as `enqueue_reports`, and it raises the same.
     """
