@@ -6,7 +6,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from outbox.reports.language import DASH, GROUPED_MIN, Language
+from outbox.reports.language import Language
+from outbox.reports.language_rules import DASH, GROUPED_MIN
 from outbox.reports.number_format import decimal_of, places_of, write_number
 from outbox.reports.values import cell
 

@@ -5,7 +5,8 @@ from numbers import Integral, Real
 from typing import Final
 
 from outbox.errors import TemplateUseError
-from outbox.reports.language import DASH, ENGLISH, GROUPED_MIN, Language
+from outbox.reports.language import ENGLISH, Language
+from outbox.reports.language_rules import DASH, GROUPED_MIN
 
 _PLAIN_MAX: Final = Decimal(10) ** 21  # a larger number is written with its power of ten
 _PLACES_MAX: Final = 30

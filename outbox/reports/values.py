@@ -6,7 +6,8 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any, Final
 
-from outbox.reports.language import DASH, ENGLISH, Language
+from outbox.reports.language import ENGLISH, Language
+from outbox.reports.language_rules import DASH
 from outbox.reports.number_format import number_of
 
 _DEPTH_MAX: Final = 8  # of values within values
