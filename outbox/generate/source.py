@@ -15,7 +15,7 @@ from outbox.generate.recipients import Recipient, recipient_of
 from outbox.reports.period import Period
 from outbox.reports.query_parameters import parse
 from outbox.settings import ReportSettings, Settings
-from outbox.user_code import Aside, UntrustedCodeError, load, said
+from outbox.user_code import UntrustedCodeError, UserCodeRunner, load, said
 
 FETCH_ROWS: Final = 1000
 
@@ -142,13 +142,13 @@ class PythonSource:
 
     name: str
     source: ReportSource
-    aside: Aside = field(default_factory=Aside)
+    runner: UserCodeRunner = field(default_factory=UserCodeRunner)
 
     async def recipients(self, period: Period) -> AsyncIterator[Recipient]:
         """Yield the recipients that the class returns, as `Recipient` or as mappings."""
         where = f"reports.{self.name}.source"
         try:
-            async for one in _each(self.aside, await _called(self.aside, self.source.recipients, period), where):
+            async for one in _each(self.runner, await _called(self.runner, self.source.recipients, period), where):
                 yield recipient_of(one, where)
         except SourceError:
             raise
@@ -161,29 +161,29 @@ class PythonSource:
 
     async def _build(self, recipient: Recipient, period: Period) -> Content | Exception:
         try:
-            content = await _called(self.aside, self.source.build, recipient, period)
+            content = await _called(self.runner, self.source.build, recipient, period)
             if not isinstance(content, (Mapping, list)):
-                content = await self.aside.call(list, content)  # a generator of the user's: it may block
+                content = await self.runner.call(list, content)  # a generator of the user's: it may block
             return content if isinstance(content, Mapping) else [dict(row) for row in content]
         except Exception as error:  # noqa: BLE001 - the user's code: this recipient alone is passed over
             return RowError(f"build() raised {said(error)}")
 
 
-async def _called(aside: Aside, method: Callable[..., Any], *arguments: Any) -> Any:
+async def _called(runner: UserCodeRunner, method: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a method of the user's returns, awaited if need be."""
-    given = method(*arguments) if inspect.iscoroutinefunction(method) else await aside.call(method, *arguments)
-    return await aside.wait_for(given) if inspect.isawaitable(given) else given
+    given = method(*arguments) if inspect.iscoroutinefunction(method) else await runner.call(method, *arguments)
+    return await runner.wait_for(given) if inspect.isawaitable(given) else given
 
 
-async def _each(aside: Aside, found: Any, where: str) -> AsyncIterator[Any]:
+async def _each(runner: UserCodeRunner, found: Any, where: str) -> AsyncIterator[Any]:
     if isinstance(found, AsyncIterable):
         stream = aiter(found)
-        while portion := await aside.wait_for(_portion(stream)):
+        while portion := await runner.wait_for(_portion(stream)):
             for one in portion:
                 yield one
     elif isinstance(found, Iterable):
         rows = iter(found)
-        while portion := await aside.call(lambda: list(islice(rows, FETCH_ROWS))):
+        while portion := await runner.call(lambda: list(islice(rows, FETCH_ROWS))):
             for one in portion:
                 yield one
     else:
@@ -211,7 +211,9 @@ async def source_of(settings: Settings, name: str, reader: Reader) -> Source:
     if not isinstance(report, ReportSettings):
         return SqlSource(name, RECIPIENTS, ITEMS, batched=True, reader=reader.trusted, zone=report.zone)
     if report.source is not None:
-        loaded: PythonSource = await Aside().call(load_source, name, report.source, settings.directory)  # it may block
+        loaded: PythonSource = await UserCodeRunner().call(
+            load_source, name, report.source, settings.directory
+        )  # it may block
         return loaded
     assert report.recipients is not None
     assert report.data is not None

@@ -45,7 +45,7 @@ class Pauses:
         self.is_idle, self._next_s = False, PAUSE_FIRST_S
 
     def next_s(self) -> float:
-        """Return how long to pause before the next look, with jitter."""
+        """Return how long to pause before the next look, with jitter; the pause after it will be longer."""
         self.is_idle = True
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, PAUSE_MAX_S)
         return pause_s * (0.5 + random.random())  # noqa: S311 - jitter, not a secret
