@@ -7,6 +7,7 @@ class `recipients` and `build` are called: what they do on connections of their 
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,14 +142,7 @@ async def preview(
     report = settings.report(name)
     warn_of_ignored_templates(settings)
     try:
-        async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
-            source = await source_of(settings, name, session.queries)
-            await session.use_timezone(report.timezone)
-            async with session.snapshot():
-                period = await _period(session, name, report, period_key)
-                recipient = await _find(source, name, period, key)
-                content = await _content(source, name, period, recipient)
-                (now,) = (await session.fetch(text("SELECT now()")))[0]
+        period, recipient, content, now = await _ask(settings, name, key, period_key)
     except OutboxError as error:
         if is_caused_by(error, asyncpg.ReadOnlySQLTransactionError):
             where = str(error).partition(":")[0]
@@ -171,6 +165,22 @@ async def preview(
         locale=builder.language_of(recipient).tag,
         early=too_early(report, period, now),
     )
+
+
+async def _ask(
+    settings: Settings, name: str, key: str | None, period_key: str | None
+) -> tuple[Period, Recipient, Content, datetime]:
+    """Return period, recipient, content and the time of the database, all of one snapshot."""
+    report = settings.report(name)
+    async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
+        source = await source_of(settings, name, session.queries)
+        await session.use_timezone(report.timezone)
+        async with session.snapshot():
+            period = await _period(session, name, report, period_key)
+            recipient = await _find(source, name, period, key)
+            content = await _content(source, name, period, recipient)
+            (now,) = (await session.fetch(text("SELECT now()")))[0]
+    return period, recipient, content, now
 
 
 async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:
