@@ -34,7 +34,8 @@ one report opens the packages in this order:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from outbox.generate.source import Recipient, ReportSource
+    from outbox.generate.recipients import Recipient
+    from outbox.generate.source import ReportSource
     from outbox.mail.attachment import Attachment
     from outbox.mail.email import Email
     from outbox.mail.enqueue import enqueue
@@ -46,7 +47,7 @@ _API = {
     "Attachment": "outbox.mail.attachment",
     "Email": "outbox.mail.email",
     "enqueue": "outbox.mail.enqueue",
-    "Recipient": "outbox.generate.source",
+    "Recipient": "outbox.generate.recipients",
     "ReportSource": "outbox.generate.source",
 }
 

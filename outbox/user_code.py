@@ -1,4 +1,4 @@
-"""The user's own code: found by its name, `module:attribute`, and run where it may block without stopping the pulse."""
+"""Code of the user's: loaded by its name, `module:attribute`, and run where it may block without stopping the pulse."""
 
 import asyncio
 import importlib
@@ -85,7 +85,7 @@ class _Checked:
 
 
 def said(error: BaseException) -> str:
-    """What an error of the user's code says, on one line."""
+    """Return an error of the user's code on one line."""
     if isinstance(error, UserCodeError):
         return str(error)
     return f"{type(error).__name__}: {error}".replace("\n", " ")[:300]
@@ -95,12 +95,12 @@ class UserCodeError(Exception):
     """The user's code raised what ends more than itself: a process, a task or an iteration of ours."""
 
 
-class Aside:
-    """Runs the user's code off our event loop, which keeps a session alive: it may block for as long as it likes.
+class UserCodeRunner:
+    """Runner of the user's code off our event loop, which keeps a session alive: the code may block for any time.
 
     Plain calls run in one thread, one after another, awaitables on one event loop in another thread, so that what one
     of them opened there (a client, a pool) the next one can use. Both threads die with the process, so code that hangs
-    keeps nobody from ending it.
+    does not prevent its end.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Aside:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function gives or raises, as `called`."""
+        """Return or raise what the function does, as `called`."""
         if self._calls is None:
             self._calls = queue.SimpleQueue()
             threading.Thread(target=_serve, args=(self._calls,), name="user code", daemon=True).start()
@@ -117,7 +117,7 @@ class Aside:
         return await asyncio.wrap_future(future)
 
     async def wait_for(self, given: Awaitable[Any]) -> Any:
-        """What the awaitable gives or raises, as `awaited`."""
+        """Return or raise what the awaitable does, as `awaited`."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="user code, async", daemon=True).start()
@@ -130,12 +130,12 @@ def _serve(calls: "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]") ->
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+            except BaseException as error:  # noqa: BLE001 - raised where the call is waited for
                 future.set_exception(error)
 
 
 def called(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives or raises; `UserCodeError` in place of what would end more than it."""
+    """Return or raise what the function does; `UserCodeError` in place of an exception that would end more than it."""
     try:
         return function(*arguments)
     except (SystemExit, StopIteration, asyncio.CancelledError) as error:  # a future takes no StopIteration
@@ -143,7 +143,7 @@ def called(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def awaited(given: Awaitable[Any]) -> Any:
-    """What it gives or raises; `UserCodeError` in place of what would end more than it."""
+    """Return or raise what the awaitable does; `UserCodeError` in place of what would end more than it."""
     try:
         return await given
     except SystemExit as error:
@@ -151,5 +151,5 @@ async def awaited(given: Awaitable[Any]) -> Any:
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
-            raise  # it is we who want no more of it
+            raise  # the cancellation is ours
         raise UserCodeError(said(error)) from error

@@ -8,7 +8,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 
-from outbox.generate.run import CivilPeriod
+from outbox.generate.report_builder import CivilPeriod
 from outbox.mail import message
 from outbox.reports.render import Templates
 

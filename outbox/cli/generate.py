@@ -8,7 +8,7 @@ from outbox.cli.app import Bar, ConfigOption, app, awaited, connected, printable
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
-    from outbox.generate.run import Result
+    from outbox.generate.result import Result
     from outbox.settings import Settings
 
 EarlyOption = Annotated[

@@ -150,7 +150,7 @@ def send_test(
 
 
 async def _try(settings: "Settings", recipient: str, report: str | None, key: str | None) -> "Trial":
-    from outbox.generate.run import sender_of
+    from outbox.generate.report_builder import sender_of
     from outbox.operations.send_test import mail_to, send
 
     sender = sender_of(settings)

@@ -105,11 +105,11 @@ async def _run_until_told(sender: "Relays", settings: "Settings", generating: Se
     from outbox.log import Events
 
     log = Events("outbox.relay")
-    starter = None
+    scheduler = None
     if generating is not None:
-        from outbox.generate.scheduler import Starter
+        from outbox.generate.scheduler import Scheduler
 
-        starter = Starter(settings, generating)
+        scheduler = Scheduler(settings, generating)
 
     def stop(signum: int) -> None:
         if sender.stopping:
@@ -118,14 +118,14 @@ async def _run_until_told(sender: "Relays", settings: "Settings", generating: Se
         log.info(
             "relay_stopping", "stopping: what is in hand is finished first, for {drain_s:g} s", drain_s=settings.drain_s
         )
-        if starter is not None:
-            starter.stop()
+        if scheduler is not None:
+            scheduler.stop()
         sender.stop()
 
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop, signum)
-    async with starter.beside() if starter is not None else nullcontext():
+    async with scheduler.running() if scheduler is not None else nullcontext():
         await sender.run()
 
 

@@ -20,19 +20,16 @@ from outbox.database.connection import LOST_SESSION
 from outbox.doctor.database import Database
 from outbox.doctor.finding import Finding, fault, fault_of, not_checked, note, ok
 from outbox.errors import OutboxError
-from outbox.generate.edition import Edition, find_edition
+from outbox.generate.edition import find_edition
 from outbox.generate.no_recipients import explain_no_recipients
-from outbox.generate.run import Run
-from outbox.generate.session import GenerateSession, is_caused_by, said_by
+from outbox.generate.query_errors import UnreadableError, is_caused_by, message_of
+from outbox.generate.recipients import Recipient, SharedAddresses, checked, label_of
+from outbox.generate.report_builder import ReportBuilder
+from outbox.generate.session import GenerateSession
 from outbox.generate.source import (
     Content,
     PythonSource,
-    Recipient,
-    SharedAddresses,
     Source,
-    UnreadableError,
-    checked,
-    label_of,
     source_of,
 )
 from outbox.reports.period import Period, in_words, period_at
@@ -154,7 +151,7 @@ class Look:
             self.found.findings.append(_compiled(self.settings, self.name))
             return
         try:
-            source = await source_of(self.settings, self.name, self.session)
+            source = await source_of(self.settings, self.name, self.session.queries)
         except OutboxError as error:
             self.found.findings.append(fault_of(self._check("source"), error))
             self._leave("the source cannot be used")
@@ -162,8 +159,8 @@ class Look:
         if isinstance(source, PythonSource):
             self.found.findings.append(ok(self._check("source"), f"{self.report.source} can be made"))
         sample = await self._look_at_recipients(source, period)
-        run = Run.of(self.settings, Edition(0, self.name, period), self.session, source, now)
-        await self._look_at_content(run, source, period, sample)
+        builder = ReportBuilder.of(self.settings, self.name, period, now)
+        await self._look_at_content(builder, source, period, sample)
 
     def _check(self, look: str) -> str:
         return f"{table_of(self.name)}.{look}"
@@ -223,7 +220,9 @@ class Look:
     def _judged(self, crowd: "Crowd") -> Finding:
         return crowd.judge_addresses(self._check("addresses"), is_collected=self.report.is_collected)
 
-    async def _look_at_content(self, run: Run, source: Source, period: Period, sample: list[Recipient]) -> None:
+    async def _look_at_content(
+        self, builder: ReportBuilder, source: Source, period: Period, sample: list[Recipient]
+    ) -> None:
         """What the report says to a few of them, and how it looks."""
         data, templates = self._check("data"), self._check("templates")
         if isinstance(source, PythonSource):
@@ -235,7 +234,7 @@ class Look:
             if contents:
                 by_key = {recipient.key: recipient for recipient in sample}
                 pairs = [(by_key[key], content) for key, content in contents.items()]
-                self.found.findings.append(await self._look_at_templates(templates, run, pairs))
+                self.found.findings.append(await self._look_at_templates(templates, builder, pairs))
                 return
         self.found.findings.append(_compiled(self.settings, self.name))
 
@@ -265,7 +264,7 @@ class Look:
         query: str | None = getattr(self.report, look)
         if query is None or self.report.timezone in ("UTC", "Etc/UTC"):
             return None
-        names = await self.session.plain_timestamps(query)
+        names = await self.session.queries.plain_timestamps(query)
         if not names:
             return None
         bounds = " and ".join(f":{name}" for name in names)
@@ -276,10 +275,12 @@ class Look:
             f"(col at time zone '{self.report.timezone}') if it is not",
         )
 
-    async def _look_at_templates(self, check: str, run: Run, pairs: list[tuple[Recipient, Content]]) -> Finding:
+    async def _look_at_templates(
+        self, check: str, builder: ReportBuilder, pairs: list[tuple[Recipient, Content]]
+    ) -> Finding:
         try:
             made = await asyncio.to_thread(
-                lambda: [run.rendered(recipient, content, 1, "doctor") for recipient, content in pairs]
+                lambda: [builder.with_email(recipient, content, "doctor", 1) for recipient, content in pairs]
             )
         except OutboxError as error:
             return fault_of(check, error)
@@ -304,7 +305,7 @@ def _refused(check: str, error: Exception, whose: str = "") -> Finding:
     if isinstance(error, UnreadableError):
         found, _, fix = str(error).partition("; ")
         return fault(check, f"{whose}{found}", fix)
-    return fault(check, f"{whose}{said_by(error)}", "correct it there")
+    return fault(check, f"{whose}{message_of(error)}", "correct it there")
 
 
 WAIVED: Final = text("""

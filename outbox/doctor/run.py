@@ -19,7 +19,7 @@ from outbox.doctor.lmtp_maildir import examine_lmtp, examine_maildir
 from outbox.doctor.reports import examine_reports
 from outbox.doctor.smtp import examine_smtp
 from outbox.errors import OutboxError
-from outbox.generate.run import sender_of
+from outbox.generate.report_builder import sender_of
 from outbox.generate.schedule_state import Agenda, Latest, Standing, look, scheduled, times
 from outbox.mail.verp import TOKEN_MAX
 from outbox.operations.attention import WAITED_MAX_S, Kind, RouteStatus

@@ -11,10 +11,10 @@ from typing import Final
 
 from outbox import suggested, tracing
 from outbox.database.lock_wait import LockWaitError
-from outbox.generate.digest import Collected
 from outbox.generate.edition import Edition
+from outbox.generate.report_builder import CollectedReport, MadeReport, NewReport
 from outbox.generate.session import GenerateSession
-from outbox.generate.write import KeysTakenError, NewReport, collect_reports, enqueue_reports
+from outbox.generate.write import KeysTakenError, collect_reports, enqueue_reports
 from outbox.settings import EditionSettings
 
 # After a batch has waited for a lock once, its recipients are tried one by one. Each blocked one costs a wait of
@@ -46,8 +46,8 @@ class BatchWriter:
         self._report = report
         self._waited_s = 0.0
 
-    async def write(self, reports: Sequence[NewReport | Collected]) -> Written:
-        """Write at most `record.BATCH_MAX` reports, all of one kind."""
+    async def write(self, reports: Sequence[MadeReport]) -> Written:
+        """Write at most `write.BATCH_MAX` reports, all of one kind."""
         with tracing.span("outbox enqueue", edition=self._edition.name, reports=len(reports)) as context:
             if self._waited_s:  # the run has met a blocked key: the whole batch waits no longer than one recipient
                 return await self._write_hurried(reports, context)
@@ -57,7 +57,7 @@ class BatchWriter:
                 self._waited_s = ALONE_S
                 return await self._write_apart(reports, context)
 
-    async def _write_hurried(self, reports: Sequence[NewReport | Collected], context: str | None) -> Written:
+    async def _write_hurried(self, reports: Sequence[MadeReport], context: str | None) -> Written:
         async with self._session.waiting_at_most(ALONE_S):
             try:
                 return await self._commit(reports, context)
@@ -65,7 +65,7 @@ class BatchWriter:
                 pass  # some of them are blocked
         return await self._write_apart(reports, context)
 
-    async def _write_apart(self, reports: Sequence[NewReport | Collected], context: str | None) -> Written:
+    async def _write_apart(self, reports: Sequence[MadeReport], context: str | None) -> Written:
         """Write one report at a time, and record which are blocked."""
         written = Written()
         wait_s = ALONE_S if self._waited_s < PATIENCE_S else HURRIED_S
@@ -78,7 +78,7 @@ class BatchWriter:
                     written.failed[report.recipient_key] = f"its email's key {report.key} is blocked: {error}."
         return written
 
-    async def _commit(self, reports: Sequence[NewReport | Collected], context: str | None) -> Written:
+    async def _commit(self, reports: Sequence[MadeReport], context: str | None) -> Written:
         """Write the reports in one transaction, without those whose keys belong to other emails."""
         written = Written()
         while reports:
@@ -92,9 +92,9 @@ class BatchWriter:
                 reports = [report for report in reports if report.key not in error.keys]
         return written
 
-    async def _transaction(self, reports: Sequence[NewReport | Collected], context: str | None) -> int:
+    async def _transaction(self, reports: Sequence[MadeReport], context: str | None) -> int:
         emails = [report for report in reports if isinstance(report, NewReport)]
-        collected = [report for report in reports if isinstance(report, Collected)]
+        collected = [report for report in reports if isinstance(report, CollectedReport)]
         made = 0
         if emails:
             enqueue = partial(

@@ -1,14 +1,13 @@
-"""The digest: a report over reports. One email per address and period tells of all that wait for it.
+"""The digest: a report over reports. One email per address and period names all reports that wait for it.
 
 A report with `deliver = "digest"` is made like any other, and an item in `outbox.digest_item` stands where its email
 would: open, until a digest takes it up. The digest itself is a report like any other, too, whose two queries are ours:
 its recipients are the addresses that have open items, its rows are these items. It is committed together with the end
-of its items, all of which must still be open then, so no item is told of twice; what comes later stays open for the
+of its items, all of which must still be open then, so no item is named twice; what comes later stays open for the
 next period's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, BigInteger, Text, bindparam, text
@@ -18,9 +17,11 @@ from outbox.settings import DIGEST
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from outbox.generate.report_builder import CollectedReport
+
 ITEMS_MAX: Final = 100  # in one email, so that mail clients do not clip it; the rest is the next period's
 
-# What a digest may tell of: open, not of a report that people hold back, and not deleted behind its link; nor where the
+# Items that a digest may name: open, not of a paused report, and not deleted behind the link; nor where the
 # address is on the suppression list, for the report or for the digest.
 OPEN: Final = f"""
 outbox.digest_item i
@@ -29,7 +30,7 @@ outbox.digest_item i
  WHERE i.digest IS NULL AND NOT EXISTS (SELECT FROM outbox.pause p WHERE p.report = e.report)
    AND outbox.suppressed(i.address, e.report) IS NULL AND outbox.suppressed(i.address, '{DIGEST}') IS NULL"""
 
-# Who has this edition's digest already is owed it, too, like somebody whose report is made.
+# A recipient who has this edition's digest already is owed it, too, like one whose report is made.
 RECIPIENTS: Final = f"""
 WITH waiting AS (
     SELECT i.address, (array_agg(i.name ORDER BY i.report DESC) FILTER (WHERE i.name <> ''))[1] AS name
@@ -42,7 +43,7 @@ SELECT coalesce(w.address, t.recipient_key) AS key, coalesce(w.address, t.recipi
   FROM waiting w FULL JOIN told t ON t.recipient_key = w.address
 """
 
-# What waits for an address, oldest first; `waiting` counts all of it.
+# The open items of an address, oldest first; `waiting` counts all of them.
 ITEMS: Final = f"""
 SELECT n.key, found.*
   FROM unnest(:keys) AS n (key)
@@ -61,22 +62,7 @@ SELECT count(*)
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """A report that was made and is told of by a digest; `key` is what its email's would be."""
-
-    recipient_key: str
-    token: str
-    title: str
-    html: str
-    key: str
-    sender: str
-    address: str
-    name: str
-    link: str
-
-
-# As `record.ENQUEUE`, with an item for the email. A recipient with an email under this key, from a time before the
+# As `write.ENQUEUE`, with an item for the email. A recipient with an email under this key, from a time before the
 # report was collected, has been informed, or will be: the report adopts the email.
 COLLECT: Final = text("""
 WITH made AS (
@@ -103,7 +89,7 @@ SELECT r.id, r.recipient_key, i.report IS NOT NULL AS has_item FROM report r LEF
 )
 
 
-async def collect(connection: "AsyncConnection", edition: int, reports: Sequence[Collected]) -> Sequence[Any]:
+async def collect(connection: "AsyncConnection", edition: int, reports: "Sequence[CollectedReport]") -> Sequence[Any]:
     """Write the reports with their items, in the caller's transaction; return the new ones, and which have an item."""
     made = await connection.execute(
         COLLECT,
@@ -122,8 +108,8 @@ async def collect(connection: "AsyncConnection", edition: int, reports: Sequence
     return made.all()
 
 
-# In the order of ids, so that two digests with common items wait for each other instead of deadlocking. Who waited
-# sees the row as the other left it: what was taken up meanwhile does not come back (PostgreSQL docs, 13.2.1).
+# In the order of ids, so that two digests with common items wait for each other instead of deadlocking. The one that
+# waited sees the row as the other left it: what was taken up meanwhile does not come back (PostgreSQL docs, 13.2.1).
 # Written as `digest IS NULL`, the condition lets the planner read the index of all open items, once per batch.
 HOLD: Final = text("""
 SELECT i.report FROM outbox.digest_item i WHERE i.report = ANY (:items) AND coalesce(i.digest, 0) = 0
@@ -132,7 +118,7 @@ SELECT i.report FROM outbox.digest_item i WHERE i.report = ANY (:items) AND coal
 
 
 async def hold(connection: "AsyncConnection", items: Sequence[int]) -> frozenset[int]:
-    """Those of the items that are open, which they stay for others than the caller until its transaction ends."""
+    """Lock the open ones of these items and return them; until the transaction ends no other one can take them up."""
     return frozenset((await connection.scalars(HOLD, {"items": items})).all())
 
 
@@ -144,5 +130,5 @@ UPDATE outbox.digest_item i SET digest = n.digest FROM unnest(:items, :digests) 
 
 
 async def take_up(connection: "AsyncConnection", items: Sequence[tuple[int, int]]) -> None:
-    """End items that are held, each by the digest that tells of it."""
+    """End items that are held, each with the digest that names it."""
     await connection.execute(TAKE_UP, {"items": [item for item, _ in items], "digests": [by for _, by in items]})

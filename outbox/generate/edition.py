@@ -25,7 +25,7 @@ class Edition:
 
     @property
     def name(self) -> str:
-        """As people say it: `progress 2026-W48`."""
+        """Return the name for people: `progress 2026-W48`."""
         return f"{self.report} {self.period.key}"
 
 
@@ -57,9 +57,8 @@ SELECT id, least(greatest(starts_at, '0001-01-03 00:00+00'), '9999-12-29 00:00+0
 """)
 
 # The result of a complete look. Of two looks that overlap, the one that began later counts, whichever ends first; one
-# from the future is of a database whose clock was ahead. An
-# edition that was complete is not while it has more recipients than before, one without a report, or a report that was
-# made since.
+# from the future is of a database whose clock was ahead. An edition that was complete is not while it has more
+# recipients than before, one without a report, or a report that was made since.
 EXPECT: Final = text("""
 UPDATE outbox.edition
    SET expected = :expected, looked_at = :looked_at, may_be_empty = :may_be_empty,
@@ -106,7 +105,7 @@ class Declared:
 
     @property
     def sentence(self) -> str:
-        """Who, when and why, as the end of a sentence."""
+        """Return the person, the time and the reason, as the end of a sentence."""
         return f"declared as done elsewhere by {self.who} at {spoken_time(self.at)}{self.why and f' ({self.why})'}"
 
 
@@ -122,7 +121,7 @@ async def plan_edition(
     """Return the edition to generate now, or the one that `period_key` names. Nothing is written.
 
     The period comes from the database's clock: servers whose clocks differ agree around midnight. `early` allows a
-    period that has not ended; `asker` is what the user wrote the key after.
+    period that has not ended; `asker` is the option or argument with the key.
 
     Raises:
         ConfigurationError: the key is not a period or its period has not ended, or this server's cadence, covers or
@@ -175,9 +174,9 @@ async def open_edition(connection: "AsyncConnection", name: str, report: Edition
 async def find_edition(
     connection: "AsyncConnection", name: str, report: EditionSettings, period_key: str | None, *, asker: str = "PERIOD"
 ) -> tuple[int | None, Period]:
-    """The edition that `open_edition` would give, and its id if it was ever opened; nothing is made.
+    """Return the period that `open_edition` would give, and the edition's id if it was ever opened; nothing is made.
 
-    The transaction is the caller's; `asker` is what the user wrote the key after. An edition that is there is found
+    The transaction is the caller's; `asker` is the option or argument with the key. An edition that is there is found
     under its own key whatever the report's cadence is by now.
 
     Raises:
@@ -201,10 +200,12 @@ async def _find(connection: "AsyncConnection", name: str, period_key: str) -> tu
 def period_for(
     name: str, report: EditionSettings, period_key: str | None, now: Any, *, asker: str = "--period"
 ) -> Period:
-    """The period that a key names, or without one the period to make at `now`, as these settings alone say.
+    """Return the period that a key names, or without one the period to make at `now`, by these settings alone.
+
+    `asker` is the option or argument with the key.
 
     Raises:
-        ConfigurationError: the key is none; `asker` is what the user wrote it after.
+        ConfigurationError: the key is not a period.
 
     """
     if period_key is None:

@@ -1,6 +1,6 @@
-"""How the schedules stand: each report's latest tick, the edition that it starts, and what has become of it.
+"""State of the schedules: each report's latest tick, the edition that it starts, and the outcome.
 
-The fleet's memory of that is one row per report. The database's clock decides what the latest tick is.
+The fleet keeps one row per report. The database's clock decides what the latest tick is.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +13,10 @@ from typing import Any, Final
 from outbox.reports.period import Cadence, Covers, first_instant, period_at
 from outbox.settings import DIGEST, EditionSettings, FirstTick, Settings, duration_s
 
-# A tick that lies so far ahead was taken up when the database's clock was wrong; nobody waits for it.
+# A tick that lies so far ahead was taken up when the database's clock was wrong, and does not count.
 AHEAD_MAX: Final = timedelta(days=1)
-NAMED_MAX: Final = 10
+FAILING_PATIENCE: Final = timedelta(hours=1)  # of a digest, with a report that fails
+NAMED_MAX: Final = 10  # periods
 
 READ: Final = """
 SELECT now() AS now, n.report, s.tick_at, s.done_at, s.failures, s.retry_at, s.said, s.since,
@@ -27,10 +28,10 @@ SELECT now() AS now, n.report, s.tick_at, s.done_at, s.failures, s.retry_at, s.s
 
 
 class Standing(StrEnum):
-    """What has become of a tick."""
+    """State of a tick."""
 
     DONE = "done"
-    DUE = "due"  # it is to be started, or is under way
+    DUE = "due"  # it is to be started, or is in flight
     FAILING = "failing"
     MISSED = "missed"  # catch_up was over before it was done
     NEW = "new"  # it came before the schedule was followed
@@ -49,17 +50,17 @@ class Row:
 
     @property
     def failed(self) -> str:
-        """How often its generate failed, and why the last time."""
+        """Return how often its generate failed, and why the last time."""
         return f"failed {times(self.failures)}: {(self.said or '').rstrip('.')}"
 
 
 def making(name: str) -> list[str]:
-    """The words behind `outbox` that make an edition of this report, before its period."""
+    """Return the arguments of `outbox` that make an edition of this report, without its period."""
     return [DIGEST] if name == DIGEST else ["generate", name]
 
 
 def times(count: int) -> str:
-    """`once`, `twice`, `3 times`."""
+    """Return the count as `once`, `twice`, `3 times`."""
     return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
@@ -73,7 +74,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """The latest tick: how it stands, until when it is caught up with, and the fleet's row if that is about it."""
+    """The latest tick, its state, the end of its catch_up, and the fleet's row if that is about this tick."""
 
     tick: Tick
     standing: Standing
@@ -93,7 +94,7 @@ class Agenda:
     """The next ones."""
 
     def as_json(self) -> dict[str, Any]:
-        """What a script reads; times are UTC."""
+        """Return all of it for scripts; times are UTC."""
         last: dict[str, Any] | None = None
         if self.last is not None:
             row = self.last.row
@@ -117,7 +118,7 @@ class Agenda:
 
 
 async def look(connection: Any, settings: Settings, names: Sequence[str], count: int) -> list[Agenda]:
-    """How the schedules of these reports stand, and their next ticks."""
+    """Return the state of these reports' schedules, and their next `count` ticks."""
     if not names:
         return []
     seen = await read(connection, names)
@@ -131,7 +132,7 @@ async def look(connection: Any, settings: Settings, names: Sequence[str], count:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the database knows of schedules at one moment: the rows of reports, and which schedules are new to it.
+    """Rows of the schedules at one moment of the database's clock, and the schedules that have none yet (`new`).
 
     A new schedule comes with the periods of the editions that outbox has made of its report, by cron or by hand.
     """
@@ -141,7 +142,7 @@ class Seen:
     new: Mapping[str, frozenset[str]]
 
     def latest(self, name: str, report: EditionSettings) -> "Latest | None":
-        """Return the latest tick of a report's schedule (`agenda.latest`).
+        """Return the latest tick of a report's schedule (see `latest`).
 
         An edition that outbox has begun is its own to finish, although the schedule is new.
         """
@@ -150,9 +151,20 @@ class Seen:
             return latest(report, self.rows.get(name), self.now)
         return found
 
+    def is_too_early_for_digest(self, digest: Latest, reports: Mapping[str, EditionSettings]) -> bool:
+        """Return True if a report that a digest is to name is still to be made: it ticked before, and is not done.
+
+        One that fails is waited for during `FAILING_PATIENCE` only, since it may fail for a single recipient for days.
+        """
+        ticks = [self.latest(name, report) for name, report in reports.items() if report.is_collected]
+        waited_for = {Standing.DUE}
+        if self.now < digest.tick.at + FAILING_PATIENCE:
+            waited_for.add(Standing.FAILING)
+        return any(one.tick.at <= digest.tick.at and one.standing in waited_for for one in ticks if one is not None)
+
 
 async def read(connection: Any, reports: Iterable[str]) -> Seen:
-    """Return what the database knows of these reports (at least one)."""
+    """Return the rows of these reports (at least one)."""
     rows = await connection.fetch(READ, list(reports))
     known = {
         row["report"]: Row(row["tick_at"], row["done_at"], row["failures"], row["retry_at"], row["said"], row["since"])
@@ -164,7 +176,7 @@ async def read(connection: Any, reports: Iterable[str]) -> Seen:
 
 
 def scheduled(settings: Settings) -> Mapping[str, EditionSettings]:
-    """The reports that have a schedule; the digest is one, too."""
+    """Return the reports that have a schedule; the digest may be one."""
     return {name: report for name, report in settings.editions.items() if report.schedule is not None}
 
 
@@ -204,12 +216,12 @@ def _standing(row: Row, now: datetime, until: datetime) -> Standing:
 
 
 def tick_of(report: EditionSettings, at: datetime) -> Tick:
-    """The tick at that moment: its edition is that of the moment, however late it is started."""
+    """Return the tick at that moment: its edition is that of the moment, however late it is started."""
     return Tick(at, period_at(at, cadence=report.cadence, timezone=report.zone, covers=report.covers).key)
 
 
 def caught_up_until(report: EditionSettings, tick: Tick) -> datetime:
-    """When it is too late to start the edition of a tick: after `catch_up`, or after one cadence of civil time."""
+    """Return when it is too late to start the edition of a tick: after `catch_up`, or one cadence of civil time."""
     if report.catch_up is not None:
         return tick.at + timedelta(seconds=duration_s(report.catch_up))
     days = {Cadence.DAILY: 1, Cadence.WEEKLY: 7, Cadence.MONTHLY: 31}[report.cadence]
@@ -218,15 +230,15 @@ def caught_up_until(report: EditionSettings, tick: Tick) -> datetime:
 
 
 def upcoming(report: EditionSettings, now: datetime, count: int) -> list[Tick]:
-    """The next ticks after `now`."""
+    """Return the next `count` ticks after `now`."""
     assert report.ticks is not None
     return [tick_of(report, at) for at in islice(report.ticks.after(now), count)]
 
 
 def passed_over(report: EditionSettings, row: Row, tick: Tick) -> list[str]:
-    """The periods between what the fleet has done and `tick`, of which nothing will be started any more; a few of them.
+    """Return the periods between the fleet's row and `tick` that will not be started, at most `NAMED_MAX`.
 
-    Only the latest tick is caught up with: what lies before it is for a person.
+    Only the latest tick is caught up with; a person decides about those before it.
     """
     assert report.ticks is not None
     found: list[str] = []
@@ -245,6 +257,6 @@ def _after(report: EditionSettings, moment: datetime) -> datetime | None:
 
 
 def _last_moment(report: EditionSettings, at: datetime) -> datetime:
-    """Up to when a tick starts the same edition as one at `at`."""
+    """Return the last moment whose tick would start the same edition as one at `at`."""
     running = period_at(at, cadence=report.cadence, timezone=report.zone, covers=Covers.CURRENT)
     return running.ends_at - timedelta(microseconds=1)

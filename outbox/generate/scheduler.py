@@ -1,17 +1,14 @@
-"""Beside the corridor of sending: starts `outbox generate` when a report's schedule ticks, as this server's cron would.
+"""Scheduler: starts `outbox generate` when a report's schedule ticks, as this server's cron would.
 
-Every relay does so, and they meet in the database like crons: generate shares the work by its bucket locks, and the
-unique key has the last word. The row of a report in `outbox.schedule` says which tick was taken up and whether it is
-done, so that a fleet that slept through a tick, or whose generate failed, comes back to it.
+Every relay process runs one beside its relays, and they meet in the database like crons: generate shares the work by
+its bucket locks, and the unique key has the last word. The row of a report in `outbox.schedule` says which tick was
+taken up and whether it is done, so that a fleet that was down at a tick, or whose generate failed, comes back to it.
 """
 
 import asyncio
 import logging
-import os
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -19,11 +16,10 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect, storable
-from outbox.database.lock_wait import lock_waits
+from outbox.database.connection import LOST_SESSION
 from outbox.errors import OutboxError
+from outbox.generate.child_process import run_child
 from outbox.generate.schedule_state import (
-    AHEAD_MAX,
     Latest,
     Row,
     Seen,
@@ -34,6 +30,7 @@ from outbox.generate.schedule_state import (
     scheduled,
     upcoming,
 )
+from outbox.generate.schedule_table import SILENCE_MAX_S, follow, record_outcome, schedule_connection, take_up
 from outbox.log import Events
 from outbox.settings import DIGEST, EditionSettings, Settings
 
@@ -41,106 +38,81 @@ log = Events("outbox.starter")
 
 LOOK_MAX_S: Final = 30.0  # the database's clock may jump, and a machine may sleep
 LOOK_MIN_S: Final = 0.05
-TROUBLE_FIRST_S: Final = 1.0
-LOCK_MAX_S: Final = 5.0
-SILENCE_MAX_S: Final = 10.0  # a Postgres that does not answer for so long is asked over a new connection
-AGAIN_FIRST_S: Final = 60.0  # after a generate that failed; doubles up to
-AGAIN_MAX_S: Final = 3600.0
-FAILING_PATIENCE: Final = timedelta(hours=1)  # of a digest, with a report that fails
+RETRY_FIRST_S: Final = 1.0  # after a look that failed; doubles up to LOOK_MAX_S
 EARLY_S: Final = 2.0  # until a digest looks again whether its reports are made
-AT_ONCE_MAX: Final = 4  # generates under way on this server
-STOP_S: Final = 5.0  # what a generate gets to end in
-LINES_MAX: Final = 20  # of one generate that are logged
-LINE_MAX: Final = 1000  # characters
+AT_ONCE_MAX: Final = 4  # generates in flight on this server
 
-# Relays race to take up a tick; all but the first find it taken up, and start it as well.
-TAKE_UP: Final = """
-INSERT INTO outbox.schedule AS s (report, tick_at) VALUES ($1, $2)
-ON CONFLICT (report) DO UPDATE
-   SET tick_at = excluded.tick_at, done_at = NULL, failures = 0, retry_at = now(), said = NULL
- WHERE s.tick_at < excluded.tick_at OR s.tick_at > now() + $3::interval
-RETURNING s.tick_at
-"""
-
-# A new schedule starts with its next tick: $2 is the latest before.
-FOLLOW: Final = """
-INSERT INTO outbox.schedule (report, tick_at, done_at, since) VALUES ($1, $2, now(), now())
-ON CONFLICT (report) DO NOTHING RETURNING report
-"""
-
-DONE: Final = """
-UPDATE outbox.schedule SET done_at = now(), said = NULL WHERE report = $1 AND tick_at = $2 AND done_at IS NULL
-"""
-
-# Failures of several relays at once count as one: each has seen the same number before.
-FAILED: Final = """
-UPDATE outbox.schedule
-   SET failures = failures + 1, said = $4,
-       retry_at = now() + make_interval(secs => least($5::float8 * 2 ^ least(failures, 30), $6::float8))
- WHERE report = $1 AND tick_at = $2 AND done_at IS NULL AND failures = $3
-"""
-
-_Under = tuple[str, str]  # a report and a period
+_Edition = tuple[str, str]  # a report and a period
 
 
-class Starter:
-    """The schedules of one relay's settings; `command` is how `outbox` is run with them, before its command's name."""
+class Scheduler:
+    """Scheduler of the reports of one server's settings.
+
+    `command` is how `outbox` is run with these settings, up to the name of its command.
+    """
 
     def __init__(self, settings: Settings, command: Sequence[str]) -> None:
         settings.require("database_url", "sender")
-        self.settings = settings
-        self.command = command
-        self.reports = scheduled(settings)
-        self._under_way: dict[_Under, asyncio.Task[None]] = {}
+        self._settings = settings
+        self._command = command
+        self._reports = scheduled(settings)
+        self._in_flight: dict[_Edition, asyncio.Task[None]] = {}
         self._tried: dict[str, datetime] = {}
+        """Latest tick of each report that this server has started."""
         self._missed: dict[str, datetime] = {}
+        """Latest tick of each report that was logged as missed."""
         self._wake = asyncio.Event()
         self._stopping = False
 
     def stop(self) -> None:
-        """Start nothing more; what is under way goes on until `run` is cancelled."""
+        """Start nothing more; what is in flight goes on until `run` is cancelled."""
         self._stopping = True
 
-    async def run(self) -> None:
-        """Start what is due until cancelled, and end what is under way then: others finish it, or the next start does.
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run as long as the block."""
+        task = asyncio.get_running_loop().create_task(self.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
-        Trouble with the database is outlived.
+    async def run(self) -> None:
+        """Start what is due until cancelled, and end what is in flight then: others finish it, or the next start does.
+
+        An error of the database is logged, and the look is repeated.
         """
         try:
-            trouble_s, said = TROUBLE_FIRST_S, ""
+            retry_s, logged = RETRY_FIRST_S, ""
             while True:
                 self._wake.clear()
                 try:
                     wait_s = await self._look()
-                    trouble_s, said = TROUBLE_FIRST_S, ""
+                    retry_s, logged = RETRY_FIRST_S, ""
                 except Exception as error:  # noqa: BLE001 - the outermost loop: mail must go on whatever happens here
-                    known = isinstance(error, (OutboxError, asyncpg.PostgresError, *LOST_SESSION))
-                    if (reason := str(error) or type(error).__name__) != said:
-                        say = log.warning if known else log.exception
-                        say(
-                            "schedules_unseen",
-                            "the schedules cannot be looked at, trying again: {reason}",
-                            reason=reason,
-                        )
-                    wait_s, said, trouble_s = trouble_s, reason, min(2 * trouble_s, LOOK_MAX_S)
+                    reason = str(error) or type(error).__name__
+                    if reason != logged:
+                        _log_failed_look(error, reason)
+                    wait_s, logged, retry_s = retry_s, reason, min(2 * retry_s, LOOK_MAX_S)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait_s)
         finally:
-            under_way = list(self._under_way.values())
-            for task in under_way:
+            in_flight = list(self._in_flight.values())
+            for task in in_flight:
                 task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            await asyncio.gather(*in_flight, return_exceptions=True)
 
     async def _look(self) -> float:
-        """Start what is due now; gives the seconds until the next look."""
+        """Start what is due now; return the seconds until the next look."""
         if self._stopping:
             return LOOK_MAX_S
-        async with self._connected() as connection:
-            seen = await read(connection, self.reports)
+        async with schedule_connection(self._settings) as connection:
+            seen = await read(connection, self._reports)
             now = seen.now
             looked_at = time.monotonic()
             moments = [now + timedelta(seconds=LOOK_MAX_S)]
-            for name, report in self.reports.items():
+            for name, report in self._reports.items():
                 found = seen.latest(name, report)
                 if name in seen.new and (found is None or found.standing is Standing.NEW):
                     await self._follow(connection, name, found, now)
@@ -152,51 +124,45 @@ class Starter:
 
     async def _consider(self, connection: Any, name: str, found: Latest, seen: Seen) -> list[datetime]:
         """Start the latest tick of a report if it is due; return the moment at which it will be, if that is known."""
-        now, row = seen.now, seen.rows.get(name)
+        now = seen.now
         if found.standing is Standing.MISSED:
-            self._say_missed(name, found)
-        if found.standing not in (Standing.DUE, Standing.FAILING) or (name, found.tick.period) in self._under_way:
+            self._warn_missed(name, found)
+        if found.standing not in (Standing.DUE, Standing.FAILING) or (name, found.tick.period) in self._in_flight:
             return []
-        # Another server's failure may be its own fault: each tries once by itself before it waits.
+        # The cause of another server's failure may be that server: each tries once by itself before it waits.
         if found.row is not None and self._tried.get(name) == found.tick.at and found.row.retry_at > now:
             return [found.row.retry_at]
-        if name == DIGEST and self._is_too_early(found, seen):
+        if name == DIGEST and seen.is_too_early_for_digest(found, self._reports):
             return [now + timedelta(seconds=EARLY_S)]
-        if len(self._under_way) >= AT_ONCE_MAX:
-            return []  # the next that ends wakes us
+        if len(self._in_flight) >= AT_ONCE_MAX:
+            return []  # the next one that ends wakes the loop
         if found.row is None:
-            await self._take_up(connection, name, found, row)
+            await self._take_up(connection, name, found, seen.rows.get(name))
+        self._start(name, found, now)
+        return []
+
+    def _start(self, name: str, found: Latest, now: datetime) -> None:
+        """Start generate for the edition of a tick."""
         self._tried[name] = found.tick.at
         failures = found.row.failures if found.row is not None else 0
-        under = (name, found.tick.period)
+        edition = (name, found.tick.period)
         log.info(
             "schedule_ticked",
             "{report} {period}: its schedule ticked at {tick}, generating",
             report=name,
             period=found.tick.period,
-            tick=_civil(found.tick.at, self.reports[name]),
+            tick=_civil(found.tick.at, self._reports[name]),
         )
         left_s = max((found.until - now).total_seconds(), 1.0)
-        task = asyncio.get_running_loop().create_task(self._make(under, found.tick.at, failures, left_s))
-        self._under_way[under] = task
-        task.add_done_callback(partial(self._ended, under))
-        return []
-
-    def _is_too_early(self, found: Latest, seen: Seen) -> bool:
-        """Whether a report that the digest is to tell of is still to be made: it ticked before, and is not done.
-
-        One that fails is waited for a while only, since it may fail for a single recipient for days.
-        """
-        collected = [(name, report) for name, report in self.reports.items() if report.is_collected]
-        before = [seen.latest(name, report) for name, report in collected]
-        waited_for = {Standing.DUE} | ({Standing.FAILING} if seen.now < found.tick.at + FAILING_PATIENCE else set())
-        return any(one.tick.at <= found.tick.at and one.standing in waited_for for one in before if one is not None)
+        task = asyncio.get_running_loop().create_task(self._make(edition, found.tick.at, failures, left_s))
+        self._in_flight[edition] = task
+        task.add_done_callback(partial(self._ended, edition))
 
     async def _follow(self, connection: Any, name: str, found: Latest | None, now: datetime) -> None:
         """Begin to follow a new schedule: its next tick is the first."""
-        if await connection.fetchval(FOLLOW, name, now if found is None else found.tick.at) is None:
-            return  # another relay was first
-        report = self.reports[name]
+        if not await follow(connection, name, now if found is None else found.tick.at):
+            return
+        report = self._reports[name]
         first = [_civil(tick.at, report) for tick in upcoming(report, now, 1)]
         log.info(
             "schedule_new",
@@ -216,8 +182,9 @@ class Starter:
             )
 
     async def _take_up(self, connection: Any, name: str, found: Latest, row: Row | None) -> None:
-        taken = await connection.fetchval(TAKE_UP, name, found.tick.at, AHEAD_MAX)
-        if taken and row is not None and (left := passed_over(self.reports[name], row, found.tick)):
+        """Take up a tick, and log the periods that are passed over with it."""
+        is_taken = await take_up(connection, name, found.tick.at)
+        if is_taken and row is not None and (left := passed_over(self._reports[name], row, found.tick)):
             log.warning(
                 "schedule_passed_over",
                 "{report}: nothing was started, or finished, for {periods}; only the latest tick is caught up with, so "
@@ -227,11 +194,11 @@ class Starter:
                 periods=", ".join(left),
             )
 
-    def _say_missed(self, name: str, found: Latest) -> None:
+    def _warn_missed(self, name: str, found: Latest) -> None:
         if self._missed.get(name) == found.tick.at:
             return
         self._missed[name] = found.tick.at
-        report = self.reports[name]
+        report = self._reports[name]
         log.warning(
             "schedule_missed",
             "{report} {period}: its schedule ticked at {tick} and it was not done by {until} (catch_up), so it is "
@@ -243,11 +210,11 @@ class Starter:
             until=_civil(found.until, report),
         )
 
-    def _ended(self, under: _Under, task: "asyncio.Task[None]") -> None:
-        del self._under_way[under]
+    def _ended(self, edition: _Edition, task: "asyncio.Task[None]") -> None:
+        del self._in_flight[edition]
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            name, period = under
+            name, period = edition
             log.error(
                 "fault",
                 "{report} {period}: its generate was lost sight of: {error!r}",
@@ -256,24 +223,24 @@ class Starter:
                 error=error,
             )
 
-    async def _make(self, under: _Under, tick_at: datetime, failures: int, left_s: float) -> None:
-        """One generate, and what became of it written down. One that hangs is ended when its catch_up is over."""
-        name, period = under
+    async def _make(self, edition: _Edition, tick_at: datetime, failures: int, left_s: float) -> None:
+        """Run one generate, and record its outcome. One that hangs is ended when its catch_up is over.
+
+        Killed at any moment, generate leaves nothing half done.
+        """
+        name, period = edition
         try:
-            say = partial(_say, f"{name} {period}")
             async with asyncio.timeout(left_s):
-                fault = await run_child([*self.command, *making(name), "--period", period], say)
+                command = [*self._command, *making(name), "--period", period]
+                problem = await run_child(command, partial(_log_line, f"{name} {period}"))
         except TimeoutError:
-            fault = "it was not done when catch_up was over, and was ended"
+            problem = "it was not done when catch_up was over, and was ended"
         except OSError as error:
-            fault = f"outbox cannot be started: {error.strerror or error}"
+            problem = f"outbox cannot be started: {error.strerror or error}"
+        problem = problem and _without_name(f"{name} {period}", problem)
         try:
-            async with self._connected() as connection:
-                if fault is None:
-                    await connection.execute(DONE, name, tick_at)
-                else:
-                    values = (storable(_beyond_name(f"{name} {period}", fault)), AGAIN_FIRST_S, AGAIN_MAX_S)
-                    await connection.execute(FAILED, name, tick_at, failures, *values)
+            async with schedule_connection(self._settings) as connection:
+                await record_outcome(connection, name, tick_at, failures=failures, problem=problem)
         except (OutboxError, asyncpg.PostgresError, *LOST_SESSION) as error:
             # It is found not done, and made again, which repeats nothing.
             log.warning(
@@ -285,148 +252,22 @@ class Starter:
             )
             await asyncio.sleep(SILENCE_MAX_S)
 
-    @asynccontextmanager
-    async def beside(self) -> AsyncIterator[None]:
-        """Run as long as what is inside."""
-        running = asyncio.get_running_loop().create_task(self.run())
-        try:
-            yield
-        finally:
-            running.cancel()
-            await asyncio.wait([running])
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Any]:
-        """A short connection of our own; one that falls silent is ended, since a cancel would wait for its answer.
-
-        Raises:
-            DatabaseUnavailableError: no connection, or others hold a row for longer than `LOCK_MAX_S`.
-
-        """
-        url = self.settings.database_url
-        assert url is not None
-        limits = {"statement_timeout": str(int(SILENCE_MAX_S * 1000)), "lock_timeout": str(int(LOCK_MAX_S * 1000))}
-        connection = await connect(url, application="outbox schedule", settings=limits)
-        silence = asyncio.get_running_loop().call_later(SILENCE_MAX_S, connection.terminate)
-        try:
-            async with lock_waits(url, connection, "The schedule"):
-                yield connection
-            await connection.close(timeout=SILENCE_MAX_S)
-        finally:
-            silence.cancel()
-            if not connection.is_closed():
-                connection.terminate()
+def _log_failed_look(error: Exception, reason: str) -> None:
+    is_known = isinstance(error, (OutboxError, asyncpg.PostgresError, *LOST_SESSION))
+    write = log.warning if is_known else log.exception
+    write("schedules_unseen", "the schedules cannot be looked at, trying again: {reason}", reason=reason)
 
 
 def _civil(at: datetime, report: EditionSettings) -> str:
     return f"{at.astimezone(report.zone):%Y-%m-%d %H:%M %Z}"
 
 
-def _say(edition: str, level: int, line: str) -> None:
-    say = log.warning if level >= logging.WARNING else log.info
-    say("generate_said", "{edition}: {line}", edition=edition, line=_beyond_name(edition, line))
+def _log_line(edition: str, level: int, line: str) -> None:
+    write = log.warning if level >= logging.WARNING else log.info
+    write("generate_said", "{edition}: {line}", edition=edition, line=_without_name(edition, line))
 
 
-def _beyond_name(edition: str, line: str) -> str:
-    """The line without the edition's name, where it begins with it."""
+def _without_name(edition: str, line: str) -> str:
+    """Return the line without the edition's name, where it begins with it."""
     return line.removeprefix(f"{edition}: ").removeprefix(f"{edition}, ")
-
-
-async def run_child(command: Sequence[str], say: Callable[[int, str], None]) -> str | None:
-    """Run a command to its end: None if it exits with 0, else the last sentence that it said.
-
-    `say` is given its lines as they come, with a level of `logging`. Cancelled, it ends the child. The child hears no
-    Ctrl-C of ours, and does not outlive us (Linux).
-
-    Raises:
-        OSError: it cannot be started.
-
-    """
-    child = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=_leash(os.getpid()),
-    )
-    assert child.stdout is not None
-    assert child.stderr is not None
-    heard: list[str] = []
-    try:
-        await asyncio.gather(
-            _listen(child.stdout, partial(say, logging.INFO), []),
-            _listen(child.stderr, partial(say, logging.WARNING), heard),
-        )
-        code = await child.wait()
-    finally:
-        await asyncio.shield(_end(child))
-    if code == 0:
-        return None
-    if code < 0:
-        return f"outbox was ended by {_name(-code)}"
-    return heard[-1] if heard else f"outbox ended with {code} and said nothing"
-
-
-async def _listen(stream: asyncio.StreamReader, say: Callable[[str], None], heard: list[str]) -> None:
-    """Say the first lines of a stream as they come, and keep the last one in `heard`."""
-    count = 0
-    async for line in _lines(stream):
-        count += 1
-        heard[:] = [line]
-        if count <= LINES_MAX:
-            say(line)
-    if count > LINES_MAX:
-        say(f"… and {count - LINES_MAX} more lines")
-
-
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """The lines of a stream, however long they are, without the program's name; what is beyond LINE_MAX is left out."""
-    rest = b""
-    while piece := await stream.read(65_536):
-        *whole, rest = (rest + piece).split(b"\n")
-        for line in _spoken(whole):
-            yield line
-        rest = rest[: 4 * LINE_MAX]
-    for line in _spoken([rest]):
-        yield line
-
-
-def _spoken(lines: Iterable[bytes]) -> list[str]:
-    said = [line.decode(errors="replace").strip().removeprefix("outbox: ") for line in lines]
-    return [line[:LINE_MAX] for line in said if line]
-
-
-async def _end(child: asyncio.subprocess.Process) -> None:
-    """End a child that still runs. Killed at any moment, generate leaves nothing half done."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        if child.returncode is not None:
-            return
-        with suppress(ProcessLookupError):
-            child.send_signal(signum)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(child.wait(), STOP_S)
-
-
-def _name(signum: int) -> str:
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"
-
-
-def _leash(parent: int) -> Callable[[], None] | None:
-    """What a child runs before its program, so that it is ended when we die, whatever we die of (prctl(2))."""
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    set_parent_death_signal = 1
-
-    def leash() -> None:
-        libc.prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # we died in between
-            os._exit(1)
-
-    return leash

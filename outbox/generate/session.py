@@ -3,25 +3,23 @@
 An audit reads through the same session, inside one snapshot that nothing can be written in.
 
 A pulse keeps it alive while reports are computed. A process that is stopped loses it after `lease_s`, and its buckets
-with it. A network that goes silent ends it on this side, too: no statement is waited for without limit, and no run
-hangs forever. Every wait for a lock is bounded, and its error names the session that holds the lock.
+with it. Every wait for an answer or for a lock is bounded (`wait_bounds`).
 
-Two kinds of statements run in it. Ours have the trusted search path of `database.connect`. The user's queries have the
-path that the role itself has, within their transaction; whatever they change of the session's settings is undone before
-the next statement of ours.
+Two kinds of statements run in it. Ours have the trusted search path of `database.connect`. The user's queries
+(`user_rows`) have the path that the role itself has, within their transaction; whatever they change of the session's
+settings is undone before the next statement of ours (`kept_settings`).
 """
 
 import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.database.connection import (
     BY_INDEX,
@@ -32,20 +30,21 @@ from outbox.database.connection import (
     connect,
     engine_on,
     is_ended,
-    is_lock_timeout,
     is_lost,
     lease_settings,
     plain_timestamps,
     say_pooler,
     user_search_path,
 )
-from outbox.database.lock_wait import BlockerWatch, LockWaitError, holders
+from outbox.database.lock_wait import holders
 from outbox.database.refusal import original_of, reason_of, shows_shared_session
 from outbox.database.schema import require_current
-from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
-from outbox.generate.source import RowError, Rows
-from outbox.generate.user_query import Portion, StaleStatementError, UserQueries, bind, query_of
-from outbox.reports.query_parameters import Query
+from outbox.errors import ConfigurationError, DatabaseUnavailableError, UnsafeDatabaseError
+from outbox.generate.kept_settings import KeptSettings
+from outbox.generate.query_errors import is_caused_by, message_of
+from outbox.generate.user_query import UserQueries
+from outbox.generate.user_rows import UserRows
+from outbox.generate.wait_bounds import WaitBounds
 from outbox.reports.timezones import alternatives
 from outbox.settings import Settings
 from outbox.settings.urls import DatabaseUrl
@@ -54,22 +53,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncTransaction
 
-SILENT_LEASES_MAX: Final = 3
 LOCK_LEASES_MAX: Final = 1.5  # a stopped server loses its session, and the locks with it, after one lease
-LOOKS_MAX: Final = 2
-STALE_TRIES_MAX: Final = 3
 TRIES_MAX: Final = 5
 RETRY_MAX_S: Final = 0.5
 
 _T = TypeVar("_T")
-
-# A backend that waits for its client between two messages of one query counts as active.
-AT_WORK: Final = """
-SELECT EXISTS (SELECT FROM pg_stat_activity
-                WHERE pid = $1 AND (state = 'active' AND wait_event IS DISTINCT FROM 'ClientRead'
-                                    OR state = 'disabled'))
-"""
-
 
 # LZ4 where the server has it: pages and mails are compressed as they are stored, and with pglz that is half of what a
 # report costs Postgres (PostgreSQL docs, 20.11.1, default_toast_compression).
@@ -82,29 +70,28 @@ SELECT pg_backend_pid() AS backend,
 AS_USER: Final = """
 SELECT pg_catalog.set_config('search_path', $1, true), pg_catalog.set_config('lock_timeout', $2, true)
 """
-KEEP: Final = "SELECT pg_catalog.set_config('{name}', '{value}', false)"
 
 
 class GenerateSession:
-    """One connection that belongs to no pool. `lock` keeps the pulse out of other statements' way."""
+    """One connection that belongs to no pool. `queries` reads the user's queries through it."""
 
-    connection: "AsyncConnection"
-
-    def __init__(self, driver: Connection, settings: Settings) -> None:
-        assert settings.database_url is not None
-        self.lock = asyncio.Lock()
-        self.lost: str | None = None
+    def __init__(
+        self,
+        driver: Connection,
+        connection: "AsyncConnection",
+        settings: Settings,
+        waits: WaitBounds,
+        kept: KeptSettings,
+    ) -> None:
+        self.queries = UserRows(self, UserQueries(driver), user_search_path(driver))
         self._driver = driver
-        self._queries = UserQueries(driver)
-        self._url: DatabaseUrl = settings.database_url
-        self._lease_s = settings.lease_s
-        self._lock_s = LOCK_LEASES_MAX * settings.lease_s
+        self._connection = connection
+        self._waits = waits
+        self._kept = kept
+        self._lock_s = _lock_s(settings)
         self._query_lock_s = settings.generate_wait_s
-        self._backend = 0
-        self._kept: dict[str, str] = {}
-        """Statements that set the session's own settings, by name."""
-        self._may_be_changed = False
-        self._blockers: BlockerWatch | None = None
+        self._busy = asyncio.Lock()
+        """Keeps the pulse out of the way of other statements."""
 
     @classmethod
     @asynccontextmanager
@@ -116,7 +103,7 @@ class GenerateSession:
         fits: bool = True,
         bounds: Mapping[str, str] | None = None,
     ) -> AsyncIterator["GenerateSession"]:
-        """A new session, checked for its schema. It is closed whatever happens, which frees its locks.
+        """Open a session, checked for its schema. It is closed whatever happens, which frees its locks.
 
         Without `fits` any database will do, for one that only looks; `bounds` are further settings of the session.
 
@@ -133,35 +120,21 @@ class GenerateSession:
         database = engine_on(url, opened.pop)  # first, since it imports SQLAlchemy: a session would idle meanwhile
         driver = await connect(url, application=application, settings=lease, timeout_s=timeout_s, keep_plans=True)
         opened.append(driver)
-        session = cls(driver, settings)
+        waits = WaitBounds(driver, url, lease_s)
         try:
             async with AsyncExitStack() as stack:
-                async with session.limit():  # SQLAlchemy has questions of its own
-                    session.connection = await stack.enter_async_context(database.connect())
-                    if fits:
-                        await require_current(driver)
-                    session._backend, has_lz4 = await driver.fetchrow(SET_UP)
-                    if has_lz4:
-                        await session._keep("default_toast_compression", "lz4")
-                    await session._keep("lock_timeout", _in_ms(session._lock_s))
+                async with waits.answer_soon():  # SQLAlchemy has questions of its own
+                    connection = await stack.enter_async_context(database.connect())
+                    kept = await _set_up(driver, waits, settings, fits=fits)
+                session = cls(driver, connection, settings, waits, kept)
                 if fits:
                     await session._after_failover(settings.failover_grace_s)
-                pulse = asyncio.get_running_loop().create_task(session._beat(lease_s / 3))
-                try:
+                async with session._pulse(lease_s / 3):
                     yield session
-                finally:
-                    pulse.cancel()
-                    await asyncio.gather(pulse, return_exceptions=True)
         except (SQLAlchemyError, AttributeError, asyncpg.PostgresError, *LOST_SESSION) as error:
-            cause = original_of(error)
-            if shows_shared_session(cause):
-                raise UnsafeDatabaseError(say_pooler(url, reason_of(cause))) from error
-            if is_lost(error) or is_ended(error, driver):
-                raise DatabaseUnavailableError(
-                    f"The session with Postgres at {url.redacted} was lost ({session.lost or said_by(error)}); "
-                    "run the command again when it is back."
-                ) from error
-            raise
+            if (reason := _loss_of(error, driver, url, waits)) is None:
+                raise
+            raise reason from error
         finally:
             driver.terminate()
 
@@ -171,17 +144,21 @@ class GenerateSession:
 
         until = time.monotonic() + grace_s
         while time.monotonic() < until:
-            async with self.limit():
+            async with self._waits.answer_soon():
                 holds = await failover_barrier.holds_generate(self._driver)
             if not holds:
                 return
             await asyncio.sleep(failover_barrier.BARRIER_LOOK_S)
 
-    def lose(self, reason: str) -> None:
-        """Treat the session as gone: what waits for its answer, and whatever is asked of it later, raises."""
-        if self.lost is None:
-            self.lost = reason
-            self._driver.terminate()
+    @asynccontextmanager
+    async def _pulse(self, every_s: float) -> AsyncIterator[None]:
+        """Keep the session alive within the block."""
+        pulse = asyncio.get_running_loop().create_task(self._beat(every_s))
+        try:
+            yield
+        finally:
+            pulse.cancel()
+            await asyncio.gather(pulse, return_exceptions=True)
 
     async def _beat(self, every_s: float) -> None:
         while True:
@@ -190,7 +167,7 @@ class GenerateSession:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[None]:
-        """A block in which all reads see one state of the database, the user's queries too, and all writes are refused.
+        """Let all reads in the block see one state of the database, the user's queries too, and refuse all writes.
 
         PostgreSQL docs, 13.2.2 and SET TRANSACTION. Each read in it is a savepoint, so a query that fails ends nothing.
         """
@@ -204,17 +181,12 @@ class GenerateSession:
                 await transaction.rollback()  # there is nothing to commit
 
     def _transaction(self) -> "AsyncTransaction":
-        return self.connection.begin_nested() if self.connection.in_transaction() else self.connection.begin()
-
-    async def _keep(self, name: str, value: str) -> None:
-        statement = KEEP.format(name=name, value=value.replace("'", "''"))
-        await self._driver.execute(statement)
-        self._kept[name] = statement
+        return self._connection.begin_nested() if self._connection.in_transaction() else self._connection.begin()
 
     async def keep(self, name: str, value: str) -> None:
         """Set a setting for the rest of the session; the user's queries see it, but cannot change it for later ones."""
         async with self.ours():
-            await self._keep(name, value)
+            await self._kept.keep(name, value)
 
     async def use_timezone(self, name: str) -> None:
         """Let days begin and end in this civil time in the user's queries, too.
@@ -230,7 +202,7 @@ class GenerateSession:
             for known in alternatives(name):
                 try:
                     async with self._driver.transaction():  # a savepoint: a name that is not known aborts nothing
-                        await self._keep("TimeZone", known)
+                        await self._kept.keep("TimeZone", known)
                 except asyncpg.InvalidParameterValueError:
                     continue
                 return
@@ -258,43 +230,18 @@ class GenerateSession:
         async with self.ours():
             return await holders(self._driver, namespace, numbers, may)
 
-    async def _restore(self) -> None:
-        """Undo what a user's query may have set for the session: path, role, or any other setting.
-
-        It is one simple query. RESET ALL restores the settings with which the session began.
-        """
-        settings = ["RESET ALL", "RESET ROLE", self._driver.settle.rstrip("; "), *self._kept.values()]
-        await self._driver.execute("; ".join(settings))
-        self._may_be_changed = False
-
-    @asynccontextmanager
-    async def limit(self) -> AsyncIterator[None]:
-        """Lose the session after a few leases: what is short and has no answer by then met a cut network."""
-        limit_s = SILENT_LEASES_MAX * self._lease_s
-        silence = asyncio.get_running_loop().call_later(limit_s, self._lose_silent, limit_s)
-        try:
-            yield
-        finally:
-            silence.cancel()
-
-    def _lose_silent(self, limit_s: float) -> None:
-        holder = self._blockers.seen if self._blockers is not None else ""
-        locked = f"; {holder} held a lock that it waited for" if holder else ""
-        self.lose(f"Postgres did not answer within {limit_s:g} s{locked}")
-
     @asynccontextmanager
     async def ours(self) -> AsyncIterator["AsyncConnection"]:
-        """The connection, for statements of ours, all of which are short.
+        """Give the connection to statements of ours, all of which are short.
 
         Raises:
             LockWaitError: one waited for a lock for too long.
 
         """
-        async with self.lock, self.limit():
-            if self._may_be_changed:
-                await self._restore()
-            async with self._naming_blockers("waited", self._lock_s):
-                yield self.connection
+        async with self._busy, self._waits.answer_soon():
+            await self._kept.restore()
+            async with self._waits.naming_blockers("waited", self._lock_s):
+                yield self._connection
 
     async def retried(self, work: "Callable[[AsyncConnection], Awaitable[_T]]") -> _T:
         """Run transactions of ours, and run them again after a deadlock with another session's.
@@ -316,62 +263,10 @@ class GenerateSession:
             await asyncio.sleep(random.uniform(0, RETRY_MAX_S))  # noqa: S311 - jitter, not a secret
         raise AssertionError
 
-    @asynccontextmanager
-    async def theirs(self, lock_s: float) -> AsyncIterator["AsyncConnection"]:
-        """The connection, for a query of the user's: it may take any time while its backend is at work."""
-        async with self.lock:
-            watch = asyncio.get_running_loop().create_task(self._watch())
-            try:
-                async with self._naming_blockers("a query waited", lock_s):
-                    yield self.connection
-            finally:
-                watch.cancel()
-
-    @asynccontextmanager
-    async def _naming_blockers(self, what: str, lock_s: float) -> AsyncIterator[None]:
-        look_s = lock_s / 4
-        async with BlockerWatch(self._url, self._backend, first_s=look_s, every_s=look_s) as blockers:
-            self._blockers = blockers
-            try:
-                yield
-            except (SQLAlchemyError, asyncpg.LockNotAvailableError) as error:
-                if is_lock_timeout(error):
-                    raise LockWaitError(
-                        f"{what} {lock_s:g} s for a lock that {blockers.holder} holds; let it end, or end it with "
-                        "pg_terminate_backend, and run this again"
-                    ) from error
-                raise
-            finally:
-                self._blockers = None
-
-    async def _watch(self) -> None:
-        """Lose the session if its backend does nothing, although we wait for it: answer or question went astray.
-
-        Two looks in a row, a lease apart, so that no answer that is just under way is taken for a lost one.
-        """
-        idle = 0
-        while idle < LOOKS_MAX:
-            await asyncio.sleep(self._lease_s)
-            idle = 0 if await self._is_at_work() else idle + 1
-        self.lose("a query has no answer, and Postgres does not work on it")
-
-    async def _is_at_work(self) -> bool:
-        """Whether the backend works, seen over another connection; true also where there is no room for one."""
-        try:
-            look = await connect(self._url, application="outbox generate looks", timeout_s=self._lease_s)
-        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError) as error:
-            return isinstance(error.__cause__, asyncpg.TooManyConnectionsError)
-        try:
-            return bool(await look.fetchval(AT_WORK, self._backend, timeout=self._lease_s))
-        except (*LOST_SESSION, asyncpg.PostgresError):
-            return False
-        finally:
-            look.terminate()
-
     async def fetch(
         self, statement: "Executable", parameters: Mapping[str, Any] | None = None, *, by_index: bool = False
     ) -> Sequence[Any]:
-        """All rows of a statement of ours, in a transaction of its own. `by_index` as `database.BY_INDEX`."""
+        """Return all rows of a statement of ours, in a transaction of its own. `by_index` as `database.BY_INDEX`."""
 
         async def fetched(connection: "AsyncConnection") -> Sequence[Any]:
             async with self._transaction():
@@ -382,70 +277,39 @@ class GenerateSession:
 
         return await self.retried(fetched)
 
-    async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
-        """All rows of a user's query, in a transaction of its own, with the role's own search path (`source.Reader`).
+    @asynccontextmanager
+    async def user_query(self, path: str | None) -> AsyncIterator[None]:
+        """Reserve the connection for a query of the user's: it may take any time while its backend is at work.
+
+        `path` is None for a query of ours that may take any time, too.
 
         Raises:
-            QueryError: the query is wrong as such.
-            RowError: it failed on these values.
             LockWaitError: it waited for a lock for too long.
 
         """
-        return await self._rows(statement, parameters, user_search_path(self._driver))
+        async with (
+            self._busy,
+            self._waits.answer_while_at_work(),
+            self._waits.naming_blockers("a query waited", self._user_lock_s(path)),
+        ):
+            if path is None:
+                await self._kept.restore()
+            yield
 
-    async def _rows(self, statement: str, parameters: Mapping[str, Any], path: str | None) -> Rows:
-        """Return all rows, with that search path, or the trusted one if it is None."""
-        query = query_of(statement)
-        return await self._run(query, bind(query, parameters), path)
-
-    async def _run(
-        self,
-        query: Query,
-        values: Sequence[Any],
-        path: str | None,
-        *,
-        keep: bool = True,
-        portion: Portion | None = None,
-    ) -> Rows:
-        """Run a query in a transaction of its own; once more if a migration changed what was prepared for it."""
-        for _ in range(STALE_TRIES_MAX - 1):
-            with suppress(StaleStatementError):
-                return await self._run_once(query, values, path, keep, portion)
-        try:
-            return await self._run_once(query, values, path, keep, portion)
-        except StaleStatementError as error:
-            cause = original_of(error.__cause__ or error)
-            if shows_shared_session(cause):
-                raise cause from None
-            raise RowError(said_by(cause)) from error
-
-    async def _run_once(
-        self, query: Query, values: Sequence[Any], path: str | None, keep: bool, portion: Portion | None
-    ) -> Rows:
-        lock_s = self._lock_s if path is None else self._query_lock_s
-        async with self.theirs(lock_s) as connection:
-            if path is None and self._may_be_changed:
-                await self._restore()
-            try:
-                async with self._transaction():
-                    self._may_be_changed = self._may_be_changed or path is not None
-                    # SQLAlchemy begins the transaction with this statement; the driver runs the next ones in it.
-                    await connection.exec_driver_sql(AS_USER, (path or TRUSTED_PATH, _in_ms(lock_s)))
-                    with self._as_user(path):
-                        return await self._queries.rows(query, values, keep=keep, portion=portion)
-            except (SQLAlchemyError, asyncpg.PostgresError) as error:
-                if is_lost(error) or is_lock_timeout(error):
-                    raise
-                raise RowError(said_by(error)) from error
-
-    async def plain_timestamps(self, statement: str) -> Sequence[str]:
-        """Return what `UserQueries.plain_timestamps` does, with the role's own search path."""
-        path = user_search_path(self._driver)
-        async with self.theirs(self._query_lock_s) as connection, self._transaction():
-            self._may_be_changed = True
-            await connection.exec_driver_sql(AS_USER, (path, _in_ms(self._query_lock_s)))
+    @asynccontextmanager
+    async def user_transaction(self, path: str | None) -> AsyncIterator[None]:
+        """Run a query within `user_query` in a transaction with this search path, or the trusted one if it is None."""
+        async with self._transaction():
+            if path is not None:
+                self._kept.note_user_query()
+            # SQLAlchemy begins the transaction with this statement; the driver runs the next ones in it.
+            values = (path or TRUSTED_PATH, _in_ms(self._user_lock_s(path)))
+            await self._connection.exec_driver_sql(AS_USER, values)
             with self._as_user(path):
-                return await self._queries.plain_timestamps(statement)
+                yield
+
+    def _user_lock_s(self, path: str | None) -> float:
+        return self._lock_s if path is None else self._query_lock_s
 
     @contextmanager
     def _as_user(self, path: str | None) -> Iterator[None]:
@@ -460,69 +324,37 @@ class GenerateSession:
         finally:
             self._driver.local_path = None
 
-    async def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
-        """The rows of a user's query, at most `portion` at a time (`source.Reader`).
 
-        A cursor WITH HOLD keeps the result in the server: no transaction is open while reports are computed, and
-        memory holds a portion (PostgreSQL docs, DECLARE).
-        """
-        async for rows in self._stream(statement, parameters, portion, user_search_path(self._driver)):
-            yield rows
-
-    async def _stream(
-        self, statement: str, parameters: Mapping[str, Any], portion: int, path: str | None
-    ) -> AsyncIterator[Rows]:
-        query = query_of(statement)
-        values = bind(query, parameters)
-        declared = Query(f"DECLARE outbox_rows NO SCROLL CURSOR WITH HOLD FOR {query.text}", query.names)
-        await self._run(declared, values, path, keep=False)
-        fetch, start = Query(f"FETCH FORWARD {portion} FROM outbox_rows"), 0
-        while rows := await self._run(fetch, [], path, keep=False, portion=Portion(query, values, start, portion)):
-            yield rows
-            if len(rows) < portion:
-                break
-            start += portion
-        await self._run(Query("CLOSE outbox_rows"), [], path, keep=False)
-
-    @property
-    def trusted(self) -> "TrustedReader":
-        """Return a reader for outbox's own queries, such as the digest's, which keep the trusted path."""
-        return TrustedReader(self)
+async def _set_up(driver: Connection, waits: WaitBounds, settings: Settings, *, fits: bool) -> KeptSettings:
+    """Check the schema if the database must fit, and set up the session; return its settings."""
+    if fits:
+        await require_current(driver)
+    backend, has_lz4 = await driver.fetchrow(SET_UP)
+    waits.identify(backend)
+    kept = KeptSettings(driver)
+    if has_lz4:
+        await kept.keep("default_toast_compression", "lz4")
+    await kept.keep("lock_timeout", _in_ms(_lock_s(settings)))
+    return kept
 
 
-@dataclass(frozen=True, slots=True)
-class TrustedReader:
-    """Reader of outbox's own queries, without a time limit (`source.Reader`)."""
+def _loss_of(error: Exception, driver: Connection, url: DatabaseUrl, waits: WaitBounds) -> Exception | None:
+    """Return the error that explains to the user why the session was lost, or None if it was not."""
+    cause = original_of(error)
+    if shows_shared_session(cause):
+        return UnsafeDatabaseError(say_pooler(url, reason_of(cause)))
+    if is_lost(error) or is_ended(error, driver):
+        return DatabaseUnavailableError(
+            f"The session with Postgres at {url.redacted} was lost ({waits.lost or message_of(error)}); "
+            "run the command again when it is back."
+        )
+    return None
 
-    session: GenerateSession
 
-    @property
-    def trusted(self) -> "TrustedReader":
-        """Return this reader."""
-        return self
-
-    async def rows(self, statement: str, parameters: Mapping[str, Any]) -> Rows:
-        """Return rows as `GenerateSession.rows` does."""
-        return await self.session._rows(statement, parameters, None)  # noqa: SLF001
-
-    def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
-        """Yield rows as `GenerateSession.stream` does."""
-        return self.session._stream(statement, parameters, portion, None)  # noqa: SLF001
+def _lock_s(settings: Settings) -> float:
+    """Return how long statements of ours wait for a lock."""
+    return LOCK_LEASES_MAX * settings.lease_s
 
 
 def _in_ms(seconds: float) -> str:
     return str(int(seconds * 1000))
-
-
-def said_by(error: BaseException) -> str:
-    """What Postgres said, without the statement and its parameters: they hold people's data."""
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        return str(error.orig.__cause__ or error.orig).replace("\n", " ")
-    return str(error).replace("\n", " ").split(" [SQL:", 1)[0]
-
-
-def is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Whether an error, or what it and SQLAlchemy wrapped, is of that class of Postgres's."""
-    while error is not None and not isinstance(error, kind):
-        error = getattr(error, "orig", None) or error.__cause__
-    return error is not None

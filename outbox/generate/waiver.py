@@ -1,9 +1,9 @@
 """Recipients of an edition who have no report, and decisions that nothing is owed to them.
 
-`generate` records with every complete look who has no report and why (`record_unreached`), so that all surfaces can
-name them. A person who decides that such a recipient is owed nothing for this edition writes a waiver: `generate` then
-makes no report for that recipient and does not count them as failed, and the edition is complete without them. A waiver
-also settles a recipient whose email is dead or expired.
+`generate` records with every complete look which recipients have no report and why (`write_unreached`), so that all
+commands and pages can name them. A person who decides that such a recipient is owed nothing for this edition writes a
+waiver: `generate` then makes no report for that recipient and does not count them as failed, and the edition is
+complete without them. A waiver also settles a recipient whose email is dead or expired.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,18 +49,10 @@ async def read_waived(session: "GenerateSession", edition: int) -> frozenset[str
     return frozenset(row.recipient_key for row in await session.fetch(READ_WAIVED, {"edition": edition}))
 
 
-async def record_unreached(
-    session: "GenerateSession", edition: int, failed: Mapping[str, str], waived: Iterable[str] = ()
-) -> None:
-    """Record who has no report after a complete look, in a transaction of its own (`write_unreached`)."""
-    async with session.ours() as connection, connection.begin():
-        await write_unreached(connection, edition, failed, waived)
-
-
 async def write_unreached(
     connection: "AsyncConnection", edition: int, failed: Mapping[str, str], waived: Iterable[str] = ()
 ) -> None:
-    """Record who has no report after a complete look: `failed` with the reasons, by key, and who is `waived`.
+    """Record the recipients without a report after a complete look: `failed` with the reasons by key, and `waived`.
 
     The transaction is the caller's: the one that writes `expected`, so that both are of the same look. Those of
     `waived` are recipients that the source names and that have no report. Completion counts a waiver only for a
@@ -72,8 +64,8 @@ async def write_unreached(
 
 
 # What may be waived: no report was made, or its email can no longer be sent by itself. A complete look (`expected`) has
-# recorded all recipients without a report, so that another key is a typing error, or belongs to a recipient who is new.
-# $1 report, $2 period, $3 keys of recipients, $4 who, $5 why, $6 the target of the operation.
+# recorded all recipients without a report, so that another key is a typing error, or that of a new recipient.
+# $1 report, $2 period, $3 keys of recipients, $4 the person, $5 the reason, $6 the target of the operation.
 WAIVE: Final = f"""
 WITH named AS MATERIALIZED (
     SELECT e.id AS edition, e.expected, n.key FROM outbox.edition e, unnest($3::text[]) AS n (key)
@@ -114,7 +106,7 @@ WITH undone AS (
 SELECT recipient_key FROM undone
 """
 
-# Why a waiver was not written, or (undo) not taken back.
+# Facts that explain why a waiver was not written, or (undo) not taken back.
 STANDING: Final = f"""
 SELECT n.key, e.id IS NOT NULL AS has_edition, r.id IS NOT NULL AS has_report, d.state,
        EXISTS (SELECT FROM outbox.unreached u
@@ -145,17 +137,17 @@ class Owed:
 
     @property
     def key(self) -> str:
-        """The key of the email."""
+        """Return the key of the email."""
         return f"{self.report}/{self.period}/{self.recipient}"
 
 
 async def waive(
     connection: Any, recipients: Sequence[Owed], *, who: str, why: str, undo: bool = False
 ) -> tuple[list[Owed], dict[str, str]]:
-    """Decide that nothing is owed to these recipients, or `undo` that.
+    """Decide that nothing is owed to these recipients, or `undo` that decision.
 
-    Return those for whom that changed something, and a sentence for each other, by key. All of it is one commit, with
-    an operation for each edition.
+    Return the recipients for whom that changed something, and a sentence for each other one, by key. All of it is one
+    commit, with an operation for each edition.
     """
     done: list[Owed] = []
     left: dict[str, str] = {}
@@ -218,7 +210,7 @@ SELECT u.recipient_key FROM outbox.unreached u JOIN outbox.edition e ON e.id = u
 
 
 async def unreached_of(connection: Any, report: str, period: str) -> list[Owed]:
-    """Return the recipients of an edition who have no report and about whom nobody has decided."""
+    """Return the recipients of an edition who have no report and no waiver."""
     rows = await connection.fetch(UNREACHED, storable(report), storable(period))
     return [Owed(report, period, row["recipient_key"]) for row in rows]
 

@@ -1,40 +1,20 @@
 """Transaction that writes reports: report, email and delivery are committed together or not at all."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
 from outbox.database.connection import BATCH_BY_INDEX, CHANNEL, storable
 from outbox.errors import OutboxError
 from outbox.generate import digest
+from outbox.generate.report_builder import CollectedReport, MadeReport, NewReport
 from outbox.tracing import made_by
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 BATCH_MAX: Final = 100  # rows per transaction: short enough that a failover loses little work
-
-
-@dataclass(frozen=True, slots=True)
-class NewReport:
-    """A report that was made and the email that tells of it; `email` is an id reserved from the email sequence.
-
-    `items` are the reports that it tells of, if it is a digest.
-    """
-
-    recipient_key: str
-    token: str
-    title: str
-    html: str
-    email: int
-    key: str
-    sender: str
-    recipient: str
-    message_id: str
-    message: bytes
-    items: Sequence[int] = ()
 
 
 # A row that is there already comes back from no RETURNING, so its email is not inserted either.
@@ -112,9 +92,7 @@ class KeysTakenError(OutboxError):
         super().__init__(f"{', '.join(sorted(keys))}: {len(keys)} keys belong to other emails")
 
 
-async def _adopt(
-    connection: "AsyncConnection", made: Mapping[str, int], reports: Sequence[NewReport | digest.Collected]
-) -> None:
+async def _adopt(connection: "AsyncConnection", made: Mapping[str, int], reports: Sequence[MadeReport]) -> None:
     """Assign the existing emails under their keys to the new reports `made`, which are given by recipient key.
 
     Raises:
@@ -128,7 +106,7 @@ async def _adopt(
             "keys": [r.key for r in theirs],
             "reports": [made[r.recipient_key] for r in theirs],
             "senders": [r.sender for r in theirs],
-            "recipients": [r.recipient if isinstance(r, NewReport) else r.address for r in theirs],
+            "recipients": [r.address for r in theirs],
         },
     )
     if taken := [row.key for row in rows if not row.is_adopted]:
@@ -148,14 +126,14 @@ async def enqueue_reports(
     is_urgent: bool = False,
     traceparent: str | None = None,
 ) -> int:
-    """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; gives how many were new.
+    """Write the reports with their emails, at most `BATCH_MAX`, in one transaction; return how many were new.
 
-    What is not sent within `send_before_s` of that expires. The rules say which route each takes, by report and
+    An email that is not sent within `send_before_s` from then expires. The rules choose its route, by report and
     recipient. `traceparent` is the W3C trace context of the caller, in which the emails will be sent.
 
     In a race for one recipient the unique key has the last word: the later transaction waits for the earlier one and
-    then writes nothing for it. Of digests only those are written whose items are all open still; the others say what
-    another tells, or told, and have to be made again.
+    then writes nothing for it. Of digests only those are written whose items are all open still; the others name
+    items that another digest takes up, or took up, and have to be made again.
     """
     assert len(reports) <= BATCH_MAX
     items = {report.recipient_key: report.items for report in reports if report.items}
@@ -172,16 +150,7 @@ async def enqueue_reports(
                 "priority": int(is_urgent),
                 "traceparent": traceparent,
                 "made_by": storable(made_by()),
-                "recipient_keys": [r.recipient_key for r in reports],
-                "tokens": [r.token for r in reports],
-                "titles": [r.title for r in reports],
-                "htmls": [r.html for r in reports],
-                "emails": [r.email for r in reports],
-                "keys": [r.key for r in reports],
-                "senders": [r.sender for r in reports],
-                "recipients": [r.recipient for r in reports],
-                "message_ids": [r.message_id for r in reports],
-                "messages": [r.message for r in reports],
+                **_columns_of(reports),
             },
         )
         made = result.all()
@@ -194,8 +163,24 @@ async def enqueue_reports(
     return len(made)
 
 
-async def collect_reports(connection: "AsyncConnection", edition: int, reports: Sequence[digest.Collected]) -> int:
-    """Write the reports and their items, at most `BATCH_MAX`, in one transaction; gives how many were new.
+def _columns_of(reports: Sequence[NewReport]) -> Mapping[str, Sequence[Any]]:
+    """Return the reports as the arrays of `ENQUEUE`."""
+    return {
+        "recipient_keys": [r.recipient_key for r in reports],
+        "tokens": [r.token for r in reports],
+        "titles": [r.title for r in reports],
+        "htmls": [r.html for r in reports],
+        "emails": [r.email_id for r in reports],
+        "keys": [r.key for r in reports],
+        "senders": [r.sender for r in reports],
+        "recipients": [r.address for r in reports],
+        "message_ids": [r.message_id for r in reports],
+        "messages": [r.message for r in reports],
+    }
+
+
+async def collect_reports(connection: "AsyncConnection", edition: int, reports: Sequence[CollectedReport]) -> int:
+    """Write the reports and their items, at most `BATCH_MAX`, in one transaction; return how many were new.
 
     In a race for one recipient as `enqueue_reports`, and it raises the same.
     """

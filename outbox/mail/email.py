@@ -160,7 +160,8 @@ class Email:
         """What the template's files say; those that are not there are left out."""
         from jinja2 import TemplateError, TemplateNotFound
 
-        from outbox.reports.jinja import explain, is_html
+        from outbox.reports.jinja import is_html
+        from outbox.reports.template_errors import explain
 
         made, directory = {}, Path(self.templates)
         _check_files(directory, str(self.template))

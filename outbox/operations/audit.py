@@ -1,8 +1,8 @@
-"""Audit of one edition: what became of each recipient's email, by name. It changes nothing.
+"""Audit of one edition: the outcome of each recipient's email, by name. It changes nothing.
 
-It is well when everything is sent or decided, by the same rule as everywhere (`attention`).
+An edition is well when everything is sent or decided, by the same rule as everywhere (`attention`).
 
-The report's source says who is expected, asked as generate asks it; what became of them is read from the same snapshot.
+The report's source names the expected recipients, as for generate; the outcomes are read from the same snapshot.
 An email counts for a recipient if its key, its envelope and its report are as expected, not by its key alone.
 """
 
@@ -15,8 +15,9 @@ from sqlalchemy import ARRAY, Text, bindparam, text
 
 from outbox.database.connection import storable
 from outbox.generate.edition import find_edition
+from outbox.generate.recipients import WINDOW_MAX, Recipient, checked, label_of, windows
 from outbox.generate.session import GenerateSession
-from outbox.generate.source import WINDOW_MAX, Recipient, checked, label_of, source_of, windows
+from outbox.generate.source import source_of
 from outbox.generate.waiver import read_waived
 from outbox.mail import message
 from outbox.operations.attention import LAST_VERDICT, OUTCOME
@@ -32,7 +33,7 @@ MISADDRESSED, DETACHED = "misaddressed", "without its report"  # states of email
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """A recipient whose email is not sent: the state of its delivery, or `missing`, and the last thing heard of it."""
+    """Recipient whose email is not sent: the state of its delivery, or `missing`, and the last reply or reason."""
 
     key: str
     address: str
@@ -42,7 +43,7 @@ class Unsent:
 
 @dataclass(slots=True)
 class Unsents:
-    """All of one kind are counted; named are the first `names_max`, or all."""
+    """Unsent emails of one kind: all are counted, and the first `names_max` (or all) are named."""
 
     names_max: int | None
     count: int = 0
@@ -57,7 +58,7 @@ class Unsents:
 
 @dataclass(slots=True)
 class Audit:
-    """What became of an edition. `made` is false if no run ever opened it; `left` are reports of who is not named now.
+    """Outcome of an edition. `made` is false if no run ever opened it; `left` counts reports of former recipients.
 
     Every expected recipient is counted once: as sent, or as one of `KINDS`. Those of `SETTLED` are decided: the address
     is on the suppression list, or a person cancelled or discarded the email, or waived it. `bounced` are of those that
@@ -80,7 +81,7 @@ class Audit:
 
     @property
     def name(self) -> str:
-        """As people say it: `progress 2026-W48`."""
+        """Return the name for people: `progress 2026-W48`."""
         return f"{self.report} {self.period.key}"
 
     @property
@@ -96,7 +97,7 @@ class Audit:
 
     @property
     def _open(self) -> dict[str, int]:
-        """What is neither sent nor decided, by its kind."""
+        """Return how many emails are neither sent nor decided, by kind."""
         kinds = NEEDED if self.done_elsewhere_at is None else (IN_DOUBT, FAILED, WAITING)
         return {kind: self.unsent[kind].count for kind in kinds if self.unsent[kind].count}
 
@@ -107,10 +108,10 @@ class Audit:
     @property
     def sentence(self) -> str:
         """Return whether all is well, in one sentence."""
-        return self._fault or self._praise
+        return self._problem or self._success
 
     @property
-    def _fault(self) -> str | None:
+    def _problem(self) -> str | None:
         parts = ", ".join(f"{count:,} {spoken(kind)}" for kind, count in self._open.items())
         missed = sum(self._open.values())
         if self.done_elsewhere_at is not None:
@@ -129,7 +130,7 @@ class Audit:
         return None
 
     @property
-    def _praise(self) -> str:
+    def _success(self) -> str:
         if self.done_elsewhere_at is not None:
             at = f"{self.done_elsewhere_at:%Y-%m-%d %H:%M} UTC"
             return f"All is well: {self.name} was done elsewhere, as declared on {at}, so nothing more is to be sent."
@@ -145,7 +146,7 @@ class Audit:
         return f"All is well: {self.name} is sent to all of its {self.expected:,} recipients."
 
     def as_json(self) -> dict[str, Any]:
-        """The counts at the top level, the names beside them; times as ISO 8601 in UTC."""
+        """Return the counts at the top level, the names beside them; times as ISO 8601 in UTC."""
         return {
             "report": self.report,
             "period": self.period.key,
@@ -169,12 +170,12 @@ class Audit:
 
 
 def spoken(word: str) -> str:
-    """A kind or a state as people say it."""
+    """Return a kind or a state as words."""
     return word.replace("_", " ")
 
 
 async def audit(settings: Settings, name: str, period_key: str | None = None, *, names_max: int | None = None) -> Audit:
-    """Compare who is expected now with what the outbox holds; in one snapshot, in which nothing can be written.
+    """Compare the recipients of the source with what the outbox holds, in one snapshot that nothing can be written in.
 
     Without `period_key` it is the period that a generate would make at this moment. Memory holds a window of
     recipients, all keys and the names. A key that comes twice counts once, as for generate.
@@ -186,7 +187,7 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
     settings.require("database_url")
     report = settings.report(name)
     async with GenerateSession.open(settings, application="outbox audit") as session:
-        source = await source_of(settings, name, session)
+        source = await source_of(settings, name, session.queries)
         await session.use_timezone(report.timezone)
         async with session.snapshot():
             async with session.ours() as connection:
@@ -246,7 +247,7 @@ def _sender(settings: Settings) -> str | None:
 ELSEWHERE: Final = text("SELECT done_elsewhere_at FROM outbox.edition WHERE id = :edition")
 REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:edition AS integer)")
 
-# Through the email's key, which stays when somebody has deleted the report. A delivery that is not there although
+# Through the email's key, which stays when the report has been deleted. A delivery that is not there although
 # its report or email is has no state that could be trusted, so it is not sent. A report that is collected has the
 # email of the digest that took it up. `belongs`: the email is the report's; `of_report`: it is some report's.
 LOOK: Final = text(f"""
@@ -332,7 +333,7 @@ async def _look(
 
 
 def _missing(recipient: Recipient) -> Unsent:
-    """Who has no report, and why there can be none if it is known."""
+    """Return a recipient without a report, with the reason if key or address cannot be used."""
     said = ""
     try:
         checked(recipient)

@@ -39,7 +39,7 @@ UPDATE outbox.edition
        expected = :expected
  WHERE id = :id
 """)
-# Nobody knows how many recipients it has before the next look of generate: `expected` was the number of its emails.
+# The number of its recipients is unknown before the next look of generate: `expected` was the number of its emails.
 UNDO: Final = text("""
 UPDATE outbox.edition
    SET done_elsewhere_at = NULL, done_elsewhere_by = NULL, done_elsewhere_why = NULL,
@@ -52,7 +52,7 @@ INSERT INTO outbox.operation (who, what, target, why, emails) VALUES (:who, :wha
 
 
 class EmailsExistError(OutboxError):
-    """Emails of the edition exist, and nobody has said what is to happen to them."""
+    """Emails of the edition exist, and the caller has not decided to keep them."""
 
 
 async def mark_done(

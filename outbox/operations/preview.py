@@ -7,6 +7,7 @@ class `recipients` and `build` are called: what they do on connections of their 
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +15,12 @@ import asyncpg
 from sqlalchemy import text
 
 from outbox.errors import ConfigurationError, OutboxError, SourceError
-from outbox.generate.digest import Collected
-from outbox.generate.edition import Edition, find_edition, period_for, too_early
-from outbox.generate.run import Run, sender_of, warn_of_ignored_templates
-from outbox.generate.session import GenerateSession, is_caused_by
-from outbox.generate.source import Content, PythonSource, Recipient, Source, UnreadableError, checked, source_of
-from outbox.generate.write import NewReport
+from outbox.generate.edition import find_edition, period_for, too_early
+from outbox.generate.query_errors import UnreadableError, is_caused_by
+from outbox.generate.recipients import Recipient, checked
+from outbox.generate.report_builder import MadeReport, NewReport, ReportBuilder, sender_of, warn_of_ignored_templates
+from outbox.generate.session import GenerateSession
+from outbox.generate.source import Content, PythonSource, Source, source_of
 from outbox.operations.route_rules import route_for
 from outbox.reports.period import Period, in_words
 from outbox.reports.render import explain
@@ -31,7 +32,7 @@ NAMED_MAX: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """An email, and what a mail reader makes of its bytes."""
+    """An email, and the parts that a mail reader shows."""
 
     message_id: str
     message: bytes
@@ -42,29 +43,29 @@ class Mail:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What one recipient would get. There is no `mail` where a digest would tell of the report."""
+    """Report and email of one recipient, as generate would make them. `mail` is None where a digest would name it."""
 
     report: str
     period: Period
     words: str
-    """The period in civil time, with UTC near."""
+    """The period in civil time and in UTC."""
     recipient: Recipient
     sender: str
     title: str
     page: str
     mail: Mail | None
     route: str
-    """Which one the settings' rules give the email; '' is the usual one."""
+    """Route that the settings' rules give the email; '' is the usual one."""
     locale: str
-    """The language that it is in, as BCP 47 names it."""
+    """Language, as BCP 47 names it."""
     early: str | None = None
     """Why generate would not make this period yet; None if it would."""
 
     def the_mail(self) -> Mail:
-        """The email that there is.
+        """Return the email.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: the report has none of its own.
 
         """
         if self.mail is None:
@@ -76,7 +77,7 @@ class Preview:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """What there is to look at, by the name of its file."""
+        """Return page and email as files, by name."""
         page = {"report.html": self.page.encode()}
         if self.mail is None:
             return page
@@ -84,7 +85,7 @@ class Preview:
         return {**page, "email.html": html, "email.txt": text, "email.eml": self.mail.message}
 
     def as_json(self) -> dict[str, Any]:
-        """All of it but the email's bytes; times as ISO 8601 in UTC."""
+        """Return all of it but the email's bytes; times as ISO 8601 in UTC."""
         period, recipient, mail = self.period, self.recipient, self.mail
         return {
             "report": self.report,
@@ -102,7 +103,7 @@ class Preview:
         }
 
     def write(self, directory: Path) -> list[Path]:
-        """The files, in a directory that is made if it is not there; those of an earlier preview are replaced.
+        """Write the files to a directory, which is made if it is missing; those of an earlier preview are replaced.
 
         Raises:
             ConfigurationError: it cannot be written to.
@@ -129,10 +130,10 @@ async def preview(
     period_key: str | None = None,
     address: str | None = None,
 ) -> Preview:
-    """What the recipient of that key would get, or the first who can be written to; addressed to `address` if given.
+    """Return the report of the recipient of that key, or of the first with an address; for `address` if it is given.
 
     Raises:
-        ConfigurationError: the settings, the period or the key name nothing that there is.
+        ConfigurationError: the settings are wrong, or there is no such report, period or key.
         OutboxError: source, templates or database make it impossible; the sentence says which.
 
     """
@@ -141,33 +142,49 @@ async def preview(
     report = settings.report(name)
     warn_of_ignored_templates(settings)
     try:
-        async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
-            source = await source_of(settings, name, session)
-            await session.use_timezone(report.timezone)
-            async with session.snapshot():
-                period = await _period(session, name, report, period_key)
-                recipient = await _find(source, name, period, key)
-                content = await _content(source, name, period, recipient)
-                (now,) = (await session.fetch(text("SELECT now()")))[0]
-                run = Run.of(settings, Edition(0, name, period), session, source, now)
+        period, recipient, content, now = await _ask(settings, name, key, period_key)
     except OutboxError as error:
         if is_caused_by(error, asyncpg.ReadOnlySQLTransactionError):
             where = str(error).partition(":")[0]
             raise SourceError(f"{where}: the query writes, and a preview only reads; try it with a select.") from error
         raise
+    builder = ReportBuilder.of(settings, name, period, now)
     person = Recipient(recipient.key, address or recipient.email, recipient.name, recipient.columns)
-    made = _made(run, person, _harmless(content, settings) if name == DIGEST else content)
-    shown = f"{sender.name} <{sender.address}>" if sender.name else sender.address
+    made = _made(builder, f"{name} {period.key}", person, _harmless(content, settings) if name == DIGEST else content)
     mail = _read(made) if isinstance(made, NewReport) else None
-    locale = run.language_of(recipient).tag
-    route = route_for(settings, name, recipient.email) if mail is not None else ""
-    words = in_words(period, report.zone)
-    early = too_early(report, period, now)
-    return Preview(name, period, words, recipient, shown, made.title, made.html, mail, route, locale, early)
+    return Preview(
+        report=name,
+        period=period,
+        words=in_words(period, report.zone),
+        recipient=recipient,
+        sender=f"{sender.name} <{sender.address}>" if sender.name else sender.address,
+        title=made.title,
+        page=made.html,
+        mail=mail,
+        route=route_for(settings, name, recipient.email) if mail is not None else "",
+        locale=builder.language_of(recipient).tag,
+        early=too_early(report, period, now),
+    )
+
+
+async def _ask(
+    settings: Settings, name: str, key: str | None, period_key: str | None
+) -> tuple[Period, Recipient, Content, datetime]:
+    """Return period, recipient, content and the time of the database, all of one snapshot."""
+    report = settings.report(name)
+    async with GenerateSession.open(settings, application="outbox preview", fits=False) as session:
+        source = await source_of(settings, name, session.queries)
+        await session.use_timezone(report.timezone)
+        async with session.snapshot():
+            period = await _period(session, name, report, period_key)
+            recipient = await _find(source, name, period, key)
+            content = await _content(source, name, period, recipient)
+            (now,) = (await session.fetch(text("SELECT now()")))[0]
+    return period, recipient, content, now
 
 
 async def _period(session: GenerateSession, name: str, report: EditionSettings, period_key: str | None) -> Period:
-    """What a generate now would make, by the database's clock and, where it knows one, the fleet's definition."""
+    """Return the period of a generate now, by the database's clock and, if there is one, the fleet's definition."""
     now, is_ours = (await session.fetch(text("SELECT now(), to_regclass('outbox.definition') IS NOT NULL")))[0]
     if not is_ours:
         return period_for(name, report, period_key, now)
@@ -177,23 +194,23 @@ async def _period(session: GenerateSession, name: str, report: EditionSettings, 
 
 
 async def _find(source: Source, name: str, period: Period, key: str | None) -> Recipient:
-    """The recipient of that key; without one the first who can have a report."""
+    """Return the recipient of that key; without a key the first who can have a report."""
     seen: list[str] = []
-    fault = ""
+    problem = ""
     async with aclosing(source.recipients(period)) as recipients:  # type: ignore[type-var]
         async for recipient in recipients:
             if key is None or recipient.key == key:
                 try:
                     return checked(recipient)
                 except ValueError as error:
-                    fault = fault or f"recipient {recipient.key or '(no key)'}: {error}"
+                    problem = problem or f"recipient {recipient.key or '(no key)'}: {error}"
                     if key is not None:
                         break
             if len(seen) < NAMED_MAX:
                 seen.append(recipient.key)
     where = f"{name} {period.key}"
-    if fault:
-        raise SourceError(f"{where}, {fault}")
+    if problem:
+        raise SourceError(f"{where}, {problem}")
     if not seen:
         raise SourceError(f"{where}: the source of {name} names no recipient; see that it means it.")
     raise ConfigurationError(
@@ -211,26 +228,24 @@ async def _content(source: Source, name: str, period: Period, recipient: Recipie
 
 
 def _harmless(items: Content, settings: Settings) -> Content:
-    """What a digest tells of, with links that open nothing: the real ones are the only keys to their pages."""
+    """Return the items of a digest with links that open nothing: only the real links give access to their pages."""
     if isinstance(items, Mapping):
         return items
     links = {name: report.link.replace("{token}", TOKEN) for name, report in settings.reports.items()}
     return [{**row, "link": links.get(row["report"], TOKEN)} for row in items]
 
 
-def _made(run: Run, recipient: Recipient, content: Content) -> NewReport | Collected:
+def _made(builder: ReportBuilder, edition: str, recipient: Recipient, content: Content) -> MadeReport:
     try:
-        if run.report.is_collected:
-            return run.collected(recipient, content, TOKEN)
-        return run.rendered(recipient, content, 0, TOKEN)
+        return builder.build(recipient, content, TOKEN, 0)
     except OutboxError:
         raise
     except Exception as error:
-        raise SourceError(f"{run.result.edition.name}, recipient {recipient.key}: {explain(error)}") from error
+        raise SourceError(f"{edition}, recipient {recipient.key}: {explain(error)}") from error
 
 
 def _read(made: NewReport) -> Mail:
-    """The email as a mail reader would show it."""
+    """Return the email as a mail reader would show it."""
     from email import message_from_bytes, policy
 
     mail = message_from_bytes(made.message, policy=policy.default)

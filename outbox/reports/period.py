@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 
 class Cadence(StrEnum):
-    """How long a period is; weeks are ISO weeks, from Monday to Sunday."""
+    """Length of a period; weeks are ISO weeks, from Monday to Sunday."""
 
     WEEKLY = "weekly"
     DAILY = "daily"
@@ -20,7 +20,7 @@ class Cadence(StrEnum):
 
 
 class Covers(StrEnum):
-    """Which period a report made now is about: the last complete one, or the one that is running."""
+    """Period of a report that is made now: the last complete one, or the one that is running."""
 
     PREVIOUS = "previous"
     CURRENT = "current"
@@ -44,7 +44,7 @@ MINUS_INFINITY: Final = datetime.min.replace(tzinfo=UTC) + timedelta(days=1)
 
 
 def spoken_time(at: datetime, zone: tzinfo | None = None) -> str:
-    """A moment on the clocks of a timezone, and in UTC if they differ: `2026-11-24 18:10:02 EST (23:10 UTC)`.
+    """Return a moment on the clocks of a timezone, and in UTC if they differ: `2026-11-24 18:10:02 EST (23:10 UTC)`.
 
     In UTC alone without a zone. The date is repeated where it is another one. Infinity is `never`. Moments at the
     ends of the calendar, which some timezones have no name for, are shown as they are.
@@ -82,7 +82,7 @@ _SPELLINGS = {
 
 
 def period_at(now: datetime, *, cadence: Cadence, timezone: ZoneInfo, covers: Covers) -> Period:
-    """The period that contains `now`, or the last one that is complete by then; never one of no length.
+    """Return the period that contains `now`, or the last one that is complete by then; never an empty one.
 
     Where clocks go back over midnight, the end of a day comes twice (America/St_Johns until 2011: 00:01 to
     23:01). That day ends when the next first begins, so the hour that repeats belongs to the later one.
@@ -105,7 +105,7 @@ def period_at(now: datetime, *, cadence: Cadence, timezone: ZoneInfo, covers: Co
 
 
 def period_of(key: str, *, cadence: Cadence, timezone: ZoneInfo) -> Period:
-    """The period that `key` names.
+    """Return the period that `key` names.
 
     Raises:
         ValueError: the key is not spelled exactly as a key of this cadence, names no date of the calendar, or
@@ -142,7 +142,7 @@ def _key(first: date, cadence: Cadence) -> str:
 
 
 def _first_day(day: date, cadence: Cadence) -> date:
-    """The first day of the period that `day` is in."""
+    """Return the first day of the period that `day` is in."""
     match cadence:
         case Cadence.WEEKLY:
             return day - timedelta(days=day.weekday())
@@ -153,13 +153,13 @@ def _first_day(day: date, cadence: Cadence) -> date:
 
 
 def _following(first: date, cadence: Cadence) -> date:
-    """The first day of the period after the one that begins on `first`."""
+    """Return the first day of the period after the one that begins on `first`."""
     longest = {Cadence.WEEKLY: 7, Cadence.DAILY: 1, Cadence.MONTHLY: 31}[cadence]
     return _first_day(first + timedelta(days=longest), cadence)
 
 
 def _dawn(day: date, timezone: ZoneInfo) -> datetime:
-    """The first instant at which the civil date is `day` or later, in UTC.
+    """Return the first instant at which the civil date is `day` or later, in UTC.
 
     It grows with `day`, hence periods tile. Two days share a dawn where the first of them did not exist.
     """
@@ -167,7 +167,7 @@ def _dawn(day: date, timezone: ZoneInfo) -> datetime:
 
 
 def first_instant(civil: datetime, timezone: ZoneInfo) -> datetime:
-    """The first instant at which the clocks of `timezone` show `civil` or later, in UTC.
+    """Return the first instant at which the clocks of `timezone` show `civil` or later, in UTC.
 
     Of a time that comes twice that is the first; one that clocks jump over gives the instant of the jump.
     """

@@ -13,18 +13,13 @@ from types import BuiltinMethodType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from outbox.errors import SourceError, TemplateUseError
-from outbox.reports.language import DASH, ENGLISH, Language
-from outbox.reports.table import (
-    TEXT_WIDTH_MAX,
-    Table,
-    asked_number,
-    cell,
-    excerpt_of,
-    humanise,
-    number_of,
-    percent_of,
-    table_of,
-)
+from outbox.reports.columns import humanise
+from outbox.reports.language import ENGLISH, Language
+from outbox.reports.language_rules import DASH
+from outbox.reports.number_format import asked_number, number_of, percent_of
+from outbox.reports.plain_table import TEXT_WIDTH_MAX
+from outbox.reports.table import Table, excerpt_of, table_of
+from outbox.reports.values import cell
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -131,7 +126,7 @@ class _Later:
 
 def explain(error: Exception) -> str:
     """Return what went wrong in a template, in one sentence, with its path and line if they are known."""
-    from outbox.reports.jinja import explain as explained
+    from outbox.reports.template_errors import explain as explained
 
     return explained(error)
 

@@ -1,4 +1,4 @@
-"""When a report's editions are started without a cron: the ticks of its schedule. This room reads no clock.
+"""Ticks of a schedule, at which a report's editions are started without a cron. Nothing here reads a clock.
 
 cronsim finds the civil times at which a schedule ticks, each of which is one tick: where clocks jump over it, at the
 instant of the jump; where it comes twice, the first time. (Left to walk over a change of the clocks by itself, cronsim
@@ -25,7 +25,7 @@ class Schedule:
     timezone: ZoneInfo
 
     def after(self, now: datetime) -> Iterator[datetime]:
-        """The ticks that are later than `now`, one after the other; they end with the calendar."""
+        """Yield the ticks that are later than `now`; they end with the calendar."""
         last = now.astimezone(UTC)
         for civil in _civil(self.expression, now.astimezone(self.timezone)):
             # What clocks jump over meets at one instant, and what came before an hour that comes again is over.
@@ -33,7 +33,7 @@ class Schedule:
                 yield (last := tick)
 
     def latest(self, now: datetime) -> datetime | None:
-        """The last tick that is not later than `now`, or None if there never was one (within 50 years)."""
+        """Return the last tick that is not later than `now`, or None if there never was one (within 50 years)."""
         here = now.astimezone(self.timezone)
         # In the second pass of an hour that comes twice, all that the first pass showed is over.
         overlap = (here.replace(fold=0).utcoffset() or timedelta()) - (here.utcoffset() or timedelta())
@@ -43,7 +43,7 @@ class Schedule:
 
 
 def _civil(expression: str, around: datetime, *, reverse: bool = False) -> Iterator[datetime]:
-    """The civil times of the expression after `around` (or before it, the latest first), all of them naive."""
+    """Yield the civil times of the expression after `around` (or before it, the latest first), all of them naive."""
     from cronsim import CronSim
 
     ticks = CronSim(expression, around.replace(tzinfo=None, microsecond=0, fold=0), reverse=reverse)
@@ -54,7 +54,7 @@ def _civil(expression: str, around: datetime, *, reverse: bool = False) -> Itera
 
 
 def fault_of(expression: str) -> str | None:
-    """What is wrong with a cron expression, as the end of a sentence, with the mend; None if nothing is."""
+    """Return what is wrong with a cron expression, as the end of a sentence, with the fix; None if nothing is."""
     fields = expression.split()
     if len(fields) != FIELDS:
         count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
@@ -68,7 +68,7 @@ def fault_of(expression: str) -> str | None:
 
 
 def _unknown_field(fields: Sequence[str]) -> str | None:
-    """Which of the fields cronsim refuses."""
+    """Return the field that cronsim refuses."""
     from cronsim import CronSim, CronSimError
 
     try:

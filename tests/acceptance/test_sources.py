@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from outbox.generate.run import bucket_of
+from outbox.generate.buckets import bucket_of
 from tests.support.fleet import until
 
 PEOPLE = """

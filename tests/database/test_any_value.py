@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import text
 
 from outbox.errors import SourceError
+from outbox.generate.query_errors import QueryError, RowError
 from outbox.generate.run import generate
 from outbox.generate.session import GenerateSession
-from outbox.generate.source import QueryError, RowError
 from outbox.operations.audit import audit
 from outbox.operations.preview import preview
 from outbox.settings import load
@@ -118,13 +118,13 @@ async def test_a_preview_names_column_and_value(settings_of):
 async def test_the_session_reads_times_as_before_after_a_value_that_it_could_not_read(settings_of):
     async with GenerateSession.open(settings_of()) as session:
         again = "select timestamptz '2026-11-24 00:00+00' as at, jsonb '[1]' as j, array[date '2026-11-24'] as days"
-        before = await session.rows(again, {})
+        before = await session.queries.rows(again, {})
         for bad, _, _ in UNREADABLE.values():
             with pytest.raises(Exception, match="column due has the value"):
-                await session.rows(f"select {bad} as due, now() as at, '{{}}'::jsonb as j", {})
-        assert await session.rows(again, {}) == before
+                await session.queries.rows(f"select {bad} as due, now() as at, '{{}}'::jsonb as j", {})
+        assert await session.queries.rows(again, {}) == before
         later = "select json '{\"a\": 1}' as j, jsonb '[1]' as b, array[json '[1]'] as a, interval '1 day' as i"
-        ((j, b, a, i),) = [row.values() for row in await session.rows(later, {})]
+        ((j, b, a, i),) = [row.values() for row in await session.queries.rows(later, {})]
         assert (j, b, a, i.days) == ({"a": 1}, [1], [[1]], 1), "a query that is prepared later reads them as before"
         ((latest,),) = await session.fetch(text("SELECT timestamptz '20226-11-24 00:00+00'"))
         assert latest.year == 9999, "our own statements read the nearest time that Python has"
@@ -199,7 +199,7 @@ async def test_no_value_of_any_type_ends_in_an_error_of_another_kind(connection,
         for value in EXTREMES:
             for query in (f"select {value} as v where :key <> ''", f"select :key as k, {value} as v, {value} as w"):
                 try:
-                    assert len(await session.rows(query, {"key": "1"})) == 1
+                    assert len(await session.queries.rows(query, {"key": "1"})) == 1
                 except (RowError, QueryError) as error:
                     named[value] = str(error)
     assert set(named) == set(NAMED)

@@ -12,10 +12,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.database.connection import BUCKET_LOCKS, NAMESPACE_MASK, engine, is_lost
 from outbox.errors import DatabaseUnavailableError
-from outbox.generate import run as rooms
-from outbox.generate.run import BUCKETS, bucket_of, generate
+from outbox.generate import report_maker, run, shared_work
+from outbox.generate.buckets import BUCKETS, bucket_of
+from outbox.generate.report_builder import NewReport
+from outbox.generate.run import generate
 from outbox.generate.session import GenerateSession
-from outbox.generate.write import NewReport, enqueue_reports
+from outbox.generate.write import enqueue_reports
 from outbox.settings import DatabaseUrl, load
 from tests.support.fleet import until
 
@@ -112,7 +114,7 @@ async def test_a_bucket_is_worked_on_by_one_server_while_the_others_make_the_res
         BUCKET_LOCKS,
     )
     theirs = {row["n"] - edition * BUCKETS for row in numbers}
-    assert 1 <= len(theirs) <= rooms.BUCKETS_AT_ONCE
+    assert 1 <= len(theirs) <= report_maker.BUCKETS_AT_ONCE
     second = asyncio.create_task(generate(settings, "progress"))
     elsewhere = [key for key in company.people if bucket_of(key) not in theirs]
 
@@ -192,7 +194,7 @@ async def test_no_transaction_is_open_while_a_report_is_computed(settings, compa
 async def test_all_locks_are_given_back_before_the_session_ends(settings, company, connection, monkeypatch):
     """Counted at the run's last statement, with its session still open."""
     fetched = []
-    original = rooms.write_unreached
+    original = run.write_unreached
 
     async def write_unreached(*arguments):
         await original(*arguments)
@@ -204,13 +206,13 @@ async def test_all_locks_are_given_back_before_the_session_ends(settings, compan
             )
         )
 
-    monkeypatch.setattr(rooms, "write_unreached", write_unreached)
+    monkeypatch.setattr(run, "write_unreached", write_unreached)
     await generate(settings, "progress")
     assert fetched == [0]
 
 
 async def test_windows_bound_what_is_in_memory_and_every_recipient_is_made(settings, company, connection, monkeypatch):
-    monkeypatch.setattr(rooms, "WINDOW_MAX", 7)
+    monkeypatch.setattr(run, "WINDOW_MAX", 7)
     result = await generate(settings, "progress")
     assert (result.expected, result.made, result.elsewhere) == (40, 40, 0)
     again = await generate(settings, "progress")
@@ -225,8 +227,8 @@ async def test_one_who_failed_here_and_was_made_elsewhere_meanwhile_is_no_failur
     """The exit code tells the truth for the fleet. The first run fails for one, then stands in the third bucket: by
     then it has let go of the first, since it reads one portion ahead.
     """
-    monkeypatch.setattr(rooms, "BUCKETS_AT_ONCE", 1)
-    monkeypatch.setattr(rooms.random, "sample", lambda population, _: list(population))
+    monkeypatch.setattr(report_maker, "BUCKETS_AT_ONCE", 1)
+    monkeypatch.setattr(shared_work.random, "sample", lambda population, _: list(population))
     unlucky = min(company.people, key=bucket_of)
     failed, begun, reached, go_on = [], set(), threading.Event(), threading.Event()
 
@@ -256,8 +258,8 @@ async def test_one_who_failed_here_and_was_made_elsewhere_meanwhile_is_no_failur
 
 def new(key, email):
     return NewReport(
-        recipient_key=key, token=f"token {email}", title="t", html="h", email=email, key=f"progress/x/{key}",
-        sender="reports@example.com", recipient="a@example.com", message_id=f"<{email}@example.com>", message=b"m",
+        recipient_key=key, token=f"token {email}", title="t", html="h", email_id=email, key=f"progress/x/{key}",
+        sender="reports@example.com", address="a@example.com", message_id=f"<{email}@example.com>", message=b"m",
     )  # fmt: skip
 
 
@@ -315,7 +317,7 @@ async def test_one_notification_per_transaction_and_none_when_nothing_was_new(da
 async def test_report_email_and_delivery_are_committed_together_or_not_at_all(database, connection, edition):
     """The second of three rows breaks a CHECK of the email table, which is written after the reports."""
     bad = new("b", 2)
-    object.__setattr__(bad, "recipient", "two words")
+    object.__setattr__(bad, "address", "two words")
     async with engine(DatabaseUrl.parse(database), application="one").connect() as one:
         with pytest.raises(Exception, match="email_recipient_check"):
             await enqueue_reports(one, edition, [new("a", 1), bad, new("c", 3)])

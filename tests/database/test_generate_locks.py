@@ -10,7 +10,7 @@ from outbox.database.connection import BUCKET_LOCKS, NAMESPACE_MASK
 from outbox.database.lock_wait import LockWaitError
 from outbox.database.roles import grant_roles
 from outbox.errors import SourceError
-from outbox.generate import batch_writer, session
+from outbox.generate import batch_writer, session, wait_bounds
 from outbox.generate import run as making
 from outbox.generate.buckets import BUCKETS, bucket_of
 from outbox.generate.run import generate
@@ -413,16 +413,6 @@ async def test_a_time_that_python_cannot_represent_in_the_data_fails_its_recipie
         await generate(load(path, {}), "sql", period_key="2026-W46")
 
 
-def test_patience_begins_again_with_each_new_fact_and_not_with_an_old_one(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(making.time, "monotonic", lambda: now[0])
-    patience = making.Patience(10)
-    for at, fact, is_over in ((5, "a", False), (14, "b", False), (23, "a", False), (25, "a", True), (25, "c", False)):
-        now[0] = at
-        patience.note(fact)
-        assert patience.is_over is is_over, at
-
-
 def test_a_lock_is_waited_for_longer_than_a_lease_and_shorter_than_an_answer():
     """A stopped server loses its locks after a lease; a session that has no answer after three is lost."""
-    assert 1 < session.LOCK_LEASES_MAX < session.SILENT_LEASES_MAX
+    assert 1 < session.LOCK_LEASES_MAX < wait_bounds.SILENT_LEASES_MAX

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from outbox.errors import SourceError
+from outbox.generate.query_errors import RowError
 from outbox.generate.run import generate
 from outbox.generate.session import GenerateSession
-from outbox.generate.source import RowError
 from outbox.operations.audit import audit
 from outbox.operations.preview import preview
 from outbox.settings import load
@@ -149,8 +149,11 @@ DEPEND = [
 async def test_a_comparison_that_depends_on_the_time_zone_of_the_session_is_found(settings_of):
     async with GenerateSession.open(settings_of()) as session:
         for condition, bounds in DEPEND:
-            assert await session.plain_timestamps(f"select slug from task where :key <> '' and {condition}") == bounds
-        assert await session.plain_timestamps("select nothing from nowhere where a = :starts_at") == []
+            assert (
+                await session.queries.plain_timestamps(f"select slug from task where :key <> '' and {condition}")
+                == bounds
+            )
+        assert await session.queries.plain_timestamps("select nothing from nowhere where a = :starts_at") == []
 
 
 async def test_a_key_that_is_no_number_costs_its_recipient_alone_a_report(settings_of):
@@ -182,17 +185,17 @@ async def test_a_migration_between_two_runs_of_a_statement_costs_nobody_a_report
     query = "select *, t from task t where person_id = :key::int"
     async with GenerateSession.open(settings_of()) as session:
         for migration in MIGRATIONS:
-            assert len(await session.rows(query, {"key": "3"})) == 2, migration
+            assert len(await session.queries.rows(query, {"key": "3"})) == 2, migration
             await connection.execute(migration)
             for key in ("4", "5"):
-                assert len(await session.rows(query, {"key": key})) == 2, migration
+                assert len(await session.queries.rows(query, {"key": key})) == 2, migration
 
 
 async def test_a_statement_that_is_gone_is_prepared_again(settings_of):
     async with GenerateSession.open(settings_of()) as session:
         for key in ("1", "2"):
-            assert await session.rows("select :key as key", {"key": key}) == [{"key": key}]
-            await session.rows(
+            assert await session.queries.rows("select :key as key", {"key": key}) == [{"key": key}]
+            await session.queries.rows(
                 "do $$ begin execute (select 'deallocate ' || quote_ident(name) "
                 "from pg_prepared_statements where statement like '%as key'); end $$",
                 {},
@@ -207,23 +210,23 @@ async def test_a_deadlock_costs_nobody_a_report(connection, settings_of):
     async with GenerateSession.open(settings_of()) as session:
         for error in ("40P01", "40001"):
             await connection.execute("ALTER SEQUENCE calls RESTART")
-            assert await session.rows(f"select meets('{error}', 2) as a", {}) == [{"a": 1}]
+            assert await session.queries.rows(f"select meets('{error}', 2) as a", {}) == [{"a": 1}]
         await connection.execute("ALTER SEQUENCE calls RESTART")
         with pytest.raises(RowError, match="met"):
-            await session.rows("select meets('40P01', 99) as a", {})
+            await session.queries.rows("select meets('40P01', 99) as a", {})
         assert await connection.fetchval("SELECT last_value FROM calls") == 3
 
 
 async def test_a_table_that_is_gone_is_told_as_such(connection, settings_of):
     async with GenerateSession.open(settings_of()) as session:
-        await session.rows("select * from task where :key <> ''", {"key": "1"})
+        await session.queries.rows("select * from task where :key <> ''", {"key": "1"})
         await connection.execute("DROP TABLE task")
         with pytest.raises(Exception, match='relation "task" does not exist'):
-            await session.rows("select * from task where :key <> ''", {"key": "1"})
+            await session.queries.rows("select * from task where :key <> ''", {"key": "1"})
 
 
 async def test_an_error_of_one_row_stays_with_its_row(settings_of):
     async with GenerateSession.open(settings_of()) as session:
         for key in ("1", "2", "3"):
             with pytest.raises(RowError, match="division by zero"):
-                await session.rows("select 1 / (:key::int - :key::int)", {"key": key})
+                await session.queries.rows("select 1 / (:key::int - :key::int)", {"key": key})

@@ -11,9 +11,9 @@ from sqlalchemy import text
 
 from outbox.database.connection import TRUSTED_PATH
 from outbox.database.roles import ROLES, grant_roles
+from outbox.generate.query_errors import RowError
 from outbox.generate.run import generate
 from outbox.generate.session import GenerateSession
-from outbox.generate.source import RowError
 from outbox.operations.audit import audit
 from outbox.operations.preview import preview
 from outbox.settings import load
@@ -130,11 +130,11 @@ async def test_a_users_query_has_the_path_of_its_role_and_no_statement_of_ours_h
     assert (await generate(settings, "progress", period_key=WEEK)).made == 3
     async with GenerateSession.open(settings) as session:
         for _ in range(2):
-            (row,) = await session.rows("select current_setting('search_path') as path", {})
+            (row,) = await session.queries.rows("select current_setting('search_path') as path", {})
             assert row["path"] == 'app, "$user"'
             assert (await session.fetch(text("SELECT current_setting('search_path')")))[0][0] == TRUSTED_PATH
         async with session.snapshot():
-            (row,) = await session.rows("select current_setting('search_path') as path", {})
+            (row,) = await session.queries.rows("select current_setting('search_path') as path", {})
             assert row["path"] == 'app, "$user"'
             assert (await session.fetch(text("SELECT current_setting('search_path')")))[0][0] == TRUSTED_PATH
 
@@ -144,7 +144,9 @@ async def test_any_path_that_a_role_may_have_is_given_to_its_queries(connection,
     await connection.execute(f"ALTER ROLE app_queries SET search_path = {path}")
     settings = settings_of("app_queries")
     async with GenerateSession.open(settings) as session:
-        (row,) = await session.rows("select current_setting('search_path') as path, 'well'::public.mood as m", {})
+        (row,) = await session.queries.rows(
+            "select current_setting('search_path') as path, 'well'::public.mood as m", {}
+        )
         await connection.execute(f"SET search_path = {path}")
         assert row["path"] == await connection.fetchval("SHOW search_path")
 
@@ -178,15 +180,15 @@ async def test_what_a_users_query_sets_for_the_session_is_undone_before_our_next
         await session.use_timezone("America/New_York")
         ours = [tuple(row) for row in await session.fetch(text(NOW))]
         if how == "alone":
-            await session.rows(LEAVES[leaves], {})
+            await session.queries.rows(LEAVES[leaves], {})
         elif how == "in a stream":
-            assert [len(rows) async for rows in session.stream(LEAVES[leaves], {}, 10)] == [1]
+            assert [len(rows) async for rows in session.queries.stream(LEAVES[leaves], {}, 10)] == [1]
         else:
             async with session.snapshot():
-                await session.rows(LEAVES[leaves], {})
+                await session.queries.rows(LEAVES[leaves], {})
                 assert [tuple(row) for row in await session.fetch(text(NOW))] == ours
         assert [tuple(row) for row in await session.fetch(text(NOW))] == ours
-        (theirs,) = await session.rows("select current_setting('search_path') as path, current_user as me", {})
+        (theirs,) = await session.queries.rows("select current_setting('search_path') as path, current_user as me", {})
         assert (theirs["path"], theirs["me"]) == ('"$user", public', "postgres")
 
 
@@ -207,7 +209,7 @@ async def test_temporary_objects_of_a_users_query_stand_for_nothing_of_ours(conn
 async def test_a_doctors_session_stays_read_only_whatever_a_query_sets(roles, settings_of):
     async with GenerateSession.open(settings_of()) as session:
         await session.keep("default_transaction_read_only", "on")
-        await session.rows("select set_config('default_transaction_read_only', 'off', false)", {})
+        await session.queries.rows("select set_config('default_transaction_read_only', 'off', false)", {})
         await session.fetch(text("SELECT 1"))
         with pytest.raises(RowError, match="read-only transaction"):
-            await session.rows("insert into people (id) values (9) returning id", {})
+            await session.queries.rows("insert into people (id) values (9) returning id", {})

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from outbox.generate.session import GenerateSession
-from outbox.generate.waiver import Owed, read_waived, record_unreached, unreached_of, waive
+from outbox.generate.waiver import Owed, read_waived, unreached_of, waive, write_unreached
 from outbox.monitoring.completion import Candidate, is_complete
 from outbox.settings import load
 
@@ -43,6 +43,11 @@ async def put(connection, edition, key, state="sent"):
     )  # fmt: skip
 
 
+async def record(session, edition, failed):
+    async with session.ours() as connection, connection.begin():
+        await write_unreached(connection, edition, failed)
+
+
 def owed(*keys):
     return [Owed(*WEEK, key) for key in keys]
 
@@ -56,18 +61,18 @@ async def recorded(connection):
 
 
 async def test_a_look_records_who_has_no_report_and_the_next_one_forgets_who_was_reached(session, connection, edition):
-    await record_unreached(session, edition, {"2": "no address", "3": "\0 of the template"})
+    await record(session, edition, {"2": "no address", "3": "\0 of the template"})
     assert await recorded(connection) == {"2": "no address", "3": " of the template"}
-    await record_unreached(session, edition, {"3": "another reason"})
+    await record(session, edition, {"3": "another reason"})
     assert await recorded(connection) == {"3": "another reason"}
-    await record_unreached(session, edition, {})
+    await record(session, edition, {})
     assert await recorded(connection) == {}
 
 
 async def test_a_waiver_completes_an_edition_and_undone_it_is_open_again(session, connection, edition):
     await put(connection, edition, "1")
     await put(connection, edition, "2")
-    await record_unreached(session, edition, {"3": "no address"})
+    await record(session, edition, {"3": "no address"})
     assert not await complete(connection, edition)
     assert await waive(connection, owed("3"), who="ann", why="left") == (owed("3"), {})
     assert await complete(connection, edition)
@@ -86,9 +91,9 @@ async def test_a_waiver_of_somebody_whom_the_source_no_longer_names_stands_for_n
     session, connection, edition
 ):
     await put(connection, edition, "1")
-    await record_unreached(session, edition, {"2": "no address", "3": "no address"})
+    await record(session, edition, {"2": "no address", "3": "no address"})
     await waive(connection, owed("3"), who="ann", why="left")
-    await record_unreached(session, edition, {"2": "no address"})  # 3 is gone, so 2 are expected
+    await record(session, edition, {"2": "no address"})  # 3 is gone, so 2 are expected
     assert not await complete(connection, edition, expected=2)
 
 
@@ -119,7 +124,7 @@ async def test_what_may_still_arrive_is_not_waived(connection, edition, state, s
 
 
 async def test_a_recipient_whom_a_complete_look_did_not_name_is_not_waived(session, connection, edition):
-    await record_unreached(session, edition, {"3": "no address"})
+    await record(session, edition, {"3": "no address"})
     done, left = await waive(connection, owed("3", "33"), who="ann", why="left")
     assert done == owed("3")
     (sentence,) = left.values()
@@ -132,7 +137,7 @@ async def test_a_recipient_whom_a_complete_look_did_not_name_is_not_waived(sessi
 
 
 async def test_what_cannot_be_waived_is_named_and_the_others_are(session, connection, edition):
-    await record_unreached(session, edition, {"1": "no address", "2": "no address"})
+    await record(session, edition, {"1": "no address", "2": "no address"})
     ours, other = owed("1", "2"), Owed("progress", "2026-W47", "1")
     await waive(connection, ours[:1], who="ann", why="left")
     done, left = await waive(connection, [*ours, other], who="bob", why="")

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from outbox.errors import SourceError
-from outbox.generate.source import PythonSource, QueryError, Recipient, RowError, SqlSource, load_source, recipient_of
+from outbox.generate.query_errors import QueryError, RowError
+from outbox.generate.recipients import Recipient
+from outbox.generate.source import PythonSource, SqlSource, load_source
 from outbox.reports.period import Period
 
 PERIOD = Period("2026-W48", datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 30, tzinfo=UTC))
@@ -234,17 +236,3 @@ async def test_a_batch_without_a_column_key_says_what_to_return():
     source, _ = sql(lambda _: [{"done": 1}], batched=True)
     with pytest.raises(SourceError, match="returns no column key"):
         await source.build([ONE], PERIOD)
-
-
-@pytest.mark.parametrize(
-    "row, lacks",
-    [({}, "no column key and no column email"), ({"key": 1}, "no column email"), ({"email": "x"}, "no column key")],
-)
-def test_a_row_without_key_or_email_is_refused_by_the_name_of_the_column(row, lacks):
-    with pytest.raises(SourceError, match=lacks):
-        recipient_of(row, "reports.progress.recipients")
-
-
-def test_nulls_are_empty_and_numbers_are_text():
-    row = {"key": 7, "email": None, "name": None, "team": None}
-    assert recipient_of(row, "x") == Recipient("7", "", "", {"team": None})

@@ -5,8 +5,8 @@ from markupsafe import Markup
 
 from outbox import Email
 from outbox.errors import SourceError, TemplateUseError
-from outbox.reports.jinja import explain
 from outbox.reports.render import Templates
+from outbox.reports.template_errors import explain
 from tests.unit.reports.test_render import MARK, context
 
 BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"

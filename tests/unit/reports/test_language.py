@@ -8,8 +8,10 @@ import pytest
 from babel import Locale
 
 from outbox.reports.language import ENGLISH, find
-from outbox.reports.table import cell, percent_of, table_of
+from outbox.reports.number_format import percent_of
+from outbox.reports.table import table_of
 from outbox.reports.translations import PHRASES
+from outbox.reports.values import cell
 from outbox.settings import Settings
 
 MONDAY, NEXT = datetime(2026, 11, 16), datetime(2026, 11, 23)  # noqa: DTZ001 - civil times of any zone
@@ -144,3 +146,17 @@ def test_a_locale_of_the_settings_that_names_no_language_is_refused():
     assert Settings(reports={"a": report | {"locale": "de-CH"}}).report("a").locale == "de-CH"
     with pytest.raises(ValueError, match='"deutsch" names no language; write one like en, de'):
         Settings(reports={"a": report | {"locale": "deutsch"}})
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "cadence", "said"),
+    [
+        ((2026, 11, 16), (2026, 11, 23), "weekly", "16 \u2013 22 November 2026"),
+        ((2026, 11, 30), (2026, 12, 7), "weekly", "30 November \u2013 6 December 2026"),
+        ((2026, 12, 28), (2027, 1, 4), "weekly", "28 December 2026 \u2013 3 January 2027"),
+        ((2026, 11, 24), (2026, 11, 25), "daily", "24 November 2026"),
+        ((2026, 11, 1), (2026, 12, 1), "monthly", "November 2026"),
+    ],
+)
+def test_a_period_is_said_as_a_person_says_it(starts, ends, cadence, said):
+    assert ENGLISH.label(datetime(*starts), datetime(*ends), cadence) == said  # noqa: DTZ001

@@ -3,9 +3,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from outbox.generate.edition import too_early
 from outbox.reports.period import Cadence, Covers, Period, period_at, period_of
-from outbox.settings import ReportSettings
 
 NEW_YORK = ZoneInfo("America/New_York")
 
@@ -151,24 +149,3 @@ def test_years_with_53_weeks_have_a_week_53(year):
 def test_a_naive_time_is_refused():
     with pytest.raises(ValueError, match="aware"):
         period_at(datetime(2026, 1, 1), cadence=Cadence.DAILY, timezone=NEW_YORK, covers=Covers.CURRENT)  # noqa: DTZ001
-
-
-@pytest.mark.parametrize(
-    ("covers", "hours_after_start", "state"),
-    [
-        ("previous", -1, "has not begun"),
-        ("previous", 0, "is not over"),
-        ("previous", 167, "is not over"),
-        ("previous", 168, None),
-        ("current", -1, "has not begun"),
-        ("current", 0, None),
-        ("current", 169, None),
-    ],
-)
-def test_a_period_is_too_early_until_it_is_over_or_has_begun_where_the_current_one_is_covered(
-    covers, hours_after_start, state
-):
-    report = ReportSettings(link="{token}", recipients="select 1", data="select :key", covers=covers)
-    week = period_of("2026-W48", cadence=Cadence.WEEKLY, timezone=report.zone)
-    said = too_early(report, week, week.starts_at + timedelta(hours=hours_after_start))
-    assert (said is None) if state is None else said.startswith(f"2026-W48 {state} (2026-11-23 00:00 to ")

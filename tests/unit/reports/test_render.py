@@ -1,23 +1,20 @@
 import html
 import re
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
 from types import SimpleNamespace
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from asyncpg import BitString, Circle, Point, Polygon, Range
-from babel.localedata import locale_identifiers
+from asyncpg import Range
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from outbox.errors import SourceError
-from outbox.reports.language import ENGLISH, find
+from outbox.reports.language import ENGLISH
 from outbox.reports.render import PACKAGED, Templates, explain
-from outbox.reports.table import cell, humanise, table_of
 
 NAMES = (
     "the names that exist here are unsubscribe, report, title, period, recipient, rows, columns, link, sender, "
@@ -46,10 +43,6 @@ def context(rows=DAYS, **changes):
     return given | changes
 
 
-def table(rows, **changes):
-    return table_of(list(rows[0]), rows, starts_at=MONDAY, **changes)
-
-
 class Balance(HTMLParser):
     """Fails on a tag that is closed out of order or never."""
 
@@ -68,148 +61,6 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize(
-    ("starts", "ends", "cadence", "said"),
-    [
-        ((2026, 11, 16), (2026, 11, 23), "weekly", "16 \u2013 22 November 2026"),
-        ((2026, 11, 30), (2026, 12, 7), "weekly", "30 November \u2013 6 December 2026"),
-        ((2026, 12, 28), (2027, 1, 4), "weekly", "28 December 2026 \u2013 3 January 2027"),
-        ((2026, 11, 24), (2026, 11, 25), "daily", "24 November 2026"),
-        ((2026, 11, 1), (2026, 12, 1), "monthly", "November 2026"),
-    ],
-)
-def test_a_period_is_said_as_a_person_says_it(starts, ends, cadence, said):
-    assert ENGLISH.label(datetime(*starts, tzinfo=ZONE), datetime(*ends, tzinfo=ZONE), cadence) == said
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (None, "\u2013"), (True, "yes"), (False, "no"), (0, "0"), (2026, "2026"),
-        (1234567, "1\u202f234\u202f567"),
-        (-3, "\u22123"), (2.0, "2"), (0.1 + 0.2, "0.3"), (1234.5, "1234.5"), (0.00123, "0.0012"),
-        (1e-9, "0"), (-1e-9, "0"), (float("nan"), "\u2013"), (float("inf"), "\u2013"),
-        (Decimal("12.50"), "12.5"),
-        (Decimal("1E+6"), "1\u202f000\u202f000"), (date(2026, 11, 16), "Mon 16 Nov"),
-        (date(2025, 11, 16), "16 Nov 2025"), (datetime(2026, 11, 16, 9, 5), "Mon 16 Nov 09:05"),  # noqa: DTZ001
-        (datetime(2026, 11, 16, 3, 0, tzinfo=UTC), "Sun 15 Nov 22:00"),
-        (time(9, 5), "09:05"),
-        (datetime.max.replace(tzinfo=UTC), "31 Dec 9999 23:59"),
-        (timedelta(hours=26, minutes=5), "26 h 5 min"),
-        (timedelta(seconds=-61), "\u22121 min 1 s"), (timedelta(0), "0 s"),
-        ("text", "text"), (b"abc", "3 bytes"),
-        ({"a": [1, "ü"], "b": None}, "a: (1, ü), b: \u2013"), ({}, "\u2013"),
-        (["backend", "urgent"], "backend, urgent"), ([], "\u2013"), (["a", None], "a, \u2013"),
-        ([[1, 2], [3, 4]], "(1, 2), (3, 4)"), ([{"a": 1}, {"a": True}], "(a: 1), (a: yes)"),
-        ([date(2026, 11, 16), Decimal("1.50")], "Mon 16 Nov, 1.5"), ((1, "x", None), "1, x, \u2013"),
-        (Range(1, 5), "1 \u2013 4"), (Range(1, 2), "1"), (Range(5), "5 \u2013 …"), (Range(None, 5), "… \u2013 4"),
-        (Range(), "… \u2013 …"), (Range(empty=True), "\u2013"),
-        (Range(1, 5, lower_inc=False, upper_inc=True), "2 \u2013 5"),
-        (Range(Decimal("1.5"), Decimal("2.5")), "1.5 \u2013 2.5"),
-        (Range(date(2026, 11, 16), date(2026, 11, 23)), "Mon 16 Nov \u2013 Sun 22 Nov"),
-        (Range(date(2026, 11, 16), date.max), "Mon 16 Nov \u2013 …"),
-        (Range(date.min, date(2026, 11, 16)), "… \u2013 Sun 15 Nov"),
-        (Range(datetime(2026, 11, 16, 3, 0, tzinfo=UTC), None), "Sun 15 Nov 22:00 \u2013 …"),
-        ([Range(1, 5), Range(8, 9)], "1 \u2013 4, 8"), (BitString("101"), "101"), (Point(1.5, 2), "1.5, 2"),
-        (Polygon((0, 0), (1, 1)), "(0, 0), (1, 1)"), (Circle((0, 0), 5), "(0, 0), 5"),
-        (bytearray(b"ab"), "2 bytes"), (memoryview(b"abc"), "3 bytes"),
-        (10**20, "100\u202f000\u202f000\u202f000\u202f000\u202f000\u202f000"),
-        (-15 * 10**29, "\u22121.5E+30"), (Decimal("1E+131071"), "1E+131071"), (1.5e300, "1.5E+300"), (1e-300, "0"),
-        (timedelta.max, "24\u202f000\u202f000\u202f000 h"), (timedelta(days=30), "720 h"),
-        (UUID(int=0), "00000000-0000-0000-0000-000000000000"),
-    ],
-)  # fmt: skip
-def test_any_value_is_shown_in_a_way_a_person_reads(value, shown):
-    assert cell(value, ZONE, 2026) == shown
-
-
-@pytest.mark.parametrize("zone", [UTC, *map(ZoneInfo, ("America/New_York", "Europe/Berlin", "Pacific/Kiritimati"))])
-@pytest.mark.parametrize("offset", [-14, 0, 14])
-def test_a_time_at_an_end_of_the_calendar_is_shown_in_every_zone(zone, offset):
-    ours = timezone(timedelta(hours=offset))
-    assert re.fullmatch(
-        r"(31 Dec|1 Jan) \d+ \d\d:\d\d", cell(datetime(9999, 12, 31, 23, 59, 59, tzinfo=ours), zone, 2026)
-    )
-    assert re.fullmatch(r"(1 Jan|31 Dec) \d+ \d\d:\d\d", cell(datetime(1, 1, 1, 1, tzinfo=ours), zone, 2026))
-
-
-def test_the_usual_sentinels_are_shown_as_the_dates_that_they_are():
-    berlin, new_york = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")
-    assert cell(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), berlin, 2026) == "31 Dec 9999 23:59"
-    assert cell(datetime(9999, 12, 31, tzinfo=UTC), new_york, 2026) == "30 Dec 9999 19:00"
-    assert cell(datetime(1, 1, 1, 1, tzinfo=UTC), new_york, 2026) == "1 Jan 1 01:00"
-    assert cell(datetime(1970, 1, 1, tzinfo=UTC), new_york, 2026) == "31 Dec 1969 19:00"
-
-
-def test_every_language_can_write_the_first_and_the_last_day():
-    first, last = datetime.min, datetime.max  # noqa: DTZ901 - as asyncpg gives -infinity and infinity
-    for tag in locale_identifiers()[::7]:
-        language = find(tag)
-        for value in (first, last, date.min, date.max, time.min, time.max, timedelta.min, timedelta.max):
-            for year in (None, 1, 2026):
-                assert cell(value, ZONE, year, language)
-        assert language.label(first, last, "weekly")
-
-
-@pytest.mark.parametrize(
-    ("name", "title"),
-    [
-        ("done_count", "Done count"),
-        ("person_id", "Person ID"),
-        ("DONE", "DONE"),
-        ("?column?", "?column?"),
-        ("_", "_"),
-    ],
-)
-def test_a_column_name_becomes_a_heading(name, title):
-    assert humanise(name) == title
-
-
-def test_numbers_of_a_column_share_their_decimals_and_are_summed():
-    shown = table([{"who": "a", "hours": 1.5}, {"who": "b", "hours": Decimal("20.25")}, {"who": "c", "hours": 3}])
-    assert [row.cells[1] for row in shown.rows] == ["1.50", "20.25", "3.00"]
-    assert shown.totals == ["Total", "24.75"]
-    assert [column.numeric for column in shown.columns] == [False, True]
-
-
-def test_a_single_row_has_no_totals():
-    assert table([{"who": "a", "done": 1}]).totals == []
-
-
-@pytest.mark.parametrize("name", ["done_percent", "avg_minutes", "done_per_day", "price"])
-def test_rates_are_not_summed(name):
-    shown = table([{"who": "a", name: 1}, {"who": "b", name: 2}])
-    assert shown.columns[1].numeric
-    assert shown.totals == []
-
-
-def test_figures_that_name_something_are_not_quantities():
-    shown = table([{"order_id": 123456, "done": 1}, {"order_id": 123457, "done": 2}])
-    assert shown.rows[0].cells == ["123456", "1"]
-    assert shown.totals == ["Total", "3"]
-    assert shown.bars == 1
-
-
-def test_bars_are_scaled_to_the_largest_and_anything_above_nothing_shows():
-    shown = table([{"day": "a", "done": done} for done in (1000, 500, 1, 0, None, -5)])
-    assert shown.bars == 1
-    assert [row.percent for row in shown.rows] == [100, 50, 1, 0, 0, 0]
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [{"a": "x", "b": "y", "n": 1}] * 2,  # two columns of labels
-        [{"n": 1, "m": 2}] * 2,  # none
-        [{"a": "x", "n": 1}],  # one row
-        [{"a": "x", "n": 0}] * 2,  # nothing to draw
-        [{"a": "x", "b": True}] * 2,  # no numbers
-    ],
-)
-def test_other_shapes_have_no_bars(rows):
-    assert table(rows).bars is None
-
-
 def test_a_long_table_is_cut_in_the_mail_and_whole_on_the_page():
     rows = [{"who": f"w{at}", "done": 1} for at in range(100)]
     rendered = Templates(None, "progress").render(context(rows))
@@ -218,23 +69,6 @@ def test_a_long_table_is_cut_in_the_mail_and_whole_on_the_page():
     assert "w99" not in rendered.html
     assert "w99" in rendered.page
     assert "100" in rendered.text
-
-
-def test_the_text_table_is_aligned_by_what_is_seen():
-    shown = table([{"who": "田中", "done": 5}, {"who": "e\u0301", "done": 10}])
-    assert shown.text.splitlines() == [
-        "Who    Done",
-        "-----------",
-        "田中      5  ████████████",
-        "e\u0301        10  ████████████████████████",
-        "-----------",
-        "Total    15",
-    ]
-
-
-def test_a_table_too_wide_for_text_becomes_blocks():
-    shown = table([{"note": "x" * 90, "done": 5}, {"note": "a\nb", "done": 2}])
-    assert shown.text == f"Note: {'x' * 90}\nDone: 5\n\nNote: a b\nDone: 2\n\nTotal\nDone: 7"
 
 
 def test_markup_is_escaped_in_html_and_left_alone_in_text():
@@ -407,9 +241,6 @@ def test_filters_take_numbers_as_text_and_null(tmp_path):
     rest = "{{ none|humanise }} {{ 5|humanise }} {{ none|lines }} {{ [1, 2]|lines }}"
     assert render_text(tmp_path, rest) == "\u2013 5 \u2013 1, 2"
     assert render_text(tmp_path, "{{ '1e999999'|percent }}{% include 'gone' ignore missing %}") == "\u2013"
-    assert cell(10**5000) == "1E+5000"
-    assert table([{"who": "a", "n": Decimal("9e999999")}, {"who": "b", "n": Decimal("9e999999")}]).totals
-    assert table([{"who": "a", "n": 10**5000}, {"who": "b", "n": 10**5000}]).totals == ["Total", "2E+5000"]
 
 
 def test_values_written_without_a_filter_read_as_text_and_not_as_python(tmp_path):
