@@ -41,7 +41,7 @@ from jinja2.lexer import (
 from jinja2.utils import missing
 
 from outbox.errors import TemplateUseError
-from outbox.spelling import did_you_mean, nearest
+from outbox.suggestions import did_you_mean, nearest
 from outbox.trust import distrust_of
 
 _PACKAGED: Final = Path(__file__).parent / "templates"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from outbox.errors import TemplateUseError
 from outbox.reports.translations import PHRASES, Phrase
-from outbox.spelling import did_you_mean
+from outbox.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from babel import Locale

@@ -49,7 +49,7 @@ from outbox.reports.query_parameters import parse
 from outbox.reports.schedule import Schedule, fault_of
 from outbox.settings.secret_files import LoginSource, age_s
 from outbox.settings.urls import DatabaseUrl, SmtpAddress, parse_listen
-from outbox.spelling import did_you_mean as _did_you_mean
+from outbox.suggestions import did_you_mean as _did_you_mean
 from outbox.trust import distrust_of
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:name
