@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from pydantic import Field, InstanceOf, PlainSerializer, PrivateAttr, ValidationInfo, field_validator
 
 from outbox.errors import ConfigurationError
+from outbox.mail.mailbox import is_plain, parse_sender
 from outbox.settings.keys import DIGEST, quoted, variable
 from outbox.settings.origin import Origin
 from outbox.settings.reports import DigestSettings, EditionSettings, ReportSettings, with_titles
@@ -15,15 +16,13 @@ from outbox.settings.routes import RULES, RouteSettings, ServerSettings, StartTl
 from outbox.settings.secret_files import LoginSource
 from outbox.settings.urls import DatabaseUrl, SmtpAddress, parse_listen
 from outbox.settings.values import (
-    CONTROL,
-    MAILBOX,
     MESSAGE_BYTES_MAX,
-    RCPT_UTF8,
     REFERENCE,
     LogFormat,
     LogLevel,
     Table,
     WhenInDoubt,
+    address_of,
     count,
     duration_s,
     is_duration,
@@ -197,21 +196,31 @@ class Settings(ServerSettings):
     @field_validator("sender")
     @classmethod
     def _is_one_mailbox(cls, sender: str | None) -> str | None:
-        if sender is not None and (CONTROL.search(sender) or not MAILBOX.fullmatch(sender.strip())):
+        if sender is None:
+            return None
+        sender = sender.strip()
+        if not is_plain(sender):
             raise ValueError(
                 'is not one mailbox; write one like "Progress reports <reports@example.com>",'
                 " with a domain in ASCII, and with quotes around a name that has punctuation"
             )
+        try:
+            parse_sender(sender)
+        except ValueError as error:
+            raise ValueError(f"{str(error).rstrip('.')}; correct it") from None
         return sender
 
     @field_validator("redirect_to")
     @classmethod
     def _is_one_address(cls, address: str | None) -> str | None:
-        if address is None or RCPT_UTF8.fullmatch(address.strip()):
-            return address and address.strip()
-        raise ValueError(
-            'is not one address; write one like "staging@example.com", without a name, or take the key out'
-        )
+        if address is None:
+            return None
+        found = address_of(address.strip())
+        if found is None:
+            raise ValueError(
+                'is not one address; write one like "staging@example.com", without a name, or take the key out'
+            )
+        return found
 
     @field_validator("smtp_url")
     @classmethod

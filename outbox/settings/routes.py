@@ -8,13 +8,13 @@ from typing import Annotated, Final
 from pydantic import Field, InstanceOf, PlainSerializer, ValidationInfo, field_validator
 
 from outbox.mail.header_fields import CARRIERS, FIELD_NAME, OURS
-from outbox.mail.host_name import is_fqdn, is_literal
+from outbox.mail.host_name import is_domain, is_fqdn, is_literal
 from outbox.mail.structured_fields import header_field
 from outbox.mail.verp import TOKEN_MAX
 from outbox.settings.keys import DIGEST, quoted
 from outbox.settings.reports import EditionSettings
 from outbox.settings.urls import SmtpAddress
-from outbox.settings.values import CONTROL, RCPT, Table, count, is_domain, is_rate, parsed, per_second, shown
+from outbox.settings.values import CONTROL, Table, count, is_ascii_address, is_rate, parsed, per_second, shown
 from outbox.suggestions import did_you_mean
 
 RULES: Final = frozenset({"reports", "domains"})
@@ -102,12 +102,13 @@ class ServerSettings(Table):
     @field_validator("return_path")
     @classmethod
     def _can_be_bounced_to(cls, path: str | None) -> str | None:
-        if path is not None and not RCPT.fullmatch(path.strip().replace("{token}", "0" * TOKEN_MAX)):
+        path = path and path.strip()
+        if path is not None and not is_ascii_address(path.replace("{token}", "0" * TOKEN_MAX)):
             raise ValueError(
                 'is no address that bounces can go to; write one like "bounces+{token}@example.com", '
                 f"of at most 64 characters before the @ with {TOKEN_MAX} for {{token}}"
             )
-        return path and path.strip()
+        return path
 
 
 def _check_field(name: str, value: str) -> None:
@@ -116,7 +117,7 @@ def _check_field(name: str, value: str) -> None:
         raise ValueError(f"{shown(name)} is no header field's name; use letters, digits and hyphens")
     if name.lower() in (OURS | CARRIERS) - {"reply-to"}:
         raise ValueError(f"{name} is written by outbox or by mail servers; take it out")
-    if name.lower() == "reply-to" and not (value.isascii() and RCPT.fullmatch(value.strip())):
+    if name.lower() == "reply-to" and not is_ascii_address(value.strip()):
         raise ValueError(f"{name} must be one address; use for example help@example.com")
     if CONTROL.search(value):
         raise ValueError(f"{name} has a line break or another control character; write it on one line")

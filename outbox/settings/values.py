@@ -1,4 +1,4 @@
-"""Types of single values: numbers with bounds, durations, rates, URLs, choices. Each table of settings is a `Table`."""
+"""Types of single values: numbers, durations, rates, addresses, URLs, choices. Each table of settings is a `Table`."""
 
 import re
 from enum import StrEnum
@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from outbox.mail.mailbox import check_address
 from outbox.settings.urls import DatabaseUrl, SmtpAddress
 
 MESSAGE_BYTES_MAX: Final = 20 * 1024 * 1024
@@ -15,22 +16,6 @@ CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 REFERENCE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 """`module:name`."""
 
-# RFC 5322 §3.4 without its comments, groups and quoted local parts: an address, or a name and <an address>.
-_UTF8 = r"\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffff"  # in a local part: RFC 6532 §3.2
-_ADDRESS = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.{_UTF8}-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_DOMAIN: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
-
-
-def _mailbox_of(atom: str) -> re.Pattern[str]:
-    """An address alone (RFC 5321 §4.1.2)."""
-    return re.compile(rf"(?=.{{3,254}}\Z)(?=.{{1,64}}@){atom}(?:\.{atom})*@{_LABEL}(?:\.{_LABEL})*")
-
-
-RCPT = _mailbox_of(_ATOM)
-RCPT_UTF8 = _mailbox_of(_ATOM.replace("A-Z", f"A-Z{_UTF8}"))
-MAILBOX = re.compile(rf"""{_ADDRESS}|(?:"(?:[^"\\]|\\.)*"\s*|[^"<>,;:@()\[\]\\]*)<{_ADDRESS}>""")
 _RATE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h)")
 _RATE_MIN, _RATE_MAX = 1e-5, 1e6  # per second: one a day, and more than any server takes
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h|d|w)")
@@ -109,9 +94,19 @@ def is_rate(text: str) -> bool:
     return _RATE_MIN <= per_second(text) <= _RATE_MAX
 
 
-def is_domain(text: str) -> bool:
-    """Return True for a domain name in ASCII, with one label or more (RFC 1035 §2.3.1)."""
-    return _DOMAIN.fullmatch(text) is not None
+def address_of(text: str) -> str | None:
+    """Return the address in the form that SMTP takes; None if it is not one, or its domain is not written in ASCII."""
+    if not text.rpartition("@")[2].isascii():
+        return None
+    try:
+        return check_address(text)
+    except ValueError:
+        return None
+
+
+def is_ascii_address(text: str) -> bool:
+    """Return True for an address in ASCII, which every server takes."""
+    return text.isascii() and address_of(text) is not None
 
 
 def shown(value: object) -> str:

@@ -87,6 +87,15 @@ def test_a_sender_is_an_address_with_or_without_a_name(sender):
     assert read(OUTBOX_SENDER=sender).sender == sender
 
 
+@pytest.mark.parametrize(
+    "address", ["a..b@example.com", ".a@example.com", "a@example.invalid", "a@10.0.0.5", f"{'a' * 65}@example.com"]
+)
+def test_a_sender_whose_address_no_message_may_have_is_refused_with_the_reason(address):
+    (problem,) = faults(f'sender = "Reports <{address}>"')
+    assert problem.startswith(f"sender: '{address}' is no email address: ")
+    assert problem.endswith("; correct it.")
+
+
 @pytest.mark.parametrize("address", ["staging@example.com", " a.b+c@host ", "x@localhost", "ü@c"])
 def test_redirect_to_is_one_address_from_the_file_or_the_environment(address):
     assert read(OUTBOX_REDIRECT_TO=address).redirect_to == address.strip()
