@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox.cli.app import table
+from outbox.cli.output import table
 from outbox.errors import OutboxError
 from outbox.operations.email_filter import COUNTED_MAX, Selection, find, list_emails
 from outbox.operations.prune import PRUNED

@@ -7,7 +7,7 @@ import json
 import asyncpg
 import pytest
 
-from outbox.cli.email_options import faults_of
+from outbox.cli.email_options import problems_of
 from outbox.operations.email_filter import Selection
 from outbox.operations.prune import PRUNED
 from outbox.operations.resolve import whoami
@@ -155,10 +155,10 @@ def test_a_decision_about_many_wants_a_reason_and_a_yes_and_words_that_go_togeth
         (Selection(report="a"), "x", False, "--report decides about many emails at once and nobody can be asked here"),
         (Selection((), edition, "a"), "x", True, "--edition says report and period already; take --report out."),
     ]:
-        (said,) = faults_of(selection, why, yes=yes)
+        (said,) = problems_of(selection, why, yes=yes)
         assert said.startswith(sentence)
-    assert faults_of(Selection(keys), "", yes=False) == []
-    assert faults_of(Selection(to="x"), "x", yes=True) == []
+    assert problems_of(Selection(keys), "", yes=False) == []
+    assert problems_of(Selection(to="x"), "x", yes=True) == []
 
 
 async def test_a_person_is_asked_before_all_that_fits_is_touched_and_may_say_no(muddled):
