@@ -15,7 +15,7 @@ with passwords show themselves without their secrets, so that no log, repr or er
     urls                 database and SMTP URLs, shown without their secrets
     secret_files         logins from files, read again after a server refuses them
     redaction            removes a login from a server's replies
-    postgres_hosts       hosts of a database URL: which are asked, in which order, for how long
+    postgres_hosts       hosts of a database URL, their order, and the time for each
     postgres_parameters  parameters of a database URL: libpq's, in other spellings, of other tools
     postgres_local       TLS files and user name that a connection takes from this machine
 """
