@@ -50,7 +50,7 @@ def _print_audit(found: "Audit") -> None:
     counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
     kinds = {**found.unsent, BOUNCED: found.bounced}
     counts |= {kind: one.count for kind, one in kinds.items() if one.count or kind not in (*SETTLED, BOUNCED)}
-    if found.done_elsewhere_at is not None:  # nobody is missing in an edition that another system made
+    if found.done_elsewhere_at is not None:  # in an edition that another system made no report is missing
         del kinds[MISSING], counts[MISSING]
     typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
     if found.left:
