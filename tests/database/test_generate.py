@@ -16,7 +16,8 @@ from outbox.generate import run as rooms
 from outbox.generate.run import BUCKETS, bucket_of, generate
 from outbox.generate.session import GenerateSession
 from outbox.generate.write import NewReport, enqueue_reports
-from outbox.settings import DatabaseUrl, load
+from outbox.settings import load
+from outbox.settings.urls import DatabaseUrl
 from tests.support.fleet import until
 
 SETTINGS = """
