@@ -25,8 +25,7 @@ one report opens the packages in this order:
     tracing      OpenTelemetry, from generate to the send
     user_code    loads and runs the user's own code
     trust        refuses files that others can write
-    spelling     suggests names for misspelt ones
-    suggested    commands suggested to people, quoted for a shell
+    suggestions  names for misspelt ones, and commands quoted for a shell
 
 `generate` and `relay` meet only in the database. Imports point down only (`lint-imports`); see docs/architecture.md.
 """

@@ -1,23 +1,34 @@
-"""The command line: reads the settings, wires, prints and sets the exit code. Nothing else does any of these four.
+"""Commands: read the settings, wire the parts, print, set the exit code. No other package does any of these four.
 
 Exit codes: 0 done, 1 not (all) done, 2 the settings or the arguments are wrong. Heavy imports stand inside the
 commands that need them, so that cron pays for what it uses. Modules are named by their commands:
 
-    app                   what every command shares
-    email_options         options by which emails are selected
-    streams               standard output and error, in any encoding
-    generate              init, generate, digest
-    schedule              schedule, mark-done
-    relay                 relay, prune
-    relay_services        what runs beside a relay: metrics, health, traces
-    status                status, audit, doctor
-    watch                 watch
-    emails                list, show
-    retry_cancel_resolve  retry, cancel, resolve, waive
-    pause                 pause, resume
-    suppress              suppress, bounce
-    preview               preview, test-send, demo
-    web                   web
+    app             the application, settings, connection and event loop of a command
+    output          any text in any encoding, JSON, tables, progress bars
+    email_options   options by which emails are selected
+    init            init
+    generate        generate, digest
+    schedule        schedule
+    mark_done       mark-done
+    relay           relay
+    relay_services  services beside a relay: metrics, health, traces
+    prune           prune
+    status          status
+    audit           audit
+    doctor          doctor
+    list            list
+    show            show
+    watch           watch
+    retry           retry, cancel
+    resolve         resolve
+    waive           waive
+    pause           pause, resume
+    suppress        suppress
+    bounce          bounce
+    preview         preview
+    test_send       test-send
+    demo            demo
+    web             web
 """
 
 import contextlib
@@ -48,54 +59,78 @@ if os.getpid() == 1 and threading.current_thread() is threading.main_thread():
             signal.signal(_signum, _end_at_once)
 
 from outbox.cli import (
-    emails,
+    audit,
+    bounce,
+    demo,
+    doctor,
     generate,
+    init,
+    mark_done,
+    output,
     pause,
     preview,
+    prune,
     relay,
-    retry_cancel_resolve,
+    resolve,
+    retry,
     schedule,
+    show,
     status,
-    streams,
     suppress,
+    test_send,
+    waive,
     watch,
     web,
+)
+from outbox.cli import (
+    list as list_,
 )
 from outbox.cli.app import app
 from outbox.errors import OutboxError
 
 __all__ = [
     "app",
-    "emails",
+    "audit",
+    "bounce",
+    "demo",
+    "doctor",
     "generate",
+    "init",
+    "list_",
     "main",
+    "mark_done",
     "pause",
     "preview",
+    "prune",
     "relay",
-    "retry_cancel_resolve",
+    "resolve",
+    "retry",
     "schedule",
+    "show",
     "status",
     "suppress",
+    "test_send",
+    "waive",
     "watch",
     "web",
 ]
 
 
 def main() -> None:
-    """Run a command. An error that a user can meet is one sentence on stderr."""
-    streams.prepare()
+    """Run a command. An error that a user can meet is one sentence on standard error."""
+    output.prepare()
     if logging.lastResort is not None:  # of commands that configure no log: a warning is a sentence of outbox, too
         logging.lastResort.setFormatter(logging.Formatter("outbox: %(message)s"))
     try:
         app(prog_name="outbox")
     except OutboxError as error:
         for sentence in str(error).splitlines():
-            print(f"outbox: {sentence}", file=sys.stderr)  # noqa: T201 - this room prints
+            print(f"outbox: {sentence}", file=sys.stderr)  # noqa: T201 - errors go to standard error
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        _discard_output()  # the reader has seen enough
+        _discard_output()  # the reader has closed the pipe
         sys.exit(1)
     except OSError as error:
         if error.errno not in _OF_THE_SYSTEM:
@@ -106,8 +141,8 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlalchemy"):
-            raise  # a fault of ours, to be seen whole
-        print(f"outbox: Postgres refuses: {_said(error)}{_fix(error)}.", file=sys.stderr)  # noqa: T201
+            raise  # a bug of outbox, to be shown with its traceback
+        print(f"outbox: Postgres refuses: {_describe(error)}{_fix(error)}.", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     finally:
         gc.freeze()  # else the interpreter's last collections walk through all that was imported: 100 ms
@@ -120,20 +155,20 @@ _OF_THE_SYSTEM = {
 
 
 def _discard_output() -> None:
-    """Write what standard output still holds nowhere: Python would try again at exit, and report it a second time."""
+    """Discard the buffer of standard output: Python would try again at exit, and report the error a second time."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _said(error: BaseException) -> str:
-    """What Postgres said, without the statement: it may hold people's data."""
+def _describe(error: BaseException) -> str:
+    """Return the message of Postgres, without the statement: it may hold people's data."""
     from outbox.database.refusal import original_of
 
     return str(original_of(error)).splitlines()[0].rstrip(".")
 
 
 def _fix(error: BaseException) -> str:
-    """Return what to do about sessions that clients of a pooler share; empty for another error."""
+    """Return the fix for sessions that clients of a pooler share; empty for another error."""
     from outbox.database.refusal import SESSION_MODE, original_of, shows_shared_session
 
     is_shared = shows_shared_session(original_of(error))

@@ -1,4 +1,4 @@
-"""What the commands share with which a person picks emails and decides about them: options, faults, asking, telling."""
+"""Options by which emails are selected, their checks, the question before many are changed, and the outcome."""
 
 import sys
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.app import NAMES_SHOWN, printable
+from outbox.cli.output import NAMES_SHOWN, printable
 
 if TYPE_CHECKING:
     from outbox.operations.email_filter import Chosen, Selection
@@ -36,15 +36,15 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def clashes(selection: "Selection") -> list[str]:
-    """What does not go together in what was said, a sentence each."""
+    """Return a sentence for each combination of options that makes no sense."""
     if selection.edition is None:
         return []
     twice = [option for option in selection.options if option in ("--report", "--period")]
     return [f"--edition says report and period already; take {option} out." for option in twice]
 
 
-def faults_of(selection: "Selection", why: str, *, yes: bool) -> list[str]:
-    """What hinders a decision about these, a sentence each: before anything is looked at."""
+def problems_of(selection: "Selection", why: str, *, yes: bool) -> list[str]:
+    """Return a sentence for each reason why these cannot be decided about; nothing is read for it."""
     keys, options = selection.keys, selection.options
     if not selection.is_by_filter:
         nothing = (
@@ -54,19 +54,21 @@ def faults_of(selection: "Selection", why: str, *, yes: bool) -> list[str]:
     if keys and not options:
         return ["--state picks among emails that are not named; name keys or say --state, not both."]
     first = options[0] if options else "--state"
-    faults = clashes(selection)
+    problems = clashes(selection)
     if keys:
         what = "a whole edition" if first == "--edition" else "all that fit"
-        faults.append(f"{first} decides about {what}; name keys or say {first}, not both.")
+        problems.append(f"{first} decides about {what}; name keys or say {first}, not both.")
     if not why.strip():
-        faults.append('--why: say why, as in --why "the mail server\'s log has them all"; it is kept with the emails.')
+        problems.append(
+            '--why: say why, as in --why "the mail server\'s log has them all"; it is kept with the emails.'
+        )
     if not yes and not sys.stdin.isatty():
-        faults.append(f"{first} decides about many emails at once and nobody can be asked here; add --yes.")
-    return faults
+        problems.append(f"{first} decides about many emails at once and nobody can be asked here; add --yes.")
+    return problems
 
 
 def ask(question: str, named: "Sequence[Chosen]", count: int) -> None:
-    """Return if the person at the terminal agrees; nobody is asked about one email."""
+    """Return if the user confirms at the terminal, or if it is one email, about which there is no question."""
     if count <= 1:
         return
     for one in named[:NAMES_SHOWN]:
@@ -78,8 +80,8 @@ def ask(question: str, named: "Sequence[Chosen]", count: int) -> None:
         raise typer.Exit(1)
 
 
-def tell(keys: Sequence[str], count: int, done: str, others: Sequence[str]) -> int:
-    """Say what was done to `count` emails, of which `keys` are named, and a sentence for each other; the exit code."""
+def print_outcome(keys: Sequence[str], count: int, done: str, others: Sequence[str]) -> int:
+    """Print what was done to `count` emails, `keys` by name, and the sentences of `others`; return the exit code."""
     for key in keys:
         typer.echo(f"{printable(key)}: {done}")
     if count > len(keys):
@@ -90,5 +92,5 @@ def tell(keys: Sequence[str], count: int, done: str, others: Sequence[str]) -> i
 
 
 def twice(keys: Sequence[str]) -> list[str]:
-    """A sentence for each key that was named more than once."""
+    """Return a sentence for each key that was given more than once."""
     return [f"{key} was named twice; it counts once." for key in dict.fromkeys(keys) if keys.count(key) > 1]

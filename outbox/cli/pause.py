@@ -1,14 +1,17 @@
-"""The commands with which a person holds back mail, and lets it go."""
+"""`outbox pause` and `outbox resume`: hold back the emails of a report or of the fleet, and let them go."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.app import ConfigOption, app, awaited, connected, printable, settings_of
+from outbox.cli.app import ConfigOption, app, awaited, connected, settings_of
+from outbox.cli.output import printable
 from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from outbox.relay.pauses import Pause
     from outbox.settings import Settings
 
@@ -55,7 +58,7 @@ def _settings(context: typer.Context, config: Path | None) -> "Settings":
 
 
 def _named(report: str | None) -> str:
-    """The name of a pause: '' is the fleet's, and nobody types that."""
+    """Return the name of a pause; '' is the fleet's, which is not typed."""
     if report is not None and not report.strip():
         raise ConfigurationError("REPORT: is empty; name a report, or leave it out to mean the whole fleet.")
     return report or ""
@@ -67,12 +70,12 @@ async def _pause(settings: "Settings", report: str, why: str) -> list[str]:
 
     async with connected(settings, "outbox pause") as connection:
         if report and report not in settings.editions and not await is_known(connection, report):
-            settings.report(report)  # says what there is
+            settings.report(report)  # raises an error with the names that exist
         begun = await begin_pause(connection, report, who=whoami(), why=why)
         for one in await read_pauses(connection):
             if one.report == report:
                 return [_sentence(one, "now" if begun else "already")]
-    return []  # somebody has resumed it already
+    return []  # it was resumed in the meantime
 
 
 async def _resume(settings: "Settings", report: str, why: str) -> list[str]:
@@ -104,10 +107,10 @@ def _emails(count: int) -> str:
 
 
 def _capital(target: str) -> str:
-    """At the beginning of a sentence; a report's name stays as it is."""
+    """Return the target as a sentence begins with it; a report's name is unchanged."""
     return "The fleet" if target == "the fleet" else target
 
 
-def said_of(pauses: Any) -> list[str]:
-    """A line for each pause, for `outbox status`."""
+def describe_pauses(pauses: "Iterable[Pause]") -> list[str]:
+    """Return a line for each pause, for `outbox status`."""
     return [printable(_sentence(one, "").replace("  ", " ")) for one in pauses]

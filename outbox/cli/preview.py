@@ -1,4 +1,4 @@
-"""The commands with which one tries things out: nothing of theirs comes into the outbox."""
+"""`outbox preview`: show one recipient's report and email, and send nothing."""
 
 import os
 import sys
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.app import ConfigOption, app, awaited, printable, redirected, settings_of, to_json
+from outbox.cli.app import ConfigOption, app, awaited, log_warnings, settings_of
+from outbox.cli.output import printable, to_json
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
     from outbox.operations.preview import Preview
-    from outbox.operations.send_test import Trial
-    from outbox.settings import Settings
 
 
 @app.command()
@@ -46,7 +45,7 @@ def preview(
     settings.require("database_url", "sender", "reports")
     from outbox.operations.preview import preview as look
 
-    _log_plainly()
+    log_warnings()
     found = awaited(look(settings, report, key=key, period_key=period))
     if as_json:
         typer.echo(to_json(found.as_json()))
@@ -54,12 +53,6 @@ def preview(
         typer.echo(found.the_mail().text, nl=False)
     else:
         _show(found, out, opened=not no_open)
-
-
-def _log_plainly() -> None:
-    import logging
-
-    logging.basicConfig(level=logging.WARNING, format="outbox: %(message)s")
 
 
 def _show(found: "Preview", out: Path | None, *, opened: bool) -> None:
@@ -105,93 +98,5 @@ def _make_directory() -> Path:
 
 
 def _has_browser() -> bool:
-    """Whether pages open in a window: one that took over the terminal would hide what was said."""
+    """Return True if pages open in a window: a browser in the terminal would hide the output."""
     return sys.platform == "darwin" or any(map(os.environ.get, ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")))
-
-
-@app.command(name="test-send")
-def send_test(
-    context: typer.Context,
-    address: Annotated[str, typer.Argument(help="Who gets it.", metavar="ADDRESS", show_default=False)],
-    config: ConfigOption = None,
-    report: Annotated[
-        str | None, typer.Option(help="Send what `outbox preview` of this report shows.", metavar="REPORT")
-    ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option("--for", help="With --report: whose, by key; by default the first recipient's.", metavar="KEY"),
-    ] = None,
-    route: Annotated[
-        str | None, typer.Option(help="Through this route; by default through smtp_url.", metavar="NAME")
-    ] = None,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
-) -> None:
-    """Send one email now, past the outbox, as a test.
-
-    Shows what the mail server says; exit 0 only if it took the email.
-    """
-    from outbox.operations.send_test import address_of
-
-    recipient = address_of(address)
-    if key is not None and report is None:
-        raise ConfigurationError("--for: says whose report; add --report REPORT.")
-    settings = settings_of(context, config)
-    settings = settings.on_route(route or "")
-    settings.require("smtp_url", "sender", *(("database_url", "reports") if report else ()))
-    _log_plainly()
-    trial = awaited(_try(settings, recipient, report, key))
-    if as_json:
-        typer.echo(to_json(trial.as_json()))
-    else:
-        _print_trial(trial)
-    if not trial.is_sent:
-        raise OutboxError(printable(trial.sentence))
-
-
-async def _try(settings: "Settings", recipient: str, report: str | None, key: str | None) -> "Trial":
-    from outbox.generate.report_builder import sender_of
-    from outbox.operations.send_test import mail_to, send
-
-    sender = sender_of(settings)
-    if report is None:
-        message_id, content = mail_to(sender, recipient)
-    else:
-        from outbox.operations.preview import preview as look
-
-        mail = (await look(settings, report, key=key, address=recipient)).the_mail()
-        message_id, content = mail.message_id, mail.message
-    return await send(settings, sender=sender.address, recipient=recipient, message_id=message_id, content=content)
-
-
-def _print_trial(trial: "Trial") -> None:
-    if trial.redirect_to:
-        typer.secho(redirected(trial.redirect_to), bold=True)
-    lines = [
-        ("server", trial.server),
-        ("TLS", trial.tls),
-        ("from", trial.sender),
-        ("to", trial.recipient),
-        *trial.replies,
-    ]
-    for name, line in lines:
-        typer.echo(printable(f"{name:<9}{line}"))
-    if trial.is_sent:
-        typer.echo(printable(f"{trial.sentence} Its Message-ID is {trial.message_id}."))
-
-
-@app.command()
-def demo(
-    people: Annotated[int, typer.Option(min=1, max=5000, help="How many people get a report.")] = 40,
-    servers: Annotated[int, typer.Option(min=1, max=16, help="How many servers fire their cron at once.")] = 4,
-    keep: Annotated[
-        Path | None, typer.Option(help="Keep the emails and reports in this directory.", metavar="DIR")
-    ] = None,
-) -> None:
-    """Tell the whole story in a minute.
-
-    On an embedded Postgres and mail server; one of the company's servers is killed on the way.
-    """
-    from outbox.sandbox.demo import tell
-
-    raise typer.Exit(tell(people=people, servers=servers, keep=keep))

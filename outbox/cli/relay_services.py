@@ -1,7 +1,6 @@
-"""What attends the relays of a process while they run: who measures, who is told how it goes, who sees editions
-complete and rules differ.
+"""Services beside the relays of a process: metrics, health, traces, completion of editions, comparison of route rules.
 
-None of these can stop them from sending: what is wrong with them is logged.
+None of them can stop the relays from sending: their errors are logged.
 """
 
 import asyncio
@@ -24,11 +23,11 @@ log = Events("outbox.relay")
 
 
 @asynccontextmanager
-async def attended(settings: "Settings", *, until_empty: bool) -> "AsyncIterator[Relays]":
-    """The relays that are to be run, one for each route, and all that attends them.
+async def relays_with_services(settings: "Settings", *, until_empty: bool) -> "AsyncIterator[Relays]":
+    """Yield the relays that are to be run, one for each route, with all services beside them.
 
     Raises:
-        ConfigurationError: nobody can listen at `http`.
+        ConfigurationError: no socket can listen on `http`.
 
     """
     from outbox.monitoring.completion import Completion
@@ -67,7 +66,7 @@ async def attended(settings: "Settings", *, until_empty: bool) -> "AsyncIterator
 
 
 def _tracing(stack: AsyncExitStack) -> "Callable[[Settings, str], list[Observer]]":
-    """Who writes traces of a route, if they are wanted; what is not exported in the end is exported then."""
+    """Return the function that makes the tracing observers of a route; the last spans are exported at the end."""
     traces = tracing.begin()
     if traces is None:
         return lambda *_: []
@@ -83,7 +82,7 @@ def _tracing(stack: AsyncExitStack) -> "Callable[[Settings, str], list[Observer]
 
 
 def _measuring(settings: "Settings", stack: AsyncExitStack) -> "tuple[dict[str, Meter], Endpoints | None]":
-    """Who measures each route, and where the answers are given, if `http` says so."""
+    """Return the meter of each route, and the endpoints, if `http` is set."""
     if not settings.http:
         return {}, None
     from outbox.monitoring.endpoints import Endpoints
@@ -109,12 +108,12 @@ def _serve(endpoints: "Endpoints", relays: "Relays", meters: "dict[str, Meter]",
 
 
 def _beside(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
-    """The work as a task. Should it break by a fault of ours, that is said whole, and the relay goes on."""
+    """Return a task of this work. If it crashes, the log has the traceback, and the relay goes on."""
 
-    async def outlived() -> None:
+    async def logged() -> None:
         try:
             await work
         except Exception:
             log.exception("fault", "a fault of outbox itself: {name} has ended; the relay goes on", name=name)
 
-    return asyncio.get_running_loop().create_task(outlived(), name=name)
+    return asyncio.get_running_loop().create_task(logged(), name=name)

@@ -1,4 +1,4 @@
-"""The commands about which editions are made when: by schedules, or not at all since another system made them."""
+"""`outbox schedule`: show when relays start editions, and how the last one went."""
 
 import sys
 from datetime import datetime, timedelta
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.app import ConfigOption, app, awaited, connected, console, printable, settings_of, to_json
+from outbox.cli.app import ConfigOption, app, awaited, connected, settings_of
+from outbox.cli.output import console, printable, to_json
 from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,53 +49,6 @@ def schedule(
         typer.echo(f"No report has a schedule: write {_EXAMPLE} for one, or let cron start `outbox generate`.")
 
 
-@app.command(name="mark-done")
-def mark_done(
-    context: typer.Context,
-    report: Annotated[str, typer.Argument(help="Which report.", metavar="REPORT", show_default=False)],
-    period: Annotated[
-        str, typer.Argument(help="Which period, such as 2026-W48.", metavar="PERIOD", show_default=False)
-    ],
-    config: ConfigOption = None,
-    *,
-    why: Annotated[str, typer.Option(help="Why; kept with the operation.", show_default=False)] = "",
-    keep_emails: Annotated[
-        bool, typer.Option("--keep-emails", help="Emails of it that exist already stay as they are.")
-    ] = False,
-    undo: Annotated[bool, typer.Option("--undo", help="Take it back: outbox makes the edition again.")] = False,
-) -> None:
-    """Declare an edition as done by another system.
-
-    Neither generate nor a schedule makes it then. For going live beside an old cron job.
-    """
-    if undo and keep_emails:
-        raise ConfigurationError("--undo and --keep-emails do not go together; say one of them.")
-    settings = settings_of(context, config)
-    settings.require("database_url")
-    settings.report(report)
-    typer.echo(printable(awaited(_mark_done(settings, report, period, why, keep_emails=keep_emails, undo=undo))))
-
-
-async def _mark_done(settings: "Settings", name: str, period: str, why: str, *, keep_emails: bool, undo: bool) -> str:
-    from outbox.database.connection import engine
-    from outbox.database.lock_wait import lock_waits
-    from outbox.operations import mark_done as marking
-    from outbox.operations.resolve import whoami
-
-    assert settings.database_url is not None
-    async with connected(settings, "outbox mark-done"):
-        pass  # says what keeps this program from the database, if anything does
-    report = settings.report(name)
-    async with engine(settings.database_url, application="outbox mark-done").connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
-        async with lock_waits(settings.database_url, driver, "`outbox mark-done`"):
-            if undo:
-                return await marking.undo_mark_done(connection, name, report, period, who=whoami(), why=why)
-            return await marking.mark_done(
-                connection, name, report, period, who=whoami(), why=why, keep_emails=keep_emails
-            )
-
-
 async def _look(settings: "Settings", names: list[str], count: int) -> "list[Agenda]":
     from outbox.generate.schedule_state import look
 
@@ -103,7 +57,7 @@ async def _look(settings: "Settings", names: list[str], count: int) -> "list[Age
 
 
 def _print(found: "list[Agenda]") -> None:
-    """A line for each tick: folded on a terminal, whole and aligned elsewhere."""
+    """Print a line for each tick: folded on a terminal, whole and aligned elsewhere."""
     lines: list[tuple[str, ...]] = [("report", "tick", "UTC", "period", "state")]
     for one in found:
         lines += [("" if n else one.name, *row) for n, row in enumerate(_rows(one))]
@@ -123,9 +77,9 @@ def _print(found: "list[Agenda]") -> None:
 
 
 def _rows(one: "Agenda") -> list[tuple[str, str, str, str]]:
-    """Of each tick: in the report's civil time, in UTC, its period, and what is known of it."""
-    shown = [] if one.last is None else [(one.last.tick, _said(one.last, one.report))]
-    shown += [(tick, f"in {_spoken(tick.at - one.now)}") for tick in one.ticks]
+    """Return for each tick its time in the report's timezone and in UTC, its period and its state."""
+    shown = [] if one.last is None else [(one.last.tick, _outcome(one.last, one.report))]
+    shown += [(tick, f"in {_label(tick.at - one.now)}") for tick in one.ticks]
     zone = one.report.zone
     return [
         (f"{tick.at.astimezone(zone):%a %Y-%m-%d %H:%M %Z}", f"{tick.at:%Y-%m-%d %H:%M}", tick.period, state)
@@ -133,8 +87,8 @@ def _rows(one: "Agenda") -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _said(last: "Latest", report: "EditionSettings") -> str:
-    """What became of a tick, and the mend where a person is needed."""
+def _outcome(last: "Latest", report: "EditionSettings") -> str:
+    """Return the outcome of a tick, with the fix where a person is needed."""
     from outbox.generate.schedule_state import Standing
 
     row = last.row
@@ -156,8 +110,8 @@ def _civil(at: datetime, report: "EditionSettings") -> str:
     return f"{at.astimezone(report.zone):%Y-%m-%d %H:%M:%S %Z}"
 
 
-def _spoken(length: timedelta) -> str:
-    """`2 d 3 h`, `3 h 5 min` or `40 s`."""
+def _label(length: timedelta) -> str:
+    """Return a length such as `2 d 3 h`, `3 h 5 min` or `40 s`."""
     s = max(int(length.total_seconds()), 0)
     if s >= 86_400:  # noqa: PLR2004 - a day
         return f"{s // 86_400} d {s % 86_400 // 3600} h"

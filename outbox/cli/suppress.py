@@ -1,23 +1,21 @@
-"""The commands about who gets no more email: the suppression list, and the bounces that fill it."""
+"""`outbox suppress`: the list of addresses that get no more email."""
 
 import sys
-from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.app import ConfigOption, app, awaited, connected, printable, settings_of, table, to_json
-from outbox.errors import ConfigurationError, DatabaseUnavailableError
+from outbox.cli.app import ConfigOption, app, awaited, connected, settings_of
+from outbox.cli.output import printable, table, to_json, zone_of
+from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outbox.feedback.bounces import Read
     from outbox.relay.suppression import Entry, Suppression
     from outbox.settings import Settings
 
 LIMIT = 50
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a mail server that pipes a message keeps it and comes again
 
 
 @app.command()
@@ -49,15 +47,15 @@ def suppress(
 
     What is pending for it is cancelled when a relay comes to it. Reports are made as ever.
     """
-    faults = _clashes(addresses, report, remove=remove, import_=import_, as_json=as_json)
-    if faults:
-        raise ConfigurationError(faults)
+    problems = _clashes(addresses, report, remove=remove, import_=import_, as_json=as_json)
+    if problems:
+        raise ConfigurationError(problems)
     settings = settings_of(context, config)
     settings.require("database_url")
     entries = _of_file(import_) if import_ is not None else _entries(addresses or [], report)
     for name in sorted({one.report for one in entries} - {"", *settings.editions}):
         if not remove:
-            settings.report(name)  # says what there is
+            settings.report(name)  # raises an error with the names that exist
     if import_ is not None:
         lines = awaited(_add(settings, entries, why or f"imported from {import_.name}"))
     elif not addresses:
@@ -74,29 +72,29 @@ def suppress(
 def _clashes(
     addresses: list[str] | None, report: str | None, *, remove: bool, import_: Path | None, as_json: bool
 ) -> list[str]:
-    """What does not go together in what was said, a sentence each."""
-    faults = []
+    """Return a sentence for each combination of options that makes no sense."""
+    problems = []
     if import_ is not None and (addresses or remove or report is not None):
-        faults.append("--import: the file says who and of which report; say it alone.")
+        problems.append("--import: the file says who and of which report; say it alone.")
     if as_json and (addresses or import_ is not None):
-        faults.append("--json: is for the list; say it without addresses.")
+        problems.append("--json: is for the list; say it without addresses.")
     if not addresses and import_ is None and (remove or report is not None):
-        faults.append(f"{'--remove' if remove else '--report'}: name the address, as in ann@example.com.")
-    return faults
+        problems.append(f"{'--remove' if remove else '--report'}: name the address, as in ann@example.com.")
+    return problems
 
 
 def _entries(addresses: list[str], report: str | None) -> "list[Entry]":
     from outbox.mail.message import comparable
     from outbox.relay.suppression import ALL, Entry
 
-    entries, faults = [], []
+    entries, problems = [], []
     for address in dict.fromkeys(addresses):
         try:
             entries.append(Entry(comparable(address), report or ALL))
         except ValueError as error:
-            faults.append(f"ADDRESS: {str(error).rstrip('.')}; write one such as ann@example.com.")
-    if faults:
-        raise ConfigurationError(faults)
+            problems.append(f"ADDRESS: {str(error).rstrip('.')}; write one such as ann@example.com.")
+    if problems:
+        raise ConfigurationError(problems)
     return entries
 
 
@@ -130,8 +128,7 @@ def _listed(found: "list[Suppression]", more: int, settings: "Settings") -> list
     here = datetime.now().astimezone().tzinfo
     rows = []
     for one in found:
-        known = settings.editions.get(one.report)
-        since = spoken_time(one.since, known.zone if known is not None else here)
+        since = spoken_time(one.since, zone_of(settings, one.report) or here)
         why = f"{one.key}: {one.why}" if one.key else one.why
         rows.append([one.address, one.report or "all", one.reason, since, one.who, why])
     lines = table(["address", "report", "reason", "since", "who", "why"], rows)
@@ -170,96 +167,3 @@ async def _remove(settings: "Settings", entries: "list[Entry]", why: str) -> int
                 of_other = f" for {other}" if other else " for all email"
                 typer.echo(printable(f"It is still on it{of_other}; `{removal(one.address, other)}`."))
     return code
-
-
-@app.command()
-def bounce(
-    context: typer.Context,
-    directory: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A Maildir whose new messages are read; without, one message from standard input.",
-            metavar="DIR",
-            show_default=False,
-        ),
-    ] = None,
-    config: ConfigOption = None,
-) -> None:
-    """Read bounces and complaints that came back.
-
-    Who does not exist, or complains, comes onto the suppression list. Exit 1: something was not believed, or not read.
-    """
-    if directory is None and sys.stdin.isatty():
-        raise ConfigurationError("DIR: nothing is on standard input; name a Maildir, or let a message flow in.")
-    settings = settings_of(context, config)
-    settings.require("database_url")
-    counts: Counter[str] = Counter()
-    try:
-        awaited(_bounce(settings, directory, counts))
-    except DatabaseUnavailableError as error:
-        if directory is not None:
-            raise
-        typer.echo(f"outbox: {error}", err=True)
-        raise typer.Exit(TRY_AGAIN) from error
-    if directory is not None and not counts["busy"]:
-        typer.echo(_summary(counts))
-    raise typer.Exit(1 if any(counts[outcome] for outcome in ("unbelieved", "unreadable", "set_aside", "stays")) else 0)
-
-
-async def _bounce(settings: "Settings", directory: Path | None, counts: Counter[str]) -> None:
-    from outbox.feedback import bounces
-
-    raw = b"" if directory is not None else _stdin()
-    policy = bounces.Policy(
-        suppressing=settings.redirect_to is None,  # else it came from there, and says nothing about the recipient
-        bounces_max=settings.bounces_max,
-        within_s=settings.bounces_within_s,
-        within=settings.bounces_within,
-    )
-    async with connected(settings, "outbox bounce") as connection:
-        if directory is None:
-            _tell(await bounces.read(connection, raw, name="standard input", policy=policy), counts)
-        else:
-            async for found in bounces.read_maildir(connection, directory, policy=policy):
-                _tell(found, counts)
-        if settled := await bounces.settle_doubts(connection):
-            is_one = settled == 1
-            typer.echo(
-                f"{settled:,} {'email' if is_one else 'emails'} in doubt {'is' if is_one else 'are'} sent now, since "
-                f"{'its bounce proves' if is_one else 'their bounces prove'} that a server accepted "
-                f"{'it' if is_one else 'them'}."
-            )
-
-
-def _stdin() -> bytes:
-    """One message; what is too long is read to its end, so that whoever pipes it in sees no fault, and forgotten."""
-    from outbox.feedback.dsn import READ_MAX
-
-    raw = sys.stdin.buffer.read(READ_MAX)
-    while sys.stdin.buffer.read(READ_MAX):
-        pass
-    return raw
-
-
-def _tell(found: "Read", counts: Counter[str]) -> None:
-    counts[found.outcome.value] += 1
-    if found.outcome.is_fault:
-        typer.echo(f"outbox: {printable(found.sentence)}", err=True)
-    else:
-        typer.echo(printable(found.sentence))
-
-
-def _summary(counts: Counter[str]) -> str:
-    said = {
-        "hard": "bounced for good",
-        "soft": "perhaps for now",
-        "complained": "complained",
-        "again": "known already",
-        "other": "no bounces",
-        "unbelieved": "not believed",
-        "unreadable": "not read",
-        "set_aside": "set aside",
-        "stays": "left for another try",
-    }
-    parts = [f"{counts[outcome]:,} {words}" for outcome, words in said.items() if counts[outcome]]
-    return f"{counts.total():,} messages were read{': ' if parts else ''}{', '.join(parts)}."

@@ -1,4 +1,4 @@
-"""The live screen: looks through one connection, draws what was seen, and ends when it is told to."""
+"""`outbox watch`: a live screen, drawn from one connection, until q or a signal ends it."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outbox.cli.app import ConfigOption, app, awaited, console, settings_of
+from outbox.cli.app import ConfigOption, app, awaited, settings_of
+from outbox.cli.output import console
 from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from outbox.operations.watch import Watcher
     from outbox.settings import Settings
 
-DRAW_S = 1.0  # how old things are must show although nothing new is seen
+DRAW_S = 1.0  # ages on the screen go on although nothing new is read
 
 
 @app.command()
@@ -56,7 +57,7 @@ async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None
         await watcher.connect()
     except DatabaseRefusedError:
         raise
-    except DatabaseUnavailableError as error:  # one looks just then: it may come back
+    except DatabaseUnavailableError as error:  # the screen is of use just then: Postgres may come back
         watcher.trouble = str(error)
     end = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -76,14 +77,14 @@ async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None
                 await _woken(watcher.seen, end, min(interval_s, DRAW_S))
     finally:
         if looking.done() and not looking.cancelled():
-            looking.result()  # a fault of ours, to be seen whole
+            looking.result()  # a bug of outbox, to be shown with its traceback
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
         watcher.close()
 
 
 async def _look_on(watcher: "Watcher", interval_s: float) -> None:
-    """Look for ever; a look begins `interval_s` after the one before it ended."""
+    """Read the state for ever, `interval_s` after the last reading ended."""
     import asyncio
 
     while True:
@@ -92,7 +93,7 @@ async def _look_on(watcher: "Watcher", interval_s: float) -> None:
 
 
 async def _woken(seen: "asyncio.Event", end: "asyncio.Event", at_most_s: float) -> None:
-    """Return when something new is seen, or it is to end; after a while in any case."""
+    """Return when something new is read, when it is to end, or after `at_most_s`."""
     import asyncio
 
     waits = [asyncio.ensure_future(event.wait()) for event in (seen, end)]
@@ -104,7 +105,7 @@ async def _woken(seen: "asyncio.Event", end: "asyncio.Event", at_most_s: float) 
 
 @contextmanager
 def _keys(loop: "asyncio.AbstractEventLoop", end: "asyncio.Event") -> Iterator[None]:
-    """Hear `q` as it is typed; the terminal is as before afterwards. Where nobody types, Ctrl-C is left."""
+    """Set `end` once q is typed; restore the terminal afterwards. Without a keyboard only Ctrl-C is left."""
     if not sys.stdin.isatty():
         yield
         return
@@ -115,7 +116,7 @@ def _keys(loop: "asyncio.AbstractEventLoop", end: "asyncio.Event") -> Iterator[N
     keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
 
-    def hear() -> None:
+    def read() -> None:
         typed = os.read(keyboard, 64)
         if not typed:
             loop.remove_reader(keyboard)
@@ -123,7 +124,7 @@ def _keys(loop: "asyncio.AbstractEventLoop", end: "asyncio.Event") -> Iterator[N
             end.set()
 
     tty.setcbreak(keyboard)
-    loop.add_reader(keyboard, hear)
+    loop.add_reader(keyboard, read)
     try:
         yield
     finally:

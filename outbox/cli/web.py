@@ -31,7 +31,7 @@ def web(
     settings.require("database_url")
     given = {**({"http": http} if http is not None else {}), **({"board": False} if pages_only else {})}
     if http is not None:
-        _require_place(http)
+        _require_address(http)
     settings = settings.model_copy(update={"web": settings.web.model_copy(update=given)})
     try:
         from outbox.web.server import serve
@@ -48,7 +48,7 @@ def web(
     awaited(serve(settings))
 
 
-def _require_place(http: str) -> None:
+def _require_address(http: str) -> None:
     from outbox.errors import ConfigurationError
     from outbox.settings.urls import parse_listen
 

@@ -1,6 +1,7 @@
 """Access to Postgres.
 
 connection        opens sessions; which errors mean that one is lost; advisory locks
+dialing           searches for a host of a database URL that gives a session
 refusal           reasons why Postgres or a pooler refuses a session, and the fix for each
 lock_wait         bounded waits for locks of other sessions, and who holds them
 schema            installs, upgrades and recognises schema.sql

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import asyncpg
 
+from outbox.database.dialing import Dial, NoHostError, PinnedLoop
 from outbox.database.refusal import (
     AT_ROLE,
     ITSELF,
@@ -33,7 +34,7 @@ from outbox.database.refusal import (
 from outbox.errors import DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
 from outbox.log import Events
 from outbox.reports.period import INFINITY, MINUS_INFINITY
-from outbox.settings.postgres_hosts import Dial, Host, NoHostError, PinnedLoop, plan_of
+from outbox.settings.postgres_hosts import Host, plan_of
 from outbox.settings.postgres_local import require_user, resolve
 from outbox.settings.postgres_parameters import warn_unknown
 from outbox.settings.urls import DatabaseUrl

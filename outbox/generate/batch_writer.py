@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from outbox import suggested, tracing
+from outbox import suggestions, tracing
 from outbox.database.lock_wait import LockWaitError
 from outbox.generate.edition import Edition
 from outbox.generate.report_builder import CollectedReport, MadeReport, NewReport
@@ -113,7 +113,7 @@ class BatchWriter:
 
 def _taken(key: str) -> str:
     quoted = key.replace("'", "''")
-    show = suggested.command("show", keys=[key])
+    show = suggestions.command("show", keys=[key])
     return (
         f"its email's key {key} belongs to an email that has another recipient or sender, or another report, so no "
         f"email was made; see `{show}`. If it is not wanted, cancel it, let the schema's owner free the key "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
-from outbox import suggested
+from outbox import suggestions
 from outbox.database.connection import EMAIL_OF_REPORT, storable
 from outbox.generate.schedule_state import making
 
@@ -177,7 +177,7 @@ def _why_not(one: Owed, row: Any, *, undo: bool) -> str:
     if row["who"] is not None:
         return f"{one.key}: {row['who']} has decided already that nothing is owed."
     if not row["has_report"] and not row["is_unreached"]:
-        again = suggested.command(*making(one.report), suggested.option("--period", one.period))
+        again = suggestions.command(*making(one.report), suggestions.option("--period", one.period))
         unknown = "the latest run of generate did not name this recipient"
         return f"{one.key}: {unknown}; check the key, or run `{again}` first."
     return _why_not_its_email(one, row)
@@ -233,10 +233,10 @@ async def read_absence(connection: Any, key: str) -> str | None:
         return None
     if row["who"] is not None:
         because = f", because {row['why']}" if row["why"] else ""
-        undo = suggested.command("waive", "--undo", keys=[key])
+        undo = suggestions.command("waive", "--undo", keys=[key])
         return f"{key} has no email: {row['who']} decided that nothing is owed{because}; `{undo}` takes that back."
-    again = suggested.command(*making(one.report), suggested.option("--period", one.period))
-    waive = suggested.command("waive", keys=[key])
+    again = suggestions.command(*making(one.report), suggestions.option("--period", one.period))
+    waive = suggestions.command("waive", keys=[key])
     return (
         f"{key} has no report: {row['reason'].rstrip('.')}; correct that and run `{again}`, "
         f"or decide with `{waive}` that nothing is owed."

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from outbox.mail.header_fields import check_one_line
 from outbox.mail.message import Attachment, Mailbox, build, parse_sender
-from outbox.spelling import did_you_mean
+from outbox.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from jinja2 import Environment

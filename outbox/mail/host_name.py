@@ -4,9 +4,17 @@ import ipaddress
 import re
 from typing import Final
 
-_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+"""Pattern of one label of a domain name in ASCII (RFC 1035 §2.3.1)."""
+
+_DOMAIN: Final = re.compile(rf"(?=.{{1,253}}\Z){LABEL}(?:\.{LABEL})*")
 # The last label begins with a letter: "10.0.0.5" is an address, and no top-level domain is a number (RFC 3696 §2).
-_FQDN: Final = re.compile(rf"(?=.{{4,253}}\Z)(?:{_LABEL}\.)+(?=[A-Za-z]){_LABEL}")
+_FQDN: Final = re.compile(rf"(?=.{{4,253}}\Z)(?:{LABEL}\.)+(?=[A-Za-z]){LABEL}")
+
+
+def is_domain(name: str) -> bool:
+    """Return True for a domain name in ASCII of one label or more (RFC 1035 §2.3.1)."""
+    return _DOMAIN.fullmatch(name) is not None
 
 
 def is_fqdn(name: str) -> bool:

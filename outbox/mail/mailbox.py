@@ -1,48 +1,63 @@
 """Addresses and mailboxes: checked, parsed, and written for a header field (RFC 5322 §3.4, RFC 6531, RFC 6532).
 
-`message` writes its own fields with it, `structured` those that others ask for.
+There is one parser: `outbox.settings` checks with it the addresses that it reads, so that none of them fails later.
+`message` writes its own header fields with it, `structured_fields` those that routes and applications add.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from outbox.mail.header_fields import BREAKS, ENCODED_WORD_MAX, encoded_words, folded, one_line
+from outbox.mail.host_name import LABEL
 
-_ADDRESS_MAX = 254  # bytes; RFC 3696 erratum 1690
-_LOCAL_MAX = 64  # bytes; RFC 5321 §4.5.3.1.1, RFC 6531 §3.2
+_ADDRESS_MAX: Final = 254  # bytes; RFC 3696 erratum 1690
+_LOCAL_MAX: Final = 64  # bytes; RFC 5321 §4.5.3.1.1, RFC 6531 §3.2
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_ADDRESS = re.compile(rf"(?=.{{1,64}}@){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*")
-# The same with a local part in any letters (RFC 6531 §3.3), as `check_address` lets pass.
-_ATOM_UTF8 = _ATOM.replace("A-Z", "\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffffA-Z")
-_ADDRESS_UTF8 = re.compile(rf"(?=.{{1,64}}@){_ATOM_UTF8}(?:\.{_ATOM_UTF8})*@{_LABEL}(?:\.{_LABEL})*")
+_ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"  # RFC 5322 §3.2.3
+_UTF8 = "\u00a1-\u2027\u202a-\ud7ff\ue000-\U0010ffff"  # in a local part: RFC 6532 §3.2
+
+
+def _address_of(atext: str) -> re.Pattern[str]:
+    """Return the pattern of an address whose local part is made of these characters (RFC 5321 §4.1.2)."""
+    return re.compile(rf"(?=.{{1,64}}@)[{atext}]+(?:\.[{atext}]+)*@{LABEL}(?:\.{LABEL})*")
+
+
+_ADDRESS: Final = _address_of(_ATEXT)
+_ADDRESS_UTF8: Final = _address_of(_UTF8 + _ATEXT)  # RFC 6531 §3.3
 # What needs a closer look than a pattern: Punycode and other labels with "--" in third place (RFC 5890
 # §2.3.1), domains that end in a number (an IP address), and names that can never receive mail (RFC 6761,
 # RFC 7686, RFC 3172).
-_DOUBTFUL_DOMAIN = re.compile(r"[@.]..--|[@.][0-9]+$|[@.](?:invalid|onion|arpa)$", re.IGNORECASE)
+_DOUBTFUL_DOMAIN: Final = re.compile(r"[@.]..--|[@.][0-9]+$|[@.](?:invalid|onion|arpa)$", re.IGNORECASE)
 # Blanks before the < belong to the name, which is stripped: a second run for them would make many blanks quadratic.
-_SENDER = re.compile(r"(?P<name>\"(?:[^\"\\]|\\.)*\" *|[^\"<>]*)<(?P<address>[^<>]*)>")
-_PHRASE = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
+_MAILBOX: Final = re.compile(r"(?P<name>\"(?:[^\"\\]|\\.)*\" *|[^\"<>]*)<(?P<address>[^<>]*)>")
+# A mailbox in the syntax of RFC 5322 §3.4, without comments and groups: punctuation of a name only in quotes.
+_PLAIN_ADDRESS = rf"[{_UTF8}{_ATEXT}.]+@[A-Za-z0-9.-]+"
+_PLAIN: Final = re.compile(rf"{_PLAIN_ADDRESS}|(?:\"(?:[^\"\\]|\\.)*\" *|[^\"<>,;:@()\[\]\\]*)<{_PLAIN_ADDRESS}>")
+_PHRASE: Final = re.compile(rf"[{_ATEXT} ]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """Who sends or receives: `name` may be empty, `address` is as `check_address` gives it."""
+    """A sender or recipient: `name` may be empty, `address` is as `check_address` gives it."""
 
     name: str
     address: str
 
 
 def check_address(text: str) -> str:
-    """The address in the form in which it goes to the server: the domain in lower case and as A-labels.
+    """Return the address in the form in which it goes to the server: the domain in lower case and as A-labels.
 
-    So it is too behind a local part that is not ASCII, where U-labels would be as right (RFC 6531 §3.7.3): one domain
-    has one spelling. Such a local part is in Unicode's NFC; the server must offer SMTPUTF8 for it.
+    The domain has A-labels after a local part that is not ASCII, too, where U-labels would be as right (RFC 6531
+    §3.7.3): one domain has one spelling. Such a local part is in Unicode's NFC; the server must offer SMTPUTF8 for it.
 
     Spaces around it are dropped, since char(n) columns have them. Dotless and test domains (`localhost`,
-    `x.test`) pass: the server knows what it can deliver. ValueError with one sentence otherwise. No DNS.
+    `x.test`) pass: the server knows what it can deliver. No DNS.
+
+    Raises:
+        ValueError: it is not an address; the message is one sentence.
+
     """
     text = text.strip(" ")
     if len(text) <= _ADDRESS_MAX and _ADDRESS.fullmatch(text) and not _DOUBTFUL_DOMAIN.search(text):
@@ -52,9 +67,13 @@ def check_address(text: str) -> str:
 
 
 def comparable(address: str) -> str:
-    """The one form in which addresses are compared: A to Z in lower case, the domain as A-labels. Else ValueError.
+    """Return the form in which addresses are compared: A to Z in lower case, the domain as A-labels.
 
-    In SQL it is `lower(recipient COLLATE "C")`, since what is in the outbox has its domain as A-labels already.
+    In SQL it is `lower(recipient COLLATE "C")`, since addresses in the outbox have their domain as A-labels already.
+
+    Raises:
+        ValueError: it is not an address.
+
     """
     return check_address(address).encode().lower().decode()
 
@@ -86,14 +105,28 @@ def _checked_closely(text: str) -> str:
     return address
 
 
+def is_plain(text: str) -> bool:
+    """Return True for text in the syntax of one mailbox: a name with punctuation in quotes, and a domain in ASCII.
+
+    `parse_sender` reads more: names that applications compose without quotes, such as `A, B <a@example.com>`, and
+    domains beyond ASCII. In settings, which a person writes, such a text may be meant as two addresses.
+    """
+    return _PLAIN.fullmatch(text) is not None and not BREAKS.search(text.replace(" ", ""))
+
+
 def parse_sender(text: str) -> Mailbox:
-    """`Progress reports <reports@example.com>`, `"A, B" <…>` or the address alone; else ValueError."""
+    """Return the mailbox of `Progress reports <reports@example.com>`, `"A, B" <…>` or an address alone.
+
+    Raises:
+        ValueError: it is not one mailbox, or its address is not valid; the message is one sentence.
+
+    """
     text = text.strip(" ")
     if BREAKS.search(text.replace(" ", "")):
         raise ValueError(f"{text!r} is not a mailbox: it has a line break or another control character.")
     if "<" not in text and ">" not in text:
         return Mailbox("", check_address(text))
-    match = _SENDER.fullmatch(text)
+    match = _MAILBOX.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a mailbox: write Name <user@example.com>, or the address alone.")
     name = match["name"].strip(" ")

@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from outbox import suggested
+from outbox import suggestions
 from outbox.database.connection import ALIVE, EMAIL_OF_REPORT, RELAY_LOCKS
 from outbox.database.lanes import LANES
 from outbox.generate.schedule_state import making, times
@@ -135,7 +135,7 @@ def choices_of(key: str, state: str, *, is_gone: bool = False, is_of_report: boo
         if of != state or (is_gone and name in ("retry", "--resend")) or (name == "waive" and not is_of_report):
             continue
         verb, after = ("resolve", [name]) if name.startswith("--") else (name, [])
-        found.append(Choice(name, suggested.command(verb, keys=[key], after=after), effect))
+        found.append(Choice(name, suggestions.command(verb, keys=[key], after=after), effect))
     return found
 
 
@@ -286,7 +286,7 @@ async def read_concerns(connection: Any) -> list[Concern]:
 def _counted(kind: str, report: str, period: str, count: int) -> Concern:
     edition = f"{report} {period}".strip()
     found = Concern(Kind(kind), edition, count, "", "")
-    again = suggested.command(*making(report), suggested.option("--period", period))
+    again = suggestions.command(*making(report), suggestions.option("--period", period))
     match found.kind:
         case Kind.IN_DOUBT:
             what = "the mail server may have accepted it, or not" if count == 1 else "some of them may have arrived"
@@ -296,9 +296,9 @@ def _counted(kind: str, report: str, period: str, count: int) -> Concern:
             sentence = f"{found.title} and will not be tried again."
             fix = "`outbox list --state dead --state expired` lists all, and `outbox show KEY` says what can be done"
         case Kind.MISSING:
-            waive = suggested.command("waive", suggested.option("--edition", edition), "--why …")
+            waive = suggestions.command("waive", suggestions.option("--edition", edition), "--why …")
             sentence = f"{found.title} in {edition}."
-            audit = suggested.command("audit", suggested.word(report), suggested.word(period))
+            audit = suggestions.command("audit", suggestions.word(report), suggestions.word(period))
             fix = f"correct the reasons that `{audit}` names and run `{again}`, or decide with `{waive}`"
         case Kind.EMPTY:
             sentence = f"The source of {report} names no recipient for {period}, so nobody gets an email."

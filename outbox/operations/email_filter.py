@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from outbox import suggested
+from outbox import suggestions
 from outbox.database.connection import storable
 from outbox.errors import ConfigurationError
 
@@ -51,7 +51,7 @@ class Selection:
             return shlex.join(dict.fromkeys(self.keys))
         words = [self.edition.strip()] if self.edition is not None else []
         given = {"--report": self.report, "--period": self.period, "--to": self.to}
-        words += [suggested.option(name, value) for name, value in given.items() if value is not None]
+        words += [suggestions.option(name, value) for name, value in given.items() if value is not None]
         return " ".join([*words, *(f"--state {state}" for state in self.states)])
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox import suggested
+from outbox import suggestions
 from outbox.database.connection import CHANNEL, storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.operations.prune import BARE, PRUNED
@@ -193,11 +193,11 @@ def _why_not(act: Act, key: str, row: Any) -> str:
 
 
 def _show(key: str) -> str:
-    return suggested.command("show", keys=[key])
+    return suggestions.command("show", keys=[key])
 
 
 def _resolve(key: str, decision: str) -> str:
-    return suggested.command("resolve", keys=[key], after=[decision])
+    return suggestions.command("resolve", keys=[key], after=[decision])
 
 
 def _why_not_retried(row: Any, key: str) -> str | None:

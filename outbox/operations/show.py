@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from outbox import suggested
+from outbox import suggestions
 from outbox.database.connection import storable
 from outbox.errors import OutboxError
 from outbox.generate.waiver import read_absence
@@ -83,7 +83,7 @@ class Story:
         if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
             return [suppression.remedy(self.to, self.suppressed, self.report)]
         if self.state == "pending":
-            return [one.remedy for one in self.pauses] + [suggested.command("cancel", keys=[self.key])]
+            return [one.remedy for one in self.pauses] + [suggestions.command("cancel", keys=[self.key])]
         return [choice.command for choice in self.choices]
 
     @property
@@ -125,7 +125,7 @@ class Story:
 
 
 def _none(key: str, kind: str) -> str:
-    shown = suggested.command("show", keys=[key], after=["--eml -"])
+    shown = suggestions.command("show", keys=[key], after=["--eml -"])
     raise OutboxError(f"{key} has no {kind} part; `{shown}` shows all that it has.")
 
 
@@ -190,8 +190,8 @@ def _subject(message: bytes) -> str | None:
 def _nearest(key: str) -> str:
     """The command that most likely finds what was meant: an address, or an edition's key with a slip in it."""
     if "@" in key and "/" not in key:
-        return f"`{suggested.command('list', suggested.option('--to', key))}`"
+        return f"`{suggestions.command('list', suggestions.option('--to', key))}`"
     report, _, rest = key.partition("/")
     if rest:
-        return f"`{suggested.command('list', suggested.option('--report', report))}`, or --to with the address,"
+        return f"`{suggestions.command('list', suggestions.option('--report', report))}`, or --to with the address,"
     return "`outbox list --to ADDRESS`"

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from outbox import suggested
+from outbox import suggestions
 from outbox.database.connection import ALIVE, RELAY_LOCKS
 from outbox.operations.attention import (
     COUNTED,
@@ -241,4 +241,4 @@ async def read_rates(connection: Any) -> list[RateStatus]:
 
 def _trouble(key: str, state: str, is_of_report: bool, said: str, is_gone: bool) -> Trouble:
     choices = choices_of(key, state, is_gone=is_gone, is_of_report=is_of_report)
-    return Trouble(key, state, said, suggested.command("show", keys=[key]), choices)
+    return Trouble(key, state, said, suggestions.command("show", keys=[key]), choices)

@@ -15,7 +15,7 @@ from outbox.operations.deferrals import GROUPS_MAX
 from outbox.operations.watch import EditionSeen, Look, PauseSeen, Rates
 from outbox.reports.period import spoken_time
 from outbox.settings import Settings
-from outbox.suggested import word
+from outbox.suggestions import word
 
 BAR: Final = 30
 STALE_S: Final = 3.0  # what is older says how old it is

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from outbox import suggested
+from outbox import suggestions
 from outbox.database.connection import CHANNEL, storable
 from outbox.database.lanes import LANES
 from outbox.relay.quarantine import Quarantine, is_of_a_row
@@ -135,7 +135,7 @@ class Pause:
 
 def resumption(report: str) -> str:
     """Return the command that ends the pause of a report, or ('') of the fleet."""
-    return suggested.command("resume", keys=[report] if report else [])
+    return suggestions.command("resume", keys=[report] if report else [])
 
 
 def label(report: str) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from outbox import suggested
+from outbox import suggestions
 from outbox.database.connection import BY_INDEX, storable
 from outbox.relay.quarantine import Quarantine
 
@@ -154,8 +154,8 @@ def remedy(address: str, reason: str, report: str | None) -> str:
 
 def removal(address: str, report: str) -> str:
     """Return the command that removes an address from the list, for that report or ('') for all."""
-    after = [suggested.option("--report", report)] if report else []
-    return suggested.command("suppress", "--remove", keys=[address], after=after)
+    after = [suggestions.option("--report", report)] if report else []
+    return suggestions.command("suppress", "--remove", keys=[address], after=after)
 
 
 OTHERS: Final = "SELECT report FROM outbox.suppression WHERE address = $1 ORDER BY report"

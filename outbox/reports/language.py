@@ -16,7 +16,7 @@ from outbox.reports.cldr import CldrRules
 from outbox.reports.english import ENGLISH_RULES
 from outbox.reports.language_rules import GROUPED_MIN, LanguageRules, groups
 from outbox.reports.translations import PHRASES, Phrase
-from outbox.spelling import did_you_mean
+from outbox.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from babel import Locale

@@ -22,7 +22,7 @@ from jinja2.defaults import DEFAULT_NAMESPACE
 from jinja2.utils import missing
 
 from outbox.errors import TemplateUseError
-from outbox.spelling import did_you_mean, nearest
+from outbox.suggestions import did_you_mean, nearest
 
 _NAMES_MAX: Final = 30
 _NAME_MAX: Final = 40

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from outbox.spelling import did_you_mean, nearest
+from outbox.suggestions import did_you_mean, nearest
 
 DIRECTORY: Final = "templates"
 OF_REPORTS: Final = ("subject.txt.j2", "email.txt.j2", "email.html.j2", "report.html.j2")

@@ -143,7 +143,7 @@ def _secure(found: dict[str, str], environ: Mapping[str, str]) -> None:
     if binding == "require":
         if mode in {"disable", "allow"}:
             raise ValueError(f"asks for channel_binding=require and sslmode={mode}; write sslmode=require")
-        # asyncpg has no SCRAM-SHA-256-PLUS. Its purpose is that nobody stands between client and server, which a
+        # asyncpg has no SCRAM-SHA-256-PLUS. Its purpose is that no other host stands between client and server, which a
         # verified certificate shows as well.
         mode = found["sslmode"] = "verify-full"
         roots = roots or found.setdefault("sslrootcert", SYSTEM)

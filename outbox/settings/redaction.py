@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Final
 
 STARS: Final = "***"
-WINDOW: Final = 4  # base64 characters; fewer cannot be told from any other text
+WINDOW: Final = 4  # base64 characters; fewer look like any other text
 WINDOW_ANY_CASE: Final = 6  # of base64 that was written in capitals or small letters
 PREFIX_MIN: Final = 6  # characters of a password that was cut off
 PART_MIN: Final = 8  # ... of one whose beginning is missing

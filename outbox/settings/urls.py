@@ -1,4 +1,4 @@
-"""Where Postgres and the mail server are. An address shows itself without its secrets, so that no log can spill one."""
+"""Addresses of Postgres and the mail server. One shows itself without its secrets, so that no log can spill them."""
 
 import re
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class DatabaseUrl:
         postgresql+psycopg://; `?host=/socket/dir` names a socket.
 
         Raises:
-            ValueError: how the URL is wrong, without any part of it.
+            ValueError: the message says how the URL is wrong, without any part of it.
         """
         scheme, separator, rest = text.strip().partition("://")
         if not separator or not _POSTGRES.fullmatch(scheme.lower()):
@@ -51,7 +51,7 @@ class DatabaseUrl:
 
     @property
     def redacted(self) -> str:
-        """The URL for people: every password in it is three stars."""
+        """Return the URL for people: every password in it is three stars."""
         parts = _split(self.dsn)
         userinfo, at, hosts = parts.netloc.rpartition("@")
         user, colon, _ = userinfo.partition(":")
@@ -63,7 +63,7 @@ class DatabaseUrl:
 
     @property
     def without_login(self) -> tuple[str, str, list[tuple[str, str]]]:
-        """Everything of the URL but user and password: the hosts, the database and the parameters."""
+        """Return all of the URL but user and password: the hosts, the database and the parameters."""
         parts = _split(self.dsn)
         options = [(name, value) for name, value in parse_qsl(parts.query) if name not in {"user", "password"}]
         return parts.netloc.rpartition("@")[2], parts.path, options
@@ -77,7 +77,7 @@ class DatabaseUrl:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SmtpAddress:
-    """The mail server. str and repr show neither password nor username (Postmark: both a token).
+    """Address of the mail server. str and repr show neither password nor username (Postmark: both a token).
 
     `scheme` is smtp, lmtp or file. `path` is an LMTP server's socket, or the Maildir that stands for a server;
     then there is neither host nor port.
@@ -97,7 +97,7 @@ class SmtpAddress:
         lmtp:///path/to/socket or file:///path/of/maildir.
 
         Raises:
-            ValueError: how the URL is wrong, without any part of it.
+            ValueError: the message says how the URL is wrong, without any part of it.
         """
         text = text.strip()
         if not re.match(r"(?i)(smtps?|lmtp|file)://", text):
@@ -136,7 +136,7 @@ class SmtpAddress:
 
     @property
     def name(self) -> str:
-        """What the fleet calls the way to this server: host and port, or what stands for them."""
+        """Return the name of the usual route through this server: host and port, or the URL without its login."""
         return f"{self.host}:{self.port}" if self.scheme == "smtp" else self.redacted
 
     @property
@@ -155,7 +155,7 @@ class SmtpAddress:
 
     @property
     def redacted(self) -> str:
-        """The URL for people: a login in it is three stars."""
+        """Return the URL for people: a login in it is three stars."""
         if self.path is not None:
             return f"{self.scheme}://{quote(self.path)}"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -175,10 +175,11 @@ def _redactor(username: str, password: str) -> Redactor:
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port to listen on: `127.0.0.1:9464`, `[::1]:9464`; `:9464` is every address, port 0 a free one.
+    """Return host and port to listen on: `127.0.0.1:9464`, `[::1]:9464`; `:9464` is every address, port 0 a free one.
 
     Raises:
-        ValueError: how it is wrong.
+        ValueError: it is not a host and a port; the message says how to write them.
+
     """
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]*)):([0-9]{1,5})", text.strip())
     if not found or int(found[3]) > 65535:  # noqa: PLR2004 - the ports of TCP
@@ -187,13 +188,13 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def _split(url: str) -> SplitResult:
-    """The URL's parts, with several hosts allowed: newer Pythons refuse brackets that do not begin the host."""
+    """Split a URL with several hosts: newer Pythons refuse brackets that do not begin the host."""
     parts = urlsplit(url.replace("[", "(").replace("]", ")"))
     return parts._replace(netloc=parts.netloc.replace("(", "[").replace(")", "]"))
 
 
 def _refuse_what_hides_a_secret(url: str) -> None:
-    """A raw @ / ? or # in a password moves the rest of it into another part, from where it would be shown."""
+    """Raise ValueError for a raw @ / ? or # in a password: the rest of it would be in another part, which is shown."""
     try:
         parts = _split(url)
         parse_qsl(parts.query, strict_parsing=bool(parts.query))

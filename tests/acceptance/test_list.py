@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from outbox.cli.app import table
 from outbox.errors import OutboxError
 from outbox.operations.email_filter import COUNTED_MAX, Selection, find, list_emails
 from outbox.operations.prune import PRUNED
@@ -83,11 +82,6 @@ async def test_a_list_is_of_what_was_meant_newest_first_aligned_and_bounded(mudd
     assert (ended.code, ended.out) == (0, "No email fits.\n")
     ended = await muddled.run("list", "--report", "nope")
     assert ended.sentences == ["--report nope: there is no such edition; `outbox status` shows the latest."]
-
-
-def test_a_table_says_nothing_that_a_terminal_would_obey():
-    lines = table(["key", "said"], [["a\x1b[31m", "\x07\n"], ["long enough", "x"]])
-    assert lines[1:] == ["a\ufffd[31m       \ufffd\ufffd", "long enough  x"]
 
 
 async def test_a_list_of_many_counts_up_to_a_bound(fleet, monkeypatch):

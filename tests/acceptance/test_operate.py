@@ -1,14 +1,11 @@
 """`outbox retry`, `cancel`, `pause` and `resume`: a person's hands on emails, and that relays obey."""
 
 import asyncio
-import io
 import json
 
 import asyncpg
 import pytest
 
-from outbox.cli.email_options import faults_of
-from outbox.operations.email_filter import Selection
 from outbox.operations.prune import PRUNED
 from outbox.operations.resolve import whoami
 from outbox.relay.failover import REMAINS
@@ -137,28 +134,6 @@ async def test_all_that_fits_is_retried_or_cancelled_but_what_a_person_let_be_on
     assert ended.code == 0
     assert ended.out.splitlines()[-1] == "… and 5 more: cancelled"
     assert (await muddled.states())["cancelled"] == 15
-
-
-def test_a_decision_about_many_wants_a_reason_and_a_yes_and_words_that_go_together(monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO())
-    keys, edition = ("mail3",), "progress 2026-W48"
-    for selection, why, yes, sentence in [
-        (Selection(), "", True, "Name keys, as `outbox list` shows them, or say"),
-        (Selection(keys, to="x"), "x", True, "--to decides about all that fit; name keys or say --to, not both."),
-        (
-            Selection(keys, states=("dead",)),
-            "",
-            True,
-            "--state picks among emails that are not named; ",
-        ),
-        (Selection(report="a"), " ", True, "--why: say why, "),
-        (Selection(report="a"), "x", False, "--report decides about many emails at once and nobody can be asked here"),
-        (Selection((), edition, "a"), "x", True, "--edition says report and period already; take --report out."),
-    ]:
-        (said,) = faults_of(selection, why, yes=yes)
-        assert said.startswith(sentence)
-    assert faults_of(Selection(keys), "", yes=False) == []
-    assert faults_of(Selection(to="x"), "x", yes=True) == []
 
 
 async def test_a_person_is_asked_before_all_that_fits_is_touched_and_may_say_no(muddled):

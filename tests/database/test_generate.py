@@ -18,7 +18,8 @@ from outbox.generate.report_builder import NewReport
 from outbox.generate.run import generate
 from outbox.generate.session import GenerateSession
 from outbox.generate.write import enqueue_reports
-from outbox.settings import DatabaseUrl, load
+from outbox.settings import load
+from outbox.settings.urls import DatabaseUrl
 from tests.support.fleet import until
 
 SETTINGS = """

@@ -13,12 +13,11 @@ import pytest
 import trustme
 
 from bench.harness.freeze import freeze, thaw
-from outbox.database import schema
+from outbox.database import dialing, schema
 from outbox.database.connection import DatabaseRefusedError, connect
 from outbox.errors import DatabaseUnavailableError
 from outbox.sandbox import postgres as embedded
 from outbox.sandbox.postgres import Server, postgres, standby
-from outbox.settings import postgres_hosts
 from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
 from tests.faults.test_failover import PEOPLE
@@ -30,7 +29,7 @@ ATTRS = [pytest.param({"target_session_attrs": "read-write"}, id="read-write"), 
 
 @pytest.fixture(autouse=True)
 def nothing_was_silent():
-    postgres_hosts._silent.clear()
+    dialing._silent.clear()
 
 
 @pytest.fixture

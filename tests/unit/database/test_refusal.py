@@ -12,9 +12,9 @@ from outbox.database.connection import (
     explain_refusals,
     is_lost,
 )
+from outbox.database.dialing import SilenceError
 from outbox.database.refusal import Kind, reason_of, refusal_of
 from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
-from outbox.settings.postgres_hosts import SilenceError
 from outbox.settings.urls import DatabaseUrl
 
 URL = DatabaseUrl.parse("postgresql://app:hidden@a,b/reports")

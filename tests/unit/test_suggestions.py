@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outbox.suggested import command, option
+from outbox.suggestions import command, option
 
 EVIL = [
     "plain/2026-W48/1",

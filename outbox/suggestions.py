@@ -1,15 +1,32 @@
-"""Commands that are suggested to people, quoted for a POSIX shell.
+"""Suggestions to people: names for misspelt ones, and commands quoted for a POSIX shell.
 
 Keys and addresses are untrusted. They may look like an option, or hold blanks, quotes, `$(…)` or control characters
 that a terminal would interpret. Every suggested command with such a word is built here.
 """
 
+import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+_ALIKE: Final = 0.75  # as `difflib.get_close_matches` measures it: one typing error in four letters or more
 
 _PRINTF = "$(printf %b {})"  # POSIX; $'…' is not known to every sh
 _LAST_LF = "${lf%.}"  # $(…) drops line feeds at the end
 _SET_LF = "lf=$(printf %b '\\0012.') && "
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like this one, without regard to capitals; None if none is like it."""
+    by_folded = {one.casefold(): one for one in sorted(known)}
+    near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=_ALIKE)
+    return by_folded[near[0]] if near else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean NAME?)` for the most similar known name; "" if none is like it."""
+    near = nearest(name, known)
+    return "" if near is None else f" (did you mean {near}?)"
 
 
 def command(name: str, *options: str, keys: Sequence[str] = (), after: Sequence[str] = ()) -> str:

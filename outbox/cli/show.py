@@ -1,107 +1,21 @@
-"""The commands that show emails: which there are, and all that is known of one."""
+"""`outbox show`: everything that is known of one email, and its message."""
 
 import sys
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from outbox.cli.app import ConfigOption, app, awaited, connected, printable, settings_of, table, to_json
-from outbox.cli.email_options import PeriodOption, ReportOption, ToOption, clashes
+from outbox.cli.app import ConfigOption, app, awaited, connected, settings_of
+from outbox.cli.output import printable, table, to_json, zone_of
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
     from datetime import tzinfo
 
-    from outbox.operations.email_filter import Listing, Selection
     from outbox.operations.show import Story
     from outbox.settings import Settings
-
-LIMIT = 50
-
-
-class AnyState(StrEnum):
-    """The states of a delivery."""
-
-    PENDING = "pending"
-    SENDING = "sending"
-    IN_DOUBT = "in_doubt"
-    SENT = "sent"
-    DEAD = "dead"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
-
-@app.command("list")
-def list_(
-    context: typer.Context,
-    config: ConfigOption = None,
-    *,
-    state: Annotated[
-        list[AnyState] | None,
-        typer.Option(
-            help="Only in this state: pending, sending, in_doubt, sent, dead, cancelled or expired; may be repeated.",
-            metavar="STATE",
-            show_default=False,
-        ),
-    ] = None,
-    edition: Annotated[
-        str | None, typer.Option(help='Only of this edition, such as "progress 2026-W48".', show_default=False)
-    ] = None,
-    report: ReportOption = None,
-    period: PeriodOption = None,
-    to: ToOption = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = LIMIT,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
-) -> None:
-    """List emails, the newest first."""
-    from outbox.operations.email_filter import Selection
-
-    chosen = Selection((), edition, report, period, to, tuple(one.value for one in state or ()))
-    faults = clashes(chosen)
-    if faults:
-        raise ConfigurationError(faults)
-    settings = settings_of(context, config)
-    settings.require("database_url")
-    found = awaited(_list(settings, chosen, limit))
-    if as_json:
-        typer.echo(to_json(found.as_json()))
-    else:
-        _print_listing(found, settings)
-
-
-async def _list(settings: "Settings", chosen: "Selection", limit: int) -> "Listing":
-    from outbox.operations.email_filter import list_emails
-
-    async with connected(settings, "outbox list") as connection:
-        return await list_emails(connection, chosen, limit=limit)
-
-
-def _print_listing(found: "Listing", settings: "Settings") -> None:
-    if not found.emails:
-        typer.echo("No email fits.")
-        return
-    from outbox.reports.period import spoken_time
-
-    rows = []
-    for one in found.emails:
-        state = one.state.replace("_", " ") + (" (paused)" if one.paused else "")
-        state += " (undecided)" if one.needs_person and one.state != "in_doubt" else ""
-        since = spoken_time(one.since, _zone(settings, one.report))
-        rows.append([one.key, one.to, state, str(one.attempts), since, one.said])
-    for line in table(["key", "to", "state", "tries", "since", "last heard"], rows):
-        typer.echo(line)
-    if found.more:
-        at_least = "at least " if found.at_least else ""
-        typer.echo(f"\N{HORIZONTAL ELLIPSIS} and {at_least}{found.more:,} more; --limit shows more of them.")
-
-
-def _zone(settings: "Settings", report: str | None) -> "tzinfo | None":
-    """The timezone of a report that is configured here."""
-    known = settings.editions.get(report or "")
-    return known.zone if known is not None else None
 
 
 @app.command()
@@ -139,7 +53,7 @@ def show(
     elif open_:
         _open(story)
     else:
-        _print_story(story, _zone(settings, story.report))
+        _print_story(story, zone_of(settings, story.report))
 
 
 async def _read(settings: "Settings", key: str) -> "Story":
@@ -161,7 +75,7 @@ def _write(path: Path, message: bytes) -> None:
     typer.echo(f"{printable(str(path))}: {len(message):,} bytes")
 
 
-# Before an untrusted page: no script runs, and nothing is loaded, which would tell the sender that the page is read.
+# Put before an untrusted page: no script runs, and nothing is loaded, by which the sender would learn of the reader.
 _HARMLESS = (
     "<!doctype html><meta charset=utf-8><meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
     "img-src data:; style-src 'unsafe-inline'; form-action 'none'\">\n"
@@ -169,7 +83,7 @@ _HARMLESS = (
 
 
 def _open(story: "Story") -> None:
-    """Show the page of the message, or its text, in the browser that is there; only this user may read the file."""
+    """Show the page of the message, or its text, in a browser; only this user may read the file."""
     import html
     import tempfile
     import webbrowser
@@ -242,7 +156,7 @@ def _print_story(story: "Story", zone: "tzinfo | None") -> None:
 
 
 def _headline(story: "Story") -> str:
-    """Its state as a sentence."""
+    """Return the state of the email as a sentence."""
     if story.state == "sending":
         where = f" on {story.host}" if story.host else ""
         return f"{story.key} is being sent by relay {story.relay}{where}."

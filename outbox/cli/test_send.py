@@ -1,0 +1,84 @@
+"""`outbox test-send`: send one email now, past the outbox."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from outbox.cli.app import ConfigOption, app, awaited, log_warnings, settings_of
+from outbox.cli.output import printable, redirected, to_json
+from outbox.errors import ConfigurationError, OutboxError
+
+if TYPE_CHECKING:
+    from outbox.operations.send_test import Trial
+    from outbox.settings import Settings
+
+
+@app.command(name="test-send")
+def send_test(
+    context: typer.Context,
+    address: Annotated[str, typer.Argument(help="Who gets it.", metavar="ADDRESS", show_default=False)],
+    config: ConfigOption = None,
+    report: Annotated[
+        str | None, typer.Option(help="Send what `outbox preview` of this report shows.", metavar="REPORT")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--for", help="With --report: whose, by key; by default the first recipient's.", metavar="KEY"),
+    ] = None,
+    route: Annotated[
+        str | None, typer.Option(help="Through this route; by default through smtp_url.", metavar="NAME")
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Send one email now, past the outbox, as a test.
+
+    Shows what the mail server says; exit 0 only if it took the email.
+    """
+    from outbox.operations.send_test import address_of
+
+    recipient = address_of(address)
+    if key is not None and report is None:
+        raise ConfigurationError("--for: says whose report; add --report REPORT.")
+    settings = settings_of(context, config)
+    settings = settings.on_route(route or "")
+    settings.require("smtp_url", "sender", *(("database_url", "reports") if report else ()))
+    log_warnings()
+    trial = awaited(_try(settings, recipient, report, key))
+    if as_json:
+        typer.echo(to_json(trial.as_json()))
+    else:
+        _print_trial(trial)
+    if not trial.is_sent:
+        raise OutboxError(printable(trial.sentence))
+
+
+async def _try(settings: "Settings", recipient: str, report: str | None, key: str | None) -> "Trial":
+    from outbox.generate.report_builder import sender_of
+    from outbox.operations.send_test import mail_to, send
+
+    sender = sender_of(settings)
+    if report is None:
+        message_id, content = mail_to(sender, recipient)
+    else:
+        from outbox.operations.preview import preview as look
+
+        mail = (await look(settings, report, key=key, address=recipient)).the_mail()
+        message_id, content = mail.message_id, mail.message
+    return await send(settings, sender=sender.address, recipient=recipient, message_id=message_id, content=content)
+
+
+def _print_trial(trial: "Trial") -> None:
+    if trial.redirect_to:
+        typer.secho(redirected(trial.redirect_to), bold=True)
+    lines = [
+        ("server", trial.server),
+        ("TLS", trial.tls),
+        ("from", trial.sender),
+        ("to", trial.recipient),
+        *trial.replies,
+    ]
+    for name, line in lines:
+        typer.echo(printable(f"{name:<9}{line}"))
+    if trial.is_sent:
+        typer.echo(printable(f"{trial.sentence} Its Message-ID is {trial.message_id}."))
