@@ -1451,12 +1451,12 @@ select 'missing', e.id, null, null, m.recipient_key, m.reason, null
 union all   -- the latest look was of a version before 8, which recorded only how many recipients there are
 select 'missing', e.id, null, null, null, null, null
   from outbox.edition e
- cross join lateral generate_series(1, least(10000,
+ cross join lateral generate_series(1, least(10000, greatest(0,
        e.expected - (select count(*) from outbox.report r where r.edition = e.id)
        - (select count(*) from outbox.waiver w
            where w.edition = e.id and not exists (
                  select from outbox.report r
-                  where r.edition = w.edition and r.recipient_key = w.recipient_key offset 0))))
+                  where r.edition = w.edition and r.recipient_key = w.recipient_key offset 0)))))
  where e.created_at > now() - interval '40 days' and e.done_elsewhere_at is null
    and e.looked_at is null and e.completed_at is null
 union all

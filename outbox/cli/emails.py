@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,27 +10,17 @@ import typer
 from outbox.cli.app import ConfigOption, app, awaited, connected, printable, settings_of, table, to_json
 from outbox.cli.email_options import PeriodOption, ReportOption, ToOption, clashes
 from outbox.errors import ConfigurationError, OutboxError
+from outbox.mail.delivery_state import DeliveryState
 
 if TYPE_CHECKING:
     from datetime import tzinfo
 
-    from outbox.operations.email_filter import Listing, Selection
+    from outbox.operations.email_filter import Selection
+    from outbox.operations.email_list import Listing
     from outbox.operations.show import Story
     from outbox.settings import Settings
 
 LIMIT = 50
-
-
-class AnyState(StrEnum):
-    """The states of a delivery."""
-
-    PENDING = "pending"
-    SENDING = "sending"
-    IN_DOUBT = "in_doubt"
-    SENT = "sent"
-    DEAD = "dead"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
 
 
 @app.command("list")
@@ -40,7 +29,7 @@ def list_(
     config: ConfigOption = None,
     *,
     state: Annotated[
-        list[AnyState] | None,
+        list[DeliveryState] | None,
         typer.Option(
             help="Only in this state: pending, sending, in_doubt, sent, dead, cancelled or expired; may be repeated.",
             metavar="STATE",
@@ -73,7 +62,7 @@ def list_(
 
 
 async def _list(settings: "Settings", chosen: "Selection", limit: int) -> "Listing":
-    from outbox.operations.email_filter import list_emails
+    from outbox.operations.email_list import list_emails
 
     async with connected(settings, "outbox list") as connection:
         return await list_emails(connection, chosen, limit=limit)

@@ -248,12 +248,12 @@ def schema_sql() -> str:
 def functions_sql() -> str:
     """Return the functions and triggers of schema.sql, with their rights, to replace older ones."""
     found = [f"create or replace {text}" for text in _REPLACED.findall(schema_sql())]
-    return "\n".join([*found, "revoke all on all functions in schema outbox from public;"])
+    return "\n".join([*found, "revoke all on all functions in schema outbox from public;\n"])
 
 
-def views_sql() -> str:
-    """Return the views of schema.sql, to replace older ones."""
-    return "\n".join(f"create or replace {text}" for text in _VIEWS.findall(schema_sql()))
+def views_sql(version: int = VERSION) -> str:
+    """Return the views of schema.sql, to replace older ones; nothing for a version that lacks the tables."""
+    return "\n".join(f"create or replace {text}" for text in _VIEWS.findall(schema_sql()) if version >= VIEWS_SINCE)
 
 
 async def installed_version(connection: Any) -> int | None:
@@ -328,9 +328,7 @@ async def initialise(
                     min(step, compatible),
                 )
             if before < version:
-                await connection.execute(functions_sql())
-                if version >= VIEWS_SINCE:
-                    await connection.execute(views_sql())
+                await connection.execute(functions_sql() + views_sql(version))
                 if then is not None:
                     await then(connection)
     if before is not None and before < version:

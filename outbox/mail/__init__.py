@@ -6,6 +6,7 @@ mailbox            display names and addresses
 structured_fields  further header fields, each in its own syntax
 message            a message as RFC 5322 bytes
 verp               tokens by which a bounce proves which email it is about
+delivery_state     states of a delivery, from pending to sent
 email              an application's email, complete and checked
 enqueue            inserts an email in the application's own transaction
 mime               bounded reader of MIME messages

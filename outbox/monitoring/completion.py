@@ -25,6 +25,7 @@ from outbox import __version__
 from outbox.database.connection import LOST_SESSION, connect
 from outbox.errors import OutboxError
 from outbox.log import Events
+from outbox.operations.snapshot import EDITIONS_FOR
 from outbox.relay.supervisor import Relays
 from outbox.settings.urls import DatabaseUrl
 
@@ -42,9 +43,9 @@ CALL_PAUSES_S: Final = (1.0,)  # between the tries of one call
 CALL_AGAIN_S: Final = 30.0
 LAST_LOOK_S: Final = 20.0
 
-CANDIDATES: Final = """
+CANDIDATES: Final = f"""
 SELECT id, report, period, expected FROM outbox.edition
- WHERE completed_at IS NULL AND done_elsewhere_at IS NULL AND created_at > now() - interval '40 days'
+ WHERE completed_at IS NULL AND done_elsewhere_at IS NULL AND created_at > now() - {EDITIONS_FOR}
    AND (expected IS NOT NULL OR created_at > now() - interval '1 hour')
    AND (expected IS DISTINCT FROM 0 OR may_be_empty)
  ORDER BY id DESC LIMIT 100
@@ -63,15 +64,8 @@ SELECT (SELECT count(*) FROM outbox.report WHERE edition = $1)
 """
 
 # A recipient whom the latest look found without a report, and who has neither a report nor a waiver since. Numbers
-# alone do not tell: a recipient who has left keeps a report, and counts for one who has come and has none.
-UNREACHED: Final = """
-EXISTS (SELECT FROM outbox.unreached u
-         WHERE u.edition = $1
-           AND (SELECT r.id FROM outbox.report r
-                 WHERE r.edition = u.edition AND r.recipient_key = u.recipient_key) IS NULL
-           AND (SELECT w.edition FROM outbox.waiver w
-                 WHERE w.edition = u.edition AND w.recipient_key = u.recipient_key) IS NULL)
-"""
+# alone are not enough: a recipient who has left keeps a report, and counts for one who has come and has none.
+MISSING: Final = "EXISTS (SELECT FROM outbox.missing_report WHERE edition = $1)"
 
 # From what is open, by its index: while much is, the first that is found answers.
 OPEN: Final = """
@@ -80,33 +74,23 @@ SELECT EXISTS (SELECT FROM outbox.delivery d JOIN outbox.email m ON m.id = d.ema
                 WHERE d.settled_at IS NULL AND r.edition = $1)
 """
 
-# Reads every report of the edition, so it comes last, and mostly once in an edition's life. The email of a report is
-# its own or that of the digest that took it up. Each `OFFSET 0` keeps its subquery from being joined as a whole: the
-# planner can then only look up row by row, by the index of its WHERE. Without statistics it may join all emails to all
-# reports in a nested loop over a materialized scan, which is quadratic.
+# Reads every report of the edition, so it comes last, and mostly once in an edition's life. A report that waits for a
+# digest is done if its address gets no more email.
 UNDONE: Final = """
 SELECT EXISTS (
-    SELECT FROM outbox.report r
-      JOIN outbox.edition e ON e.id = r.edition
-      LEFT JOIN LATERAL (SELECT digest, address FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
-      LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
-      LEFT JOIN LATERAL (SELECT state, attempt FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
-     WHERE r.edition = $1
-       AND NOT EXISTS (SELECT FROM outbox.waiver w
-                        WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0)
-       AND CASE WHEN m.id IS NULL
-                THEN i.digest IS NOT NULL
-                     OR coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest')) IS NULL
-                WHEN d.state IN ('sent', 'cancelled') THEN false
-                WHEN d.state = 'dead' THEN EXISTS (SELECT FROM outbox.failure f WHERE f.email = m.id OFFSET 0)
-                ELSE true
-           END)
+    SELECT FROM outbox.report_outcome o
+     WHERE o.edition = $1 AND NOT o.is_waived
+       AND (o.outcome IN ('waiting', 'in_doubt', 'failed')
+            OR o.outcome = 'collected' AND (
+               SELECT coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest'))
+                 FROM outbox.digest_item i, outbox.edition e
+                WHERE i.report = o.report AND e.id = o.edition OFFSET 0) IS NULL))
 """
 
 # Not where a generate has found other recipients since it was looked at.
 COMPLETE: Final = f"""
 UPDATE outbox.edition SET completed_at = now()
- WHERE id = $1 AND completed_at IS NULL AND expected = $2 AND NOT {UNREACHED}
+ WHERE id = $1 AND completed_at IS NULL AND expected = $2 AND NOT {MISSING}
 """
 
 
@@ -131,7 +115,7 @@ async def is_complete(connection: Any, edition: Candidate) -> bool:
     """Return True if the edition is complete; cheap while it is far from it."""
     if edition.expected is None or await connection.fetchval(MADE, edition.id) < edition.expected:
         return False
-    undone = (f"SELECT {UNREACHED}", OPEN, UNDONE)
+    undone = (f"SELECT {MISSING}", OPEN, UNDONE)
     for statement in undone:
         if await connection.fetchval(statement, edition.id):
             return False

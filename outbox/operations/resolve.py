@@ -24,6 +24,12 @@ class Decision(StrEnum):
     DISCARD = "discard"
 
 
+# A dead letter about which a person has decided already. Decisions about many leave it; it has to be named.
+DISCARDED: Final = """(d.state = 'dead'
+    AND NOT EXISTS (SELECT FROM outbox.failure f WHERE f.email = d.email OFFSET 0))"""
+
+UNDECIDED: Final = f"NOT {DISCARDED}"
+
 # What is decided is what a person could see: a row that has changed by the time its lock is ours was decided meanwhile
 # (by another person, the policy or late news), and is left. `seen` is the statement's snapshot, which the recheck
 # after the lock does not renew (PostgreSQL docs, 13.2.1). Locks are taken in the order of ids, so that two people with
@@ -31,17 +37,14 @@ class Decision(StrEnum):
 #
 # A relay that brings late news of the same attempt wins over neither of these: its fence matches a row in doubt, or
 # one that is pending and not marked again, and then only a 250 does.
-RESOLVE: Final = """
+RESOLVE: Final = f"""
 WITH seen AS MATERIALIZED (
     SELECT d.email, d.attempt, d.state, d.settled_at, m.key
       FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
      WHERE m.key = ANY ($1::text[])
        AND d.state = ANY ($6::text[])
        AND (d.state = 'in_doubt' OR (d.state = 'dead' AND $2::text <> 'sent'))
-       AND NOT (d.state = 'dead' AND $2::text = 'discard'
-                AND EXISTS (SELECT FROM outbox.attempt a
-                             WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
-                               AND a.settled_at >= d.settled_at))
+       AND NOT ($2::text = 'discard' AND {DISCARDED})
 ), chosen AS (
     SELECT d.email, d.attempt, d.relay, d.marked_at, s.key
       FROM outbox.delivery d
@@ -125,13 +128,6 @@ SELECT m.key, m.recipient, d.state FROM outbox.delivery d JOIN outbox.email m ON
 async def of_keys(connection: Any, keys: Sequence[str], decision: Decision) -> list[Chosen]:
     """Which of these keys a decision would touch."""
     return [Chosen(*row) for row in await connection.fetch(OF_KEYS, _possible(keys), decision.value)]
-
-
-# Dead letters about which a person has decided already are not for a sweeping decision: each was let be by name. A
-# decision of before its death, to send what was in doubt again, is not about the dead letter.
-UNDECIDED: Final = """NOT EXISTS (
-    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
-       AND a.settled_at >= d.settled_at)"""
 
 
 STANDING: Final = """

@@ -15,6 +15,7 @@ from outbox import suggested
 from outbox.database.connection import CHANNEL, storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.operations.prune import BARE, PRUNED
+from outbox.operations.resolve import DISCARDED
 from outbox.relay import suppression
 from outbox.relay.failover import REMAINS
 from outbox.relay.pauses import resumption
@@ -39,9 +40,6 @@ class Act(StrEnum):
 
 
 _DEAD_MESSAGES: Final = ", ".join(f"'\\x{bare.hex()}'::bytea" for bare in BARE)
-_LET_BE: Final = """(d.state = 'dead' AND EXISTS (
-    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
-       AND a.settled_at >= d.settled_at))"""
 _SUPPRESSED: Final = """outbox.suppressed(m.recipient, (
     SELECT e.report FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition WHERE r.id = m.report))"""
 _WAITS: Final = "(d.state = 'pending' AND d.relay IS NULL AND d.paused IS NULL AND d.due_at > now())"
@@ -55,7 +53,7 @@ POSSIBLE: Final = {
 # What is meant by all that fit: what a person has let be is taken up again by its name only (a dead letter) or where
 # its state is asked for (what was cancelled).
 SWEEPING: Final = {
-    Act.RETRY: f"{POSSIBLE[Act.RETRY]} AND NOT {_LET_BE} AND m.message NOT IN ({_DEAD_MESSAGES})"
+    Act.RETRY: f"{POSSIBLE[Act.RETRY]} AND NOT {DISCARDED} AND m.message NOT IN ({_DEAD_MESSAGES})"
     f" AND {_SUPPRESSED} IS NULL",
     Act.CANCEL: POSSIBLE[Act.CANCEL],
 }

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from outbox.database.connection import storable
 from outbox.log import Events
+from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.ledger import Settlement
 from outbox.relay.quarantine import is_of_a_row
 from outbox.smtp.outgoing import Claim
@@ -122,7 +123,7 @@ class Memory:
             for s in unsettled
             if s.outcome.state == "pending"
         ]
-        doubt = Outcome("in_doubt", "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
+        doubt = Outcome(DeliveryState.IN_DOUBT, "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
         told += [news_of(claim, claim.attempt, doubt) for claim in handed_over]
         latest: dict[str, News] = {}
         for news in told:

@@ -12,7 +12,7 @@ import pytest
 
 from outbox.database import failover_barrier
 from outbox.monitoring import fleet
-from outbox.operations import prune, route_rules
+from outbox.operations import prune, route_rules, snapshot
 from outbox.relay import (
     circuit_breaker,
     failover,
@@ -68,7 +68,7 @@ STATEMENTS = {
     "PRUNE_EMAILS": prune.PRUNE_EMAILS,
     "PRUNE_REPORTS": prune.PRUNE_REPORTS,
     "FLEET_COUNTS": fleet.COUNTS,
-    "FLEET_OLDEST_DUE": fleet.OLDEST_DUE,
+    "OLDEST_DUE": snapshot.OLDEST_DUE,
     "UNSERVED": route_rules.UNSERVED,
     "MOVE": route_rules.MOVE,
 }

@@ -36,7 +36,7 @@ async def stranger(empty):
 
 
 async def shape(connection):
-    """Return all that a schema is: columns, constraints, indexes, functions, rights, triggers, views, identities, versions."""
+    """Return all that a schema is: columns, constraints, indexes, functions, rights, triggers, views, versions."""
     return await connection.fetch("""
         SELECT 'column' AS kind, table_name || '.' || column_name AS name, data_type || ' ' || is_nullable AS what
           FROM information_schema.columns WHERE table_schema = 'outbox'

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from outbox.database.connection import storable
 from outbox.errors import ConfigurationError, OutboxError
-from outbox.operations.email_filter import STATES, Chosen, Selection, find
+from outbox.mail.delivery_state import DeliveryState
+from outbox.operations.email_filter import Chosen, Selection, find
 from outbox.operations.email_filter import name as name_all
 from outbox.operations.resolve import DECIDABLE, UNDECIDED, Decision
 from outbox.operations.retry_cancel import RETRIED_BY_DEFAULT, SWEEPING, Act
@@ -88,7 +89,7 @@ def selection_of(act: str, fields: Mapping[str, str]) -> Selection:
     """
     given = {key: storable(fields.get(key, "")).strip() or None for key in ("report", "period", "to")}
     state = fields.get("state", "")
-    states = (state,) if state in STATES else ()
+    states = (state,) if state in list(DeliveryState) else ()
     chosen = Selection(report=given["report"], period=given["period"], to=given["to"], states=states)
     if not chosen.is_by_filter:
         raise OutboxError("Nothing is picked; pick emails, or narrow the list down to those that are meant.")

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 
 from outbox.mail.stored_message import MESSAGE_MAX
 from outbox.operations.show import Story, Try, read_story
-from outbox.operations.watch_view import Frame
+from outbox.operations.wording import Frame
 from outbox.web.board.auth import User
 from outbox.web.board.context import Desk
 from outbox.web.board.message_view import POLICY, Mail, read_mail

@@ -18,7 +18,8 @@ import asyncpg
 
 from outbox.errors import DatabaseUnavailableError
 from outbox.log import Events
-from outbox.operations.watch import Look, Watcher
+from outbox.operations.snapshot import Snapshot
+from outbox.operations.watch import Watcher
 from outbox.settings import Settings
 from outbox.web.board.throughput import Hour
 from outbox.web.queries import Store
@@ -74,9 +75,9 @@ class RelayKnown:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that a page shows of this moment. `age_s` is how old the look is, `trouble` why there is none of now."""
+    """Facts that a page shows. `age_s` is the age of the snapshot, `trouble` the reason why there is no newer one."""
 
-    look: Look | None
+    snapshot: Snapshot | None
     age_s: float
     trouble: str | None
     relays: list[RelayKnown] = field(default_factory=list)
@@ -142,16 +143,16 @@ class Live:
     @property
     def seen(self) -> Seen:
         """What is known by now."""
-        look = self.watcher.look
+        snapshot = self.watcher.snapshot
         now = time.monotonic()
-        age_s = 0.0 if look is None else now - self.watcher.looked_at
+        age_s = 0.0 if snapshot is None else now - self.watcher.looked_at
         trouble = self.watcher.trouble
         if trouble is None and (waited_s := self.watcher.waited_s(now)) > FRESH_S * 2:
             trouble = f"Postgres has not answered for {waited_s:.0f} s"
-        living = {relay.id for relay in look.relays} if look is not None else set()
+        living = {relay.id for relay in snapshot.relays} if snapshot is not None else set()
         known = [relay for relay in self._relays.values() if relay.id in living]
         gone = [relay for relay in reversed(self._relays.values()) if relay.id not in living]
-        return Seen(look, age_s, trouble, known + gone[:GONE_MAX])
+        return Seen(snapshot, age_s, trouble, known + gone[:GONE_MAX])
 
     async def fresh(self) -> Seen:
         """What is known, of this moment unless Postgres takes longer than a page may."""
@@ -164,12 +165,12 @@ class Live:
     @property
     def _is_fresh(self) -> bool:
         """Whether waiting is of no use: what is known is of this moment, or the look that is under way takes long."""
-        look, watcher, now = self.watcher.look, self.watcher, time.monotonic()
+        snapshot, watcher, now = self.watcher.snapshot, self.watcher, time.monotonic()
         if self._ending or watcher.trouble is not None:
             return True
-        if look is None:
+        if snapshot is None:
             return False
-        is_counted = look.open is not None or self._looks > 1
+        is_counted = snapshot.waiting is not None or self._looks > 1
         return (is_counted and now - watcher.looked_at < FRESH_S) or watcher.waited_s(now) > WAIT_MAX_S
 
     async def events(self, root: str, viewer: str, is_signed_in: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
