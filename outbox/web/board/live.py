@@ -7,7 +7,6 @@ board has no viewer it reads only the relays' own counts, every few seconds, for
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from outbox.log import Events
 from outbox.operations.snapshot import Snapshot
 from outbox.operations.watch import Watcher
 from outbox.settings import Settings
+from outbox.web.board.streams import Streams
 from outbox.web.board.throughput import Hour
 from outbox.web.queries import Store
 
@@ -32,7 +32,6 @@ WANTED_S: Final = 15.0  # how long a page that was asked for counts as somebody
 FRESH_S: Final = 2.0
 NEWEST: Final = 100_000  # emails among which what is settled is counted: never the whole table
 WAIT_MAX_S: Final = 1.5  # a page waits so long for a look of this moment, and then shows an older one
-VIEWERS_MAX: Final = 50
 HEARTBEAT_S: Final = 10.0
 SIGNED_IN_S: Final = 10.0  # between two checks of a viewer's session
 STREAM_MAX_S: Final = 900.0  # then the browser comes again, and has to be signed in still
@@ -84,14 +83,6 @@ class Seen:
     """Those that live, then the latest that do not."""
 
 
-@dataclass(slots=True, eq=False)
-class Stream:
-    """Live updates of one page."""
-
-    viewer: str
-    is_ended: bool = False
-
-
 class Live:
     """One poller for the whole process, and the streams of its viewers."""
 
@@ -102,7 +93,7 @@ class Live:
         self.draw: Callable[[str], dict[str, Any]] = lambda _: {}
         """What an event says, for an application that is mounted below a path."""
         self._waiting: set[asyncio.Event] = set()
-        self._streams: list[Stream] = []  # the oldest first
+        self.streams = Streams()
         self._relays: dict[int, RelayKnown] = {}
         self._wanted_until = 0.0
         self._wanted = asyncio.Event()
@@ -180,7 +171,7 @@ class Live:
         """
         ends_at = time.monotonic() + STREAM_MAX_S
         said = b""
-        if (stream := self._enter(viewer)) is None:  # many came at once, each before the others were counted
+        if (stream := self.streams.enter(viewer)) is None:  # many came at once, each before the others were counted
             yield b"retry: 30000\n\n"
             return
         try:
@@ -197,32 +188,7 @@ class Live:
                 said = event
                 await self._woken(HEARTBEAT_S)
         finally:
-            if stream in self._streams:
-                self._streams.remove(stream)
-
-    def has_room(self, viewer: str) -> bool:
-        """Return True if the viewer may open one more stream."""
-        return len(self._streams) < VIEWERS_MAX or self._greediest(viewer) is not None
-
-    def _enter(self, viewer: str) -> Stream | None:
-        """Return a stream for a viewer, in place of one of a viewer with more if needed; None if all are taken."""
-        if len(self._streams) >= VIEWERS_MAX:
-            victim = self._greediest(viewer)
-            if victim is None:
-                return None
-            victim.is_ended = True
-            self._streams.remove(victim)
-        stream = Stream(viewer)
-        self._streams.append(stream)
-        return stream
-
-    def _greediest(self, viewer: str) -> Stream | None:
-        """Return the oldest stream of the viewer who has most, and at least two more than this one."""
-        counts = Counter(stream.viewer for stream in self._streams)
-        greediest, most = counts.most_common(1)[0]
-        if most < counts[viewer] + 2:
-            return None
-        return next(stream for stream in self._streams if stream.viewer == greediest)
+            self.streams.leave(stream)
 
     async def _woken(self, at_most_s: float) -> None:
         news = asyncio.Event()

@@ -46,7 +46,7 @@ class Overview:
         """GET /events: the live part of the page as it changes, as server-sent events of HTML."""
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        if not self.desk.live.has_room(user.key):
+        if not self.desk.live.streams.has_room(user.key):
             return notice(
                 request,
                 503,
