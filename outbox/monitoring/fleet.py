@@ -33,7 +33,7 @@ STATES: Final = ("pending", "paused", "sending", "in_doubt")
 
 @dataclass(frozen=True, slots=True)
 class EditionGauge:
-    """The newest edition of a report whose period has begun. `made` is counted to `COUNT_MAX`."""
+    """Newest edition of a report whose period has begun. `made` is counted to `COUNT_MAX`."""
 
     report: str
     period: str
@@ -55,7 +55,7 @@ class Fleet:
     routes_unserved: int = 0
     editions_incomplete: int = 0
     attention: Mapping[str, int] = field(default_factory=dict)
-    """What needs a person, by kind: emails or recipients where they are counted, else routes, relays and so on."""
+    """Number of what needs a person, by kind: emails, recipients, routes, relays and so on."""
     deferred: int = 0
     editions: tuple[EditionGauge, ...] = ()
 
@@ -101,8 +101,12 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
         OutboxError: the database does not answer, or its schema does not fit.
 
     """
-    ways = {"statement_timeout": str(int(LOOK_MAX_S * 1000)), "default_transaction_read_only": "on", "jit": "off"}
-    connection = await connect(url, application="outbox metrics", settings=ways, timeout_s=LOOK_MAX_S)
+    server_settings = {
+        "statement_timeout": str(int(LOOK_MAX_S * 1000)),
+        "default_transaction_read_only": "on",
+        "jit": "off",
+    }
+    connection = await connect(url, application="outbox metrics", settings=server_settings, timeout_s=LOOK_MAX_S)
     try:
         await require_current(connection)
         async with snapshot_of(connection):

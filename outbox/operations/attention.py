@@ -41,13 +41,13 @@ class Concern:
     """The edition, route, relay or report that it is about; '' for all emails."""
     count: int
     sentence: str
-    """What is wrong, with a full stop."""
+    """The problem, in a sentence with a full stop."""
     fix: str
-    """What to do: a command, or words."""
+    """The fix: a command, or words."""
 
     @property
     def title(self) -> str:
-        """The sentence in a few words, for a heading."""
+        """Return the sentence in a few words, for a heading."""
         one, many = _TITLES[self.kind]
         return (
             one if self.count == 1 or not many else many.format(f"{self.count:,}{'+' * (self.count >= ATTENTION_MAX)}")
@@ -69,7 +69,7 @@ _TITLES: Final = {
 
 
 def headline(concerns: Sequence[Concern]) -> str:
-    """Return the one line in which all surfaces say whether a person is needed."""
+    """Return one line that says if a person is needed; all surfaces show it."""
     if not concerns:
         return "Nothing needs a person."
     return f"Needs a person: {'; '.join(dict.fromkeys(_lower(one.title) for one in concerns))}."

@@ -32,7 +32,7 @@ class Selection:
 
     @property
     def options(self) -> list[str]:
-        """The options that were given beside the states, as they are typed."""
+        """Return the options that were given beside the states, as they are typed."""
         given = {"--edition": self.edition, "--report": self.report, "--period": self.period, "--to": self.to}
         return [option for option, value in given.items() if value is not None]
 
@@ -43,7 +43,7 @@ class Selection:
 
     @property
     def target(self) -> str:
-        """The filter as it is recorded: the keys, or an edition's name with what narrows it."""
+        """Return the filter as it is recorded: the keys, or an edition's name with what narrows it."""
         if not self.is_by_filter:
             return shlex.join(dict.fromkeys(self.keys))
         words = [self.edition.strip()] if self.edition is not None else []
@@ -79,27 +79,27 @@ class EmailQuery:
         self.conditions.append(condition)
 
     def of_editions(self, editions: Sequence[int]) -> None:
-        """Only emails of reports of these editions."""
+        """Select only emails of reports of these editions."""
         self.source += f" JOIN outbox.report r ON r.id = m.report AND r.edition = ANY ({self.bind(editions)}::int[])"
 
     def with_keys(self, keys: Sequence[str]) -> None:
-        """Only emails with one of these keys."""
+        """Select only emails with one of these keys."""
         self.add(f"m.key = ANY ({self.bind([key for key in keys if storable(key) == key])}::text[])")
 
     def in_states(self, states: Sequence[str]) -> None:
-        """Only deliveries in one of these states; those that are all open are read by the index of open rows."""
+        """Select only deliveries in one of these states; those that are all open are read by the index of open rows."""
         self.add(f"d.state = ANY ({self.bind(list(states))}::text[])")
         if OPEN.issuperset(states):
             self.add("d.settled_at IS NULL")
 
     def addressed_to(self, pattern: str) -> None:
-        """Only emails to this address, in which `*` stands for anything; case does not matter."""
+        """Select only emails to this address, in which `*` stands for anything; case does not matter."""
         like = literal(storable(pattern).strip()).replace("*", "%")
         self.add(f"lower(m.recipient) LIKE lower({self.bind(like)}::text)")
 
     @property
     def text(self) -> str:
-        """The part of a statement after FROM."""
+        """Return the part of a statement after FROM."""
         return f"{self.source} WHERE {' AND '.join(self.conditions or ['true'])}"
 
 

@@ -32,7 +32,7 @@ class Listed:
     doubted_at: datetime | None
     said: str
     route: str
-    """Which one it takes; '' is the usual one."""
+    """Route that it takes; '' is the usual one."""
     urgent: bool
     needs_person: bool
     """In doubt, or failed and undecided; other than for `attention`, of any age."""

@@ -1,4 +1,4 @@
-"""What a person decides about deliveries that no machine may decide: in doubt, or dead. Who, when and why is kept."""
+"""Decisions about deliveries in doubt and dead letters, which only a person may take. Who, when and why is kept."""
 
 import getpass
 import os
@@ -17,7 +17,7 @@ DECIDABLE: Final = ("in_doubt", "dead")
 
 
 class Decision(StrEnum):
-    """It arrived; send it (again); or let it be."""
+    """Decision: it arrived (SENT), send it again (RESEND), or do not send it (DISCARD)."""
 
     SENT = "sent"
     RESEND = "resend"
@@ -89,7 +89,7 @@ async def resolve(
     target: str | None = None,
     states: Sequence[str] = DECIDABLE,
 ) -> list[str]:
-    """Decide about the deliveries of these keys; gives the keys that were in doubt or dead and now are decided.
+    """Decide about the deliveries of these keys; return the keys that were in doubt or dead and now are decided.
 
     What is dead cannot be declared sent. A dead letter that is sent again has all its tries before it. The operation,
     the trail of each email and the change are one commit. Of two people who decide at once one has each email.
@@ -106,7 +106,7 @@ async def resolve(
 
 
 def whoami() -> str:
-    """Who runs this program where, as `user@host`; the number of a user who has no name, as in many containers."""
+    """Return the user and host of this program as `user@host`; a user without a name, as in containers, by number."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):
@@ -126,7 +126,7 @@ SELECT m.key, m.recipient, d.state FROM outbox.delivery d JOIN outbox.email m ON
 
 
 async def of_keys(connection: Any, keys: Sequence[str], decision: Decision) -> list[Chosen]:
-    """Which of these keys a decision would touch."""
+    """Return the deliveries of these keys that a decision would touch."""
     return [Chosen(*row) for row in await connection.fetch(OF_KEYS, _possible(keys), decision.value)]
 
 
@@ -143,7 +143,7 @@ SELECT m.key, d.state,
 
 
 async def explain(connection: Any, keys: Sequence[str], decision: Decision) -> dict[str, str]:
-    """For each of these keys, about which nothing was decided, the sentence that says why."""
+    """Return a sentence for each of these keys that says why nothing was decided about it."""
     rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys), REMAINS, PRUNED)}
     return {key: _why_not(key, rows.get(key), decision) for key in keys}
 

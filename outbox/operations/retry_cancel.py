@@ -1,7 +1,7 @@
-"""What a person does to emails that are not in doubt: retry, and cancel. Who, when and why is kept.
+"""Decisions about emails that are not in doubt: retry, and cancel. Who decided, when and why is kept.
 
 Both go through any number of emails in batches of one commit each, since a relay that is about to mark one of them
-waits for its row. What is in doubt, or dead and to be let be, is `resolve`'s.
+waits for its row. `resolve` decides about emails in doubt, and discards dead letters.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ GIVE_WAY_S: Final = 0.1  # between two tries: for the relays whose rows it had
 
 
 class Act(StrEnum):
-    """Send it as soon as may be; or never."""
+    """Decision: RETRY sends the email as soon as possible, CANCEL never."""
 
     RETRY = "retry"
     CANCEL = "cancel"
 
     @property
     def past(self) -> str:
-        """What was done to an email."""
+        """Return the participle: retried, cancelled."""
         return {"retry": "retried", "cancel": "cancelled"}[self.value]
 
 
@@ -50,8 +50,8 @@ POSSIBLE: Final = {
     Act.CANCEL: "d.state = 'pending'",
 }
 
-# What is meant by all that fit: what a person has let be is taken up again by its name only (a dead letter) or where
-# its state is asked for (what was cancelled).
+# What a filter selects: a discarded dead letter is retried only by its key, a cancelled email only if its state is
+# asked for.
 SWEEPING: Final = {
     Act.RETRY: f"{POSSIBLE[Act.RETRY]} AND NOT {DISCARDED} AND m.message NOT IN ({_DEAD_MESSAGES})"
     f" AND {_SUPPRESSED} IS NULL",
@@ -118,7 +118,7 @@ async def operate(
     target: str,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[int]:
-    """Retry or cancel which of these emails may be; gives those that were.
+    """Retry or cancel those of these emails for which that is possible; return them.
 
     The operation is written first; each batch is one commit, with the trail of its emails and their number added to the
     operation. Whatever ends it early, what is done is kept and counted, and the rest is as it was.
@@ -144,7 +144,7 @@ async def operate(
 
 
 async def _change(connection: Any, act: Act, emails: Sequence[int], reply: str, operation: int) -> list[int]:
-    """One batch, in one commit; waits for rows that others hold, again and again but for `LOCK_TRIES_MAX` times."""
+    """Change one batch in one commit; wait for rows that others hold, up to `LOCK_TRIES_MAX` times."""
     statement = (RETRY if act is Act.RETRY else CANCEL) + _TRAIL
     tries = 0
     while True:
@@ -177,7 +177,7 @@ SELECT m.key, d.state, d.relay, d.paused, d.due_at <= now() AS due, m.message = 
 
 
 async def explain(connection: Any, act: Act, keys: Sequence[str]) -> list[str]:
-    """For each of these keys, to which nothing was done, the sentence that says why, and what can be done instead."""
+    """Return a sentence for each of these keys, which were left: why, and what can be done instead."""
     possible = [key for key in keys if storable(key) == key]
     rows = {row["key"]: row for row in await connection.fetch(STANDING, possible, REMAINS, PRUNED)}
     return [_why_not(act, key, rows.get(key)) for key in keys]

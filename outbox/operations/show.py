@@ -1,7 +1,7 @@
-"""Everything that is known of one email: what it is, its state, each try and each decision.
+"""Everything that is known about one email: its facts, its state, each try and each decision.
 
 The token of its report, the only key to the page, is in the message alone. No message can make this fail or hang: it is
-read by `stored_mail`, whose limits hold for any bytes.
+read by `mail.stored_message`, whose limits hold for any bytes.
 """
 
 from dataclasses import asdict, dataclass
@@ -36,7 +36,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """An email from its making on. `due_at` is null where it is not due by itself; `gone` says why its bytes are."""
+    """Email from its making on. `due_at` is null if it is not due by itself; `gone` is why its bytes are gone."""
 
     key: str
     sender: str
@@ -48,7 +48,7 @@ class Story:
     title: str | None
     subject: str | None
     size: int
-    """Of the message, in bytes."""
+    """Size of the message in bytes."""
     gone: str | None
     created_at: datetime
     made_by: str | None
@@ -64,22 +64,22 @@ class Story:
     settled_at: datetime | None
     doubted_at: datetime | None
     route: str
-    """Which one it takes; '' is the usual one."""
+    """Route that it takes; '' is the usual one."""
     urgent: bool
     tries: list[Try]
     pauses: list[Pause]
-    """Those that hold it back."""
+    """Pauses that hold it back."""
     suppressed: str | None
-    """Why no email goes to its address now."""
+    """Reason why no email goes to its address now."""
     message: bytes
 
     def as_json(self) -> dict[str, Any]:
-        """All but the bytes; times as ISO 8601 in UTC."""
+        """Return all but the bytes; times as ISO 8601 in UTC."""
         return {name: value for name, value in asdict(self).items() if name != "message"}
 
     @property
     def remedies(self) -> list[str]:
-        """What a person may type about it as it stands."""
+        """Return the commands that a person may type in its present state."""
         if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
             return [suppression.remedy(self.to, self.suppressed, self.report)]
         if self.state == "pending":
@@ -88,12 +88,12 @@ class Story:
 
     @property
     def choices(self) -> list[Choice]:
-        """What a person may decide about it as it stands."""
+        """Return the decisions that a person may take in its present state."""
         is_of_report = self.report is not None
         return choices_of(self.key, self.state, is_gone=self.gone is not None, is_of_report=is_of_report)
 
     def whole(self) -> bytes:
-        """The message as it is sent.
+        """Return the message as it is sent.
 
         Raises:
             OutboxError: it is gone.
@@ -157,7 +157,7 @@ GONE: Final = {
 
 
 async def read_story(connection: Any, key: str) -> Story:
-    """What the database knows of an email, in one snapshot.
+    """Read all that the database has about an email, of one moment.
 
     Raises:
         OutboxError: there is none of that key.
@@ -188,7 +188,7 @@ def _subject(message: bytes) -> str | None:
 
 
 def _nearest(key: str) -> str:
-    """The command that most likely finds what was meant: an address, or an edition's key with a slip in it."""
+    """Return the command that most likely finds the email: by an address, or by the report of a mistyped key."""
     if "@" in key and "/" not in key:
         return f"`{suggested.command('list', suggested.option('--to', key))}`"
     report, _, rest = key.partition("/")

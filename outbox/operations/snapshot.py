@@ -33,11 +33,11 @@ class LivingRelay:
     """Emails that servers have accepted from it, as of its last sweep."""
     last_reply: str | None
     trouble: str | None
-    """What keeps it from its work."""
+    """Reason why it makes no progress."""
     stale: int
     """Verdicts that came too late to matter: more than 0 needs a look at its log."""
     route: str = ""
-    """The one that it serves; '' is the usual one."""
+    """Route that it serves; '' is the usual one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class FailingSchedule:
 
 @dataclass(frozen=True, slots=True)
 class EditionOutcome:
-    """An edition by what became of its recipients.
+    """Counts of an edition's recipients by what became of them.
 
     Each report is counted once: as `sent`, `waiting` (pending or being sent), `in_doubt`, `failed` (dead or expired,
     and undecided), `cancelled` (a person decided not to send it), `suppressed` (the address is on the suppression list)
@@ -104,7 +104,7 @@ class Edition:
     expected: int | None
     completed_at: datetime | None = None
     done_elsewhere_at: datetime | None = None
-    """When a person declared that another system made it."""
+    """Moment at which a person declared that another system made it."""
     outcome: EditionOutcome | None = None
     """None if it is not counted."""
 
@@ -147,7 +147,7 @@ class Snapshot:
     in_doubt: list[str] = field(default_factory=list)
     """Keys of a few emails, for a person to decide about."""
     oldest_due_s: float = 0.0
-    """How long the oldest email has been due, and is not sent."""
+    """Seconds for which the oldest email has been due, and is not sent."""
 
     waiting: Waiting | None = None
     deferrals: list[Deferral] | None = None

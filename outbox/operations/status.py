@@ -37,14 +37,14 @@ class RateStatus:
     per_s: float
     """Emails a second of all relays together, at this moment."""
     since: datetime
-    """When it was last exceeded."""
+    """Moment at which it was last exceeded."""
     said: str
     """Reply that showed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """An email, or a recipient without a report (`missing`), that needs a person, with the last thing heard of it."""
+    """Email, or recipient without a report (`missing`), that needs a person, with the last reply or the reason."""
 
     key: str
     state: str
@@ -52,12 +52,12 @@ class Trouble:
     command: str
     """Shows all that is known of it, and changes nothing."""
     choices: list[Choice]
-    """What a person may decide."""
+    """Decisions that a person may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One consistent look at everything."""
+    """Everything that `outbox status` shows, of one moment."""
 
     counts: dict[str, int]
     oldest_due_s: float
@@ -67,7 +67,7 @@ class Status:
     editions: list[Edition]
     troubles: list[Trouble]
     schedules: list[FailingSchedule] = field(default_factory=list)
-    """Those in trouble only."""
+    """Only those that failed."""
     unserved: list[Unserved] = field(default_factory=list)
     rates: list[RateStatus] = field(default_factory=list)
     deferrals: list[Deferral] = field(default_factory=list)
@@ -75,17 +75,17 @@ class Status:
     concerns: list[Concern] = field(default_factory=list)
     """All that needs a person."""
     in_flight: Mapping[int, int] = field(default_factory=dict)
-    """How many emails each relay has in hand."""
+    """Number of emails in flight by relay."""
 
     @property
     def limiting_rates(self) -> list[RateStatus]:
-        """Rates of servers that take some mail: not of one that a relay reports as taking none, with the same reply."""
+        """Return the rates except those of servers that accept no mail, as a relay reports with the same reply."""
         troubles = [relay.trouble for relay in self.relays if relay.trouble]
         return [rate for rate in self.rates if not any(rate.said in trouble for trouble in troubles)]
 
     @property
     def attention(self) -> str:
-        """Whether a person is needed, in one line."""
+        """Return one line that says if a person is needed."""
         return headline(self.concerns)
 
     def as_json(self) -> dict[str, Any]:
@@ -145,8 +145,8 @@ SELECT e.report || '/' || e.period || '/' || a.recipient_key, a.reason
 """
 
 
-# Who may not read messages is not told which of them are gone; `outbox resolve` says so in time. In two statements,
-# since Postgres wants the right on every column that is named, whether it is read or not.
+# A role that may not read messages does not see which of them are gone; `outbox resolve` says so in time. There are two
+# statements, since Postgres requires the right on every column that is named, read or not.
 READS_MESSAGES: Final = "SELECT has_column_privilege('outbox.email', 'message', 'SELECT')"
 BARE_OR_NOT: Final = {True: "m.message = ANY ($2::bytea[])", False: "$2::bytea[] IS NULL"}
 

@@ -114,9 +114,9 @@ class Watcher:
         """The latest that there was."""
         self.looked_at = 0.0
         self.asked_at: float | None = None
-        """When a look was begun that has no end yet."""
+        """Moment at which the look in progress began; None if there is none."""
         self.trouble: str | None = None
-        """Why there is no snapshot of this moment."""
+        """Reason why there is no snapshot of this moment."""
         self.seen = asyncio.Event()
         """Set when there is something new to show."""
         self.rates = Rates()
