@@ -32,8 +32,8 @@ STATES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """What the pages share."""
+class BoardContext:
+    """Settings, database, sign-in and live state, which all pages share."""
 
     settings: Settings
     store: Store

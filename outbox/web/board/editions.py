@@ -1,4 +1,4 @@
-"""All editions, what became of each, and of one more; what people decided, and what they hold back."""
+"""Pages of the editions and of what became of each; pages of decisions and pauses."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ from outbox.operations.snapshot import Edition, EditionOutcome, read_outcomes
 from outbox.operations.watch import REST
 from outbox.relay.pauses import read_pauses
 from outbox.web.board.auth import User
-from outbox.web.board.context import Desk
+from outbox.web.board.context import BoardContext
 from outbox.web.responses import bigint
 
 T = TypeVar("T")
@@ -64,26 +64,26 @@ DECISIONS_MAX: Final = 50
 class Editions:
     """GET /editions and below, /pauses and /decisions."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, board: BoardContext) -> None:
+        self.board = board
         self._outcomes: dict[int, tuple[float, EditionOutcome | None]] = {}
 
     async def index(self, request: Request, user: User) -> Response:
-        """The newest first, page by page."""
+        """Return a page of editions, the newest first."""
         after = _edition_id(request.query_params.get("before", ""))
-        async with self.desk.store.connection() as connection:
+        async with self.board.store.connection() as connection:
             rows = await connection.fetch(EDITIONS, after, PAGE + 1)
             ends_at = time.monotonic() + COUNTING_MAX_S
             seen = [await self._counted(connection, Edition(*row), ends_at) for row in rows[:PAGE]]
         before = rows[PAGE - 1]["id"] if len(rows) > PAGE else None
-        return self.desk.page(
+        return self.board.page(
             request, "board/editions.html.j2", user, section="/editions", title="Editions", editions=seen,
             before=before,
         )  # fmt: skip
 
     async def _counted(self, connection: Any, edition: Edition, ends_at: float) -> Edition:
         """Return the edition with its counts: those of the live snapshot, those of a while ago, or none."""
-        snapshot = self.desk.live.seen.snapshot
+        snapshot = self.board.live.seen.snapshot
         for known in [] if snapshot is None else snapshot.editions:
             if known.id == edition.id and known.outcome is not None:
                 return known
@@ -101,35 +101,35 @@ class Editions:
         """Return the page of an edition: what became of its emails."""
         if (number := _edition_id(request.path_params["edition"])) is None:
             raise HTTPException(404)
-        async with self.desk.store.connection() as connection:
+        async with self.board.store.connection() as connection:
             row = await connection.fetchrow(EDITION, number)
             if row is None:
                 raise HTTPException(404)
             edition = replace(Edition(*row), outcome=await _outcome(connection, number))
             states = await _bounded(connection, lambda: connection.fetch(BY_STATE, number))
             missing = await _bounded(connection, lambda: connection.fetch(MISSING, number, MISSING_MAX)) or []
-        return self.desk.page(
+        return self.board.page(
             request, "board/edition.html.j2", user, section="/editions",
             title=f"{edition.report} {edition.period}", edition=edition,
             counts=None if states is None else {one["state"]: one["n"] for one in states}, missing=missing,
         )  # fmt: skip
 
     async def pauses(self, request: Request, user: User) -> Response:
-        """What is held back, and what might be."""
-        async with self.desk.store.connection() as connection:
+        """Return the page of the pauses in force and the reports that can be paused."""
+        async with self.board.store.connection() as connection:
             pauses = await read_pauses(connection)
         held = {one.report for one in pauses}
-        return self.desk.page(
+        return self.board.page(
             request, "board/pauses.html.j2", user, section="/pauses", title="Pauses", pauses=pauses,
-            free=[report for report in ("", *self.desk.settings.editions) if report not in held],
+            free=[report for report in ("", *self.board.settings.editions) if report not in held],
         )  # fmt: skip
 
     async def decisions(self, request: Request, user: User) -> Response:
-        """Who decided what, when and why: here, or with the commands."""
+        """Return a page of decisions, made here or with the commands: who, when and why."""
         before = bigint(request.query_params.get("before", ""))
-        async with self.desk.store.connection() as connection:
+        async with self.board.store.connection() as connection:
             rows = await connection.fetch(OPERATIONS, before, DECISIONS_MAX + 1)
-        return self.desk.page(
+        return self.board.page(
             request, "board/decisions.html.j2", user, section="/decisions", title="Decisions",
             operations=rows[:DECISIONS_MAX], more=rows[DECISIONS_MAX - 1]["id"] if len(rows) > DECISIONS_MAX else None,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How it stands, in one look, and what changes on it as it changes."""
+"""Overview of the fleet, and live updates of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from outbox.operations.attention import Kind, concerns_of, headline
 from outbox.operations.snapshot import Edition, EditionOutcome, Snapshot
 from outbox.operations.wording import Frame, duration_label, reasons
 from outbox.web.board.auth import User
-from outbox.web.board.context import Desk
+from outbox.web.board.context import BoardContext
 from outbox.web.board.live import NEWEST, Seen
 from outbox.web.responses import notice, rendered
 
@@ -21,32 +21,32 @@ STALE_S: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All of it in one line. `level` is bad only for what needs a person."""
+    """State of the fleet in one line. `level` is bad only for what needs a person."""
 
     level: str
     title: str
     words: str
     path: str = ""
-    """Where it is decided."""
+    """Page on which it is decided."""
 
 
 class Overview:
     """GET / and GET /events."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        desk.live.draw = self.event
+    def __init__(self, board: BoardContext) -> None:
+        self.board = board
+        board.live.draw = self.event
 
     async def show(self, request: Request, user: User) -> Response:
-        """The page; without Postgres it says so, and shows what was seen last."""
-        parts = self._parts(await self.desk.live.fresh())
-        return self.desk.page(request, "board/overview.html.j2", user, section="/", title="Overview", **parts)
+        """Return the page; without Postgres it says so, and shows the latest facts."""
+        parts = self._parts(await self.board.live.fresh())
+        return self.board.page(request, "board/overview.html.j2", user, section="/", title="Overview", **parts)
 
     async def events(self, request: Request, user: User) -> Response:
-        """GET /events: the live part of the page as it changes, as server-sent events of HTML."""
+        """GET /events: stream the live part of the page as it changes, as server-sent events of HTML."""
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        if not self.desk.live.streams.has_room(user.key):
+        if not self.board.live.streams.has_room(user.key):
             return notice(
                 request,
                 503,
@@ -54,20 +54,20 @@ class Overview:
                 "Live updates are used up; load the page again to see news.",
                 Retry_After="30",
             )
-        stream = self.desk.live.events(
-            request.scope.get("root_path", ""), user.key, lambda: self.desk.authenticator.is_still(user)
+        stream = self.board.live.events(
+            request.scope.get("root_path", ""), user.key, lambda: self.board.authenticator.is_still(user)
         )
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     def event(self, root: str) -> dict[str, Any]:
-        """What an event says: the live part of the page, and what its title begins with."""
-        parts = self._parts(self.desk.live.seen)
-        html = rendered("board/live.html.j2", root, **self.desk.words, **parts)
+        """Return an event: the live part of the page, and the beginning of its title."""
+        parts = self._parts(self.board.live.seen)
+        html = rendered("board/live.html.j2", root, **self.board.words, **parts)
         return {"html": html, "title": parts["verdict"].title}
 
     def _parts(self, seen: Seen) -> dict[str, Any]:
-        snapshot, live = seen.snapshot, self.desk.live
-        frame = Frame.of(self.desk.settings)
+        snapshot, live = seen.snapshot, self.board.live
+        frame = Frame.of(self.board.settings)
         parts: dict[str, Any] = {"snapshot": snapshot, "seen": seen, "verdict": verdict(seen), "frame": frame}
         if snapshot is None:
             return parts

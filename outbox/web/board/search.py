@@ -1,4 +1,4 @@
-"""Which emails a person looks for, page by page from the newest on, in a time that does not grow with the outbox.
+"""Search for emails, page by page from the newest on, in a time that does not grow with the outbox.
 
 What an index finds whole (a key, an address, what is open, an edition) is taken from it as long as it is not too much.
 All else is looked for among the next so many emails; the page says how far that was, and goes on from there.
@@ -31,7 +31,7 @@ TEXT_MAX: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was asked for. `before` is the id below which the page begins; days are those of the reports' clocks."""
+    """Query of a search. `before` is the id below which the page begins; days are in the reports' timezone."""
 
     q: str = ""
     where: str = "address"
@@ -44,7 +44,7 @@ class Wanted:
 
     @classmethod
     def of(cls, said: Mapping[str, str]) -> "Wanted":
-        """As a query says it; what is no filter counts for nothing."""
+        """Return the search of a query string; what is not a filter is ignored."""
         where, state, before = said.get("where", ""), said.get("state", ""), said.get("before", "")
         return cls(
             _text(said.get("q", "")),
@@ -59,7 +59,7 @@ class Wanted:
 
     @property
     def said(self) -> dict[str, str]:
-        """The filters that were given, as a query says them."""
+        """Return the filters that were given, for a query string."""
         given = {
             "q": self.q,
             "where": self.where if self.q else "",
@@ -72,19 +72,19 @@ class Wanted:
         return {name: value for name, value in given.items() if value}
 
     def page(self, before: int) -> str:
-        """The query of the page that goes on below an id."""
+        """Return the query string of the page that goes on below an id."""
         return urlencode({**self.said, "before": before})
 
     @property
     def walk_max(self) -> int:
-        """Through how many emails one page may look: the fewer, the more has to be read of each."""
+        """Return how many emails one page may read: the fewer, the more has to be read of each."""
         if self.q and self.where == "reply":
             return WALK_REPLIES_MAX
         return WALK_EMAILS_MAX if self.q or self.report or self.period else WALK_MAX
 
     @property
     def to(self) -> str:
-        """The address that was asked for: `*` stands for anything, and what has none is a beginning."""
+        """Return the pattern of the address: `*` stands for anything, and an address without one is a beginning."""
         return self.q if "*" in self.q else self.q + "*"
 
 
@@ -102,7 +102,7 @@ def _day(said: str) -> date | None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An email in the list, and the last thing heard of it."""
+    """Email in the list, with the last reply."""
 
     id: int
     key: str
@@ -120,9 +120,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A page of what was asked for. `more_below` is the id below which there may be more, None: that was all.
+    """Page of a search. `more_below` is the id below which there may be more; None if that was all.
 
-    `looked` is how many emails were looked through in vain for the rest of the page, 0 if none had to be.
+    `looked` is how many emails were read in vain for the rest of the page; 0 if none had to be.
     """
 
     rows: list[Row]
@@ -159,7 +159,7 @@ ENDS: Final = "SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM outbox.ema
 
 
 async def browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
-    """One page of what is wanted; cut after `TIME_MAX_S` for each question."""
+    """Return one page; it is cut if a statement takes longer than `TIME_MAX_S`."""
     try:
         async with connection.transaction(readonly=True):
             await connection.execute(f"SET LOCAL statement_timeout = {int(TIME_MAX_S * 1000)}")
@@ -224,7 +224,7 @@ def query_of(wanted: Wanted, editions: list[int], zone: tzinfo) -> EmailQuery:
 
 
 async def _narrow(connection: Any, wanted: Wanted, editions: list[int]) -> list[int] | None:
-    """All that can be meant, if an index knows it and it is not too much."""
+    """Return the ids of all candidates, if an index has them and there are not too many."""
     if wanted.q and wanted.where == "key":
         found = await connection.fetchval(BY_KEY, wanted.q)
         if found is not None:
@@ -259,7 +259,7 @@ async def _ids_of_days(connection: Any, wanted: Wanted, zone: tzinfo) -> tuple[i
 
 
 async def _first_made(connection: Any, at: datetime, low: int, high: int) -> int:
-    """The first id, of those from `low` on, that was made at `at` or later; one beyond the last if none was."""
+    """Return the first id from `low` on that was made at `at` or later; one beyond the last if none was."""
     high += 1
     while low < high:
         middle = (low + high) // 2
