@@ -1444,8 +1444,7 @@ select 'failed', f.edition, f.email, f.state, f.recipient_key, null, null
                     where e.id = f.edition and e.created_at <= now() - interval '40 days' offset 0)
 union all
 select 'missing', e.id, null, null, m.recipient_key, m.reason, null
-  from outbox.edition e
- cross join lateral (select recipient_key, reason from outbox.missing_report where edition = e.id offset 0) m
+  from outbox.edition e join outbox.missing_report m on m.edition = e.id
  where e.created_at > now() - interval '40 days' and e.done_elsewhere_at is null
    and (e.looked_at is not null or e.completed_at is not null)
 union all   -- the latest look was of a version before 8, which recorded only how many recipients there are

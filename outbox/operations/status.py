@@ -12,6 +12,7 @@ from outbox.operations.deferrals import Deferral, read_deferrals
 from outbox.operations.prune import BARE
 from outbox.operations.route_rules import Unserved
 from outbox.operations.snapshot import (
+    EDITIONS_FOR,
     Edition,
     FailingRoute,
     FailingSchedule,
@@ -136,11 +137,13 @@ SELECT m.key, t.state, m.report IS NOT NULL,
  ORDER BY array_position(array['in_doubt', 'dead', 'expired'], t.state), t.email DESC LIMIT $1
 """
 
-# Recipients without a report, the newest editions first. $1 is how many.
-MISSING: Final = """
+# Recipients without a report, the newest editions first. $1 is how many: no edition is read further, since the index of
+# `missing_report` has their order. Which editions count is the rule of `needs_attention`.
+MISSING: Final = f"""
 SELECT e.report || '/' || e.period || '/' || a.recipient_key, a.reason
-  FROM outbox.needs_attention a JOIN outbox.edition e ON e.id = a.edition
- WHERE a.kind = 'missing' AND a.recipient_key IS NOT NULL
+  FROM outbox.edition e CROSS JOIN LATERAL (
+    SELECT recipient_key, reason FROM outbox.missing_report WHERE edition = e.id ORDER BY recipient_key LIMIT $1) a
+ WHERE e.created_at > now() - {EDITIONS_FOR} AND e.done_elsewhere_at IS NULL
  ORDER BY e.starts_at DESC, e.id DESC, a.recipient_key LIMIT $1
 """
 
