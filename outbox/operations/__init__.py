@@ -1,6 +1,7 @@
 """What operators read and decide.
 
 snapshot      facts about the fleet, each read by one statement
+email_counts  emails that wait, by the reason, and that are settled, by state
 attention     the rule for what needs a person
 deferrals     emails that wait after a try, grouped by the server's reply
 status        the state of everything, once

@@ -9,6 +9,7 @@ from outbox import suggested
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.attention import Choice, Concern, choices_of, concerns_of, headline
 from outbox.operations.deferrals import Deferral, read_deferrals
+from outbox.operations.email_counts import read_waiting
 from outbox.operations.prune import BARE
 from outbox.operations.route_rules import Unserved
 from outbox.operations.snapshot import (
@@ -20,7 +21,6 @@ from outbox.operations.snapshot import (
     counted,
     read_outcomes,
     read_snapshot,
-    read_waiting,
     snapshot_of,
 )
 from outbox.relay.pauses import Pause, read_pauses

@@ -20,15 +20,13 @@ from outbox.database.connection import LOST_SESSION, connect, is_ended
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError
 from outbox.operations.deferrals import Deferral, read_deferrals
+from outbox.operations.email_counts import Waiting, read_settled, read_waiting
 from outbox.operations.snapshot import (
     EditionOutcome,
     Snapshot,
-    Waiting,
     counted,
     read_outcomes,
-    read_settled,
     read_snapshot,
-    read_waiting,
     snapshot_of,
 )
 from outbox.settings import Settings

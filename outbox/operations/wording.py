@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 from outbox.operations.attention import concerns_of
 from outbox.operations.deferrals import GROUPS_MAX
-from outbox.operations.snapshot import ActivePause, EditionOutcome, Snapshot, Waiting
+from outbox.operations.email_counts import Waiting
+from outbox.operations.snapshot import ActivePause, EditionOutcome, Snapshot
 from outbox.reports.period import spoken_time
 from outbox.settings import Settings
 

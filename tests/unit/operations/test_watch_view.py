@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from outbox.operations.deferrals import Deferral
-from outbox.operations.snapshot import ActivePause, Attention, Edition, EditionOutcome, LivingRelay, Snapshot, Waiting
+from outbox.operations.email_counts import Waiting
+from outbox.operations.snapshot import (
+    ActivePause,
+    Attention,
+    Edition,
+    EditionOutcome,
+    LivingRelay,
+    Snapshot,
+)
 from outbox.operations.watch import Rates
 from outbox.operations.watch_view import DECIDED, FAILED, MISSING, SENT, WAITING, bar, draw
 from outbox.operations.wording import Frame

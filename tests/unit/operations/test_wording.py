@@ -3,7 +3,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from outbox.operations.snapshot import Attention, EditionOutcome, Snapshot, Waiting
+from outbox.operations.email_counts import Waiting
+from outbox.operations.snapshot import Attention, EditionOutcome, Snapshot
 from outbox.operations.wording import Frame, Level, duration_label, progress_of, reasons
 
 NOW = datetime(2026, 11, 23, 11, 4, 12, tzinfo=UTC)

@@ -9,6 +9,7 @@ from email.message import EmailMessage
 
 import pytest
 
+from outbox.operations.email_counts import Waiting
 from outbox.operations.route_rules import Unserved
 from outbox.operations.snapshot import (
     ActivePause,
@@ -19,7 +20,6 @@ from outbox.operations.snapshot import (
     FailingSchedule,
     LivingRelay,
     Snapshot,
-    Waiting,
 )
 from outbox.settings import WebSettings
 from outbox.web.board.auth import _token_of
