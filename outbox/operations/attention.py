@@ -12,6 +12,7 @@ from typing import Final
 
 from outbox import suggested
 from outbox.generate.schedule_state import making, times
+from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.snapshot import ATTENTION_MAX, Attention, FailingRoute, FailingSchedule, LivingRelay, Snapshot
 
 WAITED_MAX_S: Final = 60.0  # due for so long without a living relay, an email needs a person
@@ -97,14 +98,14 @@ class Choice:
 
 
 _EFFECTS: Final = {
-    ("in_doubt", "--sent"): "it arrived; if it did not, nobody gets it",
-    ("in_doubt", "--resend"): "it did not arrive; if it did, the recipient gets it twice",
-    ("in_doubt", "--discard"): "it is not sent again, whether it arrived or not",
-    ("dead", "retry"): "it is sent again, with a full set of tries; first correct what the reply names",
-    ("dead", "--discard"): "it is not sent, and nothing more is to be done",
-    ("expired", "retry"): "it is sent although it is late",
-    ("expired", "waive"): "nothing is owed to this recipient for this edition",
-    ("cancelled", "retry"): "it is sent after all",
+    (DeliveryState.IN_DOUBT, "--sent"): "it arrived; if it did not, nobody gets it",
+    (DeliveryState.IN_DOUBT, "--resend"): "it did not arrive; if it did, the recipient gets it twice",
+    (DeliveryState.IN_DOUBT, "--discard"): "it is not sent again, whether it arrived or not",
+    (DeliveryState.DEAD, "retry"): "it is sent again, with a full set of tries; first correct what the reply names",
+    (DeliveryState.DEAD, "--discard"): "it is not sent, and nothing more is to be done",
+    (DeliveryState.EXPIRED, "retry"): "it is sent although it is late",
+    (DeliveryState.EXPIRED, "waive"): "nothing is owed to this recipient for this edition",
+    (DeliveryState.CANCELLED, "retry"): "it is sent after all",
     ("missing", "waive"): "nothing is owed to this recipient for this edition",
 }
 

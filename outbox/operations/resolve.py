@@ -9,11 +9,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 from outbox.database.connection import CHANNEL, storable
+from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.email_filter import Chosen
 from outbox.operations.prune import BARE, PRUNED
 from outbox.relay.failover import REMAINS
 
-DECIDABLE: Final = ("in_doubt", "dead")
+DECIDABLE: Final = (DeliveryState.IN_DOUBT, DeliveryState.DEAD)
 
 
 class Decision(StrEnum):
@@ -153,7 +154,7 @@ async def explain(connection: Any, keys: Sequence[str], decision: Decision) -> d
 def _why_not(key: str, row: Any, decision: Decision) -> str:
     if row is None:
         return f"{key} is no email's key; take one that `outbox status` shows."
-    if row["state"] == "dead" and decision is Decision.SENT:
+    if row["state"] == DeliveryState.DEAD and decision is Decision.SENT:
         return f"{key} is dead: the server refused it, so it cannot be declared sent; use `outbox retry`, or --discard."
     if row["lost"] and decision is Decision.RESEND:
         return f"{key} cannot be sent: a failover of Postgres lost its message, and only its envelope is known."

@@ -14,6 +14,7 @@ import asyncpg
 from outbox import suggested
 from outbox.database.connection import CHANNEL, storable
 from outbox.errors import DatabaseUnavailableError
+from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.prune import BARE, PRUNED
 from outbox.operations.resolve import DISCARDED
 from outbox.relay import suppression
@@ -57,7 +58,7 @@ SWEEPING: Final = {
     f" AND {_SUPPRESSED} IS NULL",
     Act.CANCEL: POSSIBLE[Act.CANCEL],
 }
-RETRIED_BY_DEFAULT: Final = ("dead", "expired", "pending")
+RETRIED_BY_DEFAULT: Final = (DeliveryState.DEAD, DeliveryState.EXPIRED, DeliveryState.PENDING)
 
 # As in `resolve`: what is decided is what was seen, and what changed by the time its lock is ours is left. With all
 # tries before it, unless it only waits for the next. What it is the suspect of stays, too, unless it was settled.
@@ -205,13 +206,13 @@ def _why_not_retried(row: Any, key: str) -> str | None:
     elif row["relay"]:
         pending = f"is with relay {row['relay']} already; nothing was changed"
     why_not = {
-        "sent": "is sent; nothing was changed, since what arrived is not sent again",
-        "sending": f"is being sent at this moment; `{_show(key)}` says what comes of it",
-        "in_doubt": "is in doubt: the server may have it already; "
+        DeliveryState.SENT: "is sent; nothing was changed, since what arrived is not sent again",
+        DeliveryState.SENDING: f"is being sent at this moment; `{_show(key)}` says what comes of it",
+        DeliveryState.IN_DOUBT: "is in doubt: the server may have it already; "
         f"`{_resolve(key, '--resend')}` sends it at the risk of a second copy",
     }
     if row["paused"] or row["relay"] or row["due"]:
-        why_not["pending"] = pending
+        why_not[DeliveryState.PENDING] = pending
     if row["lost"]:
         gone = "cannot be sent: a failover of Postgres lost its message, and only its envelope is known"
     else:
@@ -226,11 +227,12 @@ def _why_not_retried(row: Any, key: str) -> str | None:
 def _why_not_cancelled(row: Any, key: str) -> str | None:
     let_be = f"`{_resolve(key, '--discard')}` lets it be"
     why_not = {
-        "sent": "is sent, and cannot be called back",
-        "sending": f"is being sent at this moment, and cannot be cancelled; `{_show(key)}` says what comes of it",
-        "in_doubt": f"is in doubt: the server may have it already; {let_be}",
-        "dead": f"is dead, so it is not sent anyway; {let_be}",
-        "expired": "has expired, so it is not sent anyway",
-        "cancelled": f"is cancelled already ({row['cancelled'] or 'it is not known by whom'})",
+        DeliveryState.SENT: "is sent, and cannot be called back",
+        DeliveryState.SENDING: "is being sent at this moment, and cannot be cancelled; "
+        f"`{_show(key)}` says what comes of it",
+        DeliveryState.IN_DOUBT: f"is in doubt: the server may have it already; {let_be}",
+        DeliveryState.DEAD: f"is dead, so it is not sent anyway; {let_be}",
+        DeliveryState.EXPIRED: "has expired, so it is not sent anyway",
+        DeliveryState.CANCELLED: f"is cancelled already ({row['cancelled'] or 'it is not known by whom'})",
     }
     return why_not.get(row["state"])

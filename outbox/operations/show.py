@@ -12,12 +12,16 @@ from outbox import suggested
 from outbox.database.connection import storable
 from outbox.errors import OutboxError
 from outbox.generate.waiver import read_absence
+from outbox.mail.delivery_state import DeliveryState
 from outbox.mail.stored_message import StoredMessage, read_header, read_message
 from outbox.operations.attention import Choice, choices_of
 from outbox.operations.prune import PRUNED
 from outbox.relay import suppression
 from outbox.relay.failover import REMAINS
 from outbox.relay.pauses import Pause, read_pauses
+
+# In these states an email would be sent, or could be sent again.
+MAY_BE_SENT: Final = (DeliveryState.PENDING, DeliveryState.CANCELLED, DeliveryState.EXPIRED, DeliveryState.DEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,9 @@ class Story:
     @property
     def remedies(self) -> list[str]:
         """Return the commands that a person may type in its present state."""
-        if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
+        if self.suppressed and self.state in MAY_BE_SENT:
             return [suppression.remedy(self.to, self.suppressed, self.report)]
-        if self.state == "pending":
+        if self.state == DeliveryState.PENDING:
             return [one.remedy for one in self.pauses] + [suggested.command("cancel", keys=[self.key])]
         return [choice.command for choice in self.choices]
 
@@ -169,7 +173,7 @@ async def read_story(connection: Any, key: str) -> Story:
             reason = await read_absence(connection, key)
             raise OutboxError(reason or f"{key} is no email's key; {_nearest(key)} finds it.")
         tries = [Try(*found) for found in await connection.fetch(TRIES, row["id"])]
-        pauses = await read_pauses(connection) if row["state"] == "pending" else []
+        pauses = await read_pauses(connection) if row["state"] == DeliveryState.PENDING else []
     known = {name: value for name, value in row.items() if name not in ("id", "recipient", "recipient_key")}
     return Story(
         **known,

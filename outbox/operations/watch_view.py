@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.attention import concerns_of, headline
 from outbox.operations.snapshot import Edition, EditionOutcome, Snapshot
 from outbox.operations.watch import Rates
@@ -16,6 +17,7 @@ from outbox.reports.period import spoken_time
 from outbox.suggested import word
 
 BAR: Final = 30
+SETTLED: Final = (DeliveryState.SENT, DeliveryState.DEAD, DeliveryState.EXPIRED, DeliveryState.CANCELLED)
 STALE_S: Final = 3.0  # what is older says how old it is
 SENT, WAITING, FAILED, DECIDED, MISSING = "█", "▒", "!", "-", "·"
 COLOURS: Final = {Level.BAD: "red", Level.WARN: "yellow", Level.PLAIN: "", Level.SOFT: "dim"}
@@ -142,8 +144,8 @@ def _settled(snapshot: Snapshot) -> RenderableType:
     if snapshot.settled is None or snapshot.settled_at is None:
         return Text("")
     age_s = (snapshot.at - snapshot.settled_at).total_seconds()
-    counts = {state: snapshot.settled.get(state, 0) for state in ("sent", "dead", "expired", "cancelled")}
-    said = ", ".join(f"{n:,} {state}" for state, n in counts.items() if n or state in ("sent", "dead"))
+    counts = {state: snapshot.settled.get(state, 0) for state in SETTLED}
+    said = ", ".join(f"{n:,} {state}" for state, n in counts.items() if n or state in SETTLED[:2])
     old = f" (counted {duration_label(age_s)} ago)" if age_s > STALE_S else ""
     return Group(_heading("settled in all"), Text(f"{said}{old}"))
 

@@ -93,9 +93,9 @@ def selection_of(act: str, fields: Mapping[str, str]) -> Selection:
     chosen = Selection(report=given["report"], period=given["period"], to=given["to"], states=states)
     if not chosen.is_by_filter:
         raise OutboxError("Nothing is picked; pick emails, or narrow the list down to those that are meant.")
-    if act in DECISIONS and (state not in DECIDABLE or (act == "sent" and state == "dead")):
+    if act in DECISIONS and (state not in DECIDABLE or (act == "sent" and state == DeliveryState.DEAD)):
         raise OutboxError("Only what is in doubt or dead is decided, and what is dead has not arrived.")
-    if act == "retry" and state in ("sent", "sending", "in_doubt"):
+    if act == "retry" and state in (DeliveryState.SENT, DeliveryState.SENDING, DeliveryState.IN_DOUBT):
         raise OutboxError(f"What is {state.replace('_', ' ')} is not retried.")
     return chosen
 

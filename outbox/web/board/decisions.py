@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.generate.waiver import Owed, unreached_of, waive
+from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.email_filter import name as name_all
 from outbox.operations.resolve import Decision, resolve
 from outbox.operations.resolve import explain as explain_decision
@@ -231,7 +232,7 @@ async def _resolve(
     connection: Any, decision: Decision, same: list[Email], others: list[str], who: str, why: str
 ) -> Outcome:
     keys = [one.key for one in same]
-    states = sorted({one.state for one in same} & {"in_doubt", "dead"})
+    states = sorted({one.state for one in same} & {DeliveryState.IN_DOUBT, DeliveryState.DEAD})
     decided = set(await resolve(connection, keys, decision, why=why, who=who, states=states))
     left = await explain_decision(connection, [key for key in keys if key not in decided], decision)
     return Outcome(len(decided), [key for key in keys if key in decided][:NAMED_MAX], [*others, *left.values()])

@@ -1,7 +1,7 @@
 """Pages of the list of emails, and of one email with its message."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from outbox.mail.delivery_state import DeliveryState
 from outbox.mail.stored_message import MESSAGE_MAX
 from outbox.operations.show import Story, Try, read_story
 from outbox.operations.wording import Frame
@@ -29,12 +30,12 @@ GOOD: Final = frozenset({"accepted"})
 BAD: Final = frozenset({"refused", "in_doubt", "quarantined", "bounced"})
 
 # Decisions about an email in this state, and about a list of those.
-POSSIBLE: Final = {
-    "pending": ("retry", "cancel"),
-    "in_doubt": ("sent", "resend", "discard"),
-    "dead": ("retry", "discard"),
-    "expired": ("retry",),
-    "cancelled": ("retry",),
+POSSIBLE: Final[Mapping[str, tuple[str, ...]]] = {
+    DeliveryState.PENDING: ("retry", "cancel"),
+    DeliveryState.IN_DOUBT: ("sent", "resend", "discard"),
+    DeliveryState.DEAD: ("retry", "discard"),
+    DeliveryState.EXPIRED: ("retry",),
+    DeliveryState.CANCELLED: ("retry",),
 }
 
 
@@ -151,7 +152,7 @@ def _acts(wanted: Wanted) -> dict[str, Any]:
     acts = POSSIBLE.get(wanted.state, ("retry", "cancel") if not wanted.state else ())
     if not by_command or not is_narrow:
         return {"acts": (), "selection": {}}
-    if wanted.state == "pending":
+    if wanted.state == DeliveryState.PENDING:
         acts = ("cancel",) if not wanted.q and not wanted.report and not wanted.period else acts
     to = "" if not wanted.q else wanted.q if "*" in wanted.q else wanted.q + "*"
     said = {"to": to, "report": wanted.report, "period": wanted.period, "state": wanted.state}
@@ -163,11 +164,11 @@ def steps(story: Story) -> Iterator[Step]:
     yield Step(story.created_at, "", "made", f"by {story.made_by}" if story.made_by else "")
     for one in story.tries:
         yield _step(one)
-    if story.state == "sending":
+    if story.state == DeliveryState.SENDING:
         yield Step(story.marked_at, "", "being sent", f"by relay {story.relay} on {story.host}")
-    elif story.state == "pending" and story.paused:
+    elif story.state == DeliveryState.PENDING and story.paused:
         yield Step(None, "warn", "held back", f"{story.paused} is paused")
-    elif story.state == "pending":
+    elif story.state == DeliveryState.PENDING:
         yield Step(story.due_at, "", "due")
 
 
