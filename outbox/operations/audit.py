@@ -270,7 +270,8 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
                    WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
         END AS suppressed,
        CASE WHEN r.id IS NOT NULL
-            THEN (SELECT o.outcome FROM outbox.report_outcome o WHERE o.report = r.id OFFSET 0)
+            THEN coalesce((SELECT o.outcome FROM outbox.report_outcome o
+                            WHERE o.report = r.id AND o.email IS NOT DISTINCT FROM m.id OFFSET 0), 'failed')
             WHEN m.id IS NOT NULL
             THEN coalesce((SELECT o.outcome FROM outbox.delivery_outcome o WHERE o.email = m.id OFFSET 0), 'failed')
         END AS outcome,
