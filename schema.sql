@@ -1,4 +1,4 @@
--- outbox: the one schema, at version 8. `outbox init` applies it (or upgrades an older one) and may be run by
+-- outbox: the one schema, at version 9. `outbox init` applies it (or upgrades an older one) and may be run by
 -- every server at once; `psql -1 -f schema.sql` does the same on an empty database. PostgreSQL 14 or later.
 --
 -- A report travels through these tables in this order:
@@ -1352,6 +1352,127 @@ begin
         enqueue.send_at, enqueue.send_before, (enqueue.priority = 'urgent')::integer, enqueue.route);
 end $$;
 
+-- The facts that several readers show, each defined once: `outbox status`, `list`, `watch` and `audit`, the board, the
+-- metrics and the dead man's switch all read these views. They are no public interface: any version may change them.
+--
+-- A view costs only what is asked of it, so readers put a condition on its own key (`where edition = any ($1)`). A join to
+-- a view could make Postgres compute the view for all editions first, where its statistics are old. Each `offset 0` keeps
+-- its subquery from being joined as a whole: it is looked up row by row, by the index of its condition.
+
+-- Failures about which no person has decided (`outbox resolve --discard`, `outbox waive`), of any age.
+create view outbox.undecided_failure as
+select f.email, d.state, r.edition, r.recipient_key
+  from outbox.failure f
+ cross join lateral (select state from outbox.delivery where email = f.email offset 0) d
+ cross join lateral (select report from outbox.email where id = f.email offset 0) m
+  left join lateral (select edition, recipient_key from outbox.report where id = m.report offset 0) r on true
+ where d.state in ('dead', 'expired')
+   and not exists (select from outbox.waiver w
+                    where w.edition = r.edition and w.recipient_key = r.recipient_key offset 0);
+
+-- What became of an email: waiting, sent, in_doubt, failed, cancelled or suppressed. A dead letter about which a person has
+-- decided is cancelled. `is_bounced`: a server accepted it, and it came back.
+create view outbox.delivery_outcome as
+select d.email, d.state,
+       case when d.state in ('sent', 'in_doubt') then d.state
+            when d.state in ('pending', 'sending') then 'waiting'
+            when d.state = 'cancelled'
+            then case (select a.verdict from outbox.attempt a where a.email = d.email order by a.settled_at desc limit 1)
+                 when 'suppressed' then 'suppressed' else 'cancelled' end
+            when d.state = 'dead' and not exists (select from outbox.failure f where f.email = d.email offset 0)
+            then 'cancelled'
+            else 'failed' end as outcome,
+       d.state = 'sent' and exists (select from outbox.bounce b where b.email = d.email
+                                       and b.kind in ('hard', 'complained') offset 0) as is_bounced
+  from outbox.delivery d;
+
+-- What became of a report: as its email, or `collected` while it waits for a digest. A report that a digest took up is what
+-- the digest is. It is cancelled if it failed and a person has decided that nothing is owed to its recipient.
+create view outbox.report_outcome as
+select r.edition, r.recipient_key, r.id as report, d.email, d.state,
+       case when i.report is not null and i.digest is null then 'collected'
+            when d.outcome = 'failed' and exists (select from outbox.waiver w where w.edition = r.edition
+                                                     and w.recipient_key = r.recipient_key offset 0) then 'cancelled'
+            else coalesce(d.outcome, 'failed') end as outcome,
+       coalesce(d.is_bounced, false) as is_bounced,
+       exists (select from outbox.waiver w
+                where w.edition = r.edition and w.recipient_key = r.recipient_key offset 0) as is_waived
+  from outbox.report r
+  left join lateral (select report, digest from outbox.digest_item where report = r.id offset 0) i on true
+  left join lateral (select id from outbox.email where report = coalesce(i.digest, r.id) offset 0) m on true
+  left join lateral (select email, state, outcome, is_bounced from outbox.delivery_outcome
+                      where email = m.id offset 0) d on true;
+
+-- Recipients of an edition without a report and without a waiver, as the latest complete look of `generate` found them.
+create view outbox.missing_report as
+select u.edition, u.recipient_key, u.reason
+  from outbox.unreached u
+ where not exists (select from outbox.report r
+                    where r.edition = u.edition and r.recipient_key = u.recipient_key offset 0)
+   and not exists (select from outbox.waiver w
+                    where w.edition = u.edition and w.recipient_key = u.recipient_key offset 0);
+
+-- What became of an edition: its reports by their outcome, and recipients without one. `bounced` are of those that are sent.
+create view outbox.edition_outcome as
+select e.id as edition, o.made, o.sent, o.waiting, o.in_doubt, o.failed, o.cancelled,
+       (select count(*) from outbox.missing_report m where m.edition = e.id) as missing,
+       (select count(*) from outbox.waiver w where w.edition = e.id
+           and not exists (select from outbox.report r
+                            where r.edition = w.edition and r.recipient_key = w.recipient_key offset 0)) as waived,
+       o.collected, o.suppressed, o.bounced
+  from outbox.edition e
+ cross join lateral (
+    select count(*) as made,
+           count(*) filter (where c.outcome = 'sent') as sent,
+           count(*) filter (where c.outcome = 'waiting') as waiting,
+           count(*) filter (where c.outcome = 'in_doubt') as in_doubt,
+           count(*) filter (where c.outcome = 'failed') as failed,
+           count(*) filter (where c.outcome = 'cancelled') as cancelled,
+           count(*) filter (where c.outcome = 'collected') as collected,
+           count(*) filter (where c.outcome = 'suppressed') as suppressed,
+           count(*) filter (where c.is_bounced) as bounced
+      from (select outcome, is_bounced from outbox.report_outcome where edition = e.id offset 0) c
+ ) o;
+
+-- What needs a person: emails (in_doubt, failed), recipients without a report (missing) and editions (unfinished, empty).
+-- Editions of more than 40 days ago are history. A condition on `kind` leaves only its own part to be read.
+create view outbox.needs_attention as
+select 'in_doubt' as kind, null::integer as edition, d.email, d.state, null::text as recipient_key, null::text as reason,
+       d.due_at
+  from outbox.delivery d
+ where d.settled_at is null and d.doubted_at is not null
+union all
+select 'failed', f.edition, f.email, f.state, f.recipient_key, null, null
+  from outbox.undecided_failure f
+ where not exists (select from outbox.edition e
+                    where e.id = f.edition and e.created_at <= now() - interval '40 days' offset 0)
+union all
+select 'missing', e.id, null, null, m.recipient_key, m.reason, null
+  from outbox.edition e join outbox.missing_report m on m.edition = e.id
+ where e.created_at > now() - interval '40 days' and e.done_elsewhere_at is null
+   and (e.looked_at is not null or e.completed_at is not null)
+union all   -- the latest look was of a version before 8, which recorded only how many recipients there are
+select 'missing', e.id, null, null, null, null, null
+  from outbox.edition e
+ cross join lateral generate_series(1, least(10000, greatest(0,
+       e.expected - (select count(*) from outbox.report r where r.edition = e.id)
+       - (select count(*) from outbox.waiver w
+           where w.edition = e.id and not exists (
+                 select from outbox.report r
+                  where r.edition = w.edition and r.recipient_key = w.recipient_key offset 0)))))
+ where e.created_at > now() - interval '40 days' and e.done_elsewhere_at is null
+   and e.looked_at is null and e.completed_at is null
+union all
+select 'unfinished', e.id, null, null, null, null, null
+  from outbox.edition e
+ where e.expected is null and e.completed_at is null
+   and e.created_at > now() - interval '40 days' and e.created_at < now() - interval '1 hour'
+union all
+select 'empty', e.id, null, null, null, null, null
+  from outbox.edition e
+ where e.expected = 0 and not e.may_be_empty and e.completed_at is null
+   and e.created_at > now() - interval '40 days';
+
 -- Sessions of the board. The browser's cookie holds a random value, and `id` is its SHA-256, so nothing in this table is
 -- enough to sign in. A session ends when it expires, or by sign-out.
 create table outbox.board_session (
@@ -1365,4 +1486,4 @@ create index board_session_expires on outbox.board_session (expires_at);
 -- By default every role may call a function; `outbox init --roles` grants each to the roles that need it.
 revoke all on all functions in schema outbox from public;
 
-insert into outbox.schema_version (version, compatible) values (8, 2);
+insert into outbox.schema_version (version, compatible) values (9, 2);

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bench.harness.environment import median
 from bench.harness.seed_data import put_due, stock
+from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.claiming import ClaimCursor
 from outbox.relay.session import Session
 from outbox.relay.settlement import Settlement
@@ -32,7 +33,7 @@ BASE = 100_000
 """Sent emails behind what is measured by another number."""
 FLAT = 1.2
 TIMES = "\N{MULTIPLICATION SIGN}"
-SENT = Outcome("sent", "accepted", "250 2.0.0 Ok: queued as 4XyZ1234")
+SENT = Outcome(DeliveryState.SENT, "accepted", "250 2.0.0 Ok: queued as 4XyZ1234")
 KINDS = ("us", "cpu_us", "blocks", "wal")
 STEPS = ("claim", "mark", "settle")
 

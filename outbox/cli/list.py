@@ -1,6 +1,5 @@
 """`outbox list`: list emails, the newest first."""
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,24 +8,14 @@ from outbox.cli.app import ConfigOption, app, awaited, connected, settings_of
 from outbox.cli.email_options import PeriodOption, ReportOption, ToOption, clashes
 from outbox.cli.output import table, to_json, zone_of
 from outbox.errors import ConfigurationError
+from outbox.mail.delivery_state import DeliveryState
 
 if TYPE_CHECKING:
-    from outbox.operations.email_filter import Listing, Selection
+    from outbox.operations.email_filter import Selection
+    from outbox.operations.email_list import Listing
     from outbox.settings import Settings
 
 LIMIT = 50
-
-
-class AnyState(StrEnum):
-    """State of a delivery."""
-
-    PENDING = "pending"
-    SENDING = "sending"
-    IN_DOUBT = "in_doubt"
-    SENT = "sent"
-    DEAD = "dead"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
 
 
 @app.command("list")
@@ -35,7 +24,7 @@ def list_(
     config: ConfigOption = None,
     *,
     state: Annotated[
-        list[AnyState] | None,
+        list[DeliveryState] | None,
         typer.Option(
             help="Only in this state: pending, sending, in_doubt, sent, dead, cancelled or expired; may be repeated.",
             metavar="STATE",
@@ -68,7 +57,7 @@ def list_(
 
 
 async def _list(settings: "Settings", chosen: "Selection", limit: int) -> "Listing":
-    from outbox.operations.email_filter import list_emails
+    from outbox.operations.email_list import list_emails
 
     async with connected(settings, "outbox list") as connection:
         return await list_emails(connection, chosen, limit=limit)

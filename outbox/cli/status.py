@@ -87,26 +87,27 @@ def _relays(found: "Status") -> "Table":
     for r in found.relays:
         own = [r.route or "usual"] if route else []
         since = f"{r.started_at:%Y-%m-%d %H:%M:%S}"
-        made.add_row(str(r.id), *own, r.host, str(r.pid), r.version, since, str(r.in_hand))
+        made.add_row(str(r.id), *own, r.host, str(r.pid), r.version, since, str(found.in_flight.get(r.id, 0)))
     return made
 
 
 def _editions(found: "Status") -> "Table":
     """Return the table of editions; a column that is zero in all of them is left out."""
+    outcomes = [e.outcome for e in found.editions if e.outcome is not None]
     seldom = {
-        "in doubt": [e.in_doubt for e in found.editions],
-        "cancelled": [e.cancelled for e in found.editions],
-        "missing": [e.missing for e in found.editions],
-        "waived": [e.waived for e in found.editions],
-        "suppressed": [e.suppressed for e in found.editions],
-        "bounced": [e.bounced for e in found.editions],
-        "for a digest": [e.collected for e in found.editions],
+        "in doubt": [one.in_doubt for one in outcomes],
+        "cancelled": [one.cancelled for one in outcomes],
+        "missing": [one.missing for one in outcomes],
+        "waived": [one.waived for one in outcomes],
+        "suppressed": [one.suppressed for one in outcomes],
+        "bounced": [one.bounced for one in outcomes],
+        "for a digest": [one.collected for one in outcomes],
     }
     further = {title: ns for title, ns in seldom.items() if any(ns)}
     made = _table("\neditions", "report", "period", "expected", "made", "sent", "waiting", "failed", *further)
-    for at, e in enumerate(found.editions):
+    for at, (e, one) in enumerate(zip(found.editions, outcomes, strict=True)):
         expected = "?" if e.expected is None else str(e.expected)
-        row = [e.report, e.period, expected, str(e.made), str(e.sent), str(e.waiting), str(e.failed)]
+        row = [e.report, e.period, expected, str(one.made), str(one.sent), str(one.waiting), str(one.failed)]
         made.add_row(*row, *(str(numbers[at]) for numbers in further.values()))
     return made
 

@@ -50,7 +50,8 @@ async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None
     from outbox.database.connection import DatabaseRefusedError
     from outbox.errors import DatabaseUnavailableError
     from outbox.operations.watch import Watcher
-    from outbox.operations.watch_view import Frame, draw
+    from outbox.operations.watch_view import draw
+    from outbox.operations.wording import Frame
 
     watcher, frame = Watcher(settings), Frame.of(settings)
     try:
@@ -70,7 +71,7 @@ async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None
             while not end.is_set():
                 now = time.monotonic()
                 screen = draw(
-                    watcher.look, watcher.rates, frame,
+                    watcher.snapshot, watcher.rates, frame,
                     age_s=now - watcher.looked_at, waited_s=watcher.waited_s(now), trouble=watcher.trouble,
                 )  # fmt: skip
                 live.update(screen, refresh=True)

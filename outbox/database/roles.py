@@ -48,7 +48,8 @@ _LOOKS: Final = (
     *((table, "SELECT") for table in (
         "schema_version", "definition", "edition", "delivery", "attempt", "relay", "route", "pace", "allowance",
         "pruned", "operation", "pause", "schedule", "suppression", "bounce", "rule", "failover", "unreached", "waiver",
-        "failure",
+        "failure", "undecided_failure", "delivery_outcome", "report_outcome", "missing_report", "edition_outcome",
+        "needs_attention",
     )),
     ("report", "SELECT", "id edition recipient_key title created_at"),
     ("digest_item", "SELECT", "report address name digest"),
@@ -142,6 +143,9 @@ ROLES: Final[Mapping[str, Role]] = {
         ("unreached", "SELECT"),
         ("waiver", "SELECT"),
         ("failure", "SELECT"),
+        ("report_outcome", "SELECT"),
+        ("missing_report", "SELECT"),
+        ("needs_attention", "SELECT"),
         ("digest_item", "SELECT", "report address digest"),
         ("schedule", "SELECT"),
         ("schedule", "INSERT"),
@@ -260,7 +264,7 @@ SELECT rolname FROM pg_roles r
 OWNER: Final = """
 SELECT pg_get_userbyid(owner) FROM (
     SELECT nspowner AS owner FROM pg_namespace WHERE nspname = 'outbox'
-    UNION SELECT relowner FROM pg_class WHERE relnamespace = to_regnamespace('outbox') AND relkind IN ('r', 'S')
+    UNION SELECT relowner FROM pg_class WHERE relnamespace = to_regnamespace('outbox') AND relkind IN ('r', 'S', 'v')
     UNION SELECT proowner FROM pg_proc WHERE pronamespace = to_regnamespace('outbox')
 ) AS owners WHERE NOT pg_has_role(owner, 'USAGE') LIMIT 1
 """

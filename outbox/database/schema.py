@@ -14,7 +14,7 @@ from outbox.errors import OutboxError, SchemaError
 
 # To change the schema: edit schema.sql and its last line, raise this, add UPGRADES[VERSION]. While programs of
 # version COMPATIBLE and later may work on it, leave COMPATIBLE: a fleet is then upgraded server by server.
-VERSION: Final = 8
+VERSION: Final = 9
 COMPATIBLE: Final = 2
 
 # A row outside of the bounds of version 6 could never be updated again: not claimed, not expired, not cancelled. The
@@ -223,11 +223,18 @@ UPGRADES: Final[Mapping[int, str]] = {
             text, text, text, text, text, text, text[], text[], text[], text[], jsonb, timestamptz, timestamptz,
             text, text);
     """,
+    9: """
+        SET LOCAL search_path = pg_catalog, pg_temp;  -- the views, which `views_sql` makes
+    """,
 }
 
 # Functions and triggers have no version of their own: an upgrade replaces all of them by the newest. A function whose
 # parameters change is dropped by the step that changes them.
 _REPLACED: Final = re.compile(r"^create ((?:function .*?\$\$|trigger [^;]*);)$", re.MULTILINE | re.DOTALL)
+
+# So it is with views: one whose columns change is dropped by the step that changes them.
+_VIEWS: Final = re.compile(r"^create (view [^;]*;)$", re.MULTILINE)
+VIEWS_SINCE: Final = 9
 
 
 def schema_sql() -> str:
@@ -241,7 +248,12 @@ def schema_sql() -> str:
 def functions_sql() -> str:
     """Return the functions and triggers of schema.sql, with their rights, to replace older ones."""
     found = [f"create or replace {text}" for text in _REPLACED.findall(schema_sql())]
-    return "\n".join([*found, "revoke all on all functions in schema outbox from public;"])
+    return "\n".join([*found, "revoke all on all functions in schema outbox from public;\n"])
+
+
+def views_sql(version: int = VERSION) -> str:
+    """Return the views of schema.sql, to replace older ones; nothing for a version that lacks the tables."""
+    return "\n".join(f"create or replace {text}" for text in _VIEWS.findall(schema_sql()) if version >= VIEWS_SINCE)
 
 
 async def installed_version(connection: Any) -> int | None:
@@ -316,7 +328,7 @@ async def initialise(
                     min(step, compatible),
                 )
             if before < version:
-                await connection.execute(functions_sql())
+                await connection.execute(functions_sql() + views_sql(version))
                 if then is not None:
                     await then(connection)
     if before is not None and before < version:

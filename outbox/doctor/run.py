@@ -22,9 +22,10 @@ from outbox.errors import OutboxError
 from outbox.generate.report_builder import sender_of
 from outbox.generate.schedule_state import Agenda, Latest, Standing, look, scheduled, times
 from outbox.mail.verp import TOKEN_MAX
-from outbox.operations.attention import WAITED_MAX_S, Kind, RouteStatus
+from outbox.operations.attention import WAITED_MAX_S, Kind
 from outbox.operations.deferrals import GROUPS_MAX
 from outbox.operations.route_rules import Unserved, difference
+from outbox.operations.snapshot import FailingRoute
 from outbox.operations.status import RateStatus, Status, read_status
 from outbox.relay.pauses import Pause
 from outbox.relay.resolver import load_resolver
@@ -153,7 +154,7 @@ def judge_rates(rates: Iterable[RateStatus]) -> list[Finding]:
     ]
 
 
-def judge_routes(routes: Iterable[RouteStatus], ours: Collection[str], *, relays: int) -> Finding:
+def judge_routes(routes: Iterable[FailingRoute], ours: Collection[str], *, relays: int) -> Finding:
     """Whether the fleet pauses before a mail server. What dead relays said of it, or of another one, is history."""
     said = {
         route.name: f"{route.name} since {route.since:%Y-%m-%d %H:%M:%S} UTC, failed {times(route.failures)}: "

@@ -200,12 +200,8 @@ def _why_not_its_email(one: Owed, row: Any) -> str:
 
 # Recipients of an edition who have no report and no waiver, by the latest look.
 UNREACHED: Final = """
-SELECT u.recipient_key FROM outbox.unreached u JOIN outbox.edition e ON e.id = u.edition
- WHERE e.report = $1 AND e.period = $2
-   AND (SELECT r.id FROM outbox.report r WHERE r.edition = u.edition AND r.recipient_key = u.recipient_key) IS NULL
-   AND (SELECT w.edition FROM outbox.waiver w
-         WHERE w.edition = u.edition AND w.recipient_key = u.recipient_key) IS NULL
- ORDER BY u.recipient_key
+SELECT recipient_key FROM outbox.missing_report
+ WHERE edition = (SELECT id FROM outbox.edition WHERE report = $1 AND period = $2) ORDER BY recipient_key
 """
 
 

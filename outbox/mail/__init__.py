@@ -8,6 +8,7 @@ message            a message as RFC 5322 bytes
 attachment         files that go with an email, and their parts of the message
 body_encoding      quoted-printable and base64 of a message's parts
 verp               tokens by which a bounce proves which email it is about
+delivery_state     states of a delivery, from pending to sent
 email              an application's email, complete and checked
 enqueue            inserts an email in the application's own transaction
 mime               bounded reader of MIME messages

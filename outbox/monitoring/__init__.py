@@ -3,9 +3,10 @@
 endpoints    HTTP endpoints of a relay: /livez, /readyz, /metrics
 http_server  small HTTP server that slow clients cannot block
 health       whether the relay is alive, and ready
-metrics      what this relay measures
-fleet        what the database knows about the fleet
-completion   when an edition is complete, and the dead man's switch
+metrics      metrics of this relay and of the fleet
+fleet        numbers of the fleet from the database
+completion   completion of editions
+dead_man     the dead man's switch, called for each complete edition
 systemd      notifies systemd
 spans        OpenTelemetry spans of a try
 """

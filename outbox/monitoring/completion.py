@@ -1,4 +1,4 @@
-"""When an edition is complete: it is noted, and the dead man's switch is called. Beside the relay, never in its way.
+"""Completion of editions: it is recorded, and the dead man's switch is called. It runs beside the relay.
 
 An edition is complete when `generate` has seen all its recipients, each has a report, and the email of each report was
 sent, or it was decided that it will not be: by a person (`outbox cancel`, `outbox resolve --discard`, `outbox waive`)
@@ -12,19 +12,18 @@ that goes into a digest is done when the digest that took it up is.
 
 import asyncio
 import random
-import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 import asyncpg
 
-from outbox import __version__
 from outbox.database.connection import LOST_SESSION, connect
 from outbox.errors import OutboxError
 from outbox.log import Events
+from outbox.monitoring.dead_man import call
+from outbox.operations.snapshot import EDITIONS_FOR
 from outbox.relay.supervisor import Relays
 from outbox.settings.urls import DatabaseUrl
 
@@ -37,14 +36,12 @@ COST_MAX: Final = 100  # between two looks passes so many times as long as one t
 IDLE_S: Final = 300.0
 STATEMENT_MAX_S: Final = 30.0
 CLOSE_TIMEOUT_S: Final = 2.0
-CALL_TIMEOUT_S: Final = 10.0
-CALL_PAUSES_S: Final = (1.0,)  # between the tries of one call
 CALL_AGAIN_S: Final = 30.0
 LAST_LOOK_S: Final = 20.0
 
-CANDIDATES: Final = """
+CANDIDATES: Final = f"""
 SELECT id, report, period, expected FROM outbox.edition
- WHERE completed_at IS NULL AND done_elsewhere_at IS NULL AND created_at > now() - interval '40 days'
+ WHERE completed_at IS NULL AND done_elsewhere_at IS NULL AND created_at > now() - {EDITIONS_FOR}
    AND (expected IS NOT NULL OR created_at > now() - interval '1 hour')
    AND (expected IS DISTINCT FROM 0 OR may_be_empty)
  ORDER BY id DESC LIMIT 100
@@ -63,15 +60,8 @@ SELECT (SELECT count(*) FROM outbox.report WHERE edition = $1)
 """
 
 # A recipient whom the latest look found without a report, and who has neither a report nor a waiver since. Numbers
-# alone do not tell: a recipient who has left keeps a report, and counts for one who has come and has none.
-UNREACHED: Final = """
-EXISTS (SELECT FROM outbox.unreached u
-         WHERE u.edition = $1
-           AND (SELECT r.id FROM outbox.report r
-                 WHERE r.edition = u.edition AND r.recipient_key = u.recipient_key) IS NULL
-           AND (SELECT w.edition FROM outbox.waiver w
-                 WHERE w.edition = u.edition AND w.recipient_key = u.recipient_key) IS NULL)
-"""
+# alone are not enough: a recipient who has left keeps a report, and counts for one who has come and has none.
+MISSING: Final = "EXISTS (SELECT FROM outbox.missing_report WHERE edition = $1)"
 
 # From what is open, by its index: while much is, the first that is found answers.
 OPEN: Final = """
@@ -80,39 +70,29 @@ SELECT EXISTS (SELECT FROM outbox.delivery d JOIN outbox.email m ON m.id = d.ema
                 WHERE d.settled_at IS NULL AND r.edition = $1)
 """
 
-# Reads every report of the edition, so it comes last, and mostly once in an edition's life. The email of a report is
-# its own or that of the digest that took it up. Each `OFFSET 0` keeps its subquery from being joined as a whole: the
-# planner can then only look up row by row, by the index of its WHERE. Without statistics it may join all emails to all
-# reports in a nested loop over a materialized scan, which is quadratic.
+# Reads every report of the edition, so it comes last, and mostly once in an edition's life. A report that waits for a
+# digest is done if its address gets no more email.
 UNDONE: Final = """
 SELECT EXISTS (
-    SELECT FROM outbox.report r
-      JOIN outbox.edition e ON e.id = r.edition
-      LEFT JOIN LATERAL (SELECT digest, address FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
-      LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
-      LEFT JOIN LATERAL (SELECT state, attempt FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
-     WHERE r.edition = $1
-       AND NOT EXISTS (SELECT FROM outbox.waiver w
-                        WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0)
-       AND CASE WHEN m.id IS NULL
-                THEN i.digest IS NOT NULL
-                     OR coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest')) IS NULL
-                WHEN d.state IN ('sent', 'cancelled') THEN false
-                WHEN d.state = 'dead' THEN EXISTS (SELECT FROM outbox.failure f WHERE f.email = m.id OFFSET 0)
-                ELSE true
-           END)
+    SELECT FROM outbox.report_outcome o
+     WHERE o.edition = $1 AND NOT o.is_waived
+       AND (o.outcome IN ('waiting', 'in_doubt', 'failed')
+            OR o.outcome = 'collected' AND (
+               SELECT coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest'))
+                 FROM outbox.digest_item i, outbox.edition e
+                WHERE i.report = o.report AND e.id = o.edition OFFSET 0) IS NULL))
 """
 
 # Not where a generate has found other recipients since it was looked at.
 COMPLETE: Final = f"""
 UPDATE outbox.edition SET completed_at = now()
- WHERE id = $1 AND completed_at IS NULL AND expected = $2 AND NOT {UNREACHED}
+ WHERE id = $1 AND completed_at IS NULL AND expected = $2 AND NOT {MISSING}
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An edition that is not known to be complete; `expected` is None while `generate` has not seen everybody."""
+    """Edition that is not known to be complete; `expected` is None until `generate` has seen all recipients."""
 
     id: int
     report: str
@@ -120,7 +100,7 @@ class Candidate:
     expected: int | None
 
     def put_into(self, url: str) -> str:
-        """The URL with this edition in the places of `{edition}`, `{report}` and `{period}`, percent-encoded."""
+        """Return the URL with this edition in the places of `{edition}`, `{report}` and `{period}`, percent-encoded."""
         names = {"edition": f"{self.report} {self.period}", "report": self.report, "period": self.period}
         for name, value in names.items():
             url = url.replace(f"{{{name}}}", quote(value, safe=""))
@@ -131,7 +111,7 @@ async def is_complete(connection: Any, edition: Candidate) -> bool:
     """Return True if the edition is complete; cheap while it is far from it."""
     if edition.expected is None or await connection.fetchval(MADE, edition.id) < edition.expected:
         return False
-    undone = (f"SELECT {UNREACHED}", OPEN, UNDONE)
+    undone = (f"SELECT {MISSING}", OPEN, UNDONE)
     for statement in undone:
         if await connection.fetchval(statement, edition.id):
             return False
@@ -139,7 +119,7 @@ async def is_complete(connection: Any, edition: Candidate) -> bool:
 
 
 class Completion:
-    """Looks for editions that have become complete, beside the relays and over a connection of its own.
+    """Search for editions that have become complete, beside the relays and over a connection of its own.
 
     It looks when emails were settled, every few seconds at most, once more after the last of them, and every five
     minutes in any case: what others settled or a person decided counts, too.
@@ -155,7 +135,7 @@ class Completion:
         self._idle_at = 0.0
 
     async def watch(self) -> None:
-        """For ever: look when there may be news."""
+        """Look, for ever, whenever something may have changed."""
         while True:
             await asyncio.sleep(CHECK_S)
             now = time.monotonic()
@@ -166,7 +146,7 @@ class Completion:
                 await self._look_safely()
 
     async def last_look(self) -> None:
-        """One look at the end of a relay that was to empty the outbox, since nobody may be there to look later."""
+        """Look once at the end of a relay that was to empty the outbox: there may be no relay to look later."""
         try:
             async with asyncio.timeout(LAST_LOOK_S):
                 await self._look_safely()
@@ -174,7 +154,7 @@ class Completion:
             log.warning("completion_late", "there was no time to see whether an edition is complete")
 
     async def _look_safely(self) -> None:
-        """Look, and outlive what Postgres or a fault of ours makes of it."""
+        """Look, and survive errors of Postgres and of the network."""
         began_at = time.monotonic()
         self._looks_left = max(self._looks_left - 1, 0)
         try:
@@ -191,9 +171,9 @@ class Completion:
         self._idle_at = now + max(IDLE_S, COST_MAX * (now - began_at)) * jitter
 
     async def _look(self) -> tuple[bool, bool]:
-        """Whether an edition is being made at this moment, and whether a call failed."""
-        ways = {"statement_timeout": str(int(STATEMENT_MAX_S * 1000)), "jit": "off"}
-        connection = await connect(self.database_url, application="outbox completion", settings=ways)
+        """Return if an edition is being made at this moment, and if a call failed."""
+        server_settings = {"statement_timeout": str(int(STATEMENT_MAX_S * 1000)), "jit": "off"}
+        connection = await connect(self.database_url, application="outbox completion", settings=server_settings)
         try:
             editions = [Candidate(*row) for row in await connection.fetch(CANDIDATES)]
             failed = False
@@ -209,68 +189,21 @@ class Completion:
             await connection.close(timeout=CLOSE_TIMEOUT_S)
 
     async def _complete(self, connection: Any, edition: Candidate) -> bool:
-        """Call, then note it; False if the call failed."""
+        """Call, then record the completion; return False if the call failed."""
         fields = {"edition": f"{edition.report} {edition.period}", "emails": edition.expected}
         if self.dead_man_url is not None:
             place = urlsplit(self.dead_man_url).hostname  # the rest of it may be a secret
-            fault = await call(edition.put_into(self.dead_man_url))
-            if fault is not None:
+            problem = await call(edition.put_into(self.dead_man_url))
+            if problem is not None:
                 log.warning(
                     "dead_man_failed",
                     "{edition} is complete, but dead_man_url at {place} cannot be called ({reason}); trying again",
                     **fields,
                     place=place,
-                    reason=fault,
+                    reason=problem,
                 )
                 return False
             log.info("dead_man_called", "{edition} is complete, and dead_man_url was called", **fields, place=place)
         if str(await connection.execute(COMPLETE, edition.id, edition.expected)).endswith(" 1"):
             log.info("edition_complete", "{edition} is complete: {emails} recipients", **fields)
         return True
-
-
-async def call(url: str, pauses_s: Sequence[float] = CALL_PAUSES_S) -> str | None:
-    """GET it, a few times if need be; None if the answer was 2xx, else what was wrong at last."""
-    fault: str | None = None
-    for pause_s in (*pauses_s, None):
-        fault = await _in_thread(url)
-        if fault is None or pause_s is None:
-            break
-        await asyncio.sleep(pause_s)
-    return fault
-
-
-async def _in_thread(url: str) -> str | None:
-    """One GET, in a thread that nobody waits for at the end: a server may keep it for `CALL_TIMEOUT_S` and longer."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str | None] = loop.create_future()
-
-    def tell(fault: str | None) -> None:
-        if not answer.done():
-            answer.set_result(fault)
-
-    def get() -> None:
-        fault = _get(url)
-        try:
-            loop.call_soon_threadsafe(tell, fault)
-        except RuntimeError:
-            return  # the loop is closed: the relay has ended
-
-    threading.Thread(target=get, name="dead man", daemon=True).start()
-    try:
-        async with asyncio.timeout(2 * CALL_TIMEOUT_S):
-            return await answer
-    except TimeoutError:
-        return "no answer"
-
-
-def _get(url: str) -> str | None:
-    import urllib.request
-
-    request = urllib.request.Request(url, headers={"User-Agent": f"outbox-mail/{__version__}"})  # noqa: S310 - checked
-    try:
-        with urllib.request.urlopen(request, timeout=CALL_TIMEOUT_S) as answer:  # noqa: S310 - http or https: settings
-            answer.read(1024)
-    except Exception as error:  # noqa: BLE001 - urllib lets through whatever sockets, TLS and its parsers raise
-        return str(error) or type(error).__name__
-    return None

@@ -1,7 +1,7 @@
-"""The fleet as the database knows it, for who measures: read now and then over a connection of its own.
+"""Numbers of the fleet for the metrics, read now and then over a connection of its own.
 
 Nothing here walks over what is settled, and what is open is counted to `COUNT_MAX` only. A look is kept for at least
-`FRESH_S`, and for twenty times as long as it took: who asks often keeps Postgres busy for a twentieth of the time.
+`FRESH_S`, and for twenty times as long as it took: frequent scrapes keep Postgres busy for a twentieth of the time.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import ALIVE, BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
+from outbox.database.connection import BY_INDEX, LOST_SESSION, connect
 from outbox.database.lanes import LANES
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError, SchemaError
-from outbox.operations.attention import EDITIONS_FOR, OLDEST_DUE, ROUTES, counts_of, read_concerns
+from outbox.operations.attention import concerns_of, counts_of
 from outbox.operations.deferrals import read_deferrals
-from outbox.operations.route_rules import read_unserved
+from outbox.operations.snapshot import EDITIONS_FOR, read_snapshot, snapshot_of
 from outbox.settings.urls import DatabaseUrl
 
 FRESH_S: Final = 5.0
@@ -33,7 +33,7 @@ STATES: Final = ("pending", "paused", "sending", "in_doubt")
 
 @dataclass(frozen=True, slots=True)
 class EditionGauge:
-    """The newest edition of a report whose period has begun. `made` is counted to `COUNT_MAX`."""
+    """Newest edition of a report whose period has begun. `made` is counted to `COUNT_MAX`."""
 
     report: str
     period: str
@@ -44,7 +44,7 @@ class EditionGauge:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """One look. `trouble` is why there is nothing else in it."""
+    """Numbers of one moment. `trouble` is why there are no others."""
 
     trouble: str | None = None
     schema_fits: bool = True
@@ -55,7 +55,7 @@ class Fleet:
     routes_unserved: int = 0
     editions_incomplete: int = 0
     attention: Mapping[str, int] = field(default_factory=dict)
-    """What needs a person, by kind: emails or recipients where they are counted, else routes, relays and so on."""
+    """Number of what needs a person, by kind: emails, recipients, routes, relays and so on."""
     deferred: int = 0
     editions: tuple[EditionGauge, ...] = ()
 
@@ -80,46 +80,47 @@ SELECT 'paused', count(*) FROM (
     SELECT FROM outbox.delivery WHERE settled_at IS NULL AND paused IS NOT NULL AND state = 'pending' LIMIT $1) d
 """
 
-RELAYS: Final = f"SELECT count(*) {ALIVE}"
-
-ROUTES_PAUSED: Final = f"SELECT count(*) FROM ({ROUTES}) AS paused"
-
 INCOMPLETE: Final = f"""
 SELECT count(*) FROM outbox.edition WHERE completed_at IS NULL AND created_at > now() - {EDITIONS_FOR}
 """
 
 # The newest that has begun: one that was made early for a period of the future does not hide it.
-EDITIONS: Final = """
+EDITIONS: Final = f"""
 SELECT e.report, e.period, e.expected,
        (SELECT count(*) FROM (SELECT FROM outbox.report r WHERE r.edition = e.id LIMIT $1) r),
        e.completed_at IS NOT NULL
-  FROM (SELECT DISTINCT ON (report) * FROM outbox.edition WHERE created_at > now() - interval '40 days'
+  FROM (SELECT DISTINCT ON (report) * FROM outbox.edition WHERE created_at > now() - {EDITIONS_FOR}
          ORDER BY report, starts_at > now(), starts_at DESC, id DESC LIMIT 100) e
 """
 
 
 async def read_fleet(url: DatabaseUrl) -> Fleet:
-    """One look, from one snapshot but for the locks.
+    """Read all numbers of one moment.
 
     Raises:
-        OutboxError: the database does not answer, or its schema does not fit any more.
+        OutboxError: the database does not answer, or its schema does not fit.
 
     """
-    ways = {"statement_timeout": str(int(LOOK_MAX_S * 1000)), "default_transaction_read_only": "on", "jit": "off"}
-    connection = await connect(url, application="outbox metrics", settings=ways, timeout_s=LOOK_MAX_S)
+    server_settings = {
+        "statement_timeout": str(int(LOOK_MAX_S * 1000)),
+        "default_transaction_read_only": "on",
+        "jit": "off",
+    }
+    connection = await connect(url, application="outbox metrics", settings=server_settings, timeout_s=LOOK_MAX_S)
     try:
         await require_current(connection)
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async with snapshot_of(connection):
             await connection.execute(BY_INDEX)
+            snapshot = await read_snapshot(connection)
             found = dict(await connection.fetch(COUNTS, COUNT_MAX))
             return Fleet(
                 deliveries={state: found.get(state, 0) for state in STATES},
-                oldest_due_s=await connection.fetchval(OLDEST_DUE),
-                relays=await connection.fetchval(RELAYS, RELAY_LOCKS),
-                routes_paused=await connection.fetchval(ROUTES_PAUSED),
-                routes_unserved=len(await read_unserved(connection)),
+                oldest_due_s=snapshot.oldest_due_s,
+                relays=len(snapshot.relays),
+                routes_paused=len(snapshot.routes),
+                routes_unserved=len(snapshot.unserved),
                 editions_incomplete=await connection.fetchval(INCOMPLETE),
-                attention=counts_of(await read_concerns(connection)),
+                attention=counts_of(concerns_of(snapshot)),
                 deferred=sum(one.count for one in await read_deferrals(connection)),
                 editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS, COUNT_MAX)),
             )
@@ -128,7 +129,7 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
 
 
 class FleetReader:
-    """Looks at the fleet from any thread that may block, one at a time; the others get what that one saw."""
+    """Reader for any thread that may block: one reads at a time, and the others get its result."""
 
     def __init__(self, url: DatabaseUrl) -> None:
         self.url = url
@@ -138,7 +139,7 @@ class FleetReader:
         self._seen_at = -SCHEMA_EVERY_S
 
     def look(self) -> Fleet:
-        """The fleet as of now or a little ago; never raises for what may be wrong with the database."""
+        """Return the numbers of now or a little ago; a problem with the database raises no error."""
         with self._lock:
             began_at = time.monotonic()
             if began_at >= self._fresh_until:
@@ -148,7 +149,7 @@ class FleetReader:
             return self._seen
 
     def schema_fault(self) -> str | None:
-        """Why the schema does not fit, as of the last `SCHEMA_EVERY_S`; None if it does, or nobody knows."""
+        """Return why the schema does not fit, as of the last `SCHEMA_EVERY_S`; None if it fits, or if not known."""
         with self._lock:
             is_old = time.monotonic() >= self._seen_at + SCHEMA_EVERY_S
         seen = self.look() if is_old else self._seen

@@ -1,8 +1,8 @@
-"""What a relay and its fleet are measured by, in the terms of Prometheus.
+"""Metrics of a relay and its fleet for Prometheus.
 
-`Meter` looks on while the relay works and does no more than count; everything else is read when somebody asks
-(`registry_of`), in the thread that answers. Names and units follow the conventions: seconds, and `_total` for what only
-grows. What the database knows is the same whoever tells it, so a query takes `max` of those over the relays.
+`Meter` observes the relay and only counts; everything else is read at a scrape (`registry_of`), in the thread that
+answers. Names and units follow the conventions: seconds, and `_total` for what only
+grows. Facts from the database are the same on every relay, so a query takes their `max` over the relays.
 """
 
 from bisect import bisect_left
@@ -39,7 +39,7 @@ class Histogram:
         self.sum += value
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
-        """It as Prometheus wants it: each bucket with those below it."""
+        """Append this histogram with cumulative buckets."""
         counts, total, buckets = list(self.counts), 0, []
         for bound, count in zip((*map(str, self.bounds), "+Inf"), counts, strict=True):
             total += count
@@ -48,7 +48,7 @@ class Histogram:
 
 
 class Meter:
-    """Looks on (`observer.Observer`) and counts."""
+    """Observer (`relay.observer.Observer`) that counts."""
 
     def __init__(self) -> None:
         self.reply_s = Histogram()
@@ -66,25 +66,27 @@ class Meter:
             self.reply_s.observe(now - tried.dot_sent_at)
 
     def ticking(self) -> None:
-        """All that is judged so far is settled by this tick."""
+        """Note that this tick settles all verdicts so far."""
         self._ticking, self._judged = self._judged, []
 
     def ticked(self, began_at: float, now: float) -> None:
-        """It is."""
+        """Measure a tick that was committed, and the emails that it settled."""
         self.tick_s.observe(now - began_at)
         for claimed_at in self._ticking:
             self.settle_s.observe(now - claimed_at)
         self._ticking = []
 
     def session_lost(self) -> None:
-        """What that tick was to settle is not measured."""
+        """Count a lost session; the emails of its last tick are not measured."""
         self.sessions_lost += 1
         self._ticking = []
 
 
 class RelayCollector(Collector):
-    """What the relays of this process count. Where there are several each has its route's name for a label; that of the
-    usual route is empty, which is to Prometheus as if it were not there.
+    """Counts of the relays of this process.
+
+    If there are several, each has its route's name for a label; that of the usual route is empty, which Prometheus
+    treats as absent.
     """
 
     def __init__(self, relays: Relays, meters: Mapping[str, Meter], health: Health) -> None:
@@ -94,7 +96,7 @@ class RelayCollector(Collector):
         self._labels = ["route"] if len(relays.each) > 1 else []
 
     def collect(self) -> Iterator[Metric]:
-        """All of it, as of now."""
+        """Yield all metrics, as of now."""
         version = GaugeMetricFamily("outbox_build_info", "The version of outbox-mail; always 1.", labels=["version"])
         version.add_metric([__version__], 1)
         yield version
@@ -196,13 +198,13 @@ class RelayCollector(Collector):
 
 
 class FleetCollector(Collector):
-    """What the database knows."""
+    """Facts from the database."""
 
     def __init__(self, reader: FleetReader) -> None:
         self.reader = reader
 
     def collect(self) -> Iterator[Metric]:
-        """All of it, as of a little while ago; nothing but `outbox_database_up` while it does not answer."""
+        """Yield all metrics, a little old; only `outbox_database_up` while the database does not answer."""
         fleet = self.reader.look()
         yield GaugeMetricFamily("outbox_database_up", "Whether the database answers who measures.", not fleet.trouble)
         if fleet.trouble is None:
@@ -258,7 +260,7 @@ def _of_editions(fleet: Fleet) -> Iterator[Metric]:
 
 
 def registry_of(relays: Relays, meters: Mapping[str, Meter], health: Health, reader: FleetReader) -> CollectorRegistry:
-    """Everything that `/metrics` shows: these relays with the meters of their routes, their process, and the fleet."""
+    """Return all that `/metrics` shows: these relays with the meters of their routes, their process, and the fleet."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RelayCollector(relays, meters, health))
     registry.register(FleetCollector(reader))

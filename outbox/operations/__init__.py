@@ -1,12 +1,16 @@
 """What operators read and decide.
 
+snapshot      facts about the fleet, each read by one statement
+email_counts  emails that wait, by the reason, and that are settled, by state
 attention     the rule for what needs a person
 deferrals     emails that wait after a try, grouped by the server's reply
 status        the state of everything, once
 watch         the same continuously, with rates
-watch_view    how it is displayed in a terminal
+wording       words for these facts, in a terminal and on the board
+watch_view    the screen of `outbox watch`
 audit         whether an edition is sent in full, recipient by recipient
 email_filter  which emails a person means: by key, edition, state or address
+email_list    the newest of these emails, with their state and last reply
 show          everything about one email
 retry_cancel  sends emails again, or cancels them
 resolve       decisions about emails in doubt and dead letters

@@ -1,27 +1,21 @@
-"""The one rule that decides what needs a person. Every surface shows what `read_concerns` returns.
+"""The one rule that decides what needs a person. Every surface shows what `concerns_of` returns.
 
-`outbox status`, `watch`, `doctor`, the board and the metrics ask here; `audit` and `list` classify the emails of an
-edition with `OUTCOME`, which uses the same tables. What people have decided (a resolved dead letter, a cancelled email,
-a waiver) no longer needs a person. Neither does what is older than `EDITIONS_FOR`: completion looks no further back.
-
-The statements read what is open or undecided, by its indexes: none of them grows with what was ever sent.
+`outbox status`, `watch`, `doctor`, the board and the metrics ask here, about a snapshot. Emails, recipients and
+editions that need a person are in the view `outbox.needs_attention`; here routes, relays and schedules are added, and
+the words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from outbox import suggestions
-from outbox.database.connection import ALIVE, EMAIL_OF_REPORT, RELAY_LOCKS
-from outbox.database.lanes import LANES
 from outbox.generate.schedule_state import making, times
-from outbox.operations.route_rules import read_unserved
+from outbox.mail.delivery_state import DeliveryState
+from outbox.operations.snapshot import ATTENTION_MAX, Attention, FailingRoute, FailingSchedule, LivingRelay, Snapshot
 
-COUNT_MAX: Final = 10_000
 WAITED_MAX_S: Final = 60.0  # due for so long without a living relay, an email needs a person
-EDITIONS_FOR: Final = "interval '40 days'"
 
 
 class Kind(StrEnum):
@@ -41,22 +35,24 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """One thing that needs a person. `count` is of emails or recipients, counted to `COUNT_MAX`; 0 if of neither."""
+    """One thing that needs a person. `count` is of emails or recipients, up to `ATTENTION_MAX`; 0 if of neither."""
 
     kind: Kind
     subject: str
     """The edition, route, relay or report that it is about; '' for all emails."""
     count: int
     sentence: str
-    """What is wrong, with a full stop."""
+    """The problem, in a sentence with a full stop."""
     fix: str
-    """What to do: a command, or words."""
+    """The fix: a command, or words."""
 
     @property
     def title(self) -> str:
-        """The sentence in a few words, for a heading."""
+        """Return the sentence in a few words, for a heading."""
         one, many = _TITLES[self.kind]
-        return one if self.count == 1 or not many else many.format(f"{self.count:,}{'+' * (self.count >= COUNT_MAX)}")
+        return (
+            one if self.count == 1 or not many else many.format(f"{self.count:,}{'+' * (self.count >= ATTENTION_MAX)}")
+        )
 
 
 _TITLES: Final = {
@@ -74,7 +70,7 @@ _TITLES: Final = {
 
 
 def headline(concerns: Sequence[Concern]) -> str:
-    """Return the one line in which all surfaces say whether a person is needed."""
+    """Return one line that says if a person is needed; all surfaces show it."""
     if not concerns:
         return "Nothing needs a person."
     return f"Needs a person: {'; '.join(dict.fromkeys(_lower(one.title) for one in concerns))}."
@@ -93,16 +89,6 @@ def _lower(title: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteStatus:
-    """Mail server in trouble: relays connect with one probe at a time only."""
-
-    name: str
-    since: datetime
-    reason: str
-    failures: int
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """Decision that a person may take: its name, the command, and what it does and risks."""
 
@@ -112,14 +98,14 @@ class Choice:
 
 
 _EFFECTS: Final = {
-    ("in_doubt", "--sent"): "it arrived; if it did not, nobody gets it",
-    ("in_doubt", "--resend"): "it did not arrive; if it did, the recipient gets it twice",
-    ("in_doubt", "--discard"): "it is not sent again, whether it arrived or not",
-    ("dead", "retry"): "it is sent again, with a full set of tries; first correct what the reply names",
-    ("dead", "--discard"): "it is not sent, and nothing more is to be done",
-    ("expired", "retry"): "it is sent although it is late",
-    ("expired", "waive"): "nothing is owed to this recipient for this edition",
-    ("cancelled", "retry"): "it is sent after all",
+    (DeliveryState.IN_DOUBT, "--sent"): "it arrived; if it did not, nobody gets it",
+    (DeliveryState.IN_DOUBT, "--resend"): "it did not arrive; if it did, the recipient gets it twice",
+    (DeliveryState.IN_DOUBT, "--discard"): "it is not sent again, whether it arrived or not",
+    (DeliveryState.DEAD, "retry"): "it is sent again, with a full set of tries; first correct what the reply names",
+    (DeliveryState.DEAD, "--discard"): "it is not sent, and nothing more is to be done",
+    (DeliveryState.EXPIRED, "retry"): "it is sent although it is late",
+    (DeliveryState.EXPIRED, "waive"): "nothing is owed to this recipient for this edition",
+    (DeliveryState.CANCELLED, "retry"): "it is sent after all",
     ("missing", "waive"): "nothing is owed to this recipient for this edition",
 }
 
@@ -139,153 +125,38 @@ def choices_of(key: str, state: str, *, is_gone: bool = False, is_of_report: boo
     return found
 
 
-# A pause that nobody has tried to end for a minute is obsolete: its relays are gone or use another server.
-ROUTES: Final = """
-SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
-"""
-
-# Failures about which nobody has decided, of editions that are not history, as `f`, with their delivery `d`, email `m`
-# and report `r`. Each `OFFSET 0` makes the planner look up row by row, whatever the statistics say.
-UNDECIDED: Final = """
-outbox.failure f
- CROSS JOIN LATERAL (SELECT * FROM outbox.delivery WHERE email = f.email OFFSET 0) d
- CROSS JOIN LATERAL (SELECT id, key, report FROM outbox.email WHERE id = f.email OFFSET 0) m
-  LEFT JOIN LATERAL (SELECT edition, recipient_key FROM outbox.report WHERE id = m.report OFFSET 0) r ON true
- WHERE d.state IN ('dead', 'expired')
-   AND NOT EXISTS (SELECT FROM outbox.edition e
-                    WHERE e.id = r.edition AND e.created_at <= now() - interval '40 days' OFFSET 0)
-   AND NOT EXISTS (SELECT FROM outbox.waiver w
-                    WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0)"""
-
-# Recipients without a report and without a waiver, as `u`, of the edition `e`.
-MISSING: Final = """
-outbox.unreached u
- WHERE u.edition = e.id
-   AND NOT EXISTS (SELECT FROM outbox.report r
-                    WHERE r.edition = u.edition AND r.recipient_key = u.recipient_key OFFSET 0)
-   AND NOT EXISTS (SELECT FROM outbox.waiver w
-                    WHERE w.edition = u.edition AND w.recipient_key = u.recipient_key OFFSET 0)"""
-
-# Recipients without a report and without a waiver of an edition `e` whose latest look was of a version before 8, which
-# recorded only how many recipients there are.
-UNNAMED: Final = """
-greatest(e.expected - (SELECT count(*) FROM outbox.report r WHERE r.edition = e.id)
-         - (SELECT count(*) FROM outbox.waiver w
-             WHERE w.edition = e.id AND NOT EXISTS (
-                   SELECT FROM outbox.report r
-                    WHERE r.edition = w.edition AND r.recipient_key = w.recipient_key OFFSET 0)), 0)"""
-
-# What became of the email of a report. The statement has the tables report `r`, digest_item `i`, delivery `d`, and `s`
-# with the last verdict of a cancelled email. `cancelled` is what a person has decided not to send: cancelled, discarded
-# or waived. Audit uses it too.
-OUTCOME: Final = """
-CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'collected'
-     WHEN d.state IN ('sent', 'in_doubt') THEN d.state
-     WHEN d.state IN ('pending', 'sending') THEN 'waiting'
-     WHEN d.state = 'cancelled' THEN CASE s.verdict WHEN 'suppressed' THEN 'suppressed' ELSE 'cancelled' END
-     WHEN d.state = 'dead' AND NOT EXISTS (SELECT FROM outbox.failure f WHERE f.email = d.email OFFSET 0)
-     THEN 'cancelled'
-     WHEN d.state IN ('dead', 'expired')
-          AND EXISTS (SELECT FROM outbox.waiver w
-                       WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0)
-     THEN 'cancelled'
-     ELSE 'failed' END"""
-LAST_VERDICT: Final = """
-(SELECT a.verdict FROM outbox.attempt a WHERE a.email = d.email AND d.state = 'cancelled'
-  ORDER BY a.settled_at DESC LIMIT 1)"""
-
-# An edition `e` by what became of its recipients: each report counts once, then recipients without one. `bounced` are
-# of those that are sent.
-COUNTED: Final = f"""
-SELECT count(*) AS made,
-       count(*) FILTER (WHERE o.outcome = 'sent') AS sent,
-       count(*) FILTER (WHERE o.outcome = 'waiting') AS waiting,
-       count(*) FILTER (WHERE o.outcome = 'in_doubt') AS in_doubt,
-       count(*) FILTER (WHERE o.outcome = 'failed') AS failed,
-       count(*) FILTER (WHERE o.outcome = 'cancelled') AS cancelled,
-       (SELECT count(*) FROM {MISSING}) AS missing,
-       (SELECT count(*) FROM outbox.waiver w WHERE w.edition = e.id
-           AND NOT EXISTS (SELECT FROM outbox.report r
-                            WHERE r.edition = w.edition AND r.recipient_key = w.recipient_key OFFSET 0)) AS waived,
-       count(*) FILTER (WHERE o.outcome = 'collected') AS collected,
-       count(*) FILTER (WHERE o.outcome = 'suppressed') AS suppressed,
-       count(*) FILTER (WHERE o.outcome = 'sent' AND o.bounced) AS bounced
-  FROM (
-    SELECT {OUTCOME} AS outcome,
-           EXISTS (SELECT FROM outbox.bounce b
-                    WHERE b.email = d.email AND b.kind IN ('hard', 'complained') OFFSET 0) AS bounced
-      FROM outbox.report r
-      {EMAIL_OF_REPORT}
-      LEFT JOIN LATERAL {LAST_VERDICT} s ON true
-     WHERE r.edition = e.id) o"""
-
-# $1 is COUNT_MAX.
-COUNTS: Final = f"""
-SELECT 'in_doubt' AS kind, '' AS report, '' AS period, count(*) AS n FROM (
-    SELECT FROM outbox.delivery WHERE settled_at IS NULL AND doubted_at IS NOT NULL ORDER BY due_at LIMIT $1) d
- UNION ALL
-SELECT 'failed', '', '', count(*) FROM (SELECT FROM {UNDECIDED} LIMIT $1) f
- UNION ALL
-SELECT 'missing', e.report, e.period, found.n
-  FROM outbox.edition e CROSS JOIN LATERAL (
-    SELECT CASE WHEN e.looked_at IS NULL AND e.completed_at IS NULL THEN {UNNAMED} ELSE (
-           SELECT count(*) FROM (SELECT FROM {MISSING} LIMIT $1) u) END AS n) found
- WHERE e.created_at > now() - {EDITIONS_FOR} AND e.done_elsewhere_at IS NULL
- UNION ALL
-SELECT 'unfinished', e.report, e.period, 1 FROM outbox.edition e
- WHERE e.expected IS NULL AND e.completed_at IS NULL
-   AND e.created_at > now() - {EDITIONS_FOR} AND e.created_at < now() - interval '1 hour'
- UNION ALL
-SELECT 'empty', e.report, e.period, 1 FROM outbox.edition e
- WHERE e.expected = 0 AND NOT e.may_be_empty AND e.completed_at IS NULL AND e.created_at > now() - {EDITIONS_FOR}
-"""
-
-# Living relays, with what keeps each from its work.
-RELAYS: Final = f"SELECT r.id, r.host, r.trouble {ALIVE} ORDER BY r.id"
-
-# How long the oldest email has been due. Only asked where no relay is alive.
-OLDEST_DUE: Final = f"""
-WITH RECURSIVE {LANES}
-SELECT coalesce(extract(epoch FROM now() - min(greatest(d.due_at, timestamptz 'epoch'))), 0)::float8
-  FROM lane l CROSS JOIN LATERAL (
-    SELECT due_at FROM outbox.delivery
-     WHERE settled_at IS NULL AND route = l.route AND priority = l.priority AND due_at <= now()
-       AND state IN ('pending', 'sending')
-     ORDER BY due_at LIMIT 1) d
-"""
-
-# What failed longer ago than any period lasts belongs to a schedule that no relay follows any more.
-SCHEDULES: Final = """
-SELECT report, tick_at, failures, retry_at, coalesce(said, '')
-  FROM outbox.schedule WHERE done_at IS NULL AND failures > 0 AND tick_at > now() - interval '32 days' ORDER BY report
-"""
-
-
-async def read_concerns(connection: Any) -> list[Concern]:
+def concerns_of(snapshot: Snapshot) -> list[Concern]:
     """Return all that needs a person, the gravest first; nothing if all is well."""
-    found = [_counted(*row) for row in await connection.fetch(COUNTS, COUNT_MAX) if row["n"]]
-    found += [_of_route(RouteStatus(*row)) for row in await connection.fetch(ROUTES)]
-    for route in await read_unserved(connection):
+    return sorted(_concerns(snapshot), key=lambda one: list(Kind).index(one.kind))
+
+
+def _concerns(snapshot: Snapshot) -> Iterator[Concern]:
+    yield from map(_counted, snapshot.attention)
+    yield from map(_of_route, snapshot.routes)
+    for route in snapshot.unserved:
         what, fix = route.sentence.rstrip(".").split(": ", 1)
-        found.append(Concern(Kind.UNSERVED, route.route, route.waiting, f"{what}.", fix))
-    relays = await connection.fetch(RELAYS, RELAY_LOCKS)
-    if not relays and (waited_s := await connection.fetchval(OLDEST_DUE)) > WAITED_MAX_S:
-        sentence = f"No relay is alive, and an email has been due for {waited_s:.0f} s."
-        found.append(Concern(Kind.NO_RELAY, "", 0, sentence, "start `outbox relay` on every server"))
-    for relay in relays:
-        if relay["trouble"]:
-            sentence = f"Relay {relay['id']} on {relay['host']} makes no progress: {relay['trouble'].rstrip('.')}."
-            fix = "correct that; its log and `outbox doctor` say more"
-            found.append(Concern(Kind.RELAY, str(relay["id"]), 0, sentence, fix))
-    for row in await connection.fetch(SCHEDULES):
-        sentence = f"The schedule of {row['report']} failed {times(row['failures'])}: {row[4].rstrip('.')}."
-        found.append(Concern(Kind.SCHEDULE, row["report"], 0, sentence, "see `outbox schedule`"))
-    return sorted(found, key=lambda one: list(Kind).index(one.kind))
+        yield Concern(Kind.UNSERVED, route.route, route.waiting, f"{what}.", fix)
+    if not snapshot.relays and snapshot.oldest_due_s > WAITED_MAX_S:
+        sentence = f"No relay is alive, and an email has been due for {snapshot.oldest_due_s:.0f} s."
+        yield Concern(Kind.NO_RELAY, "", 0, sentence, "start `outbox relay` on every server")
+    yield from (_of_relay(relay, relay.trouble) for relay in snapshot.relays if relay.trouble)
+    yield from map(_of_schedule, snapshot.schedules)
 
 
-def _counted(kind: str, report: str, period: str, count: int) -> Concern:
+def _of_relay(relay: LivingRelay, trouble: str) -> Concern:
+    sentence = f"Relay {relay.id} on {relay.host} makes no progress: {trouble.rstrip('.')}."
+    return Concern(Kind.RELAY, str(relay.id), 0, sentence, "correct that; its log and `outbox doctor` say more")
+
+
+def _of_schedule(schedule: FailingSchedule) -> Concern:
+    sentence = f"The schedule of {schedule.report} failed {times(schedule.failures)}: {schedule.said.rstrip('.')}."
+    return Concern(Kind.SCHEDULE, schedule.report, 0, sentence, "see `outbox schedule`")
+
+
+def _counted(one: Attention) -> Concern:
+    report, period, count = one.report, one.period, one.count
     edition = f"{report} {period}".strip()
-    found = Concern(Kind(kind), edition, count, "", "")
+    found = Concern(Kind(one.kind), edition, count, "", "")
     again = suggestions.command(*making(report), suggestions.option("--period", period))
     match found.kind:
         case Kind.IN_DOUBT:
@@ -308,7 +179,7 @@ def _counted(kind: str, report: str, period: str, count: int) -> Concern:
     return replace(found, sentence=sentence, fix=fix)
 
 
-def _of_route(route: RouteStatus) -> Concern:
+def _of_route(route: FailingRoute) -> Concern:
     reason = route.reason.removeprefix(f"{route.name}: ").rstrip(".")
     since = f"{route.since:%Y-%m-%d %H:%M:%S} UTC"
     sentence = f"Route {route.name} has been failing since {since}: {reason}."

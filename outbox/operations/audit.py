@@ -20,7 +20,6 @@ from outbox.generate.session import GenerateSession
 from outbox.generate.source import source_of
 from outbox.generate.waiver import read_waived
 from outbox.mail import message
-from outbox.operations.attention import LAST_VERDICT, OUTCOME
 from outbox.reports.period import Period
 from outbox.settings import DIGEST, Settings
 
@@ -250,7 +249,7 @@ REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:
 # Through the email's key, which stays when the report has been deleted. A delivery that is not there although
 # its report or email is has no state that could be trusted, so it is not sent. A report that is collected has the
 # email of the digest that took it up. `belongs`: the email is the report's; `of_report`: it is some report's.
-LOOK: Final = text(f"""
+LOOK: Final = text("""
 SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m.recipient, m.sender,
        m.report IS NOT NULL AS of_report, coalesce(m.report = coalesce(i.digest, r.id), false) AS belongs,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'collected'
@@ -271,7 +270,12 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
             THEN (SELECT CASE a.verdict WHEN 'suppressed' THEN left(a.reply, 2000) END FROM outbox.attempt a
                    WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
         END AS suppressed,
-       CASE WHEN r.id IS NOT NULL OR m.id IS NOT NULL THEN {OUTCOME} END AS outcome,
+       CASE WHEN r.id IS NOT NULL
+            THEN coalesce((SELECT o.outcome FROM outbox.report_outcome o
+                            WHERE o.report = r.id AND o.email IS NOT DISTINCT FROM m.id OFFSET 0), 'failed')
+            WHEN m.id IS NOT NULL
+            THEN coalesce((SELECT o.outcome FROM outbox.delivery_outcome o WHERE o.email = m.id OFFSET 0), 'failed')
+        END AS outcome,
        (SELECT left(w.who || ' decided that nothing is owed' || coalesce(', because ' || nullif(w.why, ''), ''), 2000)
           FROM outbox.waiver w
          WHERE w.edition = CAST(:edition AS integer) AND w.recipient_key = n.key) AS waived
@@ -287,7 +291,6 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
     SELECT its.id, its.key, its.report, its.sender, its.recipient FROM outbox.email its WHERE its.report = i.digest
   ) m ON true
   LEFT JOIN LATERAL (SELECT email, state, paused, attempt FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
-  LEFT JOIN LATERAL {LAST_VERDICT} s ON true
 """).bindparams(bindparam("keys", type_=ARRAY(Text)))
 
 

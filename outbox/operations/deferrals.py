@@ -50,15 +50,10 @@ SELECT a.reply, count(*) AS n
 
 
 async def read_deferrals(connection: Any) -> list[Deferral]:
-    """Return the replies that emails wait after, the most frequent first."""
-    return deferrals_of(await connection.fetch(DEFERRED, LOOKED_AT_MAX))
-
-
-def deferrals_of(rows: Any) -> list[Deferral]:
-    """Return the rows of `DEFERRED` with like replies together."""
+    """Return the replies that emails wait after, like replies together, the most frequent first."""
     counts: dict[str, int] = {}
     replies: dict[str, str] = {}
-    for row in rows:
+    for row in await connection.fetch(DEFERRED, LOOKED_AT_MAX):
         sentence = sentence_of(row["reply"])
         counts[sentence] = counts.get(sentence, 0) + row["n"]
         replies.setdefault(sentence, row["reply"])

@@ -1,29 +1,26 @@
-"""Which emails a person means: by their keys, or by what they have in common. Knows nothing of what is then done.
+"""Filter of emails: by their keys, or by what they have in common. It does not know what is then done with them.
 
-Keys, editions and what is open are found by index. The rest (an address, a state that is settled) is looked for by
-reading what there is, newest first where only the newest are wanted: some seconds for ten million emails.
+Keys, editions and what is open are found by index. The rest (an address, a state that is settled) is found by reading
+what there is, newest first where only the newest are wanted: some seconds for ten million emails. The board walks in
+pages instead (`web/board/search.py`), with the same conditions.
 """
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from outbox import suggestions
 from outbox.database.connection import storable
 from outbox.errors import ConfigurationError
-
-STATES: Final = ("pending", "sending", "in_doubt", "sent", "dead", "cancelled", "expired")
-OPEN: Final = frozenset(("pending", "sending", "in_doubt"))
-COUNTED_MAX: Final = 10_000
+from outbox.mail.delivery_state import OPEN
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a person said. Keys stand alone; of all else an email must have everything that is given.
+    """Filter as a person gave it. Keys stand alone; of all else an email must have everything that is given.
 
-    `edition` is as people say it, `progress 2026-W48`; in `to` a `*` stands for anything, and case counts nowhere.
+    `edition` is written as `progress 2026-W48`; in `to` a `*` stands for anything, and case does not matter.
     """
 
     keys: tuple[str, ...] = ()
@@ -35,18 +32,18 @@ class Selection:
 
     @property
     def options(self) -> list[str]:
-        """The options that were given beside the states, as they are typed."""
+        """Return the options that were given beside the states, as they are typed."""
         given = {"--edition": self.edition, "--report": self.report, "--period": self.period, "--to": self.to}
         return [option for option, value in given.items() if value is not None]
 
     @property
     def is_by_filter(self) -> bool:
-        """Whether it takes in all that fits, instead of named emails."""
+        """Return True if it selects all emails that fit, instead of named ones."""
         return bool(self.options or self.states)
 
     @property
     def target(self) -> str:
-        """What is meant, as it is written down: the keys, or an edition's name with what narrows it."""
+        """Return the filter as it is recorded: the keys, or an edition's name with what narrows it."""
         if not self.is_by_filter:
             return shlex.join(dict.fromkeys(self.keys))
         words = [self.edition.strip()] if self.edition is not None else []
@@ -57,21 +54,75 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A delivery that a decision would touch."""
+    """Delivery that a decision would touch."""
 
     key: str
     address: str
     state: str
 
 
+@dataclass(slots=True)
+class EmailQuery:
+    """Conditions in SQL on deliveries `d` with their emails `m`, and the parameters of these conditions."""
+
+    source: str = "outbox.delivery d JOIN outbox.email m ON m.id = d.email"
+    conditions: list[str] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+    def bind(self, value: Any) -> str:
+        """Add a parameter and return its placeholder."""
+        self.values.append(value)
+        return f"${len(self.values)}"
+
+    def add(self, condition: str) -> None:
+        """Add a condition; all have to hold."""
+        self.conditions.append(condition)
+
+    def of_editions(self, editions: Sequence[int]) -> None:
+        """Select only emails of reports of these editions."""
+        self.source += f" JOIN outbox.report r ON r.id = m.report AND r.edition = ANY ({self.bind(editions)}::int[])"
+
+    def with_keys(self, keys: Sequence[str]) -> None:
+        """Select only emails with one of these keys."""
+        self.add(f"m.key = ANY ({self.bind([key for key in keys if storable(key) == key])}::text[])")
+
+    def in_states(self, states: Sequence[str]) -> None:
+        """Select only deliveries in one of these states; those that are all open are read by the index of open rows."""
+        self.add(f"d.state = ANY ({self.bind(list(states))}::text[])")
+        if OPEN.issuperset(states):
+            self.add("d.settled_at IS NULL")
+
+    def addressed_to(self, pattern: str) -> None:
+        """Select only emails to this address, in which `*` stands for anything; case does not matter."""
+        like = literal(storable(pattern).strip()).replace("*", "%")
+        self.add(f"lower(m.recipient) LIKE lower({self.bind(like)}::text)")
+
+    @property
+    def text(self) -> str:
+        """Return the part of a statement after FROM."""
+        return f"{self.source} WHERE {' AND '.join(self.conditions or ['true'])}"
+
+
+def literal(text: str) -> str:
+    """Return the text for LIKE, in which nothing of it stands for anything else."""
+    for special in "\\%_":
+        text = text.replace(special, "\\" + special)
+    return text
+
+
 EDITIONS: Final = """
-SELECT array_agg(id) FROM outbox.edition
+SELECT coalesce(array_agg(id), '{}') FROM outbox.edition
  WHERE ($1::text IS NULL OR report = $1) AND ($2::text IS NULL OR period = $2)
 """
 
 
+async def find_editions(connection: Any, report: str | None, period: str | None) -> list[int]:
+    """Return the ids of the editions of this report, or of this period, or both."""
+    return list(await connection.fetchval(EDITIONS, report and storable(report), period and storable(period)))
+
+
 async def _editions(connection: Any, selection: Selection) -> list[int] | None:
-    """The editions that are meant; None is any, and what belongs to none.
+    """Return the editions that a selection names; None if it names none.
 
     Raises:
         ConfigurationError: there is no such edition.
@@ -82,9 +133,8 @@ async def _editions(connection: Any, selection: Selection) -> list[int] | None:
         report, _, period = storable(selection.edition).strip().rpartition(" ")
     elif report is None and period is None:
         return None
-    found = await connection.fetchval(EDITIONS, report and storable(report), period and storable(period))
-    if found:
-        return list(found)
+    if found := await find_editions(connection, report, period):
+        return found
     if selection.edition is not None:
         raise ConfigurationError(
             f'--edition: there is no edition "{selection.edition}"; write one such as "progress 2026-W48".'
@@ -93,60 +143,35 @@ async def _editions(connection: Any, selection: Selection) -> list[int] | None:
     raise ConfigurationError(f"{meant}: there is no such edition; `outbox status` shows the latest.")
 
 
-class _Words:
-    """Conditions in SQL, and their parameters."""
-
-    def __init__(self) -> None:
-        self.source = "outbox.delivery d JOIN outbox.email m ON m.id = d.email"
-        self.conditions = ["true"]
-        self.values: list[Any] = []
-
-    def bind(self, value: Any) -> str:
-        """The placeholder of one more parameter."""
-        self.values.append(value)
-        return f"${len(self.values)}"
-
-    @property
-    def text(self) -> str:
-        """What stands behind FROM."""
-        return f"{self.source} WHERE {' AND '.join(self.conditions)}"
-
-
-async def _words(connection: Any, selection: Selection, condition: str = "true") -> _Words:
-    words = _Words()
-    words.conditions.append(condition)
-    editions = await _editions(connection, selection)
-    if editions is not None:
-        words.source += f" JOIN outbox.report r ON r.id = m.report AND r.edition = ANY ({words.bind(editions)}::int[])"
-    if selection.keys:
-        keys = [key for key in selection.keys if storable(key) == key]
-        words.conditions.append(f"m.key = ANY ({words.bind(keys)}::text[])")
-    if selection.states:
-        words.conditions.append(f"d.state = ANY ({words.bind(list(selection.states))}::text[])")
-        if OPEN.issuperset(selection.states):
-            words.conditions.append("d.settled_at IS NULL")
-    if selection.to is not None:
-        address = words.bind(_pattern(storable(selection.to).strip()))
-        words.conditions.append(f"lower(m.recipient) LIKE lower({address}::text)")
-    return words
-
-
-def _pattern(address: str) -> str:
-    """For LIKE, in which only `*` is to mean anything."""
-    for special in "\\%_":
-        address = address.replace(special, "\\" + special)
-    return address.replace("*", "%")
-
-
-async def find(connection: Any, selection: Selection, condition: str = "true") -> list[int]:
-    """The ids of all emails that are meant and meet a condition on `d` and `m`, in the order in which they were made.
+async def query_of(connection: Any, selection: Selection) -> EmailQuery:
+    """Return the conditions of a selection.
 
     Raises:
         ConfigurationError: there is no such edition.
 
     """
-    words = await _words(connection, selection, condition)
-    found = await connection.fetchval(f"SELECT array_agg(d.email ORDER BY d.email) FROM {words.text}", *words.values)
+    query = EmailQuery()
+    if (editions := await _editions(connection, selection)) is not None:
+        query.of_editions(editions)
+    if selection.keys:
+        query.with_keys(selection.keys)
+    if selection.states:
+        query.in_states(selection.states)
+    if selection.to is not None:
+        query.addressed_to(selection.to)
+    return query
+
+
+async def find(connection: Any, selection: Selection, condition: str = "true") -> list[int]:
+    """Return the ids of all emails that fit and meet a condition on `d` and `m`, in the order in which they were made.
+
+    Raises:
+        ConfigurationError: there is no such edition.
+
+    """
+    query = await query_of(connection, selection)
+    query.add(condition)
+    found = await connection.fetchval(f"SELECT array_agg(d.email ORDER BY d.email) FROM {query.text}", *query.values)
     return list(found or ())
 
 
@@ -157,88 +182,5 @@ SELECT m.key, m.recipient, d.state FROM outbox.delivery d JOIN outbox.email m ON
 
 
 async def name(connection: Any, emails: Sequence[int]) -> list[Chosen]:
-    """Key, address and state of these, in the order of their keys."""
+    """Return key, address and state of these, in the order of their keys."""
     return [Chosen(*row) for row in await connection.fetch(NAMES, emails)]
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """An email in a list: what it is, how it stands, and the last thing heard of it.
-
-    `due_at` is null where it is due by itself no more; `paused` is the report under whose pause it was set aside.
-    """
-
-    key: str
-    to: str
-    report: str | None
-    period: str | None
-    state: str
-    attempts: int
-    relay: int | None
-    paused: str | None
-    created_at: datetime
-    due_at: datetime | None
-    marked_at: datetime | None
-    settled_at: datetime | None
-    doubted_at: datetime | None
-    said: str
-    route: str
-    """Which one it takes; '' is the usual one."""
-    urgent: bool
-    needs_person: bool
-    """In doubt, or failed and undecided (`attention`)."""
-
-    @property
-    def since(self) -> datetime:
-        """Since when its state is as it is; of what is pending, when it was made."""
-        return self.settled_at or self.doubted_at or (self.marked_at if self.state == "sending" else None) or (
-            self.created_at
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The newest of what was meant; `more` there are beside these, or at least so many."""
-
-    emails: list[Listed]
-    more: int
-    at_least: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """For scripts; times as ISO 8601 in UTC."""
-        return {"emails": [asdict(one) for one in self.emails], "more": self.more, "more_is_at_least": self.at_least}
-
-
-LIST: Final = """
-WITH found AS MATERIALIZED (SELECT d.email FROM {text} ORDER BY d.email DESC LIMIT {most})
-SELECT m.key, m.recipient, e.report, e.period, d.state, d.attempt, d.relay, d.paused, m.created_at,
-       CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
-       d.marked_at, d.settled_at, d.doubted_at,
-       coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = d.email
-                  ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1), '') AS said,
-       d.route, d.priority > 0 AS urgent,
-       d.state = 'in_doubt'
-       OR (EXISTS (SELECT FROM outbox.failure u WHERE u.email = d.email OFFSET 0)
-           AND NOT EXISTS (SELECT FROM outbox.waiver w
-                            WHERE w.edition = r.edition AND w.recipient_key = r.recipient_key OFFSET 0))
-       AS needs_person,
-       (SELECT count(*) FROM found) AS total
-  FROM (SELECT email FROM found ORDER BY email DESC LIMIT {limit}) f
-  JOIN outbox.delivery d ON d.email = f.email JOIN outbox.email m ON m.id = f.email
-  LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition
- ORDER BY f.email DESC
-"""
-
-
-async def list_emails(connection: Any, selection: Selection, *, limit: int) -> Listing:
-    """The newest emails that are meant, at most `limit`; how many more there are is counted up to `COUNTED_MAX`.
-
-    Raises:
-        ConfigurationError: there is no such edition.
-
-    """
-    words = await _words(connection, selection)
-    text, most = words.text, words.bind(limit + COUNTED_MAX)
-    rows = await connection.fetch(LIST.format(text=text, most=most, limit=words.bind(limit)), *words.values)
-    more = rows[0]["total"] - len(rows) if rows else 0
-    return Listing([Listed(*list(row)[:-1]) for row in rows], more, more == COUNTED_MAX)

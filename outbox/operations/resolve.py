@@ -1,4 +1,4 @@
-"""What a person decides about deliveries that no machine may decide: in doubt, or dead. Who, when and why is kept."""
+"""Decisions about deliveries in doubt and dead letters, which only a person may take. Who, when and why is kept."""
 
 import getpass
 import os
@@ -9,20 +9,29 @@ from enum import StrEnum
 from typing import Any, Final
 
 from outbox.database.connection import CHANNEL, storable
+from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.email_filter import Chosen
 from outbox.operations.prune import BARE, PRUNED
 from outbox.relay.failover import REMAINS
 
-DECIDABLE: Final = ("in_doubt", "dead")
+DECIDABLE: Final = (DeliveryState.IN_DOUBT, DeliveryState.DEAD)
 
 
 class Decision(StrEnum):
-    """It arrived; send it (again); or let it be."""
+    """Decision: it arrived (SENT), send it again (RESEND), or do not send it (DISCARD)."""
 
     SENT = "sent"
     RESEND = "resend"
     DISCARD = "discard"
 
+
+# A dead letter about which a person has decided already. Decisions about many leave it; it has to be named. With the
+# state inside, its negation is an anti-join, whose cost does not hide a bad plan for the rest of a statement.
+DISCARDED: Final = """EXISTS (
+    SELECT FROM outbox.delivery x WHERE x.email = d.email AND x.state = 'dead'
+       AND NOT EXISTS (SELECT FROM outbox.failure f WHERE f.email = x.email))"""
+
+UNDECIDED: Final = f"NOT {DISCARDED}"
 
 # What is decided is what a person could see: a row that has changed by the time its lock is ours was decided meanwhile
 # (by another person, the policy or late news), and is left. `seen` is the statement's snapshot, which the recheck
@@ -31,17 +40,14 @@ class Decision(StrEnum):
 #
 # A relay that brings late news of the same attempt wins over neither of these: its fence matches a row in doubt, or
 # one that is pending and not marked again, and then only a 250 does.
-RESOLVE: Final = """
+RESOLVE: Final = f"""
 WITH seen AS MATERIALIZED (
     SELECT d.email, d.attempt, d.state, d.settled_at, m.key
       FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
      WHERE m.key = ANY ($1::text[])
        AND d.state = ANY ($6::text[])
        AND (d.state = 'in_doubt' OR (d.state = 'dead' AND $2::text <> 'sent'))
-       AND NOT (d.state = 'dead' AND $2::text = 'discard'
-                AND EXISTS (SELECT FROM outbox.attempt a
-                             WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
-                               AND a.settled_at >= d.settled_at))
+       AND NOT ($2::text = 'discard' AND {DISCARDED})
 ), chosen AS (
     SELECT d.email, d.attempt, d.relay, d.marked_at, s.key
       FROM outbox.delivery d
@@ -86,7 +92,7 @@ async def resolve(
     target: str | None = None,
     states: Sequence[str] = DECIDABLE,
 ) -> list[str]:
-    """Decide about the deliveries of these keys; gives the keys that were in doubt or dead and now are decided.
+    """Decide about the deliveries of these keys; return the keys that were in doubt or dead and now are decided.
 
     What is dead cannot be declared sent. A dead letter that is sent again has all its tries before it. The operation,
     the trail of each email and the change are one commit. Of two people who decide at once one has each email.
@@ -103,7 +109,7 @@ async def resolve(
 
 
 def whoami() -> str:
-    """Who runs this program where, as `user@host`; the number of a user who has no name, as in many containers."""
+    """Return the user and host of this program as `user@host`; a user without a name, as in containers, by number."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):
@@ -123,15 +129,8 @@ SELECT m.key, m.recipient, d.state FROM outbox.delivery d JOIN outbox.email m ON
 
 
 async def of_keys(connection: Any, keys: Sequence[str], decision: Decision) -> list[Chosen]:
-    """Which of these keys a decision would touch."""
+    """Return the deliveries of these keys that a decision would touch."""
     return [Chosen(*row) for row in await connection.fetch(OF_KEYS, _possible(keys), decision.value)]
-
-
-# Dead letters about which a person has decided already are not for a sweeping decision: each was let be by name. A
-# decision of before its death, to send what was in doubt again, is not about the dead letter.
-UNDECIDED: Final = """NOT EXISTS (
-    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
-       AND a.settled_at >= d.settled_at)"""
 
 
 STANDING: Final = """
@@ -147,7 +146,7 @@ SELECT m.key, d.state,
 
 
 async def explain(connection: Any, keys: Sequence[str], decision: Decision) -> dict[str, str]:
-    """For each of these keys, about which nothing was decided, the sentence that says why."""
+    """Return a sentence for each of these keys that says why nothing was decided about it."""
     rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys), REMAINS, PRUNED)}
     return {key: _why_not(key, rows.get(key), decision) for key in keys}
 
@@ -155,7 +154,7 @@ async def explain(connection: Any, keys: Sequence[str], decision: Decision) -> d
 def _why_not(key: str, row: Any, decision: Decision) -> str:
     if row is None:
         return f"{key} is no email's key; take one that `outbox status` shows."
-    if row["state"] == "dead" and decision is Decision.SENT:
+    if row["state"] == DeliveryState.DEAD and decision is Decision.SENT:
         return f"{key} is dead: the server refused it, so it cannot be declared sent; use `outbox retry`, or --discard."
     if row["lost"] and decision is Decision.RESEND:
         return f"{key} cannot be sent: a failover of Postgres lost its message, and only its envelope is known."

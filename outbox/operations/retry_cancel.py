@@ -1,7 +1,7 @@
-"""What a person does to emails that are not in doubt: retry, and cancel. Who, when and why is kept.
+"""Decisions about emails that are not in doubt: retry, and cancel. Who decided, when and why is kept.
 
 Both go through any number of emails in batches of one commit each, since a relay that is about to mark one of them
-waits for its row. What is in doubt, or dead and to be let be, is `resolve`'s.
+waits for its row. `resolve` decides about emails in doubt, and discards dead letters.
 """
 
 import asyncio
@@ -14,7 +14,9 @@ import asyncpg
 from outbox import suggestions
 from outbox.database.connection import CHANNEL, storable
 from outbox.errors import DatabaseUnavailableError
+from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.prune import BARE, PRUNED
+from outbox.operations.resolve import DISCARDED
 from outbox.relay import suppression
 from outbox.relay.failover import REMAINS
 from outbox.relay.pauses import resumption
@@ -27,21 +29,18 @@ GIVE_WAY_S: Final = 0.1  # between two tries: for the relays whose rows it had
 
 
 class Act(StrEnum):
-    """Send it as soon as may be; or never."""
+    """Decision: RETRY sends the email as soon as possible, CANCEL never."""
 
     RETRY = "retry"
     CANCEL = "cancel"
 
     @property
     def past(self) -> str:
-        """What was done to an email."""
+        """Return the participle: retried, cancelled."""
         return {"retry": "retried", "cancel": "cancelled"}[self.value]
 
 
 _DEAD_MESSAGES: Final = ", ".join(f"'\\x{bare.hex()}'::bytea" for bare in BARE)
-_LET_BE: Final = """(d.state = 'dead' AND EXISTS (
-    SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.attempt = d.attempt AND a.verdict = 'resolved'
-       AND a.settled_at >= d.settled_at))"""
 _SUPPRESSED: Final = """outbox.suppressed(m.recipient, (
     SELECT e.report FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition WHERE r.id = m.report))"""
 _WAITS: Final = "(d.state = 'pending' AND d.relay IS NULL AND d.paused IS NULL AND d.due_at > now())"
@@ -52,14 +51,14 @@ POSSIBLE: Final = {
     Act.CANCEL: "d.state = 'pending'",
 }
 
-# What is meant by all that fit: what a person has let be is taken up again by its name only (a dead letter) or where
-# its state is asked for (what was cancelled).
+# What a filter selects: a discarded dead letter is retried only by its key, a cancelled email only if its state is
+# asked for.
 SWEEPING: Final = {
-    Act.RETRY: f"{POSSIBLE[Act.RETRY]} AND NOT {_LET_BE} AND m.message NOT IN ({_DEAD_MESSAGES})"
+    Act.RETRY: f"{POSSIBLE[Act.RETRY]} AND NOT {DISCARDED} AND m.message NOT IN ({_DEAD_MESSAGES})"
     f" AND {_SUPPRESSED} IS NULL",
     Act.CANCEL: POSSIBLE[Act.CANCEL],
 }
-RETRIED_BY_DEFAULT: Final = ("dead", "expired", "pending")
+RETRIED_BY_DEFAULT: Final = (DeliveryState.DEAD, DeliveryState.EXPIRED, DeliveryState.PENDING)
 
 # As in `resolve`: what is decided is what was seen, and what changed by the time its lock is ours is left. With all
 # tries before it, unless it only waits for the next. What it is the suspect of stays, too, unless it was settled.
@@ -120,7 +119,7 @@ async def operate(
     target: str,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[int]:
-    """Retry or cancel which of these emails may be; gives those that were.
+    """Retry or cancel those of these emails for which that is possible; return them.
 
     The operation is written first; each batch is one commit, with the trail of its emails and their number added to the
     operation. Whatever ends it early, what is done is kept and counted, and the rest is as it was.
@@ -146,7 +145,7 @@ async def operate(
 
 
 async def _change(connection: Any, act: Act, emails: Sequence[int], reply: str, operation: int) -> list[int]:
-    """One batch, in one commit; waits for rows that others hold, again and again but for `LOCK_TRIES_MAX` times."""
+    """Change one batch in one commit; wait for rows that others hold, up to `LOCK_TRIES_MAX` times."""
     statement = (RETRY if act is Act.RETRY else CANCEL) + _TRAIL
     tries = 0
     while True:
@@ -179,7 +178,7 @@ SELECT m.key, d.state, d.relay, d.paused, d.due_at <= now() AS due, m.message = 
 
 
 async def explain(connection: Any, act: Act, keys: Sequence[str]) -> list[str]:
-    """For each of these keys, to which nothing was done, the sentence that says why, and what can be done instead."""
+    """Return a sentence for each of these keys, which were left: why, and what can be done instead."""
     possible = [key for key in keys if storable(key) == key]
     rows = {row["key"]: row for row in await connection.fetch(STANDING, possible, REMAINS, PRUNED)}
     return [_why_not(act, key, rows.get(key)) for key in keys]
@@ -207,13 +206,13 @@ def _why_not_retried(row: Any, key: str) -> str | None:
     elif row["relay"]:
         pending = f"is with relay {row['relay']} already; nothing was changed"
     why_not = {
-        "sent": "is sent; nothing was changed, since what arrived is not sent again",
-        "sending": f"is being sent at this moment; `{_show(key)}` says what comes of it",
-        "in_doubt": "is in doubt: the server may have it already; "
+        DeliveryState.SENT: "is sent; nothing was changed, since what arrived is not sent again",
+        DeliveryState.SENDING: f"is being sent at this moment; `{_show(key)}` says what comes of it",
+        DeliveryState.IN_DOUBT: "is in doubt: the server may have it already; "
         f"`{_resolve(key, '--resend')}` sends it at the risk of a second copy",
     }
     if row["paused"] or row["relay"] or row["due"]:
-        why_not["pending"] = pending
+        why_not[DeliveryState.PENDING] = pending
     if row["lost"]:
         gone = "cannot be sent: a failover of Postgres lost its message, and only its envelope is known"
     else:
@@ -228,11 +227,12 @@ def _why_not_retried(row: Any, key: str) -> str | None:
 def _why_not_cancelled(row: Any, key: str) -> str | None:
     let_be = f"`{_resolve(key, '--discard')}` lets it be"
     why_not = {
-        "sent": "is sent, and cannot be called back",
-        "sending": f"is being sent at this moment, and cannot be cancelled; `{_show(key)}` says what comes of it",
-        "in_doubt": f"is in doubt: the server may have it already; {let_be}",
-        "dead": f"is dead, so it is not sent anyway; {let_be}",
-        "expired": "has expired, so it is not sent anyway",
-        "cancelled": f"is cancelled already ({row['cancelled'] or 'it is not known by whom'})",
+        DeliveryState.SENT: "is sent, and cannot be called back",
+        DeliveryState.SENDING: "is being sent at this moment, and cannot be cancelled; "
+        f"`{_show(key)}` says what comes of it",
+        DeliveryState.IN_DOUBT: f"is in doubt: the server may have it already; {let_be}",
+        DeliveryState.DEAD: f"is dead, so it is not sent anyway; {let_be}",
+        DeliveryState.EXPIRED: "has expired, so it is not sent anyway",
+        DeliveryState.CANCELLED: f"is cancelled already ({row['cancelled'] or 'it is not known by whom'})",
     }
     return why_not.get(row["state"])

@@ -1,7 +1,7 @@
-"""Which email takes which route: the rules of the settings, those in the database, and what waits where nobody relays.
+"""Rules by which emails take routes: those of the settings, those in the database, and routes that no relay serves.
 
 The rules that count are in the database (`outbox.route_of`), so that all who put emails in have the same ones, SQL and
-`generate` alike. `outbox init` writes those of its settings there; a server whose settings say otherwise is told.
+`generate` alike. `outbox init` writes those of its settings there; a server whose settings differ logs it.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Rule(NamedTuple):
 
 
 def rules_of(settings: Settings) -> list[Rule]:
-    """The rules of the settings, in their order."""
+    """Return the rules of the settings, in their order."""
     found: list[Rule] = []
     for name, route in settings.routes.items():
         found += [Rule(name, report, None) for report in route.reports]
@@ -47,7 +47,7 @@ def rules_of(settings: Settings) -> list[Rule]:
 
 
 def route_for(settings: Settings, report: str | None, recipient: str) -> str:
-    """What `outbox.route_of` says once these settings' rules are in the database."""
+    """Return the result of `outbox.route_of` once these settings' rules are in the database."""
     domain = recipient.rpartition("@")[2].lower()
     for rule in rules_of(settings):
         if rule.report is not None:
@@ -61,8 +61,8 @@ def route_for(settings: Settings, report: str | None, recipient: str) -> str:
     return ""
 
 
-def spoken(route: str) -> str:
-    """A route as people say it."""
+def label(route: str) -> str:
+    """Return a route's name for people."""
     return f"route {route}" if route else USUAL
 
 
@@ -70,12 +70,12 @@ READ: Final = "SELECT route, report, domain FROM outbox.rule ORDER BY position"
 
 
 async def read_rules(connection: Any) -> list[Rule]:
-    """The rules that count."""
+    """Read the rules in the database, which are in force."""
     return [Rule(*row) for row in await connection.fetch(READ)]
 
 
 async def difference(connection: Any, settings: Settings) -> str | None:
-    """How the rules that count differ from those of the settings, in a sentence with its mend; None if they do not."""
+    """Return how the rules in force differ from the settings, in a sentence with its fix; None if they do not."""
     ours, theirs = rules_of(settings), await read_rules(connection)
     if ours == theirs:
         return None
@@ -113,17 +113,16 @@ RETURNING d.route
 
 @dataclass(slots=True)
 class Written:
-    """What `write_rules` has changed: the rules, in words, and how many emails take which route instead of one that is
-    no more.
-    """
+    """Changes by `write_rules`: the rules, in words, and the number of emails by the route that they take now."""
 
     changed: str | None = None
     moved: Counter[str] = field(default_factory=Counter)
 
 
 async def write_rules(connection: Any, settings: Settings) -> Written:
-    """Make the rules of the settings those that count, in one commit; then give what waits for a route that is no more
-    to one that is, in short commits. Idempotent, and safe on all servers at once.
+    """Put the rules of the settings in force, in one commit; then move emails off routes that no longer exist.
+
+    Emails are moved in short commits. Idempotent, and safe on all servers at once.
 
     Raises:
         SchemaError: there is no schema, or it is another version's.
@@ -148,16 +147,16 @@ async def write_rules(connection: Any, settings: Settings) -> Written:
 
 @dataclass(frozen=True, slots=True)
 class Unserved:
-    """A route that no living relay serves, and how many emails wait for it, counted to `COUNT_MAX`."""
+    """Route that no living relay serves, and the number of emails that wait for it, counted to `COUNT_MAX`."""
 
     route: str
     waiting: int
     due_at: datetime
-    """When the first of them is, or was, due."""
+    """Moment at which the first of them is, or was, due."""
 
     @property
     def sentence(self) -> str:
-        """What is wrong, and the mend."""
+        """Return the problem and the fix."""
         return (
             f"{self.waiting:,} emails wait for route {self.route}, which no living relay serves: start a relay whose "
             f"settings have [routes.{self.route}], or run `outbox init` with settings that no longer have it."
@@ -182,38 +181,38 @@ SELECT l.route,
 
 
 async def read_unserved(connection: Any) -> list[Unserved]:
-    """The routes for which emails wait and that no living relay serves."""
+    """Return the routes for which emails wait and that no living relay serves."""
     rows = await connection.fetch(UNSERVED, RELAY_LOCKS, COUNT_MAX)
     return [Unserved(*row) for row in rows if row["due_at"] is not None]
 
 
 def told(written: Written) -> Iterator[str]:
-    """What was changed, a line each."""
+    """Yield a line for each change."""
     if written.changed is not None:
         yield f"The rules for routes are those of these settings now ({written.changed})."
     for route, emails in sorted(written.moved.items()):
-        yield f"{emails:,} emails that waited for a route that is no more take {spoken(route)} now."
+        yield f"{emails:,} emails that waited for a route that is no more take {label(route)} now."
 
 
 async def watch_rules(settings: Settings) -> None:
-    """For ever: say when the rules that count are not those of these settings, or emails wait where nobody relays."""
+    """Log, for ever, when the rules in force differ from these settings, or emails wait for a route without a relay."""
     known: set[str] = set()
     while True:
         try:
             async with asyncio.timeout(LOOK_MAX_S):
-                found = await _faults(settings)
+                found = await _problems(settings)
         except (OutboxError, *LOST_SESSION, asyncpg.PostgresError, TimeoutError):
             found = known  # the relays say what is wrong with the database
-        for fault in sorted(found - known):
-            log.warning("routes_unfit", "{reason}", reason=fault)
+        for problem in sorted(found - known):
+            log.warning("routes_unfit", "{reason}", reason=problem)
         known = found
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def _faults(settings: Settings) -> set[str]:
+async def _problems(settings: Settings) -> set[str]:
     assert settings.database_url is not None
-    ways = {"statement_timeout": str(int(LOOK_MAX_S * 1000)), "default_transaction_read_only": "on"}
-    connection = await connect(settings.database_url, application="outbox routes", settings=ways)
+    server_settings = {"statement_timeout": str(int(LOOK_MAX_S * 1000)), "default_transaction_read_only": "on"}
+    connection = await connect(settings.database_url, application="outbox routes", settings=server_settings)
     try:
         differs = await difference(connection, settings)
         waits = [one.sentence for one in await read_unserved(connection) if one.route not in settings.routes]

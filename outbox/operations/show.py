@@ -1,7 +1,7 @@
-"""Everything that is known of one email: what it is, its state, each try and each decision.
+"""Everything that is known about one email: its facts, its state, each try and each decision.
 
 The token of its report, the only key to the page, is in the message alone. No message can make this fail or hang: it is
-read by `stored_mail`, whose limits hold for any bytes.
+read by `mail.stored_message`, whose limits hold for any bytes.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,12 +12,16 @@ from outbox import suggestions
 from outbox.database.connection import storable
 from outbox.errors import OutboxError
 from outbox.generate.waiver import read_absence
+from outbox.mail.delivery_state import DeliveryState
 from outbox.mail.stored_message import StoredMessage, read_header, read_message
 from outbox.operations.attention import Choice, choices_of
 from outbox.operations.prune import PRUNED
 from outbox.relay import suppression
 from outbox.relay.failover import REMAINS
 from outbox.relay.pauses import Pause, read_pauses
+
+# In these states an email would be sent, or could be sent again.
+MAY_BE_SENT: Final = (DeliveryState.PENDING, DeliveryState.CANCELLED, DeliveryState.EXPIRED, DeliveryState.DEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """An email from its making on. `due_at` is null where it is not due by itself; `gone` says why its bytes are."""
+    """Email from its making on. `due_at` is null if it is not due by itself; `gone` is why its bytes are gone."""
 
     key: str
     sender: str
@@ -48,7 +52,7 @@ class Story:
     title: str | None
     subject: str | None
     size: int
-    """Of the message, in bytes."""
+    """Size of the message in bytes."""
     gone: str | None
     created_at: datetime
     made_by: str | None
@@ -64,36 +68,36 @@ class Story:
     settled_at: datetime | None
     doubted_at: datetime | None
     route: str
-    """Which one it takes; '' is the usual one."""
+    """Route that it takes; '' is the usual one."""
     urgent: bool
     tries: list[Try]
     pauses: list[Pause]
-    """Those that hold it back."""
+    """Pauses that hold it back."""
     suppressed: str | None
-    """Why no email goes to its address now."""
+    """Reason why no email goes to its address now."""
     message: bytes
 
     def as_json(self) -> dict[str, Any]:
-        """All but the bytes; times as ISO 8601 in UTC."""
+        """Return all but the bytes; times as ISO 8601 in UTC."""
         return {name: value for name, value in asdict(self).items() if name != "message"}
 
     @property
     def remedies(self) -> list[str]:
-        """What a person may type about it as it stands."""
-        if self.suppressed and self.state in ("pending", "cancelled", "expired", "dead"):
+        """Return the commands that a person may type in its present state."""
+        if self.suppressed and self.state in MAY_BE_SENT:
             return [suppression.remedy(self.to, self.suppressed, self.report)]
-        if self.state == "pending":
+        if self.state == DeliveryState.PENDING:
             return [one.remedy for one in self.pauses] + [suggestions.command("cancel", keys=[self.key])]
         return [choice.command for choice in self.choices]
 
     @property
     def choices(self) -> list[Choice]:
-        """What a person may decide about it as it stands."""
+        """Return the decisions that a person may take in its present state."""
         is_of_report = self.report is not None
         return choices_of(self.key, self.state, is_gone=self.gone is not None, is_of_report=is_of_report)
 
     def whole(self) -> bytes:
-        """The message as it is sent.
+        """Return the message as it is sent.
 
         Raises:
             OutboxError: it is gone.
@@ -157,7 +161,7 @@ GONE: Final = {
 
 
 async def read_story(connection: Any, key: str) -> Story:
-    """What the database knows of an email, in one snapshot.
+    """Read all that the database has about an email, of one moment.
 
     Raises:
         OutboxError: there is none of that key.
@@ -169,7 +173,7 @@ async def read_story(connection: Any, key: str) -> Story:
             reason = await read_absence(connection, key)
             raise OutboxError(reason or f"{key} is no email's key; {_nearest(key)} finds it.")
         tries = [Try(*found) for found in await connection.fetch(TRIES, row["id"])]
-        pauses = await read_pauses(connection) if row["state"] == "pending" else []
+        pauses = await read_pauses(connection) if row["state"] == DeliveryState.PENDING else []
     known = {name: value for name, value in row.items() if name not in ("id", "recipient", "recipient_key")}
     return Story(
         **known,
@@ -188,7 +192,7 @@ def _subject(message: bytes) -> str | None:
 
 
 def _nearest(key: str) -> str:
-    """The command that most likely finds what was meant: an address, or an edition's key with a slip in it."""
+    """Return the command that most likely finds the email: by an address, or by the report of a mistyped key."""
     if "@" in key and "/" not in key:
         return f"`{suggestions.command('list', suggestions.option('--to', key))}`"
     report, _, rest = key.partition("/")

@@ -1,52 +1,33 @@
-"""State of the fleet, read from the database: counts, living relays, recent editions, and what needs a person."""
+"""State of the fleet, read once and whole: the snapshot with all counts, and by name what needs a person."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggestions
-from outbox.database.connection import ALIVE, RELAY_LOCKS
-from outbox.operations.attention import (
-    COUNTED,
-    EDITIONS_FOR,
-    MISSING,
-    ROUTES,
-    SCHEDULES,
-    UNDECIDED,
-    Choice,
-    Concern,
-    RouteStatus,
-    choices_of,
-    headline,
-    read_concerns,
-)
+from outbox.mail.delivery_state import DeliveryState
+from outbox.operations.attention import Choice, Concern, choices_of, concerns_of, headline
 from outbox.operations.deferrals import Deferral, read_deferrals
+from outbox.operations.email_counts import read_waiting
 from outbox.operations.prune import BARE
-from outbox.operations.route_rules import Unserved, read_unserved
+from outbox.operations.route_rules import Unserved
+from outbox.operations.snapshot import (
+    EDITIONS_FOR,
+    Edition,
+    FailingRoute,
+    FailingSchedule,
+    LivingRelay,
+    counted,
+    read_outcomes,
+    read_snapshot,
+    snapshot_of,
+)
 from outbox.relay.pauses import Pause, read_pauses
 from outbox.relay.rate_limit import FOUND, found_of
 
-STATES: Final = ("pending", "sending", "sent", "in_doubt", "dead", "cancelled", "expired")
 EDITIONS_MAX: Final = 10
 NAMED_MAX: Final = 20
-
-
-@dataclass(frozen=True, slots=True)
-class RelayStatus:
-    """A relay that lives: its session holds its lock at this moment."""
-
-    id: int
-    host: str
-    pid: int
-    version: str
-    started_at: datetime
-    in_hand: int
-    trouble: str | None
-    """What keeps it from its work."""
-    stale: int
-    """How many of its verdicts came too late to matter: more than 0 wants to be looked at."""
-    route: str = ""
-    """The one that it serves; '' is the usual one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,53 +38,14 @@ class RateStatus:
     per_s: float
     """Emails a second of all relays together, at this moment."""
     since: datetime
-    """When it was last exceeded."""
+    """Moment at which it was last exceeded."""
     said: str
     """Reply that showed it."""
 
 
 @dataclass(frozen=True, slots=True)
-class ScheduleStatus:
-    """A schedule whose latest tick could not be followed so far."""
-
-    report: str
-    tick_at: datetime
-    failures: int
-    retry_at: datetime
-    said: str
-
-
-@dataclass(frozen=True, slots=True)
-class EditionStatus:
-    """An edition by what became of its recipients; `expected` is null until one run has seen all of them.
-
-    Each report is counted once: as `sent`, `waiting` (pending or being sent), `in_doubt`, `failed` (dead or expired,
-    and undecided), `cancelled` (a person decided not to send it), `suppressed` (the address is on the suppression list)
-    or `collected` (it waits for a digest; a report in a digest is what the digest is). `missing` are recipients without
-    a report, `waived` those to whom nothing is owed; `bounced` are of those that are sent.
-    """
-
-    report: str
-    period: str
-    expected: int | None
-    made: int
-    sent: int
-    waiting: int
-    in_doubt: int
-    failed: int
-    cancelled: int
-    missing: int
-    waived: int
-    collected: int
-    suppressed: int = 0
-    bounced: int = 0
-    done_elsewhere_at: datetime | None = None
-    """When a person declared that another system made it."""
-
-
-@dataclass(frozen=True, slots=True)
 class Trouble:
-    """An email, or a recipient without a report (`missing`), that needs a person, with the last thing heard of it."""
+    """Email, or recipient without a report (`missing`), that needs a person, with the last reply or the reason."""
 
     key: str
     state: str
@@ -111,122 +53,134 @@ class Trouble:
     command: str
     """Shows all that is known of it, and changes nothing."""
     choices: list[Choice]
-    """What a person may decide."""
+    """Decisions that a person may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One consistent look at everything."""
+    """Everything that `outbox status` shows, of one moment."""
 
     counts: dict[str, int]
     oldest_due_s: float
-    relays: list[RelayStatus]
-    routes: list[RouteStatus]
+    relays: list[LivingRelay]
+    routes: list[FailingRoute]
     pauses: list[Pause]
-    editions: list[EditionStatus]
+    editions: list[Edition]
     troubles: list[Trouble]
-    schedules: list[ScheduleStatus] = field(default_factory=list)
-    """Those in trouble only."""
+    schedules: list[FailingSchedule] = field(default_factory=list)
+    """Only those that failed."""
     unserved: list[Unserved] = field(default_factory=list)
     rates: list[RateStatus] = field(default_factory=list)
     deferrals: list[Deferral] = field(default_factory=list)
     """Emails that wait after a try, by the reply."""
     concerns: list[Concern] = field(default_factory=list)
     """All that needs a person."""
+    in_flight: Mapping[int, int] = field(default_factory=dict)
+    """Number of emails in flight by relay."""
 
     @property
     def limiting_rates(self) -> list[RateStatus]:
-        """Rates of servers that take some mail: not of one that a relay reports as taking none, with the same reply."""
+        """Return the rates except those of servers that accept no mail, as a relay reports with the same reply."""
         troubles = [relay.trouble for relay in self.relays if relay.trouble]
         return [rate for rate in self.rates if not any(rate.said in trouble for trouble in troubles)]
 
     @property
     def attention(self) -> str:
-        """Whether a person is needed, in one line."""
+        """Return one line that says if a person is needed."""
         return headline(self.concerns)
 
     def as_json(self) -> dict[str, Any]:
-        """The counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
-        rest = {k: v for k, v in asdict(self).items() if k != "counts"}
-        return {**self.counts, **rest, "attention": self.attention}
+        """Return the counts at the top level, the rest beside them; times as ISO 8601 in UTC."""
+        rest = {name: value for name, value in asdict(self).items() if name not in ("counts", "in_flight")}
+        relays = [_relay_as_json(relay, self.in_flight.get(relay.id, 0)) for relay in self.relays]
+        editions = [_edition_as_json(edition) for edition in self.editions]
+        return {**self.counts, **rest, "relays": relays, "editions": editions, "attention": self.attention}
 
 
+def _relay_as_json(relay: LivingRelay, in_flight: int) -> dict[str, Any]:
+    return {
+        "id": relay.id,
+        "host": relay.host,
+        "pid": relay.pid,
+        "version": relay.version,
+        "started_at": relay.started_at,
+        "in_hand": in_flight,
+        "trouble": relay.trouble,
+        "stale": relay.stale,
+        "route": relay.route,
+    }
+
+
+def _edition_as_json(edition: Edition) -> dict[str, Any]:
+    assert edition.outcome is not None
+    named = {"report": edition.report, "period": edition.period, "expected": edition.expected}
+    return {**named, **asdict(edition.outcome), "done_elsewhere_at": edition.done_elsewhere_at}
+
+
+# Reads every delivery that there ever was.
 COUNTS: Final = "SELECT state, count(*) AS n FROM outbox.delivery GROUP BY state"
-
-OLDEST_DUE: Final = """
-SELECT coalesce(extract(epoch FROM now() - min(greatest(due_at, timestamptz 'epoch'))), 0)::float8
-  FROM outbox.delivery WHERE settled_at IS NULL AND state IN ('pending', 'sending') AND due_at <= now()
-"""
-
-RELAYS: Final = f"""
-SELECT r.id, r.host, r.pid, r.version, r.started_at,
-       (SELECT count(*) FROM outbox.delivery d
-         WHERE d.settled_at IS NULL AND d.state IN ('pending', 'sending') AND d.relay = r.id) AS in_hand,
-       r.trouble, r.stale, r.route
-{ALIVE} ORDER BY r.id
-"""
 
 RATES: Final = f"SELECT route, found_at, {FOUND} FROM outbox.pace WHERE found_rate IS NOT NULL ORDER BY route"
 
-EDITIONS: Final = f"""
-SELECT e.report, e.period, e.expected, c.*, e.done_elsewhere_at
-  FROM (SELECT * FROM outbox.edition ORDER BY starts_at DESC, id DESC LIMIT $1) e CROSS JOIN LATERAL ({COUNTED}) c
- ORDER BY e.starts_at DESC, e.id DESC
-"""
-
-# What is in doubt and what failed, each in the order in which it was made, the newest first.
-TROUBLES: Final = f"""
+# What is in doubt and what failed, each in the order in which it was made, the newest first. $1 is how many.
+TROUBLES: Final = """
 SELECT m.key, t.state, m.report IS NOT NULL,
        coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = t.email
                   ORDER BY a.settled_at DESC LIMIT 1), ''),
        m.bare
   FROM (
-    (SELECT email, 'in_doubt' AS state FROM outbox.delivery
-      WHERE settled_at IS NULL AND doubted_at IS NOT NULL ORDER BY email DESC LIMIT $1)
+    (SELECT email, state FROM outbox.needs_attention WHERE kind = 'in_doubt' ORDER BY email DESC LIMIT $1)
     UNION ALL
-    (SELECT d.email, d.state FROM {UNDECIDED} ORDER BY d.state, d.email DESC LIMIT $1)
+    (SELECT email, state FROM outbox.needs_attention WHERE kind = 'failed' ORDER BY state, email DESC LIMIT $1)
   ) t
- CROSS JOIN LATERAL (SELECT key, report, {{bare}} AS bare FROM outbox.email m WHERE m.id = t.email OFFSET 0) m
+ CROSS JOIN LATERAL (SELECT key, report, {bare} AS bare FROM outbox.email m WHERE m.id = t.email OFFSET 0) m
  ORDER BY array_position(array['in_doubt', 'dead', 'expired'], t.state), t.email DESC LIMIT $1
 """
 
-UNREACHED: Final = f"""
-SELECT e.report || '/' || e.period || '/' || u.key, u.reason
+# Recipients without a report, the newest editions first. $1 is how many: no edition is read further, since the index of
+# `missing_report` has their order. Which editions count is the rule of `needs_attention`.
+MISSING: Final = f"""
+SELECT e.report || '/' || e.period || '/' || a.recipient_key, a.reason
   FROM outbox.edition e CROSS JOIN LATERAL (
-    SELECT u.recipient_key AS key, u.reason FROM {MISSING} ORDER BY u.recipient_key LIMIT $1) u
+    SELECT recipient_key, reason FROM outbox.missing_report WHERE edition = e.id ORDER BY recipient_key LIMIT $1) a
  WHERE e.created_at > now() - {EDITIONS_FOR} AND e.done_elsewhere_at IS NULL
- ORDER BY e.starts_at DESC, e.id DESC, u.key LIMIT $1
+ ORDER BY e.starts_at DESC, e.id DESC, a.recipient_key LIMIT $1
 """
 
 
-# Who may not read messages is not told which of them are gone; `outbox resolve` says so in time. In two statements,
-# since Postgres wants the right on every column that is named, whether it is read or not.
+# A role that may not read messages does not see which of them are gone; `outbox resolve` says so in time. There are two
+# statements, since Postgres requires the right on every column that is named, read or not.
 READS_MESSAGES: Final = "SELECT has_column_privilege('outbox.email', 'message', 'SELECT')"
 BARE_OR_NOT: Final = {True: "m.message = ANY ($2::bytea[])", False: "$2::bytea[] IS NULL"}
 
 
 async def read_status(connection: Any) -> Status:
-    """The whole picture from one snapshot, except the locks, which are always of this moment."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        found = {row["state"]: row["n"] for row in await connection.fetch(COUNTS)}
-        oldest = await connection.fetchval(OLDEST_DUE)
-        relays = [RelayStatus(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
-        routes = [RouteStatus(*row) for row in await connection.fetch(ROUTES)]
-        rates = await read_rates(connection)
-        pauses = await read_pauses(connection)
-        unserved = await read_unserved(connection)
-        schedules = [ScheduleStatus(*row) for row in await connection.fetch(SCHEDULES)]
-        editions = [EditionStatus(*row) for row in await connection.fetch(EDITIONS, EDITIONS_MAX)]
-        statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
-        troubles = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
-        missing = await connection.fetch(UNREACHED, NAMED_MAX - len(troubles))
-        troubles += [_trouble(key, "missing", True, reason, False) for key, reason in missing]
-        deferrals = await read_deferrals(connection)
-        concerns = await read_concerns(connection)
-    counts = {state: found.get(state, 0) for state in STATES}
-    return Status(
-        counts, oldest, relays, routes, pauses, editions, troubles, schedules, unserved, rates, deferrals, concerns
-    )
+    """Read the whole picture from one snapshot, except the locks, which are always of this moment."""
+    async with snapshot_of(connection):
+        snapshot = await read_snapshot(connection, editions_max=EDITIONS_MAX)
+        found = dict(await connection.fetch(COUNTS))
+        return Status(
+            counts={state.value: found.get(state, 0) for state in DeliveryState},
+            oldest_due_s=snapshot.oldest_due_s,
+            relays=snapshot.relays,
+            routes=snapshot.routes,
+            pauses=await read_pauses(connection),
+            editions=counted(snapshot.editions, await read_outcomes(connection, [one.id for one in snapshot.editions])),
+            troubles=await _read_troubles(connection),
+            schedules=snapshot.schedules,
+            unserved=snapshot.unserved,
+            rates=await read_rates(connection),
+            deferrals=await read_deferrals(connection),
+            concerns=concerns_of(snapshot),
+            in_flight=(await read_waiting(connection)).in_flight,
+        )
+
+
+async def _read_troubles(connection: Any) -> list[Trouble]:
+    statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
+    found = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
+    missing = await connection.fetch(MISSING, NAMED_MAX - len(found))
+    return found + [_trouble(key, "missing", True, reason, False) for key, reason in missing]
 
 
 async def read_rates(connection: Any) -> list[RateStatus]:

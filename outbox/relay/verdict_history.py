@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.settlement import Settlement
 from outbox.smtp.outgoing import Try
 from outbox.smtp.verdict import Outcome
@@ -130,7 +131,7 @@ class VerdictHistory:
             for s in unsettled
             if s.outcome.state == "pending"
         ]
-        doubt = Outcome("in_doubt", "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
+        doubt = Outcome(DeliveryState.IN_DOUBT, "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
         verdicts += [RecentVerdict.on(tried, tried.attempt, doubt) for tried in awaiting_reply]
         latest: dict[str, RecentVerdict] = {}
         for verdict in verdicts:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from outbox.mail.delivery_state import DeliveryState
+
 REPLY_CHARACTERS_MAX: Final = 500
 
 
@@ -60,7 +62,7 @@ class Outcome:
     The delivery is due again after `delay_s`; None is never by itself.
     """
 
-    state: str
+    state: DeliveryState
     verdict: str
     reply: str
     delay_s: float | None = None
@@ -85,18 +87,18 @@ def outcome_of(  # noqa: PLR0911 - a table
     """
     match verdict:
         case Accepted(reply):
-            return Outcome("sent", "accepted", reply)
+            return Outcome(DeliveryState.SENT, "accepted", reply)
         case Refused(reply):
-            return Outcome("dead", "refused", reply)
+            return Outcome(DeliveryState.DEAD, "refused", reply)
         case Deferred(reply) if tries >= tries_max:
-            return Outcome("dead", "deferred", reply)
+            return Outcome(DeliveryState.DEAD, "deferred", reply)
         case Deferred(reply):
-            return Outcome("pending", "deferred", reply, backoff_s)
+            return Outcome(DeliveryState.PENDING, "deferred", reply, backoff_s)
         case InDoubt(reply):
-            return Outcome("in_doubt", "in_doubt", reply, doubt_s)
+            return Outcome(DeliveryState.IN_DOUBT, "in_doubt", reply, doubt_s)
         case Withdrawn(reply) if withdrawals_max is not None and withdrawals + 1 >= withdrawals_max:
-            return Outcome("dead", "quarantined", reply)
+            return Outcome(DeliveryState.DEAD, "quarantined", reply)
         case Withdrawn(reply):
-            return Outcome("pending", "withdrawn", reply, again_s)
+            return Outcome(DeliveryState.PENDING, "withdrawn", reply, again_s)
         case _:
             assert_never(verdict)

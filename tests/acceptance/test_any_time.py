@@ -9,7 +9,8 @@ from rich.console import Console
 from outbox.monitoring.fleet import read_fleet
 from outbox.operations.status import read_status
 from outbox.operations.watch import Watcher
-from outbox.operations.watch_view import Frame, draw
+from outbox.operations.watch_view import draw
+from outbox.operations.wording import Frame
 from outbox.settings import load
 from outbox.settings.urls import DatabaseUrl
 
@@ -113,7 +114,7 @@ async def test_watch_survives_any_time(odd, time):
             await watcher.look_again()
             assert watcher.trouble is None
             console = Console(file=io.StringIO(), width=200)
-            console.print(draw(watcher.look, watcher.rates, Frame.of(settings)))
+            console.print(draw(watcher.snapshot, watcher.rates, Frame.of(settings)))
     finally:
         watcher.close()
 

@@ -8,9 +8,10 @@ from html import unescape
 import pytest
 
 from outbox.monitoring.completion import Candidate, is_complete
-from outbox.operations.attention import Kind, read_concerns
+from outbox.operations.attention import Kind, concerns_of
 from outbox.operations.email_filter import Selection, find
 from outbox.operations.resolve import UNDECIDED, Decision, resolve
+from outbox.operations.snapshot import read_snapshot
 from outbox.sandbox.smtp_sink import Cut, Reply, Stage
 from tests.acceptance.test_board import hidden, signed_in
 from tests.acceptance.test_http import asked, measured, place_of
@@ -178,7 +179,7 @@ SELECT id, $3, 1, CASE WHEN $3 NOT IN ('pending', 'sending', 'in_doubt') THEN no
 
 
 async def kinds(connection):
-    return [(one.kind, one.count) for one in await read_concerns(connection)]
+    return [(one.kind, one.count) for one in concerns_of(await read_snapshot(connection))]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ async def test_recipients_without_a_report_count_until_they_have_one_or_a_waiver
     )
     await connection.execute("INSERT INTO outbox.waiver VALUES ($1, '2', now(), 'ann', '')", edition)
     assert await kinds(connection) == [(Kind.MISSING, 1)]
-    (concern,) = await read_concerns(connection)
+    (concern,) = concerns_of(await read_snapshot(connection))
     assert "`outbox generate progress --period 2026-W48`" in concern.fix
     assert "`outbox waive --edition 'progress 2026-W48' --why …`" in concern.fix
     await connection.execute("UPDATE outbox.edition SET done_elsewhere_at = now()")
@@ -316,7 +317,7 @@ async def test_a_route_and_a_schedule_in_trouble_need_a_person(connection):
     await connection.execute(
         "INSERT INTO outbox.schedule (report, tick_at, failures, said) VALUES ('progress', now(), 2, 'no table.')"
     )
-    found = await read_concerns(connection)
+    found = concerns_of(await read_snapshot(connection))
     assert [one.kind for one in found] == [Kind.ROUTE, Kind.SCHEDULE]
     assert "421 closing." in found[0].sentence
     assert found[1].sentence == "The schedule of progress failed twice: no table."

@@ -10,7 +10,7 @@ import asyncpg
 from outbox.database.schema import initialise
 from outbox.sandbox.postgres import postgres
 from outbox.sandbox.smtp_sink import Cut, Stage
-from outbox.web.board.live import VIEWERS_MAX
+from outbox.web.board.streams import STREAMS_MAX
 from tests.support.fleet import DEADLINE_S
 from tests.support.web_client import opened, settled_web
 
@@ -309,7 +309,7 @@ async def test_the_board_outlives_postgres_and_says_so_and_ends_at_once(fleet):
             server.start()
             await reader.readuntil(b"All is well")
         assert (await anna.get("/emails")).status == 200
-        others = [await look_on(anna) for _ in range(VIEWERS_MAX - 1)]
+        others = [await look_on(anna) for _ in range(STREAMS_MAX - 1)]
         one_more, its_writer = await asked_for_events(anna)
         assert b" 503 " in await one_more.readline()
         process.send(signal.SIGTERM)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from outbox.errors import OutboxError
-from outbox.operations.email_filter import COUNTED_MAX, Selection, find, list_emails
+from outbox.operations.email_filter import Selection, find
+from outbox.operations.email_list import COUNTED_MAX, list_emails
 from outbox.operations.prune import PRUNED
 from outbox.operations.retry_cancel import Act, operate
 from outbox.operations.show import read_story
@@ -86,7 +87,7 @@ async def test_a_list_is_of_what_was_meant_newest_first_aligned_and_bounded(mudd
 
 async def test_a_list_of_many_counts_up_to_a_bound(fleet, monkeypatch):
     await fleet.put_emails(30)
-    monkeypatch.setattr("outbox.operations.email_filter.COUNTED_MAX", 10)
+    monkeypatch.setattr("outbox.operations.email_list.COUNTED_MAX", 10)
     found = await list_emails(fleet.connection, Selection(), limit=5)
     assert (len(found.emails), found.more, found.at_least) == (5, 10, True)
     assert COUNTED_MAX >= 1000

@@ -315,19 +315,19 @@ UNION ALL
 SELECT c.relname, p.privilege, a.attname
   FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
   CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS p (privilege)
- WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r'
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v')
    AND has_column_privilege($1, c.oid, a.attnum, privilege)
 UNION ALL
 SELECT c.relname, p.privilege, '' FROM pg_class c
   CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER']) AS p (privilege)
- WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' AND has_table_privilege($1, c.oid, privilege)
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v') AND has_table_privilege($1, c.oid, privilege)
 UNION ALL
 SELECT c.relname, p.privilege, '' FROM pg_class c CROSS JOIN unnest(ARRAY['USAGE', 'SELECT', 'UPDATE']) AS p (privilege)
  WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'S' AND has_sequence_privilege($1, c.oid, privilege)
 """
 COLUMNS = """
 SELECT c.relname, string_agg(a.attname, ' ') FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
- WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind = 'r' GROUP BY 1
+ WHERE c.relnamespace = 'outbox'::regnamespace AND c.relkind IN ('r', 'v') GROUP BY 1
 """
 
 

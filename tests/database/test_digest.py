@@ -155,7 +155,7 @@ async def test_a_collected_report_is_sent_when_its_digest_is_and_keeps_its_page_
 
     async def found():
         looked = await audit(settings, "progress", WEEK)
-        edition = (await read_status(connection)).editions[-1]
+        edition = (await read_status(connection)).editions[-1].outcome
         return [
             *[(one.state, one.said) for kind in looked.unsent.values() for one in kind.named],
             (looked.sent, edition.sent, edition.waiting, edition.collected),

@@ -18,9 +18,10 @@ from outbox.generate.run import generate
 from outbox.generate.schedule_state import read
 from outbox.generate.waiver import Owed, waive
 from outbox.monitoring.completion import CANDIDATES, COMPLETE, Candidate, is_complete
-from outbox.operations.attention import Kind, read_concerns
+from outbox.operations.attention import Kind, concerns_of
 from outbox.operations.audit import audit
 from outbox.operations.mark_done import EmailsExistError, mark_done, undo_mark_done
+from outbox.operations.snapshot import read_snapshot
 from outbox.settings import load
 from tests.support.fleet import until
 
@@ -214,14 +215,14 @@ async def test_an_edition_without_recipients_is_an_error_and_never_complete(writ
         await make(settings, "sql")
     assert await expected(connection) == 0
     assert await complete(connection) == []
-    (concern,) = await read_concerns(connection)
+    (concern,) = concerns_of(await read_snapshot(connection))
     assert (concern.kind, concern.subject) == (Kind.EMPTY, f"sql {WEEK}")
     assert not (await audit(settings, "sql", WEEK)).is_well
     assert "names no recipient" in (await audit(settings, "sql", WEEK)).sentence
 
     allowing = write("may_be_empty = true")
     assert (await make(allowing, "sql")).expected == 0
-    assert await read_concerns(connection) == []
+    assert concerns_of(await read_snapshot(connection)) == []
     assert await complete(connection) == ["sql"]
     assert (await audit(allowing, "sql", WEEK)).is_well
 

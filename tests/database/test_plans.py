@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from outbox.monitoring import fleet
-from outbox.operations import prune, route_rules
+from outbox.operations import prune, route_rules, snapshot
 from outbox.relay import pauses
 from outbox.relay.lease_connection import PLANS
 from outbox.relay.statements import MODULES
@@ -48,7 +48,7 @@ STATEMENTS = {
     "PRUNE_EMAILS": prune.PRUNE_EMAILS,
     "PRUNE_REPORTS": prune.PRUNE_REPORTS,
     "FLEET_COUNTS": fleet.COUNTS,
-    "FLEET_OLDEST_DUE": fleet.OLDEST_DUE,
+    "OLDEST_DUE": snapshot.OLDEST_DUE,
     "UNSERVED": route_rules.UNSERVED,
     "MOVE": route_rules.MOVE,
 }

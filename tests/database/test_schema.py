@@ -36,7 +36,7 @@ async def stranger(empty):
 
 
 async def shape(connection):
-    """Return all that a schema is: columns, constraints, indexes, functions, rights, triggers, identities, versions."""
+    """Return all that a schema is: columns, constraints, indexes, functions, rights, triggers, views, versions."""
     return await connection.fetch("""
         SELECT 'column' AS kind, table_name || '.' || column_name AS name, data_type || ' ' || is_nullable AS what
           FROM information_schema.columns WHERE table_schema = 'outbox'
@@ -51,6 +51,8 @@ async def shape(connection):
         UNION ALL
         SELECT 'trigger', tgname, pg_get_triggerdef(oid) FROM pg_trigger
          WHERE tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'outbox'::regnamespace) AND NOT tgisinternal
+        UNION ALL
+        SELECT 'view', viewname, definition FROM pg_views WHERE schemaname = 'outbox'
         UNION ALL
         SELECT 'identity', relname, relreplident::text FROM pg_class
          WHERE relnamespace = 'outbox'::regnamespace AND relkind IN ('r', 'p')

@@ -6,6 +6,7 @@
     context         what every page shares: layout, texts, the signed-in user
 
     live            one poller for all open pages
+    streams         how many live streams there may be
     throughput      the minutes of the last hour, as a line
     overview        /: the current state; /events: the same as it changes
     editions        /editions: what became of each; /pauses and /decisions

@@ -8,7 +8,8 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
-from outbox.operations.watch_view import Frame, progress_of, spoken_s
+from outbox.mail.delivery_state import DeliveryState
+from outbox.operations.wording import Frame, duration_label, progress_of
 from outbox.reports.period import spoken_time
 from outbox.settings import Settings
 from outbox.web.board.auth import Authenticator, User
@@ -23,12 +24,16 @@ SECTIONS: Final = (
     ("/pauses", "Pauses"),
     ("/decisions", "Decisions"),
 )
-STATES: Final = ("pending", "sending", "in_doubt", "sent", "dead", "expired", "cancelled")
+# In the order in which the board shows them.
+STATES: Final = (
+    DeliveryState.PENDING, DeliveryState.SENDING, DeliveryState.IN_DOUBT, DeliveryState.SENT, DeliveryState.DEAD,
+    DeliveryState.EXPIRED, DeliveryState.CANCELLED,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """What the pages share."""
+class BoardContext:
+    """Settings, database, sign-in and live state, which all pages share."""
 
     settings: Settings
     store: Store
@@ -36,12 +41,12 @@ class Desk:
     live: Live
 
     def page(self, request: Request, template: str, user: User, *, section: str, **context: Any) -> Response:
-        """A page of the board in its frame."""
+        """Return a page of the board in its frame."""
         return page(request, template, user=user, section=section, **self.words, **context)
 
     @property
     def words(self) -> dict[str, Any]:
-        """What the templates say with, beside what a page is about."""
+        """Return the texts and functions that all templates use."""
         frame = Frame.of(self.settings)
         zone = frame.zone("")
         return {
@@ -50,7 +55,7 @@ class Desk:
             "read_only": self.settings.web.read_only,
             "zone": getattr(zone, "key", None) or "UTC",
             "when": lambda at, report="": when(at, frame.zone(report) or zone),
-            "spoken_s": spoken_s,
+            "duration_label": duration_label,
             "progress_of": progress_of,
         }
 
@@ -62,7 +67,7 @@ class Desk:
 
 
 def when(at: datetime | None, zone: tzinfo | None) -> Markup:
-    """A moment on the reports' clocks; UTC is near."""
+    """Return a moment in the reports' timezone as HTML, with UTC in an attribute."""
     if at is None:
         return Markup("-")
     there = at.astimezone(zone or UTC)

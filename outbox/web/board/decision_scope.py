@@ -1,4 +1,4 @@
-"""What a decision is about, as it was seen: some emails by name, or all that fit. What changed since is left.
+"""Emails that a decision is about, as they were shown: some by name, or all that fit. Those that changed are left.
 
 A confirmation carries what it showed in its form: of each email by name the attempt and the state, of all that fit the
 moment and the last id. So nothing is remembered between the two, and any process may take the click.
@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from outbox.database.connection import storable
 from outbox.errors import ConfigurationError, OutboxError
-from outbox.operations.email_filter import STATES, Chosen, Selection, find
+from outbox.mail.delivery_state import DeliveryState
+from outbox.operations.email_filter import Chosen, Selection, find
 from outbox.operations.email_filter import name as name_all
 from outbox.operations.resolve import DECIDABLE, UNDECIDED, Decision
 from outbox.operations.retry_cancel import RETRIED_BY_DEFAULT, SWEEPING, Act
@@ -37,7 +38,7 @@ NOW: Final = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
 @dataclass(frozen=True, slots=True)
 class Email:
-    """An email that is named, as it stands."""
+    """Email that is named, in its present state."""
 
     id: int
     attempt: int
@@ -47,13 +48,13 @@ class Email:
 
     @property
     def seen(self) -> str:
-        """What is to be the same still at the click."""
+        """Return the facts that have to be the same at the click."""
         return f"{self.id}:{self.attempt}:{self.state}"
 
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """All that fit, as of a moment."""
+    """All emails that fit, as of a moment."""
 
     emails: list[int]
     named: list[Chosen]
@@ -63,7 +64,7 @@ class Fitting:
 
 
 async def named(connection: Any, ids: Sequence[int]) -> list[Email]:
-    """These, as they stand."""
+    """Read these in their present state."""
     return [Email(*row) for row in await connection.fetch(STANDING, list(ids)[:PICKED_MAX])]
 
 
@@ -80,7 +81,7 @@ def seen_of(fields: Mapping[str, str]) -> dict[int, str]:
 
 
 def selection_of(act: str, fields: Mapping[str, str]) -> Selection:
-    """The filter that was meant, in the words of the commands.
+    """Return the filter of the form, as the commands have it.
 
     Raises:
         OutboxError: nothing narrows it down, or this cannot be done to what it asks for.
@@ -88,13 +89,13 @@ def selection_of(act: str, fields: Mapping[str, str]) -> Selection:
     """
     given = {key: storable(fields.get(key, "")).strip() or None for key in ("report", "period", "to")}
     state = fields.get("state", "")
-    states = (state,) if state in STATES else ()
+    states = (state,) if state in list(DeliveryState) else ()
     chosen = Selection(report=given["report"], period=given["period"], to=given["to"], states=states)
     if not chosen.is_by_filter:
         raise OutboxError("Nothing is picked; pick emails, or narrow the list down to those that are meant.")
-    if act in DECISIONS and (state not in DECIDABLE or (act == "sent" and state == "dead")):
+    if act in DECISIONS and (state not in DECIDABLE or (act == "sent" and state == DeliveryState.DEAD)):
         raise OutboxError("Only what is in doubt or dead is decided, and what is dead has not arrived.")
-    if act == "retry" and state in ("sent", "sending", "in_doubt"):
+    if act == "retry" and state in (DeliveryState.SENT, DeliveryState.SENDING, DeliveryState.IN_DOUBT):
         raise OutboxError(f"What is {state.replace('_', ' ')} is not retried.")
     return chosen
 
@@ -102,7 +103,7 @@ def selection_of(act: str, fields: Mapping[str, str]) -> Selection:
 async def fitting(
     connection: Any, act: str, chosen: Selection, *, up_to: int | None = None, at: float | None = None
 ) -> Fitting:
-    """What the same command would touch; as of now, or what of it was there at `at` and has not changed since.
+    """Return the emails that the same command would touch, now, or those that have not changed since `at`.
 
     Raises:
         OutboxError: there is no such edition, or it is more than a page may do.
@@ -128,11 +129,11 @@ async def fitting(
 
 
 def command(act: str, chosen: Selection) -> str:
-    """What would be typed for it."""
+    """Return the command that does the same."""
     verb, _, option = COMMANDS[act].partition(" ")
     return " ".join(filter(None, (verb, option, chosen.target)))
 
 
 def target_of(keys: Sequence[str]) -> str:
-    """What is written down as meant by emails that are named."""
+    """Return the keys of named emails as they are recorded."""
     return shlex.join(dict.fromkeys(keys))

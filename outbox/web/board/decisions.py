@@ -1,4 +1,4 @@
-"""What a person decides here: shown first, with all that it would touch; then done as the commands do it, and kept.
+"""Decisions of a person: shown first, with all that they would touch; then done as the commands do it, and recorded.
 
 The functions, and so the laws and the trail, are those of `outbox retry`, `cancel`, `resolve`, `waive`, `pause` and
 `resume`.
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.generate.waiver import Owed, unreached_of, waive
+from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.email_filter import name as name_all
 from outbox.operations.resolve import Decision, resolve
 from outbox.operations.resolve import explain as explain_decision
@@ -19,7 +20,7 @@ from outbox.operations.retry_cancel import explain as explain_act
 from outbox.operations.retry_cancel import operate
 from outbox.relay.pauses import Pause, begin_pause, end_pause, is_known, label, read_pauses
 from outbox.web.board.auth import User
-from outbox.web.board.context import Desk
+from outbox.web.board.context import BoardContext
 from outbox.web.board.decision_scope import (
     ACTS,
     COMMANDS,
@@ -47,7 +48,7 @@ FILTERS: Final = ("report", "period", "to", "state")
 
 @dataclass(slots=True)
 class Outcome:
-    """What was done to how many, the first of them by name, and a sentence for each that was left."""
+    """Result of a decision: how many were changed, the first of them by name, and a sentence for each that was left."""
 
     done: int = 0
     keys: list[str] = field(default_factory=list)
@@ -57,29 +58,29 @@ class Outcome:
 class Deciding:
     """POST /confirm and POST /decide."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, board: BoardContext) -> None:
+        self.board = board
 
     async def confirm(self, request: Request, user: User, fields: dict[str, str]) -> Response:
-        """What would be done to what; nothing is."""
+        """Show what would be done; change nothing."""
         return await self._confirm(request, user, fields)
 
     async def _confirm(self, request: Request, user: User, fields: dict[str, str], fault: str = "") -> Response:
         act = fields.get("act", "")
         try:
-            async with self.desk.store.connection() as connection:
+            async with self.board.store.connection() as connection:
                 shown = await self._shown(connection, act, fields)
         except DatabaseUnavailableError:
             raise
         except OutboxError as error:
             return self._said(request, user, act, Outcome(others=[str(error)]), status=400)
-        return self.desk.page(
+        return self.board.page(
             request, "board/confirm.html.j2", user, section="", title="Sure?", act=act, fault=fault,
             why=fields.get("why", ""), why_max=WHY_MAX, **shown,
         )  # fmt: skip
 
     async def _shown(self, connection: Any, act: str, fields: dict[str, str]) -> dict[str, Any]:
-        """What a confirmation names, and what its form carries to the click."""
+        """Return the facts that a confirmation shows, and those that its form carries to the click."""
         if act in ("pause", "resume"):
             return await self._shown_hold(connection, act, fields.get("pause", ""))
         if act == "waive":
@@ -109,17 +110,17 @@ class Deciding:
                 "carried": carried}  # fmt: skip
 
     async def _require_known(self, connection: Any, report: str) -> None:
-        if report and report not in self.desk.settings.editions and not await is_known(connection, report):
+        if report and report not in self.board.settings.editions and not await is_known(connection, report):
             raise OutboxError(f"{report} is no report that the fleet knows.")
 
     async def decide(self, request: Request, user: User, fields: dict[str, str]) -> Response:
-        """Do it, to what is as it was shown, and say what was left."""
+        """Do it to what has not changed since it was shown, and name what was left."""
         act, why = fields.get("act", ""), " ".join(fields.get("why", "").split())[:WHY_MAX]
         if not why:
             return await self._confirm(request, user, fields, fault="Say why; it is kept with the decision.")
-        who = self.desk.who(request, user)
+        who = self.board.who(request, user)
         try:
-            async with self.desk.store.connection() as connection:
+            async with self.board.store.connection() as connection:
                 outcome = await self._do(connection, act, fields, who, why)
         except DatabaseUnavailableError:
             raise
@@ -128,7 +129,7 @@ class Deciding:
         return self._said(request, user, act, outcome)
 
     def _said(self, request: Request, user: User, act: str, outcome: Outcome, status: int = 200) -> Response:
-        response = self.desk.page(
+        response = self.board.page(
             request, "board/decided.html.j2", user, section="", title="Done" if outcome.done else "Nothing done",
             act=act, outcome=outcome, past=DONE.get(act, ""), named_max=NAMED_MAX,
         )  # fmt: skip
@@ -229,7 +230,7 @@ async def _resolve(
     connection: Any, decision: Decision, same: list[Email], others: list[str], who: str, why: str
 ) -> Outcome:
     keys = [one.key for one in same]
-    states = sorted({one.state for one in same} & {"in_doubt", "dead"})
+    states = sorted({one.state for one in same} & {DeliveryState.IN_DOUBT, DeliveryState.DEAD})
     decided = set(await resolve(connection, keys, decision, why=why, who=who, states=states))
     left = await explain_decision(connection, [key for key in keys if key not in decided], decision)
     return Outcome(len(decided), [key for key in keys if key in decided][:NAMED_MAX], [*others, *left.values()])

@@ -1,7 +1,7 @@
-"""The list of emails, and the story of one with its message."""
+"""Pages of the list of emails, and of one email with its message."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -10,11 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from outbox.mail.delivery_state import DeliveryState
 from outbox.mail.stored_message import MESSAGE_MAX
 from outbox.operations.show import Story, Try, read_story
-from outbox.operations.watch_view import Frame
+from outbox.operations.wording import Frame
 from outbox.web.board.auth import User
-from outbox.web.board.context import Desk
+from outbox.web.board.context import BoardContext
 from outbox.web.board.message_view import POLICY, Mail, read_mail
 from outbox.web.board.search import PAGE, WHERE, Wanted, browse
 from outbox.web.responses import bigint, notice
@@ -28,19 +29,19 @@ REPORTS: Final = "SELECT report FROM outbox.definition ORDER BY report LIMIT 200
 GOOD: Final = frozenset({"accepted"})
 BAD: Final = frozenset({"refused", "in_doubt", "quarantined", "bounced"})
 
-# What may be done to an email as it stands, and to a list of those.
-POSSIBLE: Final = {
-    "pending": ("retry", "cancel"),
-    "in_doubt": ("sent", "resend", "discard"),
-    "dead": ("retry", "discard"),
-    "expired": ("retry",),
-    "cancelled": ("retry",),
+# Decisions about an email in this state, and about a list of those.
+POSSIBLE: Final[Mapping[str, tuple[str, ...]]] = {
+    DeliveryState.PENDING: ("retry", "cancel"),
+    DeliveryState.IN_DOUBT: ("sent", "resend", "discard"),
+    DeliveryState.DEAD: ("retry", "discard"),
+    DeliveryState.EXPIRED: ("retry",),
+    DeliveryState.CANCELLED: ("retry",),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a timeline."""
+    """Line of a timeline."""
 
     at: datetime | None
     level: str
@@ -49,7 +50,7 @@ class Step:
 
 
 class TooLargeMessageError(Exception):
-    """The message of an email has more bytes than the board reads."""
+    """Raised if a message has more bytes than the board reads."""
 
 
 async def too_large_message(request: Request, error: Exception) -> Response:
@@ -61,24 +62,24 @@ async def too_large_message(request: Request, error: Exception) -> Response:
 class Emails:
     """GET /emails and below."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, board: BoardContext) -> None:
+        self.board = board
         self._turns = asyncio.Semaphore(MESSAGES_AT_ONCE)
 
     async def index(self, request: Request, user: User) -> Response:
-        """Page by page, by address, key, reply, state, report and day."""
+        """Return a page of the list, filtered by address, key, reply, state, report and day."""
         wanted = Wanted.of(request.query_params)
-        zone = Frame.of(self.desk.settings).zone("") or UTC
-        async with self.desk.store.connection() as connection:
+        zone = Frame.of(self.board.settings).zone("") or UTC
+        async with self.board.store.connection() as connection:
             found = await browse(connection, wanted, zone)
             reports = [row["report"] for row in await connection.fetch(REPORTS)]
-        return self.desk.page(
+        return self.board.page(
             request, "board/emails.html.j2", user, section="/emails", title="Emails",
             wanted=wanted, found=found, reports=reports, where=WHERE, page_max=PAGE, acts=_acts(wanted),
         )  # fmt: skip
 
     async def story(self, request: Request, user: User) -> Response:
-        """GET /emails/N: all that is known of one."""
+        """GET /emails/N: return all that is known of one email."""
         async with self._turns:
             return await self._shown(request, user)
 
@@ -87,7 +88,7 @@ class Emails:
         story = await self._story(email)
         mail = Mail() if story.gone else await read_mail(story.message)
         timeline = list(steps(story))
-        response = self.desk.page(
+        response = self.board.page(
             request,
             "board/email.html.j2",
             user,
@@ -109,7 +110,7 @@ class Emails:
         return response
 
     async def html(self, request: Request, _: User) -> Response:
-        """GET /emails/N/html: the page of its message, for the frame in its story."""
+        """GET /emails/N/html: return the HTML of its message, for the frame in its page."""
         async with self._turns:
             story = await self._story(_id_of(request))
             mail = Mail() if story.gone else await read_mail(story.message)
@@ -118,7 +119,7 @@ class Emails:
         return HTMLResponse(mail.html, headers={"Content-Security-Policy": POLICY, "X-Frame-Options": "SAMEORIGIN"})
 
     async def source(self, request: Request, _: User) -> Response:
-        """GET /emails/N/source: its bytes, as a file."""
+        """GET /emails/N/source: return its bytes as a file."""
         email = _id_of(request)
         async with self._turns:
             story = await self._story(email)
@@ -128,7 +129,7 @@ class Emails:
         return Response(story.message, media_type="message/rfc822", headers={"Content-Disposition": name})
 
     async def _story(self, email: int) -> Story:
-        async with self.desk.store.connection() as connection:
+        async with self.board.store.connection() as connection:
             row = await connection.fetchrow(KEY, email)
             if row is None:
                 raise HTTPException(404)
@@ -145,13 +146,13 @@ def _id_of(request: Request) -> int:
 
 
 def _acts(wanted: Wanted) -> dict[str, Any]:
-    """What may be done to all that fits, as the commands would: by edition, address and state."""
+    """Return the decisions about all that fits which the commands have, too: by edition, address and state."""
     by_command = not (wanted.since or wanted.until or (wanted.q and wanted.where != "address"))
     is_narrow = bool(wanted.q or wanted.report or wanted.period or wanted.state)
     acts = POSSIBLE.get(wanted.state, ("retry", "cancel") if not wanted.state else ())
     if not by_command or not is_narrow:
         return {"acts": (), "selection": {}}
-    if wanted.state == "pending":
+    if wanted.state == DeliveryState.PENDING:
         acts = ("cancel",) if not wanted.q and not wanted.report and not wanted.period else acts
     to = "" if not wanted.q else wanted.q if "*" in wanted.q else wanted.q + "*"
     said = {"to": to, "report": wanted.report, "period": wanted.period, "state": wanted.state}
@@ -159,15 +160,15 @@ def _acts(wanted: Wanted) -> dict[str, Any]:
 
 
 def steps(story: Story) -> Iterator[Step]:
-    """Its timeline, from its making on."""
+    """Yield the timeline of an email, from its making on."""
     yield Step(story.created_at, "", "made", f"by {story.made_by}" if story.made_by else "")
     for one in story.tries:
         yield _step(one)
-    if story.state == "sending":
+    if story.state == DeliveryState.SENDING:
         yield Step(story.marked_at, "", "being sent", f"by relay {story.relay} on {story.host}")
-    elif story.state == "pending" and story.paused:
+    elif story.state == DeliveryState.PENDING and story.paused:
         yield Step(None, "warn", "held back", f"{story.paused} is paused")
-    elif story.state == "pending":
+    elif story.state == DeliveryState.PENDING:
         yield Step(story.due_at, "", "due")
 
 

@@ -1,13 +1,12 @@
 """Live state of the fleet, read once for all viewers of a process and sent to them as it changes.
 
-It reads what `outbox watch` reads, with its pauses, and hears no NOTIFY: a flood of those costs nothing here. While the
-board has no viewer it reads only the relays' own counts, every few seconds, for the plot of the last hour.
+It reads the snapshots of `outbox watch`, as seldom as that, and does not listen: a flood of NOTIFY costs nothing here.
+While the board has no viewer it reads only the relays' own counts, every few seconds, for the plot of the last hour.
 """
 
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,27 +17,28 @@ import asyncpg
 
 from outbox.errors import DatabaseUnavailableError
 from outbox.log import Events
-from outbox.operations.watch import Look, Watcher
+from outbox.operations.snapshot import Snapshot
+from outbox.operations.watch import Watcher
 from outbox.settings import Settings
+from outbox.web.board.streams import Streams
 from outbox.web.board.throughput import Hour
 from outbox.web.queries import Store
 
 log = Events("outbox.web")
 
-LOOK_S: Final = 1.0  # between two looks, while somebody looks on
-REST_S: Final = 10.0  # between two samples, while nobody does
-WANTED_S: Final = 15.0  # how long a page that was asked for counts as somebody
+LOOK_S: Final = 1.0  # between two snapshots, while there are viewers
+REST_S: Final = 10.0  # between two samples, while there are none
+WANTED_S: Final = 15.0  # for so long a page that was requested counts as a viewer
 FRESH_S: Final = 2.0
 NEWEST: Final = 100_000  # emails among which what is settled is counted: never the whole table
 WAIT_MAX_S: Final = 1.5  # a page waits so long for a look of this moment, and then shows an older one
-VIEWERS_MAX: Final = 50
 HEARTBEAT_S: Final = 10.0
 SIGNED_IN_S: Final = 10.0  # between two checks of a viewer's session
 STREAM_MAX_S: Final = 900.0  # then the browser comes again, and has to be signed in still
 RELAYS_MAX: Final = 30
 GONE_MAX: Final = 5
 
-# All that live, and the latest of the others, for the last that they said.
+# All relays that live, and the latest of the others, for their last replies.
 FLEET: Final = """
 SELECT id, host, pid, version, route, started_at, ended_at, sent, last_reply, trouble, now() AS at FROM (
     (SELECT * FROM outbox.relay WHERE ended_at IS NULL ORDER BY id DESC LIMIT 500)
@@ -47,7 +47,7 @@ SELECT id, host, pid, version, route, started_at, ended_at, sent, last_reply, tr
 ) r ORDER BY id
 """
 
-# What the newest emails tell of the hour before this process: an index on times would cost relays each email.
+# The hour before this process, as far as the newest emails show it: an index on times would cost relays each email.
 BEFORE: Final = """
 SELECT (extract(epoch FROM settled_at) / 60)::bigint AS minute, count(*) AS n
   FROM (SELECT state, settled_at FROM outbox.delivery ORDER BY email DESC LIMIT $1) d
@@ -58,7 +58,7 @@ BEFORE_MAX: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class RelayKnown:
-    """A relay's row, whether it lives or not."""
+    """Row of a relay, alive or not."""
 
     id: int
     host: str
@@ -74,45 +74,37 @@ class RelayKnown:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All that a page shows of this moment. `age_s` is how old the look is, `trouble` why there is none of now."""
+    """Facts that a page shows. `age_s` is the age of the snapshot, `trouble` the reason why there is no newer one."""
 
-    look: Look | None
+    snapshot: Snapshot | None
     age_s: float
     trouble: str | None
     relays: list[RelayKnown] = field(default_factory=list)
-    """Those that live, then the latest that do not."""
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """Live updates of one page."""
-
-    viewer: str
-    is_ended: bool = False
+    """Relays that live, then the latest that do not."""
 
 
 class Live:
-    """One poller for the whole process, and the streams of its viewers."""
+    """Poller for the whole process, and the events for its viewers."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.watcher = Watcher(settings, newest=NEWEST)
         self.hour = Hour()
         self.store = store
         self.draw: Callable[[str], dict[str, Any]] = lambda _: {}
-        """What an event says, for an application that is mounted below a path."""
+        """Function that returns an event's content, for an application that is mounted below a path."""
         self._waiting: set[asyncio.Event] = set()
-        self._streams: list[Stream] = []  # the oldest first
+        self.streams = Streams()
         self._relays: dict[int, RelayKnown] = {}
         self._wanted_until = 0.0
         self._wanted = asyncio.Event()
         self._ending = False
         self._looks = 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._told: dict[str, bytes] = {}
+        self._events: dict[str, bytes] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Look on, until the application ends."""
+        """Poll until the application ends."""
         self._begin()
         try:
             yield
@@ -120,7 +112,7 @@ class Live:
             await self.close()
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self.end()
         for task in self._tasks:
             task.cancel()
@@ -128,33 +120,33 @@ class Live:
         self.watcher.close()
 
     def _begin(self) -> None:
-        """Once: an application that is mounted in another one is not told when that begins."""
+        """Start polling at the first request: a mounted application may not run its lifespan."""
         if not self._tasks and not self._ending:
-            self._tasks = [asyncio.create_task(self._look_on()), asyncio.create_task(self._tell_on())]
+            self._tasks = [asyncio.create_task(self._poll()), asyncio.create_task(self._announce())]
             for task in self._tasks:
-                task.add_done_callback(_say_fault)
+                task.add_done_callback(_log_crash)
 
     def end(self) -> None:
-        """Let go of all who look on: the process stops."""
+        """End all streams: the process stops."""
         self._ending = True
         self._wake()
 
     @property
     def seen(self) -> Seen:
-        """What is known by now."""
-        look = self.watcher.look
+        """Return the latest facts."""
+        snapshot = self.watcher.snapshot
         now = time.monotonic()
-        age_s = 0.0 if look is None else now - self.watcher.looked_at
+        age_s = 0.0 if snapshot is None else now - self.watcher.looked_at
         trouble = self.watcher.trouble
         if trouble is None and (waited_s := self.watcher.waited_s(now)) > FRESH_S * 2:
             trouble = f"Postgres has not answered for {waited_s:.0f} s"
-        living = {relay.id for relay in look.relays} if look is not None else set()
+        living = {relay.id for relay in snapshot.relays} if snapshot is not None else set()
         known = [relay for relay in self._relays.values() if relay.id in living]
         gone = [relay for relay in reversed(self._relays.values()) if relay.id not in living]
-        return Seen(look, age_s, trouble, known + gone[:GONE_MAX])
+        return Seen(snapshot, age_s, trouble, known + gone[:GONE_MAX])
 
     async def fresh(self) -> Seen:
-        """What is known, of this moment unless Postgres takes longer than a page may."""
+        """Return the facts of this moment, or older ones if Postgres takes longer than a page may."""
         self._want()
         ends_at = time.monotonic() + WAIT_MAX_S
         while not self._is_fresh and (left_s := ends_at - time.monotonic()) > 0:
@@ -163,13 +155,13 @@ class Live:
 
     @property
     def _is_fresh(self) -> bool:
-        """Whether waiting is of no use: what is known is of this moment, or the look that is under way takes long."""
-        look, watcher, now = self.watcher.look, self.watcher, time.monotonic()
+        """Return True if waiting is of no use: the facts are of this moment, or the read in progress takes long."""
+        snapshot, watcher, now = self.watcher.snapshot, self.watcher, time.monotonic()
         if self._ending or watcher.trouble is not None:
             return True
-        if look is None:
+        if snapshot is None:
             return False
-        is_counted = look.open is not None or self._looks > 1
+        is_counted = snapshot.waiting is not None or self._looks > 1
         return (is_counted and now - watcher.looked_at < FRESH_S) or watcher.waited_s(now) > WAIT_MAX_S
 
     async def events(self, root: str, viewer: str, is_signed_in: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
@@ -179,7 +171,7 @@ class Live:
         """
         ends_at = time.monotonic() + STREAM_MAX_S
         said = b""
-        if (stream := self._enter(viewer)) is None:  # many came at once, each before the others were counted
+        if (stream := self.streams.enter(viewer)) is None:  # many came at once, each before the others were counted
             yield b"retry: 30000\n\n"
             return
         try:
@@ -196,32 +188,7 @@ class Live:
                 said = event
                 await self._woken(HEARTBEAT_S)
         finally:
-            if stream in self._streams:
-                self._streams.remove(stream)
-
-    def has_room(self, viewer: str) -> bool:
-        """Return True if the viewer may open one more stream."""
-        return len(self._streams) < VIEWERS_MAX or self._greediest(viewer) is not None
-
-    def _enter(self, viewer: str) -> Stream | None:
-        """Return a stream for a viewer, in place of one of a viewer with more if needed; None if all are taken."""
-        if len(self._streams) >= VIEWERS_MAX:
-            victim = self._greediest(viewer)
-            if victim is None:
-                return None
-            victim.is_ended = True
-            self._streams.remove(victim)
-        stream = Stream(viewer)
-        self._streams.append(stream)
-        return stream
-
-    def _greediest(self, viewer: str) -> Stream | None:
-        """Return the oldest stream of the viewer who has most, and at least two more than this one."""
-        counts = Counter(stream.viewer for stream in self._streams)
-        greediest, most = counts.most_common(1)[0]
-        if most < counts[viewer] + 2:
-            return None
-        return next(stream for stream in self._streams if stream.viewer == greediest)
+            self.streams.leave(stream)
 
     async def _woken(self, at_most_s: float) -> None:
         news = asyncio.Event()
@@ -231,14 +198,14 @@ class Live:
                 if not self._ending:
                     await news.wait()
         except TimeoutError:
-            pass  # nothing new: that is an answer, too
+            pass  # no change: the caller goes on
         finally:
             self._waiting.discard(news)
 
     def _event(self, root: str) -> bytes:
-        if root not in self._told:
-            self._told[root] = f"data: {json.dumps(self.draw(root))}\n\n".encode()
-        return self._told[root]
+        if root not in self._events:
+            self._events[root] = f"data: {json.dumps(self.draw(root))}\n\n".encode()
+        return self._events[root]
 
     def _want(self) -> None:
         self._begin()
@@ -246,12 +213,12 @@ class Live:
         self._wanted.set()
 
     def _wake(self) -> None:
-        self._told.clear()
+        self._events.clear()
         for news in self._waiting:
             news.set()
 
-    async def _look_on(self) -> None:
-        """Look for ever: the whole while somebody looks on, the relays' counts else."""
+    async def _poll(self) -> None:
+        """Poll for ever: whole snapshots while there are viewers, else the relays' counts."""
         while True:
             is_wanted = time.monotonic() < self._wanted_until
             await self._read_fleet()
@@ -267,8 +234,8 @@ class Live:
             except TimeoutError:
                 continue  # time for a sample
 
-    async def _tell_on(self) -> None:
-        """Tell what is new, and how old things are while nothing is."""
+    async def _announce(self) -> None:
+        """Wake the streams for each change, and every second while the facts grow old."""
         while True:
             try:
                 async with asyncio.timeout(LOOK_S):
@@ -292,6 +259,6 @@ class Live:
             self.hour.note(rows[0]["at"], {row["id"]: row["sent"] for row in rows})
 
 
-def _say_fault(task: "asyncio.Task[None]") -> None:
+def _log_crash(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("board_fault", "live updates of the board stopped: {error}", error=repr(error), exc_info=error)

@@ -1,4 +1,4 @@
-"""How it stands, in one look, and what changes on it as it changes."""
+"""Overview of the fleet, and live updates of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,47 +7,46 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from outbox.operations.attention import Kind, headline
-from outbox.operations.watch import EditionSeen, Look
-from outbox.operations.watch_view import Frame, reasons, spoken_s
+from outbox.operations.attention import Kind, concerns_of, headline
+from outbox.operations.snapshot import Edition, EditionOutcome, Snapshot
+from outbox.operations.wording import Frame, duration_label, reasons
 from outbox.web.board.auth import User
-from outbox.web.board.context import Desk
+from outbox.web.board.context import BoardContext
 from outbox.web.board.live import NEWEST, Seen
 from outbox.web.responses import notice, rendered
 
 BAR: Final = 100.0
 STALE_S: Final = 3.0
-LEVELS: Final = {"red": "bad", "yellow": "warn", "dim": "soft", "": ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All of it in one line. `level` is bad only for what needs a person."""
+    """State of the fleet in one line. `level` is bad only for what needs a person."""
 
     level: str
     title: str
     words: str
     path: str = ""
-    """Where it is decided."""
+    """Page on which it is decided."""
 
 
 class Overview:
     """GET / and GET /events."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        desk.live.draw = self.event
+    def __init__(self, board: BoardContext) -> None:
+        self.board = board
+        board.live.draw = self.event
 
     async def show(self, request: Request, user: User) -> Response:
-        """The page; without Postgres it says so, and shows what was seen last."""
-        parts = self._parts(await self.desk.live.fresh())
-        return self.desk.page(request, "board/overview.html.j2", user, section="/", title="Overview", **parts)
+        """Return the page; without Postgres it says so, and shows the latest facts."""
+        parts = self._parts(await self.board.live.fresh())
+        return self.board.page(request, "board/overview.html.j2", user, section="/", title="Overview", **parts)
 
     async def events(self, request: Request, user: User) -> Response:
-        """GET /events: the live part of the page as it changes, as server-sent events of HTML."""
+        """GET /events: stream the live part of the page as it changes, as server-sent events of HTML."""
         if request.method == "HEAD":
             return Response(media_type="text/event-stream")
-        if not self.desk.live.has_room(user.key):
+        if not self.board.live.streams.has_room(user.key):
             return notice(
                 request,
                 503,
@@ -55,45 +54,47 @@ class Overview:
                 "Live updates are used up; load the page again to see news.",
                 Retry_After="30",
             )
-        stream = self.desk.live.events(
-            request.scope.get("root_path", ""), user.key, lambda: self.desk.authenticator.is_still(user)
+        stream = self.board.live.events(
+            request.scope.get("root_path", ""), user.key, lambda: self.board.authenticator.is_still(user)
         )
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     def event(self, root: str) -> dict[str, Any]:
-        """What an event says: the live part of the page, and what its title begins with."""
-        parts = self._parts(self.desk.live.seen)
-        html = rendered("board/live.html.j2", root, **self.desk.words, **parts)
+        """Return an event: the live part of the page, and the beginning of its title."""
+        parts = self._parts(self.board.live.seen)
+        html = rendered("board/live.html.j2", root, **self.board.words, **parts)
         return {"html": html, "title": parts["verdict"].title}
 
     def _parts(self, seen: Seen) -> dict[str, Any]:
-        look, live = seen.look, self.desk.live
-        frame = Frame.of(self.desk.settings)
-        parts: dict[str, Any] = {"look": look, "seen": seen, "verdict": verdict(seen), "frame": frame}
-        if look is None:
+        snapshot, live = seen.snapshot, self.board.live
+        frame = Frame.of(self.board.settings)
+        parts: dict[str, Any] = {"snapshot": snapshot, "seen": seen, "verdict": verdict(seen), "frame": frame}
+        if snapshot is None:
             return parts
         rates = live.watcher.rates
-        in_hand = look.open.in_hand if look.open is not None else {}
-        living = {relay.id: relay for relay in look.relays}
+        per_s = rates.total_per_s()
+        in_flight = snapshot.waiting.in_flight if snapshot.waiting is not None else {}
+        living = {relay.id: relay for relay in snapshot.relays}
         return parts | {
-            "reasons": [(line, LEVELS.get(style, "")) for line, style in reasons(look, rates, frame)],
-            "bars": [(edition, bar(edition)) for edition in look.editions],
+            "reasons": list(reasons(snapshot, frame, per_s=per_s)),
+            "bars": [(edition, bar(edition)) for edition in snapshot.editions],
             "fleet": [
-                (relay, living.get(relay.id), rates.per_s(relay.id), in_hand.get(relay.id, 0)) for relay in seen.relays
+                (relay, living.get(relay.id), rates.per_s(relay.id), in_flight.get(relay.id, 0))
+                for relay in seen.relays
             ],
             "newest": NEWEST,
-            "per_s": sum(rates.per_s(relay.id) or 0.0 for relay in look.relays),
-            "plot": live.hour.plot(look.at),
+            "per_s": per_s,
+            "plot": live.hour.plot(snapshot.at),
         }
 
 
-def bar(edition: EditionSeen) -> list[tuple[str, float, float]]:
+def bar(edition: Edition) -> list[tuple[str, float, float]]:
     """Return the pieces of an edition's bar: kind, start and width. A failure is visible, however small."""
-    decided = (edition.suppressed or 0) + (edition.cancelled or 0) + (edition.waived or 0)
-    total = max(edition.expected or 0, (edition.made or 0) + (edition.waived or 0), 1)
+    found = edition.outcome or EditionOutcome()
+    total = max(edition.expected or 0, found.made + found.waived, 1)
     counts = {
-        "sent": edition.sent or 0, "failed": edition.failed or 0, "doubt": edition.in_doubt or 0, "decided": decided,
-        "waiting": (edition.waiting or 0) + (edition.collected or 0),
+        "sent": found.sent, "failed": found.failed, "doubt": found.in_doubt,
+        "decided": found.suppressed + found.cancelled + found.waived, "waiting": found.waiting + found.collected,
     }  # fmt: skip
     pieces, at = [], 0.0
     for kind, count in counts.items():
@@ -106,14 +107,14 @@ def bar(edition: EditionSeen) -> list[tuple[str, float, float]]:
 
 
 def verdict(seen: Seen) -> Verdict:
-    """Whether a person is needed, and for what first."""
-    look = seen.look
+    """Return whether a person is needed, and for what first."""
+    snapshot = seen.snapshot
     if seen.trouble is not None:
-        old = "" if look is None else f" What follows is {spoken_s(seen.age_s)} old."
+        old = "" if snapshot is None else f" What follows is {duration_label(seen.age_s)} old."
         return Verdict("bad", "No answer from Postgres", f"{seen.trouble.rstrip('.')}.{old} It is asked again.")
-    if look is None:
+    if snapshot is None:
         return Verdict("soft", "Looking", "Postgres has not answered yet.")
-    return next(_concerns(look))
+    return next(_verdicts(snapshot))
 
 
 PATHS: Final = {
@@ -122,16 +123,17 @@ PATHS: Final = {
 }  # fmt: skip
 
 
-def _concerns(look: Look) -> Iterator[Verdict]:
+def _verdicts(snapshot: Snapshot) -> Iterator[Verdict]:
     """Yield what a person should know, the gravest first; the last is that nothing needs a person."""
-    for concern in look.concerns:
+    concerns, counts = concerns_of(snapshot), snapshot.waiting
+    for concern in concerns:
         yield Verdict("bad", concern.title, f"{concern.sentence} Fix: {concern.fix}.", PATHS.get(concern.kind, ""))
-    waiting = 0 if look.open is None else look.open.due + sum(look.open.in_hand.values())
-    if waiting and not look.relays:
+    waiting = 0 if counts is None else counts.due + sum(counts.in_flight.values())
+    if waiting and not snapshot.relays:
         yield Verdict("bad", "No relay is alive", "Emails are due and no relay sends; start `outbox relay`.")
-    if look.pauses:
-        what = ", ".join(pause.report or "everything" for pause in look.pauses)
+    if snapshot.pauses:
+        what = ", ".join(pause.report or "everything" for pause in snapshot.pauses)
         yield Verdict("warn", "Paused", f"Held back by a person: {what}.", "/pauses")
-    if look.open is None:
+    if counts is None:
         yield Verdict("soft", "Not counted", "What waits is not counted: this is the first look, or it is too much.")
-    yield Verdict("good", "Sending" if waiting else "All is well", headline(look.concerns))
+    yield Verdict("good", "Sending" if waiting else "All is well", headline(concerns))

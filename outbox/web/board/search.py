@@ -1,4 +1,4 @@
-"""Which emails a person looks for, page by page from the newest on, in a time that does not grow with the outbox.
+"""Search for emails, page by page from the newest on, in a time that does not grow with the outbox.
 
 What an index finds whole (a key, an address, what is open, an edition) is taken from it as long as it is not too much.
 All else is looked for among the next so many emails; the page says how far that was, and goes on from there.
@@ -13,7 +13,8 @@ from urllib.parse import urlencode
 import asyncpg
 
 from outbox.database.connection import BY_INDEX, storable
-from outbox.operations.email_filter import OPEN, STATES
+from outbox.mail.delivery_state import OPEN, DeliveryState
+from outbox.operations.email_filter import EmailQuery, find_editions, literal
 from outbox.web.responses import bigint
 
 PAGE: Final = 50
@@ -30,7 +31,7 @@ TEXT_MAX: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was asked for. `before` is the id below which the page begins; days are those of the reports' clocks."""
+    """Query of a search. `before` is the id below which the page begins; days are in the reports' timezone."""
 
     q: str = ""
     where: str = "address"
@@ -43,12 +44,12 @@ class Wanted:
 
     @classmethod
     def of(cls, said: Mapping[str, str]) -> "Wanted":
-        """As a query says it; what is no filter counts for nothing."""
+        """Return the search of a query string; what is not a filter is ignored."""
         where, state, before = said.get("where", ""), said.get("state", ""), said.get("before", "")
         return cls(
             _text(said.get("q", "")),
             where if where in WHERE else "address",
-            state if state in STATES else "",
+            state if state in list(DeliveryState) else "",
             _text(said.get("report", "")),
             _text(said.get("period", "")),
             _day(said.get("since", "")),
@@ -58,7 +59,7 @@ class Wanted:
 
     @property
     def said(self) -> dict[str, str]:
-        """The filters that were given, as a query says them."""
+        """Return the filters that were given, for a query string."""
         given = {
             "q": self.q,
             "where": self.where if self.q else "",
@@ -71,21 +72,20 @@ class Wanted:
         return {name: value for name, value in given.items() if value}
 
     def page(self, before: int) -> str:
-        """The query of the page that goes on below an id."""
+        """Return the query string of the page that goes on below an id."""
         return urlencode({**self.said, "before": before})
 
     @property
     def walk_max(self) -> int:
-        """Through how many emails one page may look: the fewer, the more has to be read of each."""
+        """Return how many emails one page may read: the fewer, the more has to be read of each."""
         if self.q and self.where == "reply":
             return WALK_REPLIES_MAX
         return WALK_EMAILS_MAX if self.q or self.report or self.period else WALK_MAX
 
     @property
-    def pattern(self) -> str:
-        """The address for LIKE: `*` stands for anything, and what has none is a beginning."""
-        text = self.q if "*" in self.q else self.q + "*"
-        return _literal(text).replace("*", "%")
+    def to(self) -> str:
+        """Return the pattern of the address: `*` stands for anything, and an address without one is a beginning."""
+        return self.q if "*" in self.q else self.q + "*"
 
 
 def _text(said: str) -> str:
@@ -100,15 +100,9 @@ def _day(said: str) -> date | None:
     return day if 1970 <= day.year <= 2999 else None  # noqa: PLR2004 - one that has a neighbour in every zone
 
 
-def _literal(text: str) -> str:
-    for special in "\\%_":
-        text = text.replace(special, "\\" + special)
-    return text
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An email in the list, and the last thing heard of it."""
+    """Email in the list, with the last reply."""
 
     id: int
     key: str
@@ -126,9 +120,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A page of what was asked for. `more_below` is the id below which there may be more, None: that was all.
+    """Page of a search. `more_below` is the id below which there may be more; None if that was all.
 
-    `looked` is how many emails were looked through in vain for the rest of the page, 0 if none had to be.
+    `looked` is how many emails were read in vain for the rest of the page; 0 if none had to be.
     """
 
     rows: list[Row]
@@ -157,10 +151,6 @@ NOT_SETTLED: Final = "SELECT email FROM outbox.delivery WHERE settled_at IS NULL
 OF_EDITIONS: Final = """
 SELECT m.id FROM outbox.report r JOIN outbox.email m ON m.report = r.id WHERE r.edition = ANY ($1::int[]) LIMIT $2
 """
-EDITIONS: Final = """
-SELECT coalesce(array_agg(id), '{}') FROM outbox.edition
- WHERE ($1::text = '' OR report = $1) AND ($2::text = '' OR period = $2)
-"""
 BOUND: Final = """
 SELECT email FROM outbox.delivery WHERE email <= $1 ORDER BY email DESC OFFSET $2 LIMIT 1
 """
@@ -169,7 +159,7 @@ ENDS: Final = "SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM outbox.ema
 
 
 async def browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
-    """One page of what is wanted; cut after `TIME_MAX_S` for each question."""
+    """Return one page; it is cut if a statement takes longer than `TIME_MAX_S`."""
     try:
         async with connection.transaction(readonly=True):
             await connection.execute(f"SET LOCAL statement_timeout = {int(TIME_MAX_S * 1000)}")
@@ -180,82 +170,61 @@ async def browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
 
 
 async def _browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
-    filters = _Filters(wanted)
+    editions: list[int] = []
     if wanted.report or wanted.period:
-        editions = await connection.fetchval(EDITIONS, wanted.report, wanted.period)
+        editions = await find_editions(connection, wanted.report or None, wanted.period or None)
         if not editions:
             return Found([])
-        filters.source += (
-            f" JOIN outbox.report r ON r.id = m.report AND r.edition = ANY ({filters.bind(editions)}::int[])"
-        )
-    else:
-        editions = []
     low, high = await _ids_of_days(connection, wanted, zone)
     # The ends are inclusive, since one beyond the largest id that there may be is no bigint.
     last = high if wanted.before is None else min(high, wanted.before - 1)
     if last < low:
         return Found([])
+    query = query_of(wanted, editions, zone)
     ids = await _narrow(connection, wanted, editions)
     if ids is not None:
-        filters.add(f"d.email = ANY ({filters.bind(ids)}::bigint[])")
+        query.add(f"d.email = ANY ({query.bind(ids)}::bigint[])")
         floor, looked = low, 0
     else:
         walk = wanted.walk_max
         bound = await connection.fetchval(BOUND, last, walk - 1)
         floor, looked = (low, 0) if bound is None or bound <= low else (bound, walk)
-    filters.days(wanted, zone)
-    found = [row["email"] for row in await connection.fetch(filters.text(floor, last), *filters.values)]
+    found = [row["email"] for row in await connection.fetch(page_of(query, floor, last), *query.values)]
     rows = [Row(*row) for row in await connection.fetch(ROWS, found[:PAGE])]
     if len(found) > PAGE:
         return Found(rows, found[PAGE - 1])
     return Found(rows, floor, looked) if looked else Found(rows)
 
 
-class _Filters:
-    """Conditions in SQL, and their parameters."""
+def page_of(query: EmailQuery, floor: int, last: int) -> str:
+    """Return the statement for the ids of one page and one more, from the newest on, from `last` down to `floor`."""
+    query.add(f"d.email BETWEEN {query.bind(floor)} AND {query.bind(last)}")
+    return f"SELECT d.email FROM {query.text} ORDER BY d.email DESC LIMIT {PAGE + 1}"
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.source = "outbox.delivery d JOIN outbox.email m ON m.id = d.email"
-        self.conditions: list[str] = []
-        self.values: list[Any] = []
-        if wanted.state:
-            self.add(f"d.state = {self.bind(wanted.state)}")
-        if wanted.state in OPEN:
-            self.add("d.settled_at IS NULL")
-        if wanted.q and wanted.where == "address":
-            self.add(f"lower(m.recipient) LIKE {self.bind(wanted.pattern.lower())}")
-        elif wanted.q and wanted.where == "key":
-            self.add(f"m.key LIKE {self.bind('%' + _literal(wanted.q) + '%')}")
-        elif wanted.q:
-            said = self.bind("%" + _literal(wanted.q) + "%")
-            self.add(f"EXISTS (SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.reply ILIKE {said})")
 
-    def bind(self, value: Any) -> str:
-        """The placeholder of one more parameter."""
-        self.values.append(value)
-        return f"${len(self.values)}"
-
-    def add(self, condition: str) -> None:
-        """One more that has to hold."""
-        self.conditions.append(condition)
-
-    def days(self, wanted: Wanted, zone: tzinfo) -> None:
-        """Those of the days that are wanted; ids are near enough to begin with only."""
-        if wanted.since is not None:
-            self.add(f"m.created_at >= {self.bind(_dawn(wanted.since, zone))}")
-        if wanted.until is not None:
-            self.add(f"m.created_at < {self.bind(_dawn(wanted.until + timedelta(1), zone))}")
-
-    def text(self, floor: int, last: int) -> str:
-        """Return the query for the ids of one page and one more, from the newest on, from `last` down to `floor`."""
-        conditions = [f"d.email >= {self.bind(floor)}", f"d.email <= {self.bind(last)}", *self.conditions]
-        return (
-            f"SELECT d.email FROM {self.source} WHERE {' AND '.join(conditions)} ORDER BY d.email DESC LIMIT {PAGE + 1}"
-        )
+def query_of(wanted: Wanted, editions: list[int], zone: tzinfo) -> EmailQuery:
+    """Return the conditions of a search, except the range of ids."""
+    query = EmailQuery()
+    if editions:
+        query.of_editions(editions)
+    if wanted.state:
+        query.in_states([wanted.state])
+    if wanted.q and wanted.where == "address":
+        query.addressed_to(wanted.to)
+    elif wanted.q and wanted.where == "key":
+        query.add(f"m.key LIKE {query.bind('%' + literal(wanted.q) + '%')}")
+    elif wanted.q:
+        reply = query.bind("%" + literal(wanted.q) + "%")
+        query.add(f"EXISTS (SELECT FROM outbox.attempt a WHERE a.email = d.email AND a.reply ILIKE {reply})")
+    if wanted.since is not None:
+        query.add(f"m.created_at >= {query.bind(_dawn(wanted.since, zone))}")
+    if wanted.until is not None:
+        query.add(f"m.created_at < {query.bind(_dawn(wanted.until + timedelta(1), zone))}")
+    return query
 
 
 async def _narrow(connection: Any, wanted: Wanted, editions: list[int]) -> list[int] | None:
-    """All that can be meant, if an index knows it and it is not too much."""
+    """Return the ids of all candidates, if an index has them and there are not too many."""
     if wanted.q and wanted.where == "key":
         found = await connection.fetchval(BY_KEY, wanted.q)
         if found is not None:
@@ -265,7 +234,7 @@ async def _narrow(connection: Any, wanted: Wanted, editions: list[int]) -> list[
         ids = await _few(connection, BY_ADDRESS, head, after)
         if ids is not None:
             return ids
-    if wanted.state == "in_doubt" and (ids := await _few(connection, IN_DOUBT)) is not None:
+    if wanted.state == DeliveryState.IN_DOUBT and (ids := await _few(connection, IN_DOUBT)) is not None:
         return ids
     if wanted.state in OPEN and (ids := await _few(connection, NOT_SETTLED)) is not None:
         return ids
@@ -290,7 +259,7 @@ async def _ids_of_days(connection: Any, wanted: Wanted, zone: tzinfo) -> tuple[i
 
 
 async def _first_made(connection: Any, at: datetime, low: int, high: int) -> int:
-    """The first id, of those from `low` on, that was made at `at` or later; one beyond the last if none was."""
+    """Return the first id from `low` on that was made at `at` or later; one beyond the last if none was."""
     high += 1
     while low < high:
         middle = (low + high) // 2

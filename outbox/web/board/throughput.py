@@ -1,7 +1,7 @@
-"""How many emails were sent in each minute of the last hour, from what relays say of themselves. Reads nothing.
+"""Emails sent in each minute of the last hour, from the relays' own counts. It reads nothing.
 
-A table of minutes would cost relays a write for each tick. So a process remembers what it saw itself; of the time
-before it, it has what the newest emails tell, which is less than all where more were sent than those.
+A table of minutes would cost relays a write for each tick. So a process remembers what it saw itself; the time before
+it is counted among the newest emails, which is too little if more were sent than those.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ HEIGHT, WIDTH = 120, 600
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture in SVG's words: the line and the area under it, in a box of `WIDTH` by `HEIGHT`."""
+    """Plot as SVG points: the line and the area under it, in a box of `WIDTH` by `HEIGHT`."""
 
     line: str
     area: str
@@ -25,7 +25,7 @@ class Plot:
     latest: int
     """In the last whole minute."""
     seen_from: float
-    """Where that begins which this process saw by itself."""
+    """Position from which on this process saw all itself."""
     begun_at: datetime | None
 
 
@@ -40,16 +40,16 @@ class Hour:
 
     @property
     def is_begun(self) -> bool:
-        """Whether it knows from when on it sees all."""
+        """Return True if the hour before is counted."""
         return self.begun_at is not None
 
     def begin(self, before: Iterable[Mapping[str, Any]], at: datetime) -> None:
-        """Take in what is known of the hour before `at`."""
+        """Add the counts of the hour before `at`."""
         self.begun_at = at
         self._minutes = {row["minute"]: row["n"] for row in before}
 
     def note(self, at: datetime, sent: Mapping[int, int]) -> None:
-        """How many each relay has sent in its life, by `at`.
+        """Note how many emails each relay has sent in its life, by `at`.
 
         A relay that was not there at the last look has sent all of its own since; what was sent while nobody could
         look counts for the minute in which somebody could again.
@@ -67,7 +67,7 @@ class Hour:
         self._newest = max(sent, default=self._newest)
 
     def plot(self, now: datetime) -> Plot:
-        """The hour that ends at `now`, the running minute in it as far as it goes."""
+        """Return the hour that ends at `now`, with the running minute so far."""
         last = _minute(now)
         counts = [self._minutes.get(minute, 0) for minute in range(last - MINUTES + 1, last + 1)]
         most = max(*counts, 1)

@@ -4,7 +4,7 @@ from starlette.routing import Route
 
 from outbox.settings import Settings
 from outbox.web.board.auth import Authenticator
-from outbox.web.board.context import Desk
+from outbox.web.board.context import BoardContext
 from outbox.web.board.decisions import Deciding
 from outbox.web.board.editions import Editions
 from outbox.web.board.emails import Emails
@@ -16,8 +16,8 @@ from outbox.web.queries import Store
 def board_routes(settings: Settings, store: Store, authenticator: Authenticator, live: Live) -> list[Route]:
     """Return all that the board answers."""
     shown, decided = authenticator.shown, authenticator.decided
-    desk = Desk(settings, store, authenticator, live)
-    overview, editions, emails, deciding = Overview(desk), Editions(desk), Emails(desk), Deciding(desk)
+    board = BoardContext(settings, store, authenticator, live)
+    overview, editions, emails, deciding = Overview(board), Editions(board), Emails(board), Deciding(board)
     return [
         Route("/", authenticator.linked(shown(overview.show))),
         Route("/events", shown(overview.events)),

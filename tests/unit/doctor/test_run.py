@@ -17,7 +17,8 @@ from outbox.doctor.reports import judge_link
 from outbox.doctor.run import judge_limits, judge_pauses, judge_relays, judge_routes
 from outbox.doctor.smtp import judge_certificate, judge_envelope, judge_size
 from outbox.errors import SchemaError
-from outbox.operations.status import RelayStatus, RouteStatus, Status
+from outbox.operations.snapshot import FailingRoute, LivingRelay
+from outbox.operations.status import Status
 from outbox.relay.pauses import Pause
 
 
@@ -165,7 +166,7 @@ def test_a_link_must_be_one_that_opens_and_should_hide_its_token(link, grade):
 
 def seen(relays=0, oldest_due_s=0.0, trouble=None):
     at = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
-    alive = [RelayStatus(n, f"host{n}", n, "0.1", at, 0, trouble, 0) for n in range(1, relays + 1)]
+    alive = [LivingRelay(n, f"host{n}", n, "0.1", at, 0, None, trouble, 0) for n in range(1, relays + 1)]
     return Status({}, oldest_due_s, alive, routes=[], pauses=[], editions=[], troubles=[])
 
 
@@ -189,7 +190,7 @@ def test_what_people_hold_back_is_worth_a_note_and_no_line_where_nothing_is():
 
 
 def test_a_route_in_trouble_is_a_fault_if_it_is_ours_and_somebody_relays():
-    row = RouteStatus("mail:25", dt.datetime(2026, 11, 24, 6, tzinfo=dt.UTC), "421 closing", 3)
+    row = FailingRoute("mail:25", dt.datetime(2026, 11, 24, 6, tzinfo=dt.UTC), "421 closing", 3)
     assert judge_routes([], {"mail:25"}, relays=1).grade is Grade.OK
     assert judge_routes([row], {"mail:25"}, relays=1).grade is Grade.FAULT
     assert judge_routes([row], {"mail:25"}, relays=0).grade is Grade.NOTE

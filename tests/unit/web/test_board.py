@@ -9,8 +9,18 @@ from email.message import EmailMessage
 
 import pytest
 
-from outbox.operations.attention import Concern, Kind
-from outbox.operations.watch import EditionSeen, Look, Open, PauseSeen, RelaySeen
+from outbox.operations.email_counts import Waiting
+from outbox.operations.route_rules import Unserved
+from outbox.operations.snapshot import (
+    ActivePause,
+    Attention,
+    Edition,
+    EditionOutcome,
+    FailingRoute,
+    FailingSchedule,
+    LivingRelay,
+    Snapshot,
+)
 from outbox.settings import WebSettings
 from outbox.web.board.auth import _token_of
 from outbox.web.board.live import Seen
@@ -20,39 +30,38 @@ from outbox.web.board.throughput import HEIGHT, WIDTH, Hour
 from outbox.web.responses import TEXT_MAX, bigint, printable
 
 NOW = datetime(2026, 11, 23, 11, 4, 12, tzinfo=UTC)
-QUIET = Look(NOW, open=Open())
-RELAY = RelaySeen(1, "web1", 1, 5, None, None)
+QUIET = Snapshot(NOW, waiting=Waiting())
+RELAY = LivingRelay(1, "web1", 1, "1.0", NOW, 5, None, None, 0)
+
+
+def counted(kind):
+    return replace(QUIET, attention=[Attention(kind, "r", "p", 2)])
 
 
 @pytest.mark.parametrize(
-    "look, level, title",
+    "snapshot, level, title",
     [
         (QUIET, "good", "All is well"),
-        (replace(QUIET, open=Open(due=3), relays=[RELAY]), "good", "Sending"),
-        (replace(QUIET, open=Open(due=3)), "bad", "No relay is alive"),
-        *[
-            (replace(QUIET, concerns=[Concern(kind, "", 2, "It is so.", "do it")]), "bad", title)
-            for kind, title in {
-                Kind.IN_DOUBT: "2 emails are in doubt",
-                Kind.FAILED: "2 emails failed",
-                Kind.MISSING: "2 recipients have no report",
-                Kind.UNFINISHED: "An edition is not finished",
-                Kind.EMPTY: "An edition has no recipients",
-                Kind.ROUTE: "The mail server is in trouble",
-                Kind.UNSERVED: "No relay serves a route",
-                Kind.NO_RELAY: "No relay is alive",
-                Kind.RELAY: "A relay makes no progress",
-                Kind.SCHEDULE: "A schedule fails",
-            }.items()
-        ],
-        (replace(QUIET, open=None, concerns=[Concern(Kind.IN_DOUBT, "", 1, "x.", "y")]), "bad", "1 email is in doubt"),
-        (replace(QUIET, pauses=[PauseSeen("", NOW, "ann", "why")]), "warn", "Paused"),
-        (replace(QUIET, open=None), "soft", "Not counted"),
+        (replace(QUIET, waiting=Waiting(due=3), relays=[RELAY]), "good", "Sending"),
+        (replace(QUIET, waiting=Waiting(due=3)), "bad", "No relay is alive"),
+        (counted("in_doubt"), "bad", "2 emails are in doubt"),
+        (counted("failed"), "bad", "2 emails failed"),
+        (counted("missing"), "bad", "2 recipients have no report"),
+        (counted("unfinished"), "bad", "An edition is not finished"),
+        (counted("empty"), "bad", "An edition has no recipients"),
+        (replace(QUIET, routes=[FailingRoute("mx:25", NOW, "421", 1)]), "bad", "The mail server is in trouble"),
+        (replace(QUIET, unserved=[Unserved("bulk", 3, NOW)]), "bad", "No relay serves a route"),
+        (replace(QUIET, oldest_due_s=100.0), "bad", "No relay is alive"),
+        (replace(QUIET, relays=[replace(RELAY, trouble="421")]), "bad", "A relay makes no progress"),
+        (replace(QUIET, schedules=[FailingSchedule("r", NOW, 1, NOW, "x")]), "bad", "A schedule fails"),
+        (replace(QUIET, waiting=None, attention=[Attention("in_doubt", "", "", 1)]), "bad", "1 email is in doubt"),
+        (replace(QUIET, pauses=[ActivePause("", NOW, "ann", "why")]), "warn", "Paused"),
+        (replace(QUIET, waiting=None), "soft", "Not counted"),
     ],
 )
-def test_red_is_only_what_needs_a_person(look, level, title):
-    said = verdict(Seen(look, 0.0, None))
-    assert (said.level, said.title) == (level, title)
+def test_red_is_only_what_needs_a_person(snapshot, level, title):
+    found = verdict(Seen(snapshot, 0.0, None))
+    assert (found.level, found.title) == (level, title)
 
 
 def test_what_is_old_is_never_said_to_be_well():
@@ -61,13 +70,14 @@ def test_what_is_old_is_never_said_to_be_well():
 
 
 def test_a_bar_is_full_only_when_all_is_sent_and_shows_the_one_that_is_not():
-    edition = EditionSeen(1, "r", "p", 100_000, None, made=100_000, sent=99_999, failed=1)
+    edition = Edition(1, "r", "p", 100_000, outcome=EditionOutcome(made=100_000, sent=99_999, failed=1))
     pieces = bar(edition)
     assert [kind for kind, _, _ in pieces] == ["sent", "failed"]
     assert pieces[-1][1] + pieces[-1][2] <= 100
     assert pieces[-1][2] > 0
-    assert bar(replace(edition, sent=100_000, failed=0)) == [("sent", 0.0, 100.0)]
-    assert bar(EditionSeen(1, "r", "p", None, None)) == []
+    all_sent = EditionOutcome(made=100_000, sent=100_000)
+    assert bar(replace(edition, outcome=all_sent)) == [("sent", 0.0, 100.0)]
+    assert bar(Edition(1, "r", "p", None)) == []
 
 
 def test_the_hour_counts_each_email_once_whoever_comes_and_goes():

@@ -12,7 +12,8 @@ import outbox.web
 from outbox.reports.translations import PHRASES
 from outbox.settings import Settings, WebSettings
 from outbox.web.board.auth import Authenticator, fields_of
-from outbox.web.board.live import VIEWERS_MAX, Live
+from outbox.web.board.live import Live
+from outbox.web.board.streams import STREAMS_MAX
 from outbox.web.history import Earlier, read_history, with_history
 from outbox.web.report_pages import is_one_click
 from outbox.web.responses import notice
@@ -370,22 +371,22 @@ async def begun(live, viewer, is_signed_in=signed_in):
 
 
 async def test_no_more_streams_than_the_bound_are_open_however_many_come_in_one_moment(live):
-    streams = [await begun(live, "ann") for _ in range(VIEWERS_MAX)]
+    streams = [await begun(live, "ann") for _ in range(STREAMS_MAX)]
     assert {said for _, said in streams} == {b"retry: 2000\n\n"}
-    assert not live.has_room("ann")
+    assert not live.streams.has_room("ann")
     stream, said = await begun(live, "ann")
     assert said == b"retry: 30000\n\n"
     assert [one async for one in stream] == []
     await streams[0][0].aclose()
-    assert live.has_room("ann")
+    assert live.streams.has_room("ann")
 
 
 async def test_one_viewer_with_many_streams_leaves_room_for_others(live):
-    anns = [await begun(live, "ann") for _ in range(VIEWERS_MAX)]
-    assert live.has_room("bob")
+    anns = [await begun(live, "ann") for _ in range(STREAMS_MAX)]
+    assert live.streams.has_room("bob")
     bobs = [await begun(live, "bob") for _ in range(5)]
     assert {said for _, said in bobs} == {b"retry: 2000\n\n"}
-    assert Counter(stream.viewer for stream in live._streams) == {"ann": VIEWERS_MAX - 5, "bob": 5}
+    assert Counter(stream.viewer for stream in live.streams._open) == {"ann": STREAMS_MAX - 5, "bob": 5}
     assert [one async for one in anns[0][0]] == []  # the oldest ended
     assert await anext(anns[-1][0])
 
@@ -401,4 +402,4 @@ async def test_a_stream_ends_with_the_sign_in(live, monkeypatch):
     assert (await anext(stream)).startswith(b"data: ")
     live._wake()
     assert [one async for one in stream] == []
-    assert live._streams == []
+    assert live.streams._open == []
