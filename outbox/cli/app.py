@@ -103,8 +103,8 @@ def awaited(main: Coroutine[Any, Any, _T]) -> _T:
 @asynccontextmanager
 async def connected(settings: "Settings", application: str) -> AsyncIterator[Any]:
     """A connection to a database whose schema is this code's."""
-    from outbox.database.connection import connect
     from outbox.database.lock_wait import lock_waits
+    from outbox.database.opening import connect
     from outbox.database.schema import require_current
 
     assert settings.database_url is not None

@@ -107,8 +107,9 @@ async def _initialise(
     """Return the versions before and after, whether an upgrade renewed the rights of roles (None if it need not),
     and the other changes, one line each.
     """
-    from outbox.database.connection import connect, engine
+    from outbox.database.engine import engine
     from outbox.database.lock_wait import lock_waits
+    from outbox.database.opening import connect
     from outbox.database.roles import are_renewed, are_used, grant_roles, renew_grants
     from outbox.database.schema import VERSION, initialise, limit_messages, read_broken
     from outbox.operations.route_rules import told, write_rules

@@ -76,7 +76,7 @@ def mark_done(
 
 
 async def _mark_done(settings: "Settings", name: str, period: str, why: str, *, keep_emails: bool, undo: bool) -> str:
-    from outbox.database.connection import engine
+    from outbox.database.engine import engine
     from outbox.database.lock_wait import lock_waits
     from outbox.operations import mark_done as marking
     from outbox.operations.resolve import whoami

@@ -25,7 +25,7 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any, Final, Self
 
-from outbox.database.connection import timeline_of
+from outbox.database.timeline import timeline_of
 
 ServerId = tuple[int, datetime | None]
 """WAL timeline and start of the postmaster: together they are one run of one server."""

@@ -14,7 +14,9 @@ from typing import Any, Final, Self
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect, describe_session, explain_lock, is_lock_timeout
+from outbox.database.connection import LOST_SESSION
+from outbox.database.locks import describe_session, explain_lock, is_lock_timeout
+from outbox.database.opening import connect
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.settings.urls import DatabaseUrl
 

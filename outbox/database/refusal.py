@@ -1,18 +1,23 @@
 """Reasons why Postgres, or a pooler in front of it, gives no session that outbox can use, each with its fix.
 
-Pure: an error goes in, a `Refusal` comes out. PgBouncer reports most of its refusals as a protocol violation (SQLSTATE
-08P01) and newer versions some of them with a code of their own, so its sentences are recognized by their words.
+Pure: an error goes in, a `Refusal` or an error with one sentence comes out. PgBouncer reports most of its refusals as a
+protocol violation (SQLSTATE 08P01) and newer versions some of them with a code of their own, so its sentences are
+recognized by their words.
 """
 
 import os
 import re
 import socket
 import ssl
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, assert_never
 
 import asyncpg
+
+from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
+from outbox.settings.urls import DatabaseUrl
 
 
 class Kind(StrEnum):
@@ -162,3 +167,55 @@ def original_of(error: BaseException) -> BaseException:
     """Return asyncpg's error, which SQLAlchemy wraps twice."""
     original = getattr(error, "orig", None)
     return getattr(original, "__cause__", None) or original or error
+
+
+class DatabaseRefusedError(DatabaseUnavailableError):
+    """Postgres answers and refuses: waiting does not help, a person must correct something."""
+
+
+class DatabaseLoginError(DatabaseRefusedError):
+    """Postgres refuses user or password: a person must correct them, or a file with newer ones is read."""
+
+
+def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:
+    """Return an error that says in one sentence why there is no session; return other errors unchanged."""
+    refusal = refusal_of(error)
+    return error if refusal is None else _explained(url, refusal)
+
+
+def explain_refusals(url: DatabaseUrl, failures: Sequence[tuple[str, Exception]]) -> Exception:
+    """Return one error for all servers that were asked; a refused login weighs more than a server that is silent."""
+    if len(failures) == 1:
+        return explain_refusal(url, failures[0][1])
+    refusals = [(label, refusal_of(error), error) for label, error in failures]
+    for _, refusal, error in refusals:
+        if refusal is None:
+            return error
+    found = [(label, refusal, error) for label, refusal, error in refusals if refusal is not None]
+    worst = min((refusal for _, refusal, _ in found), key=lambda one: list(Kind).index(one.kind))
+    reasons = "; ".join(
+        f"{label}: {reason_of(error) if refusal.is_silent else refusal.says}" for label, refusal, error in found
+    )
+    verb = "does not answer" if all(refusal.is_silent for _, refusal, _ in found) else "gives no session"
+    return _explained(url, replace(worst, says=f"{verb} ({reasons})"))
+
+
+def _explained(url: DatabaseUrl, refusal: Refusal) -> Exception:
+    if refusal.fix is UNVERIFIED and "channel_binding=require" in url.dsn:
+        why = "it is verified for channel_binding=require, since asyncpg has no channel binding"
+        refusal = replace(refusal, says=f"{refusal.says}; {why}")
+    if refusal.is_silent and "sslnegotiation=direct" in url.dsn:
+        fix = f"{refusal.fix}; sslnegotiation=direct needs PostgreSQL 17 or later with TLS"
+        refusal = replace(refusal, fix=fix)
+    match refusal.kind:
+        case Kind.LOGIN:
+            error: type[Exception] = DatabaseLoginError
+        case Kind.REFUSED:
+            error = DatabaseRefusedError
+        case Kind.UNSAFE:
+            return UnsafeDatabaseError(f"The pooler at {url.redacted} {refusal.says}; {refusal.fix}.")
+        case Kind.AWAY:
+            error = DatabaseUnavailableError
+        case _:
+            assert_never(refusal.kind)
+    return error(f"Postgres at {url.redacted} {refusal.says}; {refusal.fix}.")

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from outbox.database.connection import take_init_lock
+from outbox.database.locks import take_init_lock
 from outbox.database.schema import PIN_PATH, require_current
 from outbox.errors import OutboxError
 

@@ -7,16 +7,8 @@ code with the rights of this role.
 import re
 from typing import Any, Final
 
-from outbox.database.connection import (
-    BUCKET_LOCKS,
-    INIT_LOCK,
-    PRUNE_LOCK,
-    RELAY_LOCKS,
-    SELFTEST_LOCKS,
-    TRUSTED_PATH,
-    describe_session,
-    user_search_path,
-)
+from outbox.database.connection import TRUSTED_PATH
+from outbox.database.locks import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS, describe_session
 from outbox.database.roles import ROLES, are_used
 from outbox.doctor.finding import Finding, fault, note, ok
 
@@ -56,7 +48,7 @@ def names_of(path: str, role: str) -> list[str]:
 async def look_at_path(connection: Any) -> Finding:
     """Report schemas on this role's own path in which others may create objects (CVE-2018-1058)."""
     check = "database.path"
-    role, path = await connection.fetchval("SELECT current_user::text"), user_search_path(connection)
+    role, path = await connection.fetchval("SELECT current_user::text"), connection.user_search_path
     names = names_of(path, role)
     there = await connection.fetchval(SCHEMAS, names) or []
     found = [

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect, explain_refusal, ignored_parameters, lease_settings
+from outbox.database.connection import LOST_SESSION
+from outbox.database.opening import connect, ignored_parameters, lease_settings
+from outbox.database.refusal import explain_refusal
 from outbox.database.schema import require_current
 from outbox.doctor.access import look_at_connect, look_at_locks, look_at_path
 from outbox.doctor.finding import Finding, Grade, fault, fault_of, not_checked, note, ok

@@ -12,7 +12,8 @@ from typing import Final, assert_never
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect
+from outbox.database.connection import LOST_SESSION
+from outbox.database.opening import connect
 from outbox.doctor.database import Database, examine_database
 from outbox.doctor.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
 from outbox.doctor.lmtp_maildir import examine_lmtp, examine_maildir

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import take_init_lock
+from outbox.database.locks import take_init_lock
 from outbox.errors import OutboxError
 
 # As in `outbox.bounce_tokens`.

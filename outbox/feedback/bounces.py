@@ -21,7 +21,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import is_lost, storable
+from outbox.database.connection import is_lost
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 from outbox.feedback.dsn import READ_MAX, Bounce, Kind, normal_address, take_apart
 from outbox.mail.verp import former_token_of, former_tokens_in, tokens_in

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import Final
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 from outbox.mail.message import comparable
 from outbox.relay.suppression import Entry, Reason

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
-from outbox.database.connection import DatabaseRefusedError, storable
 from outbox.database.lock_wait import UNKNOWN, LockWaitError
+from outbox.database.refusal import DatabaseRefusedError
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.generate.batch_writer import BatchWriter
 from outbox.generate.buckets import BUCKETS, BucketLocks, bucket_of

@@ -19,8 +19,10 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect, storable
+from outbox.database.connection import LOST_SESSION
 from outbox.database.lock_wait import lock_waits
+from outbox.database.opening import connect
+from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.schedule_state import (
     AHEAD_MAX,
@@ -307,13 +309,12 @@ class Starter:
         assert url is not None
         limits = {"statement_timeout": str(int(SILENCE_MAX_S * 1000)), "lock_timeout": str(int(LOCK_MAX_S * 1000))}
         connection = await connect(url, application="outbox schedule", settings=limits)
-        silence = asyncio.get_running_loop().call_later(SILENCE_MAX_S, connection.terminate)
         try:
-            async with lock_waits(url, connection, "The schedule"):
-                yield connection
-            await connection.close(timeout=SILENCE_MAX_S)
+            with connection.end_if_silent(SILENCE_MAX_S):
+                async with lock_waits(url, connection, "The schedule"):
+                    yield connection
+                await connection.close(timeout=SILENCE_MAX_S)
         finally:
-            silence.cancel()
             if not connection.is_closed():
                 connection.terminate()
 

@@ -24,22 +24,17 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from outbox.database.connection import (
-    BY_INDEX,
-    CONNECT_TIMEOUT_S,
     LOST_SESSION,
     TRUSTED_PATH,
     Connection,
-    connect,
-    engine_on,
-    is_ended,
-    is_lock_timeout,
     is_lost,
-    lease_settings,
-    plain_timestamps,
-    say_pooler,
-    user_search_path,
 )
+from outbox.database.engine import engine_on
 from outbox.database.lock_wait import BlockerWatch, LockWaitError, holders
+from outbox.database.locks import is_lock_timeout
+from outbox.database.opening import CONNECT_TIMEOUT_S, connect, lease_settings
+from outbox.database.plans import BY_INDEX
+from outbox.database.pooler import say_pooler
 from outbox.database.refusal import original_of, reason_of, shows_shared_session
 from outbox.database.schema import require_current
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError, UnsafeDatabaseError
@@ -152,11 +147,11 @@ class GenerateSession:
                 finally:
                     pulse.cancel()
                     await asyncio.gather(pulse, return_exceptions=True)
-        except (SQLAlchemyError, AttributeError, asyncpg.PostgresError, *LOST_SESSION) as error:
+        except (SQLAlchemyError, asyncpg.PostgresError, *LOST_SESSION) as error:
             cause = original_of(error)
             if shows_shared_session(cause):
                 raise UnsafeDatabaseError(say_pooler(url, reason_of(cause))) from error
-            if is_lost(error) or is_ended(error, driver):
+            if is_lost(error):
                 raise DatabaseUnavailableError(
                     f"The session with Postgres at {url.redacted} was lost ({session.lost or said_by(error)}); "
                     "run the command again when it is back."
@@ -263,7 +258,7 @@ class GenerateSession:
 
         It is one simple query. RESET ALL restores the settings with which the session began.
         """
-        settings = ["RESET ALL", "RESET ROLE", self._driver.settle.rstrip("; "), *self._kept.values()]
+        settings = ["RESET ALL", "RESET ROLE", self._driver.setup.rstrip("; "), *self._kept.values()]
         await self._driver.execute("; ".join(settings))
         self._may_be_changed = False
 
@@ -391,7 +386,7 @@ class GenerateSession:
             LockWaitError: it waited for a lock for too long.
 
         """
-        return await self._rows(statement, parameters, user_search_path(self._driver))
+        return await self._rows(statement, parameters, self._driver.user_search_path)
 
     async def _rows(self, statement: str, parameters: Mapping[str, Any], path: str | None) -> Rows:
         """Return all rows, with that search path, or the trusted one if it is None."""
@@ -440,7 +435,7 @@ class GenerateSession:
 
     async def plain_timestamps(self, statement: str) -> Sequence[str]:
         """Return what `UserQueries.plain_timestamps` does, with the role's own search path."""
-        path = user_search_path(self._driver)
+        path = self._driver.user_search_path
         async with self.theirs(self._query_lock_s) as connection, self._transaction():
             self._may_be_changed = True
             await connection.exec_driver_sql(AS_USER, (path, _in_ms(self._query_lock_s)))
@@ -453,12 +448,8 @@ class GenerateSession:
         if path is None:
             yield
             return
-        self._driver.local_path = path
-        try:
-            with plain_timestamps(self._driver):
-                yield
-        finally:
-            self._driver.local_path = None
+        with self._driver.user_query(path):
+            yield
 
     async def stream(self, statement: str, parameters: Mapping[str, Any], portion: int) -> AsyncIterator[Rows]:
         """The rows of a user's query, at most `portion` at a time (`source.Reader`).
@@ -466,7 +457,7 @@ class GenerateSession:
         A cursor WITH HOLD keeps the result in the server: no transaction is open while reports are computed, and
         memory holds a portion (PostgreSQL docs, DECLARE).
         """
-        async for rows in self._stream(statement, parameters, portion, user_search_path(self._driver)):
+        async for rows in self._stream(statement, parameters, portion, self._driver.user_search_path):
             yield rows
 
     async def _stream(

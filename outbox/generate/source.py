@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError, SourceError
 from outbox.generate.digest import ITEMS, RECIPIENTS
 from outbox.mail import message

@@ -16,7 +16,8 @@ from typing import Any, Final
 import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 
-from outbox.database.connection import Connection, is_lock_timeout, is_lost
+from outbox.database.connection import Connection, is_lost
+from outbox.database.locks import is_lock_timeout
 from outbox.generate.source import QueryError, RowError, Rows, UnreadableError
 from outbox.reports.query_parameters import Query, apart, objection, parse
 
@@ -296,15 +297,14 @@ def _short(value: str) -> str:
 @contextmanager
 def plain_text(driver: Connection, statement: "PreparedStatement[Any]") -> Iterator[None]:
     """Decode the types of a statement's columns as text within the block, for statements that are prepared in it."""
-    settings = driver._protocol.get_settings()  # noqa: SLF001 - set_type_codec looks types up, and only by name
     types = {(one.type.oid, one.type.name, one.type.schema) for one in statement.get_attributes()}
     try:
         for oid, name, schema in types:
-            settings.add_python_codec(oid, name, schema, [], "scalar", str, str, "text")
+            driver.set_codec(oid, name, str, str, format="text", schema=schema)
         yield
     finally:
         for oid, name, schema in types:
-            settings.remove_python_codec(oid, name, schema)
+            driver.remove_codec(oid, name, schema)
         driver.install_timestamps()
         install_intervals(driver)
         install_json(driver)
@@ -316,10 +316,7 @@ _INFINITE_MONTHS: Final = (2**31 - 1, -(2**31))
 
 def install_intervals(driver: Connection) -> None:
     """Decode intervals as asyncpg does, without its overflow: 178000000 years are 560,000 years there."""
-    settings = driver._protocol.get_settings()  # noqa: SLF001 - as `Connection.install_timestamps`
-    settings.add_python_codec(
-        _INTERVAL, "interval", "pg_catalog", [], "scalar", _encode_interval, _decode_interval, "tuple"
-    )
+    driver.set_codec(_INTERVAL, "interval", _encode_interval, _decode_interval, format="tuple")
 
 
 _JSON: Final = 114  # fixed OIDs (pg_type.dat)
@@ -329,17 +326,13 @@ _JSONB_VERSION: Final = b"\x01"
 
 def install_json(driver: Connection) -> None:
     """Encode and decode JSON as SQLAlchemy sets it up for each connection (its `setup_asyncpg_jsonb_codec`)."""
-    settings = driver._protocol.get_settings()  # noqa: SLF001 - as `Connection.install_timestamps`
-    settings.add_python_codec(_JSON, "json", "pg_catalog", [], "scalar", str.encode, json.loads, "binary")
-    settings.add_python_codec(
+    driver.set_codec(_JSON, "json", str.encode, json.loads, format="binary")
+    driver.set_codec(
         _JSONB,
         "jsonb",
-        "pg_catalog",
-        [],
-        "scalar",
         lambda value: _JSONB_VERSION + value.encode(),
         lambda value: json.loads(value[len(_JSONB_VERSION) :]),
-        "binary",
+        format="binary",
     )
 
 

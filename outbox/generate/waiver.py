@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import ARRAY, Text, bindparam, text
 
 from outbox import suggested
-from outbox.database.connection import EMAIL_OF_REPORT, storable
+from outbox.database.plans import EMAIL_OF_REPORT
+from outbox.database.values import storable
 from outbox.generate.schedule_state import making
 
 if TYPE_CHECKING:

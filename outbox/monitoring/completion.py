@@ -22,7 +22,8 @@ from urllib.parse import quote, urlsplit
 import asyncpg
 
 from outbox import __version__
-from outbox.database.connection import LOST_SESSION, connect
+from outbox.database.connection import LOST_SESSION
+from outbox.database.opening import connect
 from outbox.errors import OutboxError
 from outbox.log import Events
 from outbox.relay.supervisor import Relays

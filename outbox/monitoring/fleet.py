@@ -13,7 +13,10 @@ from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import ALIVE, BY_INDEX, LOST_SESSION, RELAY_LOCKS, connect
+from outbox.database.connection import LOST_SESSION
+from outbox.database.locks import ALIVE, RELAY_LOCKS
+from outbox.database.opening import connect
+from outbox.database.plans import BY_INDEX
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError, SchemaError
 from outbox.operations.attention import EDITIONS_FOR, OLDEST_DUE, ROUTES, counts_of, read_concerns
@@ -111,7 +114,7 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
         await require_current(connection)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute(BY_INDEX)
-            found = dict(await connection.fetch(COUNTS, COUNT_MAX))
+            found: dict[str, int] = dict(await connection.fetch(COUNTS, COUNT_MAX))
             return Fleet(
                 deliveries={state: found.get(state, 0) for state in STATES},
                 oldest_due_s=await connection.fetchval(OLDEST_DUE),

@@ -14,7 +14,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 from outbox import suggested
-from outbox.database.connection import ALIVE, EMAIL_OF_REPORT, RELAY_LOCKS
+from outbox.database.locks import ALIVE, RELAY_LOCKS
+from outbox.database.plans import EMAIL_OF_REPORT
 from outbox.generate.schedule_state import making, times
 from outbox.operations.route_rules import read_unserved
 from outbox.relay.ledger import LANES

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 
 STATES: Final = ("pending", "sending", "in_doubt", "sent", "dead", "cancelled", "expired")

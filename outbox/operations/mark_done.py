@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
-from outbox.database.connection import EDITION_LOCKS, storable
 from outbox.database.lock_wait import MAY_GENERATE, holders
+from outbox.database.locks import EDITION_LOCKS
+from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.edition import DECLARED, Declared, Edition, open_edition, plan_edition
 from outbox.generate.edition_lock import EXCLUDE, REMOVE, lock_number

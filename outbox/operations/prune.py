@@ -10,16 +10,18 @@ pages, so hardly any of these updates is heap-only: a row moves, once in its lif
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, PRUNE_LOCK, connect, is_ended, lease_settings
+from outbox.database.connection import LOST_SESSION
 from outbox.database.lock_wait import MAY_PRUNE, BlockerWatch, holders
+from outbox.database.locks import PRUNE_LOCK
+from outbox.database.opening import connect, lease_settings
 from outbox.database.schema import require_current
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.log import Events
@@ -261,13 +263,13 @@ class _Walk:
     async def _batch(self, statement: str, *values: Any) -> Any:
         """Run a batch; after a lock timeout run it once more, to find out who holds the lock."""
         try:
-            with _silence_ends(self.connection):
+            with self.connection.end_if_silent(SILENCE_S):
                 return await self.connection.fetchrow(statement, *values)
         except asyncpg.LockNotAvailableError:
             look_s, pid = LOCK_TIMEOUT_S / 5, await self.connection.fetchval("SELECT pg_backend_pid()")
         async with BlockerWatch(self.url, pid, first_s=look_s, every_s=look_s) as watch:
             try:
-                with _silence_ends(self.connection):
+                with self.connection.end_if_silent(SILENCE_S):
                     return await self.connection.fetchrow(statement, *values)
             except asyncpg.LockNotAvailableError as error:
                 raise DatabaseUnavailableError(_unfinished(f"{watch.holder} holds a lock: {error}")) from error
@@ -293,16 +295,6 @@ def _unfinished(reason: object) -> str:
     return f"Postgres did not finish a batch ({reason}); run `outbox prune` again, it goes on from there."
 
 
-@contextmanager
-def _silence_ends(connection: Any) -> Iterator[None]:
-    """End the connection when a statement is not answered: a cancelled one would wait for the server's word."""
-    silence = asyncio.get_running_loop().call_later(SILENCE_S, connection.terminate)
-    try:
-        yield
-    finally:
-        silence.cancel()
-
-
 async def _exclude_others(connection: Any) -> None:
     """Take the lock of pruning, or ignore it if it is held by roles that may not prune.
 
@@ -320,7 +312,7 @@ async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Any]:
     """A session whose statements are short; `alone` holds the lock that only one prune of a database has."""
     connection = await connect(url, application="outbox prune", settings=BOUNDS)
     try:
-        with _silence_ends(connection):
+        with connection.end_if_silent(SILENCE_S):
             await require_current(connection)
         if alone:
             await _exclude_others(connection)
@@ -329,9 +321,7 @@ async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Any]:
         await connection.execute("SELECT pg_advisory_unlock_all()")
     except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
         raise DatabaseUnavailableError(_unfinished(error)) from error
-    except (AttributeError, *LOST_SESSION) as error:
-        if isinstance(error, AttributeError) and not is_ended(error, connection):
-            raise
+    except LOST_SESSION as error:
         raise DatabaseUnavailableError(
             f"The session with Postgres at {url.redacted} was lost ({str(error) or type(error).__name__}); "
             "run `outbox prune` again when it is back, it goes on from there."

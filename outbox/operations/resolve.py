@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final
 
-from outbox.database.connection import CHANNEL, storable
+from outbox.database.connection import CHANNEL
+from outbox.database.values import storable
 from outbox.operations.email_filter import Chosen
 from outbox.operations.prune import BARE, PRUNED
 from outbox.relay.failover import REMAINS

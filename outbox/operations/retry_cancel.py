@@ -12,7 +12,8 @@ from typing import Any, Final
 import asyncpg
 
 from outbox import suggested
-from outbox.database.connection import CHANNEL, storable
+from outbox.database.connection import CHANNEL
+from outbox.database.values import storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.operations.prune import BARE, PRUNED
 from outbox.relay import suppression

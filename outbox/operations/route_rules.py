@@ -13,7 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from outbox.database.connection import ALIVE, CHANNEL, LOST_SESSION, RELAY_LOCKS, connect, take_init_lock
+from outbox.database.connection import CHANNEL, LOST_SESSION
+from outbox.database.locks import ALIVE, RELAY_LOCKS, take_init_lock
+from outbox.database.opening import connect
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError
 from outbox.log import Events

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.waiver import read_absence
 from outbox.mail.stored_message import StoredMessage, read_header, read_message

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
-from outbox.database.connection import ALIVE, RELAY_LOCKS
+from outbox.database.locks import ALIVE, RELAY_LOCKS
 from outbox.operations.attention import (
     COUNTED,
     EDITIONS_FOR,

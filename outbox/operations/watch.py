@@ -15,7 +15,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import ALIVE, LOST_SESSION, RELAY_LOCKS, connect, is_ended
+from outbox.database.connection import LOST_SESSION
+from outbox.database.locks import ALIVE, RELAY_LOCKS
+from outbox.database.opening import connect
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError
 from outbox.operations.attention import COUNTED as COUNTED_OF
@@ -269,10 +271,6 @@ class Watcher:
             self._lose(f"Postgres did not answer within {SILENCE_MAX_S:g} s")
         except (OutboxError, asyncpg.PostgresError, *LOST_SESSION) as error:
             self._lose(str(error) or type(error).__name__)
-        except AttributeError as error:
-            if not is_ended(error, self._connection):
-                raise
-            self._lose("the connection was lost")
         finally:
             self.asked_at = None
 

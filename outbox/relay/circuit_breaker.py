@@ -8,7 +8,8 @@ import random
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from outbox.database.connection import CHANNEL, storable
+from outbox.database.connection import CHANNEL
+from outbox.database.values import storable
 from outbox.smtp.login import LOGIN_PAUSE_FIRST_S, LOGIN_PAUSE_MAX_S, login_pause_s
 
 PAUSE_FIRST_S: Final = 0.5

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.log import Events
 from outbox.relay.ledger import Settlement
 from outbox.relay.quarantine import is_of_a_row

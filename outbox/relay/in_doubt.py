@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 from outbox.log import Events
 from outbox.relay.quarantine import Quarantine, is_of_a_row

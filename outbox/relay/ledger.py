@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from outbox.database.connection import HOLDS_ITS_LOCK, RELAY_LOCKS, storable
+from outbox.database.locks import HOLDS_ITS_LOCK, RELAY_LOCKS
+from outbox.database.values import storable
 from outbox.mail.verp import email_of
 from outbox.relay.quarantine import STATEMENTS as QUARANTINE_STATEMENTS
 from outbox.relay.quarantine import Quarantine, is_of_a_row

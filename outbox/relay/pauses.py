@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
-from outbox.database.connection import CHANNEL, storable
+from outbox.database.connection import CHANNEL
+from outbox.database.values import storable
 from outbox.relay.ledger import LANES
 from outbox.relay.quarantine import Quarantine, is_of_a_row
 

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, storable
+from outbox.database.connection import LOST_SESSION
+from outbox.database.values import storable
 from outbox.log import Events
 
 log = Events("outbox.relay")

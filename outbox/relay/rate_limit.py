@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.relay.throttle import SILENCE_MAX_S, Found, Refusal, slow_down
 
 AHEAD_S: Final = 0.25  # so much of the fleet's rate is in the hands of its relays at a time

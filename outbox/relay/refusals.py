@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Final
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.smtp.reply_class import About, Refusal
 
 EVIDENCE_S: Final = 60.0  # so long an acceptance shows that the server takes mail of this sender

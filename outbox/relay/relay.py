@@ -18,9 +18,11 @@ from typing import Any, Final
 import asyncpg
 
 from outbox.database import failover_barrier
-from outbox.database.connection import CHANNEL, LOST_SESSION, DatabaseRefusedError, is_ended, is_lock_timeout
+from outbox.database.connection import CHANNEL, LOST_SESSION
 from outbox.database.failover_barrier import Answer, Barrier, Kind, Presence, Row, ServerId, Standing, answer_of
 from outbox.database.lock_wait import BlockerWatch
+from outbox.database.locks import is_lock_timeout
+from outbox.database.refusal import DatabaseRefusedError
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.log import Events
 from outbox.relay import failover, in_doubt, ledger, suppression
@@ -216,9 +218,6 @@ class Relay:
                     await self._work(self._session)
                 except (*LOST_SESSION, asyncpg.PostgresError) as error:
                     self._session.lose(str(error) or type(error).__name__)
-                except AttributeError as error:
-                    if not is_ended(error, self._session.connection):
-                        raise
                 if self._session.lost is not None and not self._is_done():
                     await self._reopen()
         finally:
@@ -420,9 +419,6 @@ class Relay:
                     await failover_barrier.leave(session.connection, session.relay, self._presence.instance, CHANNEL)
             except (*LOST_SESSION, asyncpg.PostgresError) as error:
                 session.lose(str(error))
-            except AttributeError as error:
-                if not is_ended(error, session.connection):
-                    raise
             await session.close()
         untold = [s.key for s in self._settlements if s.marked]
         if untold:  # the next sweep finds those marks that were committed

@@ -19,22 +19,15 @@ import asyncpg
 
 from outbox import __version__
 from outbox.database import failover_barrier as barrier
-from outbox.database.connection import (
-    CHANNEL,
-    CONNECT_TIMEOUT_S,
-    HOLDS_ITS_LOCK,
-    NOT_BY_INDEX,
-    RELAY_LOCKS,
-    SELFTEST_LOCKS,
-    connect,
-    is_ended,
-    lease_settings,
-    say_pooler,
-    timeline_of,
-)
+from outbox.database.connection import CHANNEL
 from outbox.database.failover_barrier import Row, ServerId, Standing
+from outbox.database.locks import HOLDS_ITS_LOCK, RELAY_LOCKS, SELFTEST_LOCKS
+from outbox.database.opening import CONNECT_TIMEOUT_S, connect, lease_settings
+from outbox.database.plans import NOT_BY_INDEX
+from outbox.database.pooler import say_pooler
 from outbox.database.refusal import reason_of, shows_shared_session
 from outbox.database.schema import require_current
+from outbox.database.timeline import timeline_of
 from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
 from outbox.settings.urls import DatabaseUrl
 
@@ -102,42 +95,35 @@ class Session:
             if not shows_shared_session(error):
                 raise
             raise UnsafeDatabaseError(say_pooler(url, reason_of(error))) from error
-        # A cancelled statement waits for the server's word on the cancel, and a transaction for that of its rollback:
-        # only the end of the connection frees a relay from a network that has gone silent.
-        silence = asyncio.get_running_loop().call_later(lease_s, connection.terminate)
         try:
-            await require_current(connection)
-            timeline = await timeline_of(connection)
-            await _end_formers(connection, former, timeline, standing, within_s=lease_s / 2)
-            started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
-            for statement in statements:
-                await connection._get_statement(statement, None)  # noqa: SLF001 - prepare() keeps it to itself
-                silence.cancel()  # it answers
-                silence = asyncio.get_running_loop().call_later(lease_s, connection.terminate)
-            # Listen first, look at the table afterwards: a notification in between is then not lost.
-            await connection.add_listener(
-                CHANNEL, lambda *heard: hear(heard[3]) if hear is not None and heard[3] else wake()
-            )
-            row, met = Row(), frozenset[str]()
+            with connection.end_if_silent(lease_s) as silence:
+                await require_current(connection)
+                timeline = await timeline_of(connection)
+                await _end_formers(connection, former, timeline, standing, within_s=lease_s / 2)
+                started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
+                for statement in statements:
+                    await connection.plan(statement)
+                    silence.restart()  # it answers
+                # Listen first, look at the table afterwards: a notification in between is then not lost.
+                await connection.add_listener(
+                    CHANNEL, lambda *heard: hear(heard[3]) if hear is not None and heard[3] else wake()
+                )
+                row, met = Row(), frozenset[str]()
 
-            async def meet(relay: int) -> None:
-                nonlocal row, met
-                if standing is not None:
-                    row, met = await _meet_barrier(connection, relay, (timeline, started_at), former, standing)
+                async def meet(relay: int) -> None:
+                    nonlocal row, met
+                    if standing is not None:
+                        row, met = await _meet_barrier(connection, relay, (timeline, started_at), former, standing)
 
-            instance = standing.instance if standing is not None else None
-            relay = await _register(connection, timeline, route, instance=instance, meet=meet)
+                instance = standing.instance if standing is not None else None
+                relay = await _register(connection, timeline, route, instance=instance, meet=meet)
             session = cls(connection, relay, timeline, started_at, on_lost=on_lost, barrier=row, met=met)
             connection.add_termination_listener(lambda _: session.lose("Postgres ended the session"))
             connection.add_log_listener(session._hear)
             connection.add_query_logger(lambda done: None if done.exception else on_answer())
-        except BaseException as error:
-            if is_ended(error, connection):
-                raise ConnectionError(f"Postgres was silent for {lease_s:g} s") from error
+        except BaseException:
             connection.terminate()
             raise
-        finally:
-            silence.cancel()
         return session
 
     @property

@@ -12,7 +12,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 from outbox import suggested
-from outbox.database.connection import BY_INDEX, storable
+from outbox.database.plans import BY_INDEX
+from outbox.database.values import storable
 from outbox.relay.quarantine import Quarantine
 
 ALL: Final = ""  # the report of a suppression that holds for every email

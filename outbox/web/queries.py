@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import connect, is_ended, is_lost
+from outbox.database.connection import is_lost
+from outbox.database.opening import connect
 from outbox.database.schema import require_current
 from outbox.errors import DatabaseUnavailableError
 from outbox.settings.urls import DatabaseUrl
@@ -82,7 +83,6 @@ class Store:
         Raises:
             DatabaseUnavailableError: Postgres is away, has no place for us, or does not answer in time.
         """
-        held: Any = None
         try:
             async with (await self._opened()).acquire(timeout=ACQUIRE_MAX_S) as held:
                 yield held
@@ -91,7 +91,7 @@ class Store:
         except DatabaseUnavailableError:
             raise
         except Exception as error:
-            if is_lost(error) or (held is not None and is_ended(error, held)):
+            if is_lost(error):
                 raise DatabaseUnavailableError(
                     f"Postgres at {self.url.redacted} does not answer ({str(error) or type(error).__name__})."
                 ) from error

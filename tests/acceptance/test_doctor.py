@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 import trustme
 
-from outbox.database.connection import connect
+from outbox.database.opening import connect
 from outbox.database.roles import ROLES, together
 from outbox.doctor import database as doctor_database
 from outbox.doctor.rights import look_at_rights

@@ -5,7 +5,8 @@ import re
 import asyncpg
 import pytest
 
-from outbox.database.connection import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS, connect
+from outbox.database.locks import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS
+from outbox.database.opening import connect
 from outbox.database.roles import ROLES, grant_roles
 from outbox.doctor.access import look_at_connect, look_at_locks, look_at_path, names_of
 from outbox.doctor.finding import Grade

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
-from outbox.database.connection import RELAY_LOCKS
+from outbox.database.locks import RELAY_LOCKS
 from outbox.operations.resolve import Decision, resolve
 from outbox.relay import failover, ledger, session
 from outbox.relay import in_doubt as doubt

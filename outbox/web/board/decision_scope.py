@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.operations.email_filter import STATES, Chosen, Selection, find
 from outbox.operations.email_filter import name as name_all

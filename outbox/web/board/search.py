@@ -12,7 +12,8 @@ from urllib.parse import urlencode
 
 import asyncpg
 
-from outbox.database.connection import BY_INDEX, storable
+from outbox.database.plans import BY_INDEX
+from outbox.database.values import storable
 from outbox.operations.email_filter import OPEN, STATES
 from outbox.web.responses import bigint
 

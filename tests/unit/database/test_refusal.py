@@ -4,15 +4,17 @@ import ssl
 import asyncpg
 import pytest
 
-from outbox.database.connection import (
+from outbox.database.connection import is_lost
+from outbox.database.opening import connect
+from outbox.database.refusal import (
     DatabaseLoginError,
     DatabaseRefusedError,
-    connect,
+    Kind,
     explain_refusal,
     explain_refusals,
-    is_lost,
+    reason_of,
+    refusal_of,
 )
-from outbox.database.refusal import Kind, reason_of, refusal_of
 from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
 from outbox.settings.postgres_hosts import SilenceError
 from outbox.settings.urls import DatabaseUrl
