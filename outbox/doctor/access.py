@@ -10,7 +10,7 @@ from typing import Any, Final
 from outbox.database.connection import TRUSTED_PATH
 from outbox.database.locks import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS, describe_session
 from outbox.database.roles import ROLES, are_used
-from outbox.doctor.finding import Finding, fault, note, ok
+from outbox.doctor.finding import Finding, note, ok, problem
 
 SHOWN_MAX: Final = 10
 
@@ -126,7 +126,7 @@ async def look_at_locks(connection: Any) -> Finding:
         return ok(check, "only roles of outbox hold its advisory locks")
     said = ", ".join(f"{describe_session(row)} holds {row['locks']:,} of {row['kind']}" for row in rows[:SHOWN_MAX])
     more = f", and {len(rows) - SHOWN_MAX} more" if len(rows) > SHOWN_MAX else ""
-    return fault(
+    return problem(
         check,
         f"sessions of roles without rights in outbox hold its advisory locks: {said}{more}",
         "end them with pg_terminate_backend(pid), and REVOKE CONNECT on the database from their roles",

@@ -6,7 +6,7 @@ The rights are those of `roles`: a role that is in some of its groups needs thei
 from typing import Any, Final
 
 from outbox.database.roles import ROLES, lacking, together
-from outbox.doctor.finding import Finding, fault, ok
+from outbox.doctor.finding import Finding, ok, problem
 
 GROUPS: Final = """
 SELECT rolname FROM pg_roles WHERE rolname = ANY ($1::text[]) AND pg_has_role(oid, 'USAGE')
@@ -24,12 +24,12 @@ async def look_at_rights(connection: Any) -> Finding:
         " has_database_privilege(current_database(), 'CREATE')"
     )
     if read_only:
-        mend = f"ALTER DATABASE {database} RESET default_transaction_read_only, or the same of the role"
-        return fault("database.rights", "sessions are read-only (default_transaction_read_only is on)", mend)
+        fix = f"ALTER DATABASE {database} RESET default_transaction_read_only, or the same of the role"
+        return problem("database.rights", "sessions are read-only (default_transaction_read_only is on)", fix)
     if usage is None:  # no schema yet
         if create:
             return ok("database.rights", f"role {role} may create the schema")
-        return fault(
+        return problem(
             "database.rights",
             f"role {role} may not create the schema",
             f"GRANT CREATE ON DATABASE {database} TO {role}, or run `outbox init` as its owner",
@@ -46,7 +46,7 @@ async def _look_at_groups(connection: Any, role: str, *, usage: bool) -> Finding
     missing += [right.clause for right in await lacking(connection, me, wanted)]
     if missing:
         grants = "; ".join(f"GRANT {right} TO {role}" for right in missing)
-        mend = "run `outbox init --roles` as the schema's owner" if found else grants
-        return fault("database.rights", f"role {role} lacks {', '.join(missing)}", mend)
+        fix = "run `outbox init --roles` as the schema's owner" if found else grants
+        return problem("database.rights", f"role {role} lacks {', '.join(missing)}", fix)
     does = f"{', '.join(found)} may" if found else "all commands do"
     return ok("database.rights", f"role {role} may do what {does}")
