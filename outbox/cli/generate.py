@@ -107,7 +107,7 @@ async def _initialise(
     """Return the versions before and after, whether an upgrade renewed the rights of roles (None if it need not),
     and the other changes, one line each.
     """
-    from outbox.database.engine import engine
+    from outbox.database.engine import driver_of, engine
     from outbox.database.lock_wait import lock_waits
     from outbox.database.opening import connect
     from outbox.database.roles import are_renewed, are_used, grant_roles, renew_grants
@@ -142,7 +142,7 @@ async def _initialise(
         from outbox.generate import edition
 
         async with engine(settings.database_url, application="outbox init").connect() as session:
-            driver = (await session.get_raw_connection()).driver_connection
+            driver = await driver_of(session)
             async with lock_waits(settings.database_url, driver, "`outbox init --redefine`"):
                 for name in redefine:
                     await edition.redefine(session, name, settings.report(name))

@@ -15,4 +15,5 @@ schema            installs and recognises schema.sql
 upgrades          the steps from each version of the schema to the next
 roles             rights of each role
 failover_barrier  the pause after a change of the primary, until the relays have reported what they sent
+failover_rules    when that barrier is raised and lifted
 """

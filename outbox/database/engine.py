@@ -13,7 +13,7 @@ from outbox.errors import DatabaseUnavailableError
 from outbox.settings.urls import DatabaseUrl
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 
 def engine(url: DatabaseUrl, *, application: str) -> "AsyncEngine":
@@ -28,6 +28,13 @@ def engine_on(url: DatabaseUrl, connection: Callable[[], Connection]) -> "AsyncE
         return connection()
 
     return _engine_once(url, opened)
+
+
+async def driver_of(connection: "AsyncConnection") -> Connection:
+    """Return the connection of ours on which a connection of such an engine runs."""
+    driver = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(driver, Connection)
+    return driver
 
 
 def _engine_once(url: DatabaseUrl, opening: Callable[[], Awaitable[Connection]]) -> "AsyncEngine":

@@ -7,10 +7,11 @@ in the settings read.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import asyncpg
 
+from outbox.database.connection import Connection
 from outbox.database.locks import take_init_lock
 from outbox.database.schema import PIN_PATH, require_current
 from outbox.errors import OutboxError
@@ -266,7 +267,7 @@ SELECT pg_get_userbyid(owner) FROM (
 """
 
 
-async def grant_roles(connection: Any) -> None:
+async def grant_roles(connection: Connection) -> None:
     """Make the roles that are missing, and give each its rights and no others.
 
     Idempotent, safe on all servers at once, and one commit: the rights of running relays never lapse. Rights that an
@@ -295,7 +296,7 @@ async def grant_roles(connection: Any) -> None:
         await connection.execute(";\n".join(statements()))
 
 
-async def renew_grants(connection: Any) -> None:
+async def renew_grants(connection: Connection) -> None:
     """Renew the rights of existing roles, if they had rights in this database before.
 
     Called at the end of an upgrade, in its transaction, so that the rights of running relays never lapse. If this role
@@ -312,13 +313,13 @@ async def renew_grants(connection: Any) -> None:
         return
 
 
-async def missing_roles(connection: Any) -> list[str]:
+async def missing_roles(connection: Connection) -> list[str]:
     """Return the names of ROLES that do not exist on this server."""
     present = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
     return [name for name in ROLES if name not in present]
 
 
-async def _refuse_what_is_taken(connection: Any) -> None:
+async def _refuse_what_is_taken(connection: Connection) -> None:
     taken = await connection.fetchval(TAKEN, list(ROLES))
     if taken is not None:
         raise OutboxError(
@@ -352,12 +353,12 @@ SELECT EXISTS (SELECT FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'outbox
 """
 
 
-async def are_used(connection: Any) -> bool:
+async def are_used(connection: Connection) -> bool:
     """Return True if the roles have rights in this database, so that an upgrade has to renew them."""
     return bool(await connection.fetchval(USED, list(ROLES)))
 
 
-async def are_renewed(connection: Any) -> bool:
+async def are_renewed(connection: Connection) -> bool:
     """Return True if each of the roles has the rights of this version."""
     if await missing_roles(connection):
         return False
@@ -389,7 +390,7 @@ SELECT p.proname, w.privilege, ''
 """
 
 
-async def lacking(connection: Any, role: str, rights: Iterable[Right]) -> list[Right]:
+async def lacking(connection: Connection, role: str, rights: Iterable[Right]) -> list[Right]:
     """Return which of the rights that role lacks."""
     columns = map(list, zip(*rights, strict=True))
     return [Right(*row) for row in await connection.fetch(LACKING, *columns, role)]

@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
+from outbox.database.connection import Connection
 from outbox.database.locks import take_init_lock
 from outbox.database.upgrades import UPGRADES
 from outbox.errors import OutboxError, SchemaError
@@ -37,7 +38,7 @@ def functions_sql() -> str:
     return "\n".join([*found, "revoke all on all functions in schema outbox from public;"])
 
 
-async def installed_version(connection: Any) -> int | None:
+async def installed_version(connection: Connection) -> int | None:
     """Return the version that the database has, or None if it has none.
 
     Raises:
@@ -67,12 +68,12 @@ LOCK_IN_ORDER: Final = "LOCK TABLE outbox.report, outbox.email, outbox.delivery 
 
 
 async def initialise(
-    connection: Any,
+    connection: Connection,
     *,
     version: int = VERSION,
     compatible: int = COMPATIBLE,
     upgrades: Mapping[int, str] = UPGRADES,
-    then: Callable[[Any], Awaitable[None]] | None = None,
+    then: Callable[[Connection], Awaitable[None]] | None = None,
 ) -> tuple[int | None, int]:
     """Create or upgrade the schema in one transaction; return the version before and after.
 
@@ -123,12 +124,12 @@ SELECT conrelid::regclass::text AS relation, quote_ident(conname) AS name
 """
 
 
-async def read_broken(connection: Any) -> list[str]:
+async def read_broken(connection: Connection) -> list[str]:
     """Return the names of the CHECKs that some older row violates."""
     return [row["name"] for row in await connection.fetch(UNVALIDATED)]
 
 
-async def validate_constraints(connection: Any) -> None:
+async def validate_constraints(connection: Connection) -> None:
     """Validate newer CHECKs on older rows; one that some row violates applies to new rows only.
 
     Relays keep running: it takes no lock that they wait for (PostgreSQL docs, ALTER TABLE, VALIDATE CONSTRAINT).
@@ -147,7 +148,7 @@ SIZE: Final = "email_message_size"
 READ_SIZE: Final = "SELECT outbox.message_bytes_max()"
 
 
-async def limit_messages(connection: Any, bytes_max: int) -> int | None:
+async def limit_messages(connection: Connection, bytes_max: int) -> int | None:
     """Set the limit on messages, in octets; return the former limit, or None if it is the same.
 
     A relay quarantines larger messages that are in the outbox already, unless its own settings allow them.
@@ -181,7 +182,7 @@ async def limit_messages(connection: Any, bytes_max: int) -> int | None:
     return before
 
 
-async def require_current(connection: Any) -> None:
+async def require_current(connection: Connection) -> None:
     """Return if the database has the schema that this code is for, or a newer one that it may still work on.
 
     Raises:
@@ -200,7 +201,7 @@ async def require_current(connection: Any) -> None:
         raise SchemaError(_newer(found))
 
 
-async def _is_compatible(connection: Any, version: int) -> bool:
+async def _is_compatible(connection: Connection, version: int) -> bool:
     newest = "SELECT compatible FROM outbox.schema_version ORDER BY version DESC LIMIT 1"
     return bool(await connection.fetchval(newest) <= version)
 

@@ -5,9 +5,9 @@ code with the rights of this role.
 """
 
 import re
-from typing import Any, Final
+from typing import Final
 
-from outbox.database.connection import TRUSTED_PATH
+from outbox.database.connection import TRUSTED_PATH, Connection
 from outbox.database.locks import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS, describe_session
 from outbox.database.roles import ROLES, are_used
 from outbox.doctor.finding import Finding, note, ok, problem
@@ -45,7 +45,7 @@ def names_of(path: str, role: str) -> list[str]:
     return [role if name == "$user" else name for name in names if name and not name.startswith("pg_")]
 
 
-async def look_at_path(connection: Any) -> Finding:
+async def look_at_path(connection: Connection) -> Finding:
     """Report schemas on this role's own path in which others may create objects (CVE-2018-1058)."""
     check = "database.path"
     role, path = await connection.fetchval("SELECT current_user::text"), connection.user_search_path
@@ -76,7 +76,7 @@ SELECT quote_ident(d.datname) FROM pg_database d, aclexplode(coalesce(d.datacl, 
 """
 
 
-async def look_at_connect(connection: Any) -> Finding:
+async def look_at_connect(connection: Connection) -> Finding:
     """Report if every role of the server may connect although outbox has roles of its own."""
     check = "database.connect"
     if not await are_used(connection):
@@ -117,7 +117,7 @@ SELECT k.name AS kind, l.pid, a.usesysid::regrole::text AS role, a.application_n
 """
 
 
-async def look_at_locks(connection: Any) -> Finding:
+async def look_at_locks(connection: Connection) -> Finding:
     """Report sessions that hold advisory locks of outbox without the right to do what these protect."""
     check = "database.locks"
     numbers = (RELAY_LOCKS, BUCKET_LOCKS, PRUNE_LOCK, INIT_LOCK, SELFTEST_LOCKS)

@@ -8,11 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION
+from outbox.database.connection import LOST_SESSION, Connection
 from outbox.database.opening import connect, ignored_parameters, lease_settings
 from outbox.database.refusal import explain_refusal
 from outbox.database.schema import require_current
@@ -105,7 +105,7 @@ def _lease(settings: Settings) -> dict[str, str]:
     return lease_settings(settings.lease_s, statements_too=True)
 
 
-async def _examine_session(found: Database, connection: Any, settings: Settings) -> None:
+async def _examine_session(found: Database, connection: Connection, settings: Settings) -> None:
     schema = await _looked("database.schema", lambda: _look_at_schema(connection))
     looks: Mapping[str, Callable[[], Awaitable[Finding]]] = {
         "database.lease": lambda: _look_at_lease(connection, settings),
@@ -152,7 +152,7 @@ def judge_encoding(encoding: str) -> Finding:
     return ok("database.encoding", "UTF8")
 
 
-async def _look_at_schema(connection: Any) -> Finding:
+async def _look_at_schema(connection: Connection) -> Finding:
     try:
         await require_current(connection)
     except SchemaError as error:
@@ -166,9 +166,9 @@ async def _look_at_schema(connection: Any) -> Finding:
 LEASE_IN_FORCE: Final = "SELECT name, setting FROM pg_settings WHERE name = ANY ($1::text[])"
 
 
-async def _look_at_lease(connection: Any, settings: Settings) -> Finding:
+async def _look_at_lease(connection: Connection, settings: Settings) -> Finding:
     asked = _lease(settings)
-    in_force = dict(await connection.fetch(LEASE_IN_FORCE, list(asked)))
+    in_force: dict[str, str] = dict(await connection.fetch(LEASE_IN_FORCE, list(asked)))
     socket = await connection.fetchval("SELECT inet_server_addr()") is None
     return judge_lease(asked, in_force, lease_s=settings.lease_s, socket=socket)
 
@@ -189,7 +189,7 @@ def judge_lease(asked: Mapping[str, str], in_force: Mapping[str, str], *, lease_
     return ok("database.lease", f"{found}, a host that is lost after about 6 s")
 
 
-async def _look_at_clock(connection: Any) -> Finding:
+async def _look_at_clock(connection: Connection) -> Finding:
     """Measure the difference of the clocks with the quickest of a few round trips, exact to half of it."""
     best = None
     for _ in range(CLOCK_LOOKS):
@@ -227,7 +227,7 @@ SELECT current_setting('max_connections')::int - current_setting('superuser_rese
 """
 
 
-async def _look_at_connections(connection: Any) -> Finding:
+async def _look_at_connections(connection: Connection) -> Finding:
     most, taken, role_most, role_taken = await connection.fetchrow(CONNECTIONS)
     if role_most is not None and role_most >= 0 and role_most - role_taken < most - taken:
         return judge_connections(role_most, role_taken, "the role's connection limit")
@@ -246,7 +246,7 @@ def judge_connections(most: int, taken: int, limit: str) -> Finding:
     return problem("database.connections", found, fix)
 
 
-async def _look_at_durability(connection: Any) -> Finding:
+async def _look_at_durability(connection: Connection) -> Finding:
     off = [name for name in ("fsync", "full_page_writes") if await connection.fetchval(f"SHOW {name}") == "off"]
     if off:
         return problem(
@@ -264,7 +264,7 @@ SELECT current_setting('synchronous_standby_names') <> '', count(*)::int, count(
 """
 
 
-async def _look_at_replication(connection: Any) -> Finding:
+async def _look_at_replication(connection: Connection) -> Finding:
     wanted, standbys, visible, synchronous = await connection.fetchrow(REPLICATION)
     return judge_replication(wanted=wanted, standbys=standbys, visible=visible, synchronous=synchronous)
 

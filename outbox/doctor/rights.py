@@ -3,8 +3,9 @@
 The rights are those of `roles`: a role that is in some of its groups needs theirs, any other those of all groups.
 """
 
-from typing import Any, Final
+from typing import Final
 
+from outbox.database.connection import Connection
 from outbox.database.roles import ROLES, lacking, together
 from outbox.doctor.finding import Finding, ok, problem
 
@@ -15,7 +16,7 @@ SELECT rolname FROM pg_roles WHERE rolname = ANY ($1::text[]) AND pg_has_role(oi
 """
 
 
-async def look_at_rights(connection: Any) -> Finding:
+async def look_at_rights(connection: Connection) -> Finding:
     """Name the rights that are missing, with the GRANT; before there is a schema, say whether this role may make it."""
     role, database, read_only, usage, create = await connection.fetchrow(
         "SELECT quote_ident(current_user), quote_ident(current_database()),"
@@ -37,7 +38,7 @@ async def look_at_rights(connection: Any) -> Finding:
     return await _look_at_groups(connection, role, usage=usage)
 
 
-async def _look_at_groups(connection: Any, role: str, *, usage: bool) -> Finding:
+async def _look_at_groups(connection: Connection, role: str, *, usage: bool) -> Finding:
     groups = {row[0] for row in await connection.fetch(GROUPS, list(ROLES))}
     found = [name for name in ROLES if name in groups]
     wanted = together(found or ROLES)

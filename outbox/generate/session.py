@@ -23,12 +23,7 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from outbox.database.connection import (
-    LOST_SESSION,
-    TRUSTED_PATH,
-    Connection,
-    is_lost,
-)
+from outbox.database.connection import LOST_SESSION, TRUSTED_PATH, Connection, is_lost
 from outbox.database.engine import engine_on
 from outbox.database.lock_wait import BlockerWatch, LockWaitError, holders
 from outbox.database.locks import is_lock_timeout

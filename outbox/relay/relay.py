@@ -17,9 +17,10 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database import failover_barrier
+from outbox.database import failover_barrier, failover_rules
 from outbox.database.connection import CHANNEL, LOST_SESSION
-from outbox.database.failover_barrier import Answer, Barrier, Kind, Presence, Row, ServerId, Standing, answer_of
+from outbox.database.failover_barrier import Barrier
+from outbox.database.failover_rules import Answer, Kind, Presence, Row, ServerId, Standing, answer_of
 from outbox.database.lock_wait import BlockerWatch
 from outbox.database.locks import is_lock_timeout
 from outbox.database.refusal import DatabaseRefusedError
@@ -651,7 +652,7 @@ class Relay:
     def _hear_of_relays(self, said: str) -> None:
         """Note which relays come and go; look at the barrier when it is raised or lifted."""
         self._presence.hear(said, boot_clock_s())
-        if said == failover_barrier.RAISED:
+        if said == failover_rules.RAISED:
             self._pulse_at = self._barrier.look_at = 0.0
             self._hear_notification()
 

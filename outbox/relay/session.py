@@ -19,8 +19,9 @@ import asyncpg
 
 from outbox import __version__
 from outbox.database import failover_barrier as barrier
+from outbox.database import failover_rules
 from outbox.database.connection import CHANNEL
-from outbox.database.failover_barrier import Row, ServerId, Standing
+from outbox.database.failover_rules import Row, ServerId, Standing
 from outbox.database.locks import HOLDS_ITS_LOCK, RELAY_LOCKS, SELFTEST_LOCKS
 from outbox.database.opening import CONNECT_TIMEOUT_S, connect, lease_settings
 from outbox.database.plans import NOT_BY_INDEX
@@ -253,11 +254,11 @@ async def _meet_barrier(
     """
     last = former.relay if former is not None else None
     here = await barrier.look_around(connection, server, relay, standing, last=last)
-    kind = barrier.reason_to_raise(here, standing, boot_clock_s())
-    await connection.fetch(barrier.NOTIFY, CHANNEL, barrier.JOINED + standing.instance)
+    kind = failover_rules.reason_to_raise(here, standing, boot_clock_s())
+    await connection.fetch(barrier.NOTIFY, CHANNEL, failover_rules.JOINED + standing.instance)
     if kind is None:
-        return await barrier.read(connection), barrier.met_here(here)
-    return await barrier.raise_barrier(connection, kind, here, standing, CHANNEL), barrier.met_here(here)
+        return await barrier.read(connection), failover_rules.met_here(here)
+    return await barrier.raise_barrier(connection, kind, here, standing, CHANNEL), failover_rules.met_here(here)
 
 
 # $1 the last session, $2 its timeline: on another one its id may be another relay's. $3 the instance.

@@ -15,8 +15,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from outbox.database import failover_barrier as barrier
-from outbox.database.failover_barrier import (
+from outbox.database import failover_rules
+from outbox.database.failover_rules import (
     Answer,
     Here,
     Kind,
@@ -152,7 +152,7 @@ class Relay:
             self.memory.note_move(0.0, now)
         if row.moved_s is not None:
             self.memory.note_move(row.moved_s, now)
-        self.presence.arrive(server.id, now, barrier.met_here(here))
+        self.presence.arrive(server.id, now, failover_rules.met_here(here))
         if self.told != server.id and self.told is not None:
             news = self.memory.recall(self.unsettled, self.awaiting_reply, doubt_s=None)
             for one in news:
