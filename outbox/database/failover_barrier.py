@@ -156,7 +156,7 @@ async def lift(connection: Connection, epoch: int, channel: str) -> None:
 async def leave(connection: Connection, relay: int, instance: str, channel: str) -> None:
     """Note that a relay stops in order. Its memory ends with it, so no barrier waits for it, not even one that stands.
 
-    Its row does not say any more that it has told what it knew.
+    Its row no longer counts as one that has reported.
     """
     await connection.execute(FORGET, relay)
     await connection.execute(AWAIT_NO_MORE, instance)
@@ -178,7 +178,7 @@ class Barrier:
     _told: int | None = None
 
     async def look(self, connection: Connection, relay: int, now: float, channel: str) -> Row:
-        """Write that this relay has told all that it knows, and lift the barrier if no other relay is awaited.
+        """Write that this relay has reported all that it knows, and lift the barrier if no other relay is awaited.
 
         If it still stands, look again at `look_at`. `now` is this host's steady clock.
         """

@@ -5,11 +5,11 @@
   raises it too (`GAP`), as it registers or in its session.
 - Claims and marks are part of a statement that reads the row: they happen only if the barrier is lifted and its epoch
   is the one that this relay knows.
-- A relay that waits behind it has told the server all that it remembers, and then writes the epoch into its own row.
-  The barrier is lifted when all awaited relays have done so, or after `failover_grace_s`.
+- A relay that waits behind it first reports all that it remembers, and then writes the epoch into its own row. The
+  barrier is lifted when all awaited relays have done so, or after `failover_grace_s`.
 - A relay that was at work on this server all the time knows that no other one was in charge: it lifts a barrier of kind
-  GAP or START at once. At a MOVE it waits too: the one that came knows better. Its claims stay: a mark fails if the
-  row was told to be sent meanwhile.
+  GAP or START at once. At a MOVE it waits too: the relay that came knows more. Its claims stay: a mark fails if the
+  row was reported as sent meanwhile.
 """
 
 import uuid
@@ -174,7 +174,7 @@ def raised(row: Row, kind: Kind, awaited: frozenset[str], grace_s: float) -> Row
 def may_lift(row: Row, told: Collection[str], *, waited_s: float, grace_s: float) -> bool:
     """Return True if a relay that has waited for so long, by its own clock, may lift the barrier.
 
-    `told` are the relays that have said what they know since it was raised.
+    `told` are the relays that have reported what they know since it was raised.
     """
     if row.until_s <= 0 or waited_s >= grace_s:
         return True

@@ -104,49 +104,49 @@ _BAD_PARAMETER: Final = (
 
 def refusal_of(error: Exception) -> Refusal | None:  # noqa: C901, PLR0911, PLR0912 - a table
     """Return why no session came about; None for an error that is no refusal."""
-    said = reason_of(error)
+    reason = reason_of(error)
     match error:
         case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
-            return Refusal(Kind.LOGIN, f"refuses the user or password of database_url ({said})", _LOGIN_FIX)
+            return Refusal(Kind.LOGIN, f"refuses the user or password of database_url ({reason})", _LOGIN_FIX)
         case asyncpg.InvalidCatalogNameError():
-            return Refusal(Kind.REFUSED, f"says: {said}", "create it or correct database_url")
+            return Refusal(Kind.REFUSED, f"says: {reason}", "create it or correct database_url")
         case asyncpg.ProtocolViolationError() | asyncpg.InternalServerError():
-            return _of_pooler(said)
+            return _of_pooler(reason)
         case asyncpg.FeatureNotSupportedError():
-            return Refusal(Kind.UNSAFE, f"refuses a setting of our sessions ({said})", AT_ROLE)
+            return Refusal(Kind.UNSAFE, f"refuses a setting of our sessions ({reason})", AT_ROLE)
         case asyncpg.TargetServerAttributeNotMatched():
             fix = "promote a server, or correct target_session_attrs in database_url"
             return Refusal(Kind.AWAY, "is not of the kind that target_session_attrs asks for", fix)
         case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
-            return Refusal(Kind.AWAY, f"takes no connection now ({said})", "try again later")
-        case OSError() if "rejected SSL upgrade" in said:
+            return Refusal(Kind.AWAY, f"takes no connection now ({reason})", "try again later")
+        case OSError() if "rejected SSL upgrade" in reason:
             return Refusal(Kind.REFUSED, "has no TLS, which database_url requires", _NO_TLS_FIX)
         case UnicodeError():
-            return Refusal(Kind.REFUSED, f"has a host name that cannot be looked up ({said})", "correct database_url")
+            return Refusal(Kind.REFUSED, f"has a host name that cannot be looked up ({reason})", "correct database_url")
         case ssl.SSLCertVerificationError():
             says = f"has a certificate that cannot be verified ({error.verify_message})"
             return Refusal(Kind.REFUSED, says, UNVERIFIED)
         case ssl.SSLError():
-            return Refusal(Kind.REFUSED, f"fails in TLS ({said})", "correct sslmode in database_url")
+            return Refusal(Kind.REFUSED, f"fails in TLS ({reason})", "correct sslmode in database_url")
         case _ if isinstance(error, _BAD_PARAMETER):
-            old = "idle_session_timeout" in said
+            old = "idle_session_timeout" in reason
             fix = "outbox needs PostgreSQL 14 or later" if old else "correct it in database_url"
-            return Refusal(Kind.REFUSED, f"refuses a parameter ({said})", fix)
+            return Refusal(Kind.REFUSED, f"refuses a parameter ({reason})", fix)
         case OSError() if error.filename and not isinstance(error, ConnectionError):  # a file of this machine
-            says = f"is not asked, since {error.filename} cannot be read ({said})"
+            says = f"is not asked, since {error.filename} cannot be read ({reason})"
             return Refusal(Kind.REFUSED, says, "make it readable, or set HOME to a directory of this user")
         case OSError() | asyncpg.PostgresConnectionError() | asyncpg.InterfaceError():
-            return Refusal(Kind.AWAY, f"does not answer ({said})", "start it or correct database_url", is_silent=True)
+            return Refusal(Kind.AWAY, f"does not answer ({reason})", "start it or correct database_url", is_silent=True)
         case _:
             return None
 
 
-def _of_pooler(said: str) -> Refusal:
+def _of_pooler(reason: str) -> Refusal:
     for words, kind, fix in _SENTENCES:
-        if words.search(said):
+        if words.search(reason):
             subject = "refuses a setting of our sessions" if fix is AT_ROLE else "says through its pooler"
-            return Refusal(kind, f"{subject} ({said})", fix)
-    return Refusal(Kind.AWAY, f"gives no session ({said})", "see its log, and the log of the pooler in front of it")
+            return Refusal(kind, f"{subject} ({reason})", fix)
+    return Refusal(Kind.AWAY, f"gives no session ({reason})", "see its log, and the log of the pooler in front of it")
 
 
 def reason_of(error: BaseException) -> str:

@@ -98,7 +98,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("digest_item", "INSERT", "report address name link"),
         ("digest_item", "UPDATE", "digest"),
         ("pause", "SELECT"),  # what is held back is in no digest
-        ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
+        ("relay", "SELECT"),  # after a failover it waits until they have reported what they sent
         ("failover", "SELECT"),
         ("adopt_email", "EXECUTE"),  # one that a failover left without its report
         ("remove_unused_edition", "EXECUTE"),
@@ -151,7 +151,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("message_bytes_max", "EXECUTE"),
         ("suppressed", "EXECUTE"),
     ),
-    # Sees who, when and how it went, never what was said: no pages, no messages, no tokens.
+    # Sees recipients, times and outcomes, never content: no pages, no messages, no tokens.
     "outbox_read": _role(
         "looks: status, watch, list, audit, schedule",
         *_LOOKS,
@@ -199,7 +199,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("schema_version", "SELECT"),
         ("report", "SELECT", "id edition recipient_key token title html created_at"),
         ("edition", "SELECT", "id report starts_at"),
-        ("email", "SELECT", "report recipient"),  # whose page it is, for a proxy that says who somebody is
+        ("email", "SELECT", "report recipient"),  # whose page it is, for a proxy that says who the visitor is
         ("digest_item", "SELECT", "report address"),
         ("board_session", "SELECT", "id name expires_at"),
         ("board_session", "INSERT", "id name expires_at"),
@@ -245,7 +245,7 @@ CREATE: Final = """
 DO $$ BEGIN CREATE ROLE {role} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$
 """
 
-# A role of that name which somebody uses otherwise: as a user, with powers of its own, or as the owner of the schema,
+# A role of that name with another use: as a user, with powers of its own, or as the owner of the schema,
 # whose rights a REVOKE would take.
 TAKEN: Final = """
 SELECT rolname FROM pg_roles r
@@ -257,7 +257,7 @@ SELECT rolname FROM pg_roles r
  ORDER BY 1
 """
 
-# Who grants what is not theirs is told so by a warning only, and nothing is granted.
+# A role that grants a right on another owner's object only gets a warning, and nothing is granted.
 OWNER: Final = """
 SELECT pg_get_userbyid(owner) FROM (
     SELECT nspowner AS owner FROM pg_namespace WHERE nspname = 'outbox'

@@ -56,10 +56,10 @@ async def look_at_path(connection: Connection) -> Finding:
     ]
     if not found:
         return ok(check, f"no other role may create objects on the path of role {role} ({path})")
-    said = "; ".join(f"{grantees} may create in {_lower(place)}" for place, grantees in found)
+    listed = "; ".join(f"{grantees} may create in {_lower(place)}" for place, grantees in found)
     return note(
         check,
-        f"on the search path of role {role} ({path}) {said}, so the queries in the settings may call functions and "
+        f"on the search path of role {role} ({path}) {listed}, so the queries in the settings may call functions and "
         f"operators of others; outbox's own statements use only {TRUSTED_PATH}",
         "; ".join(f"REVOKE CREATE ON {place} FROM {grantees}" for place, grantees in found),
     )
@@ -124,10 +124,10 @@ async def look_at_locks(connection: Connection) -> Finding:
     rows = await connection.fetch(SQUATTERS, *numbers)
     if not rows:
         return ok(check, "only roles of outbox hold its advisory locks")
-    said = ", ".join(f"{describe_session(row)} holds {row['locks']:,} of {row['kind']}" for row in rows[:SHOWN_MAX])
+    listed = ", ".join(f"{describe_session(row)} holds {row['locks']:,} of {row['kind']}" for row in rows[:SHOWN_MAX])
     more = f", and {len(rows) - SHOWN_MAX} more" if len(rows) > SHOWN_MAX else ""
     return problem(
         check,
-        f"sessions of roles without rights in outbox hold its advisory locks: {said}{more}",
+        f"sessions of roles without rights in outbox hold its advisory locks: {listed}{more}",
         "end them with pg_terminate_backend(pid), and REVOKE CONNECT on the database from their roles",
     )

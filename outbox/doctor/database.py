@@ -70,11 +70,11 @@ async def examine_database(settings: Settings) -> Database:
         return found.leave("the database cannot be reached")
     try:
         # From what the server says at the start: behind a pooler a query may reach another server each time.
-        version, said = connection.get_server_version(), connection.get_settings()
+        version, reported = connection.get_server_version(), connection.get_settings()
         found.findings += [
             ok("database", f"Postgres answers at {url.redacted}"),
-            judge_version(version.major, getattr(said, "server_version", "")),
-            judge_encoding(getattr(said, "server_encoding", "UTF8")),
+            judge_version(version.major, getattr(reported, "server_version", "")),
+            judge_encoding(getattr(reported, "server_encoding", "UTF8")),
             *(note("database.parameters", f"outbox {one}", "take it out") for one in ignored_parameters(url)),
         ]
     finally:
@@ -178,14 +178,16 @@ def judge_lease(asked: Mapping[str, str], in_force: Mapping[str, str], *, lease_
     wrong = {name: in_force.get(name, "unknown") for name, value in asked.items() if in_force.get(name) != value}
     network = {name: wrong.pop(name) for name in list(wrong) if name.startswith("tcp_")}
     if wrong:
-        said = ", ".join(f"{name} is {value} (asked: {asked[name]})" for name, value in wrong.items())
-        return problem("database.lease", said, "take the pooler or proxy out of database_url that keeps settings back")
+        listed = ", ".join(f"{name} is {value} (asked: {asked[name]})" for name, value in wrong.items())
+        return problem(
+            "database.lease", listed, "take the pooler or proxy out of database_url that keeps settings back"
+        )
     found = f"a relay that is stopped is taken over after {lease_s:g} s"
     if socket:
         return ok("database.lease", f"{found}; through a Unix socket, so no network can be lost")
     if network:
-        said = ", ".join(f"{name} is {value}" for name, value in network.items())
-        return note("database.lease", f"{found}, a host that is lost later than after 6 s: {said} in this server")
+        listed = ", ".join(f"{name} is {value}" for name, value in network.items())
+        return note("database.lease", f"{found}, a host that is lost later than after 6 s: {listed} in this server")
     return ok("database.lease", f"{found}, a host that is lost after about 6 s")
 
 
@@ -285,8 +287,8 @@ def judge_replication(*, wanted: bool, standbys: int, visible: int, synchronous:
             "correct the name in synchronous_standby_names, or the standby's application_name",
         )
     if wanted:
-        said = "" if visible else " (this role may not see whether it keeps up)"
-        return ok(check, f"synchronous: a mark is on primary and standby before its email is sent{said}")
+        unknown = "" if visible else " (this role may not see whether it keeps up)"
+        return ok(check, f"synchronous: a mark is on primary and standby before its email is sent{unknown}")
     if standbys:
         return note(
             check,

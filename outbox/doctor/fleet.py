@@ -58,9 +58,9 @@ async def examine_fleet(settings: Settings, database: Database) -> list[Finding]
 def judge_relays(found: Status) -> Finding:
     """Judge the relays. Before the first start there is none, which is no problem until an email waits."""
     alive = len(found.relays)
-    said = [f"relay {relay.id} on {relay.host}: {relay.trouble}" for relay in found.relays if relay.trouble]
-    if said:
-        return problem("relays", f"{alive} alive, in trouble: {', '.join(said)}", "see the log there")
+    troubled = [f"relay {relay.id} on {relay.host}: {relay.trouble}" for relay in found.relays if relay.trouble]
+    if troubled:
+        return problem("relays", f"{alive} alive, in trouble: {', '.join(troubled)}", "see the log there")
     if alive:
         hosts = ", ".join(sorted({relay.host for relay in found.relays}))
         return ok("relays", f"{alive} alive on {hosts}")
@@ -99,16 +99,18 @@ def judge_rates(rates: Iterable[RateStatus]) -> list[Finding]:
 
 def judge_routes(routes: Iterable[RouteStatus], ours: Collection[str], *, relays: int) -> Finding:
     """Judge the routes whose circuit breaker is open. What dead relays found, or of other routes, is history."""
-    said = {
+    open_routes = {
         route.name: f"{route.name} since {route.since:%Y-%m-%d %H:%M:%S} UTC, failed {times(route.failures)}: "
         + route.reason.removeprefix(f"{route.name}: ")
         for route in routes
     }
-    if relays and (broken := [said[name] for name in said if name in ours]):
+    if relays and (broken := [open_routes[name] for name in open_routes if name in ours]):
         fix = "correct what the reply names, here or at the mail server; relays keep trying"
         return problem("route", f"the fleet waits for {'; '.join(broken)}", fix)
-    if said:
-        return note("route", f"last known to be in trouble: {'; '.join(said.values())}", "see that a relay is alive")
+    if open_routes:
+        return note(
+            "route", f"last known to be in trouble: {'; '.join(open_routes.values())}", "see that a relay is alive"
+        )
     return ok("route", "no mail server is known to be in trouble")
 
 
@@ -119,17 +121,17 @@ def judge_deliveries(found: Status) -> Finding:
     """Return one finding for all that needs a person (`attention`) and has no finding of its own."""
     concerns = [one for one in found.concerns if one.kind not in OWN_LINES]
     if concerns:
-        said = " ".join(one.sentence for one in concerns).rstrip(".")
-        return problem("deliveries", said, "; ".join(dict.fromkeys(one.fix for one in concerns)))
+        sentences = " ".join(one.sentence for one in concerns).rstrip(".")
+        return problem("deliveries", sentences, "; ".join(dict.fromkeys(one.fix for one in concerns)))
     pending, sent = found.counts["pending"], found.counts["sent"]
     return ok("deliveries", f"nothing is in doubt, failed or without a report, {pending} pending, {sent} sent")
 
 
 def judge_deferrals(found: Status) -> list[Finding]:
     """Return a note with the most frequent replies that emails wait after; no line where none does."""
-    said = "; ".join(one.sentence for one in found.deferrals[:GROUPS_MAX])
+    sentences = "; ".join(one.sentence for one in found.deferrals[:GROUPS_MAX])
     fix = "no action is needed if the server takes other emails; they are tried again"
-    return [note("deferred", said.rstrip("."), fix)] if said else []
+    return [note("deferred", sentences.rstrip("."), fix)] if sentences else []
 
 
 def judge_pauses(pauses: Iterable[Pause]) -> list[Finding]:
@@ -152,20 +154,20 @@ def judge_schedules(agendas: Sequence[Agenda]) -> list[Finding]:
     """
     if not agendas:
         return []
-    said: dict[Standing, list[str]] = {standing: [] for standing in Standing}
+    labels: dict[Standing, list[str]] = {standing: [] for standing in Standing}
     for one in agendas:
         if one.last is not None:
-            said[one.last.standing].append(_label(one, one.last))
-    if failing := said[Standing.FAILING]:
+            labels[one.last.standing].append(_label(one, one.last))
+    if failing := labels[Standing.FAILING]:
         fix = "correct that; relays try again by themselves, and at once when one is started"
         return [problem(SCHEDULES, "; ".join(failing), fix)]
-    if missed := said[Standing.MISSED]:
+    if missed := labels[Standing.MISSED]:
         fix = "run `outbox generate` (or `outbox digest`) with `--period` for what is wanted"
         return [note(SCHEDULES, "; ".join(missed), fix)]
-    if due := said[Standing.DUE]:
+    if due := labels[Standing.DUE]:
         fix = "if another system has made one of them, run `outbox mark-done REPORT PERIOD` before a relay starts"
         return [note(SCHEDULES, "; ".join(due), fix)]
-    if new := said[Standing.NEW]:
+    if new := labels[Standing.NEW]:
         return [ok(SCHEDULES, "; ".join(new))]
     ticks = [(one.ticks[0].at, one.name) for one in agendas if one.ticks]
     ahead = f", next {min(ticks)[1]} at {min(ticks)[0]:%Y-%m-%d %H:%M} UTC" if ticks else ""

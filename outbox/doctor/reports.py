@@ -43,7 +43,8 @@ TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
 STATEMENT_MAX_S: Final = 30
 RECIPIENTS_MAX: Final = 100_000  # looked at; their keys are in memory
 QUERIES: Final = ("period", "recipients", "addresses", "data", "templates")
-OURS: Final = ("period", "templates")  # of the digest: its queries are ours, and mostly there is nobody to ask them for
+# Of the digest: its queries are ours, and mostly it has no recipients.
+OURS: Final = ("period", "templates")
 
 BOUNDED: Final = {"statement_timeout": str(STATEMENT_MAX_S * 1000)}
 

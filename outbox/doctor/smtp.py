@@ -1,6 +1,6 @@
 """Checks of the mail server: a conversation as far as RCPT, taken back with RSET. Nothing is sent.
 
-aiosmtplib's own steps are used one at a time, so that each can be told apart when it fails.
+aiosmtplib's own steps are used one at a time, so that the one that fails is known.
 """
 
 import asyncio

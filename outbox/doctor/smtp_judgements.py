@@ -19,9 +19,9 @@ _LIMIT: Final = re.compile(r"limit|quota|exceed", re.IGNORECASE)
 _BLOCKED_HOST: Final = re.compile(r"client host|(block|black|deny) ?list|rbl|spamhaus", re.IGNORECASE)
 
 
-def judge_refusal(code: int, said: str, *, to: str) -> tuple[str, str]:
+def judge_refusal(code: int, reply: str, *, to: str) -> tuple[str, str]:
     """Return what a server says that refuses in its greeting or in its reply to EHLO, and the fix."""
-    found = f"answers {to} with {said}" if to else f"greets with {said}"
+    found = f"answers {to} with {reply}" if to else f"greets with {reply}"
     if code // 100 == 4:  # noqa: PLR2004 - transient, RFC 5321 §4.2.1
         return found, "it takes no mail for now: see its log, and lower connections_max if it has too many connections"
     if to:

@@ -153,7 +153,9 @@ class Visit:
         """Return the finding for a server none of whose addresses can be used."""
         failures = error.failures if isinstance(error, AllFailedError) else []
         if len(failures) > 1:
-            worst = max((one for _, one in failures), key=lambda one: reply_of(one) is not None)  # a reply tells most
+            worst = max(
+                (one for _, one in failures), key=lambda one: reply_of(one) is not None
+            )  # a reply is most specific
             each = ", ".join(f"{endpoint}: {self.describe(one)}" for endpoint, one in failures)
             fix = self._unusable(worst).fix
             return problem(SERVER, f"{self.address} answers at none of its addresses: {each}", fix)

@@ -62,7 +62,7 @@ WITH new AS (
 SELECT EXISTS (SELECT FROM new) AS is_new, EXISTS (SELECT FROM listed) AS is_listed
 """
 
-# $1 an address, $2 seconds, $3 bounces_max, $4 what the last bounce said. The address goes onto the list if so many
+# $1 an address, $2 seconds, $3 bounces_max, $4 the reason of the last bounce. The address goes onto the list if so many
 # different emails to it failed. `lower` without a collation is what the index on recipients has, and the aggregate
 # keeps the plan at one look-up for each email, whatever the statistics say. The statement runs after the commit of the
 # bounce, so of two processes that record one each, the later counts both.
@@ -145,9 +145,9 @@ async def record(connection: Connection, bounce: Bounce | None, *, name: str, po
 async def _record_proved(connection: Connection, proof: Proof, bounce: Bounce, policy: Policy) -> Read:
     sent = proof.email
     found = bounce.about(sent.recipient)
-    said = storable(found.reason) or "it gives no reason"
+    reason = storable(found.reason) or "it gives no reason"
     suppressing = policy.suppressing and not proof.shared
-    reason = _REASONS.get(found.kind) if suppressing else None
+    suppression = _REASONS.get(found.kind) if suppressing else None
     counts = suppressing and found.counts
     is_new, is_listed = await connection.fetchrow(
         RECORD,
@@ -155,20 +155,20 @@ async def _record_proved(connection: Connection, proof: Proof, bounce: Bounce, p
         bounce.identity,
         found.kind.value,
         found.status,
-        f"{_WORDS[found.kind]}: {said}",
-        reason and reason.value,
-        said,
+        f"{_WORDS[found.kind]}: {reason}",
+        suppression and suppression.value,
+        reason,
         not proof.shared,
         counts,
     )
-    bounced = await _list_counted(connection, sent, said, policy) if counts else None
+    bounced = await _list_counted(connection, sent, reason, policy) if counts else None
     is_settled = await connection.fetchval(SETTLE, sent.id) > 0
     if not (is_new or is_settled or bounced):
         return Read(Outcome.AGAIN, f"{sent.key}: this bounce was read before; nothing was changed.")
     follows = _consequence(proof, found, policy, is_listed=is_listed, bounced=bounced)
     if is_settled:
         follows += "; the email was in doubt and is sent now, since the bounce proves that a server accepted it"
-    return Read(Outcome(found.kind.value), f"{sent.key}: {_WORDS[found.kind]} ({said}); {follows}.")
+    return Read(Outcome(found.kind.value), f"{sent.key}: {_WORDS[found.kind]} ({reason}); {follows}.")
 
 
 def _consequence(proof: Proof, found: Finding, policy: Policy, *, is_listed: bool, bounced: int | None) -> str:
@@ -189,7 +189,7 @@ def _emails(count: int) -> str:
     return f"{count:,} email{'' if count == 1 else 's'}"
 
 
-async def _list_counted(connection: Connection, sent: Sent, said: str, policy: Policy) -> int | None:
+async def _list_counted(connection: Connection, sent: Sent, reason: str, policy: Policy) -> int | None:
     """Suppress the recipient if too many emails to it failed; return how many did, None if it is not suppressed."""
     if policy.bounces_max is None:
         return None
@@ -198,7 +198,7 @@ async def _list_counted(connection: Connection, sent: Sent, said: str, policy: P
         sent.recipient,
         policy.within_s,
         policy.bounces_max,
-        f"within {policy.within}, the last one with {said}",
+        f"within {policy.within}, the last one with {reason}",
         Reason.BOUNCED.value,
     )
     return emails

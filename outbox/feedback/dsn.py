@@ -76,8 +76,8 @@ class _Reading:
         if any(not (one.diagnostic or one.complaint) for one in self._notices):
             self._notices = with_transcript(self._notices, text)
         self._ids += [found for text in self._texts for found in _MESSAGE_ID.findall(text)]
-        said = " ".join(values(self._message.head, "Message-ID")).strip()
-        identity = blake2b(said.encode("utf-8", "replace") or raw, digest_size=16).hexdigest()
+        message_id = " ".join(values(self._message.head, "Message-ID")).strip()
+        identity = blake2b(message_id.encode("utf-8", "replace") or raw, digest_size=16).hexdigest()
         ids = tuple(dict.fromkeys(self._ids))[:IDS_MAX]
         return Bounce(identity, tuple(self._notices[:NOTICES_MAX]), " ".join(self._evidence), ids)
 
@@ -136,8 +136,8 @@ def _notice(group: mime.Head) -> Notice | None:
     has_failed = False if False in effects else effects[0]
     if has_failed is None or not (actions[0] or final or original):
         return None
-    said = values(group, "Diagnostic-Code") + values(group, "X-Supplementary-Info")  # Exchange has the latter
-    diagnostic = " ".join(untyped(value) for value in said)
+    diagnostics = values(group, "Diagnostic-Code") + values(group, "X-Supplementary-Info")  # Exchange has the latter
+    diagnostic = " ".join(untyped(value) for value in diagnostics)
     return Notice(final, original, actual, has_failed, stated, diagnostic)
 
 
@@ -158,6 +158,6 @@ def _complaint(group: mime.Head) -> list[Notice]:
     if about not in _UNWANTED:
         return []
     by = " ".join((values(group, "User-Agent") or values(group, "Reporting-MTA"))[:1])
-    said = f"{about} ({untyped(by)})" if by else about
+    complaint = f"{about} ({untyped(by)})" if by else about
     final = next(iter(values(group, "Original-Rcpt-To")), "")
-    return [Notice(final, complaint=said)]
+    return [Notice(final, complaint=complaint)]

@@ -97,11 +97,11 @@ class Notice:
         local, _, domain = ours.rpartition("@")
         if self.actual and not is_same_mailbox(self.actual, ours):
             return False
-        said = (self.diagnostic or self.transcript)[:REASON_MAX]
-        quoted = [one for one in ADDRESS.findall(said) if not _HELP.match(one)]
+        words = (self.diagnostic or self.transcript)[:REASON_MAX]
+        quoted = [one for one in ADDRESS.findall(words) if not _HELP.match(one)]
         if quoted and not any(is_same_mailbox(one.rstrip(AFTER_ADDRESS), ours) for one in quoted):
             return False
-        domains = [one.lower() for one in _QUOTED_DOMAIN.findall(said)]
+        domains = [one.lower() for one in _QUOTED_DOMAIN.findall(words)]
         if domains and not any(is_same_domain(one, domain) for one in domains):
             return False
         named = next((value for value in (self.final, self.original) if untyped(value)), "")
@@ -170,5 +170,5 @@ class Bounce:
 def _of_another(notice: Notice, recipient: str) -> Finding:
     other = one_line(untyped(notice.actual or notice.final))
     is_known = other and normal_address(address_in(other)) != normal_address(recipient)
-    said = f"{other}: {notice.reason}" if is_known else notice.reason
-    return Finding(Kind.SOFT, notice.status, said[:REASON_MAX], counts=False)
+    reason = f"{other}: {notice.reason}" if is_known else notice.reason
+    return Finding(Kind.SOFT, notice.status, reason[:REASON_MAX], counts=False)

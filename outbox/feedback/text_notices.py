@@ -58,20 +58,20 @@ def is_from_a_person(head: mime.Head) -> bool:
 
 
 def _of_exim(failed: list[str], text: str) -> list[Notice]:
-    """Return what Exim says: each address stands alone on a line, and what was said about it on the next ones."""
-    said = _COPY.split(text, maxsplit=1)[0]
+    """Return what Exim says: each address stands alone on a line, and the server's words about it on the next ones."""
+    body = _COPY.split(text, maxsplit=1)[0]
     addresses = list(dict.fromkeys(ADDRESS.findall(", ".join(failed))))[:NOTICES_MAX] or [""]
-    about = {one[1].lower(): rest for one, rest in _each_with_rest(_ADDRESS_ALONE, said)}
-    whole = about.get(addresses[0].lower(), said) if len(addresses) == 1 else ""
+    about = {one[1].lower(): rest for one, rest in _each_with_rest(_ADDRESS_ALONE, body)}
+    whole = about.get(addresses[0].lower(), body) if len(addresses) == 1 else ""
     return [Notice(one, diagnostic=one_line(about.get(one.lower(), whole)), stated="") for one in addresses]
 
 
 def _of_qmail(text: str) -> list[Notice]:
     """Return what qmail says: after its first paragraph, one that begins with `<address>:` for each recipient."""
-    said = text[: end.start()] if (end := _QMAIL_END.search(text)) is not None else text
+    body = text[: end.start()] if (end := _QMAIL_END.search(text)) is not None else text
     return [
         Notice(one[1], diagnostic=one_line(rest.split("\n\n", 1)[0]))
-        for one, rest in _each_with_rest(_QMAIL_RECIPIENT, said)
+        for one, rest in _each_with_rest(_QMAIL_RECIPIENT, body)
     ]
 
 
