@@ -228,7 +228,7 @@ class _Opener:
         opened = await asyncpg.connect(
             dsn,
             **options,
-            max_cached_statement_lifetime=0,  # what is prepared stays so: see `Session.open`
+            max_cached_statement_lifetime=0,  # what is prepared stays so: see `Connection.plan`
             server_settings=self.settings,
             connection_class=Connection,
         )
