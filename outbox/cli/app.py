@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from outbox.cli import streams
+from outbox.database.connection import Connection
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +102,7 @@ def awaited(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 @asynccontextmanager
-async def connected(settings: "Settings", application: str) -> AsyncIterator[Any]:
+async def connected(settings: "Settings", application: str) -> AsyncIterator[Connection]:
     """A connection to a database whose schema is this code's."""
     from outbox.database.lock_wait import lock_waits
     from outbox.database.opening import connect

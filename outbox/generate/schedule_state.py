@@ -10,6 +10,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, Final
 
+from outbox.database.connection import Connection
 from outbox.reports.period import Cadence, Covers, first_instant, period_at
 from outbox.settings import DIGEST, EditionSettings, FirstTick, Settings, duration_s
 
@@ -116,7 +117,7 @@ class Agenda:
         }
 
 
-async def look(connection: Any, settings: Settings, names: Sequence[str], count: int) -> list[Agenda]:
+async def look(connection: Connection, settings: Settings, names: Sequence[str], count: int) -> list[Agenda]:
     """How the schedules of these reports stand, and their next ticks."""
     if not names:
         return []
@@ -151,7 +152,7 @@ class Seen:
         return found
 
 
-async def read(connection: Any, reports: Iterable[str]) -> Seen:
+async def read(connection: Connection, reports: Iterable[str]) -> Seen:
     """Return what the database knows of these reports (at least one)."""
     rows = await connection.fetch(READ, list(reports))
     known = {

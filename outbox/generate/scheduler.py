@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION
+from outbox.database.connection import LOST_SESSION, Connection
 from outbox.database.lock_wait import lock_waits
 from outbox.database.opening import connect
 from outbox.database.values import storable
@@ -152,7 +152,7 @@ class Starter:
         passed_s = time.monotonic() - looked_at
         return max((min(moments) - now).total_seconds() - passed_s, LOOK_MIN_S)
 
-    async def _consider(self, connection: Any, name: str, found: Latest, seen: Seen) -> list[datetime]:
+    async def _consider(self, connection: Connection, name: str, found: Latest, seen: Seen) -> list[datetime]:
         """Start the latest tick of a report if it is due; return the moment at which it will be, if that is known."""
         now, row = seen.now, seen.rows.get(name)
         if found.standing is Standing.MISSED:
@@ -194,7 +194,7 @@ class Starter:
         waited_for = {Standing.DUE} | ({Standing.FAILING} if seen.now < found.tick.at + FAILING_PATIENCE else set())
         return any(one.tick.at <= found.tick.at and one.standing in waited_for for one in before if one is not None)
 
-    async def _follow(self, connection: Any, name: str, found: Latest | None, now: datetime) -> None:
+    async def _follow(self, connection: Connection, name: str, found: Latest | None, now: datetime) -> None:
         """Begin to follow a new schedule: its next tick is the first."""
         if await connection.fetchval(FOLLOW, name, now if found is None else found.tick.at) is None:
             return  # another relay was first
@@ -217,7 +217,7 @@ class Starter:
                 tick=_civil(found.tick.at, report),
             )
 
-    async def _take_up(self, connection: Any, name: str, found: Latest, row: Row | None) -> None:
+    async def _take_up(self, connection: Connection, name: str, found: Latest, row: Row | None) -> None:
         taken = await connection.fetchval(TAKE_UP, name, found.tick.at, AHEAD_MAX)
         if taken and row is not None and (left := passed_over(self.reports[name], row, found.tick)):
             log.warning(
@@ -298,7 +298,7 @@ class Starter:
             await asyncio.wait([running])
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Any]:
+    async def _connected(self) -> AsyncIterator[Connection]:
         """A short connection of our own; one that falls silent is ended, since a cancel would wait for its answer.
 
         Raises:

@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote, urlsplit
 
 import asyncpg
 
 from outbox import __version__
-from outbox.database.connection import LOST_SESSION
+from outbox.database.connection import LOST_SESSION, Connection
 from outbox.database.opening import connect
 from outbox.errors import OutboxError
 from outbox.log import Events
@@ -128,7 +128,7 @@ class Candidate:
         return url
 
 
-async def is_complete(connection: Any, edition: Candidate) -> bool:
+async def is_complete(connection: Connection, edition: Candidate) -> bool:
     """Return True if the edition is complete; cheap while it is far from it."""
     if edition.expected is None or await connection.fetchval(MADE, edition.id) < edition.expected:
         return False
@@ -209,7 +209,7 @@ class Completion:
         finally:
             await connection.close(timeout=CLOSE_TIMEOUT_S)
 
-    async def _complete(self, connection: Any, edition: Candidate) -> bool:
+    async def _complete(self, connection: Connection, edition: Candidate) -> bool:
         """Call, then note it; False if the call failed."""
         fields = {"edition": f"{edition.report} {edition.period}", "emails": edition.expected}
         if self.dead_man_url is not None:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from outbox import suggested
+from outbox.database.connection import Connection
 from outbox.database.locks import ALIVE, RELAY_LOCKS
 from outbox.database.plans import EMAIL_OF_REPORT
 from outbox.generate.schedule_state import making, times
@@ -262,7 +263,7 @@ SELECT report, tick_at, failures, retry_at, coalesce(said, '')
 """
 
 
-async def read_concerns(connection: Any) -> list[Concern]:
+async def read_concerns(connection: Connection) -> list[Concern]:
     """Return all that needs a person, the gravest first; nothing if all is well."""
     found = [_counted(*row) for row in await connection.fetch(COUNTS, COUNT_MAX) if row["n"]]
     found += [_of_route(RouteStatus(*row)) for row in await connection.fetch(ROUTES)]

@@ -7,6 +7,7 @@ The walk is bounded: of each route it looks at the emails that are due first and
 from dataclasses import dataclass
 from typing import Any, Final
 
+from outbox.database.connection import Connection
 from outbox.relay.ledger import LANES
 from outbox.relay.throttle import sentence_of
 
@@ -49,7 +50,7 @@ SELECT a.reply, count(*) AS n
 """
 
 
-async def read_deferrals(connection: Any) -> list[Deferral]:
+async def read_deferrals(connection: Connection) -> list[Deferral]:
     """Return the replies that emails wait after, the most frequent first."""
     return deferrals_of(await connection.fetch(DEFERRED, LOOKED_AT_MAX))
 

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
+from outbox.database.connection import Connection
 from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 
@@ -70,7 +71,7 @@ SELECT array_agg(id) FROM outbox.edition
 """
 
 
-async def _editions(connection: Any, selection: Selection) -> list[int] | None:
+async def _editions(connection: Connection, selection: Selection) -> list[int] | None:
     """The editions that are meant; None is any, and what belongs to none.
 
     Raises:
@@ -112,7 +113,7 @@ class _Words:
         return f"{self.source} WHERE {' AND '.join(self.conditions)}"
 
 
-async def _words(connection: Any, selection: Selection, condition: str = "true") -> _Words:
+async def _words(connection: Connection, selection: Selection, condition: str = "true") -> _Words:
     words = _Words()
     words.conditions.append(condition)
     editions = await _editions(connection, selection)
@@ -138,7 +139,7 @@ def _pattern(address: str) -> str:
     return address.replace("*", "%")
 
 
-async def find(connection: Any, selection: Selection, condition: str = "true") -> list[int]:
+async def find(connection: Connection, selection: Selection, condition: str = "true") -> list[int]:
     """The ids of all emails that are meant and meet a condition on `d` and `m`, in the order in which they were made.
 
     Raises:
@@ -156,7 +157,7 @@ SELECT m.key, m.recipient, d.state FROM outbox.delivery d JOIN outbox.email m ON
 """
 
 
-async def name(connection: Any, emails: Sequence[int]) -> list[Chosen]:
+async def name(connection: Connection, emails: Sequence[int]) -> list[Chosen]:
     """Key, address and state of these, in the order of their keys."""
     return [Chosen(*row) for row in await connection.fetch(NAMES, emails)]
 
@@ -230,7 +231,7 @@ SELECT m.key, m.recipient, e.report, e.period, d.state, d.attempt, d.relay, d.pa
 """
 
 
-async def list_emails(connection: Any, selection: Selection, *, limit: int) -> Listing:
+async def list_emails(connection: Connection, selection: Selection, *, limit: int) -> Listing:
     """The newest emails that are meant, at most `limit`; how many more there are is counted up to `COUNTED_MAX`.
 
     Raises:

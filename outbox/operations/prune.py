@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION
+from outbox.database.connection import LOST_SESSION, Connection
+from outbox.database.driver import Record
 from outbox.database.lock_wait import MAY_PRUNE, BlockerWatch, holders
 from outbox.database.locks import PRUNE_LOCK
 from outbox.database.opening import connect, lease_settings
@@ -224,7 +225,7 @@ class _Walk:
     """Walks over a table from its watermark on, in batches."""
 
     url: DatabaseUrl
-    connection: Any
+    connection: Connection
     pruned: Pruned
     batch_max: int
     stop: asyncio.Event
@@ -243,7 +244,9 @@ class _Walk:
             began_at = time.monotonic()
             more = () if remains is None else (whole, remains)
             try:
-                row = await self._batch(statement, last, rows_max, self.pruned.before, BARE, *more)
+                row: Record | dict[str, Any] = await self._batch(
+                    statement, last, rows_max, self.pruned.before, BARE, *more
+                )
             except asyncpg.IntegrityConstraintViolationError as error:
                 if rows_max > 1:
                     rows_max = 1
@@ -260,7 +263,7 @@ class _Walk:
             self._count(table, row, first_at)
             await self._rest(time.monotonic() - began_at)
 
-    async def _batch(self, statement: str, *values: Any) -> Any:
+    async def _batch(self, statement: str, *values: object) -> Record:
         """Run a batch; after a lock timeout run it once more, to find out who holds the lock."""
         try:
             with self.connection.end_if_silent(SILENCE_S):
@@ -274,7 +277,7 @@ class _Walk:
             except asyncpg.LockNotAvailableError as error:
                 raise DatabaseUnavailableError(_unfinished(f"{watch.holder} holds a lock: {error}")) from error
 
-    def _count(self, table: str, row: Any, first_at: datetime) -> None:
+    def _count(self, table: str, row: Record | dict[str, Any], first_at: datetime) -> None:
         self.pruned.walking = table
         self.pruned.share = (row["last_at"] - first_at) / (self.pruned.before - first_at)
         if table == "report":
@@ -295,7 +298,7 @@ def _unfinished(reason: object) -> str:
     return f"Postgres did not finish a batch ({reason}); run `outbox prune` again, it goes on from there."
 
 
-async def _exclude_others(connection: Any) -> None:
+async def _exclude_others(connection: Connection) -> None:
     """Take the lock of pruning, or ignore it if it is held by roles that may not prune.
 
     Two prunes at once would do some work twice, but no harm.
@@ -308,7 +311,7 @@ async def _exclude_others(connection: Any) -> None:
 
 
 @asynccontextmanager
-async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Any]:
+async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Connection]:
     """A session whose statements are short; `alone` holds the lock that only one prune of a database has."""
     connection = await connect(url, application="outbox prune", settings=BOUNDS)
     try:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import asyncpg
 
 from outbox import suggested
-from outbox.database.connection import CHANNEL
+from outbox.database.connection import CHANNEL, Connection
 from outbox.database.values import storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.operations.prune import BARE, PRUNED
@@ -112,7 +112,7 @@ COUNT_OPERATION: Final = "UPDATE outbox.operation SET emails = emails + $2 WHERE
 
 
 async def operate(
-    connection: Any,
+    connection: Connection,
     act: Act,
     emails: Sequence[int],
     *,
@@ -146,7 +146,7 @@ async def operate(
     return done
 
 
-async def _change(connection: Any, act: Act, emails: Sequence[int], reply: str, operation: int) -> list[int]:
+async def _change(connection: Connection, act: Act, emails: Sequence[int], reply: str, operation: int) -> list[int]:
     """One batch, in one commit; waits for rows that others hold, again and again but for `LOCK_TRIES_MAX` times."""
     statement = (RETRY if act is Act.RETRY else CANCEL) + _TRAIL
     tries = 0
@@ -179,7 +179,7 @@ SELECT m.key, d.state, d.relay, d.paused, d.due_at <= now() AS due, m.message = 
 """
 
 
-async def explain(connection: Any, act: Act, keys: Sequence[str]) -> list[str]:
+async def explain(connection: Connection, act: Act, keys: Sequence[str]) -> list[str]:
     """For each of these keys, to which nothing was done, the sentence that says why, and what can be done instead."""
     possible = [key for key in keys if storable(key) == key]
     rows = {row["key"]: row for row in await connection.fetch(STANDING, possible, REMAINS, PRUNED)}

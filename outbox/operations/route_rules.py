@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import asyncpg
 
-from outbox.database.connection import CHANNEL, LOST_SESSION
+from outbox.database.connection import CHANNEL, LOST_SESSION, Connection
 from outbox.database.locks import ALIVE, RELAY_LOCKS, take_init_lock
 from outbox.database.opening import connect
 from outbox.database.schema import require_current
@@ -71,12 +71,12 @@ def spoken(route: str) -> str:
 READ: Final = "SELECT route, report, domain FROM outbox.rule ORDER BY position"
 
 
-async def read_rules(connection: Any) -> list[Rule]:
+async def read_rules(connection: Connection) -> list[Rule]:
     """The rules that count."""
     return [Rule(*row) for row in await connection.fetch(READ)]
 
 
-async def difference(connection: Any, settings: Settings) -> str | None:
+async def difference(connection: Connection, settings: Settings) -> str | None:
     """How the rules that count differ from those of the settings, in a sentence with its mend; None if they do not."""
     ours, theirs = rules_of(settings), await read_rules(connection)
     if ours == theirs:
@@ -123,7 +123,7 @@ class Written:
     moved: Counter[str] = field(default_factory=Counter)
 
 
-async def write_rules(connection: Any, settings: Settings) -> Written:
+async def write_rules(connection: Connection, settings: Settings) -> Written:
     """Make the rules of the settings those that count, in one commit; then give what waits for a route that is no more
     to one that is, in short commits. Idempotent, and safe on all servers at once.
 
@@ -183,7 +183,7 @@ SELECT l.route,
 """
 
 
-async def read_unserved(connection: Any) -> list[Unserved]:
+async def read_unserved(connection: Connection) -> list[Unserved]:
     """The routes for which emails wait and that no living relay serves."""
     rows = await connection.fetch(UNSERVED, RELAY_LOCKS, COUNT_MAX)
     return [Unserved(*row) for row in rows if row["due_at"] is not None]

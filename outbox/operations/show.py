@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
+from outbox.database.connection import Connection
 from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.waiver import read_absence
@@ -156,7 +157,7 @@ GONE: Final = {
 }
 
 
-async def read_story(connection: Any, key: str) -> Story:
+async def read_story(connection: Connection, key: str) -> Story:
     """What the database knows of an email, in one snapshot.
 
     Raises:

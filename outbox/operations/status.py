@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggested
+from outbox.database.connection import Connection
 from outbox.database.locks import ALIVE, RELAY_LOCKS
 from outbox.operations.attention import (
     COUNTED,
@@ -205,7 +206,7 @@ READS_MESSAGES: Final = "SELECT has_column_privilege('outbox.email', 'message', 
 BARE_OR_NOT: Final = {True: "m.message = ANY ($2::bytea[])", False: "$2::bytea[] IS NULL"}
 
 
-async def read_status(connection: Any) -> Status:
+async def read_status(connection: Connection) -> Status:
     """The whole picture from one snapshot, except the locks, which are always of this moment."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         found = {row["state"]: row["n"] for row in await connection.fetch(COUNTS)}
@@ -229,7 +230,7 @@ async def read_status(connection: Any) -> Status:
     )
 
 
-async def read_rates(connection: Any) -> list[RateStatus]:
+async def read_rates(connection: Connection) -> list[RateStatus]:
     """Return the rates that mail servers take, where one is known."""
     rates: list[RateStatus] = []
     for row in await connection.fetch(RATES):

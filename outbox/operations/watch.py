@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION
+from outbox.database.connection import LOST_SESSION, Connection
 from outbox.database.locks import ALIVE, RELAY_LOCKS
 from outbox.database.opening import connect
 from outbox.database.schema import require_current
@@ -179,7 +179,9 @@ class Seldom:
     counted_at: datetime | None = None
     _again_at: float = 0.0
 
-    async def ask(self, connection: Any, now: datetime, statement: str, *arguments: Any, rest: float = REST) -> None:
+    async def ask(
+        self, connection: Connection, now: datetime, statement: str, *arguments: Any, rest: float = REST
+    ) -> None:
         """Count, if it is time to, on one core; `now` is the database's."""
         began_at = time.monotonic()
         if began_at < self._again_at:
@@ -236,7 +238,7 @@ class Watcher:
         """Set when there is something new to show."""
         self.rates = Rates()
         self._route = settings.smtp_url.name if settings.smtp_url is not None and settings.daily_max else None
-        self._connection: Any = None
+        self._connection: Connection | None = None
         self._open = Seldom()
         self._deferred = Seldom()
         self._settled = Seldom()
@@ -291,6 +293,7 @@ class Watcher:
 
     async def _read(self) -> None:
         """One snapshot, except the locks, which are always of this moment; what may be dear comes last."""
+        assert self._connection is not None
         connection = self._connection
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             look = await self._read_cheap(connection)
@@ -322,7 +325,7 @@ class Watcher:
         self.looked_at = time.monotonic()
         self.seen.set()
 
-    async def _read_cheap(self, connection: Any) -> Look:
+    async def _read_cheap(self, connection: Connection) -> Look:
         at = await connection.fetchval(NOW)
         relays = [RelaySeen(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)]
         self.rates.note(time.monotonic(), {relay.id: relay.sent for relay in relays})

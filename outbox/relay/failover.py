@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
+from outbox.database.connection import Connection
 from outbox.database.values import storable
 from outbox.log import Events
 from outbox.relay.ledger import Settlement
@@ -216,7 +217,7 @@ class Found:
 
 
 async def reassert(
-    connection: Any, news: Sequence[News], *, route: str = "", instance: str | None = None
+    connection: Connection, news: Sequence[News], *, route: str = "", instance: str | None = None
 ) -> tuple[dict[str, Found], int]:
     """Tell the database what this relay knows; gives the emails as they are there, by key, and how many changed.
 
@@ -245,7 +246,7 @@ async def reassert(
 
 
 async def tell_again(
-    connection: Any,
+    connection: Connection,
     news: Sequence[News],
     patience: Callable[[], AbstractContextManager[None]],
     *,

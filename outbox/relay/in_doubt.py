@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
+from outbox.database.connection import Connection
 from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 from outbox.log import Events
@@ -53,7 +54,7 @@ RESEND: Final = _RESEND.format(chosen=f"{IN_DOUBT} FOR UPDATE SKIP LOCKED")
 RESEND_ONE: Final = _RESEND.format(chosen=_ONE)
 
 
-async def resend_doubtful(connection: Any, quarantine: Quarantine | None = None) -> int:
+async def resend_doubtful(connection: Connection, quarantine: Quarantine | None = None) -> int:
     """Make deliveries pending whose doubt has lasted for its grace; return how many. The bytes are the same ones.
 
     What is too late to send stays in doubt, for a person: pending, it would expire as if it had never been sent.
@@ -107,7 +108,7 @@ TAKE_DOUBTS: Final = _TAKE_DOUBTS.format(
 TAKE_DOUBT: Final = _TAKE_DOUBTS.format(chosen=_ONE)
 
 
-async def take_doubts(connection: Any, *, lease_s: float, quarantine: Quarantine | None = None) -> list[Doubt]:
+async def take_doubts(connection: Connection, *, lease_s: float, quarantine: Quarantine | None = None) -> list[Doubt]:
     """Return the next few emails to ask about, due longest first; no other relay asks about them for `lease_s`."""
     quarantine = quarantine or Quarantine()
     try:
@@ -159,7 +160,7 @@ class Answer:
 
 
 async def write_answers(
-    connection: Any,
+    connection: Connection,
     answers: Sequence[Answer],
     *,
     grace_s: float,
@@ -249,7 +250,7 @@ class Inquirer:
             return None
         return f"the resolver hangs: {self._hung} calls have not returned, so nothing more is asked; restart this relay"
 
-    async def ask(self, connection: Any, now: float, quarantine: Quarantine | None = None) -> None:
+    async def ask(self, connection: Connection, now: float, quarantine: Quarantine | None = None) -> None:
         """Ask about the next few doubts that are due, unless earlier questions are still open."""
         if self._lot is not None and now - self._lot.heard_at > ASK_LEASE_S:
             self._lot = None
@@ -294,7 +295,7 @@ class Inquirer:
             )
             self.wake()
 
-    async def write(self, connection: Any, quarantine: Quarantine | None = None) -> int:
+    async def write(self, connection: Connection, quarantine: Quarantine | None = None) -> int:
         """Write down what was answered; gives how many doubts that decided or put off."""
         answers = list(self.answers)
         decided = await write_answers(

@@ -13,8 +13,8 @@ wrong.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
+from outbox.database.connection import Connection
 from outbox.relay import ledger
 from outbox.relay.ledger import SMALL_BYTES, Settlement, Tick
 from outbox.relay.quarantine import Quarantine, is_of_a_row
@@ -22,7 +22,7 @@ from outbox.smtp.outgoing import Claim
 
 
 async def tick_in_parts(
-    connection: Any,
+    connection: Connection,
     relay: int,
     quarantine: Quarantine,
     *,
@@ -57,7 +57,7 @@ async def tick_in_parts(
 
 
 async def _settle(
-    connection: Any, relay: int, quarantine: Quarantine, settlements: Sequence[Settlement]
+    connection: Connection, relay: int, quarantine: Quarantine, settlements: Sequence[Settlement]
 ) -> frozenset[tuple[int, int]]:
     if not settlements:
         return frozenset()
@@ -82,7 +82,7 @@ async def _settle(
 
 
 async def _mark(
-    connection: Any, relay: int, quarantine: Quarantine, marks: list[int], done: Tick, *, epoch: int | None
+    connection: Connection, relay: int, quarantine: Quarantine, marks: list[int], done: Tick, *, epoch: int | None
 ) -> Tick:
     parts = [marks] if marks else []
     marked, expired, quarantined = dict(done.marked), set(done.expired), set()
@@ -107,7 +107,7 @@ async def _mark(
 
 
 async def _claim(
-    connection: Any,
+    connection: Connection,
     relay: int,
     quarantine: Quarantine,
     emails: Sequence[int],

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+from outbox.database.connection import Connection
 from outbox.database.locks import HOLDS_ITS_LOCK, RELAY_LOCKS
 from outbox.database.values import storable
 from outbox.mail.verp import email_of
@@ -346,7 +347,7 @@ UNION ALL
 
 
 async def tick(
-    connection: Any,
+    connection: Connection,
     relay: int,
     *,
     settlements: Sequence[Settlement] = (),
@@ -461,7 +462,7 @@ def claims_of(rows: Sequence[Any], relay: int, bytes_max: int) -> tuple[list[Cla
 FETCH_MESSAGES: Final = "SELECT id, message FROM outbox.email WHERE id = ANY ($1::bigint[])"
 
 
-async def fetch_messages(connection: Any, claims: Sequence[Claim]) -> None:
+async def fetch_messages(connection: Connection, claims: Sequence[Claim]) -> None:
     """Fetch the bytes of large messages that are claimed."""
     of = {claim.email: claim for claim in claims}
     for row in await connection.fetch(FETCH_MESSAGES, list(of)):
@@ -476,7 +477,7 @@ SELECT email FROM outbox.delivery WHERE email = ANY ($1::bigint[]) AND email NOT
 """
 
 
-async def locked(connection: Any, emails: Sequence[int]) -> frozenset[int]:
+async def locked(connection: Connection, emails: Sequence[int]) -> frozenset[int]:
     """Return which emails' rows another session has locked; waits for none of them."""
     return frozenset(row["email"] for row in await connection.fetch(LOCKED, emails)) if emails else frozenset()
 
@@ -510,13 +511,15 @@ UNION ALL
 {_TOKENS}"""
 
 
-async def candidates(connection: Any, route: str, *, room: int, suspects: int, left_out: Sequence[int]) -> list[int]:
+async def candidates(
+    connection: Connection, route: str, *, room: int, suspects: int, left_out: Sequence[int]
+) -> list[int]:
     """Return which emails a tick would claim: suspects, then urgent ones, then others, each due longest first."""
     return [row["email"] for row in await connection.fetch(CANDIDATES, route, room, suspects, left_out)][:room]
 
 
 async def claim_one(
-    connection: Any, relay: int, email: int, *, budget: int, bytes_max: int, epoch: int | None = None
+    connection: Connection, relay: int, email: int, *, budget: int, bytes_max: int, epoch: int | None = None
 ) -> tuple[list[Claim], dict[int, str], bool]:
     """Claim one email, if it is free; return the result of `claims_of`, and whether its address may be suppressed."""
     rows = await connection.fetch(CLAIM_ONE, email, relay, budget, bytes_max, epoch)
@@ -548,7 +551,7 @@ EXPIRE_ONE: Final = _EXPIRE.format(late=f"{_LATE} AND email = $1 FOR UPDATE SKIP
 EXPIRED_AT_ONCE: Final = 1000
 
 
-async def expire(connection: Any, relay: int, quarantine: Quarantine | None = None) -> int:
+async def expire(connection: Connection, relay: int, quarantine: Quarantine | None = None) -> int:
     """End what is pending, nobody's, and too late to send; return how many, at most `EXPIRED_AT_ONCE`."""
     quarantine = quarantine or Quarantine((relay,))
     try:
@@ -579,7 +582,12 @@ UPDATE outbox.delivery d
 
 
 async def release(
-    connection: Any, relay: int, emails: Sequence[int], *, after_s: float = 0.0, quarantine: Quarantine | None = None
+    connection: Connection,
+    relay: int,
+    emails: Sequence[int],
+    *,
+    after_s: float = 0.0,
+    quarantine: Quarantine | None = None,
 ) -> None:
     """Give unmarked claims back, so that any relay may take them: at once, or a little later than what is due now."""
     if not emails:
@@ -680,7 +688,7 @@ class Sweep:
 
 
 async def sweep(
-    connection: Any,
+    connection: Connection,
     relay: int,
     *,
     doubt_s: float | None,
@@ -722,7 +730,7 @@ SELECT r.id FROM outbox.relay r
 
 
 async def judge_former(
-    connection: Any,
+    connection: Connection,
     relay: int,
     timeline: int,
     *,
@@ -746,7 +754,12 @@ async def judge_former(
 
 
 async def judge(
-    connection: Any, relays: Sequence[int], *, doubt_s: float | None, died: bool, quarantine: Quarantine | None = None
+    connection: Connection,
+    relays: Sequence[int],
+    *,
+    doubt_s: float | None,
+    died: bool,
+    quarantine: Quarantine | None = None,
 ) -> tuple[int, int]:
     """End relays whose rows `DEAD` has locked; return how many claims were released and how many are in doubt.
 
@@ -783,7 +796,7 @@ SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND stat
 
 
 async def is_empty(
-    connection: Any, *, route: str = "", within_s: float | None = None, left_out: Sequence[int] = ()
+    connection: Connection, *, route: str = "", within_s: float | None = None, left_out: Sequence[int] = ()
 ) -> bool:
     """Return True if nothing of the route is pending or being sent by any relay, nor will be due within that time.
 
@@ -829,7 +842,7 @@ NEVER_TAKEN_SHOWN: Final = 10
 
 
 async def judge_stranded(
-    connection: Any,
+    connection: Connection,
     relay: int,
     in_hand: Collection[int],
     *,
@@ -858,7 +871,7 @@ async def judge_stranded(
     return freed, doubted
 
 
-async def never_taken(connection: Any, *, route: str = "") -> dict[int, str]:
+async def never_taken(connection: Connection, *, route: str = "") -> dict[int, str]:
     """Return some emails of each kind that wait on a route although no relay ever takes them, and why."""
     return {row["email"]: row["why"] for row in await connection.fetch(NEVER_TAKEN, route, NEVER_TAKEN_SHOWN)}
 
@@ -871,7 +884,7 @@ SELECT email, count(*) AS times FROM outbox.attempt
 """
 
 
-async def count_put_off(connection: Any, emails: Sequence[int]) -> dict[int, int]:
+async def count_put_off(connection: Connection, emails: Sequence[int]) -> dict[int, int]:
     """Return how often each of these emails was withdrawn by a reply of the server, where it was."""
     return {row["email"]: row["times"] for row in await connection.fetch(PUT_OFF, emails)}
 
@@ -882,7 +895,7 @@ SELECT n.email, d.state, d.attempt
 """
 
 
-async def standing(connection: Any, emails: Sequence[int]) -> dict[int, tuple[str | None, int | None]]:
+async def standing(connection: Connection, emails: Sequence[int]) -> dict[int, tuple[str | None, int | None]]:
     """State and attempt of deliveries, for telling why a settlement changed nothing."""
     return {r["email"]: (r["state"], r["attempt"]) for r in await connection.fetch(STANDING, emails)}
 
@@ -916,7 +929,7 @@ class Note:
     last_reply: str | None = None
 
 
-async def write_note(connection: Any, relay: int, note: Note) -> None:
+async def write_note(connection: Connection, relay: int, note: Note) -> None:
     """Say it in the relay's row, for `outbox status` and `outbox watch`."""
     trouble, heard = (text and storable(text) for text in (note.trouble, note.last_reply))
     await connection.execute(NOTE, relay, trouble, note.stale, note.sent, heard)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION
+from outbox.database.connection import LOST_SESSION, Connection
 from outbox.database.values import storable
 from outbox.log import Events
 
@@ -104,7 +104,7 @@ class Quarantine:
 
     async def put(
         self,
-        connection: Any,
+        connection: Connection,
         email: int,
         reason: object,
         *,
@@ -150,7 +150,7 @@ class Quarantine:
 
     async def sift(
         self,
-        connection: Any,
+        connection: Connection,
         emails: Iterable[int],
         alone: Callable[[int], Awaitable[Any]],
         *,
@@ -176,7 +176,7 @@ class Quarantine:
 
     async def all_or_each(
         self,
-        connection: Any,
+        connection: Connection,
         emails: Sequence[int],
         statement: Callable[[Sequence[int]], Awaitable[Sequence[Any]]],
     ) -> list[Any]:
@@ -193,7 +193,7 @@ class Quarantine:
         return [row for rows in each for row in rows]
 
 
-async def _key(connection: Any, email: int) -> str:
+async def _key(connection: Connection, email: int) -> str:
     try:
         async with connection.transaction():
             return str(await connection.fetchval(KEY, email) or f"email {email}")

@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Final
 
+from outbox.database.connection import Connection
 from outbox.database.values import storable
 from outbox.smtp.reply_class import About, Refusal
 
@@ -161,7 +162,7 @@ SELECT email FROM undone
 STATEMENTS: Final = (PUT_BACK,)
 
 
-async def put_back(connection: Any, letters: Sequence[DeadLetter], why: str) -> list[int]:
+async def put_back(connection: Connection, letters: Sequence[DeadLetter], why: str) -> list[int]:
     """Make dead letters pending again; return which of them were still dead of the same attempt."""
     rows = await connection.fetch(
         PUT_BACK, [one.email for one in letters], [one.attempt for one in letters], storable(why)

@@ -20,7 +20,7 @@ import asyncpg
 from outbox import __version__
 from outbox.database import failover_barrier as barrier
 from outbox.database import failover_rules
-from outbox.database.connection import CHANNEL
+from outbox.database.connection import CHANNEL, Connection
 from outbox.database.failover_rules import Row, ServerId, Standing
 from outbox.database.locks import HOLDS_ITS_LOCK, RELAY_LOCKS, SELFTEST_LOCKS
 from outbox.database.opening import CONNECT_TIMEOUT_S, connect, lease_settings
@@ -46,7 +46,7 @@ def boot_clock_s() -> float:
 class Session:
     """A live relay identity. `lost` is why it ended, or None while it is not known to have."""
 
-    connection: Any
+    connection: Connection
     relay: int
     timeline: int = 0
     started_at: datetime | None = None
@@ -150,7 +150,7 @@ class Session:
             self.planned_for = largest
             await self.connection.execute("DISCARD PLANS")
 
-    def _hear(self, _connection: Any, message: Any) -> None:
+    def _hear(self, _connection: Connection, message: Any) -> None:
         # "canceling wait for synchronous replication": the commit is on this server only and may vanish in a
         # failover. No warning is harmless to a mark, so each one ends the session.
         if message.severity_en == "WARNING":  # `severity` is translated (lc_messages), this never is
@@ -175,7 +175,7 @@ IN_TRANSACTION_S: Final = 2.0
 PLANS: Final = {"plan_cache_mode": "force_generic_plan", **dict.fromkeys(NOT_BY_INDEX, "off")}
 
 
-async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
+async def _connect(url: DatabaseUrl, lease_s: float) -> Connection:
     """A connection whose session is a lease."""
     settings = {**PLANS, **lease_settings(lease_s, statements_too=True)}
     settings["idle_in_transaction_session_timeout"] = str(int(1000 * min(lease_s, IN_TRANSACTION_S)))
@@ -199,7 +199,7 @@ SELECT objid::bigint AS id, l.pid, (SELECT a.usesysid::regrole::text FROM pg_sta
 
 
 async def _register(
-    connection: Any,
+    connection: Connection,
     timeline: int,
     route: str = "",
     *,
@@ -246,7 +246,7 @@ async def _register(
 
 
 async def _meet_barrier(
-    connection: Any, relay: int, server: ServerId, former: Session | None, standing: Standing
+    connection: Connection, relay: int, server: ServerId, former: Session | None, standing: Standing
 ) -> tuple[Row, frozenset[str]]:
     """Return the barrier, raised if this relay has a reason to, and the relays that it has met here.
 
@@ -277,7 +277,7 @@ ENDED_LOOK_S: Final = 0.02
 
 
 async def _end_formers(
-    connection: Any, former: Session | None, timeline: int, standing: Standing | None, *, within_s: float
+    connection: Connection, former: Session | None, timeline: int, standing: Standing | None, *, within_s: float
 ) -> None:
     """End this relay's earlier sessions in the server too, so that their last commits are decided.
 
@@ -331,7 +331,7 @@ async def prove_locks(url: DatabaseUrl, *, lease_s: float) -> None:
         await _close_quietly(one)
 
 
-async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> int:
+async def _prove_exclusion(url: DatabaseUrl, one: Connection, other: Connection, key: int) -> int:
     """Return the backend that got the lock."""
     try_lock = "SELECT pg_try_advisory_lock($1, $2), pg_backend_pid()"
     if await one.fetchval("SELECT pg_is_in_recovery()"):
@@ -356,7 +356,7 @@ async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> 
     return int(pid)
 
 
-async def _is_pgpool(connection: Any) -> bool:
+async def _is_pgpool(connection: Connection) -> bool:
     try:
         await connection.execute("SHOW pool_version")  # pgpool answers this itself
     except asyncpg.PostgresError:
@@ -371,7 +371,7 @@ SELECT coalesce(bool_and(pid <> $3), false) FROM pg_locks
 """
 
 
-async def _prove_release(url: DatabaseUrl, other: Any, key: int, backend: int) -> None:
+async def _prove_release(url: DatabaseUrl, other: Connection, key: int, backend: int) -> None:
     """Return once `other` gets the lock, or another role got it first, which also shows that `backend` lost it."""
     async with asyncio.timeout(CLOSE_TIMEOUT_S + 1):
         for _ in range(20):
@@ -383,7 +383,7 @@ async def _prove_release(url: DatabaseUrl, other: Any, key: int, backend: int) -
     raise UnsafeDatabaseError(say_pooler(url, "a lock outlived the connection that took it"))
 
 
-async def _close_quietly(connection: Any) -> None:
+async def _close_quietly(connection: Connection) -> None:
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await connection.close(timeout=CLOSE_TIMEOUT_S)

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from outbox.database.connection import Connection
 from outbox.operations.attention import MISSING
 from outbox.operations.watch import COUNTED, REST, EditionSeen
 from outbox.relay.pauses import read_pauses
@@ -96,7 +97,7 @@ class Editions:
             before=before,
         )  # fmt: skip
 
-    async def _counts(self, connection: Any, edition: EditionSeen, ends_at: float) -> EditionSeen:
+    async def _counts(self, connection: Connection, edition: EditionSeen, ends_at: float) -> EditionSeen:
         """With its counts: those of the live look, those that were counted a while ago, or none."""
         look = self.desk.live.seen.look
         for known in [] if look is None else look.editions:
@@ -166,7 +167,7 @@ def _edition_id(text: str) -> int | None:
     return number if number is not None and -ID_MAX - 1 <= number <= ID_MAX else None
 
 
-async def _bounded(connection: Any, statement: str, *arguments: Any, time_max_s: float = COUNT_MAX_S) -> Any:
+async def _bounded(connection: Connection, statement: str, *arguments: Any, time_max_s: float = COUNT_MAX_S) -> Any:
     """The rows; None if they took too long."""
     try:
         async with connection.transaction(readonly=True):

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import asyncpg
 
+from outbox.database.connection import Connection
 from outbox.database.plans import BY_INDEX
 from outbox.database.values import storable
 from outbox.operations.email_filter import OPEN, STATES
@@ -169,7 +170,7 @@ MADE_AT: Final = "SELECT id, created_at FROM outbox.email WHERE id >= $1 ORDER B
 ENDS: Final = "SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM outbox.email"
 
 
-async def browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
+async def browse(connection: Connection, wanted: Wanted, zone: tzinfo) -> Found:
     """One page of what is wanted; cut after `TIME_MAX_S` for each question."""
     try:
         async with connection.transaction(readonly=True):
@@ -180,7 +181,7 @@ async def browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
         return Found([], is_cut=True)
 
 
-async def _browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
+async def _browse(connection: Connection, wanted: Wanted, zone: tzinfo) -> Found:
     filters = _Filters(wanted)
     if wanted.report or wanted.period:
         editions = await connection.fetchval(EDITIONS, wanted.report, wanted.period)
@@ -255,7 +256,7 @@ class _Filters:
         )
 
 
-async def _narrow(connection: Any, wanted: Wanted, editions: list[int]) -> list[int] | None:
+async def _narrow(connection: Connection, wanted: Wanted, editions: list[int]) -> list[int] | None:
     """All that can be meant, if an index knows it and it is not too much."""
     if wanted.q and wanted.where == "key":
         found = await connection.fetchval(BY_KEY, wanted.q)
@@ -273,12 +274,12 @@ async def _narrow(connection: Any, wanted: Wanted, editions: list[int]) -> list[
     return await _few(connection, OF_EDITIONS, editions) if editions else None
 
 
-async def _few(connection: Any, statement: str, *arguments: Any) -> list[int] | None:
+async def _few(connection: Connection, statement: str, *arguments: Any) -> list[int] | None:
     rows = await connection.fetch(statement, *arguments, NARROW_MAX + 1)
     return None if len(rows) > NARROW_MAX else [row[0] for row in rows]
 
 
-async def _ids_of_days(connection: Any, wanted: Wanted, zone: tzinfo) -> tuple[int, int]:
+async def _ids_of_days(connection: Connection, wanted: Wanted, zone: tzinfo) -> tuple[int, int]:
     """Return the first and the last id that emails of these days may have, by bisection: times have no index."""
     lowest, highest = await connection.fetchrow(ENDS)
     low, high = lowest, highest
@@ -290,7 +291,7 @@ async def _ids_of_days(connection: Any, wanted: Wanted, zone: tzinfo) -> tuple[i
     return low, high
 
 
-async def _first_made(connection: Any, at: datetime, low: int, high: int) -> int:
+async def _first_made(connection: Connection, at: datetime, low: int, high: int) -> int:
     """The first id, of those from `low` on, that was made at `at` or later; one beyond the last if none was."""
     high += 1
     while low < high:

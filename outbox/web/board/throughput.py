@@ -7,7 +7,9 @@ before it, it has what the newest emails tell, which is less than all where more
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
+
+from outbox.database.driver import Record
 
 MINUTES: Final = 60
 HEIGHT, WIDTH = 120, 600
@@ -43,7 +45,7 @@ class Hour:
         """Whether it knows from when on it sees all."""
         return self.begun_at is not None
 
-    def begin(self, before: Iterable[Mapping[str, Any]], at: datetime) -> None:
+    def begin(self, before: Iterable[Record], at: datetime) -> None:
         """Take in what is known of the hour before `at`."""
         self.begun_at = at
         self._minutes = {row["minute"]: row["n"] for row in before}
