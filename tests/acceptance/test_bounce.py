@@ -314,16 +314,16 @@ async def test_one_process_at_a_time_reads_a_maildir_and_a_kill_in_the_middle_lo
 # Stops the process for good in the middle of the message that says so, as an endless loop of the parser would.
 STUCK = """
 import os, signal
-from outbox import bounce, returned
-parse = bounce.take_apart
-def take_apart(raw):
+from outbox.feedback import bounce_maildir
+parse = bounce_maildir.parse_bounce
+def parse_bounce(raw):
     if b"STUCK" in raw:
         open("stuck", "w").close()
         signal.pause()
     if b"RAISES" in raw:
         raise MemoryError("too much")
     return parse(raw)
-returned.take_apart = take_apart
+bounce_maildir.parse_bounce = parse_bounce
 from outbox.cli import app
 app(prog_name="outbox")
 """
