@@ -22,7 +22,7 @@ from typing import Final
 import asyncpg
 from PIL import Image, ImageChops
 
-from outbox.database.connection import RELAY_LOCKS
+from outbox.database.locks import RELAY_LOCKS
 from outbox.database.schema import initialise
 from outbox.sandbox.postgres import postgres
 

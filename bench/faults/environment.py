@@ -24,7 +24,7 @@ from bench.faults.workload import DRAIN_S, REPLY_S, RESOLVER, settings_of
 from bench.harness.environment import HOUSE, start
 from bench.harness.fault_proxy import Proxy
 from bench.harness.freeze import freeze, kill, thaw
-from outbox.database.connection import RELAY_LOCKS
+from outbox.database.locks import RELAY_LOCKS
 from outbox.operations.snapshot import RELAYS
 from outbox.sandbox.postgres import Server, StopMode, standby
 from outbox.sandbox.smtp_sink import Sink, Visit

@@ -13,7 +13,8 @@ from bench.harness.figures import Spread, keep, show
 from bench.harness.pgbouncer import PGBOUNCER, pooler
 from bench.speed.one_relay import message_of
 from bench.speed.relay_scaling import MAKE_DUE, PUT, SIZE
-from outbox.database.connection import CHANNEL, lease_settings
+from outbox.database.connection import CHANNEL
+from outbox.database.opening import lease_settings
 from outbox.sandbox.postgres import Server, standby
 
 LEASE_S: Final = 10.0

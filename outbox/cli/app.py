@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from outbox.database.connection import Connection
+
 if TYPE_CHECKING:
     from outbox.settings import Settings
 
@@ -102,10 +104,10 @@ def awaited(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 @asynccontextmanager
-async def connected(settings: "Settings", application: str) -> AsyncIterator[Any]:
+async def connected(settings: "Settings", application: str) -> AsyncIterator[Connection]:
     """Yield a connection to a database whose schema is this code's."""
-    from outbox.database.connection import connect
     from outbox.database.lock_wait import lock_waits
+    from outbox.database.opening import connect
     from outbox.database.schema import require_current
 
     assert settings.database_url is not None

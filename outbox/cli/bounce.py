@@ -53,7 +53,7 @@ def bounce(
 
 
 async def _bounce(settings: "Settings", directory: Path | None, counts: Counter[str]) -> None:
-    from outbox.feedback import bounces
+    from outbox.feedback import bounce_maildir, bounces
 
     raw = b"" if directory is not None else _stdin()
     policy = bounces.Policy(
@@ -66,7 +66,7 @@ async def _bounce(settings: "Settings", directory: Path | None, counts: Counter[
         if directory is None:
             _print(await bounces.read(connection, raw, name="standard input", policy=policy), counts)
         else:
-            async for found in bounces.read_maildir(connection, directory, policy=policy):
+            async for found in bounce_maildir.read_maildir(connection, directory, policy=policy):
                 _print(found, counts)
         if settled := await bounces.settle_doubts(connection):
             is_one = settled == 1
@@ -89,7 +89,7 @@ def _stdin() -> bytes:
 
 def _print(found: "Read", counts: Counter[str]) -> None:
     counts[found.outcome.value] += 1
-    if found.outcome.is_fault:
+    if found.outcome.is_problem:
         typer.echo(f"outbox: {printable(found.sentence)}", err=True)
     else:
         typer.echo(printable(found.sentence))

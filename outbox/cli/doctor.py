@@ -20,7 +20,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Check database, mail server and reports; changes nothing."""
-    from outbox.doctor.run import examine, has_fault
+    from outbox.doctor.run import examine, has_problem
 
     settings = settings_of(context, config)
     import logging
@@ -28,11 +28,11 @@ def doctor(
     logging.basicConfig(level=logging.CRITICAL)  # the findings report every problem, once
     findings = awaited(examine(settings))
     if as_json:
-        checks = [{"check": f.check, "grade": f.grade, "found": f.found, "mend": f.mend} for f in findings]
-        typer.echo(to_json({"ok": not has_fault(findings), "checks": checks}))
+        checks = [{"check": f.check, "grade": f.grade, "found": f.found, "mend": f.fix} for f in findings]
+        typer.echo(to_json({"ok": not has_problem(findings), "checks": checks}))
     else:
         _print_findings(findings)
-    raise typer.Exit(1 if has_fault(findings) else 0)
+    raise typer.Exit(1 if has_problem(findings) else 0)
 
 
 def _print_findings(findings: "list[Finding]") -> None:

@@ -1,10 +1,11 @@
 """`outbox init`: create or upgrade the database's schema, and bring its settings into the database."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from outbox.cli.app import ConfigOption, app, awaited, connected, settings_of
+from outbox.database.connection import Connection
 
 if TYPE_CHECKING:
     from outbox.settings import Settings
@@ -101,8 +102,8 @@ async def _initialise(
     """Return the versions before and after, whether an upgrade renewed the rights of roles (None if it need not),
     and the other changes, one line each.
     """
-    from outbox.database.connection import connect
     from outbox.database.lock_wait import lock_waits
+    from outbox.database.opening import connect
     from outbox.database.roles import are_renewed, are_used, grant_roles, renew_grants
     from outbox.database.schema import VERSION, initialise
 
@@ -124,7 +125,7 @@ async def _initialise(
     return versions, renewed, changes
 
 
-async def _apply_settings(connection: Any, settings: "Settings", *, upgraded: bool) -> list[str]:
+async def _apply_settings(connection: Connection, settings: "Settings", *, upgraded: bool) -> list[str]:
     """Write the limit on messages and the rules of routes to the database; return the changes, one line each."""
     from outbox.database.schema import limit_messages, read_broken
     from outbox.operations.route_rules import told, write_rules
@@ -143,13 +144,13 @@ async def _apply_settings(connection: Any, settings: "Settings", *, upgraded: bo
 
 async def _redefine(settings: "Settings", reports: list[str]) -> None:
     """Make cadence, timezone and `covers` of these reports the fleet's, as these settings have them."""
-    from outbox.database.connection import engine
+    from outbox.database.engine import driver_of, engine
     from outbox.database.lock_wait import lock_waits
     from outbox.generate import edition
 
     assert settings.database_url is not None
     async with engine(settings.database_url, application="outbox init").connect() as session:
-        driver = (await session.get_raw_connection()).driver_connection
+        driver = await driver_of(session)
         async with lock_waits(settings.database_url, driver, "`outbox init --redefine`"):
             for name in reports:
                 await edition.redefine(session, name, settings.report(name))

@@ -40,7 +40,7 @@ def mark_done(
 
 
 async def _mark_done(settings: "Settings", name: str, period: str, why: str, *, keep_emails: bool, undo: bool) -> str:
-    from outbox.database.connection import engine
+    from outbox.database.engine import driver_of, engine
     from outbox.database.lock_wait import lock_waits
     from outbox.operations import mark_done as marking
     from outbox.operations.resolve import whoami
@@ -50,7 +50,7 @@ async def _mark_done(settings: "Settings", name: str, period: str, why: str, *, 
         pass  # raises the error that keeps this program from the database, if there is one
     report = settings.report(name)
     async with engine(settings.database_url, application="outbox mark-done").connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
+        driver = await driver_of(connection)
         async with lock_waits(settings.database_url, driver, "`outbox mark-done`"):
             if undo:
                 return await marking.undo_mark_done(connection, name, report, period, who=whoami(), why=why)

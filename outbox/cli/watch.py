@@ -47,7 +47,7 @@ async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None
 
     from rich.live import Live
 
-    from outbox.database.connection import DatabaseRefusedError
+    from outbox.database.refusal import DatabaseRefusedError
     from outbox.errors import DatabaseUnavailableError
     from outbox.operations.watch import Watcher
     from outbox.operations.watch_view import draw

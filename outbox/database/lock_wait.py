@@ -10,11 +10,13 @@ itself does not count: `holders` leaves it out.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect, describe_session, explain_lock, is_lock_timeout
+from outbox.database.connection import LOST_SESSION, Connection
+from outbox.database.locks import describe_session, explain_lock, is_lock_timeout
+from outbox.database.opening import connect
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.settings.urls import DatabaseUrl
 
@@ -88,7 +90,7 @@ class BlockerWatch:
 
 
 @asynccontextmanager
-async def lock_waits(url: DatabaseUrl, connection: Any, doing: str) -> AsyncIterator[None]:
+async def lock_waits(url: DatabaseUrl, connection: Connection, doing: str) -> AsyncIterator[None]:
     """Name the session that holds the lock when a statement of the block reaches its `lock_timeout`.
 
     Raises:
@@ -122,7 +124,7 @@ MAY_GENERATE: Final = "has_any_column_privilege(r.oid, 'outbox.report', 'INSERT'
 MAY_PRUNE: Final = "has_any_column_privilege(r.oid, 'outbox.pruned', 'INSERT')"
 
 
-async def holders(connection: Any, namespace: int, numbers: Sequence[int], may: str) -> dict[int, str]:
+async def holders(connection: Connection, namespace: int, numbers: Sequence[int], may: str) -> dict[int, str]:
     """Return the holders of these advisory locks, by number, as `pid 4711 (role app)`; only roles that satisfy `may`.
 
     A prepared transaction can hold one without a process. No session of outbox prepares any, so it is left out.

@@ -1,18 +1,23 @@
 """Reasons why Postgres, or a pooler in front of it, gives no session that outbox can use, each with its fix.
 
-Pure: an error goes in, a `Refusal` comes out. PgBouncer reports most of its refusals as a protocol violation (SQLSTATE
-08P01) and newer versions some of them with a code of their own, so its sentences are recognized by their words.
+Pure: an error goes in, a `Refusal` or an error with one sentence comes out. PgBouncer reports most of its refusals as a
+protocol violation (SQLSTATE 08P01) and newer versions some of them with a code of their own, so its sentences are
+recognized by their words.
 """
 
 import os
 import re
 import socket
 import ssl
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, assert_never
 
 import asyncpg
+
+from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
+from outbox.settings.urls import DatabaseUrl
 
 
 class Kind(StrEnum):
@@ -99,49 +104,49 @@ _BAD_PARAMETER: Final = (
 
 def refusal_of(error: Exception) -> Refusal | None:  # noqa: C901, PLR0911, PLR0912 - a table
     """Return why no session came about; None for an error that is no refusal."""
-    said = reason_of(error)
+    reason = reason_of(error)
     match error:
         case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
-            return Refusal(Kind.LOGIN, f"refuses the user or password of database_url ({said})", _LOGIN_FIX)
+            return Refusal(Kind.LOGIN, f"refuses the user or password of database_url ({reason})", _LOGIN_FIX)
         case asyncpg.InvalidCatalogNameError():
-            return Refusal(Kind.REFUSED, f"says: {said}", "create it or correct database_url")
+            return Refusal(Kind.REFUSED, f"says: {reason}", "create it or correct database_url")
         case asyncpg.ProtocolViolationError() | asyncpg.InternalServerError():
-            return _of_pooler(said)
+            return _of_pooler(reason)
         case asyncpg.FeatureNotSupportedError():
-            return Refusal(Kind.UNSAFE, f"refuses a setting of our sessions ({said})", AT_ROLE)
+            return Refusal(Kind.UNSAFE, f"refuses a setting of our sessions ({reason})", AT_ROLE)
         case asyncpg.TargetServerAttributeNotMatched():
             fix = "promote a server, or correct target_session_attrs in database_url"
             return Refusal(Kind.AWAY, "is not of the kind that target_session_attrs asks for", fix)
         case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
-            return Refusal(Kind.AWAY, f"takes no connection now ({said})", "try again later")
-        case OSError() if "rejected SSL upgrade" in said:
+            return Refusal(Kind.AWAY, f"takes no connection now ({reason})", "try again later")
+        case OSError() if "rejected SSL upgrade" in reason:
             return Refusal(Kind.REFUSED, "has no TLS, which database_url requires", _NO_TLS_FIX)
         case UnicodeError():
-            return Refusal(Kind.REFUSED, f"has a host name that cannot be looked up ({said})", "correct database_url")
+            return Refusal(Kind.REFUSED, f"has a host name that cannot be looked up ({reason})", "correct database_url")
         case ssl.SSLCertVerificationError():
             says = f"has a certificate that cannot be verified ({error.verify_message})"
             return Refusal(Kind.REFUSED, says, UNVERIFIED)
         case ssl.SSLError():
-            return Refusal(Kind.REFUSED, f"fails in TLS ({said})", "correct sslmode in database_url")
+            return Refusal(Kind.REFUSED, f"fails in TLS ({reason})", "correct sslmode in database_url")
         case _ if isinstance(error, _BAD_PARAMETER):
-            old = "idle_session_timeout" in said
+            old = "idle_session_timeout" in reason
             fix = "outbox needs PostgreSQL 14 or later" if old else "correct it in database_url"
-            return Refusal(Kind.REFUSED, f"refuses a parameter ({said})", fix)
+            return Refusal(Kind.REFUSED, f"refuses a parameter ({reason})", fix)
         case OSError() if error.filename and not isinstance(error, ConnectionError):  # a file of this machine
-            says = f"is not asked, since {error.filename} cannot be read ({said})"
+            says = f"is not asked, since {error.filename} cannot be read ({reason})"
             return Refusal(Kind.REFUSED, says, "make it readable, or set HOME to a directory of this user")
         case OSError() | asyncpg.PostgresConnectionError() | asyncpg.InterfaceError():
-            return Refusal(Kind.AWAY, f"does not answer ({said})", "start it or correct database_url", is_silent=True)
+            return Refusal(Kind.AWAY, f"does not answer ({reason})", "start it or correct database_url", is_silent=True)
         case _:
             return None
 
 
-def _of_pooler(said: str) -> Refusal:
+def _of_pooler(reason: str) -> Refusal:
     for words, kind, fix in _SENTENCES:
-        if words.search(said):
+        if words.search(reason):
             subject = "refuses a setting of our sessions" if fix is AT_ROLE else "says through its pooler"
-            return Refusal(kind, f"{subject} ({said})", fix)
-    return Refusal(Kind.AWAY, f"gives no session ({said})", "see its log, and the log of the pooler in front of it")
+            return Refusal(kind, f"{subject} ({reason})", fix)
+    return Refusal(Kind.AWAY, f"gives no session ({reason})", "see its log, and the log of the pooler in front of it")
 
 
 def reason_of(error: BaseException) -> str:
@@ -162,3 +167,55 @@ def original_of(error: BaseException) -> BaseException:
     """Return asyncpg's error, which SQLAlchemy wraps twice."""
     original = getattr(error, "orig", None)
     return getattr(original, "__cause__", None) or original or error
+
+
+class DatabaseRefusedError(DatabaseUnavailableError):
+    """Postgres answers and refuses: waiting does not help, a person must correct something."""
+
+
+class DatabaseLoginError(DatabaseRefusedError):
+    """Postgres refuses user or password: a person must correct them, or a file with newer ones is read."""
+
+
+def explain_refusal(url: DatabaseUrl, error: Exception) -> Exception:
+    """Return an error that says in one sentence why there is no session; return other errors unchanged."""
+    refusal = refusal_of(error)
+    return error if refusal is None else _explained(url, refusal)
+
+
+def explain_refusals(url: DatabaseUrl, failures: Sequence[tuple[str, Exception]]) -> Exception:
+    """Return one error for all servers that were asked; a refused login weighs more than a server that is silent."""
+    if len(failures) == 1:
+        return explain_refusal(url, failures[0][1])
+    refusals = [(label, refusal_of(error), error) for label, error in failures]
+    for _, refusal, error in refusals:
+        if refusal is None:
+            return error
+    found = [(label, refusal, error) for label, refusal, error in refusals if refusal is not None]
+    worst = min((refusal for _, refusal, _ in found), key=lambda one: list(Kind).index(one.kind))
+    reasons = "; ".join(
+        f"{label}: {reason_of(error) if refusal.is_silent else refusal.says}" for label, refusal, error in found
+    )
+    verb = "does not answer" if all(refusal.is_silent for _, refusal, _ in found) else "gives no session"
+    return _explained(url, replace(worst, says=f"{verb} ({reasons})"))
+
+
+def _explained(url: DatabaseUrl, refusal: Refusal) -> Exception:
+    if refusal.fix is UNVERIFIED and "channel_binding=require" in url.dsn:
+        why = "it is verified for channel_binding=require, since asyncpg has no channel binding"
+        refusal = replace(refusal, says=f"{refusal.says}; {why}")
+    if refusal.is_silent and "sslnegotiation=direct" in url.dsn:
+        fix = f"{refusal.fix}; sslnegotiation=direct needs PostgreSQL 17 or later with TLS"
+        refusal = replace(refusal, fix=fix)
+    match refusal.kind:
+        case Kind.LOGIN:
+            error: type[Exception] = DatabaseLoginError
+        case Kind.REFUSED:
+            error = DatabaseRefusedError
+        case Kind.UNSAFE:
+            return UnsafeDatabaseError(f"The pooler at {url.redacted} {refusal.says}; {refusal.fix}.")
+        case Kind.AWAY:
+            error = DatabaseUnavailableError
+        case _:
+            assert_never(refusal.kind)
+    return error(f"Postgres at {url.redacted} {refusal.says}; {refusal.fix}.")

@@ -7,11 +7,12 @@ in the settings read.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import asyncpg
 
-from outbox.database.connection import take_init_lock
+from outbox.database.connection import Connection
+from outbox.database.locks import take_init_lock
 from outbox.database.schema import PIN_PATH, require_current
 from outbox.errors import OutboxError
 
@@ -98,7 +99,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("digest_item", "INSERT", "report address name link"),
         ("digest_item", "UPDATE", "digest"),
         ("pause", "SELECT"),  # what is held back is in no digest
-        ("relay", "SELECT"),  # after a failover it waits until they have said what they sent
+        ("relay", "SELECT"),  # after a failover it waits until they have reported what they sent
         ("failover", "SELECT"),
         ("adopt_email", "EXECUTE"),  # one that a failover left without its report
         ("remove_unused_edition", "EXECUTE"),
@@ -154,7 +155,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("message_bytes_max", "EXECUTE"),
         ("suppressed", "EXECUTE"),
     ),
-    # Sees who, when and how it went, never what was said: no pages, no messages, no tokens.
+    # Sees recipients, times and outcomes, never content: no pages, no messages, no tokens.
     "outbox_read": _role(
         "looks: status, watch, list, audit, schedule",
         *_LOOKS,
@@ -202,7 +203,7 @@ ROLES: Final[Mapping[str, Role]] = {
         ("schema_version", "SELECT"),
         ("report", "SELECT", "id edition recipient_key token title html created_at"),
         ("edition", "SELECT", "id report starts_at"),
-        ("email", "SELECT", "report recipient"),  # whose page it is, for a proxy that says who somebody is
+        ("email", "SELECT", "report recipient"),  # whose page it is, for a proxy that says who the visitor is
         ("digest_item", "SELECT", "report address"),
         ("board_session", "SELECT", "id name expires_at"),
         ("board_session", "INSERT", "id name expires_at"),
@@ -248,7 +249,7 @@ CREATE: Final = """
 DO $$ BEGIN CREATE ROLE {role} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$
 """
 
-# A role of that name which somebody uses otherwise: as a user, with powers of its own, or as the owner of the schema,
+# A role of that name with another use: as a user, with powers of its own, or as the owner of the schema,
 # whose rights a REVOKE would take.
 TAKEN: Final = """
 SELECT rolname FROM pg_roles r
@@ -260,7 +261,7 @@ SELECT rolname FROM pg_roles r
  ORDER BY 1
 """
 
-# Who grants what is not theirs is told so by a warning only, and nothing is granted.
+# A role that grants a right on another owner's object only gets a warning, and nothing is granted.
 OWNER: Final = """
 SELECT pg_get_userbyid(owner) FROM (
     SELECT nspowner AS owner FROM pg_namespace WHERE nspname = 'outbox'
@@ -270,7 +271,7 @@ SELECT pg_get_userbyid(owner) FROM (
 """
 
 
-async def grant_roles(connection: Any) -> None:
+async def grant_roles(connection: Connection) -> None:
     """Make the roles that are missing, and give each its rights and no others.
 
     Idempotent, safe on all servers at once, and one commit: the rights of running relays never lapse. Rights that an
@@ -299,7 +300,7 @@ async def grant_roles(connection: Any) -> None:
         await connection.execute(";\n".join(statements()))
 
 
-async def renew_grants(connection: Any) -> None:
+async def renew_grants(connection: Connection) -> None:
     """Renew the rights of existing roles, if they had rights in this database before.
 
     Called at the end of an upgrade, in its transaction, so that the rights of running relays never lapse. If this role
@@ -316,13 +317,13 @@ async def renew_grants(connection: Any) -> None:
         return
 
 
-async def missing_roles(connection: Any) -> list[str]:
+async def missing_roles(connection: Connection) -> list[str]:
     """Return the names of ROLES that do not exist on this server."""
     present = {row["rolname"] for row in await connection.fetch("SELECT rolname FROM pg_roles")}
     return [name for name in ROLES if name not in present]
 
 
-async def _refuse_what_is_taken(connection: Any) -> None:
+async def _refuse_what_is_taken(connection: Connection) -> None:
     taken = await connection.fetchval(TAKEN, list(ROLES))
     if taken is not None:
         raise OutboxError(
@@ -356,12 +357,12 @@ SELECT EXISTS (SELECT FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'outbox
 """
 
 
-async def are_used(connection: Any) -> bool:
+async def are_used(connection: Connection) -> bool:
     """Return True if the roles have rights in this database, so that an upgrade has to renew them."""
     return bool(await connection.fetchval(USED, list(ROLES)))
 
 
-async def are_renewed(connection: Any) -> bool:
+async def are_renewed(connection: Connection) -> bool:
     """Return True if each of the roles has the rights of this version."""
     if await missing_roles(connection):
         return False
@@ -393,7 +394,7 @@ SELECT p.proname, w.privilege, ''
 """
 
 
-async def lacking(connection: Any, role: str, rights: Iterable[Right]) -> list[Right]:
+async def lacking(connection: Connection, role: str, rights: Iterable[Right]) -> list[Right]:
     """Return which of the rights that role lacks."""
     columns = map(list, zip(*rights, strict=True))
     return [Right(*row) for row in await connection.fetch(LACKING, *columns, role)]

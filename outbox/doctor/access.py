@@ -5,20 +5,12 @@ code with the rights of this role.
 """
 
 import re
-from typing import Any, Final
+from typing import Final
 
-from outbox.database.connection import (
-    BUCKET_LOCKS,
-    INIT_LOCK,
-    PRUNE_LOCK,
-    RELAY_LOCKS,
-    SELFTEST_LOCKS,
-    TRUSTED_PATH,
-    describe_session,
-    user_search_path,
-)
+from outbox.database.connection import TRUSTED_PATH, Connection
+from outbox.database.locks import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS, describe_session
 from outbox.database.roles import ROLES, are_used
-from outbox.doctor.finding import Finding, fault, note, ok
+from outbox.doctor.finding import Finding, note, ok, problem
 
 SHOWN_MAX: Final = 10
 
@@ -53,10 +45,10 @@ def names_of(path: str, role: str) -> list[str]:
     return [role if name == "$user" else name for name in names if name and not name.startswith("pg_")]
 
 
-async def look_at_path(connection: Any) -> Finding:
+async def look_at_path(connection: Connection) -> Finding:
     """Report schemas on this role's own path in which others may create objects (CVE-2018-1058)."""
     check = "database.path"
-    role, path = await connection.fetchval("SELECT current_user::text"), user_search_path(connection)
+    role, path = await connection.fetchval("SELECT current_user::text"), connection.user_search_path
     names = names_of(path, role)
     there = await connection.fetchval(SCHEMAS, names) or []
     found = [
@@ -64,10 +56,10 @@ async def look_at_path(connection: Any) -> Finding:
     ]
     if not found:
         return ok(check, f"no other role may create objects on the path of role {role} ({path})")
-    said = "; ".join(f"{grantees} may create in {_lower(place)}" for place, grantees in found)
+    listed = "; ".join(f"{grantees} may create in {_lower(place)}" for place, grantees in found)
     return note(
         check,
-        f"on the search path of role {role} ({path}) {said}, so the queries in the settings may call functions and "
+        f"on the search path of role {role} ({path}) {listed}, so the queries in the settings may call functions and "
         f"operators of others; outbox's own statements use only {TRUSTED_PATH}",
         "; ".join(f"REVOKE CREATE ON {place} FROM {grantees}" for place, grantees in found),
     )
@@ -84,7 +76,7 @@ SELECT quote_ident(d.datname) FROM pg_database d, aclexplode(coalesce(d.datacl, 
 """
 
 
-async def look_at_connect(connection: Any) -> Finding:
+async def look_at_connect(connection: Connection) -> Finding:
     """Report if every role of the server may connect although outbox has roles of its own."""
     check = "database.connect"
     if not await are_used(connection):
@@ -125,17 +117,17 @@ SELECT k.name AS kind, l.pid, a.usesysid::regrole::text AS role, a.application_n
 """
 
 
-async def look_at_locks(connection: Any) -> Finding:
+async def look_at_locks(connection: Connection) -> Finding:
     """Report sessions that hold advisory locks of outbox without the right to do what these protect."""
     check = "database.locks"
     numbers = (RELAY_LOCKS, BUCKET_LOCKS, PRUNE_LOCK, INIT_LOCK, SELFTEST_LOCKS)
     rows = await connection.fetch(SQUATTERS, *numbers)
     if not rows:
         return ok(check, "only roles of outbox hold its advisory locks")
-    said = ", ".join(f"{describe_session(row)} holds {row['locks']:,} of {row['kind']}" for row in rows[:SHOWN_MAX])
+    listed = ", ".join(f"{describe_session(row)} holds {row['locks']:,} of {row['kind']}" for row in rows[:SHOWN_MAX])
     more = f", and {len(rows) - SHOWN_MAX} more" if len(rows) > SHOWN_MAX else ""
-    return fault(
+    return problem(
         check,
-        f"sessions of roles without rights in outbox hold its advisory locks: {said}{more}",
+        f"sessions of roles without rights in outbox hold its advisory locks: {listed}{more}",
         "end them with pg_terminate_backend(pid), and REVOKE CONNECT on the database from their roles",
     )

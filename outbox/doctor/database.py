@@ -1,21 +1,23 @@
-"""The doctor's look at Postgres: can it keep the promise, and may this role do what generate and relay do?
+"""Checks of Postgres: it can keep outbox's promises, and this role may do what generate and relay do.
 
-Everything is asked on a session like a relay's, and nothing is written. What is judged from figures is judged in
-functions of its own, which ask nobody.
+Everything is asked on a session like a relay's, and nothing is written. The `judge` functions judge figures and are
+pure.
 """
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect, explain_refusal, ignored_parameters, lease_settings
+from outbox.database.connection import LOST_SESSION, Connection
+from outbox.database.opening import connect, ignored_parameters, lease_settings
+from outbox.database.refusal import explain_refusal
 from outbox.database.schema import require_current
 from outbox.doctor.access import look_at_connect, look_at_locks, look_at_path
-from outbox.doctor.finding import Finding, Grade, fault, fault_of, not_checked, note, ok
+from outbox.doctor.finding import Finding, Grade, not_checked, note, ok, problem, problem_of
 from outbox.doctor.rights import look_at_rights
 from outbox.errors import OutboxError, SchemaError
 from outbox.relay.lock_proof import prove_locks
@@ -38,7 +40,7 @@ CHECKS: Final = (
 
 @dataclass(slots=True)
 class Database:
-    """What was found, and what the other looks need to know.
+    """Findings about the database, and what the other checks need to know.
 
     `trouble` is why nothing can be asked here; `is_ours` says that outbox's tables are there and may be used.
     """
@@ -49,7 +51,7 @@ class Database:
     largest_bytes: int = 0
 
     def leave(self, why: str) -> "Database":
-        """Look no further: what was not looked at says why."""
+        """Make no more checks; those that were not made say why."""
         self.trouble = why
         seen = {finding.check for finding in self.findings}
         self.findings += not_checked([check for check in CHECKS if check not in seen], why)
@@ -57,7 +59,7 @@ class Database:
 
 
 async def examine_database(settings: Settings) -> Database:
-    """All that can be said of the database; never raises for what is wrong with it."""
+    """Return all findings about the database; never raises for what is wrong with it."""
     url = settings.database_url
     assert url is not None
     found = Database()
@@ -68,11 +70,11 @@ async def examine_database(settings: Settings) -> Database:
         return found.leave("the database cannot be reached")
     try:
         # From what the server says at the start: behind a pooler a query may reach another server each time.
-        version, said = connection.get_server_version(), connection.get_settings()
+        version, reported = connection.get_server_version(), connection.get_settings()
         found.findings += [
             ok("database", f"Postgres answers at {url.redacted}"),
-            judge_version(version.major, getattr(said, "server_version", "")),
-            judge_encoding(getattr(said, "server_encoding", "UTF8")),
+            judge_version(version.major, getattr(reported, "server_version", "")),
+            judge_encoding(getattr(reported, "server_encoding", "UTF8")),
             *(note("database.parameters", f"outbox {one}", "take it out") for one in ignored_parameters(url)),
         ]
     finally:
@@ -95,15 +97,15 @@ async def examine_database(settings: Settings) -> Database:
 
 def _refused(check: str, error: Exception) -> Finding:
     if isinstance(error, OutboxError):
-        return fault_of(check, error)
-    return fault(check, f"Postgres refuses ({error})", "correct database_url, or what its role may do")
+        return problem_of(check, error)
+    return problem(check, f"Postgres refuses ({error})", "correct database_url, or what its role may do")
 
 
 def _lease(settings: Settings) -> dict[str, str]:
     return lease_settings(settings.lease_s, statements_too=True)
 
 
-async def _examine_session(found: Database, connection: Any, settings: Settings) -> None:
+async def _examine_session(found: Database, connection: Connection, settings: Settings) -> None:
     schema = await _looked("database.schema", lambda: _look_at_schema(connection))
     looks: Mapping[str, Callable[[], Awaitable[Finding]]] = {
         "database.lease": lambda: _look_at_lease(connection, settings),
@@ -126,35 +128,35 @@ async def _examine_session(found: Database, connection: Any, settings: Settings)
 
 
 async def _looked(check: str, look: Callable[[], Awaitable[Finding]]) -> Finding:
-    """What a look gives; one that Postgres refuses says so."""
+    """Return the finding of a check, also if Postgres refuses it."""
     try:
         return await look()
     except asyncpg.InsufficientPrivilegeError as error:
         return not_checked([check], f"this role may not ({error}); see database.rights")[0]
     except (asyncpg.PostgresError, *LOST_SESSION) as error:
-        return fault(check, f"Postgres refuses to say ({str(error) or type(error).__name__})", "see its log")
+        return problem(check, f"Postgres refuses to say ({str(error) or type(error).__name__})", "see its log")
 
 
 def judge_version(major: int, full: str) -> Finding:
-    """Whether this PostgreSQL has what a lease needs (`idle_session_timeout` came with 14)."""
+    """Judge the version: a lease needs `idle_session_timeout`, which came with PostgreSQL 14."""
     if major < VERSION_MIN:
-        return fault("database.version", f"this is PostgreSQL {full}", f"upgrade it to {VERSION_MIN} or later")
+        return problem("database.version", f"this is PostgreSQL {full}", f"upgrade it to {VERSION_MIN} or later")
     return ok("database.version", f"PostgreSQL {full}")
 
 
 def judge_encoding(encoding: str) -> Finding:
-    """Whether every name and every SMTP reply can be stored."""
+    """Judge the encoding: every name and every SMTP reply must be storable."""
     if encoding != "UTF8":
-        mend = "make another with: create database … encoding 'UTF8' template template0"
-        return fault("database.encoding", f"the database's encoding is {encoding}", mend)
+        fix = "make another with: create database … encoding 'UTF8' template template0"
+        return problem("database.encoding", f"the database's encoding is {encoding}", fix)
     return ok("database.encoding", "UTF8")
 
 
-async def _look_at_schema(connection: Any) -> Finding:
+async def _look_at_schema(connection: Connection) -> Finding:
     try:
         await require_current(connection)
     except SchemaError as error:
-        return fault_of("database.schema", error)
+        return problem_of("database.schema", error)
     version, compatible = await connection.fetchrow(
         "SELECT version, compatible FROM outbox.schema_version ORDER BY version DESC LIMIT 1"
     )
@@ -164,31 +166,33 @@ async def _look_at_schema(connection: Any) -> Finding:
 LEASE_IN_FORCE: Final = "SELECT name, setting FROM pg_settings WHERE name = ANY ($1::text[])"
 
 
-async def _look_at_lease(connection: Any, settings: Settings) -> Finding:
+async def _look_at_lease(connection: Connection, settings: Settings) -> Finding:
     asked = _lease(settings)
-    in_force = dict(await connection.fetch(LEASE_IN_FORCE, list(asked)))
+    in_force: dict[str, str] = dict(await connection.fetch(LEASE_IN_FORCE, list(asked)))
     socket = await connection.fetchval("SELECT inet_server_addr()") is None
     return judge_lease(asked, in_force, lease_s=settings.lease_s, socket=socket)
 
 
 def judge_lease(asked: Mapping[str, str], in_force: Mapping[str, str], *, lease_s: float, socket: bool) -> Finding:
-    """Whether the session is the lease that was asked for. A Unix socket has no keepalives and needs none."""
+    """Judge whether the settings of the lease are in force. A Unix socket has no keepalives and needs none."""
     wrong = {name: in_force.get(name, "unknown") for name, value in asked.items() if in_force.get(name) != value}
     network = {name: wrong.pop(name) for name in list(wrong) if name.startswith("tcp_")}
     if wrong:
-        said = ", ".join(f"{name} is {value} (asked: {asked[name]})" for name, value in wrong.items())
-        return fault("database.lease", said, "take the pooler or proxy out of database_url that keeps settings back")
+        listed = ", ".join(f"{name} is {value} (asked: {asked[name]})" for name, value in wrong.items())
+        return problem(
+            "database.lease", listed, "take the pooler or proxy out of database_url that keeps settings back"
+        )
     found = f"a relay that is stopped is taken over after {lease_s:g} s"
     if socket:
         return ok("database.lease", f"{found}; through a Unix socket, so no network can be lost")
     if network:
-        said = ", ".join(f"{name} is {value}" for name, value in network.items())
-        return note("database.lease", f"{found}, a host that is lost later than after 6 s: {said} in this server")
+        listed = ", ".join(f"{name} is {value}" for name, value in network.items())
+        return note("database.lease", f"{found}, a host that is lost later than after 6 s: {listed} in this server")
     return ok("database.lease", f"{found}, a host that is lost after about 6 s")
 
 
-async def _look_at_clock(connection: Any) -> Finding:
-    """The difference of the clocks, from the quickest of a few round trips: it lies within half of that one."""
+async def _look_at_clock(connection: Connection) -> Finding:
+    """Measure the difference of the clocks with the quickest of a few round trips, exact to half of it."""
     best = None
     for _ in range(CLOCK_LOOKS):
         began_s = time.monotonic()
@@ -202,7 +206,7 @@ async def _look_at_clock(connection: Any) -> Finding:
 
 
 def judge_clock(ahead_s: float, *, bound_s: float) -> Finding:
-    """What it means that the database's clock is so much ahead of this host's."""
+    """Judge by how much the database's clock is ahead of this host's, known to within `bound_s`."""
     if abs(ahead_s) <= SKEW_OK_S + bound_s:
         return ok("database.clock", f"this host's clock and the database's agree ({ahead_s:+.3f} s ± {bound_s:.3f} s)")
     where = "ahead of" if ahead_s > 0 else "behind"
@@ -210,10 +214,10 @@ def judge_clock(ahead_s: float, *, bound_s: float) -> Finding:
         f"the database's clock is {abs(ahead_s):.0f} s {where} this host's: cron goes by this one, periods "
         "and the Date of emails by the database's"
     )
-    mend = "let time synchronisation (NTP) set both"
+    fix = "let time synchronisation (NTP) set both"
     if abs(ahead_s) <= SKEW_MAX_S:
-        return note("database.clock", found, mend)
-    return fault("database.clock", found, mend)
+        return note("database.clock", found, fix)
+    return problem("database.clock", found, fix)
 
 
 CONNECTIONS: Final = """
@@ -225,7 +229,7 @@ SELECT current_setting('max_connections')::int - current_setting('superuser_rese
 """
 
 
-async def _look_at_connections(connection: Any) -> Finding:
+async def _look_at_connections(connection: Connection) -> Finding:
     most, taken, role_most, role_taken = await connection.fetchrow(CONNECTIONS)
     if role_most is not None and role_most >= 0 and role_most - role_taken < most - taken:
         return judge_connections(role_most, role_taken, "the role's connection limit")
@@ -233,21 +237,21 @@ async def _look_at_connections(connection: Any) -> Finding:
 
 
 def judge_connections(most: int, taken: int, limit: str) -> Finding:
-    """Whether there is room for a relay and a generate per server. One connection of `taken` is the doctor's."""
+    """Judge whether connections are left for a relay and a generate per server. The doctor's own is one of `taken`."""
     free = most - taken + 1
     found = f"{free} of {most} connections are free ({limit})"
     if free >= FREE_FEW:
         return ok("database.connections", found)
-    mend = "raise it: each server needs one for the relay of each route, two more as that starts, and one per generate"
+    fix = "raise it: each server needs one for the relay of each route, two more as that starts, and one per generate"
     if free >= FREE_MIN:
-        return note("database.connections", found, mend)
-    return fault("database.connections", found, mend)
+        return note("database.connections", found, fix)
+    return problem("database.connections", found, fix)
 
 
-async def _look_at_durability(connection: Any) -> Finding:
+async def _look_at_durability(connection: Connection) -> Finding:
     off = [name for name in ("fsync", "full_page_writes") if await connection.fetchval(f"SHOW {name}") == "off"]
     if off:
-        return fault(
+        return problem(
             "database.durability",
             f"{' and '.join(off)} off: after a power cut marks are gone, and emails are sent twice",
             "set both to on in postgresql.conf",
@@ -262,29 +266,29 @@ SELECT current_setting('synchronous_standby_names') <> '', count(*)::int, count(
 """
 
 
-async def _look_at_replication(connection: Any) -> Finding:
+async def _look_at_replication(connection: Connection) -> Finding:
     wanted, standbys, visible, synchronous = await connection.fetchrow(REPLICATION)
     return judge_replication(wanted=wanted, standbys=standbys, visible=visible, synchronous=synchronous)
 
 
 def judge_replication(*, wanted: bool, standbys: int, visible: int, synchronous: int) -> Finding:
-    """What a failover may cost. `visible` counts the standbys whose state this role may see (pg_monitor sees all)."""
+    """Judge what a failover may cost. `visible` counts the standbys whose state this role may see (pg_monitor: all)."""
     check = "database.replication"
     if wanted and not standbys:
-        return fault(
+        return problem(
             check,
             "synchronous_standby_names asks for a standby and none is connected, so every commit waits",
             "start the standby, or take it out of synchronous_standby_names",
         )
     if wanted and visible and not synchronous:
-        return fault(
+        return problem(
             check,
             f"synchronous_standby_names asks for a standby, and of {standbys} connected none is synchronous",
             "correct the name in synchronous_standby_names, or the standby's application_name",
         )
     if wanted:
-        said = "" if visible else " (this role may not see whether it keeps up)"
-        return ok(check, f"synchronous: a mark is on primary and standby before its email is sent{said}")
+        unknown = "" if visible else " (this role may not see whether it keeps up)"
+        return ok(check, f"synchronous: a mark is on primary and standby before its email is sent{unknown}")
     if standbys:
         return note(
             check,

@@ -1,4 +1,4 @@
-"""What `outbox doctor` finds: values, a line each. Knows no socket and no database."""
+"""Findings of `outbox doctor`: values, one line each. Knows no socket and no database."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,51 +6,51 @@ from enum import StrEnum
 
 
 class Grade(StrEnum):
-    """How good or bad a finding is. Only a fault needs a person."""
+    """Grade of a finding. Only a problem needs a person."""
 
     OK = "ok"
     NOTE = "note"
-    FAULT = "fault"
+    PROBLEM = "fault"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at (`smtp.tls`), how it is, and for all that is not ok the mend, if there is one."""
+    """Result of one check (`smtp.tls`): how it is and, if it is not ok, the fix, as far as there is one."""
 
     check: str
     grade: Grade
     found: str
-    mend: str = ""
+    fix: str = ""
 
     @property
     def sentence(self) -> str:
-        """What was found, with its mend."""
-        return f"{self.found}; {self.mend}." if self.mend else f"{self.found}."
+        """Return what was found, with its fix."""
+        return f"{self.found}; {self.fix}." if self.fix else f"{self.found}."
 
 
 def ok(check: str, found: str) -> Finding:
-    """All is well here."""
+    """Return the finding of a check that passed."""
     return Finding(check, Grade.OK, found)
 
 
-def note(check: str, found: str, mend: str = "") -> Finding:
-    """Worth knowing, and no fault."""
-    return Finding(check, Grade.NOTE, found, mend)
+def note(check: str, found: str, fix: str = "") -> Finding:
+    """Return a finding that is worth knowing and no problem."""
+    return Finding(check, Grade.NOTE, found, fix)
 
 
-def fault(check: str, found: str, mend: str) -> Finding:
-    """Wrong, and this is the mend."""
-    return Finding(check, Grade.FAULT, found, mend)
+def problem(check: str, found: str, fix: str) -> Finding:
+    """Return a finding that needs a person, with its fix."""
+    return Finding(check, Grade.PROBLEM, found, fix)
 
 
-def fault_of(check: str, error: Exception) -> Finding:
-    """A fault out of an error of ours, whose sentence ends in its mend."""
+def problem_of(check: str, error: Exception) -> Finding:
+    """Return the problem that an error of outbox is about; its sentence ends in the fix, after a semicolon."""
     sentence = str(error).replace("\n", " ").removeprefix(f"{check}: ").rstrip(".")
-    found, _, mend = sentence.rpartition("; ")
-    return Finding(check, Grade.FAULT, found or mend, mend if found else "")
+    found, _, fix = sentence.rpartition("; ")
+    return Finding(check, Grade.PROBLEM, found or fix, fix if found else "")
 
 
 def not_checked(checks: Iterable[str], why: str) -> list[Finding]:
-    """Lines that another one keeps from being looked at."""
+    """Return findings for checks that another finding makes impossible."""
     return [Finding(check, Grade.UNKNOWN, f"not checked: {why}") for check in checks]

@@ -1,12 +1,12 @@
-"""The doctor's look at what takes mail without SMTP: an LMTP server, asked as far as RCPT, or a Maildir."""
+"""Checks of routes without SMTP: an LMTP server, asked as far as RCPT, or a Maildir."""
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from outbox.doctor.finding import Finding, fault, not_checked, note, ok
-from outbox.doctor.smtp import judge_envelope, judge_refusal, judge_size
+from outbox.doctor.finding import Finding, not_checked, note, ok, problem
+from outbox.doctor.smtp_judgements import judge_envelope, judge_refusal, judge_size
 from outbox.smtp import maildir
 from outbox.smtp.dialing import AllFailedError, Dialer
 from outbox.smtp.lmtp import LmtpError, open_lmtp
@@ -22,19 +22,19 @@ TROUBLE = (LmtpError, GarbageError, OSError, TimeoutError)
 
 
 def examine_maildir(address: "SmtpAddress") -> list[Finding]:
-    """Whether the directory can be written to. It is made if it is not there, as the relay would."""
+    """Check that the directory can be written to. It is made if it is not there, as the relay would."""
     assert address.path is not None
     try:
         maildir.prepare(Path(address.path))
     except OSError as error:
         found = f"{address} cannot be written to ({error.filename}: {error.strerror})"
-        return [fault("smtp.server", found, "name a directory of this user's in smtp_url")]
+        return [problem("smtp.server", found, "name a directory of this user's in smtp_url")]
     found = f"{address} is a Maildir: emails lie there and go nowhere else"
     return [note("smtp.server", found, "write smtp:// in smtp_url where people are to get their mail")]
 
 
 async def examine_lmtp(settings: "Settings", *, sender: str, recipient: str, largest_bytes: int) -> list[Finding]:
-    """What can be said of an LMTP server; never raises for what is wrong with it."""
+    """Return all findings about an LMTP server; never raises for what is wrong with it."""
     address = settings.smtp_url
     assert address is not None
     findings: list[Finding] = []
@@ -57,7 +57,7 @@ async def examine_lmtp(settings: "Settings", *, sender: str, recipient: str, lar
         if not findings:
             return [_unusable(address, [(None, error)], settings.connect_timeout_s), *_unchecked()]
         why = describe(error) or f"no answer within {settings.connect_timeout_s:g} s"
-        findings.append(fault("smtp.sender", f"{address} breaks off ({why})", "see the mail server's log"))
+        findings.append(problem("smtp.sender", f"{address} breaks off ({why})", "see the mail server's log"))
     return findings
 
 
@@ -69,23 +69,27 @@ def _unusable(
     address: "SmtpAddress", failures: "Sequence[tuple[Endpoint | None, Exception]]", timeout_s: float
 ) -> Finding:
     """Return the finding for a server none of whose addresses can be used."""
-    told = {
+    reasons = {
         endpoint: " ".join((describe(error) or f"no answer within {timeout_s:g} s").split())
         for endpoint, error in failures
     }
     error = failures[0][1]
-    if len(told) > 1:
-        each = ", ".join(f"{endpoint}: {said}" for endpoint, said in told.items())
-        return fault("smtp.server", f"{address} answers at none of its addresses: {each}", "see the mail server's log")
-    (said,) = told.values()
+    if len(reasons) > 1:
+        each = ", ".join(f"{endpoint}: {reason}" for endpoint, reason in reasons.items())
+        return problem(
+            "smtp.server", f"{address} answers at none of its addresses: {each}", "see the mail server's log"
+        )
+    (reason,) = reasons.values()
     if isinstance(error, LmtpError) and error.code:
-        found, mend = judge_refusal(error.code, said, to=error.command)
-        return fault("smtp.server", f"{address} {found}", mend)
-    return fault("smtp.server", f"{address} does not answer as an LMTP server ({said})", "start it or correct smtp_url")
+        found, fix = judge_refusal(error.code, reason, to=error.command)
+        return problem("smtp.server", f"{address} {found}", fix)
+    return problem(
+        "smtp.server", f"{address} does not answer as an LMTP server ({reason})", "start it or correct smtp_url"
+    )
 
 
 async def _ask(transport: asyncio.Transport, sender: str, recipient: str) -> Finding:
-    """MAIL, RCPT, RSET: no DATA, so there is no message."""
+    """Ask with MAIL, RCPT and RSET. Without DATA there is no message."""
     asking = _Asking()
     transport.set_protocol(asking)
     for command in (f"MAIL FROM:<{sender}>", f"RCPT TO:<{recipient}>"):
@@ -99,7 +103,7 @@ async def _ask(transport: asyncio.Transport, sender: str, recipient: str) -> Fin
 
 
 class _Asking(asyncio.Protocol):
-    """One command at a time, and its reply."""
+    """Protocol that sends one command at a time and waits for its reply."""
 
     def __init__(self) -> None:
         self._reader = ReplyReader()

@@ -1,4 +1,4 @@
-"""The doctor's look at the reports: what a generate now would do, done with its own functions up to the writing.
+"""Checks of the reports: what generate would do now, done with its own functions up to the writing.
 
 The session is read-only and its statements are bounded, so the user's queries change nothing here. Of a Python class
 only `recipients` is called: `build` may write.
@@ -18,12 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.database.connection import LOST_SESSION
 from outbox.doctor.database import Database
-from outbox.doctor.finding import Finding, fault, fault_of, not_checked, note, ok
+from outbox.doctor.finding import Finding, not_checked, note, ok, problem, problem_of
+from outbox.doctor.recipients import RecipientTally
 from outbox.errors import OutboxError
 from outbox.generate.edition import find_edition
 from outbox.generate.no_recipients import explain_no_recipients
 from outbox.generate.query_errors import UnreadableError, is_caused_by, message_of
-from outbox.generate.recipients import Recipient, SharedAddresses, checked, label_of
+from outbox.generate.recipients import Recipient
 from outbox.generate.report_builder import ReportBuilder
 from outbox.generate.session import GenerateSession
 from outbox.generate.source import (
@@ -41,17 +42,16 @@ from outbox.settings import DIGEST, EditionSettings, ReportSettings, Settings, t
 TROUBLE = (OutboxError, SQLAlchemyError, *LOST_SESSION)
 STATEMENT_MAX_S: Final = 30
 RECIPIENTS_MAX: Final = 100_000  # looked at; their keys are in memory
-SAMPLE_MAX: Final = 5  # recipients whose report is made, and thrown away
-NAMED_MAX: Final = 10
 QUERIES: Final = ("period", "recipients", "addresses", "data", "templates")
-OURS: Final = ("period", "templates")  # of the digest: its queries are ours, and mostly there is nobody to ask them for
+# Of the digest: its queries are ours, and mostly it has no recipients.
+OURS: Final = ("period", "templates")
 
 BOUNDED: Final = {"statement_timeout": str(STATEMENT_MAX_S * 1000)}
 
 
 @dataclass(slots=True)
 class Reports:
-    """What was found; an address that a mail could go to, and the size of the largest mail that was made."""
+    """Findings about the reports, an address that a mail could go to, and the size of the largest mail made."""
 
     findings: list[Finding] = field(default_factory=list)
     recipient: str | None = None
@@ -59,7 +59,7 @@ class Reports:
 
 
 async def examine_reports(settings: Settings, database: Database) -> Reports:
-    """All that can be said of each report; never raises for what is wrong with it."""
+    """Return all findings about each report; never raises for what is wrong with it."""
     found = Reports()
     for name, report in settings.editions.items():
         found.findings.append(judge_link(name, report.link))
@@ -86,7 +86,7 @@ def look_at_template_files(settings: Settings) -> list[Finding]:
 
 @asynccontextmanager
 async def _reading(settings: Settings) -> AsyncIterator[GenerateSession]:
-    """A session that can only read, for one report as in generate: cursors and prepared statements go with it."""
+    """Open a session that can only read, for one report as in generate: its cursors and statements end with it."""
     async with GenerateSession.open(settings, application="outbox doctor", fits=False, bounds=BOUNDED) as session:
         await session.keep("default_transaction_read_only", "on")
         yield session
@@ -102,22 +102,22 @@ def _looks(name: str) -> tuple[str, ...]:
 
 
 def _compiled(settings: Settings, name: str) -> Finding:
-    """Whether the templates can be read at all."""
+    """Check that the templates can be read."""
     check = f"{table_of(name)}.templates"
     try:
         Templates(settings.directory / "templates", name)
     except OutboxError as error:
-        return fault_of(check, error)
+        return problem_of(check, error)
     return ok(check, "all four can be read (not rendered)")
 
 
 def judge_link(name: str, link: str) -> Finding:
-    """Whether a mail reader opens the link, and nobody between reads the token in it."""
+    """Judge the link: a mail reader has to open it, and no one on the way should read the token in it."""
     check = f"{table_of(name)}.link"
     shown = link.replace("{token}", "…")
     parts = urlsplit(shown)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        return fault(check, f"{shown} is no link that a mail reader opens", "begin it with https:// and a host")
+        return problem(check, f"{shown} is no link that a mail reader opens", "begin it with https:// and a host")
     if parts.scheme == "http":
         return note(check, f"{shown} shows its token to everybody on the way", "serve it over https")
     return ok(check, shown)
@@ -125,7 +125,7 @@ def judge_link(name: str, link: str) -> Finding:
 
 @dataclass(slots=True)
 class Look:
-    """The look at one report."""
+    """Check of one report."""
 
     settings: Settings
     name: str
@@ -135,11 +135,11 @@ class Look:
     found: Reports
 
     async def look(self) -> None:
-        """One line each; a line that fails keeps those that need it from being looked at."""
+        """Make the checks in order; those that depend on one that failed are not made."""
         if (current_name := current(self.report.timezone)) != self.report.timezone:
             found = f"{self.report.timezone} is a former name of {current_name}"
-            mend = f"write {current_name}; the periods stay the same"
-            self.found.findings.append(note(self._check("timezone"), found, mend))
+            fix = f"write {current_name}; the periods stay the same"
+            self.found.findings.append(note(self._check("timezone"), found, fix))
         try:
             await self.session.use_timezone(self.report.timezone)
             period, now = await self._look_at_period()
@@ -153,7 +153,7 @@ class Look:
         try:
             source = await source_of(self.settings, self.name, self.session.queries)
         except OutboxError as error:
-            self.found.findings.append(fault_of(self._check("source"), error))
+            self.found.findings.append(problem_of(self._check("source"), error))
             self._leave("the source cannot be used")
             return
         if isinstance(source, PythonSource):
@@ -173,7 +173,7 @@ class Look:
         ]
 
     async def _look_at_period(self) -> tuple[Period, datetime]:
-        """What a generate now would make, by the database's clock."""
+        """Return the period that generate would make now, by the database's clock."""
         (now,) = (await self.session.fetch(text("SELECT now()")))[0]
         if self.is_ours:
             async with self.session.ours() as connection, connection.begin():
@@ -186,29 +186,29 @@ class Look:
         return period, now
 
     async def _look_at_recipients(self, source: Source, period: Period) -> list[Recipient]:
-        """Who is owed a report, and who of them would be refused; gives the first few who would not."""
-        crowd = Crowd()
+        """Count the recipients, and those who would be refused; return the first few who would not."""
+        tally = RecipientTally()
         try:
-            crowd.waived = await self._waived(period)
+            tally.waived = await self._waived(period)
             async for recipient in source.recipients(period):
-                if crowd.count == RECIPIENTS_MAX:
-                    crowd.is_cut = True
+                if tally.count == RECIPIENTS_MAX:
+                    tally.is_cut = True
                     break
-                crowd.take(recipient)
+                tally.take(recipient)
         except TROUBLE as error:
             self.found.findings.append(_refused(self._check("recipients"), error))
             self.found.findings += not_checked([self._check("addresses")], "the recipients are not known")
             return []
-        if not (crowd.count or self.report.is_empty_allowed):
+        if not (tally.count or self.report.is_empty_allowed):
             what, fix = await explain_no_recipients(self.session, self.name, self.report)
-            self.found.findings.append(fault(self._check("recipients"), what, fix))
+            self.found.findings.append(problem(self._check("recipients"), what, fix))
         else:
             note_of_bounds = await self._judge_bounds("recipients")
-            self.found.findings.append(note_of_bounds or crowd.judge(self._check("recipients")))
-        self.found.findings.append(self._judged(crowd))
-        if crowd.sample and self.found.recipient is None:
-            self.found.recipient = crowd.sample[0].email
-        return crowd.sample
+            self.found.findings.append(note_of_bounds or tally.judge(self._check("recipients")))
+        self.found.findings.append(self._judged(tally))
+        if tally.sample and self.found.recipient is None:
+            self.found.recipient = tally.sample[0].email
+        return tally.sample
 
     async def _waived(self, period: Period) -> frozenset[str]:
         """Return the keys of the recipients to whom nothing is owed for the edition of this period."""
@@ -217,13 +217,13 @@ class Look:
         found = await self.session.fetch(WAIVED, {"report": self.name, "period": period.key})
         return frozenset(row.recipient_key for row in found)
 
-    def _judged(self, crowd: "Crowd") -> Finding:
-        return crowd.judge_addresses(self._check("addresses"), is_collected=self.report.is_collected)
+    def _judged(self, tally: RecipientTally) -> Finding:
+        return tally.judge_addresses(self._check("addresses"), is_collected=self.report.is_collected)
 
     async def _look_at_content(
         self, builder: ReportBuilder, source: Source, period: Period, sample: list[Recipient]
     ) -> None:
-        """What the report says to a few of them, and how it looks."""
+        """Fetch the content for a few recipients and render it."""
         data, templates = self._check("data"), self._check("templates")
         if isinstance(source, PythonSource):
             self.found.findings += not_checked([data], "build() may write, so it is not called")
@@ -283,9 +283,9 @@ class Look:
                 lambda: [builder.with_email(recipient, content, "doctor", 1) for recipient, content in pairs]
             )
         except OutboxError as error:
-            return fault_of(check, error)
+            return problem_of(check, error)
         except Exception as error:  # noqa: BLE001 - templates run the user's code on any data
-            return fault(check, explain(error).rstrip("."), "correct it there")
+            return problem(check, explain(error).rstrip("."), "correct it there")
         largest = max(made, key=lambda report: len(report.message))
         self.found.largest_bytes = max(self.found.largest_bytes, len(largest.message))
         return ok(
@@ -294,88 +294,21 @@ class Look:
 
 
 def _refused(check: str, error: Exception, whose: str = "") -> Finding:
-    """Why a query gave nothing: it is wrong, or it does what the doctor does not allow."""
+    """Return the finding for a query that failed: it is wrong, or does what the doctor does not allow."""
     if is_caused_by(error, asyncpg.ReadOnlySQLTransactionError):
         return note(check, f"{whose}the query writes, which a doctor does not: what it gives is not checked")
     if is_caused_by(error, asyncpg.QueryCanceledError):
-        mend = "make it faster if generate is to be done in time"
-        return note(check, f"{whose}the query did not end within {STATEMENT_MAX_S} s, so it is not checked", mend)
+        fix = "make it faster if generate is to be done in time"
+        return note(check, f"{whose}the query did not end within {STATEMENT_MAX_S} s, so it is not checked", fix)
     if isinstance(error, OutboxError):
-        return fault_of(check, error)
+        return problem_of(check, error)
     if isinstance(error, UnreadableError):
         found, _, fix = str(error).partition("; ")
-        return fault(check, f"{whose}{found}", fix)
-    return fault(check, f"{whose}{message_of(error)}", "correct it there")
+        return problem(check, f"{whose}{found}", fix)
+    return problem(check, f"{whose}{message_of(error)}", "correct it there")
 
 
 WAIVED: Final = text("""
 SELECT w.recipient_key FROM outbox.waiver w JOIN outbox.edition e ON e.id = w.edition
  WHERE e.report = :report AND e.period = :period
 """)
-
-
-@dataclass(slots=True)
-class Crowd:
-    """The recipients as they come by."""
-
-    count: int = 0
-    is_cut: bool = False
-    sample: list[Recipient] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    refused_count: int = 0
-    twice: int = 0
-    keys: set[str] = field(default_factory=set)
-    addresses: SharedAddresses = field(default_factory=SharedAddresses)
-    waived: frozenset[str] = frozenset()
-    """To whom nothing is owed: they are not asked for an address."""
-
-    def take(self, recipient: Recipient) -> None:
-        """Count one, as generate would take it."""
-        self.count += 1
-        if self.waived and label_of(recipient) in self.waived:
-            return
-        try:
-            owed = checked(recipient)
-        except ValueError as error:
-            self.refused_count += 1
-            if len(self.refused) < NAMED_MAX:
-                self.refused.append(f"key {recipient.key or '(none)'}: {str(error).rstrip('.')}")
-            return
-        if owed.key in self.keys:
-            self.twice += 1
-            return
-        self.keys.add(owed.key)
-        self.addresses.note(owed)
-        if len(self.sample) < SAMPLE_MAX:
-            self.sample.append(owed)
-
-    def judge(self, check: str) -> Finding:
-        """Whether there is somebody, once each."""
-        people = f"the first {self.count}" if self.is_cut else str(self.count)
-        if not self.count:
-            return ok(check, "nobody is owed a report, which the settings allow")
-        if self.twice:
-            return note(
-                check,
-                f"{people} rows, {self.twice} of them with a key that came before: the first row counts",
-                "return each key once, with distinct on (key) or without the join that doubles rows",
-            )
-        return ok(check, f"{people} with a key of their own")
-
-    def judge_addresses(self, check: str, *, is_collected: bool) -> Finding:
-        """Whether each can be written to; in a digest those who share an address share the email, too."""
-        if self.refused_count:
-            more = f" and {self.refused_count - len(self.refused)} more" if self.refused_count > NAMED_MAX else ""
-            return fault(
-                check,
-                f"{self.refused_count} of {self.count} get no report: {'; '.join(self.refused)}{more}",
-                "correct them where the recipients query reads; the others get theirs",
-            )
-        if self.addresses.count and not is_collected:
-            return note(
-                check,
-                f"{self.addresses.count} belong to more than one key and get an email for each, "
-                f"such as {self.addresses.first}",
-                "return one row per person if that is not meant",
-            )
-        return ok(check, "all can be written to")

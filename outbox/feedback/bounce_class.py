@@ -16,9 +16,9 @@ from outbox.smtp.refusal import About, Stage
 from outbox.smtp.reply_class import normal_words
 from outbox.smtp.reply_table import TABLE
 
-SAID_MAX: Final = 2000  # characters of what was said that are judged
+WORDS_MAX: Final = 2000  # characters of the words that are judged
 
-# Statuses that say that the address does not exist or accepts no mail, when nothing milder is said.
+# Statuses that say that the address does not exist or accepts no mail, unless something milder is stated, too.
 #   5.1.1, 5.1.2, 5.1.3, 5.1.6, 5.2.1   RFC 3463 §3.2 and §3.3: no such mailbox, no such domain, not an address, moved
 #                                       without a forwarding address, disabled
 #   5.1.10                              RFC 7505 (null MX); Exchange and Microsoft 365: RecipientNotFound
@@ -41,7 +41,7 @@ _REPLY: Final = re.compile(r"(?:^|[:;>(<]|\bsaid|\breturned)\s{0,3}'?([2-5]\d\d)
 _OPEN_REPLIES: Final = frozenset(("550", "551", "553", "556", "501", "504"))
 
 _TYPE: Final = re.compile(r"^\s*[a-z][a-z0-9./_-]{0,40}\s{0,3};")
-# Who said it and in reply to what: "host mx.example.com[192.0.2.1] said: 550 …" is not about a host.
+# The speaker, and the command that was replied to: "host mx.example.com[192.0.2.1] said: 550 …" is not about a host.
 _SPEAKER: Final = re.compile(
     r"\b(?:remote )?(?:host|server|mta)\b(?: \S{1,100}){0,2}? (?:said|says|responded|replied|returned)\b:?"
     r"|\b(?:host|server) \S{1,100} ?\[[\da-f.:]{2,60}\]:?|\bsmtp error from remote (?:mail )?server\b"
@@ -73,7 +73,7 @@ _UNKNOWN: Final = _any_of(
     r"sconosciut|non esiste|onbekend|bestaat niet|nieznan|nie istnieje|okänd|ukendt|ukjent|неизвест|не существует",
     r"не найден|不存在|无此|查无|存在しません|見つかりません|존재하지",
 )
-# A refusal of the message, which is one of the address only where that is said as well.
+# A refusal of the message, which is one of the address only where it says that as well.
 _REFUSED: Final = _any_of(
     r"(message|mail|e-?mail|content)s? (has been |have been |was |were |is |are )?"
     r"(rejected|refused|not accepted|declined|dropped|returned)",
@@ -131,7 +131,8 @@ _OTHERWISE_ELSEWHERE: Final = _any_of(
     r"превыш|лимит|отправител|垃圾|黑名单|黑名單|频率|頻率|限制|限額|已满|已滿|策略|发件|寄件|发信|稍后|稍後|暂时|暫時",
     r"迷惑|スパム|ブロック|容量|制限|一時|しばらく|送信元|ポリシ|스팸|차단|초과|일시|정책",
 )
-# What is never about the mailbox, so that it does not count however often it is said; beside the rows of `reply_class`.
+# Words that are never about the mailbox, so that they do not count, however often they come; beside the rows of
+# `reply_class`.
 _NEVER: Final = _any_of(
     r"spam|junk|unsolicited|reputation|polic(y|ies)|\bbulk\b|bann?ed|(black|block|deny) ?list|abuse|phish|malware",
     *_SENDER,
@@ -155,12 +156,12 @@ class Judged:
     counts: bool
 
 
-def judge(stated: str, said: str, *, quoted: str = "") -> Judged:
+def judge(stated: str, diagnostic: str, *, quoted: str = "") -> Judged:
     """Return the weight of a final failure with that Status field and those words of the refusing server.
 
     `quoted` is what the text of a report without such words quotes from the server, as Sendmail's transcript.
     """
-    plain = normal_words(f"{said} {quoted}"[:SAID_MAX])
+    plain = normal_words(f"{diagnostic} {quoted}"[:WORDS_MAX])
     remote = _ENHANCED.findall(plain)
     both = _ENHANCED.findall(stated) + remote
     codes = [code for code in both if code != _VAGUE] or both
@@ -170,7 +171,8 @@ def judge(stated: str, said: str, *, quoted: str = "") -> Judged:
     agreed = bool(codes) and all(code in HARD for code in codes) and not any(code[0] == "4" for code in replies)
     is_unknown = _UNKNOWN.search(words) is not None
     # A reporting server makes up its status from the three digits of the reply where the refusing one gave no enhanced
-    # code. Then, and with 5.2.1, which is said of a rate as well, the words have to say that there is no such address.
+    # code. Then, and with 5.2.1, which servers give for a rate as well, the words have to say that there is no such
+    # address.
     is_definite = any(code not in (_VAGUE, _DISABLED) for code in remote)
     is_bare = not words and _OPEN_REPLIES.issuperset(replies)
     named = is_unknown or is_bare or (is_definite and _REFUSED.search(words) is None)
@@ -179,7 +181,7 @@ def judge(stated: str, said: str, *, quoted: str = "") -> Judged:
 
 
 def _words_alone(plain: str) -> str:
-    """Return the words without codes, and without the name of the server that said them."""
+    """Return the words without codes, and without the name of the server they come from."""
     return " ".join(_CODES.sub(" ", _TABLE.sub(" ", _SPEAKER.sub(" ", _TYPE.sub("", plain)))).split())
 
 

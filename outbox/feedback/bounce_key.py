@@ -1,11 +1,12 @@
 """Rotation of the key that signs bounce tokens. It never leaves Postgres; `schema.sql` describes the signature."""
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import take_init_lock
+from outbox.database.connection import Connection
+from outbox.database.locks import take_init_lock
 from outbox.errors import OutboxError
 
 # As in `outbox.bounce_tokens`.
@@ -20,7 +21,7 @@ VALUES ($1 % 999 + 1, sha256(convert_to(concat(gen_random_uuid(), gen_random_uui
 """
 
 
-async def rotate(connection: Any) -> datetime | None:
+async def rotate(connection: Connection) -> datetime | None:
     """Make a new key that signs from the next claim on; return until when tokens of the former one are valid.
 
     None if there was no key. It is one commit, so relays always find a signing key. Safe on all servers at once, but

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 from typing import Final
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 from outbox.mail.message import comparable
 from outbox.relay.suppression import Entry, Reason
@@ -18,7 +18,7 @@ _REASONS: Final = {
     "complained": Reason.COMPLAINED, "complaint": Reason.COMPLAINED, "spamcomplaint": Reason.COMPLAINED,
     "unsubscribed": Reason.UNSUBSCRIBED, "unsubscribe": Reason.UNSUBSCRIBED,
 }  # fmt: skip
-FAULTS_MAX: Final = 10
+PROBLEMS_MAX: Final = 10
 
 
 def entries_of(text: str, *, name: str) -> list[Entry]:
@@ -29,19 +29,19 @@ def entries_of(text: str, *, name: str) -> list[Entry]:
 
     """
     entries: dict[tuple[str, str], Entry] = {}
-    faults: list[str] = []
+    problems: list[str] = []
     for line, fields in _read(text, name):
         try:
             address = comparable(fields.get("address", ""))
         except ValueError as error:
-            faults.append(f"{name}, line {line}: {str(error).rstrip('.')}; mend the line, or take it out.")
+            problems.append(f"{name}, line {line}: {str(error).rstrip('.')}; mend the line, or take it out.")
             continue
         reason = _REASONS.get(fields.get("reason", "").lower().replace("_", "").replace(" ", ""), Reason.DECIDED)
         report = storable(fields.get("report", ""))
         entries.setdefault((address, report), Entry(address, report, reason))
-    if faults:
-        more = len(faults) - FAULTS_MAX
-        raise ConfigurationError(faults[:FAULTS_MAX] + ([f"{name}: {more:,} more such lines."] if more > 0 else []))
+    if problems:
+        more = len(problems) - PROBLEMS_MAX
+        raise ConfigurationError(problems[:PROBLEMS_MAX] + ([f"{name}: {more:,} more such lines."] if more > 0 else []))
     return list(entries.values())
 
 
@@ -57,15 +57,15 @@ def _rows(text: str) -> Iterator[tuple[int, dict[str, str]]]:
     columns: list[str] = ["address", "report", "reason"]
     lines = csv.reader(io.StringIO(text.removeprefix("\ufeff").replace("\0", "")))
     for fields in lines:
-        said = [field.strip() for field in fields]
-        if not any(said) or said[0].startswith("#"):
+        cells = [field.strip() for field in fields]
+        if not any(cells) or cells[0].startswith("#"):
             continue
-        if "@" not in "".join(said):
-            named = [_column(field.lower()) for field in said]
+        if "@" not in "".join(cells):
+            named = [_column(field.lower()) for field in cells]
             if "address" in named:
                 columns = named
                 continue
-        yield lines.line_num, dict(zip(columns, said, strict=False))
+        yield lines.line_num, dict(zip(columns, cells, strict=False))
 
 
 def _column(header: str) -> str:

@@ -10,8 +10,8 @@ from typing import Final
 
 from sqlalchemy import ARRAY, Integer, bindparam, text
 
-from outbox.database.connection import BUCKET_LOCKS, NAMESPACE_MASK
 from outbox.database.lock_wait import MAY_GENERATE
+from outbox.database.locks import BUCKET_LOCKS, NAMESPACE_MASK
 from outbox.generate.session import GenerateSession
 
 BUCKETS: Final = 64

@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 @contextmanager
 def plain_text(driver: Connection, statement: "PreparedStatement[Any]") -> Iterator[None]:
     """Decode the types of a statement's columns as text within the block, for statements that are prepared in it."""
-    settings = driver._protocol.get_settings()  # noqa: SLF001 - set_type_codec looks types up, and only by name
     types = {(one.type.oid, one.type.name, one.type.schema) for one in statement.get_attributes()}
     try:
         for oid, name, schema in types:
-            settings.add_python_codec(oid, name, schema, [], "scalar", str, str, "text")
+            driver.set_codec(oid, name, str, str, format="text", schema=schema)
         yield
     finally:
         for oid, name, schema in types:
-            settings.remove_python_codec(oid, name, schema)
+            driver.remove_codec(oid, name, schema)
         driver.install_timestamps()
         install_intervals(driver)
         install_json(driver)
@@ -35,10 +34,7 @@ _INFINITE_MONTHS: Final = (2**31 - 1, -(2**31))
 
 def install_intervals(driver: Connection) -> None:
     """Decode intervals as asyncpg does, without its overflow: 178000000 years are 560,000 years there."""
-    settings = driver._protocol.get_settings()  # noqa: SLF001 - as `Connection.install_timestamps`
-    settings.add_python_codec(
-        _INTERVAL, "interval", "pg_catalog", [], "scalar", _encode_interval, _decode_interval, "tuple"
-    )
+    driver.set_codec(_INTERVAL, "interval", _encode_interval, _decode_interval, format="tuple")
 
 
 _JSON: Final = 114  # fixed OIDs (pg_type.dat)
@@ -48,17 +44,13 @@ _JSONB_VERSION: Final = b"\x01"
 
 def install_json(driver: Connection) -> None:
     """Encode and decode JSON as SQLAlchemy sets it up for each connection (its `setup_asyncpg_jsonb_codec`)."""
-    settings = driver._protocol.get_settings()  # noqa: SLF001 - as `Connection.install_timestamps`
-    settings.add_python_codec(_JSON, "json", "pg_catalog", [], "scalar", str.encode, json.loads, "binary")
-    settings.add_python_codec(
+    driver.set_codec(_JSON, "json", str.encode, json.loads, format="binary")
+    driver.set_codec(
         _JSONB,
         "jsonb",
-        "pg_catalog",
-        [],
-        "scalar",
         lambda value: _JSONB_VERSION + value.encode(),
         lambda value: json.loads(value[len(_JSONB_VERSION) :]),
-        "binary",
+        format="binary",
     )
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox.database.connection import EDITION_LOCKS, LOST_SESSION, NAMESPACE_MASK
+from outbox.database.connection import LOST_SESSION
+from outbox.database.locks import EDITION_LOCKS, NAMESPACE_MASK
 from outbox.errors import OutboxError
 from outbox.generate.edition import DECLARED, Declared, Edition, open_edition
 from outbox.reports.period import Period

@@ -31,6 +31,6 @@ class KeptSettings:
         It is one simple query. RESET ALL restores the settings with which the session began.
         """
         if self._may_be_changed:
-            settings = ["RESET ALL", "RESET ROLE", self._driver.settle.rstrip("; "), *self._statements.values()]
+            settings = ["RESET ALL", "RESET ROLE", self._driver.setup.rstrip("; "), *self._statements.values()]
             await self._driver.execute("; ".join(settings))
             self._may_be_changed = False

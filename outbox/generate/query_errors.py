@@ -7,7 +7,8 @@ from typing import Final
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 
-from outbox.database.connection import Connection, is_lock_timeout, is_lost
+from outbox.database.connection import Connection, is_lost
+from outbox.database.locks import is_lock_timeout
 from outbox.reports.query_parameters import Query
 
 

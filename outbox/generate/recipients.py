@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import SourceError
 from outbox.log import Events
 from outbox.mail import message

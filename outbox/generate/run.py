@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from outbox.database.connection import DatabaseRefusedError
 from outbox.database.lock_wait import LockWaitError
+from outbox.database.refusal import DatabaseRefusedError
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.generate.digest import WAITING
 from outbox.generate.edition import EMPTY, EXPECT, plan_edition

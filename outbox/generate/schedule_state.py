@@ -10,6 +10,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, Final
 
+from outbox.database.connection import Connection
 from outbox.reports.period import Cadence, Covers, first_instant, period_at
 from outbox.settings import DIGEST, EditionSettings, FirstTick, Settings, duration_s
 
@@ -117,7 +118,7 @@ class Agenda:
         }
 
 
-async def look(connection: Any, settings: Settings, names: Sequence[str], count: int) -> list[Agenda]:
+async def look(connection: Connection, settings: Settings, names: Sequence[str], count: int) -> list[Agenda]:
     """Return the state of these reports' schedules, and their next `count` ticks."""
     if not names:
         return []
@@ -163,7 +164,7 @@ class Seen:
         return any(one.tick.at <= digest.tick.at and one.standing in waited_for for one in ticks if one is not None)
 
 
-async def read(connection: Any, reports: Iterable[str]) -> Seen:
+async def read(connection: Connection, reports: Iterable[str]) -> Seen:
     """Return the rows of these reports (at least one)."""
     rows = await connection.fetch(READ, list(reports))
     known = {

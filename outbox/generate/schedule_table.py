@@ -3,14 +3,15 @@
 The connection is a short one of the scheduler's own.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from outbox.database.connection import connect, storable
+from outbox.database.connection import Connection
 from outbox.database.lock_wait import lock_waits
+from outbox.database.opening import connect
+from outbox.database.values import storable
 from outbox.generate.schedule_state import AHEAD_MAX
 from outbox.settings import Settings
 
@@ -48,7 +49,7 @@ UPDATE outbox.schedule
 
 
 @asynccontextmanager
-async def schedule_connection(settings: Settings) -> AsyncIterator[Any]:
+async def schedule_connection(settings: Settings) -> AsyncIterator[Connection]:
     """Open a short connection; one that falls silent is ended, since a cancel would wait for its answer.
 
     Raises:
@@ -59,29 +60,28 @@ async def schedule_connection(settings: Settings) -> AsyncIterator[Any]:
     assert url is not None
     limits = {"statement_timeout": str(int(SILENCE_MAX_S * 1000)), "lock_timeout": str(int(LOCK_MAX_S * 1000))}
     connection = await connect(url, application="outbox schedule", settings=limits)
-    silence = asyncio.get_running_loop().call_later(SILENCE_MAX_S, connection.terminate)
     try:
-        async with lock_waits(url, connection, "The schedule"):
-            yield connection
-        await connection.close(timeout=SILENCE_MAX_S)
+        with connection.end_if_silent(SILENCE_MAX_S):
+            async with lock_waits(url, connection, "The schedule"):
+                yield connection
+            await connection.close(timeout=SILENCE_MAX_S)
     finally:
-        silence.cancel()
         if not connection.is_closed():
             connection.terminate()
 
 
-async def follow(connection: Any, report: str, latest_at: datetime) -> bool:
+async def follow(connection: Connection, report: str, latest_at: datetime) -> bool:
     """Begin to follow a new schedule after its tick at `latest_at`; False if another relay was first."""
     return await connection.fetchval(FOLLOW, report, latest_at) is not None
 
 
-async def take_up(connection: Any, report: str, tick_at: datetime) -> bool:
+async def take_up(connection: Connection, report: str, tick_at: datetime) -> bool:
     """Make a tick the latest of its report; False if another relay has taken it up."""
     return await connection.fetchval(TAKE_UP, report, tick_at, AHEAD_MAX) is not None
 
 
 async def record_outcome(
-    connection: Any, report: str, tick_at: datetime, *, failures: int, problem: str | None
+    connection: Connection, report: str, tick_at: datetime, *, failures: int, problem: str | None
 ) -> None:
     """Record that the edition of a tick is done, or the `problem` because of which it is not.
 

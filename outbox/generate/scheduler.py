@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION
+from outbox.database.connection import LOST_SESSION, Connection
 from outbox.errors import OutboxError
 from outbox.generate.child_process import run_child
 from outbox.generate.schedule_state import (
@@ -122,7 +122,7 @@ class Scheduler:
         passed_s = time.monotonic() - looked_at
         return max((min(moments) - now).total_seconds() - passed_s, LOOK_MIN_S)
 
-    async def _consider(self, connection: Any, name: str, found: Latest, seen: Seen) -> list[datetime]:
+    async def _consider(self, connection: Connection, name: str, found: Latest, seen: Seen) -> list[datetime]:
         """Start the latest tick of a report if it is due; return the moment at which it will be, if that is known."""
         now = seen.now
         if found.standing is Standing.MISSED:
@@ -158,7 +158,7 @@ class Scheduler:
         self._in_flight[edition] = task
         task.add_done_callback(partial(self._ended, edition))
 
-    async def _follow(self, connection: Any, name: str, found: Latest | None, now: datetime) -> None:
+    async def _follow(self, connection: Connection, name: str, found: Latest | None, now: datetime) -> None:
         """Begin to follow a new schedule: its next tick is the first."""
         if not await follow(connection, name, now if found is None else found.tick.at):
             return
@@ -181,7 +181,7 @@ class Scheduler:
                 tick=_civil(found.tick.at, report),
             )
 
-    async def _take_up(self, connection: Any, name: str, found: Latest, row: Row | None) -> None:
+    async def _take_up(self, connection: Connection, name: str, found: Latest, row: Row | None) -> None:
         """Take up a tick, and log the periods that are passed over with it."""
         is_taken = await take_up(connection, name, found.tick.at)
         if is_taken and row is not None and (left := passed_over(self._reports[name], row, found.tick)):

@@ -21,22 +21,12 @@ import asyncpg
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox.database.connection import (
-    BY_INDEX,
-    CONNECT_TIMEOUT_S,
-    LOST_SESSION,
-    TRUSTED_PATH,
-    Connection,
-    connect,
-    engine_on,
-    is_ended,
-    is_lost,
-    lease_settings,
-    plain_timestamps,
-    say_pooler,
-    user_search_path,
-)
+from outbox.database.connection import LOST_SESSION, TRUSTED_PATH, Connection, is_lost
+from outbox.database.engine import engine_on
 from outbox.database.lock_wait import holders
+from outbox.database.opening import CONNECT_TIMEOUT_S, connect, lease_settings
+from outbox.database.plans import BY_INDEX
+from outbox.database.pooler import say_pooler
 from outbox.database.refusal import original_of, reason_of, shows_shared_session
 from outbox.database.schema import require_current
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, UnsafeDatabaseError
@@ -83,7 +73,7 @@ class GenerateSession:
         waits: WaitBounds,
         kept: KeptSettings,
     ) -> None:
-        self.queries = UserRows(self, UserQueries(driver), user_search_path(driver))
+        self.queries = UserRows(self, UserQueries(driver), driver.user_search_path)
         self._driver = driver
         self._connection = connection
         self._waits = waits
@@ -131,8 +121,8 @@ class GenerateSession:
                     await session._after_failover(settings.failover_grace_s)
                 async with session._pulse(lease_s / 3):
                     yield session
-        except (SQLAlchemyError, AttributeError, asyncpg.PostgresError, *LOST_SESSION) as error:
-            if (reason := _loss_of(error, driver, url, waits)) is None:
+        except (SQLAlchemyError, asyncpg.PostgresError, *LOST_SESSION) as error:
+            if (reason := _loss_of(error, url, waits)) is None:
                 raise
             raise reason from error
         finally:
@@ -317,12 +307,8 @@ class GenerateSession:
         if path is None:
             yield
             return
-        self._driver.local_path = path
-        try:
-            with plain_timestamps(self._driver):
-                yield
-        finally:
-            self._driver.local_path = None
+        with self._driver.user_query(path):
+            yield
 
 
 async def _set_up(driver: Connection, waits: WaitBounds, settings: Settings, *, fits: bool) -> KeptSettings:
@@ -338,12 +324,12 @@ async def _set_up(driver: Connection, waits: WaitBounds, settings: Settings, *, 
     return kept
 
 
-def _loss_of(error: Exception, driver: Connection, url: DatabaseUrl, waits: WaitBounds) -> Exception | None:
+def _loss_of(error: Exception, url: DatabaseUrl, waits: WaitBounds) -> Exception | None:
     """Return the error that explains to the user why the session was lost, or None if it was not."""
     cause = original_of(error)
     if shows_shared_session(cause):
         return UnsafeDatabaseError(say_pooler(url, reason_of(cause)))
-    if is_lost(error) or is_ended(error, driver):
+    if is_lost(error):
         return DatabaseUnavailableError(
             f"The session with Postgres at {url.redacted} was lost ({waits.lost or message_of(error)}); "
             "run the command again when it is back."

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox.database.connection import is_lock_timeout, is_lost
+from outbox.database.connection import is_lost
+from outbox.database.locks import is_lock_timeout
 from outbox.database.refusal import original_of, shows_shared_session
 from outbox.generate.prepared_query import Portion
 from outbox.generate.query_errors import RowError, StaleStatementError, message_of

@@ -11,8 +11,10 @@ from typing import Final
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox.database.connection import LOST_SESSION, Connection, connect, is_lock_timeout
+from outbox.database.connection import LOST_SESSION, Connection
 from outbox.database.lock_wait import BlockerWatch, LockWaitError
+from outbox.database.locks import is_lock_timeout
+from outbox.database.opening import connect
 from outbox.errors import OutboxError
 from outbox.settings.urls import DatabaseUrl
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import ARRAY, Text, bindparam, text
 
 from outbox import suggestions
-from outbox.database.connection import EMAIL_OF_REPORT, storable
+from outbox.database.connection import Connection
+from outbox.database.plans import EMAIL_OF_REPORT
+from outbox.database.values import storable
 from outbox.generate.schedule_state import making
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ class Owed:
 
 
 async def waive(
-    connection: Any, recipients: Sequence[Owed], *, who: str, why: str, undo: bool = False
+    connection: Connection, recipients: Sequence[Owed], *, who: str, why: str, undo: bool = False
 ) -> tuple[list[Owed], dict[str, str]]:
     """Decide that nothing is owed to these recipients, or `undo` that decision.
 
@@ -205,7 +207,7 @@ SELECT recipient_key FROM outbox.missing_report
 """
 
 
-async def unreached_of(connection: Any, report: str, period: str) -> list[Owed]:
+async def unreached_of(connection: Connection, report: str, period: str) -> list[Owed]:
     """Return the recipients of an edition who have no report and no waiver."""
     rows = await connection.fetch(UNREACHED, storable(report), storable(period))
     return [Owed(report, period, row["recipient_key"]) for row in rows]
@@ -221,7 +223,7 @@ SELECT e.id AS edition, left(u.reason, 2000) AS reason, w.who, w.why, w.at,
 """
 
 
-async def read_absence(connection: Any, key: str) -> str | None:
+async def read_absence(connection: Connection, key: str) -> str | None:
     """Return why there is no email of this key, with what can be done; None if nothing is known of it."""
     one = Owed.parse(key)
     row = None if one is None else await connection.fetchrow(ABSENCE, one.report, one.period, one.recipient)

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ARRAY, BigInteger, LargeBinary, Text, bindparam, text
 
-from outbox.database.connection import BATCH_BY_INDEX, CHANNEL, storable
+from outbox.database.connection import CHANNEL
+from outbox.database.plans import BATCH_BY_INDEX
+from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate import digest
 from outbox.generate.report_builder import CollectedReport, MadeReport, NewReport

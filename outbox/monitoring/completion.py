@@ -14,12 +14,13 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote, urlsplit
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect
+from outbox.database.connection import LOST_SESSION, Connection
+from outbox.database.opening import connect
 from outbox.errors import OutboxError
 from outbox.log import Events
 from outbox.monitoring.dead_man import call
@@ -107,7 +108,7 @@ class Candidate:
         return url
 
 
-async def is_complete(connection: Any, edition: Candidate) -> bool:
+async def is_complete(connection: Connection, edition: Candidate) -> bool:
     """Return True if the edition is complete; cheap while it is far from it."""
     if edition.expected is None or await connection.fetchval(MADE, edition.id) < edition.expected:
         return False
@@ -188,7 +189,7 @@ class Completion:
         finally:
             await connection.close(timeout=CLOSE_TIMEOUT_S)
 
-    async def _complete(self, connection: Any, edition: Candidate) -> bool:
+    async def _complete(self, connection: Connection, edition: Candidate) -> bool:
         """Call, then record the completion; return False if the call failed."""
         fields = {"edition": f"{edition.report} {edition.period}", "emails": edition.expected}
         if self.dead_man_url is not None:

@@ -13,8 +13,10 @@ from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import BY_INDEX, LOST_SESSION, connect
+from outbox.database.connection import LOST_SESSION
 from outbox.database.lanes import LANES
+from outbox.database.opening import connect
+from outbox.database.plans import BY_INDEX
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError, SchemaError
 from outbox.operations.attention import concerns_of, counts_of
@@ -112,7 +114,7 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
         async with snapshot_of(connection):
             await connection.execute(BY_INDEX)
             snapshot = await read_snapshot(connection)
-            found = dict(await connection.fetch(COUNTS, COUNT_MAX))
+            found: dict[str, int] = dict(await connection.fetch(COUNTS, COUNT_MAX))
             return Fleet(
                 deliveries={state: found.get(state, 0) for state in STATES},
                 oldest_due_s=snapshot.oldest_due_s,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import ARRAY, Text, bindparam, text
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.generate.edition import find_edition
 from outbox.generate.recipients import WINDOW_MAX, Recipient, checked, label_of, windows
 from outbox.generate.session import GenerateSession

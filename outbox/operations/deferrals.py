@@ -5,8 +5,9 @@ The walk is bounded: of each route it looks at the emails that are due first and
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from outbox.database.connection import Connection
 from outbox.database.lanes import LANES
 from outbox.relay.throttle import sentence_of
 
@@ -49,7 +50,7 @@ SELECT a.reply, count(*) AS n
 """
 
 
-async def read_deferrals(connection: Any) -> list[Deferral]:
+async def read_deferrals(connection: Connection) -> list[Deferral]:
     """Return the replies that emails wait after, like replies together, the most frequent first."""
     counts: dict[str, int] = {}
     replies: dict[str, str] = {}

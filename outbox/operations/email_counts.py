@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
+
+from outbox.database.connection import Connection
+from outbox.database.driver import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,12 @@ SELECT CASE WHEN state <> 'pending' THEN state WHEN paused IS NOT NULL THEN 'pau
 """
 
 
-async def read_waiting(connection: Any) -> Waiting:
+async def read_waiting(connection: Connection) -> Waiting:
     """Count what is not settled."""
     return waiting_of(await connection.fetch(WAITING))
 
 
-def waiting_of(rows: Iterable[Mapping[str, Any]]) -> Waiting:
+def waiting_of(rows: Iterable[Record]) -> Waiting:
     """Add up the rows of `WAITING`."""
     found: dict[str, int] = {}
     first_at: dict[str, datetime] = {}
@@ -72,7 +75,7 @@ SELECT state, count(*) AS n FROM (SELECT state, settled_at FROM outbox.delivery 
 """
 
 
-async def read_settled(connection: Any, *, newest: int | None = None) -> dict[str, int]:
+async def read_settled(connection: Connection, *, newest: int | None = None) -> dict[str, int]:
     """Count what is settled by state, among so many of the newest emails or among all."""
     of = (SETTLED,) if newest is None else (SETTLED_OF_NEWEST, newest)
     return dict(await connection.fetch(*of))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from outbox import suggestions
-from outbox.database.connection import storable
+from outbox.database.connection import Connection
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 from outbox.mail.delivery_state import OPEN
 
@@ -116,12 +117,12 @@ SELECT coalesce(array_agg(id), '{}') FROM outbox.edition
 """
 
 
-async def find_editions(connection: Any, report: str | None, period: str | None) -> list[int]:
+async def find_editions(connection: Connection, report: str | None, period: str | None) -> list[int]:
     """Return the ids of the editions of this report, or of this period, or both."""
     return list(await connection.fetchval(EDITIONS, report and storable(report), period and storable(period)))
 
 
-async def _editions(connection: Any, selection: Selection) -> list[int] | None:
+async def _editions(connection: Connection, selection: Selection) -> list[int] | None:
     """Return the editions that a selection names; None if it names none.
 
     Raises:
@@ -143,7 +144,7 @@ async def _editions(connection: Any, selection: Selection) -> list[int] | None:
     raise ConfigurationError(f"{meant}: there is no such edition; `outbox status` shows the latest.")
 
 
-async def query_of(connection: Any, selection: Selection) -> EmailQuery:
+async def query_of(connection: Connection, selection: Selection) -> EmailQuery:
     """Return the conditions of a selection.
 
     Raises:
@@ -162,7 +163,7 @@ async def query_of(connection: Any, selection: Selection) -> EmailQuery:
     return query
 
 
-async def find(connection: Any, selection: Selection, condition: str = "true") -> list[int]:
+async def find(connection: Connection, selection: Selection, condition: str = "true") -> list[int]:
     """Return the ids of all emails that fit and meet a condition on `d` and `m`, in the order in which they were made.
 
     Raises:
@@ -181,6 +182,6 @@ SELECT m.key, m.recipient, d.state FROM outbox.delivery d JOIN outbox.email m ON
 """
 
 
-async def name(connection: Any, emails: Sequence[int]) -> list[Chosen]:
+async def name(connection: Connection, emails: Sequence[int]) -> list[Chosen]:
     """Return key, address and state of these, in the order of their keys."""
     return [Chosen(*row) for row in await connection.fetch(NAMES, emails)]

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from outbox.database.connection import Connection
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.email_filter import Selection, query_of
 
@@ -75,7 +76,7 @@ SELECT m.key, m.recipient, e.report, e.period, d.state, d.attempt, d.relay, d.pa
 """
 
 
-async def list_emails(connection: Any, selection: Selection, *, limit: int) -> Listing:
+async def list_emails(connection: Connection, selection: Selection, *, limit: int) -> Listing:
     """Return the newest emails that fit, at most `limit`; how many more there are is counted up to `COUNTED_MAX`.
 
     Raises:

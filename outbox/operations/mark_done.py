@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
-from outbox.database.connection import EDITION_LOCKS, storable
+from outbox.database.engine import driver_of
 from outbox.database.lock_wait import MAY_GENERATE, holders
+from outbox.database.locks import EDITION_LOCKS
+from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.edition import DECLARED, Declared, Edition, open_edition, plan_edition
 from outbox.generate.edition_lock import EXCLUDE, REMOVE, lock_number
@@ -124,8 +126,7 @@ async def _exclude(connection: "AsyncConnection", edition: Edition) -> None:
     number = lock_number(edition.id)
     if await connection.scalar(EXCLUDE, {"ns": EDITION_LOCKS, "number": number}):
         return
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    found = await holders(driver, EDITION_LOCKS, [number], MAY_GENERATE)
+    found = await holders(await driver_of(connection), EDITION_LOCKS, [number], MAY_GENERATE)
     if found:
         raise OutboxError(
             f"{edition.name} is being made at this moment by {found[number]}; nothing was marked. Wait until that "

@@ -10,16 +10,19 @@ pages, so hardly any of these updates is heap-only: a row moves, once in its lif
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, PRUNE_LOCK, connect, is_ended, lease_settings
+from outbox.database.connection import LOST_SESSION, Connection
+from outbox.database.driver import Record
 from outbox.database.lock_wait import MAY_PRUNE, BlockerWatch, holders
+from outbox.database.locks import PRUNE_LOCK
+from outbox.database.opening import connect, lease_settings
 from outbox.database.schema import require_current
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.log import Events
@@ -222,7 +225,7 @@ class _Walk:
     """Walks over a table from its watermark on, in batches."""
 
     url: DatabaseUrl
-    connection: Any
+    connection: Connection
     pruned: Pruned
     batch_max: int
     stop: asyncio.Event
@@ -241,7 +244,9 @@ class _Walk:
             began_at = time.monotonic()
             more = () if remains is None else (whole, remains)
             try:
-                row = await self._batch(statement, last, rows_max, self.pruned.before, BARE, *more)
+                row: Record | dict[str, Any] = await self._batch(
+                    statement, last, rows_max, self.pruned.before, BARE, *more
+                )
             except asyncpg.IntegrityConstraintViolationError as error:
                 if rows_max > 1:
                     rows_max = 1
@@ -258,21 +263,21 @@ class _Walk:
             self._count(table, row, first_at)
             await self._rest(time.monotonic() - began_at)
 
-    async def _batch(self, statement: str, *values: Any) -> Any:
+    async def _batch(self, statement: str, *values: object) -> Record:
         """Run a batch; after a lock timeout run it once more, to find out who holds the lock."""
         try:
-            with _silence_ends(self.connection):
+            with self.connection.end_if_silent(SILENCE_S):
                 return await self.connection.fetchrow(statement, *values)
         except asyncpg.LockNotAvailableError:
             look_s, pid = LOCK_TIMEOUT_S / 5, await self.connection.fetchval("SELECT pg_backend_pid()")
         async with BlockerWatch(self.url, pid, first_s=look_s, every_s=look_s) as watch:
             try:
-                with _silence_ends(self.connection):
+                with self.connection.end_if_silent(SILENCE_S):
                     return await self.connection.fetchrow(statement, *values)
             except asyncpg.LockNotAvailableError as error:
                 raise DatabaseUnavailableError(_unfinished(f"{watch.holder} holds a lock: {error}")) from error
 
-    def _count(self, table: str, row: Any, first_at: datetime) -> None:
+    def _count(self, table: str, row: Record | dict[str, Any], first_at: datetime) -> None:
         self.pruned.walking = table
         self.pruned.share = (row["last_at"] - first_at) / (self.pruned.before - first_at)
         if table == "report":
@@ -293,17 +298,7 @@ def _unfinished(reason: object) -> str:
     return f"Postgres did not finish a batch ({reason}); run `outbox prune` again, it goes on from there."
 
 
-@contextmanager
-def _silence_ends(connection: Any) -> Iterator[None]:
-    """End the connection when a statement is not answered: a cancelled one would wait for the server's word."""
-    silence = asyncio.get_running_loop().call_later(SILENCE_S, connection.terminate)
-    try:
-        yield
-    finally:
-        silence.cancel()
-
-
-async def _exclude_others(connection: Any) -> None:
+async def _exclude_others(connection: Connection) -> None:
     """Take the lock of pruning, or ignore it if it is held by roles that may not prune.
 
     Two prunes at once would do some work twice, but no harm.
@@ -316,11 +311,11 @@ async def _exclude_others(connection: Any) -> None:
 
 
 @asynccontextmanager
-async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Any]:
+async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Connection]:
     """A session whose statements are short; `alone` holds the lock that only one prune of a database has."""
     connection = await connect(url, application="outbox prune", settings=BOUNDS)
     try:
-        with _silence_ends(connection):
+        with connection.end_if_silent(SILENCE_S):
             await require_current(connection)
         if alone:
             await _exclude_others(connection)
@@ -329,9 +324,7 @@ async def _session(url: DatabaseUrl, *, alone: bool) -> AsyncIterator[Any]:
         await connection.execute("SELECT pg_advisory_unlock_all()")
     except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
         raise DatabaseUnavailableError(_unfinished(error)) from error
-    except (AttributeError, *LOST_SESSION) as error:
-        if isinstance(error, AttributeError) and not is_ended(error, connection):
-            raise
+    except LOST_SESSION as error:
         raise DatabaseUnavailableError(
             f"The session with Postgres at {url.redacted} was lost ({str(error) or type(error).__name__}); "
             "run `outbox prune` again when it is back, it goes on from there."

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final
 
-from outbox.database.connection import CHANNEL, storable
+from outbox.database.connection import CHANNEL, Connection
+from outbox.database.values import storable
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.email_filter import Chosen
 from outbox.operations.prune import BARE, PRUNED
@@ -83,7 +84,7 @@ SELECT key FROM decided
 
 
 async def resolve(
-    connection: Any,
+    connection: Connection,
     keys: Sequence[str],
     decision: Decision,
     *,
@@ -128,7 +129,7 @@ SELECT m.key, m.recipient, d.state FROM outbox.delivery d JOIN outbox.email m ON
 """
 
 
-async def of_keys(connection: Any, keys: Sequence[str], decision: Decision) -> list[Chosen]:
+async def of_keys(connection: Connection, keys: Sequence[str], decision: Decision) -> list[Chosen]:
     """Return the deliveries of these keys that a decision would touch."""
     return [Chosen(*row) for row in await connection.fetch(OF_KEYS, _possible(keys), decision.value)]
 
@@ -145,7 +146,7 @@ SELECT m.key, d.state,
 """
 
 
-async def explain(connection: Any, keys: Sequence[str], decision: Decision) -> dict[str, str]:
+async def explain(connection: Connection, keys: Sequence[str], decision: Decision) -> dict[str, str]:
     """Return a sentence for each of these keys that says why nothing was decided about it."""
     rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys), REMAINS, PRUNED)}
     return {key: _why_not(key, rows.get(key), decision) for key in keys}

@@ -12,7 +12,8 @@ from typing import Any, Final
 import asyncpg
 
 from outbox import suggestions
-from outbox.database.connection import CHANNEL, storable
+from outbox.database.connection import CHANNEL, Connection
+from outbox.database.values import storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.prune import BARE, PRUNED
@@ -110,7 +111,7 @@ COUNT_OPERATION: Final = "UPDATE outbox.operation SET emails = emails + $2 WHERE
 
 
 async def operate(
-    connection: Any,
+    connection: Connection,
     act: Act,
     emails: Sequence[int],
     *,
@@ -144,7 +145,7 @@ async def operate(
     return done
 
 
-async def _change(connection: Any, act: Act, emails: Sequence[int], reply: str, operation: int) -> list[int]:
+async def _change(connection: Connection, act: Act, emails: Sequence[int], reply: str, operation: int) -> list[int]:
     """Change one batch in one commit; wait for rows that others hold, up to `LOCK_TRIES_MAX` times."""
     statement = (RETRY if act is Act.RETRY else CANCEL) + _TRAIL
     tries = 0
@@ -177,7 +178,7 @@ SELECT m.key, d.state, d.relay, d.paused, d.due_at <= now() AS due, m.message = 
 """
 
 
-async def explain(connection: Any, act: Act, keys: Sequence[str]) -> list[str]:
+async def explain(connection: Connection, act: Act, keys: Sequence[str]) -> list[str]:
     """Return a sentence for each of these keys, which were left: why, and what can be done instead."""
     possible = [key for key in keys if storable(key) == key]
     rows = {row["key"]: row for row in await connection.fetch(STANDING, possible, REMAINS, PRUNED)}

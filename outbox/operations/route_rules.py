@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import asyncpg
 
-from outbox.database.connection import ALIVE, CHANNEL, LOST_SESSION, RELAY_LOCKS, connect, take_init_lock
+from outbox.database.connection import CHANNEL, LOST_SESSION, Connection
 from outbox.database.lanes import LANES
+from outbox.database.locks import ALIVE, RELAY_LOCKS, take_init_lock
+from outbox.database.opening import connect
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError
 from outbox.log import Events
@@ -69,12 +71,12 @@ def label(route: str) -> str:
 READ: Final = "SELECT route, report, domain FROM outbox.rule ORDER BY position"
 
 
-async def read_rules(connection: Any) -> list[Rule]:
+async def read_rules(connection: Connection) -> list[Rule]:
     """Read the rules in the database, which are in force."""
     return [Rule(*row) for row in await connection.fetch(READ)]
 
 
-async def difference(connection: Any, settings: Settings) -> str | None:
+async def difference(connection: Connection, settings: Settings) -> str | None:
     """Return how the rules in force differ from the settings, in a sentence with its fix; None if they do not."""
     ours, theirs = rules_of(settings), await read_rules(connection)
     if ours == theirs:
@@ -119,7 +121,7 @@ class Written:
     moved: Counter[str] = field(default_factory=Counter)
 
 
-async def write_rules(connection: Any, settings: Settings) -> Written:
+async def write_rules(connection: Connection, settings: Settings) -> Written:
     """Put the rules of the settings in force, in one commit; then move emails off routes that no longer exist.
 
     Emails are moved in short commits. Idempotent, and safe on all servers at once.
@@ -180,7 +182,7 @@ SELECT l.route,
 """
 
 
-async def read_unserved(connection: Any) -> list[Unserved]:
+async def read_unserved(connection: Connection) -> list[Unserved]:
     """Return the routes for which emails wait and that no living relay serves."""
     rows = await connection.fetch(UNSERVED, RELAY_LOCKS, COUNT_MAX)
     return [Unserved(*row) for row in rows if row["due_at"] is not None]

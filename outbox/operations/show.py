@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggestions
-from outbox.database.connection import storable
+from outbox.database.connection import Connection
+from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.waiver import read_absence
 from outbox.mail.delivery_state import DeliveryState
@@ -160,7 +161,7 @@ GONE: Final = {
 }
 
 
-async def read_story(connection: Any, key: str) -> Story:
+async def read_story(connection: Connection, key: str) -> Story:
     """Read all that the database has about an email, of one moment.
 
     Raises:

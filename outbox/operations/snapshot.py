@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from outbox.database.connection import ALIVE, RELAY_LOCKS
+from outbox.database.connection import Connection
 from outbox.database.lanes import LANES
+from outbox.database.locks import ALIVE, RELAY_LOCKS
 from outbox.operations.deferrals import Deferral
 from outbox.operations.email_counts import Waiting
 from outbox.operations.route_rules import Unserved, read_unserved
@@ -208,13 +209,13 @@ SELECT coalesce(extract(epoch FROM now() - min(greatest(d.due_at, timestamptz 'e
 """
 
 
-def snapshot_of(connection: Any) -> AbstractAsyncContextManager[Any]:
+def snapshot_of(connection: Connection) -> AbstractAsyncContextManager[Any]:
     """Return a transaction in which all reads see one moment, except advisory locks, which are always of now."""
     transaction: AbstractAsyncContextManager[Any] = connection.transaction(isolation="repeatable_read", readonly=True)
     return transaction
 
 
-async def read_snapshot(connection: Any, *, editions_max: int = 0, in_doubt_max: int = 0) -> Snapshot:
+async def read_snapshot(connection: Connection, *, editions_max: int = 0, in_doubt_max: int = 0) -> Snapshot:
     """Read all but the counts, with the newest editions and a few of the emails in doubt by name."""
     return Snapshot(
         at=await connection.fetchval(NOW),
@@ -237,7 +238,7 @@ SELECT edition, made, sent, waiting, in_doubt, failed, cancelled, missing, waive
 """
 
 
-async def read_outcomes(connection: Any, editions: Sequence[int]) -> dict[int, EditionOutcome]:
+async def read_outcomes(connection: Connection, editions: Sequence[int]) -> dict[int, EditionOutcome]:
     """Count what became of these editions, by their ids."""
     return {edition: EditionOutcome(*counts) for edition, *counts in await connection.fetch(OUTCOMES, list(editions))}
 

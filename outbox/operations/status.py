@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from outbox import suggestions
+from outbox.database.connection import Connection
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.attention import Choice, Concern, choices_of, concerns_of, headline
 from outbox.operations.deferrals import Deferral, read_deferrals
@@ -154,11 +155,11 @@ READS_MESSAGES: Final = "SELECT has_column_privilege('outbox.email', 'message', 
 BARE_OR_NOT: Final = {True: "m.message = ANY ($2::bytea[])", False: "$2::bytea[] IS NULL"}
 
 
-async def read_status(connection: Any) -> Status:
+async def read_status(connection: Connection) -> Status:
     """Read the whole picture from one snapshot, except the locks, which are always of this moment."""
     async with snapshot_of(connection):
         snapshot = await read_snapshot(connection, editions_max=EDITIONS_MAX)
-        found = dict(await connection.fetch(COUNTS))
+        found: dict[str, int] = dict(await connection.fetch(COUNTS))
         return Status(
             counts={state.value: found.get(state, 0) for state in DeliveryState},
             oldest_due_s=snapshot.oldest_due_s,
@@ -176,14 +177,14 @@ async def read_status(connection: Any) -> Status:
         )
 
 
-async def _read_troubles(connection: Any) -> list[Trouble]:
+async def _read_troubles(connection: Connection) -> list[Trouble]:
     statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
     found = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
     missing = await connection.fetch(MISSING, NAMED_MAX - len(found))
     return found + [_trouble(key, "missing", True, reason, False) for key, reason in missing]
 
 
-async def read_rates(connection: Any) -> list[RateStatus]:
+async def read_rates(connection: Connection) -> list[RateStatus]:
     """Return the rates that mail servers take, where one is known."""
     rates: list[RateStatus] = []
     for row in await connection.fetch(RATES):

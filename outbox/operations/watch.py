@@ -16,7 +16,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, connect, is_ended
+from outbox.database.connection import LOST_SESSION, Connection
+from outbox.database.opening import connect
 from outbox.database.schema import require_current
 from outbox.errors import OutboxError
 from outbox.operations.deferrals import Deferral, read_deferrals
@@ -57,7 +58,7 @@ class Seldom(Generic[T]):
     _again_at: float = 0.0
 
     async def ask(
-        self, connection: Any, now: datetime, read: Callable[[Any], Awaitable[T]], *, rest: float = REST
+        self, connection: Connection, now: datetime, read: Callable[[Any], Awaitable[T]], *, rest: float = REST
     ) -> None:
         """Count if it is time to, on one core; `now` is the database's."""
         began_at = time.monotonic()
@@ -119,7 +120,7 @@ class Watcher:
         """Set when there is something new to show."""
         self.rates = Rates()
         self._route = settings.smtp_url.name if settings.smtp_url is not None and settings.daily_max else None
-        self._connection: Any = None
+        self._connection: Connection | None = None
         self._newest = newest
         self._waiting = Seldom[Waiting]()
         self._deferrals = Seldom[list[Deferral]]()
@@ -154,10 +155,6 @@ class Watcher:
             self._lose(f"Postgres did not answer within {SILENCE_MAX_S:g} s")
         except (OutboxError, asyncpg.PostgresError, *LOST_SESSION) as error:
             self._lose(str(error) or type(error).__name__)
-        except AttributeError as error:
-            if not is_ended(error, self._connection):
-                raise
-            self._lose("the connection was lost")
         finally:
             self.asked_at = None
 
@@ -178,6 +175,7 @@ class Watcher:
 
     async def _read(self) -> None:
         """Read one snapshot, what may be expensive last."""
+        assert self._connection is not None
         connection = self._connection
         async with snapshot_of(connection):
             found = await self._read_cheap(connection)
@@ -207,7 +205,7 @@ class Watcher:
         self.looked_at = time.monotonic()
         self.seen.set()
 
-    async def _read_cheap(self, connection: Any) -> Snapshot:
+    async def _read_cheap(self, connection: Connection) -> Snapshot:
         found = await read_snapshot(connection, editions_max=EDITIONS_MAX, in_doubt_max=IN_DOUBT_MAX)
         self.rates.note(time.monotonic(), {relay.id: relay.sent for relay in found.relays})
         if self._route is None:

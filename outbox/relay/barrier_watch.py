@@ -5,9 +5,10 @@
 
 from dataclasses import replace
 
-from outbox.database import failover_barrier
+from outbox.database import failover_barrier, failover_rules
 from outbox.database.connection import CHANNEL
-from outbox.database.failover_barrier import Answer, Barrier, Kind, Presence, Row, ServerId, Standing, answer_of
+from outbox.database.failover_barrier import Barrier
+from outbox.database.failover_rules import Answer, Kind, Presence, Row, ServerId, Standing, answer_of
 from outbox.log import Events
 from outbox.relay.boot_clock import boot_clock_s
 from outbox.relay.session import Session
@@ -67,7 +68,7 @@ class BarrierWatch:
     def hear(self, notification: str) -> bool:
         """Note that a relay has come or gone; return True if the barrier was raised or lifted instead."""
         self._presence.hear(notification, boot_clock_s())
-        if notification != failover_barrier.RAISED:
+        if notification != failover_rules.RAISED:
             return False
         self._barrier.look_now()
         return True

@@ -6,9 +6,10 @@ reads it with its ticks.
 
 import random
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from outbox.database.connection import CHANNEL, storable
+from outbox.database.connection import CHANNEL, Connection
+from outbox.database.values import storable
 from outbox.smtp.login import LOGIN_PAUSE_FIRST_S, LOGIN_PAUSE_MAX_S, login_pause_s
 
 PAUSE_FIRST_S: Final = 0.5
@@ -227,17 +228,17 @@ RESUME: Final = f"DELETE FROM outbox.route r WHERE r.name = $1 AND (r.relay = $2
 STATEMENTS: Final = (PAUSE, PAUSE_LOGIN, PROBE, RESUME)
 
 
-async def pause_route(connection: Any, relay: int, route: str, reason: str) -> None:
+async def pause_route(connection: Connection, relay: int, route: str, reason: str) -> None:
     """Tell the fleet that a server is in trouble: no relay connects for a while, longer with every failed probe."""
     await connection.execute(PAUSE, route, storable(reason), relay)
 
 
-async def pause_login(connection: Any, relay: int, route: str, reason: str) -> None:
+async def pause_login(connection: Connection, relay: int, route: str, reason: str) -> None:
     """Tell the fleet that a server refused the login: no relay tries it for minutes, longer with every refusal."""
     await connection.execute(PAUSE_LOGIN, route, storable(reason), relay)
 
 
-async def probe_route(connection: Any, relay: int, route: str, *, insists: bool = False) -> bool:
+async def probe_route(connection: Connection, relay: int, route: str, *, insists: bool = False) -> bool:
     """Return True if this relay is the one to try the server now; one that `insists` does not wait for a pause to end.
 
     A relay that does not report for `PROBE_LEASE_S` has lost its turn.
@@ -245,7 +246,7 @@ async def probe_route(connection: Any, relay: int, route: str, *, insists: bool 
     return str(await connection.execute(PROBE, route, relay, insists)).endswith(" 1")
 
 
-async def resume_route(connection: Any, relay: int, route: str) -> None:
+async def resume_route(connection: Connection, relay: int, route: str) -> None:
     """Tell the fleet that a server works again, and wake all relays. This is rare, so its NOTIFY costs little."""
     if (await connection.execute(RESUME, route, relay)).endswith(" 1"):
         await connection.execute(f"NOTIFY {CHANNEL}")

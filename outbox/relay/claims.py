@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from outbox.database.connection import Connection
 from outbox.mail.verp import email_of
 from outbox.relay.large_messages import SMALL_BYTES
 from outbox.relay.quarantine import SUSPECT_AFTER, Quarantine, is_of_a_row
@@ -136,7 +137,12 @@ UPDATE outbox.delivery d
 
 
 async def release(
-    connection: Any, relay: int, emails: Sequence[int], *, after_s: float = 0.0, quarantine: Quarantine | None = None
+    connection: Connection,
+    relay: int,
+    emails: Sequence[int],
+    *,
+    after_s: float = 0.0,
+    quarantine: Quarantine | None = None,
 ) -> None:
     """Give unmarked claims back, so that any relay may take them: at once, or a little later than what is due now."""
     if not emails:

@@ -1,7 +1,8 @@
 """Expiry: emails that are too late to send, by their `send_before`, end before a relay claims them."""
 
-from typing import Any, Final
+from typing import Final
 
+from outbox.database.connection import Connection
 from outbox.relay.quarantine import Quarantine, is_of_a_row
 
 # By the narrow index of what has a last moment, in its order. What a relay holds expires at its mark instead.
@@ -29,7 +30,7 @@ EXPIRE_ONE: Final = _EXPIRE.format(late=f"{_LATE} AND email = $1 FOR UPDATE SKIP
 EXPIRED_AT_ONCE: Final = 1000
 
 
-async def expire(connection: Any, relay: int, quarantine: Quarantine | None = None) -> int:
+async def expire(connection: Connection, relay: int, quarantine: Quarantine | None = None) -> int:
     """End what is pending, not claimed, and too late to send; return how many, at most `EXPIRED_AT_ONCE`."""
     quarantine = quarantine or Quarantine((relay,))
     try:

@@ -11,9 +11,10 @@ With synchronous replication nothing is lost, and all of this finds everything a
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from outbox.database.connection import storable
+from outbox.database.connection import Connection
+from outbox.database.values import storable
 from outbox.log import Events
 from outbox.relay.quarantine import is_of_a_row
 from outbox.relay.verdict_history import RecentVerdict
@@ -110,7 +111,7 @@ class Reasserted:
 
 
 async def reassert_portion(
-    connection: Any, verdicts: Sequence[RecentVerdict], *, route: str = "", instance: str | None = None
+    connection: Connection, verdicts: Sequence[RecentVerdict], *, route: str = "", instance: str | None = None
 ) -> Reasserted:
     """Write verdicts that the database may lack, at most `ASSERTED_AT_ONCE`, in one statement.
 
@@ -141,7 +142,7 @@ async def reassert_portion(
 
 
 async def reassert(
-    connection: Any,
+    connection: Connection,
     verdicts: Sequence[RecentVerdict],
     patience: Callable[[], AbstractContextManager[None]],
     *,

@@ -6,9 +6,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from outbox.database.connection import storable
+from outbox.database.connection import Connection
+from outbox.database.values import storable
 from outbox.relay.quarantine import Quarantine, is_of_a_row
 
 RESENT_AT_ONCE: Final = 1000
@@ -38,7 +39,7 @@ RESEND: Final = _RESEND.format(chosen=f"{IN_DOUBT} FOR UPDATE SKIP LOCKED")
 RESEND_ONE: Final = _RESEND.format(chosen=_ONE)
 
 
-async def resend_doubtful(connection: Any, quarantine: Quarantine | None = None) -> int:
+async def resend_doubtful(connection: Connection, quarantine: Quarantine | None = None) -> int:
     """Make deliveries pending whose doubt has lasted for its grace; return how many. The bytes are the same ones.
 
     What is too late to send stays in doubt, for a person: pending, it would expire as if it had never been sent.
@@ -91,7 +92,7 @@ TAKE_DOUBTS: Final = _TAKE_DOUBTS.format(
 TAKE_DOUBT: Final = _TAKE_DOUBTS.format(chosen=_ONE)
 
 
-async def take_doubts(connection: Any, *, lease_s: float, quarantine: Quarantine | None = None) -> list[Doubt]:
+async def take_doubts(connection: Connection, *, lease_s: float, quarantine: Quarantine | None = None) -> list[Doubt]:
     """Return the next few emails to ask about, due longest first; no other relay asks about them for `lease_s`."""
     quarantine = quarantine or Quarantine()
     try:
@@ -143,7 +144,7 @@ class Answer:
 
 
 async def write_answers(
-    connection: Any,
+    connection: Connection,
     answers: Sequence[Answer],
     *,
     grace_s: float,

@@ -13,8 +13,9 @@ wrong.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
+from outbox.database.connection import Connection
 from outbox.relay.claims import CLAIM, CLAIMED, GATE, TOKENS, Claimed, claimed_of
 from outbox.relay.large_messages import SMALL_BYTES
 from outbox.relay.quarantine import Quarantine, is_of_a_row
@@ -28,7 +29,7 @@ SELECT email FROM outbox.delivery WHERE email = ANY ($1::bigint[]) AND email NOT
 """
 
 
-async def locked_emails(connection: Any, emails: Sequence[int]) -> frozenset[int]:
+async def locked_emails(connection: Connection, emails: Sequence[int]) -> frozenset[int]:
     """Return which emails' rows another session has locked; waits for none of them."""
     return frozenset(row["email"] for row in await connection.fetch(LOCKED, emails)) if emails else frozenset()
 
@@ -63,7 +64,7 @@ SELECT {TOKENS} AS tokens,
 """
 
 
-async def candidates(connection: Any, request: TickRequest, left_out: Sequence[int]) -> list[int]:
+async def candidates(connection: Connection, request: TickRequest, left_out: Sequence[int]) -> list[int]:
     """Return which emails a tick would claim: suspects, then urgent ones, then others, each due longest first."""
     claims_max = request.claims_max
     rows = await connection.fetch(CANDIDATES, request.route, claims_max, request.suspects_max, left_out)
@@ -71,7 +72,7 @@ async def candidates(connection: Any, request: TickRequest, left_out: Sequence[i
 
 
 async def claim_one(
-    connection: Any, relay: int, email: int, *, budget: int, bytes_max: int, epoch: int | None = None
+    connection: Connection, relay: int, email: int, *, budget: int, bytes_max: int, epoch: int | None = None
 ) -> Claimed:
     """Claim one email, if it is free."""
     rows = await connection.fetch(CLAIM_ONE, email, relay, budget, bytes_max, epoch)
@@ -82,7 +83,7 @@ async def claim_one(
 class TickInParts:
     """One tick of a relay that is not done in one statement; what fails goes into the quarantine of its session."""
 
-    connection: Any
+    connection: Connection
     relay: int
     quarantine: Quarantine
     request: TickRequest

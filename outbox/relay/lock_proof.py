@@ -6,7 +6,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import SELFTEST_LOCKS, say_pooler
+from outbox.database.connection import Connection
+from outbox.database.locks import SELFTEST_LOCKS
+from outbox.database.pooler import say_pooler
 from outbox.errors import UnsafeDatabaseError
 from outbox.relay.lease_connection import CLOSE_TIMEOUT_S, close_quietly, connect_leased
 from outbox.settings.urls import DatabaseUrl
@@ -61,7 +63,7 @@ async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> 
     return int(pid)
 
 
-async def _is_pgpool(connection: Any) -> bool:
+async def _is_pgpool(connection: Connection) -> bool:
     try:
         await connection.execute("SHOW pool_version")  # pgpool answers this itself
     except asyncpg.PostgresError:

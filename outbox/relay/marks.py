@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
+from outbox.database.connection import Connection
 from outbox.log import Events
 from outbox.relay.settlement import states_of
 from outbox.relay.tick import TickResult
@@ -120,7 +121,7 @@ class Marks:
             self.verdicts.on_verdict(tried, Withdrawn("its mark was not confirmed, so the dot was not written"))
 
 
-async def explain_lost(lost: Sequence[Try], connection: Any, counts: Counter[str]) -> None:
+async def explain_lost(lost: Sequence[Try], connection: Connection, counts: Counter[str]) -> None:
     """Log why tries that were about to be sent were not: a person cancelled them, or else something is wrong."""
     if not lost:
         return

@@ -9,11 +9,12 @@ under a pause that is over; so a pause that ends while a relay sets emails aside
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from outbox import suggestions
-from outbox.database.connection import CHANNEL, storable
+from outbox.database.connection import CHANNEL, Connection
 from outbox.database.lanes import LANES
+from outbox.database.values import storable
 from outbox.relay.quarantine import Quarantine, is_of_a_row
 
 FLEET: Final = ""
@@ -33,7 +34,7 @@ RETURNING d.email
 
 
 async def set_aside(
-    connection: Any, relay: int, emails: Sequence[int], quarantine: Quarantine | None = None
+    connection: Connection, relay: int, emails: Sequence[int], quarantine: Quarantine | None = None
 ) -> frozenset[int]:
     """Set aside those of a relay's unmarked claims that belong to a paused report; return them."""
     if not emails:
@@ -79,7 +80,7 @@ UPDATE outbox.delivery SET paused = NULL, due_at = now()
 """
 
 
-async def take_up(connection: Any, quarantine: Quarantine | None = None) -> int:
+async def take_up(connection: Connection, quarantine: Quarantine | None = None) -> int:
     """Make due what is set aside under pauses that are over; return how many, at most `TAKEN_UP_AT_ONCE`."""
     quarantine = quarantine or Quarantine()
     try:
@@ -104,7 +105,7 @@ SELECT EXISTS (SELECT FROM outbox.pause WHERE report = '')
 """
 
 
-async def is_held(connection: Any, *, route: str = "") -> bool:
+async def is_held(connection: Connection, *, route: str = "") -> bool:
     """Return True if nothing of the route is left to send but what a pause holds back."""
     return bool(await connection.fetchval(HELD, route))
 
@@ -173,7 +174,7 @@ WAITING_MAX: Final = 100_000
 LOOKED_AT_MAX: Final = 10_000
 
 
-async def read_pauses(connection: Any) -> list[Pause]:
+async def read_pauses(connection: Connection) -> list[Pause]:
     """Return all pauses in force, the fleet's first."""
     return [Pause(*row) for row in await connection.fetch(PAUSES, WAITING_MAX, LOOKED_AT_MAX)]
 
@@ -185,7 +186,7 @@ SELECT EXISTS (SELECT FROM outbox.definition WHERE report = $1) OR EXISTS (SELEC
 """
 
 
-async def is_known(connection: Any, report: str) -> bool:
+async def is_known(connection: Connection, report: str) -> bool:
     """Return True if the fleet has ever generated a report of that name."""
     return storable(report) == report and bool(await connection.fetchval(KNOWN, report))
 
@@ -206,7 +207,7 @@ INSERT INTO outbox.operation (who, what, target, why, emails) SELECT $2, 'resume
 """
 
 
-async def begin_pause(connection: Any, report: str, *, who: str, why: str) -> bool:
+async def begin_pause(connection: Connection, report: str, *, who: str, why: str) -> bool:
     """Pause a report, or the fleet; return False, and change nothing, if it is paused already."""
     async with connection.transaction():
         done = await connection.execute(BEGIN, report, storable(who), storable(why), label(report))
@@ -214,7 +215,7 @@ async def begin_pause(connection: Any, report: str, *, who: str, why: str) -> bo
     return bool(done.endswith(" 1"))
 
 
-async def end_pause(connection: Any, report: str, *, who: str, why: str, waiting: int = 0) -> bool:
+async def end_pause(connection: Connection, report: str, *, who: str, why: str, waiting: int = 0) -> bool:
     """Resume a report, or the fleet; return False if it is not paused. `waiting` is kept with the operation."""
     async with connection.transaction():
         done = await connection.execute(END, report, storable(who), storable(why), label(report), waiting)

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, storable
+from outbox.database.connection import LOST_SESSION, Connection
+from outbox.database.values import storable
 from outbox.log import Events
 
 log = Events("outbox.relay")
@@ -109,7 +110,7 @@ class Quarantine:
 
     async def put(
         self,
-        connection: Any,
+        connection: Connection,
         email: int,
         reason: object,
         *,
@@ -155,7 +156,7 @@ class Quarantine:
 
     async def sift(
         self,
-        connection: Any,
+        connection: Connection,
         emails: Iterable[int],
         alone: Callable[[int], Awaitable[Any]],
         *,
@@ -181,7 +182,7 @@ class Quarantine:
 
     async def all_or_each(
         self,
-        connection: Any,
+        connection: Connection,
         emails: Sequence[int],
         statement: Callable[[Sequence[int]], Awaitable[Sequence[Any]]],
     ) -> list[Any]:
@@ -198,7 +199,7 @@ class Quarantine:
         return [row for rows in each for row in rows]
 
 
-async def _key(connection: Any, email: int) -> str:
+async def _key(connection: Connection, email: int) -> str:
     try:
         async with connection.transaction():
             return str(await connection.fetchval(KEY, email) or f"email {email}")

@@ -12,11 +12,12 @@ in the same row, and `throttle` decides about it.
 import math
 import random
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
-from outbox.database.connection import storable
+from outbox.database.connection import Connection
+from outbox.database.driver import Record
+from outbox.database.values import storable
 from outbox.relay.throttle import SILENCE_MAX_S, Found, Refusal, slow_down
 
 AHEAD_S: Final = 0.25  # so much of the fleet's rate is in the hands of its relays at a time
@@ -264,7 +265,7 @@ STATEMENTS: Final = (ENSURE, LOCK, RESERVE, SLOW_DOWN)
 
 
 async def reserve(
-    connection: Any, route: str, emails: int, *, rate_per_s: float | None, daily_max: int | None, unused: int = 0
+    connection: Connection, route: str, emails: int, *, rate_per_s: float | None, daily_max: int | None, unused: int = 0
 ) -> Grant:
     """Reserve at most `emails` moments of the fleet's line, which no other relay has.
 
@@ -286,7 +287,7 @@ async def reserve(
     return Grant(row["emails"], max(row["wait_s"], 0.0), row["used_up"], unused, gap_s, found)
 
 
-def found_of(row: Mapping[str, Any]) -> Found | None:
+def found_of(row: Record) -> Found | None:
     """Return what is known of the rate that a server takes, from a row with the columns of `FOUND`.
 
     A silence that is longer than any was written before the server's clock was set back.
@@ -299,7 +300,7 @@ def found_of(row: Mapping[str, Any]) -> Found | None:
     )
 
 
-async def report_refusal(connection: Any, route: str, refusal: Refusal) -> tuple[bool, Found | None]:
+async def report_refusal(connection: Connection, route: str, refusal: Refusal) -> tuple[bool, Found | None]:
     """Tell the fleet of a refusal because of the rate; return what is known of the server's rate now.
 
     Relays that hear the refusals of one round slow down once. False: another relay was at the row; try again.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from outbox.database.failover_barrier import ServerId
+from outbox.database.failover_rules import ServerId
 from outbox.log import Events
 from outbox.relay.failover import reassert
 from outbox.relay.pool import Pool

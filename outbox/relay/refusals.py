@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Final
 
-from outbox.database.connection import storable
+from outbox.database.connection import Connection
+from outbox.database.values import storable
 from outbox.smtp.refusal import About, Refusal
 
 EVIDENCE_S: Final = 60.0  # so long an acceptance shows that the server takes mail of this sender
@@ -161,7 +162,7 @@ SELECT email FROM undone
 STATEMENTS: Final = (PUT_BACK,)
 
 
-async def put_back(connection: Any, letters: Sequence[DeadLetter], why: str) -> list[int]:
+async def put_back(connection: Connection, letters: Sequence[DeadLetter], why: str) -> list[int]:
     """Make dead letters pending again; return which of them were still dead of the same attempt."""
     rows = await connection.fetch(
         PUT_BACK, [one.email for one in letters], [one.attempt for one in letters], storable(why)

@@ -13,8 +13,10 @@ from typing import Any, Final
 
 from outbox import __version__
 from outbox.database import failover_barrier as barrier
-from outbox.database.connection import CHANNEL, HOLDS_ITS_LOCK, RELAY_LOCKS
-from outbox.database.failover_barrier import Row, ServerId, Standing
+from outbox.database import failover_rules
+from outbox.database.connection import CHANNEL, Connection
+from outbox.database.failover_rules import Row, ServerId, Standing
+from outbox.database.locks import HOLDS_ITS_LOCK, RELAY_LOCKS
 from outbox.errors import DatabaseUnavailableError
 from outbox.relay.boot_clock import boot_clock_s
 
@@ -35,7 +37,7 @@ SELECT objid::bigint AS id, l.pid, (SELECT a.usesysid::regrole::text FROM pg_sta
 
 
 async def register(
-    connection: Any,
+    connection: Connection,
     timeline: int,
     route: str = "",
     *,
@@ -92,7 +94,7 @@ class Registered:
 
 
 async def register_at_barrier(
-    connection: Any, server: ServerId, route: str, *, last: int | None, standing: Standing
+    connection: Connection, server: ServerId, route: str, *, last: int | None, standing: Standing
 ) -> Registered:
     """Register a relay, and raise the barrier in the same transaction if it has a reason to.
 
@@ -103,13 +105,13 @@ async def register_at_barrier(
     async def meet(relay: int) -> None:
         nonlocal registered
         here = await barrier.look_around(connection, server, relay, standing, last=last)
-        kind = barrier.reason_to_raise(here, standing, boot_clock_s())
-        await connection.fetch(barrier.NOTIFY, CHANNEL, barrier.JOINED + standing.instance)
+        kind = failover_rules.reason_to_raise(here, standing, boot_clock_s())
+        await connection.fetch(barrier.NOTIFY, CHANNEL, failover_rules.JOINED + standing.instance)
         if kind is None:
             row = await barrier.read(connection)
         else:
             row = await barrier.raise_barrier(connection, kind, here, standing, CHANNEL)
-        registered = Registered(relay, row, barrier.met_here(here))
+        registered = Registered(relay, row, failover_rules.met_here(here))
 
     await register(connection, server[0], route, instance=standing.instance, meet=meet)
     return registered
@@ -131,7 +133,7 @@ ENDED_LOOK_S: Final = 0.02
 
 
 async def end_formers(
-    connection: Any, last: int | None, timeline: int, *, instance: str | None, within_s: float
+    connection: Connection, last: int | None, timeline: int, *, instance: str | None, within_s: float
 ) -> None:
     """End this relay's earlier sessions in the server too, so that their last commits are decided.
 

@@ -1,7 +1,9 @@
 """Emails that remain to be sent on a route, for a relay that runs until the outbox is empty."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
+
+from outbox.database.connection import Connection
 
 # By the index of open rows alone, so settled rows are not read. Only a pause sets a pending row's date to infinity;
 # one without a pause was written by hand and is never due.
@@ -15,7 +17,7 @@ SELECT NOT EXISTS (SELECT FROM outbox.delivery WHERE settled_at IS NULL AND stat
 
 
 async def is_empty(
-    connection: Any, *, route: str = "", within_s: float | None = None, left_out: Sequence[int] = ()
+    connection: Connection, *, route: str = "", within_s: float | None = None, left_out: Sequence[int] = ()
 ) -> bool:
     """Return True if nothing of the route is pending or being sent by any relay, nor will be due within that time.
 
@@ -39,7 +41,7 @@ SELECT email, 'its priority is neither 0 nor 1' FROM (
 NEVER_TAKEN_SHOWN: Final = 10
 
 
-async def never_taken(connection: Any, *, route: str = "") -> dict[int, str]:
+async def never_taken(connection: Connection, *, route: str = "") -> dict[int, str]:
     """Return some emails of each kind that wait on a route although no relay ever takes them, and why."""
     return {row["email"]: row["why"] for row in await connection.fetch(NEVER_TAKEN, route, NEVER_TAKEN_SHOWN)}
 

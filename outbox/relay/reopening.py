@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from outbox.database.connection import DatabaseRefusedError
+from outbox.database.refusal import DatabaseRefusedError
 from outbox.log import Events
 from outbox.settings.urls import DatabaseUrl
 

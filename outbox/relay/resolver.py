@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from outbox.database.connection import Connection
 from outbox.errors import ConfigurationError
 from outbox.log import Events
 from outbox.relay.in_doubt import Answer, Doubt, take_doubts, write_answers
@@ -81,7 +82,7 @@ class ResolverRunner:
             return None
         return f"the resolver hangs: {self._hung} calls have not returned, so nothing more is asked; restart this relay"
 
-    async def ask(self, connection: Any, now: float, quarantine: Quarantine | None = None) -> None:
+    async def ask(self, connection: Connection, now: float, quarantine: Quarantine | None = None) -> None:
         """Ask about the next few doubts that are due, unless earlier questions are still open."""
         if self._batch is not None and now - self._batch.answered_at > ASK_LEASE_S:
             self._batch = None
@@ -126,7 +127,7 @@ class ResolverRunner:
             )
             self.wake()
 
-    async def write(self, connection: Any, quarantine: Quarantine | None = None) -> int:
+    async def write(self, connection: Connection, quarantine: Quarantine | None = None) -> int:
         """Write the answers; return how many deliveries that changed."""
         answers = list(self.answers)
         decided = await write_answers(

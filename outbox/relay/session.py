@@ -7,7 +7,6 @@ the next one is a new identity.
 `lock_proof` tests the database before, `registration` writes the row and takes the lock.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,12 @@ from typing import Any, Final, Self
 
 import asyncpg
 
-from outbox.database.connection import CHANNEL, LOST_SESSION, is_ended, say_pooler, timeline_of
-from outbox.database.failover_barrier import Row, ServerId, Standing
+from outbox.database.connection import CHANNEL, LOST_SESSION, Connection
+from outbox.database.failover_rules import Row, ServerId, Standing
+from outbox.database.pooler import say_pooler
 from outbox.database.refusal import reason_of, shows_shared_session
 from outbox.database.schema import require_current
+from outbox.database.timeline import timeline_of
 from outbox.errors import UnsafeDatabaseError
 from outbox.relay.lease_connection import close_quietly, connect_leased
 from outbox.relay.lock_proof import prove_locks
@@ -49,7 +50,7 @@ class SessionEvents:
 class Session:
     """A live relay identity. `lost` is why it ended, or None while it is not known to have."""
 
-    connection: Any
+    connection: Connection
     relay: int
     timeline: int = 0
     started_at: datetime | None = None
@@ -98,14 +99,14 @@ class Session:
         """
         events = events or SessionEvents()
         connection = await _connect(url, lease_s)
-        with _ended_if_silent(connection, lease_s) as answered:
+        with connection.end_if_silent(lease_s) as silence:
             await require_current(connection)
             timeline = await timeline_of(connection)
             await _end_formers(connection, former, timeline, standing, within_s=lease_s / 2)
             started_at = await connection.fetchval("SELECT pg_postmaster_start_time()")
             for statement in statements:
-                await connection._get_statement(statement, None)  # noqa: SLF001 - prepare() keeps it to itself
-                answered()
+                await connection.plan(statement)
+                silence.restart()
             # Listen first, look at the table afterwards: a notification in between is then not lost.
             await connection.add_listener(
                 CHANNEL, lambda *notified: events.heard(notified[3]) if notified[3] else events.notified()
@@ -145,9 +146,6 @@ class Session:
             yield
         except (*LOST_SESSION, asyncpg.PostgresError) as error:
             self.lose(str(error) or type(error).__name__)
-        except AttributeError as error:
-            if not is_ended(error, self.connection):
-                raise
 
     async def plan_for(self, emails: Sequence[int]) -> None:
         """Have the statements planned anew if the emails' ids say that the tables are twice as large as they were.
@@ -160,7 +158,7 @@ class Session:
             self.planned_for = largest
             await self.connection.execute("DISCARD PLANS")
 
-    def _hear(self, _connection: Any, message: Any) -> None:
+    def _hear(self, _connection: Connection, message: Any) -> None:
         # "canceling wait for synchronous replication": the commit is on this server only and may vanish in a
         # failover. No warning is harmless to a mark, so each one ends the session.
         if message.severity_en == "WARNING":  # `severity` is translated (lc_messages), this never is
@@ -174,7 +172,7 @@ class Session:
         await close_quietly(self.connection)  # if it does not come to that, a sweep of another relay ends it
 
 
-async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
+async def _connect(url: DatabaseUrl, lease_s: float) -> Connection:
     """Return a connection to a database whose locks are proven."""
     try:
         await prove_locks(url, lease_s=lease_s)
@@ -186,7 +184,7 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Any:
 
 
 async def _end_formers(
-    connection: Any, former: Session | None, timeline: int, standing: Standing | None, *, within_s: float
+    connection: Connection, former: Session | None, timeline: int, standing: Standing | None, *, within_s: float
 ) -> None:
     """End earlier sessions of this relay; a relay that has had none on any server has nothing to end."""
     if former is None and (standing is None or standing.server is None):
@@ -197,38 +195,8 @@ async def _end_formers(
 
 
 async def _register(
-    connection: Any, server: ServerId, route: str, last: int | None, standing: Standing | None
+    connection: Connection, server: ServerId, route: str, last: int | None, standing: Standing | None
 ) -> Registered:
     if standing is None:
         return Registered(await register(connection, server[0], route))
     return await register_at_barrier(connection, server, route, last=last, standing=standing)
-
-
-@contextmanager
-def _ended_if_silent(connection: Any, lease_s: float) -> Iterator[Callable[[], None]]:
-    """End the connection on any error, or once `lease_s` have passed since the last call of what this yields.
-
-    A cancelled statement waits for the server's answer to the cancel, and a transaction for that to its rollback: only
-    the end of the connection frees a relay from a network that has gone silent.
-
-    Raises:
-        ConnectionError: Postgres was silent for so long, and asyncpg has stumbled over the end of the connection.
-
-    """
-    loop = asyncio.get_running_loop()
-    silence = loop.call_later(lease_s, connection.terminate)
-
-    def answered() -> None:
-        nonlocal silence
-        silence.cancel()
-        silence = loop.call_later(lease_s, connection.terminate)
-
-    try:
-        yield answered
-    except BaseException as error:
-        if is_ended(error, connection):
-            raise ConnectionError(f"Postgres was silent for {lease_s:g} s") from error
-        connection.terminate()
-        raise
-    finally:
-        silence.cancel()

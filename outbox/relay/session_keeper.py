@@ -13,7 +13,8 @@ from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, DatabaseRefusedError
+from outbox.database.connection import LOST_SESSION
+from outbox.database.refusal import DatabaseRefusedError
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.log import Events
 from outbox.relay.barrier_watch import BarrierWatch

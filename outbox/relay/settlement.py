@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from outbox.database.connection import Connection
 from outbox.smtp.verdict import Outcome
 
 
@@ -47,7 +48,7 @@ SELECT n.email, d.state, d.attempt
 """
 
 
-async def states_of(connection: Any, emails: Sequence[int]) -> dict[int, tuple[str | None, int | None]]:
+async def states_of(connection: Connection, emails: Sequence[int]) -> dict[int, tuple[str | None, int | None]]:
     """Return state and attempt of each delivery; None for an email that is gone."""
     return {r["email"]: (r["state"], r["attempt"]) for r in await connection.fetch(STANDING, emails)}
 
@@ -60,7 +61,7 @@ SELECT email, count(*) AS times FROM outbox.attempt
 """
 
 
-async def count_withdrawn_by_reply(connection: Any, emails: Sequence[int]) -> dict[int, int]:
+async def count_withdrawn_by_reply(connection: Connection, emails: Sequence[int]) -> dict[int, int]:
     """Return how often each email was withdrawn because of a reply of the server; without those that never were."""
     return {row["email"]: row["times"] for row in await connection.fetch(WITHDRAWN_BY_REPLY, emails)}
 

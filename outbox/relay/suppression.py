@@ -12,7 +12,9 @@ from enum import StrEnum
 from typing import Any, Final
 
 from outbox import suggestions
-from outbox.database.connection import BY_INDEX, storable
+from outbox.database.connection import Connection
+from outbox.database.plans import BY_INDEX
+from outbox.database.values import storable
 from outbox.relay.quarantine import Quarantine
 
 ALL: Final = ""  # the report of a suppression that holds for every email
@@ -49,7 +51,7 @@ STATEMENTS: Final = (CANCEL_LISTED,)
 
 
 async def cancel_listed(
-    connection: Any, relay: int, emails: Sequence[int], quarantine: Quarantine | None = None
+    connection: Connection, relay: int, emails: Sequence[int], quarantine: Quarantine | None = None
 ) -> frozenset[int]:
     """Cancel those of a relay's unmarked claims that are suppressed, with the reason in their trails; return them."""
     quarantine = quarantine or Quarantine((relay,))
@@ -91,7 +93,7 @@ SELECT s.address, s.report, s.since, s.reason, left(s.who, 500) AS who, left(s.w
 COUNT: Final = "SELECT count(*) FROM outbox.suppression"
 
 
-async def read_list(connection: Any, *, limit: int | None = None) -> tuple[list[Suppression], int]:
+async def read_list(connection: Connection, *, limit: int | None = None) -> tuple[list[Suppression], int]:
     """Return the newest entries, and how many more there are."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         found = [Suppression(*row) for row in await connection.fetch(LIST, limit)]
@@ -114,7 +116,7 @@ SELECT count(*) FROM added
 """
 
 
-async def add(connection: Any, entries: Sequence[Entry], *, who: str, why: str) -> int:
+async def add(connection: Connection, entries: Sequence[Entry], *, who: str, why: str) -> int:
     """Add entries to the list; return how many are new."""
     columns = list(zip(*((one.address, one.report, one.reason.value) for one in entries), strict=True))
     return int(await connection.fetchval(ADD, *(columns or ([], [], [])), storable(who), storable(why)))
@@ -136,7 +138,7 @@ SELECT count(*) FROM removed
 """
 
 
-async def remove(connection: Any, address: str, report: str, *, who: str, why: str) -> bool:
+async def remove(connection: Connection, address: str, report: str, *, who: str, why: str) -> bool:
     """Remove an address from the list, for that report or for all; return False if it was not on it."""
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(BY_INDEX)
@@ -161,6 +163,6 @@ def removal(address: str, report: str) -> str:
 OTHERS: Final = "SELECT report FROM outbox.suppression WHERE address = $1 ORDER BY report"
 
 
-async def reports_of(connection: Any, address: str) -> list[str]:
+async def reports_of(connection: Connection, address: str) -> list[str]:
     """Return the reports for which an address is on the list; '' is for all."""
     return [row["report"] for row in await connection.fetch(OTHERS, address)]

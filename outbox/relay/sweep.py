@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from outbox.database.connection import HOLDS_ITS_LOCK, RELAY_LOCKS
+from outbox.database.connection import Connection
+from outbox.database.locks import HOLDS_ITS_LOCK, RELAY_LOCKS
 from outbox.relay.quarantine import QUARANTINE_AFTER, Quarantine, is_of_a_row
 
 # A session that began before Postgres did was lost with it, which says nothing about what it held.
@@ -107,7 +108,7 @@ class Sweep:
 
 
 async def sweep(
-    connection: Any,
+    connection: Connection,
     relay: int,
     *,
     doubt_s: float | None,
@@ -147,7 +148,7 @@ SELECT r.id FROM outbox.relay r
 
 
 async def judge_former(
-    connection: Any,
+    connection: Connection,
     relay: int,
     timeline: int,
     *,
@@ -171,7 +172,12 @@ async def judge_former(
 
 
 async def judge(
-    connection: Any, relays: Sequence[int], *, doubt_s: float | None, died: bool, quarantine: Quarantine | None = None
+    connection: Connection,
+    relays: Sequence[int],
+    *,
+    doubt_s: float | None,
+    died: bool,
+    quarantine: Quarantine | None = None,
 ) -> Judged:
     """End relays whose rows `DEAD` has locked, and judge what they held.
 
@@ -224,7 +230,7 @@ SELECT n.id FROM unnest($2::integer[]) AS n (id)
 
 
 async def judge_stranded(
-    connection: Any,
+    connection: Connection,
     relay: int,
     in_flight: Collection[int],
     *,

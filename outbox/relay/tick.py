@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from outbox.database.connection import storable
+from outbox.database.connection import Connection
+from outbox.database.values import storable
 from outbox.relay.claims import CLAIM, CLAIMED, GATE, NO_CLAIM, TOKENS, claimed_of
 from outbox.relay.rate_limit import FOUND, found_of
 from outbox.relay.settlement import Settlement
@@ -266,7 +267,7 @@ SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
 """
 
 
-async def tick(connection: Any, relay: int, request: TickRequest) -> TickResult:
+async def tick(connection: Connection, relay: int, request: TickRequest) -> TickResult:
     """Settle, mark and claim in one commit; return what was done.
 
     If this raises an error of Postgres, nothing was committed; after any other error the commit is unknown.

@@ -4,8 +4,8 @@ from typing import Final
 
 import asyncpg
 
-from outbox.database.connection import is_lock_timeout
 from outbox.database.lock_wait import BlockerWatch
+from outbox.database.locks import is_lock_timeout
 from outbox.log import Events
 from outbox.relay.isolate import TickInParts
 from outbox.relay.quarantine import UNDECODABLE, is_of_a_row

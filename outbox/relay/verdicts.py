@@ -8,6 +8,7 @@ from dataclasses import replace
 from logging import DEBUG
 from typing import Any, Final
 
+from outbox.database.connection import Connection
 from outbox.log import Events
 from outbox.relay.backoff import full_jitter_s
 from outbox.relay.observer import Observer
@@ -87,7 +88,7 @@ class Verdicts:
         for tried, verdict, of_the_route in undecided:
             self._settle(tried, verdict, of_the_route=of_the_route)
 
-    async def judge_dropped(self, connection: Any) -> None:
+    async def judge_dropped(self, connection: Connection) -> None:
         """Withdraw emails whose connections were cut; one that the server dropped too often is quarantined.
 
         An email that the server refused by its rate, or deferred with all, was withdrawn too, and that does not count.
@@ -125,7 +126,7 @@ class Verdicts:
         self.undecided.clear()
         self.dropped.clear()
 
-    async def explain(self, missed: Sequence[Settlement], connection: Any) -> None:
+    async def explain(self, missed: Sequence[Settlement], connection: Connection) -> None:
         """Log each settlement that changed nothing, unless it was already true."""
         states = await states_of(connection, [one.email for one in missed])
         for settlement in missed:

@@ -14,13 +14,14 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 from rich.console import Console
 from rich.table import Table
 
 from outbox.database import schema
+from outbox.database.driver import DriverConnection
 from outbox.errors import OutboxError
 from outbox.sandbox.postgres import postgres
 from outbox.sandbox.smtp_sink import Action, Hold, Sink, Stage, Visit
@@ -161,7 +162,7 @@ async def _stop(server: Server) -> None:
     await server.relay.communicate()
 
 
-async def _until_alive(connection: Any, servers: int) -> None:
+async def _until_alive(connection: DriverConnection, servers: int) -> None:
     alive = "SELECT count(*) FROM outbox.relay WHERE ended_at IS NULL"
     end = time.monotonic() + DEADLINE_S
     while await connection.fetchval(alive) < servers:
@@ -170,7 +171,9 @@ async def _until_alive(connection: Any, servers: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _monday(story: Story, fleet: list[Server], directory: Path, people: int, connection: Any, sink: Sink) -> None:
+async def _monday(
+    story: Story, fleet: list[Server], directory: Path, people: int, connection: DriverConnection, sink: Sink
+) -> None:
     story.head("Monday, 06:00. Cron fires on every server at once.")
     crons = [await _start(directory, "generate") for _ in fleet]
     killing = asyncio.create_task(_kill_one(story, fleet, people, connection, sink))
@@ -186,7 +189,7 @@ async def _report_cron(story: Story, server: Server, cron: asyncio.subprocess.Pr
     story.tell(f"{server.name}: cron made {made} reports, found {elsewhere} made elsewhere, exit {cron.returncode}")
 
 
-async def _kill_one(story: Story, fleet: list[Server], people: int, connection: Any, sink: Sink) -> None:
+async def _kill_one(story: Story, fleet: list[Server], people: int, connection: DriverConnection, sink: Sink) -> None:
     """SIGKILL a relay that is in the middle of sending, when about a third has been accepted."""
     end = time.monotonic() + DEADLINE_S
     while sink.messages < people / 3 and time.monotonic() < end:
@@ -209,7 +212,7 @@ async def _kill_one(story: Story, fleet: list[Server], people: int, connection: 
         story.tell(f"{victim.name}: had {in_hand} emails in hand")
 
 
-async def _until_quiet(connection: Any) -> None:
+async def _until_quiet(connection: DriverConnection) -> None:
     end = time.monotonic() + DEADLINE_S
     while await connection.fetchval("SELECT count(*) FROM outbox.delivery WHERE state IN ('pending', 'sending')"):
         if time.monotonic() > end:
@@ -217,7 +220,9 @@ async def _until_quiet(connection: Any) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _ending(story: Story, fleet: list[Server], people: int, directory: Path, connection: Any, sink: Sink) -> int:
+async def _ending(
+    story: Story, fleet: list[Server], people: int, directory: Path, connection: DriverConnection, sink: Sink
+) -> int:
     senders = await connection.fetch(
         "SELECT r.pid, count(*) FILTER (WHERE d.state = 'sent') AS sent,"
         "       count(*) FILTER (WHERE d.state = 'in_doubt') AS in_doubt"
@@ -250,7 +255,7 @@ async def _ending(story: Story, fleet: list[Server], people: int, directory: Pat
     return 0 if good else 1
 
 
-async def _settle_doubts(story: Story, directory: Path, connection: Any, sink: Sink) -> None:
+async def _settle_doubts(story: Story, directory: Path, connection: DriverConnection, sink: Sink) -> None:
     """Resolve the emails in doubt as a person would, by the mail server's own record."""
     doubts = await connection.fetch(
         "SELECT m.key, m.recipient, m.message_id FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email"
@@ -272,7 +277,7 @@ async def _settle_doubts(story: Story, directory: Path, connection: Any, sink: S
     await _until_quiet(connection)
 
 
-async def _show_one(story: Story, directory: Path, connection: Any, sink: Sink) -> None:
+async def _show_one(story: Story, directory: Path, connection: DriverConnection, sink: Sink) -> None:
     accepted = sink.accepted[0]
     report = await connection.fetchrow(
         "SELECT m.key, r.html FROM outbox.email m JOIN outbox.report r ON r.id = m.report WHERE m.recipient = $1",

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape, unescape
 from math import isfinite
-from typing import Any, Final
+from typing import Final
+
+from outbox.database.connection import Connection
 
 EDITIONS_MAX: Final = 12
 HEAD_MAX: Final = 4096  # characters of a page in which its figures stand
@@ -52,7 +54,7 @@ class Earlier:
     figures: dict[str, float]
 
 
-async def read_history(connection: Any, report: int, expires_s: float | None) -> list[Earlier]:
+async def read_history(connection: Connection, report: int, expires_s: float | None) -> list[Earlier]:
     """This edition and up to `EDITIONS_MAX` - 1 before it whose pages may be shown, the latest first."""
     rows = await connection.fetch(EARLIER, report, expires_s, EDITIONS_MAX, HEAD_MAX)
     return [Earlier(row["title"], row["token"], _figures(row["head"])) for row in rows]

@@ -1,6 +1,6 @@
-"""What the pages ask of Postgres: short statements on a few connections, which may all be gone for a while.
+"""Pool of Postgres connections for the pages: short statements on a few connections, which may all be lost.
 
-asyncpg's pool and no SQLAlchemy engine: the rooms that the board shows (`status`, `show`, `operate`) take an asyncpg
+asyncpg's pool and no SQLAlchemy engine: the modules that the board uses (`status`, `show`, `operate`) take an asyncpg
 connection, and a page is one statement. Nothing here takes an advisory lock, and no statement or wait for a row's
 lock lasts long enough for a relay to notice.
 """
@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from outbox.database.connection import connect, is_ended, is_lost
+from outbox.database.connection import Connection, is_lost
+from outbox.database.opening import connect
 from outbox.database.schema import require_current
 from outbox.errors import DatabaseUnavailableError
 from outbox.settings.urls import DatabaseUrl
@@ -57,11 +58,11 @@ class Store:
                 )
             return self._pool
 
-    async def _connect(self, *_: object, **__: object) -> Any:
+    async def _connect(self, *_: object, **__: object) -> Connection:
         return await connect(self.url, application="outbox web", settings=BOUNDS, timeout_s=CONNECT_MAX_S)
 
     async def close(self) -> None:
-        """End all sessions; who asks afterwards opens new ones."""
+        """End all sessions; a later request opens new ones."""
         if self._pool is not None:
             self._pool.terminate()
             self._pool = None
@@ -76,13 +77,12 @@ class Store:
             await require_current(connection)
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Any]:
-        """A connection for one request.
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Yield a connection for one request.
 
         Raises:
             DatabaseUnavailableError: Postgres is away, has no place for us, or does not answer in time.
         """
-        held: Any = None
         try:
             async with (await self._opened()).acquire(timeout=ACQUIRE_MAX_S) as held:
                 yield held
@@ -91,7 +91,7 @@ class Store:
         except DatabaseUnavailableError:
             raise
         except Exception as error:
-            if is_lost(error) or (held is not None and is_ended(error, held)):
+            if is_lost(error):
                 raise DatabaseUnavailableError(
                     f"Postgres at {self.url.redacted} does not answer ({str(error) or type(error).__name__})."
                 ) from error

@@ -11,13 +11,14 @@ from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from outbox.database.connection import Connection
 from outbox.errors import DatabaseUnavailableError
 from outbox.settings import EditionSettings, WebSettings
 from outbox.web.history import read_history, with_history
@@ -191,7 +192,7 @@ class Pages:
         )
 
     @asynccontextmanager
-    async def _connection(self, request: Request) -> AsyncIterator[Any]:
+    async def _connection(self, request: Request) -> AsyncIterator[Connection]:
         """Wait for the client's turn, then for a connection."""
         async with self.lookups.turn(request, self.callers.address(request)), self.store.connection() as connection:
             yield connection

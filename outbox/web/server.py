@@ -17,7 +17,7 @@ from typing import Any, Final
 import uvicorn
 from starlette.applications import Starlette
 
-from outbox.database.connection import DatabaseRefusedError
+from outbox.database.refusal import DatabaseRefusedError
 from outbox.errors import ConfigurationError, DatabaseUnavailableError
 from outbox.log import Events
 from outbox.settings import Settings

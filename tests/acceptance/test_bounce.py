@@ -13,7 +13,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from outbox.feedback.bounces import Outcome, read_maildir
+from outbox.feedback.bounce_maildir import read_maildir
+from outbox.feedback.bounces import Outcome, Policy
 from outbox.mail.verp import former_token_of, tokens_in
 from outbox.sandbox.smtp_sink import EXTENSIONS, Sink
 from tests.support.bounce_samples import ARF, EXCHANGE, PERSON, ROWS, header_of, message_id_of, of_row, postfix
@@ -313,16 +314,16 @@ async def test_one_process_at_a_time_reads_a_maildir_and_a_kill_in_the_middle_lo
 # Stops the process for good in the middle of the message that says so, as an endless loop of the parser would.
 STUCK = """
 import os, signal
-from outbox import bounce, returned
-parse = bounce.take_apart
-def take_apart(raw):
+from outbox.feedback import bounce_maildir
+parse = bounce_maildir.parse_bounce
+def parse_bounce(raw):
     if b"STUCK" in raw:
         open("stuck", "w").close()
         signal.pause()
     if b"RAISES" in raw:
         raise MemoryError("too much")
     return parse(raw)
-returned.take_apart = take_apart
+bounce_maildir.parse_bounce = parse_bounce
 from outbox.cli import app
 app(prog_name="outbox")
 """
@@ -393,7 +394,7 @@ async def test_directories_among_the_messages_keep_no_file_open(tmp_path):
     for n in range(20):
         (tmp_path / f"new/{n}").mkdir()
     before = files_open()
-    found = [one.outcome async for one in read_maildir(None, tmp_path)]
+    found = [one.outcome async for one in read_maildir(None, tmp_path, policy=Policy())]
     assert found == [Outcome.UNREADABLE] * 20
     assert files_open() == before
 

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 import trustme
 
-from outbox.database.connection import connect
+from outbox.database.opening import connect
 from outbox.database.roles import ROLES, together
 from outbox.doctor import database as doctor_database
 from outbox.doctor.rights import look_at_rights
@@ -284,7 +284,7 @@ async def test_clocks_that_differ_are_a_note_and_from_a_minute_on_a_fault(fleet,
     await connected.close()
     assert line.grade == grade
     assert f"{behind:.0f} s behind this host's" in line.found
-    assert "NTP" in line.mend
+    assert "NTP" in line.fix
 
 
 # ── rights ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -335,7 +335,7 @@ async def test_each_right_that_is_missing_is_named(clerk):
         await fleet.connection.execute(f"REVOKE {right.clause} FROM {name}")
         found = await look_at_rights(role)
         assert found.found == f"role {name} lacks {right.clause}"
-        await fleet.connection.execute(found.mend)
+        await fleet.connection.execute(found.fix)
     await role.close()
 
 

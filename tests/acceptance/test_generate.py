@@ -7,7 +7,7 @@ import signal
 
 import asyncpg
 
-from outbox.database.connection import BUCKET_LOCKS
+from outbox.database.locks import BUCKET_LOCKS
 from tests.support.fleet import COUNTING_DATA, until
 
 WHOLE = """

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from outbox.database.connection import INIT_LOCK, PRUNE_LOCK, connect
 from outbox.database.lock_wait import BlockerWatch
+from outbox.database.locks import INIT_LOCK, PRUNE_LOCK
+from outbox.database.opening import connect
 from outbox.settings.urls import DatabaseUrl
 from tests.support.fleet import until
 

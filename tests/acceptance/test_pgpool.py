@@ -12,7 +12,7 @@ import pytest
 
 from bench.harness.pgbouncer import _account
 from outbox.database import schema
-from outbox.database.connection import ALIVE, RELAY_LOCKS
+from outbox.database.locks import ALIVE, RELAY_LOCKS
 from outbox.sandbox.postgres import postgres, standby
 from outbox.testing.postgres import FAST
 from tests.faults.test_failover import PEOPLE

@@ -8,7 +8,8 @@ import asyncpg
 import pytest
 
 from bench.harness.pgbouncer import PGBOUNCER, pooler
-from outbox.database.connection import ALIVE, RELAY_LOCKS, lease_settings
+from outbox.database.locks import ALIVE, RELAY_LOCKS
+from outbox.database.opening import lease_settings
 from tests.support.fleet import until
 
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed (apt-get install pgbouncer)")

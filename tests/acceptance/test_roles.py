@@ -373,7 +373,7 @@ async def test_a_role_holds_exactly_what_the_table_of_rights_says_and_renewing_t
     found = await look_at_rights(role)
     lacks = ["SELECT ON TABLE outbox.pause", "EXECUTE ON FUNCTION outbox.suppressed"]
     assert found.found == f"role app_relay lacks {', '.join(lacks)}"
-    assert "`outbox init --roles`" in found.mend
+    assert "`outbox init --roles`" in found.fix
     ends = await asyncio.gather(*(fleet.run("init", "--roles") for _ in range(3)))
     assert [(end.code, end.err) for end in ends] == [(0, "")] * 3
     for name, group in ROLES.items():

@@ -8,7 +8,7 @@ import re
 import asyncpg
 import pytest
 
-from outbox.database.connection import engine
+from outbox.database.engine import engine
 from outbox.database.roles import ROLES
 from outbox.operations.status import read_status
 from outbox.settings.urls import DatabaseUrl

@@ -3,9 +3,10 @@
 import asyncpg
 import pytest
 
-from outbox.database import failover_barrier
+from outbox.database import failover_barrier, failover_rules
 from outbox.database.connection import CHANNEL
-from outbox.database.failover_barrier import Barrier, Kind, Presence
+from outbox.database.failover_barrier import Barrier
+from outbox.database.failover_rules import Kind, Presence
 from outbox.relay.boot_clock import boot_clock_s
 from outbox.relay.isolate import claim_one
 from outbox.relay.lease_connection import PLANS
@@ -25,7 +26,7 @@ class Member:
 
     def __init__(self, url, name):
         self.url, self.name = DatabaseUrl.parse(url), name * 32
-        self.presence = Presence(self.name, failover_barrier.blind_s(5, 10))
+        self.presence = Presence(self.name, failover_rules.blind_s(5, 10))
         self.session = None
         self.heard = []
 
@@ -98,7 +99,7 @@ async def test_a_relay_after_a_long_silence_waits_until_one_that_was_at_work_all
     assert one.session.barrier.kind is Kind.GAP
     assert await one.look()
     row = await failover_barrier.read(connection)
-    assert failover_barrier.answer_of(row, other.barrier.epoch, has_gap=False) is failover_barrier.Answer.VOUCH
+    assert failover_rules.answer_of(row, other.barrier.epoch, has_gap=False) is failover_rules.Answer.VOUCH
     await failover_barrier.lift(other.session.connection, row.epoch, CHANNEL)
     assert not await one.look()
 
@@ -109,7 +110,7 @@ async def test_a_new_relay_waits_a_little_where_all_that_are_known_are_lost(conn
     await connection.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
     one = await member("a").open()
     assert one.session.barrier.kind is Kind.START
-    assert one.session.barrier.until_s <= failover_barrier.UNHEARD_S
+    assert one.session.barrier.until_s <= failover_rules.UNHEARD_S
     assert await one.look()
     two = await member("c").open()
     assert two.barrier.up, "it is no reason to go on that another one waits"
@@ -121,7 +122,7 @@ async def test_a_new_relay_waits_for_an_answer_of_one_that_was_at_work_here_all_
     one = await member("a").open()
     assert await one.look()
     row = await failover_barrier.read(connection)
-    assert failover_barrier.answer_of(row, other.barrier.epoch, has_gap=False) is failover_barrier.Answer.VOUCH
+    assert failover_rules.answer_of(row, other.barrier.epoch, has_gap=False) is failover_rules.Answer.VOUCH
     await failover_barrier.lift(other.session.connection, row.epoch, CHANNEL)
     assert not await one.look()
 
@@ -151,7 +152,7 @@ async def test_a_relay_seen_alive_on_another_server_is_waited_for_though_this_se
     connection, member
 ):
     one = member("a")
-    one.presence.hear(failover_barrier.JOINED + "d" * 32, boot_clock_s())
+    one.presence.hear(failover_rules.JOINED + "d" * 32, boot_clock_s())
     await one.open(last=ELSEWHERE)
     await pass_the_least_wait(connection)
     assert await one.look()
@@ -238,7 +239,7 @@ async def test_a_relay_that_registers_is_heard_of_by_the_others(member):
 
     one = await member("a").open()
     await member("b").open()
-    await until(lambda: failover_barrier.JOINED + "b" * 32 in one.heard, "it is heard of")
+    await until(lambda: failover_rules.JOINED + "b" * 32 in one.heard, "it is heard of")
 
 
 async def test_after_a_gap_one_that_lived_when_it_began_is_waited_for_though_a_sweep_has_ended_it(connection, member):
@@ -257,7 +258,7 @@ async def test_one_that_registered_here_is_waited_for_on_the_old_server_though_n
     await member("b").open()
     one = await member("a").open(last=ELSEWHERE)
     standing = one.presence.standing(one.session.server, grace_s=GRACE_S)
-    assert failover_barrier.awaited_by(Kind.MOVE, failover_barrier.Here((0, None)), standing) == {"a" * 32, "b" * 32}
+    assert failover_rules.awaited_by(Kind.MOVE, failover_rules.Here((0, None)), standing) == {"a" * 32, "b" * 32}
 
 
 async def test_what_was_told_before_the_row_was_deleted_lifts_no_barrier_of_the_new_row(connection, member):

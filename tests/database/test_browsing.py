@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from outbox.database.connection import BY_INDEX
+from outbox.database.plans import BY_INDEX
 from outbox.web.board import decision_scope, editions, emails, live, search
 from outbox.web.board.search import Wanted, browse
 

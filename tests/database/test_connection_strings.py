@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from outbox.database import connection as module
-from outbox.database.connection import DatabaseRefusedError, connect, ignored_parameters
+from outbox.database import opening as module
+from outbox.database.opening import connect, ignored_parameters
+from outbox.database.refusal import DatabaseRefusedError
+from outbox.errors import DatabaseUnavailableError
 from outbox.sandbox.postgres import Server
 from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
@@ -20,8 +22,7 @@ from tests.support.fleet import free_port
 
 @pytest.fixture(autouse=True)
 def nothing_was_ignored():
-    module._unknown.clear()
-    module._warned.clear()
+    module._ignored = module._Ignored()
 
 
 async def is_encrypted(url):
@@ -151,7 +152,7 @@ async def test_a_server_without_tls_is_named_as_such(without_tls, query):
 
 
 async def test_direct_tls_that_a_server_lacks_is_named(without_tls):
-    with pytest.raises(module.DatabaseUnavailableError, match="sslnegotiation=direct needs PostgreSQL 17"):
+    with pytest.raises(DatabaseUnavailableError, match="sslnegotiation=direct needs PostgreSQL 17"):
         await is_encrypted(f"{without_tls}?sslmode=require&sslnegotiation=direct")
 
 

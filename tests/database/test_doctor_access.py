@@ -5,7 +5,8 @@ import re
 import asyncpg
 import pytest
 
-from outbox.database.connection import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS, connect
+from outbox.database.locks import BUCKET_LOCKS, INIT_LOCK, PRUNE_LOCK, RELAY_LOCKS, SELFTEST_LOCKS
+from outbox.database.opening import connect
 from outbox.database.roles import ROLES, grant_roles
 from outbox.doctor.access import look_at_connect, look_at_locks, look_at_path, names_of
 from outbox.doctor.finding import Grade
@@ -58,8 +59,8 @@ async def test_a_schema_of_the_path_in_which_everybody_may_create_is_a_note_with
     found = await look_at_path(victim)
     assert found.grade is Grade.NOTE
     assert "PUBLIC, d_other may create in schema public" in found.found
-    assert found.mend == "REVOKE CREATE ON SCHEMA public FROM PUBLIC, d_other"
-    for statement in found.mend.split("; "):
+    assert found.fix == "REVOKE CREATE ON SCHEMA public FROM PUBLIC, d_other"
+    for statement in found.fix.split("; "):
         await connection.execute(statement)
     assert (await look_at_path(victim)).grade is Grade.OK, "what the role itself may do is no danger to it"
 
@@ -73,7 +74,7 @@ async def test_the_path_of_the_role_in_this_database_counts(connection, roles):
     assert (await look_at_path(await roles("d_other"))).grade is Grade.OK, "it has another path"
     found = await look_at_path(await roles("d_victim"))
     assert 'd_other may create in schema "Shop floor"' in found.found
-    assert found.mend == 'REVOKE CREATE ON SCHEMA "Shop floor" FROM d_other'
+    assert found.fix == 'REVOKE CREATE ON SCHEMA "Shop floor" FROM d_other'
 
 
 async def test_who_may_create_a_schema_that_the_path_names_is_told(connection, roles):
@@ -93,7 +94,7 @@ async def test_that_everybody_may_connect_is_a_note_once_roles_are_in_use(connec
     found = await look_at_connect(connection)
     name = await connection.fetchval("SELECT current_database()")
     assert found.grade is Grade.NOTE
-    assert f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC" in found.mend
+    assert f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC" in found.fix
     await connection.execute(f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
     assert (await look_at_connect(connection)).grade is Grade.OK
 
@@ -107,7 +108,7 @@ async def test_locks_of_ours_in_a_strangers_hands_are_a_fault_with_pid_and_role(
     other = await roles("d_other", plain=True)
     await other.execute(f"SELECT pg_advisory_lock{mode}({number}, n) FROM generate_series(0, 2) AS n")
     found = await look_at_locks(connection)
-    assert found.grade is Grade.FAULT
+    assert found.grade is Grade.PROBLEM
     assert f"pid {other.get_server_pid()} (role d_other) holds 3 of {kind}" in found.found
     await other.execute("SELECT pg_advisory_unlock_all(); SELECT pg_advisory_lock(7, 7)")
     assert (await look_at_locks(connection)).grade is Grade.OK, "another number is another's business"

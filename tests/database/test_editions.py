@@ -9,7 +9,8 @@ from types import ModuleType
 import asyncpg
 import pytest
 
-from outbox.database.connection import EDITION_LOCKS, engine
+from outbox.database.engine import engine
+from outbox.database.locks import EDITION_LOCKS
 from outbox.errors import ConfigurationError, OutboxError, SourceError
 from outbox.generate import run as making
 from outbox.generate.edition import EXPECT, open_edition, plan_edition

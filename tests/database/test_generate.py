@@ -10,7 +10,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from outbox.database.connection import BUCKET_LOCKS, NAMESPACE_MASK, engine, is_lost
+from outbox.database.connection import is_lost
+from outbox.database.engine import engine
+from outbox.database.locks import BUCKET_LOCKS, NAMESPACE_MASK
 from outbox.errors import DatabaseUnavailableError
 from outbox.generate import report_maker, run, shared_work
 from outbox.generate.buckets import BUCKETS, bucket_of

@@ -6,8 +6,8 @@ import re
 import asyncpg
 import pytest
 
-from outbox.database.connection import BUCKET_LOCKS, NAMESPACE_MASK
 from outbox.database.lock_wait import LockWaitError
+from outbox.database.locks import BUCKET_LOCKS, NAMESPACE_MASK
 from outbox.database.roles import grant_roles
 from outbox.errors import SourceError
 from outbox.generate import batch_writer, session, wait_bounds

@@ -404,7 +404,13 @@ def statements():
     on_large = re.compile(rf"\b(SELECT|UPDATE|INSERT|DELETE)\b.*outbox\.({'|'.join(LARGE + VIEWS)})\b", re.DOTALL)
     for module in pkgutil.walk_packages(outbox.__path__, "outbox."):
         if module.name.startswith(
-            ("outbox.testing", "outbox.sandbox.demo", "outbox.database.schema", "outbox.database.roles")
+            (
+                "outbox.testing",
+                "outbox.sandbox.demo",
+                "outbox.database.schema",
+                "outbox.database.upgrades",
+                "outbox.database.roles",
+            )
         ) or module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():

@@ -5,7 +5,7 @@ from itertools import count
 import asyncpg
 import pytest
 
-from outbox.database.connection import PRUNE_LOCK
+from outbox.database.locks import PRUNE_LOCK
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.operations import prune
 from outbox.operations.prune import PRUNED, keep_of

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from outbox.database.roles import grant_roles
-from outbox.feedback import bounces
+from outbox.feedback import bounce_proof, bounces
 from outbox.feedback.bounces import Outcome, Policy
 from outbox.operations.resolve import Decision, resolve
 from outbox.relay import suppression
@@ -248,7 +248,7 @@ async def test_each_statement_looks_up_by_index_in_tables_without_statistics(con
            INSERT INTO outbox.bounce (email, message, kind, counts) SELECT id, 'm', 'soft', true FROM outbox.email"""
     )
     await connection.execute("SET plan_cache_mode = force_generic_plan")
-    for statement in (*bounces.STATEMENTS, suppression.REMOVE):
+    for statement in (*bounce_proof.STATEMENTS, *bounces.STATEMENTS, suppression.REMOVE):
         prepared = await connection.prepare(statement)
         nulls = ", ".join("NULL" for _ in prepared.get_parameters())
         await connection.execute(f"PREPARE planned AS {statement}")

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from outbox.database.connection import CHANNEL, LOST_SESSION, RELAY_LOCKS
+from outbox.database.connection import CHANNEL, LOST_SESSION
+from outbox.database.locks import RELAY_LOCKS
 from outbox.errors import DatabaseUnavailableError, OutboxError, SchemaError, UnsafeDatabaseError
 from outbox.relay import registration
 from outbox.relay.lock_proof import prove_locks

@@ -7,7 +7,7 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
-from outbox.database.connection import RELAY_LOCKS, SELFTEST_LOCKS
+from outbox.database.locks import RELAY_LOCKS, SELFTEST_LOCKS
 from outbox.errors import DatabaseUnavailableError
 from outbox.operations.route_rules import read_unserved
 from outbox.operations.status import read_status

@@ -14,7 +14,8 @@ import trustme
 
 from bench.harness.freeze import freeze, thaw
 from outbox.database import dialing, schema
-from outbox.database.connection import DatabaseRefusedError, connect
+from outbox.database.opening import connect
+from outbox.database.refusal import DatabaseRefusedError
 from outbox.errors import DatabaseUnavailableError
 from outbox.sandbox import postgres as embedded
 from outbox.sandbox.postgres import Server, postgres, standby

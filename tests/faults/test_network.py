@@ -20,8 +20,8 @@ import pytest
 import uvloop
 
 from bench.harness.fault_proxy import Link, Proxy
-from outbox.database import connection as database
 from outbox.database import failover_barrier
+from outbox.database import opening as database
 from outbox.errors import DatabaseUnavailableError
 from outbox.generate import run as rooms
 from outbox.relay.relay import Relay

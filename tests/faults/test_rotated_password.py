@@ -7,7 +7,8 @@ import asyncpg
 import pytest
 
 from outbox.database import schema
-from outbox.database.connection import DatabaseLoginError, connect
+from outbox.database.opening import connect
+from outbox.database.refusal import DatabaseLoginError
 from outbox.sandbox.postgres import postgres
 from outbox.settings import load
 from outbox.settings.urls import DatabaseUrl

@@ -35,7 +35,7 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     version = schema.VERSION + 1
     change(package / "__init__.py", r'__version__ = ".*"', f'__version__ = "{NEXT}"')
     change(package / "database" / "schema.py", r"VERSION: Final = \d+", f"VERSION: Final = {version}", count=1)
-    change(package / "database" / "schema.py", r"(UPGRADES: .* = \{\n)", rf'\1    {version}: "{COLUMN}",\n')
+    change(package / "database" / "upgrades.py", r"(UPGRADES: .* = \{\n)", rf'\1    {version}: "{COLUMN}",\n')
     whole = schema.schema_sql().replace(
         "    state       text not null default 'pending',", "    state text not null default 'pending', weight int,"
     )

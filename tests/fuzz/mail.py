@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 
 from hypothesis import strategies as st
 
-from outbox.feedback.dsn import IDS_MAX, NOTICES_MAX, READ_MAX, SAID_MAX, Kind, take_apart
+from outbox.feedback.dsn import READ_MAX, parse_bounce
+from outbox.feedback.notice import REASON_MAX, Kind
+from outbox.feedback.report_fields import IDS_MAX, NOTICES_MAX
 from outbox.mail import verp
 from outbox.mail.attachment import Attachment, file_name
 from outbox.mail.header_fields import BREAKS, one_line
@@ -47,7 +49,7 @@ _MAIL = pieces(*_TOKENS, seeds=_SAMPLES)
 @fuzzed("bounces", _MAIL, bytes)
 def a_bounce_is_read_within_its_bounds_or_refused(raw):
     try:
-        found = take_apart(raw)
+        found = parse_bounce(raw)
     except ValueError as error:
         assert not _CONTROL.search(str(error))
         return
@@ -61,11 +63,11 @@ def a_bounce_is_read_within_its_bounds_or_refused(raw):
     assert len(found.evidence) <= READ_MAX
     for notice in found.notices:
         assert isinstance(notice.kind, Kind)
-        assert len(notice.said) <= SAID_MAX
-        assert not re.search(r"[\r\n]", notice.said)
+        assert len(notice.reason) <= REASON_MAX
+        assert not re.search(r"[\r\n]", notice.reason)
         assert notice.status is None or re.fullmatch(r"[245]\.\d{1,3}\.\d{1,3}", notice.status)
         assert not any(re.search(r"[\r\n]", address) for address in notice.addresses)
-    assert take_apart(raw) == found
+    assert parse_bounce(raw) == found
 
 
 # ── stored messages ──────────────────────────────────────────────────────────────────────────────────────────────────

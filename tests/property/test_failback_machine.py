@@ -15,8 +15,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from outbox.database import failover_barrier as barrier
-from outbox.database.failover_barrier import (
+from outbox.database.failover_rules import (
     Answer,
     Here,
     Kind,
@@ -27,9 +26,11 @@ from outbox.database.failover_barrier import (
     awaited_by,
     blind_s,
     may_lift,
+    met_here,
     raised,
     reason_to_raise,
 )
+from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.settlement import Settlement
 from outbox.relay.verdict_history import VerdictHistory
 from outbox.smtp.outgoing import OutgoingEmail, Try
@@ -37,7 +38,7 @@ from outbox.smtp.verdict import Outcome
 
 GUARD_S, LEASE_S, GRACE_S = 5.0, 10.0, 6.0  # a short grace, so that it is over now and then
 BLIND_S = blind_s(GUARD_S, LEASE_S)  # a shorter freeze may go unnoticed by relays whose session outlives it
-SENT = Outcome("sent", "accepted", "250 ok")
+SENT = Outcome(DeliveryState.SENT, "accepted", "250 ok")
 LAG_S = 40.0  # how far a standby may be behind: less than relays remember
 HOW = ["sent", "sent", "sent", "deferred", "withdrawn", "unanswered", "unwritten", "not yet"]
 
@@ -152,7 +153,7 @@ class Relay:
             self.history.note_move(0.0, now)
         if row.moved_s is not None:
             self.history.note_move(row.moved_s, now)
-        self.presence.arrive(server.id, now, barrier.met_here(here))
+        self.presence.arrive(server.id, now, met_here(here))
         if self.told != server.id and self.told is not None:
             news = self.history.recall(self.unsettled, self.awaiting_reply, now, doubt_s=None)
             for one in news:

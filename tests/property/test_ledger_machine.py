@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from outbox.database.connection import RELAY_LOCKS
+from outbox.database.locks import RELAY_LOCKS
 from outbox.operations.resolve import Decision, resolve
 from outbox.operations.retry_cancel import Act, operate
 from outbox.relay import in_doubt, pauses

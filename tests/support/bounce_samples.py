@@ -2,6 +2,8 @@
 
 from email import message_from_bytes
 
+from outbox.feedback.dsn import parse_bounce
+
 ROWS = "SELECT *, outbox.bounce_token(id) AS token FROM outbox.email"
 
 
@@ -224,3 +226,28 @@ Hi. This is the third week in which section 5.1.1 of my report is empty.
 <bo@example.com>:
 5.1.1 is what I mean.
 """
+
+
+HEADER = "From: Reports <reports@example.com>\nTo: bo@example.com\nMessage-ID:\n <7.abcd@example.com>\nSubject: x"
+ID = "<7.abcd@example.com>"
+DSN = "message/delivery-status"
+
+
+def plain(template, **more):
+    return template.format(header=HEADER, message_id=ID, **more).encode()
+
+
+def in_part(kind, content, *, encoding="", outer="multipart/report; report-type=delivery-status"):
+    head = f"Content-Transfer-Encoding: {encoding}\n" if encoding else ""
+    return (
+        f"From: MAILER-DAEMON@mx.example.net\nReturn-Path: <>\nMessage-ID: <b@c>\n"
+        f'Content-Type: {outer}; boundary="B"\n\n'
+        f"--B\nContent-Type: {kind}\n{head}\n".encode()
+        + content
+        + b"\n--B--\n"
+    )
+
+
+def verdict(raw, recipient="bo@example.com"):
+    found = parse_bounce(raw)
+    return found and found.about(recipient).kind

@@ -5,7 +5,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from outbox.database.connection import RELAY_LOCKS
+from outbox.database.locks import RELAY_LOCKS
 from outbox.relay.registration import register
 from outbox.relay.settlement import Settlement
 from outbox.relay.sweep import sweep

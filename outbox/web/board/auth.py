@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from outbox.database.connection import storable
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 from outbox.log import Events
 from outbox.settings import SECRET_MIN, WebSettings

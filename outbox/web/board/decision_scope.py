@@ -7,9 +7,10 @@ moment and the last id. So nothing is remembered between the two, and any proces
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-from outbox.database.connection import storable
+from outbox.database.connection import Connection
+from outbox.database.values import storable
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.email_filter import Chosen, Selection, find
@@ -63,7 +64,7 @@ class Fitting:
     at: float
 
 
-async def named(connection: Any, ids: Sequence[int]) -> list[Email]:
+async def named(connection: Connection, ids: Sequence[int]) -> list[Email]:
     """Read these in their present state."""
     return [Email(*row) for row in await connection.fetch(STANDING, list(ids)[:PICKED_MAX])]
 
@@ -101,7 +102,7 @@ def selection_of(act: str, fields: Mapping[str, str]) -> Selection:
 
 
 async def fitting(
-    connection: Any, act: str, chosen: Selection, *, up_to: int | None = None, at: float | None = None
+    connection: Connection, act: str, chosen: Selection, *, up_to: int | None = None, at: float | None = None
 ) -> Fitting:
     """Return the emails that the same command would touch, now, or those that have not changed since `at`.
 

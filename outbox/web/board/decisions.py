@@ -10,6 +10,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from outbox.database.connection import Connection
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.generate.waiver import Owed, unreached_of, waive
 from outbox.mail.delivery_state import DeliveryState
@@ -79,7 +80,7 @@ class Deciding:
             why=fields.get("why", ""), why_max=WHY_MAX, **shown,
         )  # fmt: skip
 
-    async def _shown(self, connection: Any, act: str, fields: dict[str, str]) -> dict[str, Any]:
+    async def _shown(self, connection: Connection, act: str, fields: dict[str, str]) -> dict[str, Any]:
         """Return the facts that a confirmation shows, and those that its form carries to the click."""
         if act in ("pause", "resume"):
             return await self._shown_hold(connection, act, fields.get("pause", ""))
@@ -99,7 +100,7 @@ class Deciding:
         return {"kind": "all", "named": found_all.named, "count": len(found_all.emails), "target": found_all.target,
                 "carried": carried}  # fmt: skip
 
-    async def _shown_hold(self, connection: Any, act: str, report: str) -> dict[str, Any]:
+    async def _shown_hold(self, connection: Connection, act: str, report: str) -> dict[str, Any]:
         await self._require_known(connection, report)
         found = await _pause_of(connection, report)
         if act == "resume" and found is None:
@@ -109,7 +110,7 @@ class Deciding:
         return {"kind": "pause", "pause": found, "target": label(report), "count": waiting, "named": [],
                 "carried": carried}  # fmt: skip
 
-    async def _require_known(self, connection: Any, report: str) -> None:
+    async def _require_known(self, connection: Connection, report: str) -> None:
         if report and report not in self.board.settings.editions and not await is_known(connection, report):
             raise OutboxError(f"{report} is no report that the fleet knows.")
 
@@ -136,7 +137,7 @@ class Deciding:
         response.status_code = status
         return response
 
-    async def _do(self, connection: Any, act: str, fields: dict[str, str], who: str, why: str) -> Outcome:
+    async def _do(self, connection: Connection, act: str, fields: dict[str, str], who: str, why: str) -> Outcome:
         if act in ("pause", "resume"):
             return await self._hold(connection, act, fields, who, why)
         if act == "waive":
@@ -148,7 +149,7 @@ class Deciding:
             return await _do_named(connection, act, seen, who, why)
         return await _do_all(connection, act, fields, who, why)
 
-    async def _hold(self, connection: Any, act: str, fields: dict[str, str], who: str, why: str) -> Outcome:
+    async def _hold(self, connection: Connection, act: str, fields: dict[str, str], who: str, why: str) -> Outcome:
         report = fields.get("pause", "")
         found = await _pause_of(connection, report)
         since = "" if found is None else found.since.isoformat()
@@ -164,7 +165,7 @@ class Deciding:
         return Outcome(int(done), [label(report)] if done else [], left)
 
 
-async def _owed(connection: Any, fields: dict[str, str]) -> list[Owed]:
+async def _owed(connection: Connection, fields: dict[str, str]) -> list[Owed]:
     """Return the recipient that a form names, or all of an edition who have no report.
 
     Raises:
@@ -181,7 +182,7 @@ async def _owed(connection: Any, fields: dict[str, str]) -> list[Owed]:
     return found
 
 
-async def _shown_waivers(connection: Any, fields: dict[str, str]) -> dict[str, Any]:
+async def _shown_waivers(connection: Connection, fields: dict[str, str]) -> dict[str, Any]:
     found = await _owed(connection, fields)
     carried = {name: fields[name] for name in ("report", "period", "recipient") if name in fields}
     return {
@@ -193,7 +194,7 @@ async def _shown_waivers(connection: Any, fields: dict[str, str]) -> dict[str, A
     }
 
 
-async def _waive(connection: Any, fields: dict[str, str], who: str, why: str) -> Outcome:
+async def _waive(connection: Connection, fields: dict[str, str], who: str, why: str) -> Outcome:
     found, count = await _owed(connection, fields), bigint(fields.get("count", ""))
     if count is None:
         raise OutboxError(NOT_WHOLE)
@@ -203,11 +204,11 @@ async def _waive(connection: Any, fields: dict[str, str], who: str, why: str) ->
     return Outcome(len(done), [one.key for one in done[:NAMED_MAX]], list(left.values()))
 
 
-async def _pause_of(connection: Any, report: str) -> Pause | None:
+async def _pause_of(connection: Connection, report: str) -> Pause | None:
     return next((one for one in await read_pauses(connection) if one.report == report), None)
 
 
-async def _do_named(connection: Any, act: str, seen: dict[int, str], who: str, why: str) -> Outcome:
+async def _do_named(connection: Connection, act: str, seen: dict[int, str], who: str, why: str) -> Outcome:
     """To emails that were named, and are as they were."""
     found = await named(connection, list(seen))
     same = [one for one in found if one.seen == seen[one.id]]
@@ -227,7 +228,7 @@ async def _do_named(connection: Any, act: str, seen: dict[int, str], who: str, w
 
 
 async def _resolve(
-    connection: Any, decision: Decision, same: list[Email], others: list[str], who: str, why: str
+    connection: Connection, decision: Decision, same: list[Email], others: list[str], who: str, why: str
 ) -> Outcome:
     keys = [one.key for one in same]
     states = sorted({one.state for one in same} & {DeliveryState.IN_DOUBT, DeliveryState.DEAD})
@@ -236,7 +237,7 @@ async def _resolve(
     return Outcome(len(decided), [key for key in keys if key in decided][:NAMED_MAX], [*others, *left.values()])
 
 
-async def _do_all(connection: Any, act: str, fields: dict[str, str], who: str, why: str) -> Outcome:
+async def _do_all(connection: Connection, act: str, fields: dict[str, str], who: str, why: str) -> Outcome:
     """To all that fit and did so when they were shown."""
     chosen = selection_of(act, fields)
     try:

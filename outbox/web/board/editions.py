@@ -3,13 +3,14 @@
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import asyncpg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from outbox.database.connection import Connection
 from outbox.operations.snapshot import Edition, EditionOutcome, read_outcomes
 from outbox.operations.watch import REST
 from outbox.relay.pauses import read_pauses
@@ -81,7 +82,7 @@ class Editions:
             before=before,
         )  # fmt: skip
 
-    async def _counted(self, connection: Any, edition: Edition, ends_at: float) -> Edition:
+    async def _counted(self, connection: Connection, edition: Edition, ends_at: float) -> Edition:
         """Return the edition with its counts: those of the live snapshot, those of a while ago, or none."""
         snapshot = self.board.live.seen.snapshot
         for known in [] if snapshot is None else snapshot.editions:
@@ -140,12 +141,14 @@ def _edition_id(text: str) -> int | None:
     return number if number is not None and -ID_MAX - 1 <= number <= ID_MAX else None
 
 
-async def _outcome(connection: Any, edition: int, *, time_max_s: float = COUNT_MAX_S) -> EditionOutcome | None:
+async def _outcome(connection: Connection, edition: int, *, time_max_s: float = COUNT_MAX_S) -> EditionOutcome | None:
     found = await _bounded(connection, lambda: read_outcomes(connection, [edition]), time_max_s=time_max_s)
     return (found or {}).get(edition)
 
 
-async def _bounded(connection: Any, read: Callable[[], Awaitable[T]], *, time_max_s: float = COUNT_MAX_S) -> T | None:
+async def _bounded(
+    connection: Connection, read: Callable[[], Awaitable[T]], *, time_max_s: float = COUNT_MAX_S
+) -> T | None:
     """Return what is read; None if it takes too long."""
     try:
         async with connection.transaction(readonly=True):

@@ -12,7 +12,9 @@ from urllib.parse import urlencode
 
 import asyncpg
 
-from outbox.database.connection import BY_INDEX, storable
+from outbox.database.connection import Connection
+from outbox.database.plans import BY_INDEX
+from outbox.database.values import storable
 from outbox.mail.delivery_state import OPEN, DeliveryState
 from outbox.operations.email_filter import EmailQuery, find_editions, literal
 from outbox.web.responses import bigint
@@ -158,7 +160,7 @@ MADE_AT: Final = "SELECT id, created_at FROM outbox.email WHERE id >= $1 ORDER B
 ENDS: Final = "SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM outbox.email"
 
 
-async def browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
+async def browse(connection: Connection, wanted: Wanted, zone: tzinfo) -> Found:
     """Return one page; it is cut if a statement takes longer than `TIME_MAX_S`."""
     try:
         async with connection.transaction(readonly=True):
@@ -169,7 +171,7 @@ async def browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
         return Found([], is_cut=True)
 
 
-async def _browse(connection: Any, wanted: Wanted, zone: tzinfo) -> Found:
+async def _browse(connection: Connection, wanted: Wanted, zone: tzinfo) -> Found:
     editions: list[int] = []
     if wanted.report or wanted.period:
         editions = await find_editions(connection, wanted.report or None, wanted.period or None)
@@ -223,7 +225,7 @@ def query_of(wanted: Wanted, editions: list[int], zone: tzinfo) -> EmailQuery:
     return query
 
 
-async def _narrow(connection: Any, wanted: Wanted, editions: list[int]) -> list[int] | None:
+async def _narrow(connection: Connection, wanted: Wanted, editions: list[int]) -> list[int] | None:
     """Return the ids of all candidates, if an index has them and there are not too many."""
     if wanted.q and wanted.where == "key":
         found = await connection.fetchval(BY_KEY, wanted.q)
@@ -241,12 +243,12 @@ async def _narrow(connection: Any, wanted: Wanted, editions: list[int]) -> list[
     return await _few(connection, OF_EDITIONS, editions) if editions else None
 
 
-async def _few(connection: Any, statement: str, *arguments: Any) -> list[int] | None:
+async def _few(connection: Connection, statement: str, *arguments: Any) -> list[int] | None:
     rows = await connection.fetch(statement, *arguments, NARROW_MAX + 1)
     return None if len(rows) > NARROW_MAX else [row[0] for row in rows]
 
 
-async def _ids_of_days(connection: Any, wanted: Wanted, zone: tzinfo) -> tuple[int, int]:
+async def _ids_of_days(connection: Connection, wanted: Wanted, zone: tzinfo) -> tuple[int, int]:
     """Return the first and the last id that emails of these days may have, by bisection: times have no index."""
     lowest, highest = await connection.fetchrow(ENDS)
     low, high = lowest, highest
@@ -258,7 +260,7 @@ async def _ids_of_days(connection: Any, wanted: Wanted, zone: tzinfo) -> tuple[i
     return low, high
 
 
-async def _first_made(connection: Any, at: datetime, low: int, high: int) -> int:
+async def _first_made(connection: Connection, at: datetime, low: int, high: int) -> int:
     """Return the first id from `low` on that was made at `at` or later; one beyond the last if none was."""
     high += 1
     while low < high:

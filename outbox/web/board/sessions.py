@@ -11,11 +11,12 @@ import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 from itsdangerous import BadSignature, Signer
 
+from outbox.database.connection import Connection
 from outbox.errors import DatabaseUnavailableError
 from outbox.web.queries import Store
 
@@ -128,7 +129,7 @@ class Sessions:
         while len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
 
-    async def _clean(self, connection: Any) -> None:
+    async def _clean(self, connection: Connection) -> None:
         """Remove expired rows, at most every `CLEAN_S`."""
         if time.monotonic() >= self._clean_at:
             self._clean_at = time.monotonic() + CLEAN_S

@@ -7,7 +7,9 @@ it is counted among the newest emails, which is too little if more were sent tha
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
+
+from outbox.database.driver import Record
 
 MINUTES: Final = 60
 HEIGHT, WIDTH = 120, 600
@@ -43,7 +45,7 @@ class Hour:
         """Return True if the hour before is counted."""
         return self.begun_at is not None
 
-    def begin(self, before: Iterable[Mapping[str, Any]], at: datetime) -> None:
+    def begin(self, before: Iterable[Record], at: datetime) -> None:
         """Add the counts of the hour before `at`."""
         self.begun_at = at
         self._minutes = {row["minute"]: row["n"] for row in before}

@@ -4,16 +4,18 @@ import ssl
 import asyncpg
 import pytest
 
-from outbox.database.connection import (
+from outbox.database.connection import is_lost
+from outbox.database.dialing import SilenceError
+from outbox.database.opening import connect
+from outbox.database.refusal import (
     DatabaseLoginError,
     DatabaseRefusedError,
-    connect,
+    Kind,
     explain_refusal,
     explain_refusals,
-    is_lost,
+    reason_of,
+    refusal_of,
 )
-from outbox.database.dialing import SilenceError
-from outbox.database.refusal import Kind, reason_of, refusal_of
 from outbox.errors import DatabaseUnavailableError, UnsafeDatabaseError
 from outbox.settings.urls import DatabaseUrl
 

@@ -6,7 +6,7 @@ from outbox.generate.kept_settings import KeptSettings
 class Driver:
     """Connection that notes what is executed."""
 
-    settle = "SET search_path = trusted; "
+    setup = "SET search_path = trusted; "
 
     def __init__(self):
         self.executed = []

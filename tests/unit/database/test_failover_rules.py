@@ -2,7 +2,7 @@
 
 import pytest
 
-from outbox.database.failover_barrier import (
+from outbox.database.failover_rules import (
     LIFT_MIN_S,
     UNHEARD_S,
     Answer,

@@ -1,19 +1,15 @@
-"""Connections of our own: their search path, what they decode, and how long they wait for a lock."""
+"""Connections of our own: their search path, what they decode, how long they wait for a lock, and how they end."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta, timezone
 
 import asyncpg
 import pytest
 
-from outbox.database.connection import (
-    INFINITY,
-    LOCK_TIMEOUT_S,
-    MINUS_INFINITY,
-    connect,
-    engine,
-    plain_timestamps,
-    user_search_path,
-)
+from outbox.database.connection import LOST_SESSION
+from outbox.database.engine import engine
+from outbox.database.opening import LOCK_TIMEOUT_S, connect
+from outbox.reports.period import INFINITY, MINUS_INFINITY
 from outbox.settings.urls import DatabaseUrl
 from outbox.web.queries import Store
 
@@ -34,9 +30,9 @@ async def test_a_session_of_ours_trusts_the_catalog_alone_and_knows_the_path_of_
     await connection.execute(f"""ALTER DATABASE {name} SET search_path = shop, "Odd, name", public""")
     ours = await connect(DatabaseUrl.parse(database), application="outbox test")
     assert await path_of(ours) == "pg_catalog, pg_temp"
-    assert user_search_path(ours) == 'shop, "Odd, name", public'
+    assert ours.user_search_path == 'shop, "Odd, name", public'
     async with ours.transaction():
-        await ours.execute(f"SET LOCAL search_path = {user_search_path(ours)}")
+        await ours.execute(f"SET LOCAL search_path = {ours.user_search_path}")
         assert await path_of(ours) == 'shop, "Odd, name", public'
     assert await path_of(ours) == "pg_catalog, pg_temp"
     await ours.close()
@@ -109,7 +105,7 @@ async def test_times_in_range_are_as_asyncpg_has_them(ours, connection, time):
 
 
 async def test_the_users_own_queries_decode_as_asyncpg_does(ours):
-    with plain_timestamps(ours):
+    with ours.plain_timestamps():
         assert await ours.fetchval("SELECT timestamptz 'infinity'") == datetime.max  # noqa: DTZ901
         assert await ours.fetchval("SELECT timestamptz '-infinity'") == datetime.min  # noqa: DTZ901
         with pytest.raises(OverflowError):
@@ -124,3 +120,65 @@ async def test_a_parameter_that_is_no_time_is_refused_as_asyncpg_does(ours, valu
     else:
         with pytest.raises(asyncpg.DataError):
             await ours.fetchval("SELECT $1::timestamptz", value)
+
+
+async def statement(connection):
+    await connection.fetch("SELECT 1, $1::int", 1)
+
+
+async def transaction(connection):
+    async with connection.transaction():
+        await connection.execute("SELECT 1")
+
+
+async def prepared(connection):
+    await (await connection.prepare("SELECT 1")).fetch()
+
+
+async def types(connection):
+    await connection.fetch("SELECT ARRAY[$1::pg_catalog.pg_class]")
+
+
+@pytest.mark.parametrize("work", [statement, transaction, prepared, types])
+async def test_a_connection_that_is_ended_between_two_steps_of_a_statement_raises_an_error_of_a_lost_session(
+    database, work
+):
+    for turns in range(12):
+        ours = await connect(DatabaseUrl.parse(database), application="outbox test")
+
+        async def working(ours=ours):
+            while True:
+                await work(ours)
+
+        task = asyncio.create_task(working())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        ours.end("it is enough")
+        with pytest.raises(LOST_SESSION):
+            await task
+        with pytest.raises(LOST_SESSION):
+            await work(ours)
+
+
+async def test_what_runs_when_a_connection_is_ended_finds_the_reason(ours):
+    statement = await ours._get_statement("SELECT 1", None)
+    ours.end("it is enough")
+    with pytest.raises(asyncpg.InterfaceError, match="it is enough"):
+        await ours._protocol.bind_execute(statement, [], "", 0, True, 1)
+    assert ours.is_closed()
+
+
+async def test_a_server_that_is_silent_for_too_long_loses_its_connection(ours):
+    with pytest.raises(LOST_SESSION), ours.end_if_silent(0.05):
+        await ours.execute("SELECT pg_sleep(30)")
+    assert ours.is_closed()
+
+
+async def test_a_silence_that_is_broken_starts_again(ours):
+    with ours.end_if_silent(0.4) as silence:
+        for _ in range(4):
+            await ours.execute("SELECT pg_sleep(0.15)")
+            silence.restart()
+    assert not ours.is_closed()
+    await asyncio.sleep(0.5)
+    assert not ours.is_closed()
