@@ -155,6 +155,15 @@ class Connection(DriverConnection):
         """Return a block that ends this connection if it takes longer than `after_s`."""
         return SilenceTimer(self, after_s)
 
+    @contextmanager
+    def terminated_on_error(self) -> Iterator[None]:
+        """Terminate this connection if the block raises, or is cancelled."""
+        try:
+            yield
+        except BaseException:
+            self.terminate()
+            raise
+
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
         """Close in order. A pooler in transaction mode reuses the backend as it is, so settings are reset first."""
         if self.is_pooled and not self.is_closed():

@@ -99,7 +99,7 @@ class Session:
         """
         events = events or SessionEvents()
         connection = await _connect(url, lease_s)
-        with connection.end_if_silent(lease_s) as silence:
+        with connection.terminated_on_error(), connection.end_if_silent(lease_s) as silence:
             await require_current(connection)
             timeline = await timeline_of(connection)
             await _end_formers(connection, former, timeline, standing, within_s=lease_s / 2)

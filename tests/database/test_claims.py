@@ -99,7 +99,7 @@ async def test_a_claim_has_all_that_sending_needs(connection, relay):
         *(made["key"], made["sender"], made["recipient"]),
         b"hello",
     )
-    assert (claim.attempt, claim.withdrawn, claim.marked) == (0, 0, False)
+    assert (claim.attempt, claim.withdrawn) == (0, 0)
 
 
 async def test_what_is_given_back_is_anybodys_at_once(connection, relays):
