@@ -11,8 +11,10 @@ import pytest
 from outbox.database.engine import engine
 from outbox.database.roles import ROLES
 from outbox.operations.status import read_status
+from outbox.sandbox.smtp_sink import Stage, Stall
 from outbox.settings.urls import DatabaseUrl
 from outbox.web.queries import Store
+from tests.support.fault_levers import At
 
 PARTS = [name.removeprefix("outbox_") for name in ROLES]
 TYPES = ("smallint", "integer", "bigint", "text", "varchar", "name", "timestamptz", "interval", "float8", "numeric",
@@ -143,14 +145,27 @@ async def test_doctor_and_audit_never_run_a_shadow(attacked, role):
 
 
 async def test_what_dead_relays_left_is_judged_without_a_shadow(attacked):
+    """Claims that were never marked are sent by the next relay, and those that the server had in full are in doubt."""
     fleet = attacked
-    await fleet.put_emails(3)
+    await killed_at(fleet, Stage.DATA)
+    assert await fleet.states() == {"sent": 3}
+    await killed_at(fleet, Stage.DOT)
+    states = await fleet.states()
+    assert states["in_doubt"] >= 1
+    assert states == {"sent": 6 - states["in_doubt"], "in_doubt": states["in_doubt"]}
+
+
+async def killed_at(fleet, stage):
+    """Three emails that a relay dies with, and the next one takes over."""
+    fleet.sink.script = script = At(stage, Stall())
+    await fleet.put_emails(3, first=len(fleet.sink.accepted) + 1)
     relay = await fleet.relay(environment=as_role(fleet, "app_relay"))
+    await script.reached()
     await relay.kill()
+    script.on = False
     ended = await fleet.run("relay", "--until-empty", environment=as_role(fleet, "app_relay"))
     assert ended.code == 0, ended
     assert not await hits(fleet)
-    assert await fleet.states() == {"sent": 3}
 
 
 async def test_the_web_store_never_runs_a_shadow_not_even_after_its_pool_was_reset(attacked):
