@@ -151,8 +151,9 @@ class Run:
         report = settings.report(name)
         source = await source_of(settings, name, session.queries)
         await session.use_timezone(report.timezone)
-        async with session.ours() as connection:
-            edition = await plan_edition(connection, name, report, period_key, early=early)
+        edition = await session.retried(
+            lambda connection: plan_edition(connection, name, report, period_key, early=early)
+        )
         (now,) = (await session.fetch(text("SELECT now()")))[0]
         builder = ReportBuilder.of(settings, name, edition.period, now)
         result = Result(edition) if earlier is None else earlier.resumed(edition)

@@ -19,6 +19,7 @@ from tests.database.test_generate import company as forty  # noqa: F401 - a fixt
 from tests.support.fleet import until
 
 WEEK = "2026-W47"
+EARLIER = "2026-W46"
 SETTINGS = """
 database_url = "{database}"
 sender = "Progress reports <reports@example.com>"
@@ -137,8 +138,14 @@ async def test_however_many_keys_are_blocked_generate_ends_and_names_each(settin
         assert result.made == 50
 
 
-async def test_a_batch_that_postgres_ends_in_a_deadlock_is_written_again(settings, company, connection, database):
+@pytest.mark.parametrize(
+    ("first", "second"), [("delivery", "report"), ("edition", "definition")], ids=["writing", "planning"]
+)
+async def test_a_transaction_that_postgres_ends_in_a_deadlock_is_repeated(
+    settings, company, connection, database, first: str, second: str
+):
     """A tool locks our tables in another order than generate; Postgres ends the one that looks first: generate."""
+    await generate(settings, "progress", period_key=EARLIER)
     watcher = await asyncpg.connect(database)
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
@@ -147,13 +154,13 @@ async def test_a_batch_that_postgres_ends_in_a_deadlock_is_written_again(setting
 
     async with connection.transaction():
         await connection.execute("SET LOCAL deadlock_timeout = '1 min'")
-        await connection.execute("LOCK TABLE outbox.delivery IN ACCESS EXCLUSIVE MODE")
+        await connection.execute(f"LOCK TABLE outbox.{first} IN ACCESS EXCLUSIVE MODE")
         making_reports = asyncio.create_task(generate(settings, "progress", period_key=WEEK))
-        await until(generate_waits, "generate has inserted reports, and waits for the table of deliveries")
-        await connection.execute("LOCK TABLE outbox.report IN ACCESS EXCLUSIVE MODE")
+        await until(generate_waits, f"generate has read or written {second}, and waits for {first}")
+        await connection.execute(f"LOCK TABLE outbox.{second} IN ACCESS EXCLUSIVE MODE")
     result = await making_reports
     assert (result.made, result.failed) == (30, {})
-    assert tuple(await states(connection)) == (30, 30, 30)
+    assert tuple(await states(connection)) == (60, 60, 60)
     count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     await until(lambda: watcher.fetchval(count), "Postgres has counted a deadlock")
     await watcher.close()
