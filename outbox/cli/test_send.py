@@ -54,10 +54,9 @@ def send_test(
 
 
 async def _try(settings: "Settings", recipient: str, report: str | None, key: str | None) -> "Trial":
-    from outbox.generate.report_builder import sender_of
     from outbox.operations.send_test import mail_to, send
 
-    sender = sender_of(settings)
+    sender = settings.sender_mailbox
     if report is None:
         message_id, content = mail_to(sender, recipient)
     else:

@@ -12,7 +12,7 @@ plans             query plans that do not depend on statistics
 locks             advisory locks of outbox and their holders
 lock_wait         bounded waits for locks of other sessions, and who holds them
 timeline          the WAL timeline of a server
-schema            installs and recognises schema.sql
+schema            installs schema.sql, and checks its version
 upgrades          the steps from each version of the schema to the next
 roles             rights of each role
 lanes             pairs of route and priority under which deliveries wait, in SQL

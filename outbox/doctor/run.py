@@ -17,7 +17,6 @@ from outbox.doctor.lmtp_maildir import examine_lmtp, examine_maildir
 from outbox.doctor.reports import examine_reports
 from outbox.doctor.smtp import examine_smtp
 from outbox.errors import OutboxError
-from outbox.generate.report_builder import sender_of
 from outbox.mail.verp import TOKEN_MAX
 from outbox.relay.resolver import load_resolver
 from outbox.settings import Settings, WhenInDoubt
@@ -30,11 +29,11 @@ async def examine(settings: Settings) -> list[Finding]:
     """Return all findings, in order.
 
     Raises:
-        ConfigurationError: a setting that generate or relay needs is not there, or the sender is no address.
+        ConfigurationError: a setting that generate or relay needs is not set.
 
     """
     settings.require("database_url", "smtp_url", "sender", "reports")
-    sender = sender_of(settings)
+    sender = settings.sender_mailbox
     database = await examine_database(settings)
     reports = await examine_reports(settings, database)
     smtp: list[Finding] = []

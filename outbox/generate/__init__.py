@@ -15,7 +15,7 @@ session         the Postgres session of a run: statements of outbox, the user's 
 buckets         advisory locks by which servers share the recipients of an edition
 digest          a report over reports: what waits for an address, in one email
 report_builder  one recipient's report: page and email; no database
-write           the transaction that inserts report, email and delivery
+write           the transaction that commits report, email and delivery together
 batch_writer    commits batches of reports; a blocked recipient does not stop the others
 edition_reports queries on the reports that an edition has, and on the suppression list
 report_maker    missing reports, bucket by bucket: rows are read, reports built, and batches written
@@ -26,7 +26,7 @@ no_recipients   why an edition may have no recipients
 waiver          recipients without a report, and decisions that no report is owed to them
 result          counts of one run for one edition
 run             the run of one edition: all windows, and what is recorded at the end
-schedule_state  state of each schedule: its latest tick, the edition, the outcome
+schedule_state  which tick of a schedule is due, done, missed or failed
 schedule_table  rows of the schedules: taken up, done, failed
 child_process   a child whose output is logged; it ends with its parent
 scheduler       starts `outbox generate` when a schedule ticks, until the edition is complete

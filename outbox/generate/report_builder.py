@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from outbox.database.values import storable
-from outbox.errors import ConfigurationError
 from outbox.generate.recipients import Recipient
 from outbox.generate.source import Content
 from outbox.log import Events
@@ -111,14 +110,9 @@ class ReportBuilder:
 
     @classmethod
     def of(cls, settings: Settings, name: str, period: Period, now: datetime) -> "ReportBuilder":
-        """Return the builder of a report of the settings.
-
-        Raises:
-            ConfigurationError: the sender is not an address.
-
-        """
+        """Return the builder of a report of the settings."""
         report, templates = settings.report(name), settings.directory / "templates"
-        return cls(name, report, period, sender=sender_of(settings), templates=templates, now=now)
+        return cls(name, report, period, sender=settings.sender_mailbox, templates=templates, now=now)
 
     def read_templates(self) -> None:
         """Read the templates, if they are not read yet.
@@ -256,20 +250,6 @@ def one_click(link: str) -> dict[str, str]:
     RFC 2369 §3.2, RFC 8058 §3.1.
     """
     return {"List-Unsubscribe": f"<{link}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
-
-
-def sender_of(settings: Settings) -> message.Mailbox:
-    """Return the sender with its address in the form that SMTP takes.
-
-    Raises:
-        ConfigurationError: it is not an address, which the check of the settings does not always find.
-
-    """
-    assert settings.sender is not None
-    try:
-        return message.parse_sender(settings.sender)
-    except ValueError as error:
-        raise ConfigurationError(f"sender: {str(error).rstrip('.')}; correct it.") from error
 
 
 def warn_of_ignored_templates(settings: Settings) -> None:

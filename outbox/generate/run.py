@@ -25,7 +25,7 @@ from outbox.generate.edition_lock import declared, open_shared, remove_unused
 from outbox.generate.edition_reports import SuppressionList
 from outbox.generate.no_recipients import NoRecipientsError, explain_no_recipients
 from outbox.generate.recipients import WINDOW_MAX, Recipient, RepeatedKeys, SharedAddresses, Window, windows
-from outbox.generate.report_builder import ReportBuilder, sender_of, warn_of_ignored_templates
+from outbox.generate.report_builder import ReportBuilder, warn_of_ignored_templates
 from outbox.generate.report_maker import OpenEdition
 from outbox.generate.result import Progress, Result
 from outbox.generate.session import GenerateSession
@@ -65,7 +65,6 @@ async def generate(
 
     """
     settings.require("database_url", "sender")
-    sender_of(settings)
     warn_of_ignored_templates(settings)
     earlier: Result | None = None
     is_first, patience_until = True, time.monotonic() + settings.lease_s

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from outbox.mail.header_fields import check_one_line
-from outbox.mail.message import Attachment, Mailbox, build, parse_sender
+from outbox.mail.message import Attachment, Mailbox, build, parse_mailbox
 from outbox.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Email:
             raise ValueError(f"The calendar is not UTF-8 ({error.reason}); encode it so (RFC 5545 §3.1.4).") from None
 
     def _pieces(self, subject: str, text: str | None, html: str | None, calendar: str | None) -> Pieces:
-        sender = parse_sender(self.sender)
+        sender = parse_mailbox(self.sender)
         to, cc, bcc, reply_to = (_mailboxes(some) for some in (self.to, self.cc, self.bcc, self.reply_to))
         recipients = list(dict.fromkeys(one.address for one in (*to, *cc, *bcc)))
         if not recipients:
@@ -236,7 +236,7 @@ def _check_files(directory: Path, template: str) -> None:
 
 
 def _mailboxes(said: Mailboxes) -> list[Mailbox]:
-    return [parse_sender(one) for one in ((said,) if isinstance(said, str) else said)]
+    return [parse_mailbox(one) for one in ((said,) if isinstance(said, str) else said)]
 
 
 @cache

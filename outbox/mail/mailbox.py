@@ -108,13 +108,13 @@ def _checked_closely(text: str) -> str:
 def is_plain(text: str) -> bool:
     """Return True for text in the syntax of one mailbox: a name with punctuation in quotes, and a domain in ASCII.
 
-    `parse_sender` reads more: names that applications compose without quotes, such as `A, B <a@example.com>`, and
+    `parse_mailbox` reads more: names that applications compose without quotes, such as `A, B <a@example.com>`, and
     domains beyond ASCII. In settings, which a person writes, such a text may be meant as two addresses.
     """
     return _PLAIN.fullmatch(text) is not None and not BREAKS.search(text.replace(" ", ""))
 
 
-def parse_sender(text: str) -> Mailbox:
+def parse_mailbox(text: str) -> Mailbox:
     """Return the mailbox of `Progress reports <reports@example.com>`, `"A, B" <…>` or an address alone.
 
     Raises:

@@ -21,11 +21,11 @@ from outbox.mail.header_fields import (
     default_fields,
     text_field,
 )
-from outbox.mail.mailbox import Mailbox, check_address, comparable, mailbox_header, mailboxes_header, parse_sender
+from outbox.mail.mailbox import Mailbox, check_address, comparable, mailbox_header, mailboxes_header, parse_mailbox
 from outbox.mail.structured_fields import extra_fields
 
 # Those of `mailbox` are part of this module's names.
-__all__ = ["Attachment", "Mailbox", "build", "check_address", "comparable", "parse_sender"]
+__all__ = ["Attachment", "Mailbox", "build", "check_address", "comparable", "parse_mailbox"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -20,7 +20,7 @@ from outbox.mail.header_fields import (
     one_line,
     text_field,
 )
-from outbox.mail.mailbox import listed, mailbox_words, parse_sender, phrase
+from outbox.mail.mailbox import listed, mailbox_words, parse_mailbox, phrase
 
 _ONE_MAILBOX: Final = frozenset({"sender", "resent-sender"})
 _MAILBOXES: Final = _ONE_MAILBOX | {
@@ -123,7 +123,7 @@ def _mailboxes(field: str, text: str, *, one: bool) -> list[str]:
             f"The header {field} has {len(items)} addresses and needs {'one' if one else 'one or more'}; write "
             f"{field}: Name <user@example.com>, and put a name with a comma into quotation marks."
         )
-    return listed([mailbox_words(field, parse_sender(item)) for item in items])
+    return listed([mailbox_words(field, parse_mailbox(item)) for item in items])
 
 
 def _unquoted_phrase(field: str, text: str) -> list[str]:

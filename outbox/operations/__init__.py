@@ -2,11 +2,11 @@
 
 snapshot      facts about the fleet, each read by one statement
 email_counts  emails that wait, by the reason, and that are settled, by state
-attention     the rule for what needs a person
+attention     what needs a person: the view `outbox.needs_attention`, and routes, relays, schedules
 deferrals     emails that wait after a try, grouped by the server's reply
 status        the state of everything, once
 watch         the same continuously, with rates
-wording       words for these facts, in a terminal and on the board
+wording       words for these facts in `watch` and on the board
 watch_view    the screen of `outbox watch`
 audit         whether an edition is sent in full, recipient by recipient
 email_filter  which emails a person means: by key, edition, state or address

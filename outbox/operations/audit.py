@@ -19,7 +19,6 @@ from outbox.generate.recipients import WINDOW_MAX, Recipient, checked, label_of,
 from outbox.generate.session import GenerateSession
 from outbox.generate.source import source_of
 from outbox.generate.waiver import read_waived
-from outbox.mail import message
 from outbox.reports.period import Period
 from outbox.settings import DIGEST, Settings
 
@@ -240,7 +239,7 @@ def _email(row: Any) -> str:
 
 
 def _sender(settings: Settings) -> str | None:
-    return None if settings.sender is None else message.parse_sender(settings.sender).address
+    return None if settings.sender is None else settings.sender_mailbox.address
 
 
 ELSEWHERE: Final = text("SELECT done_elsewhere_at FROM outbox.edition WHERE id = :edition")

@@ -18,7 +18,7 @@ from outbox.errors import ConfigurationError, OutboxError, SourceError
 from outbox.generate.edition import find_edition, period_for, too_early
 from outbox.generate.query_errors import UnreadableError, is_caused_by
 from outbox.generate.recipients import Recipient, checked
-from outbox.generate.report_builder import MadeReport, NewReport, ReportBuilder, sender_of, warn_of_ignored_templates
+from outbox.generate.report_builder import MadeReport, NewReport, ReportBuilder, warn_of_ignored_templates
 from outbox.generate.session import GenerateSession
 from outbox.generate.source import Content, PythonSource, Source, source_of
 from outbox.operations.route_rules import route_for
@@ -138,7 +138,7 @@ async def preview(
 
     """
     settings.require("database_url", "sender")
-    sender = sender_of(settings)
+    sender = settings.sender_mailbox
     report = settings.report(name)
     warn_of_ignored_templates(settings)
     try:

@@ -22,16 +22,16 @@ notifications    rests after notifications that lead to no work
 claim_trigger    claims at once after a notification or other news
 claim_intake     how many a tick claims, which of them may be sent, and when to claim again
 claiming         where the next claim begins, and the share of urgent emails
-claims           claims in SQL, within the memory budget, and how they are released
+claims           the shared part of a claim in SQL: columns, memory budget, release
 suspects         one suspect at a time for the relays of a process
-tick             settles, marks and claims in one statement
+tick             one statement that writes verdicts and marks, chooses what is due and claims it
 tick_runner      a tick in one statement, or in parts
 isolate          a tick in parts, to find rows that make it fail
 quarantine       rows that cannot be read or written
 settlement       outcomes of tries on their way to the database
 holds            claims that are paused or suppressed
 pauses           reports and the fleet, paused by a person
-suppression      addresses that get no more email
+suppression      the suppression list, and cancelling of what is claimed for it (rule: `outbox.suppressed`)
 large_messages   messages that are fetched after their claim is committed
 message_fetch    fetches and checks them bit by bit
 memory_budget    memory for large messages, shared by the relays of a process
@@ -39,7 +39,7 @@ pool             decides which tries start on the SMTP connections, and about th
 connections      the SMTP connections: opened, idle or busy, watched, closed
 ready_queue      tries that wait for a connection
 returns          emails that go back to Postgres in the next turn
-marks            marks that connections ask for, and the guard before the final dot
+marks            marks that connections ask for (`tick` writes them), and the guard before the final dot
 verdicts         verdicts on tries, until a tick writes them
 server_state     what is known of the mail server: trouble, refusals, limits
 sender_holds     senders whose mail waits, since the server refuses it
@@ -50,7 +50,7 @@ throttle         rate and number of connections that a server accepts, found fro
 refusals         refusals that may be about the sender or this host, and how they are undone
 backoff          how long until the next try
 maintenance      sweep, expire, resume, resend, ask, give back; the note in the relay's row
-sweep            judges what dead relays left
+sweep            takes over what dead relays left
 expiry           ends what is too late to send
 progress_note    progress of a relay, in its row
 in_doubt         emails in doubt, sent again or asked about

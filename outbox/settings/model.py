@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import Field, InstanceOf, PlainSerializer, PrivateAttr, ValidationInfo, field_validator
 
 from outbox.errors import ConfigurationError
-from outbox.mail.mailbox import is_plain, parse_sender
+from outbox.mail.mailbox import Mailbox, is_plain, parse_mailbox
 from outbox.settings.keys import DIGEST, quoted, variable
 from outbox.settings.origin import Origin
 from outbox.settings.reports import DigestSettings, EditionSettings, ReportSettings, with_titles
@@ -116,6 +116,12 @@ class Settings(ServerSettings):
         return duration_s(self.bounces_within)
 
     @property
+    def sender_mailbox(self) -> Mailbox:
+        """Return `sender` as a name and an address; it must be set (see `require`)."""
+        assert self.sender is not None
+        return parse_mailbox(self.sender)
+
+    @property
     def wants_verified_tls(self) -> bool:
         """Return True if nothing but EHLO may be sent to the mail server before TLS with a verified certificate."""
         address = self.smtp_url
@@ -205,7 +211,7 @@ class Settings(ServerSettings):
                 " with a domain in ASCII, and with quotes around a name that has punctuation"
             )
         try:
-            parse_sender(sender)
+            parse_mailbox(sender)
         except ValueError as error:
             raise ValueError(f"{str(error).rstrip('.')}; correct it") from None
         return sender

@@ -17,7 +17,7 @@ replies             parser of SMTP replies
 refusal             a 4xx or 5xx reply, and what it is about
 reply_class         finds out what a refusal is about
 reply_table         the rules for that
-verdict             the outcome of a try, and its consequence
+verdict             the outcome of a try, and its consequence: retried, or dead after the last try
 content             checks and encoding of mail data
 route_headers       last checks, and the header fields that a route adds
 dkim                DKIM signatures

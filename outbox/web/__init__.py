@@ -3,7 +3,7 @@
     application  the ASGI app: its routes, its pool, its answers to errors
     server       a process of its own around it: `outbox web`
     connections  bounds on that process's connections, in all and per client
-    report_pages  /r/{token}: the report as it was generated; /u/{token}: no more emails
+    report_pages  /r/{token}: the report as it was generated; /u/{token}: unsubscribe
     words        what the pages behind a link say, in the reader's language
     history      the earlier editions of a report for its recipient, and a line through their figures
     board        /: the operators' pages, for those who sign in

@@ -11,7 +11,7 @@ import asyncpg
 from hypothesis import strategies as st
 
 from outbox.mail.header_fields import one_line
-from outbox.mail.message import parse_sender
+from outbox.mail.message import parse_mailbox
 from tests.fuzz.harness import TARGETS, Check, Target, words
 from tests.fuzz.mail import ADDRESSES
 
@@ -44,7 +44,7 @@ async def _same_mailbox(connection, text):
     assert len(address.encode()) <= 254
     if not address.isascii() or re.search(r"[@.]..--|\.(invalid|onion|arpa)$", address, re.IGNORECASE):
         return  # Python looks closer at these: names that can never get mail, and what Unicode allows
-    mailbox = parse_sender(text)
+    mailbox = parse_mailbox(text)
     assert (mailbox.name, mailbox.address) == (one_line(row["name"]), address)
 
 

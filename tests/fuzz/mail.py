@@ -13,7 +13,7 @@ from outbox.feedback.report_fields import IDS_MAX, NOTICES_MAX
 from outbox.mail import verp
 from outbox.mail.attachment import Attachment, file_name
 from outbox.mail.header_fields import BREAKS, one_line
-from outbox.mail.mailbox import Mailbox, check_address, comparable, parse_sender
+from outbox.mail.mailbox import Mailbox, check_address, comparable, parse_mailbox
 from outbox.mail.message import build
 from outbox.mail.stored_message import read_message
 from outbox.web.board.message_view import mail_of
@@ -171,7 +171,7 @@ def what_passes_as_an_address_is_safe_in_an_envelope_and_in_a_header(text):
         assert not re.search(r"[\s<>\"\\(),:;]", address)
         assert not _CONTROL.search(address)
     try:
-        mailbox = parse_sender(text)
+        mailbox = parse_mailbox(text)
     except ValueError:
         return
     assert check_address(mailbox.address) == mailbox.address

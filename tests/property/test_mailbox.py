@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from outbox.mail.mailbox import check_address, is_plain, parse_sender
+from outbox.mail.mailbox import check_address, is_plain, parse_mailbox
 from outbox.mail.message import build
 from outbox.settings import Settings
 
@@ -73,24 +73,24 @@ def built(mailbox):
 def test_a_sender_that_the_settings_accept_can_be_built_into_a_message(text):
     sender = accepted("sender", text)
     if sender is not None:
-        mailbox = parse_sender(sender)
+        mailbox = parse_mailbox(sender)
         (found,) = built(mailbox)
         assert found.addr_spec == mailbox.address
 
 
 @given(text=MAILBOXES)
 def test_a_mailbox_that_messages_accept_is_accepted_as_sender_unless_it_needs_quotes_or_ascii(text):
-    mailbox = parsed(parse_sender, text)
+    mailbox = parsed(parse_mailbox, text)
     is_accepted = accepted("sender", text) is not None
     assert is_accepted == (mailbox is not None and is_plain(text.strip()))
 
 
 @given(text=MAILBOXES)
 def test_every_mailbox_that_messages_accept_can_be_written_as_sender(text):
-    mailbox = parsed(parse_sender, text)
+    mailbox = parsed(parse_mailbox, text)
     if mailbox is not None:
         escaped = mailbox.name.replace("\\", "\\\\").replace('"', '\\"')
-        assert parse_sender(accepted("sender", f'"{escaped}" <{mailbox.address}>')) == mailbox
+        assert parse_mailbox(accepted("sender", f'"{escaped}" <{mailbox.address}>')) == mailbox
 
 
 @given(text=ADDRESSES)

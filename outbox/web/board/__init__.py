@@ -1,6 +1,6 @@
 """The operators' board: sign-in and pages. What is decided there is done by the modules of the commands.
 
-    auth            authentication by the token or a trusted proxy; tokens of forms
+    auth            sign-in by the token or through a trusted proxy; tokens of forms
     sessions        sign-ins, as rows in Postgres
     urls            all routes of the board
     context         what every page shares: layout, texts, the signed-in user

@@ -1,6 +1,6 @@
 import pytest
 
-from outbox.mail.mailbox import Mailbox, check_address, is_plain, parse_sender
+from outbox.mail.mailbox import Mailbox, check_address, is_plain, parse_mailbox
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_local_part_is_measured_in_bytes():
     ],
 )
 def test_a_sender_is_read_as_a_person_would_write_it(text, mailbox):
-    assert parse_sender(text) == mailbox
+    assert parse_mailbox(text) == mailbox
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_sender_is_read_as_a_person_would_write_it(text, mailbox):
 )
 def test_what_is_no_sender_is_refused_with_one_sentence(text):
     with pytest.raises(ValueError, match=r"\.$"):
-        parse_sender(text)
+        parse_mailbox(text)
 
 
 @pytest.mark.parametrize(

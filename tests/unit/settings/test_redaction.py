@@ -148,13 +148,21 @@ def test_what_says_nothing_of_the_login_stays_as_it_is(said):
         assert Redactor(user, password)(said) == said
 
 
-@given(st.text(max_size=60), st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
+# Neither the marks of what was redacted nor what replaces them here: a login of "*a" stands in "***" + "a".
+CHARACTERS = st.characters(exclude_characters="*\0", codec="utf-8")
+
+
+@given(
+    st.text(CHARACTERS, max_size=60),
+    st.text(CHARACTERS, min_size=1, max_size=20),
+    st.text(CHARACTERS, min_size=1, max_size=20),
+)
 def test_any_text_can_be_redacted_and_holds_neither_of_them_then(said, user, password):
     redact = Redactor(user, password)
     for text in (said, said + user, password + said, f"{said}{user}\0{password}"):
         redacted = redact(text).replace("***", "\0\0\0")
-        assert user not in redacted or set(user) <= {"\0"}
-        assert password not in redacted or set(password) <= {"\0"}
+        assert user not in redacted
+        assert password not in redacted
 
 
 def test_a_long_reply_is_redacted_in_good_time():
