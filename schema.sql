@@ -13,15 +13,9 @@
 --     schedule starts editions · digest_item: reports that wait for a digest, which is a report, too
 --     put, enqueue: an application's own emails, in its own transaction
 --
--- The states of a delivery, and who moves it:
---
---     pending ──mark──▶ sending ──250──▶ sent
---      ▲ ▲                │ ├──5xx, or the last try──▶ dead
---      │ └────deferred────┘ └──no reply after the dot, or the relay died──▶ in_doubt ──▶ sent | pending | dead
---      └── a person sends a dead letter again
---     pending ──▶ dead (refused before the mark, or quarantined) | expired (`send_before` is over)
---     pending ──a person, or the suppression list──▶ cancelled; what is cancelled or expired becomes pending again when a person says so.
---     A pending row with `paused` is held back: its report is paused, and it is due when that ends.
+-- A delivery is pending, then sending (marked), then sent, dead or in_doubt; or expired, or cancelled. docs/architecture.md
+-- has the picture, and who may change what. A pending row with `paused` is held back: its report is paused, and it is due
+-- when that ends.
 
 -- Without this, a function or an operator of another schema on the search path could become part of an index or a
 -- constraint here, and run with the rights of everybody who writes a row (CVE-2018-1058). Functions have the same

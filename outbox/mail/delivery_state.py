@@ -5,7 +5,7 @@ from typing import Final
 
 
 class DeliveryState(StrEnum):
-    """State of an email on its way; the picture of who moves it is in schema.sql."""
+    """State of an email on its way; docs/architecture.md has the picture and who may change it."""
 
     PENDING = "pending"
     SENDING = "sending"

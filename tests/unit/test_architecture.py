@@ -68,6 +68,27 @@ def test_a_page_names_files_that_exist(page):
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+# A statement that changes the state of a delivery, or inserts one with a state: in Python or in schema.sql.
+CHANGES_STATE = re.compile(
+    r"update\s+outbox\.delivery(?:\s+\w+)?\s+set\s(?:(?!\bwhere\b|\bfrom\b).)*?\bstate\s*="
+    r"|insert\s+into\s+outbox\.delivery\s*\([^)]*\bstate\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def test_the_architecture_page_names_each_file_that_changes_the_state_of_a_delivery():
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page[page.index("## The states of a delivery") : page.index("## The fence")]
+    upgrades = PACKAGE / "database/upgrades.py"
+    changing = [
+        str(path.relative_to(ROOT))
+        for path in (*PACKAGE.rglob("*.py"), ROOT / "schema.sql")
+        if path != upgrades and CHANGES_STATE.search(path.read_text())
+    ]
+    assert len(changing) >= 11
+    assert not [path for path in changing if f"`{path}`" not in table]
+
+
 def module_of(test):
     """The module or package that a unit test is named after."""
     path = test.relative_to(ROOT / "tests/unit").with_name(test.stem.removeprefix("test_"))
