@@ -107,7 +107,7 @@ def growth(
         growth_bench.PARTS
     ),
 ) -> None:
-    """Measure the cost of an email as tables grow; the largest of --settled is some 10 GB for ten million."""
+    """Measure the cost of emails and reads as tables grow; the largest of --settled is some 10 GB for ten million."""
     if unknown := set(parts.split(",")) - set(growth_bench.PARTS):
         raise typer.BadParameter(f"--parts {unknown.pop()}: write some of {', '.join(growth_bench.PARTS)}.")
     run(

@@ -14,8 +14,8 @@ TABLES = ("report", "email", "delivery", "attempt")
 
 MESSAGE = "convert_to(rpad('Subject: Your progress' || chr(13) || chr(10), 100, 'x'), 'UTF8')"
 EDITION = """
-INSERT INTO outbox.edition (report, period, starts_at, ends_at)
-VALUES ('progress', '2025-W01', '2024-12-30', '2025-01-06')
+INSERT INTO outbox.edition (report, period, starts_at, ends_at, created_at, completed_at)
+VALUES ('progress', '2025-W01', '2024-12-30', '2025-01-06', now() - interval '500 days', now() - interval '500 days')
 """
 
 # As generate and a relay leave them, each table in the order of time, all older than a year.

@@ -11,6 +11,7 @@ table_growth     cost of an email as tables grow
 tick_cost        cost of the parts of a tick
 dead_tuples      cost of dead tuples
 prune            cost of `outbox prune`
+reads            cost of what people and monitoring read, beside few and many old emails
 cli_startup      cost of a command before it works, against bare imports
 scale_out        beyond one Postgres: a synchronous standby, two servers, crons on a pooler
 takeover         how long until others have sent what a lost relay held

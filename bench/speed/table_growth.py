@@ -16,11 +16,13 @@ from bench.harness.figures import Target, keep
 from bench.harness.seed_data import put_due
 from bench.speed.dead_tuples import measure_bloat, measure_held
 from bench.speed.prune import measure_prune
+from bench.speed.reads import measure_reads
 from bench.speed.tick_cost import BASE, BATCH, FLAT, STEPS, console, each_step, place_with, print_costs
 
-PARTS = ("settled", "due", "deferred", "bloat", "held", "prune")
+PARTS = ("settled", "due", "deferred", "bloat", "held", "prune", "reads")
 COMPARED = {"settled": "that were sent", "due": "that are due", "deferred": "that are deferred"}
 DAY_S = 86_400.0
+READ_RECIPIENTS = 10_000
 
 
 async def measure(
@@ -54,6 +56,8 @@ async def measure(
         found["held"] = await measure_held(url, through // 20, batches)
     if "prune" in parts:
         found["prune"] = await measure_prune(url, max(settled), rounds, prune_s)
+    if "reads" in parts:
+        found["reads"] = await measure_reads(url, settled, READ_RECIPIENTS, rounds)
     targets = [
         Target(f"{what} a message costs among {places[-1]['label']} {those}, against {places[0]['label']}",
                _total(places[-1], kind) / _total(places[0], kind), FLAT, "times")
