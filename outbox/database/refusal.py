@@ -55,8 +55,8 @@ UNVERIFIED: Final = (
     "name the authority's certificate with sslrootcert in database_url, or the server by the name in its certificate"
 )
 _NO_TLS_FIX: Final = (
-    "turn TLS on in the server (ssl = on), or, on a network that nobody else can reach, take sslmode out of "
-    "database_url (also sslrootcert=system and channel_binding=require)"
+    "correct host and port of database_url, or turn TLS on in the server (ssl = on); on a private network you may take "
+    "sslmode out of database_url (also sslrootcert=system and channel_binding=require)"
 )
 _LOGIN_FIX: Final = "correct the user or password of database_url"
 _POOL_FIX: Final = "try again later, or raise the pooler's limit"
@@ -120,7 +120,7 @@ def refusal_of(error: Exception) -> Refusal | None:  # noqa: C901, PLR0911, PLR0
         case asyncpg.CannotConnectNowError() | asyncpg.TooManyConnectionsError():
             return Refusal(Kind.AWAY, f"takes no connection now ({reason})", "try again later")
         case OSError() if "rejected SSL upgrade" in reason:
-            return Refusal(Kind.REFUSED, "has no TLS, which database_url requires", _NO_TLS_FIX)
+            return Refusal(Kind.REFUSED, "refuses TLS: it has none, or is no Postgres", _NO_TLS_FIX)
         case UnicodeError():
             return Refusal(Kind.REFUSED, f"has a host name that cannot be looked up ({reason})", "correct database_url")
         case ssl.SSLCertVerificationError():

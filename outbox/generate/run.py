@@ -68,6 +68,7 @@ async def generate(
     warn_of_ignored_templates(settings)
     earlier: Result | None = None
     is_first, patience_until = True, time.monotonic() + settings.lease_s
+    problem = ""
     while True:
         try:
             async with GenerateSession.open(settings) as session:
@@ -88,7 +89,15 @@ async def generate(
         except DatabaseUnavailableError as error:
             if time.monotonic() > patience_until:
                 raise
-            log.warning("database_unavailable", "{reason}", reason=error)
+            if str(error) != problem:  # cron mails each line to a person
+                problem = str(error)
+                left_s = max(patience_until - time.monotonic(), 0.0)
+                log.warning(
+                    "database_unavailable",
+                    "{reason} Trying again for up to {left_s:.0f} s.",
+                    reason=error,
+                    left_s=left_s,
+                )
             await asyncio.sleep(RECONNECT_S)
 
 

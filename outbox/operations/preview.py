@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from outbox.errors import ConfigurationError, OutboxError, SourceError
 from outbox.generate.edition import find_edition, period_for, too_early
+from outbox.generate.no_recipients import explain_no_recipients
 from outbox.generate.query_errors import UnreadableError, is_caused_by
 from outbox.generate.recipients import Recipient, checked
 from outbox.generate.report_builder import MadeReport, NewReport, ReportBuilder, warn_of_ignored_templates
@@ -178,6 +179,9 @@ async def _ask(
         async with session.snapshot():
             period = await _period(session, name, report, period_key)
             recipient = await _find(source, name, period, key)
+            if recipient is None:
+                what, fix = await explain_no_recipients(session, name, report)
+                raise SourceError(f"{name} {period.key}: {what}; {fix}.")
             content = await _content(source, name, period, recipient)
             (now,) = (await session.fetch(text("SELECT now()")))[0]
     return period, recipient, content, now
@@ -193,8 +197,8 @@ async def _period(session: GenerateSession, name: str, report: EditionSettings, 
     return period
 
 
-async def _find(source: Source, name: str, period: Period, key: str | None) -> Recipient:
-    """Return the recipient of that key; without a key the first who can have a report."""
+async def _find(source: Source, name: str, period: Period, key: str | None) -> Recipient | None:
+    """Return the recipient of that key, without a key the first who can have a report; None if there are none."""
     seen: list[str] = []
     problem = ""
     async with aclosing(source.recipients(period)) as recipients:  # type: ignore[type-var]
@@ -212,7 +216,7 @@ async def _find(source: Source, name: str, period: Period, key: str | None) -> R
     if problem:
         raise SourceError(f"{where}, {problem}")
     if not seen:
-        raise SourceError(f"{where}: the source of {name} names no recipient; see that it means it.")
+        return None
     raise ConfigurationError(
         f"--for: {key!r} is no recipient of {where}; the first keys there are {', '.join(map(repr, seen))}."
     )

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from outbox.database import schema
 from outbox.database.driver import DriverConnection
-from outbox.errors import OutboxError
+from outbox.errors import ConfigurationError, OutboxError
 from outbox.sandbox.postgres import postgres
 from outbox.sandbox.smtp_sink import Action, Hold, Sink, Stage, Visit
 
@@ -91,20 +91,30 @@ class Server:
 
 def tell(*, people: int, servers: int, keep: Path | None, console: Console | None = None) -> int:
     """Play the story and print it; return 0 if every person got exactly one email, else 1."""
-    directory = keep or _make_directory()
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = _make_directory(keep)
     console = console or Console(highlight=False)
     with postgres() as server:
         return asyncio.run(_play(server.url, people, servers, directory, console))
 
 
-def _make_directory() -> Path:
+def _make_directory(keep: Path | None) -> Path:
+    """Return `keep`, made if it is new, or else a new temporary directory.
+
+    Raises:
+        OutboxError: it cannot be written to.
+
+    """
     try:
-        return Path(tempfile.mkdtemp(prefix="outbox-demo-"))
+        directory = keep or Path(tempfile.mkdtemp(prefix="outbox-demo-"))
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "outbox.toml").touch()
     except OSError as error:
-        raise OutboxError(
-            f"No temporary directory can be written to ({error.strerror}); name one with --keep DIR."
-        ) from error
+        if keep is None:
+            says = f"No temporary directory can be written to ({error.strerror}); name one with --keep DIR."
+            raise OutboxError(says) from error
+        says = f"--keep: {keep} cannot be written to ({error.strerror}); name another directory."
+        raise ConfigurationError(says) from error
+    return directory
 
 
 def _slowly(_stage: Stage, _visit: Visit) -> Action | None:

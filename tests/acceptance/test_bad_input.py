@@ -5,6 +5,7 @@ The server of these tests listens on TCP and asks for passwords there, as a comp
 
 import asyncio
 import os
+import re
 import time
 from pathlib import Path
 
@@ -218,6 +219,20 @@ async def test_a_database_that_is_down_is_waited_for_as_long_as_a_lease_and_no_l
     said = await all_refuse(fleet, within_s=15)
     assert said.startswith(f"Postgres at postgresql://mailer:***@127.0.0.1:{port}/company does not answer (")
     assert said.endswith("; start it or correct database_url.")
+
+
+async def test_generate_reports_once_that_it_waits_for_the_database(fleet):
+    """Cron mails each line to a person."""
+    fleet.database = f"postgresql://mailer@127.0.0.1:{free_port()}/company"
+    fleet.top = "lease_s = 3\nguard_s = 1"
+    first, last = await refused(fleet, "generate", code=1)
+    assert re.fullmatch(re.escape(last) + r" Trying again for up to \d s\.", first)
+
+
+async def test_a_port_on_which_no_postgres_answers_is_named(fleet):
+    fleet.database = f"postgresql://mailer@127.0.0.1:{fleet.sink.port}/company"
+    (sentence,) = await refused(fleet, "status", code=1)
+    assert "/company refuses TLS: it has none, or is no Postgres; correct host and port of database_url" in sentence
 
 
 async def test_a_right_password_is_let_in_and_a_wrong_one_is_refused_at_once_and_shown_nowhere(fleet, company_server):

@@ -260,6 +260,9 @@ async def test_without_a_disk_to_write_to_preview_says_what_to_do(fleet):
     process = await fleet.start("preview", "progress", "--out", "here", within=READ_ONLY)
     (sentence,) = (await process.ended()).sentences
     assert "here cannot be written to (Read-only file system)" in sentence
+    process = await fleet.start("demo", "--keep", "here", within=READ_ONLY)
+    (sentence,) = (await process.ended()).sentences
+    assert sentence == "--keep: here cannot be written to (Read-only file system); name another directory."
     process = await fleet.start("demo", within=READ_ONLY)
     assert "--keep DIR" in (await process.ended()).sentences[0]
 

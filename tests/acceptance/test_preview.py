@@ -94,7 +94,7 @@ async def test_what_keeps_a_preview_from_being_made_is_said_in_a_sentence(fleet)
     fleet.data = "select 1 / (cast(:key as int) - 2) as a"
     assert await refused("progress", code=1) == "reports.progress.data: for 2, division by zero; correct it there."
     fleet.recipients = "select 'a' as key, 'a@example.com' as email where false"
-    assert "names no recipient" in await refused("progress", code=1)
+    assert "the recipients query returns no row; usual reasons are" in await refused("progress", code=1)
 
 
 async def test_a_preview_of_what_a_digest_tells_of_is_its_page_and_the_digest_has_a_preview_of_its_own(fleet):

@@ -147,7 +147,7 @@ async def test_a_certificate_that_cannot_be_verified_is_refused_with_the_fix(wit
 ])  # fmt: skip
 async def test_a_server_without_tls_is_named_as_such(without_tls, query):
     for url in (without_tls, without_tls.replace("127.0.0.1", "localhost")):
-        with pytest.raises(DatabaseRefusedError, match=r"has no TLS, which database_url requires.*turn TLS on"):
+        with pytest.raises(DatabaseRefusedError, match=r"refuses TLS: it has none, or is no Postgres; .*turn TLS on"):
             await is_encrypted(f"{url}?{query}")
 
 
