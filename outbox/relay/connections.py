@@ -174,9 +174,10 @@ class Connections:
                 connection.abandon(reason)
 
     def close_politely(self) -> None:
-        """Close each once nothing is in flight on it."""
+        """Close each once nothing is in flight on it. Those that were idle wait for the end, and no more for mail."""
         for connection in self:
             connection.close_politely()
+        self._idle.clear()
 
     async def end(self) -> None:
         """Close all now; what is past its dot and unanswered is in doubt from here on."""

@@ -24,6 +24,16 @@ def test_a_server_that_is_silent_on_all_connections_is_unresponsive(free):
     assert not free.connections.is_stuck, "more may be opened"
 
 
+def test_a_connection_that_closes_politely_waits_for_no_more_mail(free):
+    """Its server may take seconds to answer QUIT, and may take mail again before that."""
+    connection = Connection()
+    free.connections._all.add(connection)
+    free.idle(connection)
+    free.connections.close_politely()
+    assert connection.is_draining
+    assert free.connections.idle == 0
+
+
 def test_after_a_failover_a_try_past_its_dot_has_the_numbers_of_the_other_server(free):
     first, other = a_try(), a_try()
     for tried in (first, other):
