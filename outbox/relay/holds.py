@@ -69,8 +69,13 @@ class Holds:
         """Set aside what waits for a connection and a new pause holds back. What a connection has begun is sent."""
         waiting = self._pool.ready.take_all()  # so that no connection takes it meanwhile
         aside = await self._set_aside(session, [tried.outgoing for tried in waiting], is_stopping=is_stopping)
-        if session.lost is None:
-            self._pool.ready.add([tried for tried in waiting if tried.outgoing.email not in aside])
+        if session.lost is not None:
+            return
+        spared = [tried for tried in waiting if tried.outgoing.email not in aside]
+        if self._pool.is_closing:  # the relay was stopped meanwhile
+            self._pool.release([tried.outgoing for tried in spared])
+        else:
+            self._pool.add(spared)  # their sender may have been refused meanwhile
 
     async def _set_aside(
         self, session: Session, claims: Sequence[OutgoingEmail], *, is_stopping: bool
