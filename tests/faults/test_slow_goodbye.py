@@ -10,12 +10,11 @@ BLOCKED = Reply("550 5.4.5 Daily user sending limit exceeded")
 
 
 class Tarpit:
-    """The first three emails come over a connection each. Then one dot is slow, one email is refused, and QUIT hangs."""
+    """Three emails come over a connection each. Then one dot is slow, one email is refused, and QUIT hangs."""
 
     def __init__(self) -> None:
         self.together, self.slow, self.goodbye = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self.dots = self.quits = 0
-        self.is_refused = False
+        self.dots, self.quits, self.is_refused = 0, 0, False
 
     def __call__(self, stage: Stage, visit: Visit):
         recipient = visit.recipients[-1] if visit.recipients else ""
