@@ -33,6 +33,8 @@ TRUSTED_PATH: Final = "pg_catalog, pg_temp"
 # Qualified throughout, since it runs with the path that it asks for.
 OWN_PATH: Final = "SELECT pg_catalog.current_setting('search_path'), pg_catalog.pg_backend_pid()"
 
+UNDO_SET_UP: Final = "RESET search_path; RESET lock_timeout; RESET jit; RESET plan_cache_mode"
+
 # Errors that mean "this session is over" or "it never began"; every other one is a problem of the statement.
 LOST_SESSION: Final = (
     asyncpg.InterfaceError,
@@ -132,12 +134,13 @@ class Connection(DriverConnection):
     async def set_up(self, *, lock_timeout: str, keep_plans: bool, timeout_s: float) -> None:
         """Put the settings of a new session in force, also for a pool that resets it, and install our codecs.
 
-        They are set by a statement, since a pooler refuses settings in the startup message that it does not know.
+        They are set by a statement, since a pooler refuses settings in the startup message that it does not know. JIT
+        is off: beside millions of emails the planner may expect to read many, and then compiles for seconds.
         """
         self.install_timestamps()
         self.user_search_path, backend = await self.fetchrow(OWN_PATH, timeout=timeout_s)
         self.is_pooled = backend != self.get_server_pid()
-        self.setup = f"SET search_path = {TRUSTED_PATH}; SET lock_timeout = '{lock_timeout}';"
+        self.setup = f"SET search_path = {TRUSTED_PATH}; SET lock_timeout = '{lock_timeout}'; SET jit = off;"
         if not keep_plans:
             self.setup += " SET plan_cache_mode = 'force_custom_plan';"
         await self.execute(self.setup, timeout=timeout_s)
@@ -168,7 +171,7 @@ class Connection(DriverConnection):
         """Close in order. A pooler in transaction mode reuses the backend as it is, so settings are reset first."""
         if self.is_pooled and not self.is_closed():
             with suppress(asyncpg.PostgresError, *LOST_SESSION):
-                await self.execute("RESET search_path; RESET lock_timeout; RESET plan_cache_mode", timeout=timeout)
+                await self.execute(UNDO_SET_UP, timeout=timeout)
         await super().close(timeout=timeout)
 
     def get_reset_query(self) -> str:

@@ -54,7 +54,6 @@ def lease_settings(lease_s: float, *, statements_too: bool) -> dict[str, str]:
     return {
         **short,
         "default_transaction_isolation": "read committed",  # what was waited for must be seen afterwards
-        "jit": "off",
         "idle_session_timeout": lease_ms,
         "idle_in_transaction_session_timeout": lease_ms,
         "tcp_keepalives_idle": "3",

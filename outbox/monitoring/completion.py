@@ -173,7 +173,7 @@ class Completion:
 
     async def _look(self) -> tuple[bool, bool]:
         """Return if an edition is being made at this moment, and if a call failed."""
-        server_settings = {"statement_timeout": str(int(STATEMENT_MAX_S * 1000)), "jit": "off"}
+        server_settings = {"statement_timeout": str(int(STATEMENT_MAX_S * 1000))}
         connection = await connect(self.database_url, application="outbox completion", settings=server_settings)
         try:
             editions = [Candidate(*row) for row in await connection.fetch(CANDIDATES)]

@@ -106,7 +106,6 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
     server_settings = {
         "statement_timeout": str(int(LOOK_MAX_S * 1000)),
         "default_transaction_read_only": "on",
-        "jit": "off",
     }
     connection = await connect(url, application="outbox metrics", settings=server_settings, timeout_s=LOOK_MAX_S)
     try:

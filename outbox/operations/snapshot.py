@@ -14,6 +14,7 @@ from typing import Any, Final
 from outbox.database.connection import Connection
 from outbox.database.lanes import LANES
 from outbox.database.locks import ALIVE, RELAY_LOCKS
+from outbox.database.plans import by_index
 from outbox.operations.deferrals import Deferral
 from outbox.operations.email_counts import Waiting
 from outbox.operations.route_rules import Unserved, read_unserved
@@ -239,8 +240,14 @@ SELECT edition, made, sent, waiting, in_doubt, failed, cancelled, missing, waive
 
 
 async def read_outcomes(connection: Connection, editions: Sequence[int]) -> dict[int, EditionOutcome]:
-    """Count what became of these editions, by their ids."""
-    return {edition: EditionOutcome(*counts) for edition, *counts in await connection.fetch(OUTCOMES, list(editions))}
+    """Count what became of these editions, by their ids.
+
+    By index: where statistics know only a large edition, a new one would be expected to be as large, and all reports
+    that there ever were would be read for it.
+    """
+    async with by_index(connection):
+        rows = await connection.fetch(OUTCOMES, list(editions))
+    return {edition: EditionOutcome(*counts) for edition, *counts in rows}
 
 
 def counted(editions: Iterable[Edition], outcomes: Mapping[int, EditionOutcome | None]) -> list[Edition]:

@@ -27,7 +27,6 @@ BOUNDS: Final = {
     "lock_timeout": "500",  # below deadlock_timeout: if two ever wait for each other it is we who give way
     "idle_in_transaction_session_timeout": "5000",
     "default_transaction_isolation": "read committed",
-    "jit": "off",
     "tcp_keepalives_idle": "3",
     "tcp_keepalives_interval": "1",
     "tcp_keepalives_count": "3",

@@ -78,3 +78,27 @@ async def test_recipients_of_a_look_that_recorded_no_names_are_counted(filled):
     await filled.execute("UPDATE outbox.edition SET looked_at = NULL, expected = 20 WHERE id = 1")
     rows = await filled.fetch("SELECT recipient_key FROM outbox.needs_attention WHERE kind = 'missing' AND edition = 1")
     assert [tuple(row) for row in rows] == [(None,)] * 5  # of 20, 14 have a report and one has a waiver
+
+
+async def test_a_new_edition_is_counted_without_reading_the_large_one_that_statistics_know(connection):
+    await connection.execute(
+        """
+        INSERT INTO outbox.edition (report, period, starts_at, ends_at)
+        VALUES ('progress', '2026-W46', '2026-11-09', '2026-11-16'),
+               ('progress', '2026-W47', '2026-11-16', '2026-11-23');
+        INSERT INTO outbox.report (edition, recipient_key, token, title, html)
+        SELECT 1, n, n, 't', 'h' FROM generate_series(1, 20000) n;
+        ANALYZE outbox.report;
+        INSERT INTO outbox.report (edition, recipient_key, token, title, html)
+        SELECT 2, n, 'new' || n, 't', 'h' FROM generate_series(1, 10) n
+        """
+    )
+    read = "SELECT seq_scan FROM pg_stat_user_tables WHERE relid = 'outbox.report'::regclass"
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    before = await connection.fetchval(read)
+    assert (await read_outcomes(connection, [2]))[2].made == 10
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    assert await connection.fetchval(read) == before
+    async with connection.transaction():
+        await read_outcomes(connection, [2])
+        assert await connection.fetchval("SHOW enable_seqscan") == "on", "what comes after is planned as usual"
