@@ -7,6 +7,7 @@ import asyncpg
 
 from outbox.database.connection import LOST_SESSION
 from outbox.database.opening import connect
+from outbox.database.pause_list import Pause
 from outbox.doctor.database import Database
 from outbox.doctor.finding import Finding, not_checked, note, ok, problem, problem_of
 from outbox.errors import OutboxError
@@ -16,7 +17,6 @@ from outbox.operations.deferrals import GROUPS_MAX
 from outbox.operations.route_rules import Unserved, difference
 from outbox.operations.snapshot import FailingRoute
 from outbox.operations.status import RateStatus, Status, read_status
-from outbox.relay.pauses import Pause
 from outbox.settings import Settings
 
 FLEET: Final = ("relays", "route", "deliveries")

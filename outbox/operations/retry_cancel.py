@@ -13,14 +13,14 @@ import asyncpg
 
 from outbox import suggestions
 from outbox.database.connection import CHANNEL, Connection
+from outbox.database.pause_list import resumption
 from outbox.database.values import storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.prune import BARE, PRUNED
 from outbox.operations.resolve import DISCARDED
-from outbox.relay import suppression
+from outbox.operations.suppression_list import remedy
 from outbox.relay.failover import REMAINS
-from outbox.relay.pauses import resumption
 
 BATCH_MAX: Final = 1000
 # Below deadlock_timeout (1 s): if a batch and a relay's tick ever wait for each other it is the batch that gives way.
@@ -220,7 +220,7 @@ def _why_not_retried(row: Any, key: str) -> str | None:
         gone = "cannot be sent: `outbox prune` removed its message by its age, and only its envelope is kept"
     listed = None
     if row["suppressed"]:
-        mend = suppression.remedy(row["recipient"], row["suppressed"], row["report"])
+        mend = remedy(row["recipient"], row["suppressed"], row["report"])
         listed = f"would not be sent, since {row['suppressed'].rstrip('.')}; `{mend}` takes it off"
     return why_not.get(row["state"]) or (gone if row["lost"] or row["pruned"] else listed)
 

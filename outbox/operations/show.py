@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from outbox import suggestions
 from outbox.database.connection import Connection
+from outbox.database.pause_list import Pause, read_pauses
 from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.waiver import read_absence
@@ -17,9 +18,8 @@ from outbox.mail.delivery_state import DeliveryState
 from outbox.mail.stored_message import StoredMessage, read_header, read_message
 from outbox.operations.attention import Choice, choices_of
 from outbox.operations.prune import PRUNED
-from outbox.relay import suppression
+from outbox.operations.suppression_list import remedy
 from outbox.relay.failover import REMAINS
-from outbox.relay.pauses import Pause, read_pauses
 
 # In these states an email would be sent, or could be sent again.
 MAY_BE_SENT: Final = (DeliveryState.PENDING, DeliveryState.CANCELLED, DeliveryState.EXPIRED, DeliveryState.DEAD)
@@ -86,7 +86,7 @@ class Story:
     def remedies(self) -> list[str]:
         """Return the commands that a person may type in its present state."""
         if self.suppressed and self.state in MAY_BE_SENT:
-            return [suppression.remedy(self.to, self.suppressed, self.report)]
+            return [remedy(self.to, self.suppressed, self.report)]
         if self.state == DeliveryState.PENDING:
             return [one.remedy for one in self.pauses] + [suggestions.command("cancel", keys=[self.key])]
         return [choice.command for choice in self.choices]

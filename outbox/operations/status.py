@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from outbox import suggestions
 from outbox.database.connection import Connection
+from outbox.database.pause_list import Pause, read_pauses
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.attention import Choice, Concern, choices_of, concerns_of, headline
 from outbox.operations.deferrals import Deferral, read_deferrals
@@ -24,7 +25,6 @@ from outbox.operations.snapshot import (
     read_snapshot,
     snapshot_of,
 )
-from outbox.relay.pauses import Pause, read_pauses
 from outbox.relay.rate_limit import FOUND, found_of
 
 EDITIONS_MAX: Final = 10

@@ -6,10 +6,11 @@ from enum import StrEnum
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from outbox.database.pause_list import Pause
 from outbox.operations.attention import concerns_of
 from outbox.operations.deferrals import GROUPS_MAX
 from outbox.operations.email_counts import Waiting
-from outbox.operations.snapshot import ActivePause, EditionOutcome, Snapshot
+from outbox.operations.snapshot import EditionOutcome, Snapshot
 from outbox.reports.period import spoken_time
 from outbox.settings import Settings
 
@@ -94,7 +95,7 @@ def _left(emails: int, per_s: float) -> str:
     return f"; at {rate_label(per_s)}/s about {duration_label(emails / per_s)} more" if per_s > 0 else ""
 
 
-def _pause(pause: ActivePause, frame: Frame) -> str:
+def _pause(pause: Pause, frame: Frame) -> str:
     why = f": {pause.why}" if pause.why else ""
     since = spoken_time(pause.since, frame.zone(pause.report))
     return f"{pause.report or 'Everything'} is paused since {since} by {pause.who}{why}"

@@ -30,8 +30,8 @@ isolate          a tick in parts, to find rows that make it fail
 quarantine       rows that cannot be read or written
 settlement       outcomes of tries on their way to the database
 holds            claims that are paused or suppressed
-pauses           reports and the fleet, paused by a person
-suppression      the suppression list, and cancelling of what is claimed for it (rule: `outbox.suppressed`)
+pauses           sets aside what a person has paused, and takes it up
+suppression      cancels claims of suppressed addresses (rule: `outbox.suppressed`)
 large_messages   messages that are fetched after their claim is committed
 message_fetch    fetches and checks them bit by bit
 memory_budget    memory for large messages, shared by the relays of a process
