@@ -46,7 +46,10 @@ sender_holds     senders whose mail waits, since the server refuses it
 route_state      breaker and rate of a route, shared with the fleet
 circuit_breaker  stops connecting while the server is in trouble, for this relay and for the fleet
 rate_limit       the rate that the fleet shares
-throttle         rate and number of connections that a server accepts, found from its replies
+found_rate       the rate that a server takes, found from what it refuses
+recent_replies   whether a deferral is the route's or a recipient's own
+connection_limits how many connections, and messages on each, a server takes
+meter            events by the second
 refusals         refusals that may be about the sender or this host, and how they are undone
 backoff          how long until the next try
 maintenance      sweep, expire, resume, resend, ask, give back; the note in the relay's row
