@@ -66,8 +66,8 @@ def _named(report: str | None) -> str:
 
 async def _pause(settings: "Settings", report: str, why: str) -> list[str]:
     from outbox.database.pause_list import read_pauses
+    from outbox.operations.operator import whoami
     from outbox.operations.pause import begin_pause, is_known
-    from outbox.operations.resolve import whoami
 
     async with connected(settings, "outbox pause") as connection:
         if report and report not in settings.editions and not await is_known(connection, report):
@@ -81,8 +81,8 @@ async def _pause(settings: "Settings", report: str, why: str) -> list[str]:
 
 async def _resume(settings: "Settings", report: str, why: str) -> list[str]:
     from outbox.database.pause_list import label, read_pauses
+    from outbox.operations.operator import whoami
     from outbox.operations.pause import end_pause
-    from outbox.operations.resolve import whoami
 
     async with connected(settings, "outbox resume") as connection:
         pauses = {one.report: one for one in await read_pauses(connection)}

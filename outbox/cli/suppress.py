@@ -137,7 +137,7 @@ def _listed(found: "list[Suppression]", more: int, settings: "Settings") -> list
 
 
 async def _add(settings: "Settings", entries: "list[Entry]", why: str) -> list[str]:
-    from outbox.operations.resolve import whoami
+    from outbox.operations.operator import whoami
     from outbox.operations.suppression_list import add
 
     async with connected(settings, "outbox suppress") as connection:
@@ -150,7 +150,7 @@ async def _add(settings: "Settings", entries: "list[Entry]", why: str) -> list[s
 
 
 async def _remove(settings: "Settings", entries: "list[Entry]", why: str) -> int:
-    from outbox.operations.resolve import whoami
+    from outbox.operations.operator import whoami
     from outbox.operations.suppression_list import removal, remove, reports_of
 
     code = 0

@@ -14,9 +14,11 @@ email_list        the newest of these emails, with their state and last reply
 show              everything about one email
 retry_cancel      sends emails again, or cancels them
 resolve           decisions about emails in doubt and dead letters
+waive             decisions that nothing is owed to a recipient
 mark_done         editions that another system made
 pause             begins and ends pauses
 suppression_list  addresses that get no more email
+operator          name of the person who runs a command
 route_rules       which email takes which route
 preview           one recipient's report and email, without writing anything
 send_test         one email past the outbox, to try a route

@@ -19,6 +19,7 @@ from outbox.generate.recipients import WINDOW_MAX, Recipient, checked, label_of,
 from outbox.generate.session import GenerateSession
 from outbox.generate.source import source_of
 from outbox.generate.waiver import read_waived
+from outbox.operations.wording import state_label
 from outbox.reports.period import Period
 from outbox.settings import DIGEST, Settings
 
@@ -110,7 +111,7 @@ class Audit:
 
     @property
     def _problem(self) -> str | None:
-        parts = ", ".join(f"{count:,} {spoken(kind)}" for kind, count in self._open.items())
+        parts = ", ".join(f"{count:,} {state_label(kind)}" for kind, count in self._open.items())
         missed = sum(self._open.values())
         if self.done_elsewhere_at is not None:
             which = f"{missed:,} of the {self.generated:,} emails that outbox made of {self.name}"
@@ -165,11 +166,6 @@ class Audit:
                 for kind, found in {**self.unsent, BOUNCED: self.bounced}.items()
             },
         }
-
-
-def spoken(word: str) -> str:
-    """Return a kind or a state as words."""
-    return word.replace("_", " ")
 
 
 async def audit(settings: Settings, name: str, period_key: str | None = None, *, names_max: int | None = None) -> Audit:
@@ -235,7 +231,7 @@ class Expected:
 
 def _email(row: Any) -> str:
     """Return the key and the state of an email as text."""
-    return f"the email {row.email_key} ({spoken(row.state)})"
+    return f"the email {row.email_key} ({state_label(row.state)})"
 
 
 def _sender(settings: Settings) -> str | None:

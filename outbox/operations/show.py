@@ -13,13 +13,13 @@ from outbox.database.connection import Connection
 from outbox.database.pause_list import Pause, read_pauses
 from outbox.database.values import storable
 from outbox.errors import OutboxError
-from outbox.generate.waiver import read_absence
 from outbox.mail.delivery_state import DeliveryState
+from outbox.mail.removed_message import REMOVED
 from outbox.mail.stored_message import StoredMessage, read_header, read_message
 from outbox.operations.attention import Choice, choices_of
-from outbox.operations.prune import PRUNED
 from outbox.operations.suppression_list import remedy
-from outbox.relay.failover import REMAINS
+from outbox.operations.waive import read_absence
+from outbox.operations.wording import removal_label
 
 # In these states an email would be sent, or could be sent again.
 MAY_BE_SENT: Final = (DeliveryState.PENDING, DeliveryState.CANCELLED, DeliveryState.EXPIRED, DeliveryState.DEAD)
@@ -155,11 +155,6 @@ SELECT a.attempt, a.verdict, a.relay, l.host, l.pid, left(a.reply, 10000) AS rep
  WHERE a.email = $1 ORDER BY a.settled_at, a.attempt
 """
 
-GONE: Final = {
-    REMAINS: "a failover of Postgres lost its message, and only its envelope is known",
-    PRUNED: "`outbox prune` removed its message by its age",
-}
-
 
 async def read_story(connection: Connection, key: str) -> Story:
     """Read all that the database has about an email, of one moment.
@@ -182,14 +177,14 @@ async def read_story(connection: Connection, key: str) -> Story:
         recipient=row["recipient_key"],
         subject=_subject(row["message"]),
         size=len(row["message"]),
-        gone=GONE.get(row["message"]),
+        gone=removal_label(row["message"]),
         tries=tries,
         pauses=[one for one in pauses if one.report in ("", row["report"])],
     )
 
 
 def _subject(message: bytes) -> str | None:
-    return None if message in GONE else read_header(message, "Subject") or ""
+    return None if message in REMOVED else read_header(message, "Subject") or ""
 
 
 def _nearest(key: str) -> str:

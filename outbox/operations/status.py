@@ -9,10 +9,10 @@ from outbox import suggestions
 from outbox.database.connection import Connection
 from outbox.database.pause_list import Pause, read_pauses
 from outbox.mail.delivery_state import DeliveryState
+from outbox.mail.removed_message import REMOVED
 from outbox.operations.attention import Choice, Concern, choices_of, concerns_of, headline
 from outbox.operations.deferrals import Deferral, read_deferrals
 from outbox.operations.email_counts import read_waiting
-from outbox.operations.prune import BARE
 from outbox.operations.route_rules import Unserved
 from outbox.operations.snapshot import (
     EDITIONS_FOR,
@@ -179,7 +179,7 @@ async def read_status(connection: Connection) -> Status:
 
 async def _read_troubles(connection: Connection) -> list[Trouble]:
     statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
-    found = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
+    found = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, REMOVED)]
     missing = await connection.fetch(MISSING, NAMED_MAX - len(found))
     return found + [_trouble(key, "missing", True, reason, False) for key, reason in missing]
 

@@ -7,6 +7,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from outbox.database.pause_list import Pause
+from outbox.mail.removed_message import LOST, PRUNED
 from outbox.operations.attention import concerns_of
 from outbox.operations.deferrals import GROUPS_MAX
 from outbox.operations.email_counts import Waiting
@@ -117,3 +118,22 @@ def duration_label(seconds: float) -> str:
     if hours < HOURS_MAX:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{hours // 24} d"
+
+
+def state_label(state: str) -> str:
+    """Return the state of a delivery, or another name of the database, as words: `in doubt`."""
+    return state.replace("_", " ")
+
+
+_LOST: Final = "a failover of Postgres lost its message, and only its envelope is known"
+_PRUNED: Final = "`outbox prune` removed its message by its age"
+
+
+def removal_label(message: bytes) -> str | None:
+    """Return why the message that stood there is gone; None if this is a message."""
+    return {LOST: _LOST, PRUNED: _PRUNED}.get(message)
+
+
+def no_message_label(*, is_lost: bool) -> str:
+    """Return why an email has no message that could be sent: it was lost, or else pruned."""
+    return _LOST if is_lost else f"{_PRUNED}, and only its envelope is kept"
