@@ -10,6 +10,7 @@ wording           words for these facts in `watch` and on the board
 watch_view        the screen of `outbox watch`
 audit             whether an edition is sent in full, recipient by recipient
 email_filter      which emails a person means: by key, edition, state or address
+email_columns     columns that several lists of emails show
 email_list        the newest of these emails, with their state and last reply
 show              everything about one email
 retry_cancel      sends emails again, or cancels them

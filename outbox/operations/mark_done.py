@@ -12,6 +12,7 @@ from sqlalchemy import text
 from outbox.database.engine import driver_of
 from outbox.database.lock_wait import MAY_GENERATE, holders
 from outbox.database.locks import EDITION_LOCKS
+from outbox.database.plans import EMAIL_OF_REPORT
 from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.edition import DECLARED, Declared, Edition, open_edition, plan_edition
@@ -27,12 +28,10 @@ MARK_DONE: Final = "mark-done"  # in `operation.what`
 
 HOLD: Final = text("SELECT id FROM outbox.edition WHERE id = :id FOR UPDATE")
 
-MADE: Final = text("""
+MADE: Final = text(f"""
 SELECT coalesce(d.state, 'waiting for a digest') AS state, count(*) AS emails
   FROM outbox.report r
-  LEFT JOIN LATERAL (SELECT digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
-  LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
-  LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
+  {EMAIL_OF_REPORT}
  WHERE r.edition = :id GROUP BY 1 ORDER BY 1
 """)
 

@@ -17,6 +17,7 @@ from outbox.mail.delivery_state import DeliveryState
 from outbox.mail.removed_message import REMOVED
 from outbox.mail.stored_message import StoredMessage, read_header, read_message
 from outbox.operations.attention import Choice, choices_of
+from outbox.operations.email_columns import DUE_AT
 from outbox.operations.suppression_list import remedy
 from outbox.operations.waive import read_absence
 from outbox.operations.wording import removal_label
@@ -134,12 +135,12 @@ def _none(key: str, kind: str) -> str:
     raise OutboxError(f"{key} has no {kind} part; `{shown}` shows all that it has.")
 
 
-STORY: Final = """
+STORY: Final = f"""
 SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at, m.made_by,
        e.report, e.period, r.recipient_key, r.title,
        coalesce(d.state, 'without a delivery') AS state, coalesce(d.attempt, 0) AS attempts,
        d.relay, l.host, d.paused,
-       CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
+       {DUE_AT} AS due_at,
        d.send_before, d.marked_at, d.settled_at, d.doubted_at, coalesce(d.route, '') AS route,
        coalesce(d.priority > 0, false) AS urgent, outbox.suppressed(m.recipient, e.report) AS suppressed
   FROM outbox.email m

@@ -26,6 +26,7 @@ STALE_S: Final = 0.5  # under a rate, a moment that nothing was started at is lo
 TAKEN_S: Final = 0.005  # until the row is looked at again when another relay was at it
 USED_UP_S: Final = 30.0  # until it is looked at again when the day's emails are sent
 PORTION_MAX: Final = 100
+DAY_AGO: Final = "now() - interval '24 hours 15 minutes'"  # allowances are counted by the begun quarter of an hour
 
 
 @dataclass(slots=True)
@@ -236,7 +237,7 @@ WITH line AS (
       FROM outbox.pace WHERE route = $1
 ), day AS (
     SELECT $4::bigint + $5::bigint - coalesce(sum(emails), 0) AS left_over FROM outbox.allowance
-     WHERE route = $1 AND since > now() - interval '24 hours 15 minutes' AND $4::bigint IS NOT NULL
+     WHERE route = $1 AND since > {DAY_AGO} AND $4::bigint IS NOT NULL
 ), given AS (
     SELECT from_at, left_over <= 0 AS used_up,
            CASE WHEN from_at > now() + {HORIZON_S} * interval '1 second' THEN 0
