@@ -38,5 +38,5 @@ class SourceError(OutboxError):
 class TemplateUseError(ValueError):
     """A template uses a filter or phrase in a way that is not possible; the message says what to write instead.
 
-    It belongs to one recipient's values, so the others go on; `jinja.explain` adds file and line.
+    It belongs to one recipient's values, so the others go on; `template_errors.explain` adds file and line.
     """

@@ -1,4 +1,4 @@
-"""Suggestions to people: names for misspelt ones, and commands quoted for a POSIX shell.
+"""Suggestions to people: names for misspelt ones, and commands quoted for a POSIX shell; and counts in words.
 
 Keys and addresses are untrusted. They may look like an option, or hold blanks, quotes, `$(…)` or control characters
 that a terminal would interpret. Every suggested command with such a word is built here.
@@ -67,3 +67,8 @@ def _escaped(character: str) -> str:
     if character == "\\":
         return "\\\\"
     return character if character.isprintable() else "".join(f"\\0{byte:03o}" for byte in character.encode())
+
+
+def times(count: int) -> str:
+    """Return the count as `once`, `twice`, `3 times`."""
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")

@@ -45,19 +45,20 @@ def audit(
 
 
 def _print_audit(found: "Audit") -> None:
-    from outbox.operations.audit import BOUNCED, MISSING, SETTLED, spoken
+    from outbox.operations.audit import BOUNCED, MISSING, SETTLED
+    from outbox.operations.wording import state_label
 
     counts = {"expected": found.expected, "generated": found.generated, "sent": found.sent}
     kinds = {**found.unsent, BOUNCED: found.bounced}
     counts |= {kind: one.count for kind, one in kinds.items() if one.count or kind not in (*SETTLED, BOUNCED)}
     if found.done_elsewhere_at is not None:  # in an edition that another system made no report is missing
         del kinds[MISSING], counts[MISSING]
-    typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {spoken(word)}" for word, n in counts.items()) + ".")
+    typer.echo(f"{found.name}: " + ", ".join(f"{n:,} {state_label(word)}" for word, n in counts.items()) + ".")
     if found.left:
         typer.echo(f"No longer expected: {found.left:,} who have a report and are not named by the source now.")
     for kind, unsent in kinds.items():
         if unsent.count:
-            typer.echo(f"\n{spoken(kind)}: {unsent.count:,}")
+            typer.echo(f"\n{state_label(kind)}: {unsent.count:,}")
         for one in unsent.named:
             typer.echo(printable(f"  {_described(one)}"))
         if unsent.named and unsent.count > len(unsent.named):
@@ -66,8 +67,8 @@ def _print_audit(found: "Audit") -> None:
 
 
 def _described(one: "Unsent") -> str:
-    from outbox.operations.audit import spoken
+    from outbox.operations.wording import state_label
 
-    reasons = [spoken(one.state)] if one.state not in ("missing", "waived") else []
+    reasons = [state_label(one.state)] if one.state not in ("missing", "waived") else []
     reasons += [one.said.rstrip(".")] if one.said else []
     return f"{one.key} <{one.address}>" + (f": {', '.join(reasons)}." if reasons else "")

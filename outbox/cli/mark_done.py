@@ -43,7 +43,7 @@ async def _mark_done(settings: "Settings", name: str, period: str, why: str, *, 
     from outbox.database.engine import driver_of, engine
     from outbox.database.lock_wait import lock_waits
     from outbox.operations import mark_done as marking
-    from outbox.operations.resolve import whoami
+    from outbox.operations.operator import whoami
 
     assert settings.database_url is not None
     async with connected(settings, "outbox mark-done"):

@@ -12,7 +12,7 @@ from outbox.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from outbox.relay.pauses import Pause
+    from outbox.database.pause_list import Pause
     from outbox.settings import Settings
 
 ReportArgument = Annotated[
@@ -65,8 +65,9 @@ def _named(report: str | None) -> str:
 
 
 async def _pause(settings: "Settings", report: str, why: str) -> list[str]:
-    from outbox.operations.resolve import whoami
-    from outbox.relay.pauses import begin_pause, is_known, read_pauses
+    from outbox.database.pause_list import read_pauses
+    from outbox.operations.operator import whoami
+    from outbox.operations.pause import begin_pause, is_known
 
     async with connected(settings, "outbox pause") as connection:
         if report and report not in settings.editions and not await is_known(connection, report):
@@ -79,8 +80,9 @@ async def _pause(settings: "Settings", report: str, why: str) -> list[str]:
 
 
 async def _resume(settings: "Settings", report: str, why: str) -> list[str]:
-    from outbox.operations.resolve import whoami
-    from outbox.relay.pauses import end_pause, label, read_pauses
+    from outbox.database.pause_list import label, read_pauses
+    from outbox.operations.operator import whoami
+    from outbox.operations.pause import end_pause
 
     async with connected(settings, "outbox resume") as connection:
         pauses = {one.report: one for one in await read_pauses(connection)}

@@ -127,7 +127,7 @@ async def _find(settings: "Settings", act: "Act", chosen: "Selection") -> "tuple
 
 async def _operate(settings: "Settings", act: "Act", chosen: "Selection", emails: list[int], why: str) -> int:
     from outbox.operations.email_filter import name
-    from outbox.operations.resolve import whoami
+    from outbox.operations.operator import whoami
     from outbox.operations.retry_cancel import explain, operate
 
     async with connected(settings, f"outbox {act}") as connection:

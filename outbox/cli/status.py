@@ -121,7 +121,7 @@ def _done_elsewhere(found: "Status") -> Iterator[str]:
 
 def _hindrances(found: "Status") -> Iterator[str]:
     """Yield lines about everything that keeps the fleet from sending."""
-    from outbox.generate.schedule_state import times
+    from outbox.suggestions import times
 
     for relay in found.relays:
         if relay.trouble:

@@ -12,7 +12,8 @@ from outbox.cli.output import printable, table, to_json, zone_of
 from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outbox.relay.suppression import Entry, Suppression
+    from outbox.database.suppression_entry import Entry
+    from outbox.operations.suppression_list import Suppression
     from outbox.settings import Settings
 
 LIMIT = 50
@@ -84,8 +85,8 @@ def _clashes(
 
 
 def _entries(addresses: list[str], report: str | None) -> "list[Entry]":
+    from outbox.database.suppression_entry import ALL, Entry
     from outbox.mail.message import comparable
-    from outbox.relay.suppression import ALL, Entry
 
     entries, problems = [], []
     for address in dict.fromkeys(addresses):
@@ -114,7 +115,7 @@ def _of_file(path: Path) -> "list[Entry]":
 
 
 async def _list(settings: "Settings", limit: int | None) -> "tuple[list[Suppression], int]":
-    from outbox.relay.suppression import read_list
+    from outbox.operations.suppression_list import read_list
 
     async with connected(settings, "outbox suppress") as connection:
         return await read_list(connection, limit=limit)
@@ -136,8 +137,8 @@ def _listed(found: "list[Suppression]", more: int, settings: "Settings") -> list
 
 
 async def _add(settings: "Settings", entries: "list[Entry]", why: str) -> list[str]:
-    from outbox.operations.resolve import whoami
-    from outbox.relay.suppression import add
+    from outbox.operations.operator import whoami
+    from outbox.operations.suppression_list import add
 
     async with connected(settings, "outbox suppress") as connection:
         new = await add(connection, entries, who=whoami(), why=why)
@@ -149,8 +150,8 @@ async def _add(settings: "Settings", entries: "list[Entry]", why: str) -> list[s
 
 
 async def _remove(settings: "Settings", entries: "list[Entry]", why: str) -> int:
-    from outbox.operations.resolve import whoami
-    from outbox.relay.suppression import removal, remove, reports_of
+    from outbox.operations.operator import whoami
+    from outbox.operations.suppression_list import removal, remove, reports_of
 
     code = 0
     async with connected(settings, "outbox suppress") as connection:

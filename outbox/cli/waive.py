@@ -11,7 +11,7 @@ from outbox.cli.output import NAMES_SHOWN, printable
 from outbox.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from outbox.generate.waiver import Owed
+    from outbox.operations.waive import Owed
     from outbox.settings import Settings
 
 
@@ -52,7 +52,7 @@ def waive(
 
 
 def _problems(keys: list[str], edition: str | None, why: str, *, undo: bool, yes: bool) -> list[str]:
-    from outbox.generate.waiver import Owed
+    from outbox.operations.waive import Owed
 
     if edition is None:
         nothing = 'Name keys, as `outbox status` shows them, or say --edition "progress 2026-W48".'
@@ -71,9 +71,9 @@ def _problems(keys: list[str], edition: str | None, why: str, *, undo: bool, yes
 
 
 async def _waive(settings: "Settings", keys: list[str], edition: str | None, why: str, *, undo: bool, yes: bool) -> int:
-    from outbox.generate.waiver import Owed, unreached_of
-    from outbox.generate.waiver import waive as decide
-    from outbox.operations.resolve import whoami
+    from outbox.operations.operator import whoami
+    from outbox.operations.waive import Owed, unreached_of
+    from outbox.operations.waive import waive as decide
 
     async with connected(settings, "outbox waive") as connection:
         recipients = [one for one in map(Owed.parse, keys) if one is not None]

@@ -7,17 +7,18 @@ import asyncpg
 
 from outbox.database.connection import LOST_SESSION
 from outbox.database.opening import connect
+from outbox.database.pause_list import Pause
 from outbox.doctor.database import Database
 from outbox.doctor.finding import Finding, not_checked, note, ok, problem, problem_of
 from outbox.errors import OutboxError
-from outbox.generate.schedule_state import Agenda, Latest, Standing, look, scheduled, times
+from outbox.generate.schedule_state import Agenda, Latest, Standing, look, scheduled
 from outbox.operations.attention import WAITED_MAX_S, Kind
 from outbox.operations.deferrals import GROUPS_MAX
 from outbox.operations.route_rules import Unserved, difference
 from outbox.operations.snapshot import FailingRoute
 from outbox.operations.status import RateStatus, Status, read_status
-from outbox.relay.pauses import Pause
 from outbox.settings import Settings
+from outbox.suggestions import times
 
 FLEET: Final = ("relays", "route", "deliveries")
 SCHEDULES: Final = "schedules"

@@ -8,11 +8,11 @@ from enum import StrEnum
 from typing import Final
 
 from outbox.database.connection import Connection
+from outbox.database.suppression_entry import Reason
 from outbox.database.values import storable
 from outbox.feedback.bounce_proof import Proof, Sent, prove
 from outbox.feedback.dsn import parse_bounce
 from outbox.feedback.notice import Bounce, Finding, Kind
-from outbox.relay.suppression import Reason
 
 
 class Outcome(StrEnum):

@@ -5,10 +5,10 @@ import io
 from collections.abc import Iterator
 from typing import Final
 
+from outbox.database.suppression_entry import Entry, Reason
 from outbox.database.values import storable
 from outbox.errors import ConfigurationError
 from outbox.mail.message import comparable
-from outbox.relay.suppression import Entry, Reason
 
 # What providers call the columns and the reasons of the lists that they export.
 _ADDRESS_COLUMNS: Final = ("address", "email", "emailaddress", "email_address", "recipient")

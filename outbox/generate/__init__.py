@@ -21,9 +21,9 @@ edition_reports queries on the reports that an edition has, and on the suppressi
 report_maker    missing reports, bucket by bucket: rows are read, reports built, and batches written
 waiting         waiting for the reports that other servers make
 shared_work     a window of recipients: what is missing is made here, or waited for
-edition_lock    shared by the runs of an edition, exclusive for whoever removes it or declares it done
+edition_lock    shared by the runs of an edition, held exclusively to remove it or declare it done
 no_recipients   why an edition may have no recipients
-waiver          recipients without a report, and decisions that no report is owed to them
+waiver          recipients without a report, and those to whom none is owed
 result          counts of one run for one edition
 run             the run of one edition: all windows, and what is recorded at the end
 schedule_state  which tick of a schedule is due, done, missed or failed

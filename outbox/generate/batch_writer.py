@@ -52,7 +52,7 @@ class BatchWriter:
             if self._waited_s:  # the run has met a blocked key: the whole batch waits no longer than one recipient
                 return await self._write_hurried(reports, context)
             try:
-                return await self._commit(reports, context)
+                return await self._write_free(reports, context)
             except LockWaitError:
                 self._waited_s = ALONE_S
                 return await self._write_apart(reports, context)
@@ -60,7 +60,7 @@ class BatchWriter:
     async def _write_hurried(self, reports: Sequence[MadeReport], context: str | None) -> Written:
         async with self._session.waiting_at_most(ALONE_S):
             try:
-                return await self._commit(reports, context)
+                return await self._write_free(reports, context)
             except LockWaitError:
                 pass  # some of them are blocked
         return await self._write_apart(reports, context)
@@ -72,18 +72,18 @@ class BatchWriter:
         async with self._session.waiting_at_most(wait_s):
             for report in reports:
                 try:
-                    written.add(await self._commit([report], context))
+                    written.add(await self._write_free([report], context))
                 except LockWaitError as error:
                     self._waited_s += wait_s
                     written.failed[report.recipient_key] = f"its email's key {report.key} is blocked: {error}."
         return written
 
-    async def _commit(self, reports: Sequence[MadeReport], context: str | None) -> Written:
-        """Write the reports in one transaction, without those whose keys belong to other emails."""
+    async def _write_free(self, reports: Sequence[MadeReport], context: str | None) -> Written:
+        """Write the reports, all in one transaction, but for those whose keys belong to other emails."""
         written = Written()
         while reports:
             try:
-                written.made += await self._transaction(reports, context)
+                written.made += await self._write_all(reports, context)
                 break
             except KeysTakenError as error:
                 for report in reports:
@@ -92,7 +92,7 @@ class BatchWriter:
                 reports = [report for report in reports if report.key not in error.keys]
         return written
 
-    async def _transaction(self, reports: Sequence[MadeReport], context: str | None) -> int:
+    async def _write_all(self, reports: Sequence[MadeReport], context: str | None) -> int:
         emails = [report for report in reports if isinstance(report, NewReport)]
         collected = [report for report in reports if isinstance(report, CollectedReport)]
         made = 0

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from outbox.database.connection import Connection
 from outbox.reports.period import Cadence, Covers, first_instant, period_at
-from outbox.settings import DIGEST, EditionSettings, FirstTick, Settings, duration_s
+from outbox.settings import EditionSettings, FirstTick, Settings, duration_s
+from outbox.suggestions import times
 
 # A tick that lies so far ahead was taken up when the database's clock was wrong, and does not count.
 AHEAD_MAX: Final = timedelta(days=1)
@@ -53,16 +54,6 @@ class Row:
     def failed(self) -> str:
         """Return how often its generate failed, and why the last time."""
         return f"failed {times(self.failures)}: {(self.said or '').rstrip('.')}"
-
-
-def making(name: str) -> list[str]:
-    """Return the arguments of `outbox` that make an edition of this report, without its period."""
-    return [DIGEST] if name == DIGEST else ["generate", name]
-
-
-def times(count: int) -> str:
-    """Return the count as `once`, `twice`, `3 times`."""
-    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from outbox.generate.schedule_state import (
     Row,
     Seen,
     Standing,
-    making,
     passed_over,
     read,
     scheduled,
@@ -32,7 +31,7 @@ from outbox.generate.schedule_state import (
 )
 from outbox.generate.schedule_table import SILENCE_MAX_S, follow, record_outcome, schedule_connection, take_up
 from outbox.log import Events
-from outbox.settings import DIGEST, EditionSettings, Settings
+from outbox.settings import DIGEST, EditionSettings, Settings, command_of
 
 log = Events("outbox.starter")
 
@@ -176,7 +175,7 @@ class Scheduler:
                 "{report} {period}: no relay makes it, since its tick at {tick} came before the schedule was followed; "
                 "run `outbox {command} --period {period}` if no other system has made it",
                 report=name,
-                command=" ".join(making(name)),
+                command=" ".join(command_of(name)),
                 period=found.tick.period,
                 tick=_civil(found.tick.at, report),
             )
@@ -190,7 +189,7 @@ class Scheduler:
                 "{report}: nothing was started, or finished, for {periods}; only the latest tick is caught up with, so "
                 "run `outbox {command} --period …` for those that are wanted",
                 report=name,
-                command=" ".join(making(name)),
+                command=" ".join(command_of(name)),
                 periods=", ".join(left),
             )
 
@@ -204,7 +203,7 @@ class Scheduler:
             "{report} {period}: its schedule ticked at {tick} and it was not done by {until} (catch_up), so it is "
             "missed; run `outbox {command} --period {period}` if it is wanted",
             report=name,
-            command=" ".join(making(name)),
+            command=" ".join(command_of(name)),
             period=found.tick.period,
             tick=_civil(found.tick.at, report),
             until=_civil(found.until, report),
@@ -231,7 +230,7 @@ class Scheduler:
         name, period = edition
         try:
             async with asyncio.timeout(left_s):
-                command = [*self._command, *making(name), "--period", period]
+                command = [*self._command, *command_of(name), "--period", period]
                 problem = await run_child(command, partial(_log_line, f"{name} {period}"))
         except TimeoutError:
             problem = "it was not done when catch_up was over, and was ended"

@@ -5,7 +5,7 @@ An audit reads through the same session, inside one snapshot that nothing can be
 A pulse keeps it alive while reports are computed. A process that is stopped loses it after `lease_s`, and its buckets
 with it. Every wait for an answer or for a lock is bounded (`wait_bounds`).
 
-Two kinds of statements run in it. Ours have the trusted search path of `database.connect`. The user's queries
+Two kinds of statements run in it. Ours have the trusted search path of `database.opening.connect`. The user's queries
 (`user_rows`) have the path that the role itself has, within their transaction; whatever they change of the session's
 settings is undone before the next statement of ours (`kept_settings`).
 """
@@ -256,7 +256,7 @@ class GenerateSession:
     async def fetch(
         self, statement: "Executable", parameters: Mapping[str, Any] | None = None, *, by_index: bool = False
     ) -> Sequence[Any]:
-        """Return all rows of a statement of ours, in a transaction of its own. `by_index` as `database.BY_INDEX`."""
+        """Return all rows of a statement of ours, in a transaction of its own; `by_index` (`plans.BY_INDEX`)."""
 
         async def fetched(connection: "AsyncConnection") -> Sequence[Any]:
             async with self._transaction():

@@ -12,5 +12,6 @@ delivery_state     states of a delivery, from pending to sent
 email              an application's email, complete and checked
 enqueue            inserts an email in the application's own transaction
 mime               bounded reader of MIME messages
+removed_message    what stands in the place of a message that was lost or pruned
 stored_message     headers, text, page and files of a stored message
 """

@@ -11,9 +11,9 @@ from enum import StrEnum
 from typing import Final
 
 from outbox import suggestions
-from outbox.generate.schedule_state import making, times
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.snapshot import ATTENTION_MAX, Attention, FailingRoute, FailingSchedule, LivingRelay, Snapshot
+from outbox.settings import command_of
 
 WAITED_MAX_S: Final = 60.0  # due for so long without a living relay, an email needs a person
 
@@ -149,7 +149,9 @@ def _of_relay(relay: LivingRelay, trouble: str) -> Concern:
 
 
 def _of_schedule(schedule: FailingSchedule) -> Concern:
-    sentence = f"The schedule of {schedule.report} failed {times(schedule.failures)}: {schedule.said.rstrip('.')}."
+    sentence = (
+        f"The schedule of {schedule.report} failed {suggestions.times(schedule.failures)}: {schedule.said.rstrip('.')}."
+    )
     return Concern(Kind.SCHEDULE, schedule.report, 0, sentence, "see `outbox schedule`")
 
 
@@ -157,7 +159,7 @@ def _counted(one: Attention) -> Concern:
     report, period, count = one.report, one.period, one.count
     edition = f"{report} {period}".strip()
     found = Concern(Kind(one.kind), edition, count, "", "")
-    again = suggestions.command(*making(report), suggestions.option("--period", period))
+    again = suggestions.command(*command_of(report), suggestions.option("--period", period))
     match found.kind:
         case Kind.IN_DOUBT:
             what = "the mail server may have accepted it, or not" if count == 1 else "some of them may have arrived"

@@ -19,6 +19,8 @@ from outbox.generate.recipients import WINDOW_MAX, Recipient, checked, label_of,
 from outbox.generate.session import GenerateSession
 from outbox.generate.source import source_of
 from outbox.generate.waiver import read_waived
+from outbox.operations.email_columns import last_reply
+from outbox.operations.wording import state_label
 from outbox.reports.period import Period
 from outbox.settings import DIGEST, Settings
 
@@ -110,7 +112,7 @@ class Audit:
 
     @property
     def _problem(self) -> str | None:
-        parts = ", ".join(f"{count:,} {spoken(kind)}" for kind, count in self._open.items())
+        parts = ", ".join(f"{count:,} {state_label(kind)}" for kind, count in self._open.items())
         missed = sum(self._open.values())
         if self.done_elsewhere_at is not None:
             which = f"{missed:,} of the {self.generated:,} emails that outbox made of {self.name}"
@@ -165,11 +167,6 @@ class Audit:
                 for kind, found in {**self.unsent, BOUNCED: self.bounced}.items()
             },
         }
-
-
-def spoken(word: str) -> str:
-    """Return a kind or a state as words."""
-    return word.replace("_", " ")
 
 
 async def audit(settings: Settings, name: str, period_key: str | None = None, *, names_max: int | None = None) -> Audit:
@@ -235,7 +232,7 @@ class Expected:
 
 def _email(row: Any) -> str:
     """Return the key and the state of an email as text."""
-    return f"the email {row.email_key} ({spoken(row.state)})"
+    return f"the email {row.email_key} ({state_label(row.state)})"
 
 
 def _sender(settings: Settings) -> str | None:
@@ -248,7 +245,7 @@ REPORTS: Final = text("SELECT count(*) FROM outbox.report WHERE edition = CAST(:
 # Through the email's key, which stays when the report has been deleted. A delivery that is not there although
 # its report or email is has no state that could be trusted, so it is not sent. A report that is collected has the
 # email of the digest that took it up. `belongs`: the email is the report's; `of_report`: it is some report's.
-LOOK: Final = text("""
+LOOK: Final = text(f"""
 SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m.recipient, m.sender,
        m.report IS NOT NULL AS of_report, coalesce(m.report = coalesce(i.digest, r.id), false) AS belongs,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'collected'
@@ -256,18 +253,17 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL THEN 'it waits for the next digest'
             WHEN d.paused IS NOT NULL THEN 'held back while ' || d.paused || ' is paused'
             WHEN d.state <> 'sent'
-            THEN coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a
-                            WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1), '')
+            THEN coalesce({last_reply("d.email")}, '')
             ELSE (SELECT left(a.reply, 2000) FROM outbox.attempt a
                    WHERE a.email = d.email AND a.verdict = 'bounced' AND EXISTS (SELECT FROM outbox.bounce b
                          WHERE b.email = d.email AND b.kind IN ('hard', 'complained') OFFSET 0)
-                   ORDER BY a.settled_at DESC LIMIT 1)
+                   ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1)
         END AS said,
        CASE WHEN i.report IS NOT NULL AND i.digest IS NULL
             THEN coalesce(outbox.suppressed(i.address, e.report), outbox.suppressed(i.address, 'digest'))
             WHEN d.state = 'cancelled'
             THEN (SELECT CASE a.verdict WHEN 'suppressed' THEN left(a.reply, 2000) END FROM outbox.attempt a
-                   WHERE a.email = d.email ORDER BY a.settled_at DESC LIMIT 1)
+                   WHERE a.email = d.email ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1)
         END AS suppressed,
        CASE WHEN r.id IS NOT NULL
             THEN coalesce((SELECT o.outcome FROM outbox.report_outcome o

@@ -9,7 +9,7 @@ from typing import Final
 
 from outbox.database.connection import Connection
 from outbox.database.lanes import LANES
-from outbox.relay.throttle import sentence_of
+from outbox.relay.recent_replies import sentence_of
 
 LOOKED_AT_MAX: Final = 5_000
 GROUPS_MAX: Final = 3

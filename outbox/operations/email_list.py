@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from outbox.database.connection import Connection
 from outbox.mail.delivery_state import DeliveryState
+from outbox.operations.email_columns import DUE_AT, last_reply
 from outbox.operations.email_filter import Selection, query_of
 
 COUNTED_MAX: Final = 10_000
@@ -58,18 +59,17 @@ class Listing:
         return {"emails": [asdict(one) for one in self.emails], "more": self.more, "more_is_at_least": self.at_least}
 
 
-LIST: Final = """
-WITH found AS MATERIALIZED (SELECT d.email FROM {text} ORDER BY d.email DESC LIMIT {most})
+LIST: Final = f"""
+WITH found AS MATERIALIZED (SELECT d.email FROM {{text}} ORDER BY d.email DESC LIMIT {{most}})
 SELECT m.key, m.recipient, e.report, e.period, d.state, d.attempt, d.relay, d.paused, m.created_at,
-       CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
+       {DUE_AT} AS due_at,
        d.marked_at, d.settled_at, d.doubted_at,
-       coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = d.email
-                  ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1), '') AS said,
+       coalesce({last_reply("d.email")}, '') AS said,
        d.route, d.priority > 0 AS urgent,
        d.state = 'in_doubt'
        OR EXISTS (SELECT FROM outbox.undecided_failure u WHERE u.email = d.email OFFSET 0) AS needs_person,
        (SELECT count(*) FROM found) AS total
-  FROM (SELECT email FROM found ORDER BY email DESC LIMIT {limit}) f
+  FROM (SELECT email FROM found ORDER BY email DESC LIMIT {{limit}}) f
   JOIN outbox.delivery d ON d.email = f.email JOIN outbox.email m ON m.id = f.email
   LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition
  ORDER BY f.email DESC

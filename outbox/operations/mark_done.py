@@ -12,11 +12,13 @@ from sqlalchemy import text
 from outbox.database.engine import driver_of
 from outbox.database.lock_wait import MAY_GENERATE, holders
 from outbox.database.locks import EDITION_LOCKS
+from outbox.database.plans import EMAIL_OF_REPORT
 from outbox.database.values import storable
 from outbox.errors import OutboxError
 from outbox.generate.edition import DECLARED, Declared, Edition, open_edition, plan_edition
 from outbox.generate.edition_lock import EXCLUDE, REMOVE, lock_number
-from outbox.settings import DIGEST, EditionSettings
+from outbox.operations.wording import state_label
+from outbox.settings import EditionSettings, command_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -26,12 +28,10 @@ MARK_DONE: Final = "mark-done"  # in `operation.what`
 
 HOLD: Final = text("SELECT id FROM outbox.edition WHERE id = :id FOR UPDATE")
 
-MADE: Final = text("""
+MADE: Final = text(f"""
 SELECT coalesce(d.state, 'waiting for a digest') AS state, count(*) AS emails
   FROM outbox.report r
-  LEFT JOIN LATERAL (SELECT digest FROM outbox.digest_item WHERE report = r.id OFFSET 0) i ON true
-  LEFT JOIN LATERAL (SELECT id FROM outbox.email WHERE report = coalesce(i.digest, r.id) OFFSET 0) m ON true
-  LEFT JOIN LATERAL (SELECT state FROM outbox.delivery WHERE email = m.id OFFSET 0) d ON true
+  {EMAIL_OF_REPORT}
  WHERE r.edition = :id GROUP BY 1 ORDER BY 1
 """)
 
@@ -94,7 +94,7 @@ async def mark_done(
             words = {"who": storable(who), "why": storable(why)}
             await connection.execute(DECLARE, {"id": edition.id, "expected": count, **words})
             await connection.execute(OPERATION, _operation(edition, MARK_DONE, who, why, count))
-        kept = f" Its {_spoken(made)} stay as they are; what waits is sent." if made else ""
+        kept = f" Its {_emails_label(made)} stay as they are; what waits is sent." if made else ""
         return f"{edition.name} is marked as done elsewhere: outbox will not make it.{kept}"
     raise OutboxError(f"{name} {period_key} is opened and removed by others at this moment; run this again.")
 
@@ -116,8 +116,7 @@ async def undo_mark_done(
         await connection.execute(UNDO, {"id": edition.id})
         await connection.execute(OPERATION, _operation(edition, f"{MARK_DONE} --undo", who, why, 0))
         await connection.execute(REMOVE, {"id": edition.id})
-    command = DIGEST if name == DIGEST else f"generate {name}"
-    again = f"outbox {command} --period {edition.period.key}"
+    again = f"outbox {' '.join(command_of(name))} --period {edition.period.key}"
     return f"{edition.name} is no longer marked as done elsewhere; `{again}` makes it now."
 
 
@@ -146,13 +145,13 @@ def _operation(edition: Edition, what: str, who: str, why: str, emails: int) -> 
 
 def _refusal(edition: Edition, made: Mapping[str, int]) -> str:
     return (
-        f"{edition.name} has {_spoken(made)} already; nothing was marked. Cancel what waits with "
+        f"{edition.name} has {_emails_label(made)} already; nothing was marked. Cancel what waits with "
         f'`outbox cancel --edition "{edition.name}" --why …`, or leave it to be sent; then add --keep-emails.'
     )
 
 
-def _spoken(made: Mapping[str, int]) -> str:
+def _emails_label(made: Mapping[str, int]) -> str:
     """Return how many emails there are, by state: `5 emails (3 sent, 2 pending)`."""
     count = sum(made.values())
-    states = ", ".join(f"{emails:,} {state.replace('_', ' ')}" for state, emails in made.items())
+    states = ", ".join(f"{emails:,} {state_label(state)}" for state, emails in made.items())
     return f"{count:,} {'email' if count == 1 else 'emails'} ({states})"

@@ -26,15 +26,12 @@ from outbox.database.opening import connect, lease_settings
 from outbox.database.schema import require_current
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
 from outbox.log import Events
-from outbox.relay.failover import REMAINS
+from outbox.mail.removed_message import PRUNED, REMOVED
 from outbox.relay.lease_connection import PLANS
 from outbox.settings import duration_s
 from outbox.settings.urls import DatabaseUrl
 
 log = Events("outbox.prune")
-
-PRUNED: Final = b"This message was pruned by age.\r\n"
-BARE: Final = (REMAINS, PRUNED)  # what stands in the place of a message that is gone: never to be sent
 
 BATCH_MAX: Final = 1000
 KEEP_MIN: Final = timedelta(days=1)
@@ -245,13 +242,13 @@ class _Walk:
             more = () if remains is None else (whole, remains)
             try:
                 row: Record | dict[str, Any] = await self._batch(
-                    statement, last, rows_max, self.pruned.before, BARE, *more
+                    statement, last, rows_max, self.pruned.before, REMOVED, *more
                 )
             except asyncpg.IntegrityConstraintViolationError as error:
                 if rows_max > 1:
                     rows_max = 1
                     continue
-                found = await self._batch(look, last, 1, self.pruned.before, BARE)
+                found = await self._batch(look, last, 1, self.pruned.before, REMOVED)
                 log.warning(
                     "row_kept", "{table} {id} stays as it is: {reason}", table=table, id=found["last"], reason=error
                 )

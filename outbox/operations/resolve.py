@@ -1,9 +1,6 @@
 """Decisions about deliveries in doubt and dead letters, which only a person may take. Who, when and why is kept."""
 
-import getpass
-import os
 import shlex
-import socket
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Final
@@ -11,9 +8,10 @@ from typing import Any, Final
 from outbox.database.connection import CHANNEL, Connection
 from outbox.database.values import storable
 from outbox.mail.delivery_state import DeliveryState
+from outbox.mail.removed_message import LOST, PRUNED, REMOVED
 from outbox.operations.email_filter import Chosen
-from outbox.operations.prune import BARE, PRUNED
-from outbox.relay.failover import REMAINS
+from outbox.operations.operator import whoami
+from outbox.operations.wording import no_message_label, state_label
 
 DECIDABLE: Final = (DeliveryState.IN_DOUBT, DeliveryState.DEAD)
 
@@ -102,20 +100,11 @@ async def resolve(
     named = storable(shlex.join(dict.fromkeys(keys)) if target is None else target)
     async with connection.transaction(isolation="read_committed"):
         rows = await connection.fetch(
-            RESOLVE, _possible(keys), decision.value, operator, storable(why), named, list(states), BARE
+            RESOLVE, _possible(keys), decision.value, operator, storable(why), named, list(states), REMOVED
         )
         if decision is Decision.RESEND and rows:
             await connection.execute(f"SELECT pg_notify('{CHANNEL}', '')")
     return [row["key"] for row in rows]
-
-
-def whoami() -> str:
-    """Return the user and host of this program as `user@host`; a user without a name, as in containers, by number."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        user = f"uid{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _possible(keys: Sequence[str]) -> list[str]:
@@ -148,7 +137,7 @@ SELECT m.key, d.state,
 
 async def explain(connection: Connection, keys: Sequence[str], decision: Decision) -> dict[str, str]:
     """Return a sentence for each of these keys that says why nothing was decided about it."""
-    rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys), REMAINS, PRUNED)}
+    rows = {row["key"]: row for row in await connection.fetch(STANDING, _possible(keys), LOST, PRUNED)}
     return {key: _why_not(key, rows.get(key), decision) for key in keys}
 
 
@@ -157,11 +146,10 @@ def _why_not(key: str, row: Any, decision: Decision) -> str:
         return f"{key} is no email's key; take one that `outbox status` shows."
     if row["state"] == DeliveryState.DEAD and decision is Decision.SENT:
         return f"{key} is dead: the server refused it, so it cannot be declared sent; use `outbox retry`, or --discard."
-    if row["lost"] and decision is Decision.RESEND:
-        return f"{key} cannot be sent: a failover of Postgres lost its message, and only its envelope is known."
-    if row["pruned"] and decision is Decision.RESEND and row["state"] in DECIDABLE:
-        return f"{key} cannot be sent: `outbox prune` removed its message by its age, and only its envelope is kept."
-    state = (row["state"] or "without a delivery").replace("_", " ")
+    is_gone = row["lost"] or (row["pruned"] and row["state"] in DECIDABLE)
+    if is_gone and decision is Decision.RESEND:
+        return f"{key} cannot be sent: {no_message_label(is_lost=row['lost'])}."
+    state = state_label(row["state"] or "without a delivery")
     if row["state"] in DECIDABLE and not row["decided"]:
         return f"{key} changed at this moment and is {state} now; look at `outbox status` and decide again."
     decided = f" ({row['decided']})" if row["decided"] else ""

@@ -13,14 +13,14 @@ import asyncpg
 
 from outbox import suggestions
 from outbox.database.connection import CHANNEL, Connection
+from outbox.database.pause_list import resumption
 from outbox.database.values import storable
 from outbox.errors import DatabaseUnavailableError
 from outbox.mail.delivery_state import DeliveryState
-from outbox.operations.prune import BARE, PRUNED
+from outbox.mail.removed_message import LOST, PRUNED, REMOVED
 from outbox.operations.resolve import DISCARDED
-from outbox.relay import suppression
-from outbox.relay.failover import REMAINS
-from outbox.relay.pauses import resumption
+from outbox.operations.suppression_list import remedy
+from outbox.operations.wording import no_message_label
 
 BATCH_MAX: Final = 1000
 # Below deadlock_timeout (1 s): if a batch and a relay's tick ever wait for each other it is the batch that gives way.
@@ -41,7 +41,7 @@ class Act(StrEnum):
         return {"retry": "retried", "cancel": "cancelled"}[self.value]
 
 
-_DEAD_MESSAGES: Final = ", ".join(f"'\\x{bare.hex()}'::bytea" for bare in BARE)
+_DEAD_MESSAGES: Final = ", ".join(f"'\\x{bare.hex()}'::bytea" for bare in REMOVED)
 _SUPPRESSED: Final = """outbox.suppressed(m.recipient, (
     SELECT e.report FROM outbox.report r JOIN outbox.edition e ON e.id = r.edition WHERE r.id = m.report))"""
 _WAITS: Final = "(d.state = 'pending' AND d.relay IS NULL AND d.paused IS NULL AND d.due_at > now())"
@@ -181,7 +181,7 @@ SELECT m.key, d.state, d.relay, d.paused, d.due_at <= now() AS due, m.message = 
 async def explain(connection: Connection, act: Act, keys: Sequence[str]) -> list[str]:
     """Return a sentence for each of these keys, which were left: why, and what can be done instead."""
     possible = [key for key in keys if storable(key) == key]
-    rows = {row["key"]: row for row in await connection.fetch(STANDING, possible, REMAINS, PRUNED)}
+    rows = {row["key"]: row for row in await connection.fetch(STANDING, possible, LOST, PRUNED)}
     return [_why_not(act, key, rows.get(key)) for key in keys]
 
 
@@ -214,13 +214,10 @@ def _why_not_retried(row: Any, key: str) -> str | None:
     }
     if row["paused"] or row["relay"] or row["due"]:
         why_not[DeliveryState.PENDING] = pending
-    if row["lost"]:
-        gone = "cannot be sent: a failover of Postgres lost its message, and only its envelope is known"
-    else:
-        gone = "cannot be sent: `outbox prune` removed its message by its age, and only its envelope is kept"
+    gone = f"cannot be sent: {no_message_label(is_lost=row['lost'])}"
     listed = None
     if row["suppressed"]:
-        mend = suppression.remedy(row["recipient"], row["suppressed"], row["report"])
+        mend = remedy(row["recipient"], row["suppressed"], row["report"])
         listed = f"would not be sent, since {row['suppressed'].rstrip('.')}; `{mend}` takes it off"
     return why_not.get(row["state"]) or (gone if row["lost"] or row["pruned"] else listed)
 

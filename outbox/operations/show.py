@@ -10,16 +10,17 @@ from typing import Any, Final
 
 from outbox import suggestions
 from outbox.database.connection import Connection
+from outbox.database.pause_list import Pause, read_pauses
 from outbox.database.values import storable
 from outbox.errors import OutboxError
-from outbox.generate.waiver import read_absence
 from outbox.mail.delivery_state import DeliveryState
+from outbox.mail.removed_message import REMOVED
 from outbox.mail.stored_message import StoredMessage, read_header, read_message
 from outbox.operations.attention import Choice, choices_of
-from outbox.operations.prune import PRUNED
-from outbox.relay import suppression
-from outbox.relay.failover import REMAINS
-from outbox.relay.pauses import Pause, read_pauses
+from outbox.operations.email_columns import DUE_AT
+from outbox.operations.suppression_list import remedy
+from outbox.operations.waive import read_absence
+from outbox.operations.wording import removal_label
 
 # In these states an email would be sent, or could be sent again.
 MAY_BE_SENT: Final = (DeliveryState.PENDING, DeliveryState.CANCELLED, DeliveryState.EXPIRED, DeliveryState.DEAD)
@@ -86,7 +87,7 @@ class Story:
     def remedies(self) -> list[str]:
         """Return the commands that a person may type in its present state."""
         if self.suppressed and self.state in MAY_BE_SENT:
-            return [suppression.remedy(self.to, self.suppressed, self.report)]
+            return [remedy(self.to, self.suppressed, self.report)]
         if self.state == DeliveryState.PENDING:
             return [one.remedy for one in self.pauses] + [suggestions.command("cancel", keys=[self.key])]
         return [choice.command for choice in self.choices]
@@ -134,12 +135,12 @@ def _none(key: str, kind: str) -> str:
     raise OutboxError(f"{key} has no {kind} part; `{shown}` shows all that it has.")
 
 
-STORY: Final = """
+STORY: Final = f"""
 SELECT m.id, m.key, m.sender, m.recipient, m.message_id, m.message, m.created_at, m.made_by,
        e.report, e.period, r.recipient_key, r.title,
        coalesce(d.state, 'without a delivery') AS state, coalesce(d.attempt, 0) AS attempts,
        d.relay, l.host, d.paused,
-       CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
+       {DUE_AT} AS due_at,
        d.send_before, d.marked_at, d.settled_at, d.doubted_at, coalesce(d.route, '') AS route,
        coalesce(d.priority > 0, false) AS urgent, outbox.suppressed(m.recipient, e.report) AS suppressed
   FROM outbox.email m
@@ -154,11 +155,6 @@ SELECT a.attempt, a.verdict, a.relay, l.host, l.pid, left(a.reply, 10000) AS rep
   FROM outbox.attempt a LEFT JOIN outbox.relay l ON l.id = a.relay
  WHERE a.email = $1 ORDER BY a.settled_at, a.attempt
 """
-
-GONE: Final = {
-    REMAINS: "a failover of Postgres lost its message, and only its envelope is known",
-    PRUNED: "`outbox prune` removed its message by its age",
-}
 
 
 async def read_story(connection: Connection, key: str) -> Story:
@@ -182,14 +178,14 @@ async def read_story(connection: Connection, key: str) -> Story:
         recipient=row["recipient_key"],
         subject=_subject(row["message"]),
         size=len(row["message"]),
-        gone=GONE.get(row["message"]),
+        gone=removal_label(row["message"]),
         tries=tries,
         pauses=[one for one in pauses if one.report in ("", row["report"])],
     )
 
 
 def _subject(message: bytes) -> str | None:
-    return None if message in GONE else read_header(message, "Subject") or ""
+    return None if message in REMOVED else read_header(message, "Subject") or ""
 
 
 def _nearest(key: str) -> str:

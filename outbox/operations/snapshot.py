@@ -14,6 +14,7 @@ from typing import Any, Final
 from outbox.database.connection import Connection
 from outbox.database.lanes import LANES
 from outbox.database.locks import ALIVE, RELAY_LOCKS
+from outbox.database.pause_list import Pause, read_pauses
 from outbox.database.plans import by_index
 from outbox.operations.deferrals import Deferral
 from outbox.operations.email_counts import Waiting
@@ -51,16 +52,6 @@ class FailingRoute:
     since: datetime
     reason: str
     failures: int
-
-
-@dataclass(frozen=True, slots=True)
-class ActivePause:
-    """Report that a person holds back, or everything (`""`)."""
-
-    report: str
-    since: datetime
-    who: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +121,7 @@ class Snapshot:
     relays: list[LivingRelay] = field(default_factory=list)
     routes: list[FailingRoute] = field(default_factory=list)
     unserved: list[Unserved] = field(default_factory=list)
-    pauses: list[ActivePause] = field(default_factory=list)
+    pauses: list[Pause] = field(default_factory=list)
     schedules: list[FailingSchedule] = field(default_factory=list)
     editions: list[Edition] = field(default_factory=list)
     attention: list[Attention] = field(default_factory=list)
@@ -158,10 +149,6 @@ SELECT r.id, r.host, r.pid, r.version, r.started_at, r.sent, r.last_reply, r.tro
 # A route that no relay has tried for a minute is obsolete: its relays are gone or use another server.
 ROUTES: Final = """
 SELECT name, since, reason, failures FROM outbox.route WHERE retry_at > now() - interval '1 minute' ORDER BY since
-"""
-
-PAUSES: Final = """
-SELECT report, since, left(who, 500) AS who, left(why, 2000) AS why FROM outbox.pause ORDER BY report
 """
 
 # What failed longer ago than any period lasts belongs to a schedule that no relay follows any more.
@@ -223,7 +210,7 @@ async def read_snapshot(connection: Connection, *, editions_max: int = 0, in_dou
         relays=[LivingRelay(*row) for row in await connection.fetch(RELAYS, RELAY_LOCKS)],
         routes=[FailingRoute(*row) for row in await connection.fetch(ROUTES)],
         unserved=await read_unserved(connection),
-        pauses=[ActivePause(*row) for row in await connection.fetch(PAUSES)],
+        pauses=await read_pauses(connection, waiting_max=0),
         schedules=[FailingSchedule(*row) for row in await connection.fetch(SCHEDULES)],
         editions=[Edition(*row) for row in await connection.fetch(EDITIONS, editions_max)] if editions_max else [],
         attention=[Attention(*row) for row in await connection.fetch(ATTENTION, ATTENTION_MAX) if row["n"]],

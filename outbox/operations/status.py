@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from outbox import suggestions
 from outbox.database.connection import Connection
+from outbox.database.pause_list import Pause, read_pauses
 from outbox.mail.delivery_state import DeliveryState
+from outbox.mail.removed_message import REMOVED
 from outbox.operations.attention import Choice, Concern, choices_of, concerns_of, headline
 from outbox.operations.deferrals import Deferral, read_deferrals
+from outbox.operations.email_columns import last_reply
 from outbox.operations.email_counts import read_waiting
-from outbox.operations.prune import BARE
 from outbox.operations.route_rules import Unserved
 from outbox.operations.snapshot import (
     EDITIONS_FOR,
@@ -24,7 +26,6 @@ from outbox.operations.snapshot import (
     read_snapshot,
     snapshot_of,
 )
-from outbox.relay.pauses import Pause, read_pauses
 from outbox.relay.rate_limit import FOUND, found_of
 
 EDITIONS_MAX: Final = 10
@@ -124,17 +125,16 @@ COUNTS: Final = "SELECT state, count(*) AS n FROM outbox.delivery GROUP BY state
 RATES: Final = f"SELECT route, found_at, {FOUND} FROM outbox.pace WHERE found_rate IS NOT NULL ORDER BY route"
 
 # What is in doubt and what failed, each in the order in which it was made, the newest first. $1 is how many.
-TROUBLES: Final = """
+TROUBLES: Final = f"""
 SELECT m.key, t.state, m.report IS NOT NULL,
-       coalesce((SELECT left(a.reply, 2000) FROM outbox.attempt a WHERE a.email = t.email
-                  ORDER BY a.settled_at DESC LIMIT 1), ''),
+       coalesce({last_reply("t.email")}, ''),
        m.bare
   FROM (
     (SELECT email, state FROM outbox.needs_attention WHERE kind = 'in_doubt' ORDER BY email DESC LIMIT $1)
     UNION ALL
     (SELECT email, state FROM outbox.needs_attention WHERE kind = 'failed' ORDER BY state, email DESC LIMIT $1)
   ) t
- CROSS JOIN LATERAL (SELECT key, report, {bare} AS bare FROM outbox.email m WHERE m.id = t.email OFFSET 0) m
+ CROSS JOIN LATERAL (SELECT key, report, {{bare}} AS bare FROM outbox.email m WHERE m.id = t.email OFFSET 0) m
  ORDER BY array_position(array['in_doubt', 'dead', 'expired'], t.state), t.email DESC LIMIT $1
 """
 
@@ -179,7 +179,7 @@ async def read_status(connection: Connection) -> Status:
 
 async def _read_troubles(connection: Connection) -> list[Trouble]:
     statement = TROUBLES.format(bare=BARE_OR_NOT[await connection.fetchval(READS_MESSAGES)])
-    found = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, BARE)]
+    found = [_trouble(*row) for row in await connection.fetch(statement, NAMED_MAX, REMOVED)]
     missing = await connection.fetch(MISSING, NAMED_MAX - len(found))
     return found + [_trouble(key, "missing", True, reason, False) for key, reason in missing]
 

@@ -30,6 +30,7 @@ from outbox.operations.snapshot import (
     read_snapshot,
     snapshot_of,
 )
+from outbox.relay.rate_limit import DAY_AGO
 from outbox.settings import Settings
 
 T = TypeVar("T")
@@ -43,9 +44,9 @@ IN_DOUBT_MAX: Final = 5
 RATE_OVER_S: Final = 10.0  # relays write their counts at their sweeps, every few seconds
 
 
-GIVEN: Final = """
+GIVEN: Final = f"""
 SELECT coalesce(sum(emails), 0)::bigint FROM outbox.allowance
- WHERE route = $1 AND since > now() - interval '24 hours 15 minutes'
+ WHERE route = $1 AND since > {DAY_AGO}
 """
 
 

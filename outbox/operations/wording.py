@@ -6,10 +6,12 @@ from enum import StrEnum
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from outbox.database.pause_list import Pause
+from outbox.mail.removed_message import LOST, PRUNED
 from outbox.operations.attention import concerns_of
 from outbox.operations.deferrals import GROUPS_MAX
 from outbox.operations.email_counts import Waiting
-from outbox.operations.snapshot import ActivePause, EditionOutcome, Snapshot
+from outbox.operations.snapshot import EditionOutcome, Snapshot
 from outbox.reports.period import spoken_time
 from outbox.settings import Settings
 
@@ -94,7 +96,7 @@ def _left(emails: int, per_s: float) -> str:
     return f"; at {rate_label(per_s)}/s about {duration_label(emails / per_s)} more" if per_s > 0 else ""
 
 
-def _pause(pause: ActivePause, frame: Frame) -> str:
+def _pause(pause: Pause, frame: Frame) -> str:
     why = f": {pause.why}" if pause.why else ""
     since = spoken_time(pause.since, frame.zone(pause.report))
     return f"{pause.report or 'Everything'} is paused since {since} by {pause.who}{why}"
@@ -116,3 +118,22 @@ def duration_label(seconds: float) -> str:
     if hours < HOURS_MAX:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{hours // 24} d"
+
+
+def state_label(state: str) -> str:
+    """Return the state of a delivery, or another name of the database, as words: `in doubt`."""
+    return state.replace("_", " ")
+
+
+_LOST: Final = "a failover of Postgres lost its message, and only its envelope is known"
+_PRUNED: Final = "`outbox prune` removed its message by its age"
+
+
+def removal_label(message: bytes) -> str | None:
+    """Return why the message that stood there is gone; None if this is a message."""
+    return {LOST: _LOST, PRUNED: _PRUNED}.get(message)
+
+
+def no_message_label(*, is_lost: bool) -> str:
+    """Return why an email has no message that could be sent: it was lost, or else pruned."""
+    return _LOST if is_lost else f"{_PRUNED}, and only its envelope is kept"

@@ -30,8 +30,8 @@ isolate          a tick in parts, to find rows that make it fail
 quarantine       rows that cannot be read or written
 settlement       outcomes of tries on their way to the database
 holds            claims that are paused or suppressed
-pauses           reports and the fleet, paused by a person
-suppression      the suppression list, and cancelling of what is claimed for it (rule: `outbox.suppressed`)
+pauses           sets aside what a person has paused, and takes it up
+suppression      cancels claims of suppressed addresses (rule: `outbox.suppressed`)
 large_messages   messages that are fetched after their claim is committed
 message_fetch    fetches and checks them bit by bit
 memory_budget    memory for large messages, shared by the relays of a process
@@ -46,7 +46,10 @@ sender_holds     senders whose mail waits, since the server refuses it
 route_state      breaker and rate of a route, shared with the fleet
 circuit_breaker  stops connecting while the server is in trouble, for this relay and for the fleet
 rate_limit       the rate that the fleet shares
-throttle         rate and number of connections that a server accepts, found from its replies
+found_rate       the rate that a server takes, found from what it refuses
+recent_replies   whether a deferral is the route's or a recipient's own
+connection_limits how many connections, and messages on each, a server takes
+meter            events by the second
 refusals         refusals that may be about the sender or this host, and how they are undone
 backoff          how long until the next try
 maintenance      sweep, expire, resume, resend, ask, give back; the note in the relay's row

@@ -16,12 +16,12 @@ from typing import Final
 from outbox.database.connection import Connection
 from outbox.database.values import storable
 from outbox.log import Events
+from outbox.mail.removed_message import LOST
 from outbox.relay.quarantine import is_of_a_row
 from outbox.relay.verdict_history import RecentVerdict
 
 ASSERTED_AT_ONCE: Final = 1000
 PASSED_BY_MAX: Final = 100
-REMAINS: Final = b"The database lost this message in a failover after it was settled; only its envelope is known.\r\n"
 
 log = Events("outbox.relay")
 
@@ -124,7 +124,7 @@ async def reassert_portion(
         [v.sender for v in verdicts],
         [v.recipient for v in verdicts],
         [v.message_id for v in verdicts],
-        [REMAINS if v.message is None else v.message for v in verdicts],
+        [LOST if v.message is None else v.message for v in verdicts],
         [v.relay for v in verdicts],
         [v.attempt for v in verdicts],
         [v.outcome.state for v in verdicts],

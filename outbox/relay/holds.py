@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from outbox.database.pause_list import FLEET, label
 from outbox.log import Events
 from outbox.relay import pauses, suppression
-from outbox.relay.pauses import FLEET
 from outbox.relay.pool import Pool
 from outbox.relay.session import Session
 from outbox.relay.tick import TickResult
@@ -52,9 +52,9 @@ class Holds:
         self._held = held
         self._pool.note_pauses(is_any=bool(held))
         for report in begun:
-            log.warning("sending_paused", "{what} is paused", what=pauses.label(report), report=report)
+            log.warning("sending_paused", "{what} is paused", what=label(report), report=report)
         for report in over:
-            log.info("sending_resumed", "{what} is no longer paused", what=pauses.label(report), report=report)
+            log.info("sending_resumed", "{what} is no longer paused", what=label(report), report=report)
         return PauseChange(bool(begun), bool(over))
 
     async def sendable(self, session: Session, done: TickResult, *, is_stopping: bool) -> Sequence[OutgoingEmail]:

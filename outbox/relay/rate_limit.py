@@ -6,7 +6,7 @@ fleet's rate. No relay waits for the row: one that finds it locked looks again a
 without a database of its own.
 
 The rate is the one of the settings, or the one that the mail server takes, if that is less: `report_refusal` keeps it
-in the same row, and `throttle` decides about it.
+in the same row, and `found_rate` decides about it.
 """
 
 import math
@@ -18,7 +18,7 @@ from typing import Final
 from outbox.database.connection import Connection
 from outbox.database.driver import Record
 from outbox.database.values import storable
-from outbox.relay.throttle import SILENCE_MAX_S, Found, Refusal, slow_down
+from outbox.relay.found_rate import SILENCE_MAX_S, Found, RateRefusal, slow_down
 
 AHEAD_S: Final = 0.25  # so much of the fleet's rate is in the hands of its relays at a time
 HORIZON_S: Final = 1.0  # moments further away are not given out yet
@@ -26,6 +26,7 @@ STALE_S: Final = 0.5  # under a rate, a moment that nothing was started at is lo
 TAKEN_S: Final = 0.005  # until the row is looked at again when another relay was at it
 USED_UP_S: Final = 30.0  # until it is looked at again when the day's emails are sent
 PORTION_MAX: Final = 100
+DAY_AGO: Final = "now() - interval '24 hours 15 minutes'"  # allowances are counted by the begun quarter of an hour
 
 
 @dataclass(slots=True)
@@ -162,7 +163,7 @@ class RateLimiter:
 
 @dataclass(frozen=True, slots=True)
 class RefusedTry:
-    """A try that was refused because of the rate, and what else is needed for a `Refusal`. Times as there."""
+    """A try that was refused because of the rate, and what else is needed for a `RateRefusal`. Times as there."""
 
     said: str
     started_at: float
@@ -172,10 +173,10 @@ class RefusedTry:
     is_supposed: bool = False
     accepts: bool = True
 
-    def as_of(self, now: float) -> Refusal:
+    def as_of(self, now: float) -> RateRefusal:
         """Return it with ages instead of times."""
         accepted_at = self.accepted_started_at
-        return Refusal(
+        return RateRefusal(
             self.said,
             now - self.started_at,
             now - accepted_at if accepted_at is not None else None,
@@ -236,7 +237,7 @@ WITH line AS (
       FROM outbox.pace WHERE route = $1
 ), day AS (
     SELECT $4::bigint + $5::bigint - coalesce(sum(emails), 0) AS left_over FROM outbox.allowance
-     WHERE route = $1 AND since > now() - interval '24 hours 15 minutes' AND $4::bigint IS NOT NULL
+     WHERE route = $1 AND since > {DAY_AGO} AND $4::bigint IS NOT NULL
 ), given AS (
     SELECT from_at, left_over <= 0 AS used_up,
            CASE WHEN from_at > now() + {HORIZON_S} * interval '1 second' THEN 0
@@ -300,7 +301,7 @@ def found_of(row: Record) -> Found | None:
     )
 
 
-async def report_refusal(connection: Connection, route: str, refusal: Refusal) -> tuple[bool, Found | None]:
+async def report_refusal(connection: Connection, route: str, refusal: RateRefusal) -> tuple[bool, Found | None]:
     """Tell the fleet of a refusal because of the rate; return what is known of the server's rate now.
 
     Relays that hear the refusals of one round slow down once. False: another relay was at the row; try again.

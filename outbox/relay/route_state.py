@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from outbox.log import Events
 from outbox.relay.circuit_breaker import pause_login, pause_route, probe_route, resume_route
+from outbox.relay.found_rate import Found
 from outbox.relay.pool import Pool
 from outbox.relay.rate_limit import report_refusal, reserve
 from outbox.relay.remaining import is_empty
 from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session
-from outbox.relay.throttle import Found
 from outbox.relay.tick import RoutePause
 from outbox.relay.timers import Timers
 from outbox.smtp.login import login_pause_s

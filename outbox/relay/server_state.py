@@ -1,8 +1,8 @@
 """Knowledge of one relay about its mail server: trouble, refusals, and the limits found from its replies.
 
-The rules are pure and have modules of their own (`circuit_breaker`, `rate_limit`, `throttle`, `refusals`,
-`sender_holds`); here a reply reaches those that it concerns, with the log line for it. Nothing here opens a connection
-or knows which emails wait.
+The rules are pure and have modules of their own (`circuit_breaker`, `rate_limit`, `found_rate`, `recent_replies`,
+`connection_limits`, `refusals`, `sender_holds`); here a reply reaches those that it concerns, with the log line for it.
+Nothing here opens a connection or knows which emails wait.
 """
 
 import re
@@ -12,17 +12,12 @@ from typing import Final
 
 from outbox.log import Events
 from outbox.relay.circuit_breaker import PAUSE_MAX_S, REFUSALS_MAX, REFUSED_PAUSE_MAX_S, Breaker
+from outbox.relay.connection_limits import ConnectionLimit, SessionLimit
+from outbox.relay.meter import Meter
 from outbox.relay.rate_limit import RateLimiter, RefusedTry
+from outbox.relay.recent_replies import RECIPIENTS_MIN, Judgement, RecentReplies
 from outbox.relay.refusals import DeadLetter, RefusalJudge, Ruling
 from outbox.relay.sender_holds import SenderHolds
-from outbox.relay.throttle import (
-    RECIPIENTS_MIN,
-    ConnectionLimit,
-    Judgement,
-    Meter,
-    RecentReplies,
-    SessionLimit,
-)
 from outbox.settings import Settings
 from outbox.smtp.outgoing import Try
 from outbox.smtp.refusal import Refusal

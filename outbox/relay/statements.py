@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from outbox.database import failover_barrier
+from outbox.database import failover_barrier, pause_list
 from outbox.relay import (
     circuit_breaker,
     claims,
@@ -41,6 +41,7 @@ MODULES: Final = (
     failover_barrier,
     in_doubt,
     pauses,
+    pause_list,
     suppression,
 )
 STATEMENTS: Final[tuple[str, ...]] = tuple(statement for module in MODULES for statement in module.STATEMENTS)

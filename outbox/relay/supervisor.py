@@ -9,9 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from outbox.database.pause_list import Pause
 from outbox.relay.memory_budget import Budget
 from outbox.relay.observer import Observer
-from outbox.relay.pauses import Pause
 from outbox.relay.relay import Relay
 from outbox.relay.suspects import SuspectRule
 from outbox.relay.until_empty import summary_of

@@ -14,9 +14,9 @@ from typing import Any, Final
 from outbox.database.connection import Connection
 from outbox.database.values import storable
 from outbox.relay.claims import CLAIM, CLAIMED, GATE, NO_CLAIM, TOKENS, claimed_of
+from outbox.relay.found_rate import Found
 from outbox.relay.rate_limit import FOUND, found_of
 from outbox.relay.settlement import Settlement
-from outbox.relay.throttle import Found
 from outbox.settings import MESSAGE_BYTES_MAX
 from outbox.smtp.outgoing import OutgoingEmail
 

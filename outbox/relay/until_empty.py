@@ -2,10 +2,10 @@
 
 from collections import Counter
 
+from outbox.database.pause_list import Pause, read_pauses
 from outbox.log import Events
 from outbox.relay import pauses
 from outbox.relay.holds import Holds
-from outbox.relay.pauses import Pause
 from outbox.relay.remaining import is_empty, never_taken
 from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session
@@ -42,7 +42,7 @@ class UntilEmpty:
             self._log("outbox_empty", "the outbox is empty: {summary}")
             return True
         if self._holds.holds_any and await pauses.is_held(session.connection, route=self._route):
-            self.left_held = [one for one in await pauses.read_pauses(session.connection) if one.waiting]
+            self.left_held = [one for one in await read_pauses(session.connection) if one.waiting]
             self._log("outbox_held", "nothing is left but what is paused: {summary}")
             return True
         return False

@@ -20,7 +20,7 @@ with passwords show themselves without their secrets, so that no log, repr or er
     postgres_local       TLS files and user name that a connection takes from this machine
 """
 
-from outbox.settings.keys import DIGEST, table_of
+from outbox.settings.keys import DIGEST, command_of, table_of
 from outbox.settings.load import load
 from outbox.settings.model import RetrySettings, Settings
 from outbox.settings.reports import DigestSettings, EditionSettings, FirstTick, ReportSettings
@@ -44,6 +44,7 @@ __all__ = [
     "StartTls",
     "WebSettings",
     "WhenInDoubt",
+    "command_of",
     "duration_s",
     "load",
     "table_of",

@@ -20,3 +20,8 @@ def quoted(part: str) -> str:
 def table_of(report: str) -> str:
     """Return the name of a report's table: `reports.progress`, or `digest`."""
     return DIGEST if report == DIGEST else f"reports.{quoted(report)}"
+
+
+def command_of(report: str) -> list[str]:
+    """Return the arguments of `outbox` that make an edition of this report, without its period."""
+    return [DIGEST] if report == DIGEST else ["generate", report]

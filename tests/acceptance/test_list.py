@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from outbox.errors import OutboxError
+from outbox.mail.removed_message import LOST, PRUNED
 from outbox.operations.email_filter import Selection, find
 from outbox.operations.email_list import COUNTED_MAX, list_emails
-from outbox.operations.prune import PRUNED
 from outbox.operations.retry_cancel import Act, operate
 from outbox.operations.show import read_story
-from outbox.relay.failover import REMAINS
 from outbox.sandbox.smtp_sink import Reply, Stage
 from tests.acceptance.test_resolve import meets
 from tests.support.fault_levers import At
@@ -159,7 +158,7 @@ def _taken(path):
 
 async def _cannot_be_shown(muddled, key):
     await muddled.connection.execute(
-        "UPDATE outbox.email SET message = CASE key WHEN 'mail1' THEN $1::bytea ELSE $2::bytea END", REMAINS, PRUNED
+        "UPDATE outbox.email SET message = CASE key WHEN 'mail1' THEN $1::bytea ELSE $2::bytea END", LOST, PRUNED
     )
     for words, code, sentence in [
         ((key, "--text"), 1, f"{key} cannot be shown: `outbox prune` removed its message by its age."),

@@ -6,9 +6,8 @@ import json
 import asyncpg
 import pytest
 
-from outbox.operations.prune import PRUNED
-from outbox.operations.resolve import whoami
-from outbox.relay.failover import REMAINS
+from outbox.mail.removed_message import LOST, PRUNED
+from outbox.operations.operator import whoami
 from outbox.sandbox.smtp_sink import Hold, Reply, Stage
 from tests.acceptance.test_resolve import ANN, at_terminal, operations, waiting
 from tests.support.fault_levers import At, all_sent, delivery, in_state, locked, mark_held, post, trail
@@ -104,7 +103,7 @@ async def test_cancel_ends_what_is_pending_for_good_and_says_of_all_else_why_not
 
 
 async def test_what_has_lost_its_message_is_never_retried(muddled):
-    for key, message in {"mail3": REMAINS, "mail5": PRUNED}.items():
+    for key, message in {"mail3": LOST, "mail5": PRUNED}.items():
         await muddled.connection.execute("UPDATE outbox.email SET message = $1 WHERE key = $2", message, key)
     ended = await muddled.run("retry", "mail3", "mail5")
     assert (ended.code, ended.out) == (1, "")

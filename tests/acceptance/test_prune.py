@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from outbox.operations.prune import PRUNED
+from outbox.mail.removed_message import PRUNED
 from outbox.sandbox.smtp_sink import Reply, Stage
 from tests.support.fault_levers import At, all_sent, delivery, post, status, trail
 from tests.support.fleet import until

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from outbox.operations.resolve import whoami
+from outbox.mail.removed_message import LOST
+from outbox.operations.operator import whoami
 from outbox.relay import in_doubt
-from outbox.relay.failover import REMAINS
 from outbox.sandbox.smtp_sink import Accept, Cut, Hold, Reply, Stage
 from tests.support.fault_levers import At, delivery, in_state, locked, post, terminate_session, trail
 from tests.support.fleet import until
@@ -446,7 +446,7 @@ async def test_what_a_person_sends_again_at_this_moment_the_policy_does_not_send
 
 
 async def test_what_a_failover_left_without_its_message_is_never_sent(muddled):
-    await muddled.connection.execute("UPDATE outbox.email SET message = $1 WHERE key = 'mail4'", REMAINS)
+    await muddled.connection.execute("UPDATE outbox.email SET message = $1 WHERE key = 'mail4'", LOST)
     ended = await muddled.run("resolve", "mail4", "--resend")
     assert ended.code == 1
     assert ended.sentences == [

@@ -17,12 +17,12 @@ from outbox.generate.edition import EXPECT, open_edition, plan_edition
 from outbox.generate.no_recipients import NoRecipientsError
 from outbox.generate.run import generate
 from outbox.generate.schedule_state import read
-from outbox.generate.waiver import Owed, waive
 from outbox.monitoring.completion import CANDIDATES, COMPLETE, Candidate, is_complete
 from outbox.operations.attention import Kind, concerns_of
 from outbox.operations.audit import audit
 from outbox.operations.mark_done import EmailsExistError, mark_done, undo_mark_done
 from outbox.operations.snapshot import read_snapshot
+from outbox.operations.waive import Owed, waive
 from outbox.settings import load
 from tests.support.fleet import until
 

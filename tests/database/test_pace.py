@@ -5,8 +5,8 @@ import asyncio
 import asyncpg
 import pytest
 
+from outbox.relay.found_rate import CUT, SILENCE_MIN_S, RateRefusal
 from outbox.relay.rate_limit import HORIZON_S, report_refusal, reserve
-from outbox.relay.throttle import CUT, SILENCE_MIN_S, Refusal
 from outbox.relay.tick import TickRequest, tick
 
 RATE = 50.0
@@ -134,7 +134,7 @@ TOO_MUCH = "450 4.7.1 Error: too much mail from 192.0.2.1"
 
 
 def refusal(*, age_s=0.01, accepted_age_s=0.02, fleet_rate=40.0):
-    return Refusal(TOO_MUCH, age_s, accepted_age_s, fleet_rate)
+    return RateRefusal(TOO_MUCH, age_s, accepted_age_s, fleet_rate)
 
 
 async def report(connection, **what):

@@ -5,9 +5,12 @@ import asyncio
 import asyncpg
 import pytest
 
+from outbox.database.pause_list import FLEET, read_pauses
+from outbox.operations.pause import begin_pause, end_pause
 from outbox.operations.retry_cancel import Act, operate
 from outbox.relay import pauses
 from outbox.relay.expiry import expire
+from outbox.relay.quarantine import Quarantine
 from outbox.relay.tick import TickRequest, tick
 from tests.support.fleet import until
 from tests.support.living_relays import DOUBT, SENT, emptied, living_relay, living_relays, made_once, put, settlement  # noqa: F401 - fixtures
@@ -45,11 +48,11 @@ async def put_of(connection, report, count):
 
 
 async def begin(connection, report):
-    assert await pauses.begin_pause(connection, report, who="ann", why="wrong")
+    assert await begin_pause(connection, report, who="ann", why="wrong")
 
 
 async def end(connection, report):
-    assert await pauses.end_pause(connection, report, who="ann", why="")
+    assert await end_pause(connection, report, who="ann", why="")
 
 
 async def rows(connection):
@@ -59,7 +62,7 @@ async def rows(connection):
 
 async def set_aside(one):
     claims = await one.claim(100)
-    return await pauses.set_aside(one.connection, one.relay, [claim.email for claim in claims])
+    return await pauses.set_aside(one.connection, one.relay, [claim.email for claim in claims], Quarantine())
 
 
 async def waits_for_a_row(connection, pid):
@@ -75,12 +78,14 @@ async def test_only_unmarked_claims_of_a_paused_report_are_set_aside_and_a_tick_
     (none,) = await put(connection, 1)
     first = await relay.claim_and_mark()
     await begin(connection, "sales")
-    await begin(connection, pauses.FLEET)
+    await begin(connection, FLEET)
     done = await tick(relay.connection, relay.relay, TickRequest(claims_max=100))
     assert done.held == {"sales", ""}
     claims = [claim.email for claim in done.claims]
-    assert await pauses.set_aside(relay.connection, relay.relay + 1, claims) == frozenset(), "they are another's"
-    assert await pauses.set_aside(relay.connection, relay.relay, [first.email, *claims]) == {sales[1]}
+    assert await pauses.set_aside(relay.connection, relay.relay + 1, claims, Quarantine()) == frozenset(), (
+        "they are another's"
+    )
+    assert await pauses.set_aside(relay.connection, relay.relay, [first.email, *claims], Quarantine()) == {sales[1]}
     assert await rows(connection) == {
         sales[0]: ("sending", None, False, relay.relay),
         sales[1]: ("pending", "sales", True, None),
@@ -95,14 +100,14 @@ async def test_what_is_set_aside_while_its_pause_ends_is_taken_up(connection, re
     (claim,) = await relay.claim()
     holder = await asyncpg.connect(database)
     await holder.execute("BEGIN; SELECT FROM outbox.delivery FOR UPDATE")
-    setting = asyncio.create_task(pauses.set_aside(relay.connection, relay.relay, [claim.email]))
+    setting = asyncio.create_task(pauses.set_aside(relay.connection, relay.relay, [claim.email], Quarantine()))
     await waits_for_a_row(connection, relay.connection.get_server_pid())
     await end(connection, "sales")
-    assert await pauses.take_up((await relays()).connection) == 0, "there is nothing yet"
+    assert await pauses.take_up((await relays()).connection, Quarantine()) == 0, "there is nothing yet"
     await holder.close()
     assert await setting == {email}, "it saw the pause"
     assert (await rows(connection))[email][:3] == ("pending", "sales", True)
-    assert await pauses.take_up(relay.connection) == 1
+    assert await pauses.take_up(relay.connection, Quarantine()) == 1
     assert [claim.email for claim in await relay.claim()] == [email]
 
 
@@ -111,15 +116,17 @@ async def test_only_what_is_under_an_ended_pause_is_taken_up_and_by_one_relay(co
     for report in ("sales", "stock"):
         await begin(connection, report)
     assert await set_aside(relay) == {*sales, *stock}
-    assert await pauses.take_up(relay.connection) == 0
+    assert await pauses.take_up(relay.connection, Quarantine()) == 0
     await end(connection, "stock")
     holder = await asyncpg.connect(database)
     await holder.execute(f"BEGIN; SELECT FROM outbox.delivery WHERE email = {stock[0]} FOR UPDATE")
     some = [await relays() for _ in range(3)]
     async with asyncio.timeout(10):
-        assert sum(await asyncio.gather(*(pauses.take_up(one.connection) for one in some))) == 4, "nobody waits"
+        assert sum(await asyncio.gather(*(pauses.take_up(one.connection, Quarantine()) for one in some))) == 4, (
+            "nobody waits"
+        )
     await holder.close()
-    assert await pauses.take_up(relay.connection) == 1
+    assert await pauses.take_up(relay.connection, Quarantine()) == 1
     assert {claim.email for claim in await relay.claim(100)} == set(stock)
     assert not await pauses.is_held(connection), "what is claimed is still to be sent"
 
@@ -196,23 +203,22 @@ async def test_nothing_is_left_but_what_is_held_only_where_nothing_else_is_open(
     (other,) = await put(connection, 1)
     await connection.execute("UPDATE outbox.delivery SET due_at = now() + interval '1 day' WHERE email = $1", other)
     assert not await pauses.is_held(connection), "that one is due some day"
-    await begin(connection, pauses.FLEET)
+    await begin(connection, FLEET)
     assert await pauses.is_held(connection)
-    await end(connection, pauses.FLEET)
+    await end(connection, FLEET)
     await operate(connection, Act.CANCEL, [other], who="a", why="", target="t")
     await end(connection, "sales")
     assert not await pauses.is_held(connection), "it is to be taken up"
 
 
-async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(connection, relay, monkeypatch):
+async def test_what_waits_under_a_pause_is_counted_to_a_bound_set_aside_or_not(connection, relay):
     emails = await put_of(connection, "sales", 5)
     await put_of(connection, "stock", 2)
     await begin(connection, "sales")
     await connection.execute("UPDATE outbox.delivery SET relay = $1 WHERE email = ANY ($2)", relay.relay, emails[:2])
-    assert len(await pauses.set_aside(connection, relay.relay, emails[:2])) == 2
-    assert [one.waiting for one in await pauses.read_pauses(connection)] == [5]
+    assert len(await pauses.set_aside(connection, relay.relay, emails[:2], Quarantine())) == 2
+    assert [one.waiting for one in await read_pauses(connection)] == [5]
     await begin(connection, "")
-    assert [one.waiting for one in await pauses.read_pauses(connection)] == [7, 5]
-    monkeypatch.setattr(pauses, "WAITING_MAX", 1)
-    monkeypatch.setattr(pauses, "LOOKED_AT_MAX", 1)
-    assert [one.waiting for one in await pauses.read_pauses(connection)] == [1, 2]
+    assert [one.waiting for one in await read_pauses(connection)] == [7, 5]
+    assert [one.waiting for one in await read_pauses(connection, waiting_max=1)] == [1, 2]
+    assert [one.waiting for one in await read_pauses(connection, waiting_max=0)] == [0, 0]

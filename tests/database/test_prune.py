@@ -7,10 +7,11 @@ import pytest
 
 from outbox.database.locks import PRUNE_LOCK
 from outbox.errors import ConfigurationError, DatabaseUnavailableError, OutboxError
+from outbox.mail.removed_message import LOST, PRUNED
 from outbox.operations import prune
-from outbox.operations.prune import PRUNED, keep_of
+from outbox.operations.prune import keep_of
 from outbox.operations.resolve import Decision, explain, resolve
-from outbox.relay.failover import REMAINS, reassert_portion
+from outbox.relay.failover import reassert_portion
 from outbox.relay.settlement import Settlement, states_of
 from outbox.relay.tick import TickRequest, tick
 from outbox.relay.verdict_history import RecentVerdict
@@ -140,9 +141,9 @@ async def test_a_page_stays_as_long_as_a_mail_that_links_to_it_may_be_sent(conne
 
 
 async def test_what_a_failover_left_of_a_message_is_kept_as_it_is(connection, database):
-    await put(connection, "lost", body=REMAINS)
+    await put(connection, "lost", body=LOST)
     assert counts(await run(database)) == (0, 2, 1, 0)
-    assert await connection.fetchval("SELECT message FROM outbox.email") == REMAINS
+    assert await connection.fetchval("SELECT message FROM outbox.email") == LOST
 
 
 async def test_a_dry_run_says_what_would_go_and_changes_nothing(connection, database):
@@ -330,7 +331,7 @@ async def test_a_dead_letter_that_is_pruned_at_this_moment_is_not_sent_again(con
     person = await asyncpg.connect(database)
     async with pruner.transaction():
         before = await pruner.fetchval("SELECT now() - interval '400 days'")
-        row = await pruner.fetchrow(prune.PRUNE_EMAILS, 0, 10, before, prune.BARE, True, PRUNED)
+        row = await pruner.fetchrow(prune.PRUNE_EMAILS, 0, 10, before, prune.REMOVED, True, PRUNED)
         assert row["bared"] == 1
         decided = asyncio.create_task(resolve(person, ["dead"], Decision.RESEND))
         await waits(connection)
@@ -361,7 +362,7 @@ async def test_a_dead_letter_that_was_sent_again_since_the_batch_began_is_not_pr
     )
     batch = prune.PRUNE_EMAILS.replace("m.message = ANY", "hold(m.message) = ANY")
     before = await connection.fetchval("SELECT now() - interval '400 days'")
-    pruning = asyncio.create_task(pruner.fetchrow(batch, 0, 10, before, prune.BARE, True, PRUNED))
+    pruning = asyncio.create_task(pruner.fetchrow(batch, 0, 10, before, prune.REMOVED, True, PRUNED))
     await waits(connection)
     assert await resolve(person, ["dead"], Decision.RESEND) == ["dead"]
     await connection.execute("SELECT pg_advisory_unlock(7)")

@@ -8,8 +8,8 @@ import pytest
 from outbox.database.roles import grant_roles
 from outbox.feedback import bounce_proof, bounces
 from outbox.feedback.bounces import Outcome, Policy
+from outbox.operations import suppression_list
 from outbox.operations.resolve import Decision, resolve
-from outbox.relay import suppression
 from tests.support.bounce_samples import ROWS, report
 from tests.support.living_relays import emptied, living_relay, living_relays, made_once, put, row  # noqa: F401 - fixtures
 
@@ -97,7 +97,7 @@ async def test_bounces_that_are_older_than_the_time_do_not_count(connection, ema
 async def test_an_address_that_is_taken_off_the_list_is_counted_anew(connection, emails):
     for email in emails[:3]:
         await read(connection, email, COUNTING, **FULL)
-    assert await suppression.remove(connection, "bo@example.com", "", who="ann", why="it has room again")
+    assert await suppression_list.remove(connection, "bo@example.com", "", who="ann", why="it has room again")
     assert "is still written to" in (await read(connection, emails[3], COUNTING, **FULL)).sentence
     assert await listed(connection) == []
 
@@ -235,7 +235,7 @@ async def test_the_role_that_reads_bounces_settles_doubts_and_changes_no_deliver
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("UPDATE outbox.delivery SET state = 'sent'")
         await connection.execute("SET ROLE outbox_operate")
-        assert await suppression.remove(connection, "bo@example.com", "", who="ann", why="")
+        assert await suppression_list.remove(connection, "bo@example.com", "", who="ann", why="")
     finally:
         await connection.execute("RESET ROLE")
 
@@ -248,7 +248,7 @@ async def test_each_statement_looks_up_by_index_in_tables_without_statistics(con
            INSERT INTO outbox.bounce (email, message, kind, counts) SELECT id, 'm', 'soft', true FROM outbox.email"""
     )
     await connection.execute("SET plan_cache_mode = force_generic_plan")
-    for statement in (*bounce_proof.STATEMENTS, *bounces.STATEMENTS, suppression.REMOVE):
+    for statement in (*bounce_proof.STATEMENTS, *bounces.STATEMENTS, suppression_list.REMOVE):
         prepared = await connection.prepare(statement)
         nulls = ", ".join("NULL" for _ in prepared.get_parameters())
         await connection.execute(f"PREPARE planned AS {statement}")

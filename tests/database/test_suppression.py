@@ -4,11 +4,13 @@ import asyncpg
 import pytest
 
 from outbox.database.roles import grant_roles
+from outbox.database.suppression_entry import Entry, Reason
 from outbox.errors import ConfigurationError
 from outbox.feedback.suppression_import import entries_of
+from outbox.operations import suppression_list
 from outbox.operations.retry_cancel import Act, explain, operate
-from outbox.relay import suppression
-from outbox.relay.suppression import Entry, Reason
+from outbox.relay.quarantine import Quarantine
+from outbox.relay.suppression import cancel_listed
 from outbox.relay.tick import TickRequest, tick
 from tests.database.test_pause import EDITIONS, put_of
 from tests.support.living_relays import emptied, living_relay, living_relays, made_once, put  # noqa: F401 - fixtures
@@ -34,7 +36,7 @@ async def written_to(connection, address, emails):
 
 
 async def add(connection, *entries):
-    return await suppression.add(connection, [Entry(*entry) for entry in entries], who="ann", why="she asked")
+    return await suppression_list.add(connection, [Entry(*entry) for entry in entries], who="ann", why="she asked")
 
 
 @pytest.mark.parametrize(
@@ -60,8 +62,8 @@ async def test_a_claim_is_cancelled_where_its_address_is_listed_for_its_report_o
     done = await tick(relay.connection, relay.relay, TickRequest(claims_max=10))
     assert len(done.claims) == 4, "all are claimed, and what is to be cancelled is among them"
     assert done.listed == (set(emails.values()) if listed[0][0].startswith("bo@") else set())
-    assert await suppression.cancel_listed(connection, relay.relay + 1, list(done.listed)) == frozenset(), "another's"
-    cancelled = await suppression.cancel_listed(relay.connection, relay.relay, list(done.listed))
+    assert await cancel_listed(connection, relay.relay + 1, list(done.listed), Quarantine()) == frozenset(), "another's"
+    cancelled = await cancel_listed(relay.connection, relay.relay, list(done.listed), Quarantine())
     assert cancelled == {emails[name] for name in ended}
     rows = await connection.fetch(
         "SELECT d.email, d.state, d.relay, a.verdict, a.reply"
@@ -79,7 +81,7 @@ async def test_what_is_marked_already_goes(connection, relay):
     await written_to(connection, "bo@example.com", [email])
     await add(connection, ("bo@example.com",))
     await relay.claim_and_mark()
-    assert await suppression.cancel_listed(relay.connection, relay.relay, [email]) == frozenset()
+    assert await cancel_listed(relay.connection, relay.relay, [email], Quarantine()) == frozenset()
 
 
 async def test_a_retry_of_what_is_suppressed_changes_nothing_and_says_the_mend(connection):
@@ -92,7 +94,7 @@ async def test_a_retry_of_what_is_suppressed_changes_nothing_and_says_the_mend(c
     (said,) = await explain(connection, Act.RETRY, [key])
     assert said.startswith(f"{key} would not be sent, since {WHY} for sales since ")
     assert said.endswith("; `outbox suppress --remove bo@example.com --report sales` takes it off.")
-    assert await suppression.remove(connection, "bo@example.com", "sales", who="ann", why="")
+    assert await suppression_list.remove(connection, "bo@example.com", "sales", who="ann", why="")
     assert await operate(connection, Act.RETRY, emails, who="a", why="", target="t") == emails[:1]
 
 
@@ -113,9 +115,9 @@ async def by_link(connection, function, token):
     ],
 )
 async def test_the_remedy_is_told_by_the_entry_and_not_by_what_a_person_wrote(connection, report, why, off):
-    await suppression.add(connection, [Entry("bo@example.com", report or "")], who="me", why=why)
+    await suppression_list.add(connection, [Entry("bo@example.com", report or "")], who="me", why=why)
     said = await connection.fetchval("SELECT outbox.suppressed('Bo@example.com', 'sales')")
-    assert suppression.remedy("bo@example.com", said, "sales") == off
+    assert suppression_list.remedy("bo@example.com", said, "sales") == off
 
 
 async def test_who_unsubscribes_by_a_token_is_listed_once_for_that_report_and_may_come_back(connection):
@@ -128,14 +130,14 @@ async def test_who_unsubscribes_by_a_token_is_listed_once_for_that_report_and_ma
     for unknown in ("no such", "", token + "x"):
         assert await by_link(connection, "unsubscribe", unknown) is None
         assert await by_link(connection, "resubscribe", unknown) is None
-    ((entry,), more) = await suppression.read_list(connection)
+    ((entry,), more) = await suppression_list.read_list(connection)
     assert (entry.address, entry.report, entry.reason, more) == ("bo@example.com", "sales", "unsubscribed", 0)
     assert await by_link(connection, "resubscribe", token) == "sales"
     assert await connection.fetchval("SELECT count(*) FROM outbox.suppression") == 0
     await add(connection, ("bo@example.com", "sales"))
     assert await by_link(connection, "unsubscribe", token) == "sales"
     assert await by_link(connection, "resubscribe", token) == "sales"
-    ((entry,), _) = await suppression.read_list(connection)
+    ((entry,), _) = await suppression_list.read_list(connection)
     assert entry.reason == "decided", "what a person decided, no link takes back"
     whats = [what for (what,) in await connection.fetch("SELECT what FROM outbox.operation ORDER BY id")]
     assert whats == ["unsubscribe", "resubscribe", "suppress"]

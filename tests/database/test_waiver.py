@@ -5,8 +5,9 @@ import json
 import pytest
 
 from outbox.generate.session import GenerateSession
-from outbox.generate.waiver import Owed, read_waived, unreached_of, waive, write_unreached
+from outbox.generate.waiver import read_waived, write_unreached
 from outbox.monitoring.completion import Candidate, is_complete
+from outbox.operations.waive import Owed, unreached_of, waive
 from outbox.settings import load
 
 WEEK = ("progress", "2026-W48")

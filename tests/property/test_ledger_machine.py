@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from outbox.database.locks import RELAY_LOCKS
+from outbox.operations.pause import begin_pause, end_pause
 from outbox.operations.resolve import Decision, resolve
 from outbox.operations.retry_cancel import Act, operate
 from outbox.relay import in_doubt, pauses
 from outbox.relay.claims import release
-from outbox.relay.quarantine import QUARANTINE_AFTER, SUSPECT_AFTER
+from outbox.relay.quarantine import QUARANTINE_AFTER, SUSPECT_AFTER, Quarantine
 from outbox.relay.registration import register
 from outbox.relay.settlement import Settlement
 from outbox.relay.sweep import judge, sweep
@@ -320,7 +321,7 @@ class Fleet(RuleBasedStateMachine):
     @rule()
     def pause_or_resume(self) -> None:
         """A person pauses the report that all mail is of, or lets it go on; each is idempotent."""
-        change = pauses.end_pause if self.is_paused else pauses.begin_pause
+        change = end_pause if self.is_paused else begin_pause
         assert [self.do(change(self.admin, "r", who="ann", why="")) for _ in range(2)] == [True, False]
         self.is_paused = not self.is_paused
         self.check("nothing")
@@ -331,7 +332,7 @@ class Fleet(RuleBasedStateMachine):
         """A relay sets aside what it may not send; what is not its unmarked claim stays as it is."""
         relay, claim = self.claims[who % len(self.claims)]
         given = [claim.email, *choose(list(relay.claims), own), *choose(list(self.rows), foreign)]
-        aside = self.do(pauses.set_aside(relay.connection, relay.relay, given))
+        aside = self.do(pauses.set_aside(relay.connection, relay.relay, given, Quarantine()))
         mine = {e for e in given if self.rows[e].state == "pending" and self.rows[e].relay == relay.relay}
         assert aside == mine
         for email in mine:
@@ -343,7 +344,7 @@ class Fleet(RuleBasedStateMachine):
     def take_up(self, who: int) -> None:
         """A relay takes up what is set aside under a pause that is over."""
         held = [] if self.is_paused else [email for email, row in self.rows.items() if row.is_held]
-        assert self.do(pauses.take_up(self._relay(who).connection)) == len(held)
+        assert self.do(pauses.take_up(self._relay(who).connection, Quarantine())) == len(held)
         for email in held:
             self.rows[email] = replace(self.rows[email], is_held=False)
         self.check("hold")

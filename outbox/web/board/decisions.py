@@ -11,15 +11,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outbox.database.connection import Connection
+from outbox.database.pause_list import Pause, label, read_pauses
 from outbox.errors import DatabaseUnavailableError, OutboxError
-from outbox.generate.waiver import Owed, unreached_of, waive
 from outbox.mail.delivery_state import DeliveryState
 from outbox.operations.email_filter import name as name_all
+from outbox.operations.pause import begin_pause, end_pause, is_known
 from outbox.operations.resolve import Decision, resolve
 from outbox.operations.resolve import explain as explain_decision
 from outbox.operations.retry_cancel import explain as explain_act
 from outbox.operations.retry_cancel import operate
-from outbox.relay.pauses import Pause, begin_pause, end_pause, is_known, label, read_pauses
+from outbox.operations.waive import Owed, unreached_of, waive
 from outbox.web.board.auth import User
 from outbox.web.board.context import BoardContext
 from outbox.web.board.decision_scope import (

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from outbox.database.connection import Connection
+from outbox.database.pause_list import read_pauses
 from outbox.operations.snapshot import Edition, EditionOutcome, read_outcomes
 from outbox.operations.watch import REST
-from outbox.relay.pauses import read_pauses
 from outbox.web.board.auth import User
 from outbox.web.board.context import BoardContext
 from outbox.web.responses import bigint

@@ -16,6 +16,7 @@ from outbox.database.connection import Connection
 from outbox.database.plans import BY_INDEX
 from outbox.database.values import storable
 from outbox.mail.delivery_state import OPEN, DeliveryState
+from outbox.operations.email_columns import DUE_AT, last_reply
 from outbox.operations.email_filter import EmailQuery, find_editions, literal
 from outbox.web.responses import bigint
 
@@ -133,12 +134,11 @@ class Found:
     is_cut: bool = False
 
 
-ROWS: Final = """
+ROWS: Final = f"""
 SELECT m.id, left(m.key, 500), left(m.recipient, 500), e.report, e.period, d.state, d.attempt, d.paused, m.created_at,
-       CASE WHEN d.settled_at IS NULL AND d.state <> 'sending' THEN nullif(d.due_at, 'infinity') END AS due_at,
+       {DUE_AT} AS due_at,
        coalesce(d.settled_at, d.doubted_at, CASE WHEN d.state = 'sending' THEN d.marked_at END, m.created_at) AS since,
-       coalesce((SELECT left(a.reply, 300) FROM outbox.attempt a WHERE a.email = d.email
-                  ORDER BY a.settled_at DESC, a.attempt DESC LIMIT 1), '') AS said
+       coalesce({last_reply("d.email", characters=300)}, '') AS said
   FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email
   LEFT JOIN outbox.report r ON r.id = m.report LEFT JOIN outbox.edition e ON e.id = r.edition
  WHERE d.email = ANY ($1::bigint[]) ORDER BY d.email DESC

@@ -1,10 +1,10 @@
 import datetime as dt
 
+from outbox.database.pause_list import Pause
 from outbox.doctor.finding import Grade
 from outbox.doctor.fleet import judge_pauses, judge_relays, judge_routes
 from outbox.operations.snapshot import FailingRoute, LivingRelay
 from outbox.operations.status import Status
-from outbox.relay.pauses import Pause
 
 
 def seen(relays=0, oldest_due_s=0.0, trouble=None):

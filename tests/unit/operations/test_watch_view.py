@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from outbox.database.pause_list import Pause
 from outbox.operations.deferrals import Deferral
 from outbox.operations.email_counts import Waiting
 from outbox.operations.snapshot import (
-    ActivePause,
     Attention,
     Edition,
     EditionOutcome,
@@ -77,8 +77,8 @@ def test_everything_that_waits_is_shown_with_its_reason_and_times_in_the_reports
             relay(4, "web2", 5, trouble="SMTP: 421 go\x1b"),
         ],
         pauses=[
-            ActivePause("progress", NOW - timedelta(hours=2), "alice", "bad data"),
-            ActivePause("", NOW, "bob", ""),
+            Pause("progress", NOW - timedelta(hours=2), "alice", "bad data"),
+            Pause("", NOW, "bob", ""),
         ],
         editions=[
             edition(made=80, sent=50, waiting=24, in_doubt=2, failed=3, cancelled=1, missing=4, waived=1, expected=100),

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from outbox.database.pause_list import FLEET
 from outbox.relay.holds import Holds, PauseChange
-from outbox.relay.pauses import FLEET
 from tests.support.sending import a_pool, a_try, settings
 
 

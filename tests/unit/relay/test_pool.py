@@ -5,7 +5,7 @@ import time
 import pytest
 
 from outbox.relay.rate_limit import Grant
-from outbox.relay.throttle import STRIKES_MAX
+from outbox.relay.recent_replies import STRIKES_MAX
 from outbox.smtp.connection_history import ConnectionHistory
 from outbox.smtp.refusal import About, Refusal, Stage
 from outbox.smtp.reply_class import classify

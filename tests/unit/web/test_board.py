@@ -9,10 +9,10 @@ from email.message import EmailMessage
 
 import pytest
 
+from outbox.database.pause_list import Pause
 from outbox.operations.email_counts import Waiting
 from outbox.operations.route_rules import Unserved
 from outbox.operations.snapshot import (
-    ActivePause,
     Attention,
     Edition,
     EditionOutcome,
@@ -55,7 +55,7 @@ def counted(kind):
         (replace(QUIET, relays=[replace(RELAY, trouble="421")]), "bad", "A relay makes no progress"),
         (replace(QUIET, schedules=[FailingSchedule("r", NOW, 1, NOW, "x")]), "bad", "A schedule fails"),
         (replace(QUIET, waiting=None, attention=[Attention("in_doubt", "", "", 1)]), "bad", "1 email is in doubt"),
-        (replace(QUIET, pauses=[ActivePause("", NOW, "ann", "why")]), "warn", "Paused"),
+        (replace(QUIET, pauses=[Pause("", NOW, "ann", "why")]), "warn", "Paused"),
         (replace(QUIET, waiting=None), "soft", "Not counted"),
     ],
 )
