@@ -16,9 +16,10 @@ from rich.table import Table
 
 from bench.harness.environment import median
 from bench.harness.seed_data import put_due, stock
+from outbox.database.failover_rules import Presence
 from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.claiming import ClaimCursor
-from outbox.relay.session import Session
+from outbox.relay.session import Session, SessionEvents
 from outbox.relay.settlement import Settlement
 from outbox.relay.statements import STATEMENTS
 from outbox.relay.tick import TickRequest, TickResult, tick
@@ -29,6 +30,7 @@ from outbox.smtp.verdict import Outcome
 _T = TypeVar("_T")
 
 BATCH = 100
+GUARD_S = 5.0
 BASE = 100_000
 """Sent emails behind what is measured by another number."""
 FLAT = 1.2
@@ -113,7 +115,14 @@ def cpu_of(session: Session) -> float:
 
 
 async def session_in(url: str) -> Session:
-    return await Session.open(DatabaseUrl.parse(url), lease_s=600, statements=STATEMENTS)
+    lease_s = 600.0
+    return await Session.open(
+        DatabaseUrl.parse(url),
+        lease_s=lease_s,
+        events=SessionEvents(),
+        statements=STATEMENTS,
+        standing=Presence.new(GUARD_S, lease_s).standing(None, grace_s=0.0),
+    )
 
 
 @asynccontextmanager

@@ -32,10 +32,10 @@ settlement       outcomes of tries on their way to the database
 holds            claims that are paused or suppressed
 pauses           sets aside what a person has paused, and takes it up
 suppression      cancels claims of suppressed addresses (rule: `outbox.suppressed`)
-large_messages   messages that are fetched after their claim is committed
-message_fetch    fetches and checks them bit by bit
+message_fetch    large messages, fetched and checked bit by bit after their claim is committed
 memory_budget    memory for large messages, shared by the relays of a process
 pool             decides which tries start on the SMTP connections, and about those that come back
+in_flight        all emails that a relay holds, wherever they are
 connections      the SMTP connections: opened, idle or busy, watched, closed
 ready_queue      tries that wait for a connection
 returns          emails that go back to Postgres in the next turn

@@ -1,6 +1,6 @@
-"""A relay's place at the failover barrier, across all its sessions: it raises it, answers it and waits behind it.
+"""Failover barrier as one relay sees it, across all its sessions: the relay raises it, answers it, waits behind it.
 
-`outbox.database.failover_barrier` has the rules and the row; here they meet the sessions of one relay.
+`failover_rules` decides, and `failover_barrier` reads and writes the row. Here both are applied to one relay.
 """
 
 from dataclasses import replace

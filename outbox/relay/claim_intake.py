@@ -1,7 +1,7 @@
 """Intake of claims: how many a tick asks for, which of them may be sent, and when to ask again."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from outbox.smtp.outgoing import OutgoingEmail, Try
 
 
 class ClaimIntake:
-    """Intake of one relay's claims into its pool. `in_flight` returns all claims that the relay has."""
+    """Intake of one relay's claims into its pool."""
 
     def __init__(
         self,
@@ -32,7 +32,6 @@ class ClaimIntake:
         *,
         messages: MessageFetch,
         suspects: SuspectRule,
-        in_flight: Callable[[], Iterable[OutgoingEmail]],
     ) -> None:
         self._pool = pool
         self._holds = holds
@@ -41,7 +40,6 @@ class ClaimIntake:
         self._barrier = barrier
         self._messages = messages
         self._suspects = suspects
-        self._in_flight = in_flight
         self._plan = ClaimPlan()
         self._asks_suspect = False
         suspects.join(self.holds_suspect)
@@ -58,7 +56,7 @@ class ClaimIntake:
 
     def holds_suspect(self) -> bool:
         """Return True if the relay holds a suspect, or asks for one at this moment."""
-        return self._asks_suspect or any(claim.suspect for claim in self._in_flight())
+        return self._asks_suspect or any(claim.suspect for claim in self._pool.in_flight.emails().values())
 
     def claims_max(self, now: float) -> int:
         """Return how many deliveries to claim: as many as the connections can take soon, unless nothing may be sent."""

@@ -12,9 +12,12 @@ from typing import Any, Final
 
 from outbox.database.connection import Connection
 from outbox.mail.verp import email_of
-from outbox.relay.large_messages import SMALL_BYTES
 from outbox.relay.quarantine import SUSPECT_AFTER, Quarantine, is_of_a_row
 from outbox.smtp.outgoing import OutgoingEmail
+
+# A larger message is claimed without its bytes, which `message_fetch` fetches once the claim is committed: if a relay
+# dies of it, the death counts. Only such messages count for the budget.
+SMALL_BYTES: Final = 65536
 
 TOO_MANY_BYTES: Final = "it has {bytes} bytes, and a relay takes at most {bytes_max} (message_bytes_max)"
 INCOMPLETE: Final = "its row in outbox.email is missing, or has a null where none is expected"
@@ -32,17 +35,17 @@ GATE: Final = """gate AS (
 #
 # Claims are chosen by size before any byte of a message is read: octet_length of a value that is stored out of line
 # reads only its header. Large messages are taken while their sum is at most {budget}; small ones may overtake them. A
-# message of more than {limit} bytes is claimed without its text, to be quarantined.
+# message of more than {limit} bytes is claimed without its text, to be quarantined. {small} is SMALL_BYTES.
 CLAIM: Final = """sized AS (
     SELECT c.email, c.due_at, e.key, e.sender, e.recipient, e.message_id, e.message, e.traceparent, s.bytes,
-           coalesce(sum(s.bytes) FILTER (WHERE s.bytes > 65536 AND s.bytes <= {limit})
+           coalesce(sum(s.bytes) FILTER (WHERE s.bytes > {small} AND s.bytes <= {limit})
                         OVER (ROWS UNBOUNDED PRECEDING), 0) AS so_far
       FROM chosen c LEFT JOIN outbox.email e ON e.id = c.email
      CROSS JOIN LATERAL (SELECT octet_length(e.message)::bigint + octet_length(e.sender) + octet_length(e.recipient)
                                 + octet_length(e.message_id) + octet_length(e.key)
                                 + coalesce(octet_length(e.traceparent), 0) AS bytes) s
 ), weighed AS (
-    SELECT *, bytes IS NULL OR bytes <= 65536 OR bytes > {limit} OR so_far <= {budget} AS fits FROM sized
+    SELECT *, bytes IS NULL OR bytes <= {small} OR bytes > {limit} OR so_far <= {budget} AS fits FROM sized
 ), claimed AS (
     UPDATE outbox.delivery d SET relay = {relay} FROM weighed c WHERE d.email = c.email AND c.fits
     RETURNING d.email, d.attempt, d.withdrawn, d.orphaned, d.priority, c.key, c.sender, c.recipient, c.message_id,
@@ -56,7 +59,7 @@ CLAIMED: Final = """\
 email, attempt, withdrawn, orphaned, CASE WHEN bytes > {limit} THEN left(key, 200) ELSE key END AS key,
        CASE WHEN bytes <= {limit} THEN sender END AS sender, CASE WHEN bytes <= {limit} THEN recipient END AS recipient,
        CASE WHEN bytes <= {limit} THEN message_id END AS message_id,
-       CASE WHEN bytes <= 65536 THEN message END AS message,
+       CASE WHEN bytes <= {small} THEN message END AS message,
        CASE WHEN bytes <= {limit} THEN traceparent END AS traceparent, priority, bytes,
        CASE WHEN bytes > {limit} THEN false
             ELSE (SELECT 1 FROM outbox.suppression s WHERE s.address = lower(c.recipient COLLATE "C") LIMIT 1) = 1
@@ -141,13 +144,12 @@ async def release(
     relay: int,
     emails: Sequence[int],
     *,
+    quarantine: Quarantine,
     after_s: float = 0.0,
-    quarantine: Quarantine | None = None,
 ) -> None:
     """Give unmarked claims back, so that any relay may take them: at once, or a little later than what is due now."""
     if not emails:
         return
-    quarantine = quarantine or Quarantine((relay,))
     try:
         await connection.execute(RELEASE, emails, relay, after_s)
     except Exception as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from outbox.relay.server_state import ServerState
@@ -16,7 +16,7 @@ from outbox.smtp.route_trouble import RouteTroubleError
 DEADLINE_CHECK_S: Final = 1.0
 AFTER_STOP_S: Final = 0.05
 STUCK_S: Final = 3.0
-SILENCE_S: Final = 30.0  # a server that is silent for so long is a trouble to be named
+SILENCE_S: Final = 30.0  # a server that is silent for so long is reported as trouble
 
 
 class Connections:
@@ -90,15 +90,6 @@ class Connections:
         """Return how many there may be: as many as the settings allow, or the server if that is less."""
         return min(self.settings.connections_max, self.server.connection_limit.found or self.settings.connections_max)
 
-    def counts(self) -> dict[str, int]:
-        """Return how many are `busy`, `idle` and `opening`. May be called on any thread."""
-        idle, all_of_them = len(self._idle), len(self._all)
-        return {"busy": max(all_of_them - idle, 0), "idle": idle, "opening": len(self._openings)}
-
-    def trouble(self) -> str | None:
-        """Return what keeps mail from going out: the server, as far as the connections show, or a limit."""
-        return self.broken() or self.server.limits(time.monotonic(), is_connected=bool(self._all))
-
     def broken(self) -> str | None:
         """Return what is wrong with the server, as far as the connections show."""
         if self.server.breaker.is_open:
@@ -112,20 +103,6 @@ class Connections:
         """Return True if there is none and the server grants none at this moment."""
         return not (self._all or self._openings) and not self.server.connection_limit.may_open(0, now)
 
-    def awaiting_reply(self) -> list[Try]:
-        """Return the tries whose final dot is written and not answered."""
-        return [tried for one in self._all if (tried := one.awaiting_reply) is not None]
-
-    def renumber(self, emails: Mapping[str, tuple[int, int | None]]) -> None:
-        """Adapt the tries that await their replies to another server: id and attempt of emails there, by key.
-
-        Where the attempt is None the row there has no other one.
-        """
-        for tried in self.awaiting_reply():
-            if tried.outgoing.key in emails:
-                email, attempt = emails[tried.outgoing.key]
-                tried.renumber(email, attempt or tried.attempt)  # the row there may have counted further
-
     def note_idle(self, connection: SmtpConnection) -> None:
         """Remember one that waits for mail."""
         self._idle.append(connection)
@@ -135,7 +112,7 @@ class Connections:
         self._idle.pop().start(tried)
 
     def forget(self, connection: SmtpConnection) -> None:
-        """Let go of one that is over."""
+        """Forget one that has ended."""
         self._all.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
@@ -151,8 +128,9 @@ class Connections:
             self._open(probing=True)
 
     def limit(self, reason: str, *, opening: int) -> float | None:
-        """Do with fewer, as the server wants. Return in how many seconds one more may be opened; None if it grants
-        none at all, so that the route is paused.
+        """Accept that the server refused one; return in how many seconds one more may be opened.
+
+        None: the server grants none at all, and the route is paused.
 
         `opening` is 1 if the refused one is one of those that are being opened.
         """

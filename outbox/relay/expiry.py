@@ -1,9 +1,13 @@
 """Expiry: emails that are too late to send, by their `send_before`, end before a relay claims them."""
 
+from collections import Counter
 from typing import Final
 
 from outbox.database.connection import Connection
+from outbox.log import Events
 from outbox.relay.quarantine import Quarantine, is_of_a_row
+
+log = Events("outbox.relay")
 
 # By the narrow index of what has a last moment, in its order. What a relay holds expires at its mark instead.
 _LATE: Final = """
@@ -30,9 +34,8 @@ EXPIRE_ONE: Final = _EXPIRE.format(late=f"{_LATE} AND email = $1 FOR UPDATE SKIP
 EXPIRED_AT_ONCE: Final = 1000
 
 
-async def expire(connection: Connection, relay: int, quarantine: Quarantine | None = None) -> int:
+async def expire(connection: Connection, relay: int, quarantine: Quarantine) -> int:
     """End what is pending, not claimed, and too late to send; return how many, at most `EXPIRED_AT_ONCE`."""
-    quarantine = quarantine or Quarantine((relay,))
     try:
         return _count(await connection.execute(EXPIRE, EXPIRED_AT_ONCE, relay, quarantine.left_out))
     except Exception as error:
@@ -41,6 +44,13 @@ async def expire(connection: Connection, relay: int, quarantine: Quarantine | No
     late = [row["email"] for row in await connection.fetch(LATE, EXPIRED_AT_ONCE, quarantine.left_out)]
     done = await quarantine.sift(connection, late, lambda email: connection.execute(EXPIRE_ONE, email, relay))
     return sum(map(_count, done))
+
+
+def count_expired(counts: Counter[str], emails: int) -> None:
+    """Count and log emails that were too late to send."""
+    if emails:
+        counts["expired"] += emails
+        log.warning("emails_expired", "{emails} emails were not sent: their send_before is over", emails=emails)
 
 
 def _count(tag: str) -> int:

@@ -16,6 +16,7 @@ from typing import Final
 from outbox.database.connection import Connection
 from outbox.database.values import storable
 from outbox.log import Events
+from outbox.mail.delivery_state import DeliveryState
 from outbox.mail.removed_message import LOST
 from outbox.relay.quarantine import is_of_a_row
 from outbox.relay.verdict_history import RecentVerdict
@@ -173,7 +174,7 @@ async def reassert(
             continue
         emails.update(done.emails)
         changed += done.changed
-        passed_by = [v for v in portion if v.key not in done.emails and v.outcome.state != "pending"]
+        passed_by = [v for v in portion if v.key not in done.emails and v.outcome.state != DeliveryState.PENDING]
         if passed_by and retries_left > 0:
             retries_left -= 1
             portions.append(passed_by)

@@ -10,6 +10,7 @@ from typing import Final
 
 from outbox.database.connection import Connection
 from outbox.database.values import storable
+from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.quarantine import Quarantine, is_of_a_row
 
 RESENT_AT_ONCE: Final = 1000
@@ -39,12 +40,11 @@ RESEND: Final = _RESEND.format(chosen=f"{IN_DOUBT} FOR UPDATE SKIP LOCKED")
 RESEND_ONE: Final = _RESEND.format(chosen=_ONE)
 
 
-async def resend_doubtful(connection: Connection, quarantine: Quarantine | None = None) -> int:
+async def resend_doubtful(connection: Connection, quarantine: Quarantine) -> int:
     """Make deliveries pending whose doubt has lasted for its grace; return how many. The bytes are the same ones.
 
     What is too late to send stays in doubt, for a person: pending, it would expire as if it had never been sent.
     """
-    quarantine = quarantine or Quarantine()
     try:
         done = [await connection.execute(RESEND, RESENT_AT_ONCE, quarantine.left_out)]
     except Exception as error:
@@ -92,9 +92,8 @@ TAKE_DOUBTS: Final = _TAKE_DOUBTS.format(
 TAKE_DOUBT: Final = _TAKE_DOUBTS.format(chosen=_ONE)
 
 
-async def take_doubts(connection: Connection, *, lease_s: float, quarantine: Quarantine | None = None) -> list[Doubt]:
+async def take_doubts(connection: Connection, *, lease_s: float, quarantine: Quarantine) -> list[Doubt]:
     """Return the next few emails to ask about, due longest first; no other relay asks about them for `lease_s`."""
-    quarantine = quarantine or Quarantine()
     try:
         async with connection.transaction():  # rolls back if a row cannot be decoded
             rows = await connection.fetch(TAKE_DOUBTS, ASKED_AT_ONCE, lease_s, quarantine.left_out)
@@ -149,7 +148,7 @@ async def write_answers(
     *,
     grace_s: float,
     asks_max: int,
-    quarantine: Quarantine | None = None,
+    quarantine: Quarantine,
 ) -> int:
     """Settle the doubts that were answered; ask again about the others, twice as late each time, and at last hold them.
 
@@ -162,7 +161,7 @@ async def write_answers(
         asked = answer.doubt.asked + 1
         return None if asked >= asks_max else min(grace_s * 2.0**asked, max(ASK_AGAIN_MAX_S, grace_s))
 
-    states = {True: "sent", False: "pending", None: "in_doubt"}
+    states = {True: DeliveryState.SENT, False: DeliveryState.PENDING, None: DeliveryState.IN_DOUBT}
 
     async def write(some: Sequence[Answer]) -> int:
         done = await connection.execute(
@@ -180,6 +179,5 @@ async def write_answers(
     except Exception as error:
         if not is_of_a_row(error):
             raise
-    quarantine = quarantine or Quarantine()
     of = {a.doubt.email: a for a in answers}
     return sum(await quarantine.sift(connection, of, lambda email: write([of[email]])))

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from outbox.database.connection import Connection
-from outbox.relay.claims import CLAIM, CLAIMED, GATE, TOKENS, Claimed, claimed_of
-from outbox.relay.large_messages import SMALL_BYTES
-from outbox.relay.quarantine import Quarantine, is_of_a_row
+from outbox.mail.delivery_state import DeliveryState
+from outbox.relay.claims import CLAIM, CLAIMED, GATE, SMALL_BYTES, TOKENS, Claimed, claimed_of
+from outbox.relay.quarantine import SUSPECT, UNSUSPECTED, Quarantine, is_of_a_row
 from outbox.relay.settlement import Settlement
 from outbox.relay.tick import TickRequest, TickResult, tick
 
@@ -35,19 +35,19 @@ async def locked_emails(connection: Connection, emails: Sequence[int]) -> frozen
 
 
 # What a tick would claim now, as ids only, which can always be read. $1 route, $2 claims, $3 suspects, $4 left out.
-CANDIDATES: Final = """
+CANDIDATES: Final = f"""
 (SELECT email FROM outbox.delivery
-  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned >= 3
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND {SUSPECT}
     AND route = $1 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
   ORDER BY due_at, email LIMIT $3)
 UNION ALL
 (SELECT email FROM outbox.delivery
-  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND {UNSUSPECTED}
     AND route = $1 AND priority = 1 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
   ORDER BY due_at, email LIMIT $2)
 UNION ALL
 (SELECT email FROM outbox.delivery
-  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned < 3
+  WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND {UNSUSPECTED}
     AND route = $1 AND priority = 0 AND email <> ALL ($4::bigint[]) AND (send_before IS NULL OR send_before > now())
   ORDER BY due_at, email LIMIT $2)
 """
@@ -57,9 +57,9 @@ WITH {GATE.format(known="$5::bigint")}, chosen AS (
     SELECT email, due_at FROM outbox.delivery
      WHERE email = $1 AND state = 'pending' AND settled_at IS NULL AND relay IS NULL AND (SELECT is_open FROM gate)
        FOR UPDATE SKIP LOCKED
-), {CLAIM.format(relay="$2", budget="$3::bigint", limit="$4::bigint")}
+), {CLAIM.format(relay="$2", budget="$3::bigint", limit="$4::bigint", small=SMALL_BYTES)}
 SELECT {TOKENS} AS tokens,
-       {CLAIMED.format(limit="$4::bigint")}
+       {CLAIMED.format(limit="$4::bigint", small=SMALL_BYTES)}
   FROM claimed c
 """
 
@@ -131,7 +131,8 @@ class TickInParts:
 
     async def _quarantine_settled(self, one: Settlement, error: Exception) -> None:
         outcome = one.outcome
-        marked = outcome.state if outcome.state in ("sent", "in_doubt") else "dead"
+        is_known = outcome.state in (DeliveryState.SENT, DeliveryState.IN_DOUBT)
+        marked = outcome.state if is_known else DeliveryState.DEAD
         reason = f"{error}; the verdict on attempt {one.attempt} was {outcome.verdict}: {outcome.reply}"
         await self.quarantine.put(self.connection, one.email, reason, marked=marked, relays=[one.relay])
 

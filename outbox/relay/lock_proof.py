@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
@@ -15,9 +15,9 @@ from outbox.settings.urls import DatabaseUrl
 
 
 async def prove_locks(url: DatabaseUrl, *, lease_s: float) -> None:
-    """Return if advisory locks here exclude sessions and go with them, as PostgreSQL's do.
+    """Raise unless advisory locks here exclude other sessions and end with their own, as those of PostgreSQL do.
 
-    Poolers in transaction mode share a session among clients, CockroachDB grants every lock to everybody, a standby
+    Poolers in transaction mode share a session among clients, CockroachDB grants every lock to every session, a standby
     grants its own, and RDS Proxy keeps settings out: each would let two relays send the same mail.
 
     Raises:
@@ -38,8 +38,8 @@ async def prove_locks(url: DatabaseUrl, *, lease_s: float) -> None:
         await close_quietly(one)
 
 
-async def _prove_exclusion(url: DatabaseUrl, one: Any, other: Any, key: int) -> int:
-    """Return the backend that got the lock."""
+async def _prove_exclusion(url: DatabaseUrl, one: Connection, other: Connection, key: int) -> int:
+    """Raise unless one session excludes the other from a lock; return the backend that has it."""
     try_lock = "SELECT pg_try_advisory_lock($1, $2), pg_backend_pid()"
     if await one.fetchval("SELECT pg_is_in_recovery()"):
         raise UnsafeDatabaseError(
@@ -78,8 +78,8 @@ SELECT coalesce(bool_and(pid <> $3), false) FROM pg_locks
 """
 
 
-async def _prove_release(url: DatabaseUrl, other: Any, key: int, backend: int) -> None:
-    """Return once `other` gets the lock, or another role got it first, which also shows that `backend` lost it."""
+async def _prove_release(url: DatabaseUrl, other: Connection, key: int, backend: int) -> None:
+    """Raise unless `other` gets the lock, or another role got it first: that, too, shows that `backend` lost it."""
     async with asyncio.timeout(CLOSE_TIMEOUT_S + 1):
         for _ in range(20):
             if await other.fetchval("SELECT pg_try_advisory_lock($1, $2)", SELFTEST_LOCKS, key):

@@ -1,6 +1,6 @@
 """Maintenance of the outbox by a relay, besides sending: what dead relays left, what is too late, what is in doubt.
 
-Each method returns True if emails may have become due, so that it is worth while to claim again.
+A method that returns a bool returns True if emails may have become due: then it is worth while to claim again.
 """
 
 import time
@@ -12,13 +12,12 @@ from outbox.log import Events
 from outbox.relay import pauses, sweep
 from outbox.relay.barrier_watch import BarrierWatch
 from outbox.relay.claims import release
-from outbox.relay.expiry import EXPIRED_AT_ONCE, expire
+from outbox.relay.expiry import EXPIRED_AT_ONCE, count_expired, expire
 from outbox.relay.in_doubt import resend_doubtful
 from outbox.relay.pool import Pool
 from outbox.relay.progress_note import Note, write_note
 from outbox.relay.refusals import put_back
 from outbox.relay.resolver import ResolverRunner
-from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session
 from outbox.relay.timers import Timers
 from outbox.settings import Settings, WhenInDoubt
@@ -37,7 +36,6 @@ class Maintenance:
         route: str,
         *,
         pool: Pool,
-        server: ServerState,
         barrier: BarrierWatch,
         timers: Timers,
         counts: Counter[str],
@@ -46,7 +44,7 @@ class Maintenance:
         self._settings = settings
         self._route = route
         self._pool = pool
-        self._server = server
+        self._server = pool.server
         self._barrier = barrier
         self._timers = timers
         self._counts = counts
@@ -78,7 +76,7 @@ class Maintenance:
         )
         self.relays = found.alive + 1
         self._server.limiter.share_with(found.beside + 1)
-        self._server.note_others(found.sent, time.monotonic(), is_connected=bool(self._pool.connections))
+        self._server.note_others(found.sent, time.monotonic(), is_connected=self._pool.is_connected)
         self._barrier.see(found.instances)
         self._timers.note_sweep(time.monotonic(), self.relays)
         is_news = bool(found.freed or found.doubted or found.dead != self._dead)  # it stays dead while a row is locked
@@ -145,7 +143,7 @@ class Maintenance:
 
     async def write_note(self, session: Session) -> None:
         """Write the relay's progress and trouble into its row, if they have changed."""
-        trouble = self._pool.connections.trouble() or (self._resolver.trouble if self._resolver is not None else None)
+        trouble = self._pool.trouble() or (self._resolver.trouble if self._resolver is not None else None)
         sent = self._counts["accepted"] - self._sent_before
         note = Note(trouble, self._counts["stale settlements"], sent, self._server.last_reply)
         if note == self._note:
@@ -155,17 +153,11 @@ class Maintenance:
         await write_note(session.connection, session.relay, note)
         self._note = note
 
-    def count_expired(self, emails: int) -> None:
-        """Count and log emails that were too late to send."""
-        if emails:
-            self._counts["expired"] += emails
-            log.warning("emails_expired", "{emails} emails were not sent: their send_before is over", emails=emails)
-
     async def _expire(self, session: Session) -> bool:
         """End what is too late to send, and resume what was set aside under a pause that is over."""
         self._timers.note_expire(time.monotonic(), self.relays)
         expired = await expire(session.connection, session.relay, session.quarantine)
-        self.count_expired(expired)
+        count_expired(self._counts, expired)
         began_at = time.monotonic()
         resumed = await pauses.take_up(session.connection, session.quarantine)
         now = time.monotonic()

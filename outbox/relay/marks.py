@@ -6,6 +6,7 @@ from typing import Final
 
 from outbox.database.connection import Connection
 from outbox.log import Events
+from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.settlement import states_of
 from outbox.relay.tick import TickResult
 from outbox.relay.verdicts import Verdicts
@@ -130,10 +131,10 @@ async def explain_lost(lost: Sequence[Try], connection: Connection, counts: Coun
         email = tried.outgoing
         subject = {"key": email.key, "email": email.email, "attempt": tried.attempt, "relay": email.relay}
         state, _ = states.get(email.email, (None, None))
-        if state == "cancelled":
+        if state == DeliveryState.CANCELLED:
             log.info("claim_cancelled", "{key} was cancelled at the last moment; it was not sent", **subject)
             counts["cancelled"] += 1
-        elif state in ("sent", "in_doubt"):
+        elif state in (DeliveryState.SENT, DeliveryState.IN_DOUBT):
             log.info(
                 "claim_told",
                 "{key} is not sent: a relay on another Postgres server has sent it, or may have",

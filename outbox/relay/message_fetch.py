@@ -7,8 +7,8 @@ from typing import Final
 
 import asyncpg
 
+from outbox.database.connection import Connection
 from outbox.relay.holds import Holds
-from outbox.relay.large_messages import fetch_messages
 from outbox.relay.memory_budget import Share
 from outbox.relay.pool import Pool
 from outbox.relay.quarantine import is_of_a_row
@@ -17,6 +17,25 @@ from outbox.relay.tick import TickResult
 from outbox.smtp.outgoing import OutgoingEmail, Try
 
 FETCHED_AT_ONCE: Final = 1024 * 1024  # bytes
+
+MESSAGE_LIMIT: Final = "SELECT outbox.message_bytes_max()"
+
+
+async def message_limit(connection: Connection) -> int:
+    """Return the largest message that the database accepts, in bytes."""
+    return int(await connection.fetchval(MESSAGE_LIMIT))
+
+
+FETCH_MESSAGES: Final = "SELECT id, message FROM outbox.email WHERE id = ANY ($1::bigint[])"
+
+
+async def fetch_messages(connection: Connection, claims: Sequence[OutgoingEmail]) -> list[OutgoingEmail]:
+    """Return large claims with the bytes of their messages; without those whose rows are gone."""
+    rows = await connection.fetch(FETCH_MESSAGES, [claim.email for claim in claims])
+    messages = {row["id"]: row["message"] for row in rows}
+    return [
+        claim._replace(message=messages[claim.email], is_fetched=True) for claim in claims if claim.email in messages
+    ]
 
 
 class MessageFetch:
@@ -85,3 +104,6 @@ def _by_size(done: TickResult) -> tuple[TickResult, TickResult]:
     small, large = ([claim for claim in done.claims if claim.is_fetched is is_fetched] for is_fetched in (True, False))
     listed = done.listed & {claim.email for claim in large}
     return replace(done, claims=small, listed=done.listed - listed), replace(done, claims=large, listed=listed)
+
+
+STATEMENTS: Final = (FETCH_MESSAGES, MESSAGE_LIMIT)

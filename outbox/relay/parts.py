@@ -1,6 +1,6 @@
 """Parts of a relay, and their connections with each other.
 
-`Relay` takes its turns with them, `Ticker` its ticks.
+`Relay` takes its turns with them. Each of the others gets only what it uses.
 """
 
 import time
@@ -12,7 +12,6 @@ from outbox.relay.barrier_watch import BarrierWatch
 from outbox.relay.claim_intake import ClaimIntake
 from outbox.relay.claim_trigger import ClaimTrigger
 from outbox.relay.holds import Holds
-from outbox.relay.large_messages import SMALL_BYTES
 from outbox.relay.maintenance import Maintenance
 from outbox.relay.marks import Marks
 from outbox.relay.memory_budget import Budget
@@ -26,6 +25,8 @@ from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session, SessionEvents
 from outbox.relay.session_keeper import SessionKeeper
 from outbox.relay.suspects import SuspectRule
+from outbox.relay.tick_runner import TickRunner
+from outbox.relay.ticker import Ticker
 from outbox.relay.timers import Timers
 from outbox.relay.verdict_history import VerdictHistory
 from outbox.relay.verdicts import Verdicts
@@ -58,24 +59,25 @@ class RelayParts:
         self.history = VerdictHistory()
         self.barrier = BarrierWatch(settings, self.history)
         self._connect_server()
-        self.share = (budget or Budget.of(settings.message_bytes_max)).share(self._bytes_in_flight, self.wake.set)
+        budget = budget or Budget.of(settings.message_bytes_max)
+        self.share = budget.share(self.pool.in_flight.large_bytes, self.wake.set)
         self.holds = Holds(self.pool, self.counts)
         self.trigger = ClaimTrigger(
             self.timers, self.wake.set, is_blocked=lambda: self.server.breaker.is_open or self.holds.holds_any
         )
         self._connect_sessions()
         self._connect_claims(suspects or SuspectRule())
-        self.route_state = RouteState(self.pool, self.server, route, self.timers, self.wake.set)
+        self.route_state = RouteState(self.pool, self.holds, route, self.timers, self.wake.set)
         self.maintenance = Maintenance(
             settings,
             route,
             pool=self.pool,
-            server=self.server,
             barrier=self.barrier,
             timers=self.timers,
             counts=self.counts,
             resolver=self._resolver(),
         )
+        self._connect_ticker()
 
     def _connect_server(self) -> None:
         """Connect what sends emails: connections, marks, verdicts, and the state of the mail server."""
@@ -130,7 +132,23 @@ class RelayParts:
             self.barrier,
             messages=messages,
             suspects=suspects,
-            in_flight=lambda: self.pool.in_flight().values(),
+        )
+
+    def _connect_ticker(self) -> None:
+        """Connect what a tick takes along, and what follows from it."""
+        assert self.settings.database_url is not None
+        self.ticker = Ticker(
+            TickRunner(self.settings.database_url, route=self.route, server=self.server.name),
+            self.intake,
+            self.pool,
+            self.route_state,
+            barrier=self.barrier,
+            timers=self.timers,
+            trigger=self.trigger,
+            wake=self.wake,
+            observers=self.observers,
+            counts=self.counts,
+            guard_s=self.settings.guard_s,
         )
 
     def _resolver(self) -> ResolverRunner | None:
@@ -143,25 +161,6 @@ class RelayParts:
             asks_max=settings.asks_max,
             wake=self.wake.set,
         )
-
-    def unsettled(self) -> set[int]:
-        """Return the emails whose verdicts are not written yet."""
-        return {one.email for one in self.verdicts.settlements}
-
-    def has_work(self) -> bool:
-        """Return True if anything is in flight, or is still to be written."""
-        return bool(
-            self.verdicts.settlements
-            or self.verdicts.undecided
-            or self.marks
-            or self.pool.returns
-            or self.pool.connections.is_busy
-            or self.server.undone
-        )
-
-    def _bytes_in_flight(self) -> int:
-        """Return how many bytes its large messages have."""
-        return sum(one.size for one in self.pool.in_flight().values() if one.size > SMALL_BYTES)
 
     def _is_held(self, outgoing: OutgoingEmail) -> bool:
         """Return True while the session that claimed the email is held."""

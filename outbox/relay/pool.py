@@ -12,6 +12,7 @@ from typing import Final
 
 from outbox.log import Events
 from outbox.relay.connections import Connections
+from outbox.relay.in_flight import InFlight
 from outbox.relay.marks import Marks
 from outbox.relay.ready_queue import ReadyQueue
 from outbox.relay.refusals import Ruling
@@ -56,13 +57,14 @@ class Pool:
         self.marks = marks
         self.verdicts = verdicts
         self.settings = settings
-        self.connections = Connections(
-            route, self, server, settings, on_trouble=self._on_trouble, on_done=self.note_crash
+        self._connections = Connections(
+            route, self, server, settings, on_trouble=self._on_trouble, on_done=self._note_crash
         )
         self.ready = ReadyQueue(
-            route.headers, on_signed=lambda: self.dispatch_ready(time.monotonic()), on_done=self.note_crash
+            route.headers, on_signed=lambda: self.dispatch_ready(time.monotonic()), on_done=self._note_crash
         )
         self.returns = Returns()
+        self.in_flight = InFlight(self._connections, self.ready, self.returns, marks, verdicts)
         self.is_closing = False
         self.crash: BaseException | None = None
         """Error of a task of ours: the relay ends loudly rather than go on without connections or deadlines."""
@@ -73,19 +75,36 @@ class Pool:
     @property
     def is_empty(self) -> bool:
         """Return True if there is no connection, none is being opened, and no try waits for one."""
-        return not (self.ready or self.connections or self.connections.opening)
+        return not (self.ready or self._connections or self._connections.opening)
 
-    def in_flight(self) -> dict[int, OutgoingEmail]:
-        """Return all emails that this relay holds and no verdict is settled of, by id."""
-        current = (one.current.outgoing for one in self.connections if one.current is not None)
-        ready = (tried.outgoing for tried in self.ready)
-        held = (*ready, *current, *self.returns, *self.verdicts.waiting(), *self.marks.emails())
-        return {outgoing.email: outgoing for outgoing in held}
+    @property
+    def is_connected(self) -> bool:
+        """Return True if there is a connection."""
+        return bool(self._connections)
+
+    @property
+    def is_unresponsive(self) -> bool:
+        """Return True if no connection shows a sign of life: there is none, or each hangs."""
+        return self._connections.is_unresponsive
+
+    def trouble(self) -> str | None:
+        """Return what keeps mail from going out: the server, as far as the connections show, or a limit."""
+        limits = self.server.limits
+        return self._connections.broken() or limits(time.monotonic(), is_connected=self.is_connected)
+
+    def broken(self) -> str | None:
+        """Return what is wrong with the server, as far as the connections and its replies show."""
+        return self._connections.broken() or self.server.deferring()
+
+    def connection_counts(self) -> dict[str, int]:
+        """Return how many connections are `busy`, `idle` and `opening`. May be called on any thread."""
+        idle, all_of_them = self._connections.idle, len(self._connections)
+        return {"busy": max(all_of_them - idle, 0), "idle": idle, "opening": self._connections.opening}
 
     def capacity(self, now: float) -> int:
         """Return how many more claims the connections can take soon; while the route is paused 0, or 1 for a probe."""
         breaker, limiter = self.server.breaker, self.server.limiter
-        connections, batch_max = self.connections, self.settings.batch_max
+        connections, batch_max = self._connections, self.settings.batch_max
         if connections.is_stuck or connections.is_shut_out(now) or limiter.is_used_up(now):
             return 0
         if breaker.is_open and (not connections or breaker.refusals):
@@ -104,13 +123,18 @@ class Pool:
         """
         limiter = self.server.limiter
         at = limiter.next_at(now)
-        return at if self.ready.has_next and limiter.is_bounded and (at > now or self.connections.idle) else None
+        return at if self.ready.has_next and limiter.is_bounded and (at > now or self._connections.idle) else None
 
     def note_pauses(self, *, is_any: bool) -> None:
-        """Note if a person pauses anything: then an email that comes back unsent is claimed anew, and set aside if it
-        is to be.
+        """Note if a person pauses anything.
+
+        Then an email that comes back unsent is released: its next claim sets it aside if the pause is for it.
         """
         self._is_paused_by_person = is_any
+
+    def probe(self) -> None:
+        """Find out if the server lets a client in, when there is no mail to find it out with."""
+        self._connections.probe()
 
     def add(self, tries: Sequence[Try]) -> None:
         """Let tries wait for connections, but for those of senders that are held back.
@@ -123,7 +147,7 @@ class Pool:
 
     def dispatch_ready(self, now: float) -> None:
         """Give ready tries to idle connections, and open more for the rest."""
-        breaker, limiter, connections = self.server.breaker, self.server.limiter, self.connections
+        breaker, limiter, connections = self.server.breaker, self.server.limiter, self._connections
         is_refused = breaker.refuses_all(now)
         while self.ready.has_next and connections.idle and not is_refused and limiter.may_start(now):
             connections.start(self.ready.pop(now))
@@ -155,7 +179,7 @@ class Pool:
         self.server.limiter.forget()
         self.returns.clear()
         self.verdicts.forget_undecided()
-        self.connections.abandon_unsent("the session that claimed it is gone")
+        self._connections.abandon_unsent("the session that claimed it is gone")
 
     def _without_held(self, tries: Sequence[Try]) -> Sequence[Try]:
         """Return the tries that may be sent; give the others back, until then or for any relay."""
@@ -164,7 +188,7 @@ class Pool:
             return tries
         sorted_out = server.senders.sort_out(tries, time.monotonic())
         if server.breaker.refusals:
-            is_free = not (self.ready or self.connections.is_busy)
+            is_free = not (self.ready or self._connections.is_busy)
             sorted_out = server.senders.choose_probe(sorted_out, is_free=is_free)
         for tried, rest_s in sorted_out.held:
             self.returns.hold(tried.outgoing, rest_s)
@@ -184,7 +208,7 @@ class Pool:
             or not server.limiter.may_start(now)
         ):
             return None
-        if len(ready) <= len(self.connections):
+        if len(ready) <= len(self._connections):
             self._wake()  # running low: ask for more before a connection goes idle
         return ready.pop(now)
 
@@ -198,7 +222,7 @@ class Pool:
         if isinstance(verdict, Accepted):
             self.verdicts.on_verdict(tried, verdict)
             if self.server.connection_limit.found is not None:
-                self.server.connection_limit.note_working(self.connections.working, time.monotonic())
+                self.server.connection_limit.note_working(self._connections.working, time.monotonic())
         else:
             may_wait = isinstance(verdict, Deferred) and self._may_wait(tried)
             self.verdicts.on_verdict(tried, verdict, may_wait=may_wait, of_the_route=of_the_route)
@@ -221,7 +245,7 @@ class Pool:
                 self._limit_connections(refusal.reply)
             case About.SESSION:
                 connection.close_politely()
-                self.connections.limit_session(connection.history.limit_shown_by(refusal))
+                self._connections.limit_session(connection.history.limit_shown_by(refusal))
             case _:  # the server closes, which is no news of the email
                 pass
         if tried.marked:
@@ -249,7 +273,7 @@ class Pool:
         if self.is_closing:
             connection.close_politely()
         else:
-            self.connections.note_idle(connection)
+            self._connections.note_idle(connection)
             self._wake()
 
     def paused(self, reason: str) -> None:
@@ -258,7 +282,7 @@ class Pool:
 
     def closed(self, connection: SmtpConnection, trouble: str | None) -> None:
         """Forget a connection, and take back the mark that it may have asked for."""
-        self.connections.forget(connection)
+        self._connections.forget(connection)
         if trouble is not None:
             self.server.on_cut(trouble)
         for tried in self.marks.retract(connection):
@@ -270,7 +294,7 @@ class Pool:
 
         What is marked is settled at once: if this relay died, its sending would be in doubt.
         """
-        return not (tried.marked or self.is_closing) and (bool(self.ready) or self.connections.is_busy)
+        return not (tried.marked or self.is_closing) and (bool(self.ready) or self._connections.is_busy)
 
     def _requeue(self, tried: Try, reason: str) -> None:
         """Keep the try for another connection, or for any relay if it cannot be sent soon. It does not count."""
@@ -310,15 +334,15 @@ class Pool:
     def _stop_sending(self) -> None:
         """Give back what waits, and send nothing on the connections that stand: the server refuses all of it."""
         self.release_ready()
-        self.connections.close_politely()
+        self._connections.close_politely()
 
     def _limit_connections(self, reason: str, *, opening: int = 0) -> None:
-        """Do with fewer connections. `opening` is 1 if the refused one is one of those that are being opened."""
-        retry_s = self.connections.limit(reason, opening=opening)
+        """Accept that the server refused a connection. `opening` is 1 if it was being opened, else 0."""
+        retry_s = self._connections.limit(reason, opening=opening)
         if retry_s is None:
             return
         asyncio.get_running_loop().call_later(retry_s, self._wake)
-        if self.connections.is_shut_out(time.monotonic()):
+        if self._connections.is_shut_out(time.monotonic()):
             self.release_ready()
         self._wake()
 
@@ -330,9 +354,15 @@ class Pool:
     async def end(self) -> None:
         """Close everything now; what is past its dot and unanswered is in doubt from here on."""
         await self.ready.end()
-        await self.connections.end()
+        await self._connections.end()
 
-    def note_crash(self, task: asyncio.Task[None]) -> None:
+    def watch_deadlines(self) -> asyncio.Task[None]:
+        """Start to end connections that are silent or idle for too long; return the task, for the end to cancel."""
+        watch = asyncio.get_running_loop().create_task(self._connections.watch_deadlines())
+        watch.add_done_callback(self._note_crash)
+        return watch
+
+    def _note_crash(self, task: asyncio.Task[None]) -> None:
         """Keep the error that a task of ours ended with, for the relay."""
         if not task.cancelled() and task.exception() is not None:
             self.crash = task.exception()
@@ -344,11 +374,11 @@ class Pool:
             self.server.refuse_login(trouble)
         elif trouble.is_limit:
             self._limit_connections(str(trouble), opening=1)
-        elif trouble.is_refusal and not self.connections:
+        elif trouble.is_refusal and not self._connections:
             self.server.refuse_route(None, str(trouble))
             self._stop_sending()
         else:
             self.server.pause(str(trouble))
-        if not self.connections:
+        if not self._connections:
             self.release_ready()
         self._wake()

@@ -18,14 +18,17 @@ import asyncpg
 from outbox.database.connection import LOST_SESSION, Connection
 from outbox.database.values import storable
 from outbox.log import Events
+from outbox.mail.delivery_state import DeliveryState
 
 log = Events("outbox.relay")
 
 # A delivery that so many relays died with is a suspect: a relay holds one of them at a time, so that a guilty one
 # takes no other delivery down with it. After QUARANTINE_AFTER deaths in all it is quarantined: dead, until a person
-# sends it again. The 3 stands in TICK, JUDGE and the index `delivery_suspect` too.
+# sends it again. The index `delivery_suspect` in schema.sql repeats the 3.
 SUSPECT_AFTER: Final = 3
 QUARANTINE_AFTER: Final = 6
+SUSPECT: Final = f"orphaned >= {SUSPECT_AFTER}"
+UNSUSPECTED: Final = f"orphaned < {SUSPECT_AFTER}"
 
 REASON_MAX: Final = 500  # characters
 LEFT_OUT_S: Final = 60.0
@@ -114,7 +117,7 @@ class Quarantine:
         email: int,
         reason: object,
         *,
-        marked: str = "in_doubt",
+        marked: DeliveryState = DeliveryState.IN_DOUBT,
         relays: Iterable[int] = (),
     ) -> None:
         """Quarantine an email that is pending, or is to be settled as `marked`; if that fails, skip it for a while.

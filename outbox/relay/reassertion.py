@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from outbox.database.failover_rules import ServerId
 from outbox.log import Events
 from outbox.relay.failover import reassert
-from outbox.relay.pool import Pool
+from outbox.relay.in_flight import InFlight
 from outbox.relay.session import Session
 from outbox.relay.sweep import judge_former
 from outbox.relay.verdict_history import VerdictHistory
@@ -46,17 +46,17 @@ class Reassertion:
         """Return True if the session's server has all verdicts."""
         return self._complete_on == session.server
 
-    async def write(self, session: Session, verdicts: Verdicts, pool: Pool, doubt_s: float | None) -> None:
+    async def write(self, session: Session, verdicts: Verdicts, in_flight: InFlight, doubt_s: float | None) -> None:
         """Write what the server may lack, and adapt to the ids that the emails have there."""
         unsettled = list(verdicts.settlements)  # more may come while this waits for Postgres
-        recent = self._history.recall(unsettled, pool.connections.awaiting_reply(), time.monotonic(), doubt_s=doubt_s)
+        recent = self._history.recall(unsettled, in_flight.awaiting_reply(), time.monotonic(), doubt_s=doubt_s)
         done = await reassert(session.connection, recent, self._patience, route=self._route, instance=self._instance)
         verdicts.renumber(
             {key: there.email for key, there in done.emails.items()},
             asserted=unsettled,
             reported={(one.key, one.attempt) for one in recent},
         )
-        pool.connections.renumber({key: (there.email, there.attempt) for key, there in done.emails.items()})
+        in_flight.renumber({key: (there.email, there.attempt) for key, there in done.emails.items()})
         self._complete_on = session.server
         self._history.note_known()
         log.warning(

@@ -1,7 +1,7 @@
 """A relay's entry into the fleet: its earlier sessions are ended, its row is written, its lock is taken.
 
-The row is committed with the lock held, and the failover barrier is met in the same transaction: other relays never see
-a relay that is not alive, or that has not met the barrier.
+The relay commits the row while it holds the lock, and looks at the failover barrier in the same transaction. So other
+relays never see a relay that is not alive, or one that has not looked at the barrier.
 """
 
 import asyncio
@@ -133,7 +133,7 @@ ENDED_LOOK_S: Final = 0.02
 
 
 async def end_formers(
-    connection: Connection, last: int | None, timeline: int, *, instance: str | None, within_s: float
+    connection: Connection, last: int | None, timeline: int, *, instance: str, within_s: float
 ) -> None:
     """End this relay's earlier sessions in the server too, so that their last commits are decided.
 

@@ -1,14 +1,14 @@
 """The main loop of a relay: one route, one session at a time, many SMTP connections.
 
-It drains the outbox until it is told to stop. Postgres and SMTP may go away and come back; the process stays. Here is
-one turn of it, in `ticker` one tick; the objects that do the work are connected in `parts`.
+It drains the outbox until it is stopped. Postgres and SMTP may go away and come back; the process stays. Here is one
+turn of it, in `ticker` one tick; the objects that do the work are connected in `parts`.
 """
 
-import asyncio
 import time
 from collections.abc import Sequence
 
 from outbox.log import Events
+from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.memory_budget import Budget
 from outbox.relay.observer import Observer
 from outbox.relay.parts import RelayParts
@@ -16,7 +16,6 @@ from outbox.relay.session import Session
 from outbox.relay.session_keeper import LAST_WORD_S
 from outbox.relay.suspects import SuspectRule
 from outbox.relay.sweep import judge
-from outbox.relay.ticker import Ticker
 from outbox.relay.timers import Outlook
 from outbox.relay.until_empty import UntilEmpty, summary_of
 from outbox.settings import Settings
@@ -28,7 +27,7 @@ class Relay:
     """One relay of the fleet, which serves one route.
 
     All state is touched on the event loop's thread only, and the session's connection by one coroutine only, since
-    advisory locks are re-entrant within a session and so exclude nobody inside a process.
+    advisory locks are re-entrant within a session, so two coroutines would not exclude each other.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Relay:
         self.settings, self.counts = settings, parts.counts
         self.sessions, self.server = parts.sessions, parts.server
         self.pool, self.verdicts = parts.pool, parts.verdicts
-        self._ticker = Ticker(parts)
+        self._ticker = parts.ticker
         self.end_of_work = UntilEmpty(route, parts.server, parts.holds, parts.counts)
 
     async def run(self) -> None:
@@ -68,8 +67,7 @@ class Relay:
                 "redirect_to is set: every email goes to {redirect_to}, none to its recipient",
                 redirect_to=self.settings.redirect_to,
             )
-        deadlines = asyncio.get_running_loop().create_task(self.pool.connections.watch_deadlines())
-        deadlines.add_done_callback(self.pool.note_crash)
+        deadlines = self.pool.watch_deadlines()
         try:
             await self.sessions.open_first()
             while (session := self.sessions.current) is not None and not self._is_done():
@@ -90,7 +88,7 @@ class Relay:
         drain_until = parts.timers.begin_drain(time.monotonic(), self.settings.drain_s)
         self.verdicts.decide()
         self.pool.close_politely()
-        self.sessions.stop(drain_until, has_work=parts.has_work())
+        self.sessions.stop(drain_until, has_work=self._has_work())
         parts.wake.set()
 
     @property
@@ -99,7 +97,10 @@ class Relay:
         return self._parts.timers.is_stopping
 
     def _is_done(self) -> bool:
-        return self.stopping and (not self._parts.has_work() or self._parts.timers.is_drained(time.monotonic()))
+        return self.stopping and (not self._has_work() or self._parts.timers.is_drained(time.monotonic()))
+
+    def _has_work(self) -> bool:
+        return self.pool.in_flight.has_work or bool(self.server.undone)
 
     async def _end(self) -> None:
         """Close everything; what is past its dot and unanswered is in doubt from here on."""
@@ -108,7 +109,9 @@ class Relay:
         self.pool.close_politely()
         await self.pool.end()
         self._parts.marks.clear()  # what is not marked yet stays unmarked, and is freed below
-        self.left_in_doubt = sum(s.marked and s.outcome.state == "in_doubt" for s in self.verdicts.settlements)
+        self.left_in_doubt = sum(
+            s.marked and s.outcome.state == DeliveryState.IN_DOUBT for s in self.verdicts.settlements
+        )
         session = self.sessions.current
         if session is None:
             return
@@ -116,15 +119,15 @@ class Relay:
             with session.lost_on_error(), self.sessions.patience(LAST_WORD_S):
                 await self._write_last(session)
             await session.close()
-        untold = [s.key for s in self.verdicts.settlements if s.marked]
-        if untold:  # the next sweep finds those marks that were committed
-            self.left_in_doubt = len(untold)
+        unwritten = [s.key for s in self.verdicts.settlements if s.marked]
+        if unwritten:  # the next sweep finds those marks that were committed
+            self.left_in_doubt = len(unwritten)
             log.error(
                 "verdicts_unwritten",
                 "Postgres is gone: {emails} verdicts stay unwritten: {named}",
-                emails=len(untold),
-                named=", ".join(untold),
-                keys=untold,
+                emails=len(unwritten),
+                named=", ".join(unwritten),
+                keys=unwritten,
             )
         log.info("relay_stopped", "the relay has stopped: {summary}", summary=self.summary(), counts=dict(self.counts))
 
@@ -132,7 +135,7 @@ class Relay:
         """Write all that is known in a last tick, and end the relay with what it still holds."""
         parts = self._parts
         await self._ticker.tick(session)
-        await parts.maintenance.put_back(session, parts.unsettled())
+        await parts.maintenance.put_back(session, self.verdicts.unsettled())
         await parts.maintenance.write_note(session)
         _, doubted = await judge(
             session.connection,
@@ -183,7 +186,7 @@ class Relay:
         parts = self._parts
         doubt_s = parts.maintenance.doubt_s
         if not parts.reassertion.is_complete_on(session):
-            await parts.reassertion.write(session, self.verdicts, self.pool, doubt_s)
+            await parts.reassertion.write(session, self.verdicts, self.pool.in_flight, doubt_s)
         if self.sessions.former is not None:
             await parts.reassertion.end_former(session, self.sessions.former, doubt_s)
             self.sessions.forget_former()
@@ -195,11 +198,11 @@ class Relay:
             parts.timers.poll_now()
             parts.timers.sweep_now()
             parts.wake.set()
-        await parts.route_state.exchange(session, now, is_stopping=self.stopping, is_held=parts.holds.holds_fleet)
+        await parts.route_state.exchange(session, now)
         if self.pool.returns:
             await parts.maintenance.give_back(session)
         if self.server.undone:
-            await parts.maintenance.put_back(session, parts.unsettled())
+            await parts.maintenance.put_back(session, self.verdicts.unsettled())
         if self.verdicts.dropped:
             await self.verdicts.judge_dropped(session.connection)
         if await parts.maintenance.write_answers(session):
@@ -218,14 +221,13 @@ class Relay:
         now = time.monotonic()
         if parts.timers.is_stranded_due(now, soon=soon):
             parts.timers.note_stranded(now, soon=soon)
-            in_flight = {*self.pool.in_flight(), *parts.unsettled()}
+            in_flight = {*self.pool.in_flight.emails(), *self.verdicts.unsettled()}
             if await parts.maintenance.judge_stranded(session, in_flight):
                 parts.trigger.fire()
 
     async def _stop_if_done(self, session: Session, now: float) -> None:
         """Stop a relay that runs until the outbox is empty, if it is, or if only a person can let the rest go."""
-        pool = self.pool
-        is_idle = not (pool.ready or self._parts.marks or self.verdicts.settlements or pool.connections.is_busy)
+        is_idle = self.pool.in_flight.is_empty
         if await self.end_of_work.is_over(session, now, is_idle=is_idle):
             self.stop()
         elif is_idle:
@@ -240,7 +242,7 @@ class Relay:
             found.append(f"it holds no session with Postgres: {lost}")
         elif self._parts.barrier.is_up:
             found.append("it waits at the failover barrier until the other relays have written what they sent")
-        broken = self.pool.connections.broken() or self.server.deferring()
+        broken = self.pool.broken()
         return [*found, broken] if broken else found
 
     def summary(self) -> str:

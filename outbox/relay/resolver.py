@@ -82,7 +82,7 @@ class ResolverRunner:
             return None
         return f"the resolver hangs: {self._hung} calls have not returned, so nothing more is asked; restart this relay"
 
-    async def ask(self, connection: Connection, now: float, quarantine: Quarantine | None = None) -> None:
+    async def ask(self, connection: Connection, now: float, quarantine: Quarantine) -> None:
         """Ask about the next few doubts that are due, unless earlier questions are still open."""
         if self._batch is not None and now - self._batch.answered_at > ASK_LEASE_S:
             self._batch = None
@@ -127,7 +127,7 @@ class ResolverRunner:
             )
             self.wake()
 
-    async def write(self, connection: Connection, quarantine: Quarantine | None = None) -> int:
+    async def write(self, connection: Connection, quarantine: Quarantine) -> int:
         """Write the answers; return how many deliveries that changed."""
         answers = list(self.answers)
         decided = await write_answers(

@@ -1,4 +1,4 @@
-"""State of a route that the fleet shares: its circuit breaker, and the rate that its server takes.
+"""State of a route that the fleet shares: its circuit breaker, the rate that its server takes, and people's pauses.
 
 A relay reads both with its ticks, reports what it has found out itself, and reserves its part of the rate.
 """
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from outbox.log import Events
 from outbox.relay.circuit_breaker import pause_login, pause_route, probe_route, resume_route
 from outbox.relay.found_rate import Found
+from outbox.relay.holds import Holds
 from outbox.relay.pool import Pool
 from outbox.relay.rate_limit import report_refusal, reserve
 from outbox.relay.remaining import is_empty
-from outbox.relay.server_state import ServerState
 from outbox.relay.session import Session
-from outbox.relay.tick import RoutePause
+from outbox.relay.tick import RoutePause, TickResult
 from outbox.relay.timers import Timers
 from outbox.smtp.login import login_pause_s
 
@@ -24,27 +24,39 @@ log = Events("outbox.relay")
 class RouteState:
     """Exchange with the fleet about the route of one relay."""
 
-    def __init__(self, pool: Pool, server: ServerState, route: str, timers: Timers, wake: Callable[[], None]) -> None:
+    def __init__(self, pool: Pool, holds: Holds, route: str, timers: Timers, wake: Callable[[], None]) -> None:
         self._pool = pool
-        self._server = server
+        self._holds = holds
+        self._server = pool.server
         self._route = route
         self._timers = timers
         self._wake = wake
 
-    async def exchange(self, session: Session, now: float, *, is_stopping: bool, is_held: bool) -> None:
+    async def exchange(self, session: Session, now: float) -> None:
         """Report what the fleet has to know, and ask for the turn to probe and for a part of the rate.
 
-        `is_held`: the fleet is paused by a person, so no probe is wanted.
+        A relay that stops asks for neither. While a person pauses the fleet, no probe is wanted.
         """
-        breaker = self._server.breaker
+        breaker, is_stopping = self._server.breaker, self._timers.is_stopping
         if breaker.news is not None or breaker.wants_probe(now):
-            await self._exchange_breaker(session, now, may_probe=not (is_stopping or is_held))
+            await self._exchange_breaker(session, now, may_probe=not (is_stopping or self._holds.holds_fleet))
         if self._server.limiter.refused is not None:
             await self._report_refusal(session)
         if not is_stopping:
             await self._reserve(session, now)
 
-    def adopt_pause(self, pause: RoutePause | None, now: float) -> None:
+    def adopt(self, done: TickResult, now: float) -> bool:
+        """Take over what a tick has read of the fleet; return True if a person has paused something since the last."""
+        self._adopt_pause(done.pause, now)
+        self._adopt_rate(done.found)
+        change = self._holds.adopt(done.held)
+        if change.has_ended:  # what was set aside is resumed with the next sweep
+            self._timers.poll_now()
+            self._timers.expire_now()
+            self._wake()
+        return change.has_begun
+
+    def _adopt_pause(self, pause: RoutePause | None, now: float) -> None:
         """Take over what the fleet knows of the route's breaker."""
         breaker, name = self._server.breaker, self._server.name
         was_open = breaker.is_open
@@ -61,7 +73,7 @@ class RouteState:
             self._timers.poll_now()
             self._wake()
 
-    def adopt_rate(self, found: Found | None) -> None:
+    def _adopt_rate(self, found: Found | None) -> None:
         """Take over what the fleet knows of the rate that the server takes."""
         limiter, before = self._server.limiter, self._server.limiter.found
         if found is None and before is None and limiter.found_per_s is None:
@@ -86,7 +98,7 @@ class RouteState:
         if not (breaker.probing and self._pool.is_empty):
             return
         if await is_empty(session.connection, route=self._route, within_s=2 * self._server.pause_max_s):
-            self._pool.connections.probe()
+            self._pool.probe()
         else:
             breaker.leave_probe()
 
@@ -102,7 +114,7 @@ class RouteState:
             self._timers.pulse_now()
         elif news == "resume":
             await resume_route(session.connection, session.relay, name)
-        elif may_probe and self._pool.connections.is_unresponsive:
+        elif may_probe and self._pool.is_unresponsive:
             insists = breaker.take_insistence()
             is_granted = await probe_route(session.connection, session.relay, name, insists=insists)
             breaker.begin_probe(now, is_granted=is_granted)
@@ -128,7 +140,7 @@ class RouteState:
         if not is_written:
             self._wake()
         elif limiter.note_reported(refused):  # else there was another one meanwhile
-            self.adopt_rate(found)
+            self._adopt_rate(found)
 
     async def _reserve(self, session: Session, now: float) -> None:
         """Reserve moments in the fleet's rate for what waits here."""
@@ -148,4 +160,4 @@ class RouteState:
         if grant.used_up and limiter.used_up is None:
             log.warning("day_used_up", "nothing more is sent for now: daily_max is reached")
         limiter.grant(grant, asked_at, time.monotonic())
-        self.adopt_rate(grant.found)
+        self._adopt_rate(grant.found)

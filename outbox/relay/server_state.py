@@ -26,7 +26,7 @@ from outbox.smtp.route_trouble import LoginRefusedError
 
 log = Events("outbox.relay")
 
-BLOCKED_S: Final = 4.0  # a server that wants to be left alone for so long is a trouble to be named
+BLOCKED_S: Final = 4.0  # a rate limit that stops all sending for so long is reported as trouble
 DEFERS_ALL_S: Final = 30.0  # a reply to all recipients is shown for at least so long, if nothing is accepted
 OTHERS_SEND_S: Final = 10.0  # after another relay's latest email, as far as sweeps show
 REFUSED_FOR_S: Final = 10.0  # nothing was accepted for so long while a sender is refused: `until_empty` gives up
@@ -202,7 +202,7 @@ class ServerState:
         now = time.monotonic()
         if not self.breaker.is_open:
             log.warning("smtp_trouble", "SMTP is in trouble: {reason}", reason=reason, route=self.name)
-        if self.breaker.may_connect(now):  # else it is news of the same trouble
+        if self.breaker.may_connect(now):  # else the breaker counts one trouble twice
             self.breaker.trip(reason, now)
 
     def on_cut(self, trouble: str) -> None:
@@ -262,7 +262,7 @@ class ServerState:
         if sender is not None:
             self.senders.note_route_refusal(sender)
         was_refused = self.breaker.refusals > 0
-        if self.breaker.may_connect(now) or not was_refused:  # else it is news of the same refusal
+        if self.breaker.may_connect(now) or not was_refused:  # else the breaker counts one refusal twice
             self.breaker.refuse(reason, now)
         if not was_refused:
             log.error(

@@ -26,7 +26,7 @@ from outbox.errors import UnsafeDatabaseError
 from outbox.relay.lease_connection import close_quietly, connect_leased
 from outbox.relay.lock_proof import prove_locks
 from outbox.relay.quarantine import Quarantine
-from outbox.relay.registration import Registered, end_formers, register, register_at_barrier
+from outbox.relay.registration import end_formers, register_at_barrier
 from outbox.settings.urls import DatabaseUrl
 
 PLANNED_ANEW_FROM: Final = 64  # an email's id; for fewer rows any plan is quick
@@ -52,15 +52,15 @@ class Session:
 
     connection: Connection
     relay: int
-    timeline: int = 0
-    started_at: datetime | None = None
+    timeline: int
+    started_at: datetime
     """When this Postgres was started."""
-    lost: str | None = None
-    events: SessionEvents = field(default_factory=SessionEvents)
-    barrier: Row = field(default_factory=Row)
+    events: SessionEvents
+    barrier: Row
     """Barrier at the time when the session began."""
-    met: frozenset[str] = frozenset()
+    met: frozenset[str]
     """The other relays that had registered on this server before, and not ended."""
+    lost: str | None = None
     planned_for: int = 0
     """Largest id of an email at the time when the statements were last planned, as far as it is known."""
     opened_at: float = field(default_factory=time.monotonic)
@@ -77,16 +77,16 @@ class Session:
         url: DatabaseUrl,
         *,
         lease_s: float,
-        events: SessionEvents | None = None,
+        events: SessionEvents,
         former: "Session | None" = None,
         route: str = "",
-        statements: Sequence[str] = (),
-        standing: Standing | None = None,
+        statements: Sequence[str],
+        standing: Standing,
     ) -> Self:
         """Open a new identity that is proven to hold a real lock and listens.
 
         `former`, the last session of this relay, is ended first, and so are other sessions of its instance on this
-        server. `standing` decides if the relay raises the barrier (`barrier`).
+        server. `standing` decides if the relay raises the barrier (`failover_barrier`).
 
         `statements` are what it will run while it holds the lock. They are prepared before: asyncpg prepares in two
         steps, and the server takes a client that stops between them for a busy one, whose session no idle timeout ends.
@@ -97,7 +97,6 @@ class Session:
             SchemaError: no schema, or another version's.
 
         """
-        events = events or SessionEvents()
         connection = await _connect(url, lease_s)
         with connection.terminated_on_error(), connection.end_if_silent(lease_s) as silence:
             await require_current(connection)
@@ -112,7 +111,7 @@ class Session:
                 CHANNEL, lambda *notified: events.heard(notified[3]) if notified[3] else events.notified()
             )
             server, last = (timeline, started_at), former.relay if former is not None else None
-            registered = await _register(connection, server, route, last, standing)
+            registered = await register_at_barrier(connection, server, route, last=last, standing=standing)
             session = cls(
                 connection,
                 registered.relay,
@@ -184,19 +183,10 @@ async def _connect(url: DatabaseUrl, lease_s: float) -> Connection:
 
 
 async def _end_formers(
-    connection: Connection, former: Session | None, timeline: int, standing: Standing | None, *, within_s: float
+    connection: Connection, former: Session | None, timeline: int, standing: Standing, *, within_s: float
 ) -> None:
     """End earlier sessions of this relay; a relay that has had none on any server has nothing to end."""
-    if former is None and (standing is None or standing.server is None):
+    if former is None and standing.server is None:
         return
     last = former.relay if former is not None and former.timeline == timeline else None
-    instance = standing.instance if standing is not None else None
-    await end_formers(connection, last, timeline, instance=instance, within_s=within_s)
-
-
-async def _register(
-    connection: Connection, server: ServerId, route: str, last: int | None, standing: Standing | None
-) -> Registered:
-    if standing is None:
-        return Registered(await register(connection, server[0], route))
-    return await register_at_barrier(connection, server, route, last=last, standing=standing)
+    await end_formers(connection, last, timeline, instance=standing.instance, within_s=within_s)

@@ -1,4 +1,4 @@
-"""The sessions of a relay, one after the other: the first is opened with patience, a lost one is replaced.
+"""Sessions of a relay, one after the other. The first one may take a lease to open; a lost one is replaced.
 
 A Postgres that is silent never stops a relay for longer than a few leases: each wait for it has a limit, and the
 session is lost at that limit.
@@ -18,8 +18,8 @@ from outbox.database.refusal import DatabaseRefusedError
 from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.log import Events
 from outbox.relay.barrier_watch import BarrierWatch
-from outbox.relay.large_messages import message_limit
 from outbox.relay.memory_budget import Share
+from outbox.relay.message_fetch import message_limit
 from outbox.relay.reopening import Reopening
 from outbox.relay.session import Session, SessionEvents
 from outbox.relay.statements import STATEMENTS
@@ -143,7 +143,10 @@ class SessionKeeper:
 
     @contextmanager
     def patience(self, at_most_s: float | None = None) -> Iterator[None]:
-        """Lose the session when Postgres is silent for a lease: a cut network says nothing by itself."""
+        """Lose the session if Postgres is silent for a lease, or for `at_most_s`.
+
+        A network that is cut causes no error.
+        """
         session = self.current
         assert session is not None
         silent_s = min(self._lease_s, at_most_s or self._lease_s)

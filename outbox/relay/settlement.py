@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from outbox.database.connection import Connection
+from outbox.mail.delivery_state import DeliveryState
 from outbox.smtp.verdict import Outcome
 
 
@@ -37,8 +38,8 @@ def contradicts(settlement: Settlement, state: str | None, attempt: int | None) 
     verdict = settlement.outcome.verdict
     already_so = state == settlement.outcome.state and attempt == settlement.attempt
     never_marked = verdict == "withdrawn" and attempt is not None and attempt < settlement.attempt
-    nothing_new = verdict == "in_doubt" or (verdict == "withdrawn" and state != "sent")
-    cancelled_first = state == "cancelled" and not settlement.marked
+    nothing_new = verdict == "in_doubt" or (verdict == "withdrawn" and state != DeliveryState.SENT)
+    cancelled_first = state == DeliveryState.CANCELLED and not settlement.marked
     return not (already_so or never_marked or nothing_new or cancelled_first)
 
 

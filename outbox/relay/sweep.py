@@ -1,7 +1,7 @@
 """Sweep: judge what relays left. Their unmarked claims become free, and what they had marked is in doubt.
 
-A relay is dead if its session holds its advisory lock no more: `sweep` finds those among the others. `judge_former`
-judges this process's own last session, `judge_stranded` what is held by relays that do not exist.
+A relay is dead if its session no longer holds its advisory lock. `sweep` finds the dead ones among the others,
+`judge_former` judges the last session of this process, and `judge_stranded` what relays hold that do not exist.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from outbox.database.connection import Connection
 from outbox.database.locks import HOLDS_ITS_LOCK, RELAY_LOCKS
-from outbox.relay.quarantine import QUARANTINE_AFTER, Quarantine, is_of_a_row
+from outbox.relay.quarantine import QUARANTINE_AFTER, SUSPECT_AFTER, Quarantine, is_of_a_row
 
 # A session that began before Postgres did was lost with it, which says nothing about what it held.
 OTHERS: Final = """
@@ -48,8 +48,8 @@ WITH held AS (
 ), freed AS (
     UPDATE outbox.delivery d
        SET relay = NULL, orphaned = orphaned + $3,
-           due_at = CASE WHEN $3 = 1 AND orphaned + $3 >= 3
-                         THEN now() + 2 ^ least(orphaned + $3 - 3, 10) * interval '1 second' ELSE due_at END,
+           due_at = CASE WHEN $3 = 1 AND orphaned + $3 >= {suspect}
+                         THEN now() + 2 ^ least(orphaned + $3 - {suspect}, 10) * interval '1 second' ELSE due_at END,
            state = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN 'dead' ELSE 'pending' END,
            attempt = attempt + ($3 = 1 AND orphaned + $3 >= $4)::int,
            settled_at = CASE WHEN $3 = 1 AND orphaned + $3 >= $4 THEN now() END
@@ -75,8 +75,8 @@ SELECT (SELECT count(*) FROM freed) AS freed, (SELECT count(*) FROM doubted) AS 
 """
 _HELD: Final = "relay = ANY ($1::integer[]) AND settled_at IS NULL AND state IN ('pending', 'sending')"
 # $5 are emails that are left out; the email where it is one.
-JUDGE: Final = _JUDGE.format(held=f"{_HELD} AND email <> ALL ($5::bigint[])")
-JUDGE_ONE: Final = _JUDGE.format(held=f"{_HELD} AND email = $5::bigint")
+JUDGE: Final = _JUDGE.format(held=f"{_HELD} AND email <> ALL ($5::bigint[])", suspect=SUSPECT_AFTER)
+JUDGE_ONE: Final = _JUDGE.format(held=f"{_HELD} AND email = $5::bigint", suspect=SUSPECT_AFTER)
 HELD_BY: Final = f"SELECT email FROM outbox.delivery WHERE {_HELD}"
 END_RELAYS: Final = "UPDATE outbox.relay SET ended_at = now() WHERE id = ANY ($1::integer[])"
 
@@ -113,7 +113,7 @@ async def sweep(
     *,
     doubt_s: float | None,
     route: str = "",
-    quarantine: Quarantine | None = None,
+    quarantine: Quarantine,
 ) -> Sweep:
     """Judge every other relay that is dead, whatever route it served: its unmarked claims become free, its marked
     deliveries in doubt. `route` is the caller's.
@@ -153,7 +153,7 @@ async def judge_former(
     timeline: int,
     *,
     doubt_s: float | None,
-    quarantine: Quarantine | None = None,
+    quarantine: Quarantine,
     instance: str | None = None,
     present: int = 0,
 ) -> Judged:
@@ -177,14 +177,13 @@ async def judge(
     *,
     doubt_s: float | None,
     died: bool,
-    quarantine: Quarantine | None = None,
+    quarantine: Quarantine,
 ) -> Judged:
     """End relays whose rows `DEAD` has locked, and judge what they held.
 
     What cannot be judged is quarantined, or logged: it never keeps the rest from being sent. Relays of which another
     session has locked an email are not ended yet.
     """
-    quarantine = quarantine or Quarantine()
     how = (relays, doubt_s, int(died), QUARANTINE_AFTER)
     async with connection.transaction():
         try:
@@ -236,14 +235,13 @@ async def judge_stranded(
     *,
     doubt_s: float | None,
     route: str = "",
-    quarantine: Quarantine | None = None,
+    quarantine: Quarantine,
 ) -> Judged:
     """Judge what is held by relays that are not in the table of relays, or have ended, or by the caller, which does not
     have it `in_flight`.
 
     Another relay whose backend holds its lock is passed over, though the table says that it has ended.
     """
-    quarantine = quarantine or Quarantine((relay,))
     rows = await connection.fetch(STRANDED, route, relay, [*quarantine.left_out, *in_flight])
     mine = [row["email"] for row in rows if row["relay"] == relay]
     others = list({row["relay"] for row in rows} - {relay})

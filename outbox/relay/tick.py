@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from outbox.database.connection import Connection
 from outbox.database.values import storable
-from outbox.relay.claims import CLAIM, CLAIMED, GATE, NO_CLAIM, TOKENS, claimed_of
+from outbox.relay.claims import CLAIM, CLAIMED, GATE, NO_CLAIM, SMALL_BYTES, TOKENS, claimed_of
 from outbox.relay.found_rate import Found
+from outbox.relay.quarantine import SUSPECT, UNSUSPECTED
 from outbox.relay.rate_limit import FOUND, found_of
 from outbox.relay.settlement import Settlement
 from outbox.settings import MESSAGE_BYTES_MAX
@@ -46,7 +47,7 @@ class TickRequest:
     urgent_max: int | None = None
     """Largest number of urgent emails among those claimed; None: as many as fit into `claims_max`."""
     budget: int | None = None
-    """Bytes of large messages to claim; None: `bytes_max`. They are not fetched yet (`large_messages`)."""
+    """Bytes of large messages to claim; None: `bytes_max`. They are not fetched yet (`message_fetch`)."""
     bytes_max: int = MESSAGE_BYTES_MAX
     """Largest email, in bytes; what is larger is claimed to be quarantined."""
     left_out: Sequence[int] = ()
@@ -165,7 +166,7 @@ class TickResult:
 #   claimed, and what they leave goes to the others.
 # pause, rate: the state of the server named $13, as the fleet shares it.
 # barrier: $21 is the latest epoch that this relay knows.
-_NUMBERS: Final = {"relay": "$9", "budget": "$18::bigint", "limit": "$19::bigint"}
+_NUMBERS: Final = {"small": SMALL_BYTES, "relay": "$9", "budget": "$18::bigint", "limit": "$19::bigint"}
 TICK: Final = f"""
 WITH {GATE.format(known="$21::bigint")}, news AS (
     SELECT * FROM unnest($1::bigint[], $2::integer[], $3::integer[], $4::boolean[],
@@ -209,7 +210,7 @@ WITH {GATE.format(known="$21::bigint")}, news AS (
     SELECT email, attempt, $9, 'expired', 'send_before was over before it was sent', NULL FROM marked WHERE late
 ), urgent AS (
     SELECT email, due_at FROM outbox.delivery
-     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND orphaned < 3
+     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND {UNSUSPECTED}
        AND email <> ALL ($20::bigint[]) AND route = $15 AND priority = 1
        AND due_at >= coalesce($16::timestamptz, '-infinity') AND due_at <= now()
        AND (send_before IS NULL OR send_before > now())
@@ -218,7 +219,7 @@ WITH {GATE.format(known="$21::bigint")}, news AS (
        FOR UPDATE SKIP LOCKED
 ), due AS (
     SELECT email, due_at FROM outbox.delivery
-     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND orphaned < 3
+     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND {UNSUSPECTED}
        AND email <> ALL ($20::bigint[]) AND route = $15 AND priority = 0
        AND due_at >= coalesce($14::timestamptz, '-infinity') AND due_at <= now()
        AND (send_before IS NULL OR send_before > now())
@@ -227,7 +228,7 @@ WITH {GATE.format(known="$21::bigint")}, news AS (
        FOR UPDATE SKIP LOCKED
 ), suspect AS (
     SELECT email, due_at FROM outbox.delivery
-     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND orphaned >= 3
+     WHERE settled_at IS NULL AND state = 'pending' AND relay IS NULL AND due_at <= now() AND {SUSPECT}
        AND email <> ALL ($20::bigint[]) AND route = $15
        AND (send_before IS NULL OR send_before > now())
      ORDER BY due_at, email

@@ -1,5 +1,6 @@
 """Runs the ticks of a relay: in one statement, or in parts after a row made one fail."""
 
+from dataclasses import replace
 from typing import Final
 
 import asyncpg
@@ -25,8 +26,11 @@ class _RowError(Exception):
 class TickRunner:
     """Runner of a relay's ticks. After a row has made one fail they go in parts, until one finds no such row."""
 
-    def __init__(self, url: DatabaseUrl) -> None:
+    def __init__(self, url: DatabaseUrl, *, route: str, server: str) -> None:
+        """`server` is the name of the mail server of the `route`."""
         self._url = url
+        self._route = route
+        self._server = server
         self.in_parts = False
 
     async def run(self, session: Session, request: TickRequest) -> TickResult:
@@ -37,6 +41,7 @@ class TickRunner:
             PostgresError: of the database, not of a row.
 
         """
+        request = replace(request, route=self._route, server=self._server)
         try:
             if not self.in_parts:
                 return await self._run_whole(session, request)

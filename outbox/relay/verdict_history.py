@@ -39,7 +39,7 @@ class RecentVerdict:
     def on(cls, tried: Try, attempt: int, outcome: Outcome) -> "RecentVerdict":
         """Return the verdict on a try."""
         email = tried.outgoing
-        message = email.message if outcome.state == "in_doubt" else None
+        message = email.message if outcome.state == DeliveryState.IN_DOUBT else None
         return cls(
             email.key, email.sender, email.recipient, email.message_id, message, email.relay, attempt, outcome
         )  # fmt: skip
@@ -77,7 +77,7 @@ class VerdictHistory:
         Others only lead to a next try, except that another server may have the mark of a try that was withdrawn.
         """
         self._forget_old(now)
-        if outcome.state == "pending" and not (tried.marked and outcome.verdict == "withdrawn"):
+        if outcome.state == DeliveryState.PENDING and not (tried.marked and outcome.verdict == "withdrawn"):
             return
         verdict = RecentVerdict.on(tried, attempt, outcome)
         if self._message_bytes + verdict.message_bytes > MESSAGES_BYTES_MAX:  # a person decides if it is lost
@@ -129,16 +129,17 @@ class VerdictHistory:
         verdicts += [
             RecentVerdict(s.key, "", "", "", None, s.relay, s.attempt, s.outcome)
             for s in unsettled
-            if s.outcome.state == "pending"
+            if s.outcome.state == DeliveryState.PENDING
         ]
-        doubt = Outcome(DeliveryState.IN_DOUBT, "in_doubt", "its answer was waited for when Postgres was lost", doubt_s)
+        reason = "Postgres was lost while the relay waited for the reply to the final dot"
+        doubt = Outcome(DeliveryState.IN_DOUBT, "in_doubt", reason, doubt_s)
         verdicts += [RecentVerdict.on(tried, tried.attempt, doubt) for tried in awaiting_reply]
         latest: dict[str, RecentVerdict] = {}
         for verdict in verdicts:
             if (
                 verdict.key not in latest
-                or latest[verdict.key].outcome.state != "sent"
-                or verdict.outcome.state == "sent"
+                or latest[verdict.key].outcome.state != DeliveryState.SENT
+                or verdict.outcome.state == DeliveryState.SENT
             ):
                 latest[verdict.key] = verdict
         return list(latest.values())

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from outbox.database.connection import Connection
 from outbox.log import Events
+from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.backoff import full_jitter_s
 from outbox.relay.observer import Observer
 from outbox.relay.server_state import ServerState
@@ -60,6 +61,10 @@ class Verdicts:
         """Return the emails whose verdict is not decided yet."""
         undecided = [tried.outgoing for tried, _, _ in self.undecided]
         return [*undecided, *(tried.outgoing for tried, _ in self.dropped)]
+
+    def unsettled(self) -> set[int]:
+        """Return the emails whose verdicts are not written yet."""
+        return {one.email for one in self.settlements}
 
     def on_verdict(self, tried: Try, verdict: Verdict, *, may_wait: bool = False, of_the_route: bool = False) -> None:
         """Settle a try by its verdict; a deferral that `may_wait` is decided once others have their replies.
@@ -159,7 +164,7 @@ class Verdicts:
         self.settlements.append(
             Settlement(email.relay, email.email, email.key, number, marked=tried.marked, outcome=outcome)
         )
-        self.counts[outcome.verdict if outcome.state != "dead" else "dead"] += 1
+        self.counts[outcome.verdict if outcome.state != DeliveryState.DEAD else "dead"] += 1
         for observer in self.observers:
             observer.judged(tried, number, outcome, now)
         self.server.note_reply(outcome.reply)
@@ -197,7 +202,7 @@ def _log(tried: Try, verdict: Deferred | Refused | InDoubt | Withdrawn, outcome:
     match verdict:
         case Deferred(reply) | Refused(reply):
             log.info(
-                "email_refused" if outcome.state == "dead" else "email_deferred",
+                "email_refused" if outcome.state == DeliveryState.DEAD else "email_deferred",
                 "{key}, try {try_number}: {reply} ({state})",
                 **subject_of(tried),
                 try_number=tried.counted,

@@ -12,6 +12,7 @@ import pytest
 from outbox.mail.removed_message import LOST
 from outbox.operations.operator import whoami
 from outbox.relay import in_doubt
+from outbox.relay.quarantine import Quarantine
 from outbox.sandbox.smtp_sink import Accept, Cut, Hold, Reply, Stage
 from tests.support.fault_levers import At, delivery, in_state, locked, post, terminate_session, trail
 from tests.support.fleet import until
@@ -402,7 +403,7 @@ async def test_what_the_policy_sends_again_at_this_moment_a_person_does_not_send
     await doubt_is_over(muddled, "mail2")
     policy = await asyncpg.connect(muddled.database)
     await policy.execute("BEGIN")
-    assert await in_doubt.resend_doubtful(policy) == 1
+    assert await in_doubt.resend_doubtful(policy, Quarantine()) == 1
     person = await muddled.start("resolve", "mail2", "--resend")
     await waiting(muddled, "outbox resolve")
     await policy.execute("COMMIT")
@@ -435,10 +436,10 @@ async def test_what_a_person_sends_again_at_this_moment_the_policy_does_not_send
     await until(has_the_row, "the decision is made and not yet committed")
     policy = await asyncpg.connect(muddled.database)
     async with asyncio.timeout(20):
-        assert await in_doubt.resend_doubtful(policy) == 0, "it passes over the row and does not wait"
+        assert await in_doubt.resend_doubtful(policy, Quarantine()) == 0, "it passes over the row and does not wait"
     await muddled.connection.execute("SELECT pg_advisory_unlock(7)")
     assert (await person.ended()).code == 0
-    assert await in_doubt.resend_doubtful(policy) == 0
+    assert await in_doubt.resend_doubtful(policy, Quarantine()) == 0
     await policy.close()
     assert len(await resolved(muddled, "mail2")) == 1
     await relayed(muddled, lambda *_: None, sent=2, in_doubt=1, dead=1)

@@ -37,6 +37,7 @@ class Member:
             self.url,
             lease_s=10,
             former=former,
+            statements=(),
             standing=self.presence.standing(last, grace_s=GRACE_S),
             events=SessionEvents(heard=self.heard.append),
         )

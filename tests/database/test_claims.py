@@ -56,7 +56,7 @@ async def test_a_claim_begins_where_the_last_one_ended(connection, relay):
     emails = await put(connection, 5)
     first = await tick(relay.connection, relay.relay, TickRequest(claims_max=2))
     assert first.reached == (await row(connection, emails[1]))["due_at"]
-    await release(relay.connection, relay.relay, emails[:1])
+    await release(relay.connection, relay.relay, emails[:1], quarantine=relay.quarantine)
     second = await tick(relay.connection, relay.relay, TickRequest(claims_max=2, since=first.reached))
     assert sorted(claim.email for claim in second.claims) == emails[2:4]
     last = await tick(relay.connection, relay.relay, TickRequest(claims_max=2, since=second.reached))
@@ -106,7 +106,7 @@ async def test_what_is_given_back_is_anybodys_at_once(connection, relays):
     await put(connection, 2)
     one, other = await relays(), await relays()
     kept, given = await one.claim(2)
-    await release(one.connection, one.relay, [given.email])
+    await release(one.connection, one.relay, [given.email], quarantine=one.quarantine)
     assert [claim.email for claim in await other.claim(2)] == [given.email]
     assert await one.mark(kept) == {kept.email: 1}
 
@@ -116,7 +116,7 @@ async def test_only_unmarked_claims_of_ones_own_can_be_given_back(connection, re
     one, other = await relays(), await relays()
     marked = await one.claim_and_mark()
     (foreign,) = await other.claim()
-    await release(one.connection, one.relay, [marked.email, foreign.email])
+    await release(one.connection, one.relay, [marked.email, foreign.email], quarantine=one.quarantine)
     assert (await row(connection, marked.email))["relay"] == one.relay
     assert (await row(connection, foreign.email))["relay"] == other.relay
 

@@ -10,8 +10,8 @@ from outbox.database.opening import connect
 from outbox.database.roles import ROLES, grant_roles
 from outbox.doctor.access import look_at_connect, look_at_locks, look_at_path, names_of
 from outbox.doctor.finding import Grade
-from outbox.relay.session import Session
 from outbox.settings.urls import DatabaseUrl
+from tests.support.sessions import open_session
 
 LOGINS = ("d_victim", "d_other", "d_enqueues")
 
@@ -125,7 +125,6 @@ async def test_a_role_that_may_only_enqueue_holds_no_lock_of_relays(connection, 
 async def test_locks_of_relays_that_live_are_theirs(database, connection, roles):
     await grant_roles(connection)
     await connection.execute("GRANT outbox_relay TO d_victim")
-    url = DatabaseUrl.parse(re.sub("//[^@]*@", "//d_victim@", database))
-    relay = await Session.open(url, lease_s=10)
+    relay = await open_session(re.sub("//[^@]*@", "//d_victim@", database), lease_s=10)
     assert (await look_at_locks(connection)).grade is Grade.OK
     relay.connection.terminate()

@@ -142,7 +142,7 @@ async def test_what_is_set_aside_expires_is_cancelled_and_is_sent_if_it_was_afte
     await begin(connection, "sales")
     assert await set_aside(relay) == {late, cancelled, arrived}
     await connection.execute("UPDATE outbox.delivery SET send_before = now() WHERE email = $1", late)
-    assert await expire(relay.connection, relay.relay) == 1
+    assert await expire(relay.connection, relay.relay, relay.quarantine) == 1
     assert await operate(connection, Act.CANCEL, [cancelled], who="a", why="", target="t") == [cancelled]
     await relay.settle(settlement(claims[arrived], SENT, attempt=1))
     found = await rows(connection)

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from outbox.relay.quarantine import Quarantine
 from outbox.relay.resolver import ASK_LEASE_S, HUNG_MAX, ResolverRunner
 from tests.support.fleet import until
 
@@ -39,15 +40,15 @@ async def test_a_resolver_that_hangs_is_asked_a_few_times_and_then_no_more(doubt
     it, now = runner_of(hang), 1000.0
     for _ in range(HUNG_MAX + 2):
         await make_due(doubtful)
-        await it.ask(doubtful, now)
-        await it.ask(doubtful, now + ASK_LEASE_S)  # not yet: the answer may still come
+        await it.ask(doubtful, now, Quarantine())
+        await it.ask(doubtful, now + ASK_LEASE_S, Quarantine())  # not yet: the answer may still come
         now += ASK_LEASE_S + 1
     await until(lambda: len(asked) == HUNG_MAX, "each question is put")
     assert it.trouble is not None
     assert "the resolver hangs" in it.trouble
     go_on.set()
     await until(lambda: len(it.answers) == HUNG_MAX, "late answers are heard")
-    await it.write(doubtful)
+    await it.write(doubtful, Quarantine())
     assert await doubtful.fetchval("SELECT state FROM outbox.delivery") == "sent"
     assert await doubtful.fetchval("SELECT count(*) FROM outbox.attempt WHERE verdict = 'resolved'") == 1
 
@@ -61,16 +62,16 @@ async def test_no_more_is_asked_while_answers_are_awaited(doubtful):
 
     it = runner_of(wait)
     await make_due(doubtful)
-    await it.ask(doubtful, 1000.0)
+    await it.ask(doubtful, 1000.0, Quarantine())
     await make_due(doubtful)
-    await it.ask(doubtful, 1001.0)
+    await it.ask(doubtful, 1001.0, Quarantine())
     go_on.set()
     await until(lambda: it.answers, "it is heard")
     assert asked == ["mail1"]
-    await it.write(doubtful)
+    await it.write(doubtful, Quarantine())
     assert it.answers == []
     await make_due(doubtful)
-    await it.ask(doubtful, 1002.0)
+    await it.ask(doubtful, 1002.0, Quarantine())
     await until(lambda: len(asked) == 2, "it is asked again")
 
 
@@ -84,15 +85,15 @@ async def test_a_resolver_that_hung_and_has_come_back_is_asked_again(doubtful):
     it, now = runner_of(outage), 1000.0
     for _ in range(HUNG_MAX):
         await make_due(doubtful)
-        await it.ask(doubtful, now)
+        await it.ask(doubtful, now, Quarantine())
         now += ASK_LEASE_S + 1
-    await it.ask(doubtful, now)
+    await it.ask(doubtful, now, Quarantine())
     assert it.trouble is not None
     go_on.set()
     await until(lambda: len(it.answers) == HUNG_MAX, "every call has returned")
     assert it.trouble is None
     await make_due(doubtful)
-    await it.ask(doubtful, now + 1)
+    await it.ask(doubtful, now + 1, Quarantine())
     await until(lambda: len(asked) == HUNG_MAX + 1, "it is asked again")
 
 
@@ -107,7 +108,7 @@ async def test_a_resolver_that_raises_whatever_it_is_does_not_know(doubtful, err
 
     it = runner_of(asynchronous if is_async else plain)
     await make_due(doubtful)
-    await it.ask(doubtful, 1000.0)
+    await it.ask(doubtful, 1000.0, Quarantine())
     await until(lambda: it.answers, "it does not know")
     assert it.answers[0].accepted is None
     assert "raised" in it.answers[0].reply
@@ -117,10 +118,10 @@ async def test_an_answer_is_not_taken_for_another_emails_that_has_its_id_after_a
     go_on = threading.Event()
     it = runner_of(lambda _email: go_on.wait())
     await make_due(doubtful)
-    await it.ask(doubtful, 1000.0)
+    await it.ask(doubtful, 1000.0, Quarantine())
     await doubtful.execute("UPDATE outbox.email SET key = 'other', recipient = 'other@example.com'")
     go_on.set()
     await until(lambda: it.answers, "it is heard")
     assert it.answers[0].accepted is True
-    await it.write(doubtful)
+    await it.write(doubtful, Quarantine())
     assert await doubtful.fetchval("SELECT state FROM outbox.delivery") == "in_doubt"

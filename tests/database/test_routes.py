@@ -6,6 +6,7 @@ import pytest
 from outbox.operations import route_rules
 from outbox.relay.claiming import ClaimCursor, PriorityShare
 from outbox.relay.lease_connection import PLANS
+from outbox.relay.quarantine import Quarantine
 from outbox.relay.registration import register
 from outbox.relay.remaining import is_empty
 from outbox.relay.sweep import Sweep, sweep
@@ -97,9 +98,9 @@ async def test_a_dead_relay_of_another_route_is_judged_and_its_claims_wait_for_t
     await claim((other, others), 2, route="bulk")
     mine = await asyncpg.connect(database)
     await register(mine, 1, "bulk")
-    assert await sweep(*relay, doubt_s=None, route="bulk") == Sweep([], alive=2, beside=2)
+    assert await sweep(*relay, doubt_s=None, route="bulk", quarantine=Quarantine()) == Sweep([], alive=2, beside=2)
     await other.close()
-    found = await sweep(*relay, doubt_s=None)
+    found = await sweep(*relay, doubt_s=None, quarantine=Quarantine())
     assert (found.dead, found.freed, found.alive, found.beside) == ([others], 2, 1, 0)
     assert await claim(relay, 2) == []
     assert sorted(await claim(relay, 2, route="bulk")) == emails

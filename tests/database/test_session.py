@@ -13,13 +13,15 @@ from outbox.database.locks import RELAY_LOCKS
 from outbox.errors import DatabaseUnavailableError, OutboxError, SchemaError, UnsafeDatabaseError
 from outbox.relay import registration
 from outbox.relay.lock_proof import prove_locks
-from outbox.relay.session import Session, SessionEvents
+from outbox.relay.quarantine import Quarantine
+from outbox.relay.session import SessionEvents
 from outbox.relay.statements import STATEMENTS
-from outbox.relay.sweep import Sweep, sweep
+from outbox.relay.sweep import sweep
 from outbox.relay.tick import TickRequest, tick
 from outbox.sandbox.postgres import Server
 from outbox.settings.urls import DatabaseUrl
 from outbox.testing.postgres import FAST
+from tests.support import sessions as relay_sessions
 from tests.support.fleet import until
 
 LEASE_S = 10.0
@@ -48,7 +50,7 @@ async def opened(database):
 
     async def open_session(*, lease_s=LEASE_S, former=None, url=database):
         ear = Ear()
-        session = await Session.open(DatabaseUrl.parse(url), lease_s=lease_s, events=ear.events, former=former)
+        session = await relay_sessions.open_session(url, lease_s=lease_s, events=ear.events, former=former)
         sessions.append(session)
         return session, ear
 
@@ -95,15 +97,10 @@ async def test_a_session_is_registered_and_holds_its_lock(connection, opened):
 async def test_all_that_a_relay_runs_is_prepared_before_it_holds_its_lock(connection, database, opened):
     """A client that is frozen between the two steps of preparing looks busy to the server, for ever."""
     ear = Ear()
-    session = await Session.open(
-        DatabaseUrl.parse(database),
-        lease_s=LEASE_S,
-        events=ear.events,
-        statements=STATEMENTS,
-    )
+    session = await relay_sessions.open_session(database, lease_s=LEASE_S, events=ear.events, statements=STATEMENTS)
     try:
         await tick(session.connection, session.relay, TickRequest(claims_max=1))
-        await sweep(session.connection, session.relay, doubt_s=None)
+        await sweep(session.connection, session.relay, doubt_s=None, quarantine=session.quarantine)
         query = "SELECT statement, prepare_time FROM pg_prepared_statements"
         listed = await session.connection.fetch(query)
         prepared = {row["statement"]: row["prepare_time"] for row in listed}
@@ -152,7 +149,8 @@ async def test_a_relay_whose_lock_is_not_held_is_never_visible(connection, opene
     second, _ = await opened()
     assert [[row["id"] for row in rows] for rows in seen if rows][-1] == [first.relay]
     assert second.relay == first.relay + 1
-    assert await sweep(connection, 0, doubt_s=None) == Sweep([], alive=2, beside=2)
+    found = await sweep(connection, 0, doubt_s=None, quarantine=Quarantine())
+    assert (found.dead, found.alive, found.beside) == ([], 2, 2)
 
 
 async def test_the_session_is_a_lease(opened):

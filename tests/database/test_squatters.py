@@ -13,11 +13,11 @@ from outbox.operations.route_rules import read_unserved
 from outbox.operations.status import read_status
 from outbox.relay import lock_proof, registration
 from outbox.relay.lock_proof import prove_locks
-from outbox.relay.session import Session
 from outbox.relay.statements import STATEMENTS
 from outbox.relay.sweep import Sweep, judge_former, judge_stranded, sweep
 from outbox.relay.tick import TickRequest, tick
 from outbox.settings.urls import DatabaseUrl
+from tests.support import sessions as relay_sessions
 from tests.support.fleet import until
 
 LEASE_S = 10.0
@@ -50,12 +50,7 @@ async def opened(database):
 
     async def open_session(former=None, lease_s=LEASE_S):
         sessions.append(
-            await Session.open(
-                DatabaseUrl.parse(database),
-                lease_s=lease_s,
-                former=former,
-                statements=STATEMENTS,
-            )
+            await relay_sessions.open_session(database, lease_s=lease_s, former=former, statements=STATEMENTS)
         )
         return sessions[-1]
 
@@ -85,7 +80,8 @@ async def test_a_relay_that_died_is_dead_whoever_holds_the_lock_of_its_id(connec
     await dies(connection, dead)
     await squat(stranger, [dead.relay], mode)
     assert [relay.id for relay in (await read_status(connection)).relays] == [living.relay]
-    assert await sweep(living.connection, living.relay, doubt_s=None) == Sweep([dead.relay])
+    found = await sweep(living.connection, living.relay, doubt_s=None, quarantine=living.quarantine)
+    assert found == Sweep([dead.relay])
     assert await connection.fetchval("SELECT ended_at IS NOT NULL FROM outbox.relay WHERE id = $1", dead.relay)
 
 
@@ -107,7 +103,9 @@ async def test_two_sweepers_at_once_judge_a_squatted_relay_once(connection, open
     sweepers, dead = [await opened() for _ in range(4)], await opened()
     await dies(connection, dead)
     await squat(stranger, [dead.relay])
-    found = await asyncio.gather(*(sweep(one.connection, one.relay, doubt_s=None) for one in sweepers))
+    found = await asyncio.gather(
+        *(sweep(one.connection, one.relay, doubt_s=None, quarantine=one.quarantine) for one in sweepers)
+    )
     assert sorted(one.dead for one in found) == [[], [], [], [dead.relay]]
 
 
@@ -129,7 +127,7 @@ async def test_what_a_relay_holds_that_never_was_is_let_go_of_whoever_holds_the_
     await connection.execute("DELETE FROM outbox.relay WHERE id = $1", living.relay)
     if squatted:
         await squat(stranger, [99_999], mode)
-    assert await judge_stranded(relay.connection, relay.relay, [], doubt_s=None) == (1, 0)
+    assert await judge_stranded(relay.connection, relay.relay, [], doubt_s=None, quarantine=relay.quarantine) == (1, 0)
     held = await connection.fetch("SELECT m.key FROM outbox.delivery d JOIN outbox.email m ON m.id = d.email"
                                   " WHERE d.relay IS NOT NULL")  # fmt: skip
     assert [key for (key,) in held] == ["living"]
@@ -139,7 +137,8 @@ async def test_a_relay_that_lives_is_passed_over_though_strangers_wait_for_its_l
     one, other = await opened(), await opened()
     waiting = asyncio.create_task(squat(stranger, [other.relay]))
     await until(lambda: connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"), "the stranger waits")
-    assert await sweep(one.connection, one.relay, doubt_s=None) == Sweep([], alive=1, beside=1)
+    found = await sweep(one.connection, one.relay, doubt_s=None, quarantine=one.quarantine)
+    assert (found.dead, found.alive, found.beside) == ([], 1, 1)
     waiting.cancel()
     with suppress(asyncio.CancelledError):
         await waiting
@@ -154,7 +153,9 @@ async def test_a_reused_backend_pid_is_no_relay_unless_its_role_could_be_one(con
         "UPDATE outbox.relay SET backend_pid = $1 WHERE id = $2", holder.get_server_pid(), dead.relay
     )
     assert [relay.id for relay in (await read_status(connection)).relays] == [living.relay]
-    assert (await sweep(living.connection, living.relay, doubt_s=None)).dead == [dead.relay]
+    assert (await sweep(living.connection, living.relay, doubt_s=None, quarantine=living.quarantine)).dead == [
+        dead.relay
+    ]
 
 
 @pytest.mark.parametrize("mode", [SHARED, EXCLUSIVE])
@@ -163,7 +164,8 @@ async def test_a_relay_starts_though_thousands_of_ids_to_come_are_held(connectio
     await squat(stranger, range(first.relay + 1, first.relay + 2001), mode)
     second = await opened()
     assert second.relay == first.relay + 2001
-    assert await sweep(first.connection, first.relay, doubt_s=None) == Sweep([], alive=1, beside=1)
+    found = await sweep(first.connection, first.relay, doubt_s=None, quarantine=first.quarantine)
+    assert (found.dead, found.alive, found.beside) == ([], 1, 1)
     assert await connection.fetchval("SELECT count(*) FROM outbox.relay") == 2
 
 
@@ -193,7 +195,9 @@ async def test_a_successor_does_not_wait_for_a_stranger_who_holds_its_former_loc
     await squat(stranger, [former.relay], mode)
     async with asyncio.timeout(LEASE_S / 4):
         successor = await opened(former=former)
-        judged = await judge_former(successor.connection, former.relay, former.timeline, doubt_s=None)
+        judged = await judge_former(
+            successor.connection, former.relay, former.timeline, doubt_s=None, quarantine=successor.quarantine
+        )
     assert judged == (1, 0)
 
 

@@ -118,7 +118,7 @@ async def test_a_relay_that_ends_itself_leaves_nothing_to_sweep(connection, rela
     one, other = await relays(), await relays()
     sending = await one.claim_and_mark()
     await one.claim()
-    assert await judge(one.connection, [one.relay], doubt_s=None, died=False) == (1, 1)
+    assert await judge(one.connection, [one.relay], doubt_s=None, died=False, quarantine=one.quarantine) == (1, 1)
     assert await other.sweep() == Sweep([])
     assert len(await other.claim(5)) == 1
     assert (await standing(connection, sending))[0] == "in_doubt"

@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from outbox.relay.large_messages import SMALL_BYTES
+from outbox.relay.claims import SMALL_BYTES
 from outbox.sandbox.smtp_sink import Sink
 from outbox.settings import MESSAGE_BYTES_MAX
 from tests.support.fleet import Fleet

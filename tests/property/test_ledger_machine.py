@@ -310,7 +310,7 @@ class Fleet(RuleBasedStateMachine):
         """A relay gives claims back; what is not its unmarked claim stays as it is."""
         relay = self._relay(who)
         given = choose(list(relay.claims), own) + choose(list(self.rows), foreign)
-        self.do(release(relay.connection, relay.relay, given))
+        self.do(release(relay.connection, relay.relay, given, quarantine=Quarantine()))
         for email in given:
             relay.claims.pop(email, None)
             row = self.rows[email]
@@ -406,7 +406,7 @@ class Fleet(RuleBasedStateMachine):
     def sweep(self, who: int) -> None:
         """A living relay judges the dead."""
         relay = self._relay(who)
-        found = self.do(sweep(relay.connection, relay.relay, doubt_s=None))
+        found = self.do(sweep(relay.connection, relay.relay, doubt_s=None, quarantine=Quarantine()))
         assert set(found.dead) == self.dead
         assert (found.freed, found.doubted) == self._judge(self.dead, died=1)
         assert found.alive == len(self.living) - 1
@@ -418,7 +418,7 @@ class Fleet(RuleBasedStateMachine):
     def stop(self, who: int) -> None:
         """A relay ends in order: it judges itself under its own lock."""
         relay = self._relay(who)
-        judged = self.do(judge(relay.connection, [relay.relay], doubt_s=None, died=False))
+        judged = self.do(judge(relay.connection, [relay.relay], doubt_s=None, died=False, quarantine=Quarantine()))
         assert judged == self._judge({relay.relay}, died=0)
         self._end_session(relay.relay, "close")
         self.dead.discard(relay.relay)
@@ -440,7 +440,7 @@ class Fleet(RuleBasedStateMachine):
         self.do(
             self.admin.execute("UPDATE outbox.delivery SET due_at = now() WHERE email = ANY ($1::bigint[])", emails)
         )
-        assert self.do(in_doubt.resend_doubtful(self._relay(who).connection)) == len(emails)
+        assert self.do(in_doubt.resend_doubtful(self._relay(who).connection, Quarantine())) == len(emails)
         for email in emails:
             self.trail[email, self.rows[email].attempt, None, "resolved"] += 1
             self._send_again(email, self.rows[email].withdrawn, self.rows[email].orphaned)

@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 
 from outbox.database.locks import RELAY_LOCKS
+from outbox.relay.quarantine import Quarantine
 from outbox.relay.registration import register
 from outbox.relay.settlement import Settlement
 from outbox.relay.sweep import sweep
@@ -68,6 +69,7 @@ class Living:
 
     def __init__(self, connection, relay):
         self.connection, self.relay = connection, relay
+        self.quarantine = Quarantine((relay,))
 
     async def claim(self, room=1):
         return (await tick(self.connection, self.relay, TickRequest(claims_max=room))).claims
@@ -79,7 +81,7 @@ class Living:
         return (await tick(self.connection, self.relay, TickRequest(settlements=settlements))).settled
 
     async def sweep(self, doubt_s=None):
-        return await sweep(self.connection, self.relay, doubt_s=doubt_s)
+        return await sweep(self.connection, self.relay, doubt_s=doubt_s, quarantine=self.quarantine)
 
     async def claim_and_mark(self):
         """One claim that is marked, its first try."""

@@ -2,8 +2,7 @@
 
 import pytest
 
-from outbox.relay.claims import INCOMPLETE, claimed_of
-from outbox.relay.large_messages import SMALL_BYTES
+from outbox.relay.claims import INCOMPLETE, SMALL_BYTES, claimed_of
 from outbox.relay.quarantine import SUSPECT_AFTER
 
 ROW = {

@@ -69,7 +69,7 @@ async def test_when_the_day_is_used_up_what_has_its_moment_is_still_sent():
     daily.server.limiter.grant(Grant(2), 100.0, 100.0)
     tries = [a_try() for _ in range(5)]
     daily.ready.add(tries)
-    daily.connections._openings.update({1, 2})  # two connections are on their way
+    daily._connections._openings.update({1, 2})  # two connections are on their way
     daily.server.limiter.grant(Grant(0, used_up=True), 100.0, 100.0)
     daily.dispatch_ready(100.0)
     assert list(daily.ready) == tries[:2]
@@ -93,11 +93,11 @@ def test_the_mail_of_a_held_sender_waits_and_that_of_others_goes(free):
     ((rest_s, emails),) = free.returns.take()
     assert emails == [bad.outgoing.email]
     assert rest_s > 0
-    assert "bad@example.com" in free.connections.trouble()
+    assert "bad@example.com" in free.trouble()
     free.server.on_accepted(a_try("bad@example.com"), time.monotonic())
     free.add([a_try("bad@example.com")])
     assert len(free.ready) == 2
-    assert free.connections.trouble() is None
+    assert free.trouble() is None
 
 
 def test_what_waits_for_a_connection_is_given_back_when_its_sender_is_refused(free):
@@ -116,7 +116,7 @@ def test_a_refused_route_gives_back_all_and_asks_with_one_email_of_a_sender_that
     free.add([waiting])
     free.on_refusal(Connection(), tried, refusal(Stage.MAIL, "550 no"), About.ROUTE)
     assert list(free.returns) == [waiting.outgoing]
-    assert free.connections.trouble() == "SMTP: 550 no (to MAIL)"
+    assert free.trouble() == "SMTP: 550 no (to MAIL)"
     assert free.server.refusals == 1
     assert free.capacity(free.server.breaker.next_at - 0.01) == 0
     assert free.capacity(free.server.breaker.next_at + 0.01) > 1, "of these one is chosen"
@@ -177,7 +177,7 @@ def test_what_a_lost_session_claimed_is_kept_nowhere():
     lost = a_pool(is_held=False)
     lost.return_unsent(a_try(), "cut")
     lost.on_refusal(Connection(), a_try(), refusal(Stage.MAIL, RATE), About.RATE)
-    assert not lost.in_flight()
+    assert not lost.in_flight.emails()
     assert not lost.verdicts.settlements
 
 
@@ -185,7 +185,7 @@ def test_a_limit_of_the_rate_costs_an_email_nothing(free):
     tried = a_try()
     free.on_refusal(Connection(), tried, refusal(Stage.RCPT, RATE), About.RATE)
     assert not free.verdicts.settlements
-    assert tried.outgoing.email in free.in_flight()
+    assert tried.outgoing.email in free.in_flight.emails()
     assert free.server.limiter.refused is not None
     assert free.server.throttles == 1
 
@@ -231,7 +231,7 @@ async def test_a_deferral_waits_for_the_replies_to_others_unless_it_is_marked(fr
 def test_a_connection_that_ends_gives_back_the_try_whose_mark_it_only_asked_for(free):
     connection, tried = Connection(), a_try()
     free.ask_mark(connection, tried)
-    assert tried.outgoing.email in free.in_flight()
+    assert tried.outgoing.email in free.in_flight.emails()
     free.closed(connection, "reset")
     assert len(free.marks) == 0
     assert list(free.ready) == [tried]
