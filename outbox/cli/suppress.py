@@ -84,7 +84,7 @@ def _clashes(
 
 
 def _entries(addresses: list[str], report: str | None) -> "list[Entry]":
-    from outbox.mail.message import comparable
+    from outbox.mail.mailbox import comparable
     from outbox.relay.suppression import ALL, Entry
 
     entries, problems = [], []

@@ -46,7 +46,7 @@ def address_in(value: str) -> str:
 
 
 def normal_address(address: str) -> str:
-    """Return an address in the one form in which addresses are compared, as `message.comparable` does where it can."""
+    """Return an address in the one form in which addresses are compared, as `mailbox.comparable` does where it can."""
     local, at, domain = normalize("NFC", address.strip()).rpartition("@")
     if not at:
         return address.strip().lower()

@@ -7,7 +7,7 @@ from typing import Final
 
 from outbox.database.values import storable
 from outbox.errors import ConfigurationError
-from outbox.mail.message import comparable
+from outbox.mail.mailbox import comparable
 from outbox.relay.suppression import Entry, Reason
 
 # What providers call the columns and the reasons of the lists that they export.
