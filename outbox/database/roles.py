@@ -327,7 +327,7 @@ async def _refuse_what_is_taken(connection: Connection) -> None:
     taken = await connection.fetchval(TAKEN, list(ROLES))
     if taken is not None:
         raise OutboxError(
-            f"Role {taken} exists already and is not just a group of rights (it logs in, owns or administers "
+            f"Role {taken} is there already and is not just a group of rights (it logs in, owns or administers "
             f"something); `outbox init --roles` needs the name: ALTER ROLE {taken} RENAME TO another."
         )
     owner = await connection.fetchval(OWNER)
