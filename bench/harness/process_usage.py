@@ -3,7 +3,9 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from outbox.database.driver import DriverConnection
 
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
@@ -27,7 +29,7 @@ def memory_mb(pid: int) -> float:
     return 0.0
 
 
-async def postmaster(connection: Any) -> int:
+async def postmaster(connection: DriverConnection) -> int:
     """Return the process id of the server that answers."""
     return int(await connection.fetchval(r"SELECT split_part(pg_read_file('postmaster.pid'), E'\n', 1)"))
 

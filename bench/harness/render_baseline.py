@@ -10,11 +10,12 @@ from datetime import UTC, datetime, timedelta
 
 from outbox.generate.report_builder import CivilPeriod
 from outbox.mail import message
+from outbox.mail.mailbox import Mailbox
 from outbox.reports.render import Templates
 
 STARTS_AT = datetime(2026, 11, 16, tzinfo=UTC)
 PERIOD = CivilPeriod("2026-W47", "16 \N{EN DASH} 22 November 2026", STARTS_AT, STARTS_AT + timedelta(days=7))
-SENDER = message.Mailbox("Progress reports", "reports@example.com")
+SENDER = Mailbox("Progress reports", "reports@example.com")
 
 
 def main(count: int, templates: Templates) -> float:
@@ -32,7 +33,7 @@ def main(count: int, templates: Templates) -> float:
         size += len(
             message.build(
                 sender=SENDER,
-                recipient=message.Mailbox(recipient["name"], recipient["email"]),
+                recipient=Mailbox(recipient["name"], recipient["email"]),
                 subject=rendered.subject,
                 text=rendered.text,
                 html=rendered.html,

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from outbox.database import schema
+from outbox.database.driver import DriverConnection
 
 AT_ONCE = 1_000_000
 TABLES = ("report", "email", "delivery", "attempt")
@@ -94,7 +95,7 @@ async def stock(url: str, name: str, *, settled: int, autovacuum: bool = False) 
         await admin.close()
 
 
-async def _put_settled(connection: Any, count: int) -> None:
+async def _put_settled(connection: DriverConnection, count: int) -> None:
     await connection.execute("CREATE SEQUENCE mails")
     await connection.execute(EDITION)
     spare = await connection.fetch(SPARE, [f"outbox.{table}" for table in TABLES])
@@ -116,7 +117,7 @@ async def _put_settled(connection: Any, count: int) -> None:
     await connection.execute("CHECKPOINT")
 
 
-async def put_due(connection: Any, count: int, *, in_s: float = 0.0, cancelled_percent: int = 0) -> None:
+async def put_due(connection: DriverConnection, count: int, *, in_s: float = 0.0, cancelled_percent: int = 0) -> None:
     """Add emails that are due in so many seconds; statistics are left as they are, as on a Monday morning."""
     for first in range(0, count, AT_ONCE):
         await connection.execute(DUE, min(AT_ONCE, count - first), in_s - 3600, cancelled_percent)

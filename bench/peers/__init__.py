@@ -1,17 +1,19 @@
 """The same job done by each peer at its documented best: N ready emails, worker processes that drain them to the sink.
 
-job        what a peer is told and has to send; `play`, which is what a peer's module runs
-kept       SMTP connections that are kept, for asyncio and for threads
+job               settings, queue and emails of a peer; `play` runs a peer's module
+kept_connections  SMTP connections that are kept, for asyncio and for threads
 
 naive, procrastinate, pgqueuer, celery, django_mailer, post_office, faststream_outbox, dbos
-           one peer each, run as `python -m bench.peers.NAME put|work` by the Python of .venv-peers; the docstring says
-           what its documentation calls best (django_settings is the project of the two that need one)
+                  one peer each, run as `python -m bench.peers.NAME put|work` by the Python of .venv-peers; its
+                  docstring names what the peer's documentation recommends
+django_settings   project of the two peers that need one
 
-field      who takes part, and in which variants
-installed  .venv-peers, made from requirements.txt; whoever cannot be had sits out
-redis      a redis-server for the peer that needs one
-result     what the sink's journal says of a run; the table and the ratios
-race       the runs
+entrants          peers that take part, and their variants
+venv              .venv-peers, made from requirements.txt; a peer that cannot be installed is left out
+redis             redis-server for the peer that needs one
+result            results of a run from the sink's journal; the table and the ratios
+race              the runs
 
-Only `job` and `kept` and the peers run in .venv-peers; they import nothing else of the house but `bench.end`.
+Only the peers, `django_settings`, `job` and `kept_connections` run in .venv-peers. They import nothing else of this
+repository but `bench.harness.die_with_parent`.
 """

@@ -25,6 +25,7 @@ from bench.speed.tick_cost import (
     settlements_of,
     shade,
 )
+from outbox.database.driver import DriverConnection
 from outbox.relay.claiming import ClaimCursor
 from outbox.relay.session import Session
 from outbox.relay.settlement import Settlement
@@ -87,7 +88,7 @@ async def _drain(session: Session) -> int:
             return count
 
 
-async def _sizes(connection: Any) -> dict[str, dict[str, int]]:
+async def _sizes(connection: DriverConnection) -> dict[str, dict[str, int]]:
     await asyncio.sleep(1.5)  # sessions tell their statistics once a second
     tables = await connection.fetch(SIZES, [f"outbox.{table}" for table in TABLES])
     indexes = await connection.fetch(INDEXES)

@@ -13,6 +13,7 @@ from bench.harness.environment import Environment, median, open_environment
 from bench.harness.figures import Spread, Target, keep, show
 from bench.harness.render_baseline import SENDER, STARTS_AT
 from outbox.mail import message
+from outbox.mail.mailbox import Mailbox
 from outbox.reports.render import PACKAGED
 
 # A report that was rendered elsewhere: the template only hands it on.
@@ -154,7 +155,7 @@ def _mimes(count: int = 1000) -> dict[str, dict[str, float]]:
     def ours(number: int) -> bytes:
         return message.build(
             sender=SENDER,
-            recipient=message.Mailbox("Ada Lovelace", f"p{number}@example.com"),
+            recipient=Mailbox("Ada Lovelace", f"p{number}@example.com"),
             subject="Your progress",
             text=TEXT,
             html=html,

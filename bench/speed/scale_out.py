@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 
@@ -14,6 +14,7 @@ from bench.harness.pgbouncer import PGBOUNCER, pooler
 from bench.speed.one_relay import message_of
 from bench.speed.relay_scaling import MAKE_DUE, PUT, SIZE
 from outbox.database.connection import CHANNEL
+from outbox.database.driver import DriverConnection
 from outbox.database.opening import lease_settings
 from outbox.sandbox.postgres import Server, standby
 
@@ -81,7 +82,7 @@ async def _commits_wait(primary: Server, *, waiting: bool) -> AsyncIterator[None
         await connection.close()
 
 
-async def _set(connection: Any, statement: str) -> None:
+async def _set(connection: DriverConnection, statement: str) -> None:
     await connection.execute(statement)
     await connection.execute("SELECT pg_reload_conf()")
 

@@ -86,7 +86,7 @@ def _clashes(
 
 def _entries(addresses: list[str], report: str | None) -> "list[Entry]":
     from outbox.database.suppression_entry import ALL, Entry
-    from outbox.mail.message import comparable
+    from outbox.mail.mailbox import comparable
 
     entries, problems = [], []
     for address in dict.fromkeys(addresses):

@@ -9,7 +9,7 @@ from outbox.cli.output import printable, redirected, to_json
 from outbox.errors import ConfigurationError, OutboxError
 
 if TYPE_CHECKING:
-    from outbox.operations.send_test import Trial
+    from outbox.operations.send_test import TestSend
     from outbox.settings import Settings
 
 
@@ -44,16 +44,16 @@ def send_test(
     settings = settings.on_route(route or "")
     settings.require("smtp_url", "sender", *(("database_url", "reports") if report else ()))
     log_warnings()
-    trial = awaited(_try(settings, recipient, report, key))
+    sent = awaited(_try(settings, recipient, report, key))
     if as_json:
-        typer.echo(to_json(trial.as_json()))
+        typer.echo(to_json(sent.as_json()))
     else:
-        _print_trial(trial)
-    if not trial.is_sent:
-        raise OutboxError(printable(trial.sentence))
+        _print(sent)
+    if not sent.is_sent:
+        raise OutboxError(printable(sent.sentence))
 
 
-async def _try(settings: "Settings", recipient: str, report: str | None, key: str | None) -> "Trial":
+async def _try(settings: "Settings", recipient: str, report: str | None, key: str | None) -> "TestSend":
     from outbox.operations.send_test import mail_to, send
 
     sender = settings.sender_mailbox
@@ -67,17 +67,17 @@ async def _try(settings: "Settings", recipient: str, report: str | None, key: st
     return await send(settings, sender=sender.address, recipient=recipient, message_id=message_id, content=content)
 
 
-def _print_trial(trial: "Trial") -> None:
-    if trial.redirect_to:
-        typer.secho(redirected(trial.redirect_to), bold=True)
+def _print(sent: "TestSend") -> None:
+    if sent.redirect_to:
+        typer.secho(redirected(sent.redirect_to), bold=True)
     lines = [
-        ("server", trial.server),
-        ("TLS", trial.tls),
-        ("from", trial.sender),
-        ("to", trial.recipient),
-        *trial.replies,
+        ("server", sent.server),
+        ("TLS", sent.tls),
+        ("from", sent.sender),
+        ("to", sent.recipient),
+        *sent.replies,
     ]
     for name, line in lines:
         typer.echo(printable(f"{name:<9}{line}"))
-    if trial.is_sent:
-        typer.echo(printable(f"{trial.sentence} Its Message-ID is {trial.message_id}."))
+    if sent.is_sent:
+        typer.echo(printable(f"{sent.sentence} Its Message-ID is {sent.message_id}."))

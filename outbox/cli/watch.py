@@ -47,19 +47,12 @@ async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None
 
     from rich.live import Live
 
-    from outbox.database.refusal import DatabaseRefusedError
-    from outbox.errors import DatabaseUnavailableError
     from outbox.operations.watch import Watcher
     from outbox.operations.watch_view import draw
     from outbox.operations.wording import Frame
 
     watcher, frame = Watcher(settings), Frame.of(settings)
-    try:
-        await watcher.connect()
-    except DatabaseRefusedError:
-        raise
-    except DatabaseUnavailableError as error:  # the screen is of use just then: Postgres may come back
-        watcher.trouble = str(error)
+    await watcher.open()  # the screen is of use also without Postgres, which may come back
     end = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -80,8 +73,8 @@ async def _watch(settings: "Settings", terminal: Any, interval_s: float) -> None
         if looking.done() and not looking.cancelled():
             looking.result()  # a bug of outbox, to be shown with its traceback
         looking.cancel()
+        watcher.close()  # before the wait, since a look that is cancelled would wait for its rollback
         await asyncio.gather(looking, return_exceptions=True)
-        watcher.close()
 
 
 async def _look_on(watcher: "Watcher", interval_s: float) -> None:

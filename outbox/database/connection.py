@@ -92,6 +92,8 @@ class SilenceTimer:
     def __init__(self, connection: "Connection", after_s: float) -> None:
         self._connection = connection
         self._after_s = after_s
+        self._reason = f"Postgres did not answer within {after_s:g} s"
+        self._has_ended = False
         self._handle: asyncio.TimerHandle | None = None
 
     def restart(self) -> None:
@@ -100,7 +102,8 @@ class SilenceTimer:
         self._handle = asyncio.get_running_loop().call_later(self._after_s, self._end)
 
     def _end(self) -> None:
-        self._connection.end(f"Postgres was silent for {self._after_s:g} s")
+        self._has_ended = True
+        self._connection.end(self._reason)
 
     def _cancel(self) -> None:
         if self._handle is not None:
@@ -110,8 +113,16 @@ class SilenceTimer:
         self.restart()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Stop the timer.
+
+        Raises:
+            TimeoutError: the block lost its connection because of this timer; asyncpg's own error names no reason.
+
+        """
         self._cancel()
+        if self._has_ended and isinstance(error, LOST_SESSION):
+            raise TimeoutError(self._reason) from error
 
 
 class Connection(DriverConnection):
@@ -155,7 +166,7 @@ class Connection(DriverConnection):
         self._protocol = _EndedProtocol(self._end_reason)
 
     def end_if_silent(self, after_s: float) -> SilenceTimer:
-        """Return a block that ends this connection if it takes longer than `after_s`."""
+        """Return a block that ends this connection, and raises TimeoutError, if it takes longer than `after_s`."""
         return SilenceTimer(self, after_s)
 
     @contextmanager
@@ -170,7 +181,7 @@ class Connection(DriverConnection):
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
         """Close in order. A pooler in transaction mode reuses the backend as it is, so settings are reset first."""
         if self.is_pooled and not self.is_closed():
-            with suppress(asyncpg.PostgresError, *LOST_SESSION):
+            with self.terminated_on_error(), suppress(asyncpg.PostgresError, *LOST_SESSION):
                 await self.execute(UNDO_SET_UP, timeout=timeout)
         await super().close(timeout=timeout)
 

@@ -38,7 +38,7 @@ def say_pooler(url: DatabaseUrl, fact: str) -> str:
 async def require_lease(
     url: DatabaseUrl, connection: Connection, wanted_ms: str, *, timeout_s: float, opening: Opening
 ) -> None:
-    """Return if `idle_session_timeout` is in force as it was asked for; otherwise end the connection.
+    """End the connection, and raise, unless `idle_session_timeout` is in force as it was asked for.
 
     In one simple query, which passes any pooler. It runs before the search path is set, so every name in it is
     qualified. `opening` opens a connection without settings, to find out which kind of pooler this is.

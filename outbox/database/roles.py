@@ -108,7 +108,7 @@ ROLES: Final[Mapping[str, Role]] = {
     ),
     # Carries messages, and cannot change one. It inserts emails only after a failover that lost them.
     "outbox_relay": _role(
-        "sends: relay, and says in its rows how that goes",
+        "sends: relay, and records its progress in its own rows",
         ("schema_version", "SELECT"),
         ("email", "SELECT"),
         ("email", "INSERT", "key sender recipient message_id message"),
@@ -327,7 +327,7 @@ async def _refuse_what_is_taken(connection: Connection) -> None:
     taken = await connection.fetchval(TAKEN, list(ROLES))
     if taken is not None:
         raise OutboxError(
-            f"Role {taken} is there already and is no mere group of rights (it logs in, owns or administers "
+            f"Role {taken} is there already and is not just a group of rights (it logs in, owns or administers "
             f"something); `outbox init --roles` needs the name: ALTER ROLE {taken} RENAME TO another."
         )
     owner = await connection.fetchval(OWNER)

@@ -192,7 +192,7 @@ async def limit_messages(connection: Connection, bytes_max: int) -> int | None:
 
 
 async def require_current(connection: Connection) -> None:
-    """Return if the database has the schema that this code is for, or a newer one that it may still work on.
+    """Raise unless the database has the schema that this code is for, or a newer one that it may still work on.
 
     Raises:
         SchemaError: it is missing, older or newer; the sentence says which, and the fix.

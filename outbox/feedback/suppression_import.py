@@ -8,7 +8,7 @@ from typing import Final
 from outbox.database.suppression_entry import Entry, Reason
 from outbox.database.values import storable
 from outbox.errors import ConfigurationError
-from outbox.mail.message import comparable
+from outbox.mail.mailbox import comparable
 
 # What providers call the columns and the reasons of the lists that they export.
 _ADDRESS_COLUMNS: Final = ("address", "email", "emailaddress", "email_address", "recipient")

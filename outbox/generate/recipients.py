@@ -7,7 +7,7 @@ from typing import Any, Final
 from outbox.database.values import storable
 from outbox.errors import SourceError
 from outbox.log import Events
-from outbox.mail import message
+from outbox.mail.mailbox import check_address
 
 log = Events("outbox.generate")
 
@@ -63,7 +63,7 @@ def checked(recipient: Recipient) -> Recipient:
         raise ValueError(
             "there is no email address (it is NULL or empty); enter one, or leave such rows out of the recipients."
         )
-    address = message.check_address(recipient.email)
+    address = check_address(recipient.email)
     return Recipient(recipient.key, address, recipient.name, recipient.columns)
 
 

@@ -16,6 +16,7 @@ from outbox.generate.recipients import Recipient
 from outbox.generate.source import Content
 from outbox.log import Events
 from outbox.mail import message
+from outbox.mail.mailbox import Mailbox
 from outbox.reports.language import ENGLISH, Language, find
 from outbox.reports.period import Period
 from outbox.reports.render import Templates
@@ -89,7 +90,7 @@ class ReportBuilder:
         report: EditionSettings,
         period: Period,
         *,
-        sender: message.Mailbox,
+        sender: Mailbox,
         templates: Path,
         now: datetime,
     ) -> None:
@@ -151,7 +152,7 @@ class ReportBuilder:
             message_id=message_id,
             message=message.build(
                 sender=self._sender,
-                recipient=message.Mailbox(recipient.name, recipient.email),
+                recipient=Mailbox(recipient.name, recipient.email),
                 subject=rendered.subject,
                 text=rendered.text,
                 html=rendered.html,

@@ -18,8 +18,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from outbox.mail.attachment import Attachment
 from outbox.mail.header_fields import check_one_line
-from outbox.mail.message import Attachment, Mailbox, build, parse_mailbox
+from outbox.mail.mailbox import Mailbox, parse_mailbox
+from outbox.mail.message import build
 from outbox.suggestions import did_you_mean
 
 if TYPE_CHECKING:

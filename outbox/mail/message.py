@@ -21,11 +21,8 @@ from outbox.mail.header_fields import (
     default_fields,
     text_field,
 )
-from outbox.mail.mailbox import Mailbox, check_address, comparable, mailbox_header, mailboxes_header, parse_mailbox
+from outbox.mail.mailbox import Mailbox, mailbox_header, mailboxes_header
 from outbox.mail.structured_fields import extra_fields
-
-# Those of `mailbox` are part of this module's names.
-__all__ = ["Attachment", "Mailbox", "build", "check_address", "comparable", "parse_mailbox"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

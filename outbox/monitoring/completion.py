@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import asyncpg
 
-from outbox.database.connection import LOST_SESSION, Connection
+from outbox.database.connection import LOST_SESSION, Connection, SilenceTimer
 from outbox.database.opening import connect
 from outbox.errors import OutboxError
 from outbox.log import Events
@@ -36,6 +36,7 @@ PAUSE_MAX_S: Final = 60.0
 COST_MAX: Final = 100  # between two looks passes so many times as long as one took
 IDLE_S: Final = 300.0
 STATEMENT_MAX_S: Final = 30.0
+SILENCE_MAX_S: Final = 6 * STATEMENT_MAX_S  # an edition has five statements, each with its limit, and a call
 CLOSE_TIMEOUT_S: Final = 2.0
 CALL_AGAIN_S: Final = 30.0
 LAST_LOOK_S: Final = 20.0
@@ -175,19 +176,24 @@ class Completion:
         """Return if an edition is being made at this moment, and if a call failed."""
         server_settings = {"statement_timeout": str(int(STATEMENT_MAX_S * 1000))}
         connection = await connect(self.database_url, application="outbox completion", settings=server_settings)
-        try:
-            editions = [Candidate(*row) for row in await connection.fetch(CANDIDATES)]
-            failed = False
-            for edition in editions:
-                try:
-                    done = await is_complete(connection, edition)
-                except asyncpg.QueryCanceledError:  # it is too large for a look; the others are looked at all the same
-                    continue
-                if done:
-                    failed = not await self._complete(connection, edition) or failed
-            return any(edition.expected is None for edition in editions), failed
-        finally:
-            await connection.close(timeout=CLOSE_TIMEOUT_S)
+        with connection.end_if_silent(SILENCE_MAX_S) as silence:
+            try:
+                return await self._look_at_each(connection, silence)
+            finally:
+                await connection.close(timeout=CLOSE_TIMEOUT_S)
+
+    async def _look_at_each(self, connection: Connection, silence: SilenceTimer) -> tuple[bool, bool]:
+        editions = [Candidate(*row) for row in await connection.fetch(CANDIDATES)]
+        failed = False
+        for edition in editions:
+            silence.restart()
+            try:
+                done = await is_complete(connection, edition)
+            except asyncpg.QueryCanceledError:  # it is too large for a look; the others are looked at all the same
+                continue
+            if done:
+                failed = not await self._complete(connection, edition) or failed
+        return any(edition.expected is None for edition in editions), failed
 
     async def _complete(self, connection: Connection, edition: Candidate) -> bool:
         """Call, then record the completion; return False if the call failed."""

@@ -107,26 +107,28 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
         "statement_timeout": str(int(LOOK_MAX_S * 1000)),
         "default_transaction_read_only": "on",
     }
-    connection = await connect(url, application="outbox metrics", settings=server_settings, timeout_s=LOOK_MAX_S)
-    try:
-        await require_current(connection)
-        async with snapshot_of(connection):
-            await connection.execute(BY_INDEX)
-            snapshot = await read_snapshot(connection)
-            found: dict[str, int] = dict(await connection.fetch(COUNTS, COUNT_MAX))
-            return Fleet(
-                deliveries={state: found.get(state, 0) for state in STATES},
-                oldest_due_s=snapshot.oldest_due_s,
-                relays=len(snapshot.relays),
-                routes_paused=len(snapshot.routes),
-                routes_unserved=len(snapshot.unserved),
-                editions_incomplete=await connection.fetchval(INCOMPLETE),
-                attention=counts_of(concerns_of(snapshot)),
-                deferred=sum(one.count for one in await read_deferrals(connection)),
-                editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS, COUNT_MAX)),
-            )
-    finally:
-        await connection.close(timeout=CLOSE_TIMEOUT_S)
+    async with asyncio.timeout(LOOK_MAX_S):
+        connection = await connect(url, application="outbox metrics", settings=server_settings, timeout_s=LOOK_MAX_S)
+    with connection.end_if_silent(LOOK_MAX_S):
+        try:
+            await require_current(connection)
+            async with snapshot_of(connection):
+                await connection.execute(BY_INDEX)
+                snapshot = await read_snapshot(connection)
+                found: dict[str, int] = dict(await connection.fetch(COUNTS, COUNT_MAX))
+                return Fleet(
+                    deliveries={state: found.get(state, 0) for state in STATES},
+                    oldest_due_s=snapshot.oldest_due_s,
+                    relays=len(snapshot.relays),
+                    routes_paused=len(snapshot.routes),
+                    routes_unserved=len(snapshot.unserved),
+                    editions_incomplete=await connection.fetchval(INCOMPLETE),
+                    attention=counts_of(concerns_of(snapshot)),
+                    deferred=sum(one.count for one in await read_deferrals(connection)),
+                    editions=tuple(EditionGauge(*row) for row in await connection.fetch(EDITIONS, COUNT_MAX)),
+                )
+        finally:
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
 
 
 class FleetReader:
@@ -163,9 +165,8 @@ class FleetReader:
 
     async def _look(self) -> Fleet:
         try:
-            async with asyncio.timeout(LOOK_MAX_S):
-                return await read_fleet(self.url)
+            return await read_fleet(self.url)
         except SchemaError as error:
             return Fleet(str(error), schema_fits=False)
-        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError, TimeoutError) as error:
+        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError) as error:
             return Fleet(str(error) or type(error).__name__)

@@ -58,7 +58,7 @@ class Unsents:
 
 @dataclass(slots=True)
 class Audit:
-    """Outcome of an edition. `made` is false if no run ever opened it; `left` counts reports of former recipients.
+    """Outcome of an edition. `made` is false if no run ever opened it; `reports` is the number of its reports.
 
     Every expected recipient is counted once: as sent, or as one of `KINDS`. Those of `SETTLED` are decided: the address
     is on the suppression list, or a person cancelled or discarded the email, or waived it. `bounced` are of those that
@@ -68,21 +68,61 @@ class Audit:
     report: str
     period: Period
     made: bool
-    left: int
-    unsent: dict[str, Unsents]
-    expected: int = 0
-    generated: int = 0
-    """Expected recipients who have a report or an email."""
-    sent: int = 0
-    bounced: Unsents = field(default_factory=lambda: Unsents(None))
-    may_be_empty: bool = False
-    done_elsewhere_at: datetime | None = None
+    reports: int
+    names_max: int | None
+    may_be_empty: bool
+    done_elsewhere_at: datetime | None
     """When a person declared that another system made it."""
+    unsent: dict[str, Unsents] = field(init=False)
+    bounced: Unsents = field(init=False)
+    expected: int = field(default=0, init=False)
+    generated: int = field(default=0, init=False)
+    """Expected recipients who have a report or an email."""
+    sent: int = field(default=0, init=False)
+    _reported: int = field(default=0, init=False)
+    """Expected recipients who have a report."""
+
+    def __post_init__(self) -> None:
+        self.unsent = {kind: Unsents(self.names_max) for kind in KINDS}
+        self.bounced = Unsents(self.names_max)
 
     @property
     def name(self) -> str:
         """Return the name for people: `progress 2026-W48`."""
         return f"{self.report} {self.period.key}"
+
+    @property
+    def left(self) -> int:
+        """Return how many reports are those of former recipients."""
+        return max(self.reports - self._reported, 0)
+
+    def count_unusable(self, recipient: Recipient, *, is_waived: bool) -> None:
+        """Count an expected recipient whose key cannot be stored, so that there is no report."""
+        self.expected += 1
+        kind = WAIVED if is_waived else MISSING
+        self.unsent[kind].add(replace(_missing(recipient), state=kind))
+
+    def count(self, recipient: Recipient, row: Any, objection: tuple[str, str] | None) -> None:
+        """Count an expected recipient by what became of the email, unless there is an objection to it."""
+        self.expected += 1
+        self._reported += row.reported
+        self.generated += row.state is not None
+        key, address = recipient.key, row.recipient or storable(recipient.email)
+        if row.waived is not None and (not row.reported or row.outcome == CANCELLED):
+            self.unsent[WAIVED].add(Unsent(key, address, WAIVED, row.waived))
+        elif objection is not None:
+            self.unsent[FAILED].add(Unsent(key, storable(recipient.email), *objection))
+        elif row.state == "sent":
+            self.sent += 1
+            if row.said is not None:
+                self.bounced.add(Unsent(key, row.recipient, BOUNCED, row.said))
+        elif row.state is None:
+            self.unsent[MISSING].add(_missing(recipient))
+        elif row.suppressed is not None:
+            self.unsent[SUPPRESSED].add(Unsent(key, address, SUPPRESSED, row.suppressed))
+        else:
+            kind = WAITING if row.outcome == "collected" else row.outcome
+            self.unsent[kind].add(Unsent(key, address, row.state, row.said or ""))
 
     @property
     def is_well(self) -> bool:
@@ -188,16 +228,14 @@ async def audit(settings: Settings, name: str, period_key: str | None = None, *,
             async with session.ours() as connection:
                 edition, period = await find_edition(connection, name, report, period_key)
             (reports,) = (await session.fetch(REPORTS, {"edition": edition}))[0]
-            found = Audit(name, period, edition is not None, reports, {kind: Unsents(names_max) for kind in KINDS})
-            found.bounced.names_max = names_max
-            waived = frozenset() if edition is None else await read_waived(session, edition)
-            found.may_be_empty = report.is_empty_allowed
+            waived, elsewhere_at = frozenset[str](), None
             if edition is not None:
-                found.done_elsewhere_at = (await session.fetch(ELSEWHERE, {"edition": edition}))[0][0]
+                waived = await read_waived(session, edition)
+                elsewhere_at = (await session.fetch(ELSEWHERE, {"edition": edition}))[0][0]
+            found = Audit(name, period, edition is not None, reports, names_max, report.is_empty_allowed, elsewhere_at)
             expected = Expected(_sender(settings), has_reports=reports > 0, waived=waived)
             async for window in windows(source.recipients(period), WINDOW_MAX):
                 await _look(session, edition, found, window, expected)
-    found.left = max(found.left, 0)
     return found
 
 
@@ -292,42 +330,19 @@ SELECT n.key, r.id IS NOT NULL AS reported, m.id AS email, m.key AS email_key, m
 async def _look(
     session: GenerateSession, edition: int | None, found: Audit, window: Iterable[Recipient], expected: Expected
 ) -> None:
-    """Count a window of recipients, each by what became of it."""
+    """Count a window of recipients. A key that comes twice in it counts once."""
     wanted: dict[str, Recipient] = {}
     for recipient in window:
         if recipient.key and storable(recipient.key) == recipient.key:
             wanted.setdefault(recipient.key, recipient)
         else:
-            found.expected += 1
-            missing = _missing(recipient)
-            kind = WAIVED if label_of(recipient) in expected.waived else MISSING
-            found.unsent[kind].add(replace(missing, state=kind))
-    found.expected += len(wanted)
+            found.count_unusable(recipient, is_waived=label_of(recipient) in expected.waived)
     prefix = f"{found.report}/{found.period.key}/"
     rows = await session.fetch(LOOK, {"edition": edition, "prefix": prefix, "keys": list(wanted)})
     rows_by_key = {row.key: row for row in rows}
     for key, recipient in wanted.items():  # in the order of the source
         row = rows_by_key[key]
-        found.left -= row.reported
-        found.generated += row.state is not None
-        objection = expected.objection(recipient, row)
-        if row.waived is not None and (not row.reported or row.outcome == CANCELLED):
-            found.unsent[WAIVED].add(Unsent(key, row.recipient or storable(recipient.email), WAIVED, row.waived))
-        elif objection is not None:
-            found.unsent[FAILED].add(Unsent(key, storable(recipient.email), *objection))
-        elif row.state == "sent":
-            found.sent += 1
-            if row.said is not None:
-                found.bounced.add(Unsent(key, row.recipient, BOUNCED, row.said))
-        elif row.state is None:
-            found.unsent[MISSING].add(_missing(recipient))
-        else:
-            kind = WAITING if row.outcome == "collected" else row.outcome
-            address = row.recipient or storable(recipient.email)
-            if row.suppressed is not None:
-                found.unsent[SUPPRESSED].add(Unsent(key, address, SUPPRESSED, row.suppressed))
-            else:
-                found.unsent[kind].add(Unsent(key, address, row.state, row.said or ""))
+        found.count(recipient, row, expected.objection(recipient, row))
 
 
 def _missing(recipient: Recipient) -> Unsent:

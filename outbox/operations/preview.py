@@ -1,7 +1,7 @@
-"""One recipient's report and email from real rows, as generate would make them now, and nothing written anywhere.
+"""Preview: one recipient's report and email from real rows, as generate would make them now. It writes nothing.
 
-All reads are of one snapshot in which Postgres refuses every write. The database needs no outbox for it. Of a Python
-class `recipients` and `build` are called: what they do on connections of their own is theirs.
+All reads are of one snapshot in which Postgres refuses every write. The database needs no outbox schema for it. Of a
+Python class `recipients` and `build` are called, which may do anything on connections of their own.
 """
 
 from collections.abc import Mapping

@@ -1,11 +1,11 @@
-"""What is old is made small: message bodies, trails and pages go by age; the rows under the unique keys stay for ever.
+"""Pruning: old message bodies, attempts and pages are removed; the rows under the unique keys stay for ever.
 
-So an old edition that is generated again is found made, and sends nothing. What is not settled is never touched.
+So an old edition that is generated again is found made, and sends nothing. Unsettled emails are never touched.
 
-What the operator gets: room for new rows, not smaller files. It is there after a VACUUM, which autovacuum does once a
-fifth of a table has changed; `VACUUM outbox.email, outbox.report, outbox.attempt` does it at once. What is left of an
-email and its page is some 300 bytes, besides the indexes. Tables that are filled by inserts have no room on their
-pages, so hardly any of these updates is heap-only: a row moves, once in its life, to where a VACUUM left room.
+Pruning frees space for new rows; the files do not get smaller. The space is free after a VACUUM, which autovacuum runs
+once a fifth of a table has changed; `VACUUM outbox.email, outbox.report, outbox.attempt` does it at once. Some 300
+bytes are left of an email and its page, besides the indexes. Tables that are filled by inserts have no free space on
+their pages, so hardly any of these updates is heap-only: a row moves, once in its life, to where a VACUUM freed space.
 """
 
 import asyncio
@@ -49,10 +49,10 @@ BOUNDS: Final = {
 
 
 def keep_of(text: str) -> timedelta:
-    """How long is kept what `400d`, `52w` or `48h` says; from `KEEP_MIN` to `KEEP_MAX`.
+    """Return the time from `KEEP_MIN` to `KEEP_MAX` that a text such as `400d`, `52w` or `48h` stands for.
 
     Raises:
-        ConfigurationError: it is written otherwise, or out of bounds.
+        ConfigurationError: it is not such a text, or out of bounds.
 
     """
     seconds = duration_s(text)
@@ -67,9 +67,9 @@ def keep_of(text: str) -> timedelta:
 
 @dataclass(slots=True)
 class Pruned:
-    """What went, or would go, of before a moment. `unsettled` are emails of before it that stay as they are, for now.
+    """Number of rows from before a moment that were pruned, or would be. `unsettled` ones stay as they are for now.
 
-    `share` is how much of the time up to `before` is walked through, from 0 to 1, and `walking` which table.
+    `share` is the part of the time up to `before` that is done, from 0 to 1, in the table `walking`.
     """
 
     before: datetime
@@ -81,7 +81,7 @@ class Pruned:
     share: float = field(default=0.0, repr=False)
 
     def as_json(self) -> dict[str, Any]:
-        """The counts, and the moment as ISO 8601 in UTC."""
+        """Return the counts, and the moment as ISO 8601 in UTC."""
         return {
             "before": self.before,
             "emails": self.emails,

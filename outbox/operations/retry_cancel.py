@@ -84,8 +84,8 @@ WITH seen AS MATERIALIZED (
     RETURNING d.email, d.attempt
 )"""
 
-# Claimed or not: a relay that comes to its mark finds the row no longer pending, and drops the connection on which the
-# content waits for its dot.
+# An email is cancelled even if a relay has claimed it: when the relay tries to mark it, the row is no longer pending,
+# and the relay drops the connection before the final dot.
 CANCEL: Final = f"""
 WITH chosen AS (
     SELECT d.email FROM outbox.delivery d

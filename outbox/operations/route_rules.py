@@ -201,9 +201,8 @@ async def watch_rules(settings: Settings) -> None:
     known: set[str] = set()
     while True:
         try:
-            async with asyncio.timeout(LOOK_MAX_S):
-                found = await _problems(settings)
-        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError, TimeoutError):
+            found = await _problems(settings)
+        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError):
             found = known  # the relays say what is wrong with the database
         for problem in sorted(found - known):
             log.warning("routes_unfit", "{reason}", reason=problem)
@@ -215,9 +214,10 @@ async def _problems(settings: Settings) -> set[str]:
     assert settings.database_url is not None
     server_settings = {"statement_timeout": str(int(LOOK_MAX_S * 1000)), "default_transaction_read_only": "on"}
     connection = await connect(settings.database_url, application="outbox routes", settings=server_settings)
-    try:
-        differs = await difference(connection, settings)
-        waits = [one.sentence for one in await read_unserved(connection) if one.route not in settings.routes]
-    finally:
-        await connection.close(timeout=LOOK_MAX_S)
+    with connection.end_if_silent(LOOK_MAX_S):
+        try:
+            differs = await difference(connection, settings)
+            waits = [one.sentence for one in await read_unserved(connection) if one.route not in settings.routes]
+        finally:
+            await connection.close(timeout=LOOK_MAX_S)
     return {*waits, *([differs] if differs is not None else [])}

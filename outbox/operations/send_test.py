@@ -1,20 +1,21 @@
-"""One email that is sent now, to see whether it can be: the real connection and dialogue, and no outbox.
+"""Test send: one email is sent now, past the outbox, over the connection and the dialogue that the relay uses.
 
-Without a row there is no mark to wait for: the dot follows the content at once, and what becomes of it is said, not
-kept. What is redirected in the relay is redirected here.
+There is no row, so there is no mark to wait for: the final dot follows the content at once, and the verdict is shown
+and not stored. `redirect_to` counts as in the relay.
 """
 
 import asyncio
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from outbox.errors import ConfigurationError, OutboxError
 from outbox.mail import message
+from outbox.mail.mailbox import Mailbox, check_address
 from outbox.settings import Settings
 from outbox.smtp.connection import Expected, SmtpConnection
-from outbox.smtp.connector import Route
+from outbox.smtp.connector import Connector
 from outbox.smtp.helo import name_of_host
 from outbox.smtp.outgoing import OutgoingEmail, Try
 from outbox.smtp.refusal import About, Refusal
@@ -32,27 +33,27 @@ It came through the same mail server, with the same sender, as the reports will.
 HTML: Final = "<!doctype html><html><body><p>{}</p></body></html>\n"
 
 
-@dataclass(slots=True)
-class Trial:
-    """How it went: the server's replies in their order, and what the try ended in."""
+@dataclass(frozen=True, slots=True)
+class TestSend:
+    """Result of a test send: the server's replies in their order, each with its command, and the verdict."""
 
     server: str
+    tls: str
     sender: str
     recipient: str
     redirect_to: str | None
     message_id: str
-    tls: str = ""
-    replies: list[tuple[str, str]] = field(default_factory=list)
-    verdict: Verdict = Withdrawn("nothing was said")  # noqa: RUF009 - a frozen value
+    replies: tuple[tuple[str, str], ...]
+    verdict: Verdict
 
     @property
     def is_sent(self) -> bool:
-        """Whether the server is responsible for it now."""
+        """Return True if the server is responsible for the email now."""
         return isinstance(self.verdict, Accepted)
 
     @property
     def sentence(self) -> str:
-        """What came of it."""
+        """Return the outcome in one sentence."""
         said = self.verdict.reply.rstrip(".")
         match self.verdict:
             case Accepted():
@@ -63,7 +64,7 @@ class Trial:
                 return f"It was not sent: {said}."
 
     def as_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """Return all of it for scripts."""
         return {
             "server": self.server,
             "tls": self.tls,
@@ -79,26 +80,26 @@ class Trial:
 
 
 def address_of(text: str) -> str:
-    """The address in the form that SMTP takes.
+    """Return the address in the form that SMTP takes.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not an email address.
 
     """
     try:
-        return message.check_address(text)
+        return check_address(text)
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
 
 
-def mail_to(sender: message.Mailbox, address: str) -> tuple[str, bytes]:
-    """A short email that says what it is: its Message-ID and its bytes."""
+def mail_to(sender: Mailbox, address: str) -> tuple[str, bytes]:
+    """Return the Message-ID and the bytes of a short email that names itself a test."""
     domain = sender.address.rpartition("@")[2]
     message_id = f"<test.{secrets.token_hex(8)}@{domain}>"
     plain = TEXT.format(host=name_of_host())
     return message_id, message.build(
         sender=sender,
-        recipient=message.Mailbox("", address),
+        recipient=Mailbox("", address),
         subject=f"Test of outbox on {name_of_host()}",
         text=plain,
         html=HTML.format("</p><p>".join(plain.strip().split("\n\n"))),
@@ -107,33 +108,28 @@ def mail_to(sender: message.Mailbox, address: str) -> tuple[str, bytes]:
     )
 
 
-async def send(settings: Settings, *, sender: str, recipient: str, message_id: str, content: bytes) -> Trial:
-    """Send these bytes now, and wait for the server's word, for `SILENCE_MAX_S` a reply at most.
+async def send(settings: Settings, *, sender: str, recipient: str, message_id: str, content: bytes) -> TestSend:
+    """Send these bytes now, and wait for each reply for `SILENCE_MAX_S` at most.
 
     Raises:
-        OutboxError: there is no connection to be had, or no TLS or login.
+        OutboxError: there is no connection, no TLS or no login.
 
     """
-    assert settings.smtp_url is not None
+    address = settings.smtp_url
+    assert address is not None
     patience = {
         key: min(getattr(settings, key), SILENCE_MAX_S)
         for key in ("connect_timeout_s", "command_timeout_s", "data_done_timeout_s")
     }
-    trial = Trial(str(settings.smtp_url), sender, recipient, settings.redirect_to, message_id)
-    owner = _Owner(trial)
+    owner = _Owner(
+        Try(OutgoingEmail(0, 0, "test", 0, 0, sender, recipient, message_id, content, token="test"))  # noqa: S106
+    )
     try:
-        route = Route.of(settings.smtp_url, settings.model_copy(update=patience), connection_class=_RecordingConnection)
-        connection, transport = await route.connect(owner)
+        connector = Connector.of(address, settings.model_copy(update=patience), on_reply=owner.on_reply)
+        connection, transport = await connector.connect(owner)
     except RouteTroubleError as trouble:
         raise OutboxError(f"It was not sent: {str(trouble).rstrip('.')}; see `outbox doctor`.") from trouble
-    trial.tls = _encryption(
-        transport,
-        is_verified=settings.wants_verified_tls,
-        is_local=settings.smtp_url.path is not None,
-    )
-    owner.tried = Try(
-        OutgoingEmail(0, 0, "test", 0, 0, sender, recipient, message_id, content, token="test")  # noqa: S106
-    )
+    tls = _encryption(transport, is_verified=settings.wants_verified_tls, is_local=address.path is not None)
     connection.attach(transport)
     while not owner.is_over.is_set():
         connection.check_deadline()
@@ -141,8 +137,16 @@ async def send(settings: Settings, *, sender: str, recipient: str, message_id: s
             await asyncio.wait_for(owner.is_over.wait(), LOOK_S)
         except TimeoutError:
             continue
-    trial.replies = [(command, settings.smtp_url.without_login(reply)) for command, reply in trial.replies]
-    return trial
+    return TestSend(
+        server=str(address),
+        tls=tls,
+        sender=sender,
+        recipient=recipient,
+        redirect_to=settings.redirect_to,
+        message_id=message_id,
+        replies=tuple((command, address.without_login(reply)) for command, reply in owner.replies),
+        verdict=owner.verdict,
+    )
 
 
 def _encryption(transport: asyncio.Transport, *, is_verified: bool, is_local: bool) -> str:
@@ -154,28 +158,20 @@ def _encryption(transport: asyncio.Transport, *, is_verified: bool, is_local: bo
     return f"{cipher[1]} ({cipher[0]}), certificate {'verified' if is_verified else 'not verified'}"
 
 
-class _RecordingConnection(SmtpConnection):
-    """Connection that reports the server's reply to each command to its owner."""
-
-    def _answer(self, reply: Reply) -> None:
-        expected = self._expected[0] if self._expected else None
-        cast("_Owner", self.owner).on_reply(expected, reply)
-        super()._answer(reply)
-
-
 @dataclass(slots=True)
 class _Owner:
-    """Owner of a connection with one email, which is in no outbox."""
+    """Owner of a connection with one email, which is in no outbox. It keeps the replies and the verdict."""
 
-    trial: Trial
-    tried: Try | None = None
+    tried: Try | None
+    replies: list[tuple[str, str]] = field(default_factory=list)
+    verdict: Verdict = Withdrawn("nothing was said")  # noqa: RUF009 - a frozen value
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_reply(self, expected: Expected | None, reply: Reply) -> None:
         if expected is not Expected.QUIT:
             is_dot = expected in (Expected.DOT, Expected.LONE_DOT)
             command = "" if expected is None else "the dot" if is_dot else expected.name
-            self.trial.replies.append((command, f"{reply.code} {reply.text}"))
+            self.replies.append((command, f"{reply.code} {reply.text}"))
 
     def take(self) -> Try | None:
         tried, self.tried = self.tried, None
@@ -186,14 +182,14 @@ class _Owner:
         connection.send_final_dot()
 
     def on_verdict(self, _tried: Try, verdict: Verdict) -> None:
-        self.trial.verdict = verdict
+        self.verdict = verdict
 
     def on_refusal(self, _connection: SmtpConnection, _tried: Try, refusal: Refusal, about: About) -> None:
         is_about_email = about in (About.UNCLEAR, About.RELAYING, About.ROUTE)
-        self.trial.verdict = refusal.verdict if is_about_email else Withdrawn(refusal.reply)
+        self.verdict = refusal.verdict if is_about_email else Withdrawn(refusal.reply)
 
     def return_unsent(self, _tried: Try, reason: str) -> None:
-        self.trial.verdict = Withdrawn(reason)
+        self.verdict = Withdrawn(reason)
 
     def idle(self, connection: SmtpConnection) -> None:
         connection.close_politely()

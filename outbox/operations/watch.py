@@ -18,8 +18,9 @@ import asyncpg
 
 from outbox.database.connection import LOST_SESSION, Connection
 from outbox.database.opening import connect
+from outbox.database.refusal import DatabaseRefusedError
 from outbox.database.schema import require_current
-from outbox.errors import OutboxError
+from outbox.errors import DatabaseUnavailableError, OutboxError
 from outbox.operations.deferrals import Deferral, read_deferrals
 from outbox.operations.email_counts import Waiting, read_settled, read_waiting
 from outbox.operations.snapshot import (
@@ -128,33 +129,41 @@ class Watcher:
         self._settled = Seldom[dict[str, int]]()
         self._outcomes: dict[int, Seldom[dict[int, EditionOutcome]]] = {}
 
-    async def connect(self) -> None:
-        """Open the connection.
+    async def open(self) -> None:
+        """Open the connection. If the database does not answer, `trouble` has the reason: it may come back.
 
         Raises:
-            OutboxError: the database does not answer, or has the schema of another version.
+            OutboxError: the database refuses, or has the schema of another version.
 
         """
-        connection = await connect(self.database_url, application="outbox watch")
         try:
-            await require_current(connection)
-        except BaseException:
-            connection.terminate()
+            await self._connected()
+        except DatabaseRefusedError:
             raise
-        self._connection = connection
+        except (DatabaseUnavailableError, *LOST_SESSION) as error:
+            self._lose(str(error) or type(error).__name__)
+
+    async def _connected(self) -> Connection:
+        """Return the connection, which is opened if there is none."""
+        if self._connection is None:
+            connection = await connect(self.database_url, application="outbox watch")
+            with connection.terminated_on_error(), connection.end_if_silent(SILENCE_MAX_S):
+                await require_current(connection)
+            self._connection = connection
+        return self._connection
 
     async def look_again(self) -> None:
         """Read a snapshot, or note in `trouble` why that fails."""
         self.asked_at = time.monotonic()
         try:
-            async with asyncio.timeout(SILENCE_MAX_S):
-                if self._connection is None:
-                    await self.connect()
-                await self._read()
+            connection = await self._connected()
+            with connection.end_if_silent(SILENCE_MAX_S):
+                await self._read(connection)
             self.trouble = None
-        except TimeoutError:
-            self._lose(f"Postgres did not answer within {SILENCE_MAX_S:g} s")
         except (OutboxError, asyncpg.PostgresError, *LOST_SESSION) as error:
+            # `close` ends the rollback of a look that was cancelled, whose error then hides the cancellation.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError from error
             self._lose(str(error) or type(error).__name__)
         finally:
             self.asked_at = None
@@ -174,10 +183,8 @@ class Watcher:
         self.seen.set()
         self.close()
 
-    async def _read(self) -> None:
+    async def _read(self, connection: Connection) -> None:
         """Read one snapshot, what may be expensive last."""
-        assert self._connection is not None
-        connection = self._connection
         async with snapshot_of(connection):
             found = await self._read_cheap(connection)
             self._show(found)

@@ -9,7 +9,7 @@ from outbox.relay.server_state import ServerState
 from outbox.settings import Settings
 from outbox.smtp.connection import SmtpConnection
 from outbox.smtp.connection_owner import ConnectionOwner
-from outbox.smtp.connector import Route
+from outbox.smtp.connector import Connector
 from outbox.smtp.outgoing import Try
 from outbox.smtp.route_trouble import RouteTroubleError
 
@@ -24,7 +24,7 @@ class Connections:
 
     def __init__(
         self,
-        route: Route,
+        connector: Connector,
         owner: ConnectionOwner,
         server: ServerState,
         settings: Settings,
@@ -33,7 +33,7 @@ class Connections:
         on_done: Callable[[asyncio.Task[None]], None],
     ) -> None:
         """`on_trouble` is called when one cannot be opened, `on_done` with each task that opened one."""
-        self.route = route
+        self.connector = connector
         self.owner = owner
         self.server = server
         self.settings = settings
@@ -194,7 +194,7 @@ class Connections:
 
     async def _connect(self, *, probing: bool) -> None:
         try:
-            connection, transport = await self.route.connect(self.owner)
+            connection, transport = await self.connector.connect(self.owner)
         except RouteTroubleError as trouble:
             self._on_trouble(trouble)
             return

@@ -32,7 +32,7 @@ from outbox.relay.verdict_history import VerdictHistory
 from outbox.relay.verdicts import Verdicts
 from outbox.relay.wake_up import WakeUp
 from outbox.settings import Settings
-from outbox.smtp.connector import Route
+from outbox.smtp.connector import Connector
 from outbox.smtp.outgoing import OutgoingEmail
 
 log = Events("outbox.relay")
@@ -83,8 +83,8 @@ class RelayParts:
         """Connect what sends emails: connections, marks, verdicts, and the state of the mail server."""
         settings = self.settings
         assert settings.smtp_url is not None
-        mail_route = Route.of(settings.smtp_url, settings, named=self.route)
-        self.server = ServerState(mail_route.name, settings, wake=self.wake.set)
+        connector = Connector.of(settings.smtp_url, settings, named=self.route)
+        self.server = ServerState(connector.name, settings, wake=self.wake.set)
         self.verdicts = Verdicts(
             settings,
             self.server,
@@ -95,7 +95,7 @@ class RelayParts:
         )
         self.marks = Marks(self.verdicts, is_held=self._is_held)
         self.pool = Pool(
-            mail_route,
+            connector,
             self.server,
             self.marks,
             self.verdicts,

@@ -22,7 +22,7 @@ from outbox.relay.server_state import ServerState
 from outbox.relay.verdicts import Verdicts
 from outbox.settings import Settings
 from outbox.smtp.connection import SmtpConnection
-from outbox.smtp.connector import Route
+from outbox.smtp.connector import Connector
 from outbox.smtp.outgoing import OutgoingEmail, Try
 from outbox.smtp.refusal import About, Refusal
 from outbox.smtp.route_trouble import LoginRefusedError, RouteTroubleError
@@ -43,7 +43,7 @@ class Pool:
 
     def __init__(
         self,
-        route: Route,
+        connector: Connector,
         server: ServerState,
         marks: Marks,
         verdicts: Verdicts,
@@ -52,16 +52,16 @@ class Pool:
         is_held: Callable[[OutgoingEmail], bool],
         wake: Callable[[], None],
     ) -> None:
-        self.route = route
+        self.connector = connector
         self.server = server
         self.marks = marks
         self.verdicts = verdicts
         self.settings = settings
         self._connections = Connections(
-            route, self, server, settings, on_trouble=self._on_trouble, on_done=self._note_crash
+            connector, self, server, settings, on_trouble=self._on_trouble, on_done=self._note_crash
         )
         self.ready = ReadyQueue(
-            route.headers, on_signed=lambda: self.dispatch_ready(time.monotonic()), on_done=self._note_crash
+            connector.headers, on_signed=lambda: self.dispatch_ready(time.monotonic()), on_done=self._note_crash
         )
         self.returns = Returns()
         self.in_flight = InFlight(self._connections, self.ready, self.returns, marks, verdicts)

@@ -123,7 +123,7 @@ class RouteState:
 
     def _has_another_login(self, pause: RoutePause | None) -> bool:
         """Return True if the login may be another one than the one that was refused, so that it is worth a try."""
-        login = self._pool.route.login
+        login = self._pool.connector.login
         if pause is not None and pause.logins:
             refused_s = login_pause_s(pause.logins) - pause.wait_s
             if login.is_newer_than_refusal(refused_s):

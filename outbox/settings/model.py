@@ -165,7 +165,7 @@ class Settings(ServerSettings):
         return None if self._origin is None else self._origin.smtp_login_age_s(route)
 
     def require(self, *keys: str) -> None:
-        """Return if all of these top-level keys are set.
+        """Raise unless all of these top-level keys are set.
 
         Raises:
             ConfigurationError: one sentence for each that is not.

@@ -74,6 +74,10 @@ class Expected(Enum):
     QUIT = auto()
 
 
+OnReply = Callable[[Expected | None, Reply], None]
+"""Observer of replies; the command that one answers is None if there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of a connection. `messages_max` is the number of messages after which it is closed."""
@@ -88,8 +92,8 @@ class SmtpConnection(asyncio.Protocol):
     """Client's side of the mail transactions on one connection.
 
     `current` is the try that it is at, None between two. An email that the server cannot take, by what it offers, or
-    that no server should get (`content`), is refused here and not sent; the connection goes on. Here, at the last gate,
-    nothing that was made or claimed before slips by.
+    that no server should get (`content`), is refused here and not sent; the connection goes on. This is the last check,
+    so it also covers emails that an older version made.
     """
 
     def __init__(
@@ -100,7 +104,9 @@ class SmtpConnection(asyncio.Protocol):
         *,
         clock: Callable[[], float],
         redact: Callable[[str], str] | None = None,
+        on_reply: OnReply | None = None,
     ) -> None:
+        """`redact` takes secrets out of the server's replies, and `on_reply` is given each of them first."""
         self.owner = owner
         self.commands = commands
         self.limits = limits
@@ -121,6 +127,7 @@ class SmtpConnection(asyncio.Protocol):
         self._reset_needed = False
         self._expected: deque[Expected] = deque()
         self._replies = ReplyReader(redact)
+        self._on_reply = on_reply
         self._writable = True
         self._content: Iterator[bytes] | None = None  # the part of the current content that is still to be written
         self._deadline_s: float | None = None
@@ -216,6 +223,8 @@ class SmtpConnection(asyncio.Protocol):
             for reply in self._replies.feed(data):
                 if self.state is State.CLOSED:
                     return
+                if self._on_reply is not None:
+                    self._on_reply(self._expected[0] if self._expected else None, reply)
                 self._answer(reply)
         except GarbageError as garbage:
             self._fail(str(garbage))

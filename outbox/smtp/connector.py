@@ -1,4 +1,4 @@
-"""Route to one mail server: opens connections, each with the transport to attach it to.
+"""Connector of one route: it opens connections to the mail server, each with the transport to attach it to.
 
 `opening` and `route_login` set up SMTP, `lmtp` LMTP; `maildir` replaces a server where there is none. What is learned
 about the server while the relay runs is kept here: addresses that do not answer, and STARTTLS that does not work.
@@ -19,7 +19,7 @@ from outbox.settings import Settings, StartTls
 from outbox.settings.urls import SmtpAddress
 from outbox.smtp import maildir
 from outbox.smtp.commands import Commands
-from outbox.smtp.connection import Limits, SmtpConnection, transport_of
+from outbox.smtp.connection import Limits, OnReply, SmtpConnection, transport_of
 from outbox.smtp.connection_owner import ConnectionOwner
 from outbox.smtp.dialing import AllFailedError, Attempt, Dialer
 from outbox.smtp.extensions import Offers
@@ -65,13 +65,30 @@ class ClearText:
         """Return True if STARTTLS is tried where the server offers it."""
         return now >= self.until
 
+    def begin(self, reason: str, until: float) -> bool:
+        """Note that STARTTLS failed; return True if it worked before, as far as it was tried."""
+        is_new = self.reason is None
+        self.reason, self.until = reason, until
+        return is_new
+
+    def end(self) -> bool:
+        """Note that STARTTLS works; return True if it failed before."""
+        had_failed = self.reason is not None
+        self.reason = None
+        return had_failed
+
 
 @dataclass(slots=True)
-class Route:
-    """Opener of connections to one mail server. ConfigurationError if what it adds to emails cannot be made."""
+class Connector:
+    """Opener of a route's connections to its mail server; `on_reply` is given every reply that comes over them.
+
+    Raises:
+        ConfigurationError: what the route adds to emails cannot be made.
+
+    """
 
     login: RouteLogin
-    connection_class: type[SmtpConnection] = SmtpConnection
+    on_reply: OnReply | None = None
     headers: RouteHeaders | None = field(init=False)
     clear: ClearText = field(default_factory=ClearText)
     _tls: ssl.SSLContext | None = None
@@ -88,10 +105,10 @@ class Route:
         settings: Settings,
         *,
         named: str = "",
-        connection_class: type[SmtpConnection] = SmtpConnection,
+        on_reply: OnReply | None = None,
     ) -> Self:
-        """Return the route to this address, which the settings name so."""
-        return cls(RouteLogin(address, settings, named), connection_class)
+        """Return the connector of the route to this address, which the settings name so."""
+        return cls(RouteLogin(address, settings, named), on_reply)
 
     @property
     def address(self) -> SmtpAddress:
@@ -136,12 +153,13 @@ class Route:
         if transport is None or transport.is_closing():
             raise RouteTroubleError(f"{self.address.name}: it closed the connection before any email")
         settings = self.settings
-        connection = self.connection_class(
+        connection = SmtpConnection(
             owner,
             Commands(offers, self.headers, settings.redirect_to, asks_bounces=settings.dsn),
             Limits(settings.command_timeout_s, settings.data_done_timeout_s, settings.messages_per_connection_max),
             clock=time.monotonic,
             redact=self.address.redact,
+            on_reply=self.on_reply,
         )
         return connection, transport
 
@@ -212,19 +230,17 @@ class Route:
 
     def _note_clear_text(self, reason: str, *, for_s: float) -> None:
         reason = self.login.shown(reason)
-        if self.clear.reason is None:
+        if self.clear.begin(reason, time.monotonic() + for_s):
             log.warning(
                 "starttls_failed",
                 "STARTTLS of {route} fails, so emails are sent there in clear text: {reason}",
                 route=self.name,
                 reason=reason,
             )
-        self.clear.reason, self.clear.until = reason, time.monotonic() + for_s
 
     def _note_tls(self) -> None:
-        if self.clear.reason is not None:
+        if self.clear.end():
             log.info("starttls_works", "STARTTLS of {route} works again", route=self.name)
-            self.clear.reason = None
 
     def _require_tls(self, smtp: aiosmtplib.SMTP) -> None:
         """Verify the encryption before the connection is used, whatever the library and the server made of STARTTLS."""

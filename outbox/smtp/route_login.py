@@ -36,6 +36,28 @@ class LoginPause:
     passed: set[str] = field(default_factory=set)
     """Mechanisms with which this login was refused."""
 
+    def is_judged(self, error: LoginError) -> bool:
+        """Count a login that failed; return True if the server has judged it.
+
+        `LOST_LOGINS_MAX` lost connections in a row are a judgement, too.
+        """
+        self.lost += error.is_lost
+        if not error.is_judged and self.lost < LOST_LOGINS_MAX:
+            return False
+        self.lost = 0
+        return True
+
+    def begin(self, mechanism: str) -> float:
+        """Count a refusal by this mechanism; return for how many seconds the login is not tried."""
+        self.refusals += 1
+        self.passed.add(mechanism)
+        return login_pause_s(self.refusals)
+
+    def hold(self, error: LoginRefusedError) -> LoginRefusedError:
+        """Return the error after keeping it: it is the answer to every connection until the pause is over."""
+        self.error = error
+        return error
+
     def end(self) -> None:
         """Forget all: the login succeeded, or there is a new one."""
         self.refusals = self.lost = 0
@@ -167,20 +189,14 @@ class RouteLogin:
     def _trouble(self, error: LoginError) -> RouteTroubleError:
         """Return the error for a login that failed, and begin a pause if the server has judged it."""
         self._proven_until = 0.0
-        pause = self.pause
         message, text = f"{self.address.name}: {self.shown(str(error))}", self.shown(error.text)
-        pause.lost += error.is_lost
-        if not error.is_judged and pause.lost < LOST_LOGINS_MAX:
+        if not self.pause.is_judged(error):
             return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
-        pause.lost = 0
         self._refused_at = time.monotonic()
         if self._renew():  # rotated before it was refused
-            pause.end()
+            self.pause.end()
             return RouteTroubleError(message, code=error.code, text=text, stage=Stage.AUTH)
         unread = f"; its file cannot be used: {self._source.problem}" if self._source.problem else ""
-        pause.refusals += 1
-        pause.passed.add(error.mechanism)
-        pause_s = login_pause_s(pause.refusals)
+        pause_s = self.pause.begin(error.mechanism)
         reason = f"{message} (the login is tried again in {pause_s / 60:g} min, or once its file changes{unread})"
-        pause.error = LoginRefusedError(reason, code=error.code, text=text, until=time.monotonic() + pause_s)
-        return pause.error
+        return self.pause.hold(LoginRefusedError(reason, code=error.code, text=text, until=time.monotonic() + pause_s))

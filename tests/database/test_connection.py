@@ -169,8 +169,39 @@ async def test_what_runs_when_a_connection_is_ended_finds_the_reason(ours):
 
 
 async def test_a_server_that_is_silent_for_too_long_loses_its_connection(ours):
-    with pytest.raises(LOST_SESSION), ours.end_if_silent(0.05):
+    with pytest.raises(TimeoutError, match=r"Postgres did not answer within 0.05 s"), ours.end_if_silent(0.05):
         await ours.execute("SELECT pg_sleep(30)")
+    assert ours.is_closed()
+    with pytest.raises(LOST_SESSION):
+        await ours.execute("SELECT 1")
+
+
+async def test_the_rollback_of_a_statement_that_a_silent_server_does_not_answer_ends_too(ours):
+    with pytest.raises(TimeoutError), ours.end_if_silent(0.05):
+        async with ours.transaction():
+            await ours.execute("SELECT pg_sleep(30)")
+    assert ours.is_closed()
+
+
+async def test_another_error_within_the_time_stays_as_it_is(ours):
+    with pytest.raises(asyncpg.UndefinedTableError), ours.end_if_silent(10):
+        await ours.execute("SELECT FROM nowhere")
+    assert not ours.is_closed()
+
+
+async def test_a_close_behind_a_pooler_that_is_cancelled_ends_the_connection(ours, monkeypatch):
+    is_resetting = asyncio.Event()
+
+    async def reset(*_: object, **__: object) -> None:
+        is_resetting.set()
+        await asyncio.Event().wait()
+
+    ours.is_pooled = True
+    monkeypatch.setattr(ours, "execute", reset)
+    closing = asyncio.create_task(ours.close())
+    await is_resetting.wait()
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
     assert ours.is_closed()
 
 

@@ -12,7 +12,7 @@ from outbox import Email, enqueue
 from outbox.database.roles import ROLES, grant_roles
 from outbox.database.schema import limit_messages
 from outbox.mail.email import KEY_MAX
-from outbox.mail.message import check_address
+from outbox.mail.mailbox import check_address
 
 HEAD = b"From: shop@example.com\r\nTo: ada@example.com\r\nSubject: s\r\nMessage-ID: <"
 TAIL = b">\r\n\r\nHello\r\n"

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outbox.mail.header_fields import one_line
-from outbox.mail.message import check_address
+from outbox.mail.mailbox import check_address
 
 ENQUEUE = """select outbox.enqueue(key => $1, sender => 'Shop <shop@example.com>', recipient => $2, subject => $3,
                                    body_text => $4, body_html => $5)"""

@@ -1,6 +1,6 @@
 """Setting up a connection to a server that is strange: greeting, EHLO, STARTTLS, login, and several addresses.
 
-A `Route` connects to scripted servers here; what a relay's process makes of it is shown in `test_starttls` and
+A `Connector` connects to scripted servers here; what a relay's process makes of it is shown in `test_starttls` and
 `test_route`.
 """
 
@@ -18,9 +18,9 @@ import pytest
 import trustme
 
 from outbox.settings import Settings, load
-from outbox.smtp import connector as route_module
+from outbox.smtp import connector as connector_module
 from outbox.smtp import dialing
-from outbox.smtp.connector import Route
+from outbox.smtp.connector import Connector
 from outbox.smtp.dialing import Endpoint
 from outbox.smtp.login import LoginError, log_in
 from outbox.smtp.route_trouble import LoginRefusedError, RouteTroubleError
@@ -32,7 +32,7 @@ HELLO = ("250-strange.example", "250 PIPELINING")
 
 def route_to(url, **settings):
     read = Settings.model_validate({"smtp_url": url, "connect_timeout_s": 5, **settings})
-    return Route.of(read.smtp_url, read)
+    return Connector.of(read.smtp_url, read)
 
 
 async def opened(route):
@@ -305,7 +305,7 @@ BROKEN = {
 async def test_without_a_login_starttls_that_is_broken_gives_way_to_clear_text(monkeypatch, caplog, fault):
     act, connections = BROKEN[fault]
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(route_module, "TLS_PATIENCE_S", 0.3)
+    monkeypatch.setattr(connector_module, "TLS_PATIENCE_S", 0.3)
     async with Scripted(act) as server:
         route = route_to(f"smtp://127.0.0.1:{server.port}")
         assert await opened(route) is False
@@ -334,7 +334,7 @@ async def test_where_tls_is_demanded_starttls_that_is_broken_gets_nothing(monkey
 
 async def test_starttls_that_works_again_is_used_and_said(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(route_module, "CLEAR_S", 0.0)
+    monkeypatch.setattr(connector_module, "CLEAR_S", 0.0)
 
     async def goes_on(peer):
         await peer.hear()
@@ -576,7 +576,7 @@ async def test_a_new_password_in_the_file_is_tried_at_once(monkeypatch, tmp_path
         monkeypatch.chdir(tmp_path)
         write("old")
         settings = load(environ={"OUTBOX_SMTP_URL_FILE": "url"})
-        route = Route.of(settings.smtp_url, settings)
+        route = Connector.of(settings.smtp_url, settings)
         await refused(route)
         await refused(route)
         assert attempts(server) == 1
@@ -602,7 +602,7 @@ async def test_a_file_that_is_written_again_with_the_same_password_has_it_tried_
         monkeypatch.chdir(tmp_path)
         (tmp_path / "url").write_text(f"smtps://user:old@localhost:{server.port}\n")
         settings = load(environ={"OUTBOX_SMTP_URL_FILE": "url"})
-        route = Route.of(settings.smtp_url, settings)
+        route = Connector.of(settings.smtp_url, settings)
         await refused(route)
         now[0] += 61
         await refused(route)
@@ -624,7 +624,7 @@ async def test_a_password_that_was_changed_before_the_server_refused_the_old_one
         monkeypatch.chdir(tmp_path)
         (tmp_path / "url").write_text(f"smtps://user:old@localhost:{server.port}\n")
         settings = load(environ={"OUTBOX_SMTP_URL_FILE": "url"})
-        route = Route.of(settings.smtp_url, settings)
+        route = Connector.of(settings.smtp_url, settings)
         (tmp_path / "url").write_text(f"smtps://user:new@localhost:{server.port}\n")
         await refused(route, RouteTroubleError)
         assert await opened(route) is True

@@ -11,7 +11,7 @@ import asyncpg
 from hypothesis import strategies as st
 
 from outbox.mail.header_fields import one_line
-from outbox.mail.message import parse_mailbox
+from outbox.mail.mailbox import parse_mailbox
 from tests.fuzz.harness import TARGETS, Check, Target, words
 from tests.fuzz.mail import ADDRESSES
 

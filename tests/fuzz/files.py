@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from outbox.errors import ConfigurationError
 from outbox.feedback.suppression_import import entries_of
-from outbox.mail.message import comparable
+from outbox.mail.mailbox import comparable
 from outbox.reports.schedule import Schedule, fault_of
 from outbox.settings import load
 from outbox.settings.urls import DatabaseUrl, SmtpAddress, parse_listen

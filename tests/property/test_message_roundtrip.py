@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from outbox.mail.header_fields import SUBJECT_MAX, one_line
-from outbox.mail.message import Mailbox, build, check_address
+from outbox.mail.mailbox import Mailbox, check_address
+from outbox.mail.message import build
 from outbox.mail.stored_message import read_message
 
 TRICKY = st.sampled_from([

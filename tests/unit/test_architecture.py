@@ -26,19 +26,34 @@ LARGE_CLASSES = {
 }
 
 
+INITS = sorted(init for folder in (PACKAGE, ROOT / "bench") for init in folder.rglob("__init__.py"))
+
+
+def docstring_of(path):
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def modules_in(folder):
+    modules = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    return modules - {"__init__", "__main__"}
+
+
 def classes_of(path):
     return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
 
 
 def test_the_docstring_of_each_package_names_its_modules():
-    for init in PACKAGE.rglob("__init__.py"):
-        folder = init.parent
-        named = set(re.findall(r"\w+", init.read_text().split('"""')[1]))
-        modules = {path.stem for path in folder.glob("*.py")} | {
-            path.parent.name for path in folder.glob("*/__init__.py")
-        }
-        modules -= {"__init__", "__main__"}
-        assert not modules - named, folder
+    for init in INITS:
+        named = set(re.findall(r"\w+", docstring_of(init)))
+        assert not modules_in(init.parent) - named, init.parent
+
+
+def test_the_docstring_of_each_package_names_only_modules_that_exist():
+    """In a list a name stands alone at the beginning of its line, or several with commas, and two spaces follow."""
+    for init in INITS:
+        lines = re.findall(r"^ *(\w+(?:, \w+)*)(?:  .*|)$", docstring_of(init), re.MULTILINE)
+        listed = {name for line in lines for name in line.split(", ") if len(lines) > 1}
+        assert not listed - modules_in(init.parent) - {"__main__"}, init.parent
 
 
 def test_few_modules_lie_outside_of_a_package():

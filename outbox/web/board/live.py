@@ -83,6 +83,10 @@ class Seen:
     """Relays that live, then the latest that do not."""
 
 
+Draw = Callable[[str], dict[str, Any]]
+"""Function that returns an event's content for an application that is mounted below a path."""
+
+
 class Live:
     """Poller for the whole process, and the events for its viewers."""
 
@@ -90,8 +94,6 @@ class Live:
         self.watcher = Watcher(settings, newest=NEWEST)
         self.hour = Hour()
         self.store = store
-        self.draw: Callable[[str], dict[str, Any]] = lambda _: {}
-        """Function that returns an event's content, for an application that is mounted below a path."""
         self._waiting: set[asyncio.Event] = set()
         self.streams = Streams()
         self._relays: dict[int, RelayKnown] = {}
@@ -116,8 +118,8 @@ class Live:
         self.end()
         for task in self._tasks:
             task.cancel()
+        self.watcher.close()  # before the wait, since a look that is cancelled would wait for its rollback
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.watcher.close()
 
     def _begin(self) -> None:
         """Start polling at the first request: a mounted application may not run its lifespan."""
@@ -164,10 +166,13 @@ class Live:
         is_counted = snapshot.waiting is not None or self._looks > 1
         return (is_counted and now - watcher.looked_at < FRESH_S) or watcher.waited_s(now) > WAIT_MAX_S
 
-    async def events(self, root: str, viewer: str, is_signed_in: Callable[[], Awaitable[bool]]) -> AsyncIterator[bytes]:
+    async def events(
+        self, root: str, viewer: str, is_signed_in: Callable[[], Awaitable[bool]], *, draw: Draw
+    ) -> AsyncIterator[bytes]:
         """Yield an event for each change; end with the process, the session, or after `STREAM_MAX_S`.
 
-        `root` is the path below which the application is mounted, `viewer` the owner of the stream.
+        `root` is the path below which the application is mounted, `viewer` the owner of the stream. The event of a
+        `root` is drawn once for all its viewers.
         """
         ends_at = time.monotonic() + STREAM_MAX_S
         said = b""
@@ -183,7 +188,7 @@ class Live:
                         return
                     checked_at = time.monotonic()
                 self._want()
-                event = self._event(root)
+                event = self._event(root, draw)
                 yield event if event != said else b": still here\n\n"
                 said = event
                 await self._woken(HEARTBEAT_S)
@@ -202,9 +207,9 @@ class Live:
         finally:
             self._waiting.discard(news)
 
-    def _event(self, root: str) -> bytes:
+    def _event(self, root: str, draw: Draw) -> bytes:
         if root not in self._events:
-            self._events[root] = f"data: {json.dumps(self.draw(root))}\n\n".encode()
+            self._events[root] = f"data: {json.dumps(draw(root))}\n\n".encode()
         return self._events[root]
 
     def _want(self) -> None:

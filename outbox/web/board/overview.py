@@ -35,7 +35,6 @@ class Overview:
 
     def __init__(self, board: BoardContext) -> None:
         self.board = board
-        board.live.draw = self.event
 
     async def show(self, request: Request, user: User) -> Response:
         """Return the page; without Postgres it says so, and shows the latest facts."""
@@ -54,8 +53,9 @@ class Overview:
                 "Live updates are used up; load the page again to see news.",
                 Retry_After="30",
             )
+        root = request.scope.get("root_path", "")
         stream = self.board.live.events(
-            request.scope.get("root_path", ""), user.key, lambda: self.board.authenticator.is_still(user)
+            root, user.key, lambda: self.board.authenticator.is_still(user), draw=self.event
         )
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 

@@ -8,7 +8,7 @@ import pytest
 from outbox.errors import SourceError
 from outbox.generate.recipients import Recipient
 from outbox.generate.report_builder import CollectedReport, NewReport, ReportBuilder, check_size
-from outbox.mail.message import Mailbox
+from outbox.mail.mailbox import Mailbox
 from outbox.reports.period import Cadence, period_of
 from outbox.settings import DIGEST, ReportSettings
 

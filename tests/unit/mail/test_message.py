@@ -4,7 +4,8 @@ from email.policy import default
 
 import pytest
 
-from outbox.mail.message import Mailbox, build
+from outbox.mail.mailbox import Mailbox
+from outbox.mail.message import build
 
 ANN = Mailbox("Ann Smith", "ann@example.com")
 REPORTS = Mailbox("Progress reports", "reports@example.com")

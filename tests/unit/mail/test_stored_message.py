@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.mail import mime
-from outbox.mail.message import Attachment, Mailbox, build
+from outbox.mail.attachment import Attachment
+from outbox.mail.mailbox import Mailbox
+from outbox.mail.message import build
 from outbox.mail.stored_message import TEXT_MAX, read_header, read_message
 from tests.support.bounce_samples import postfix
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outbox.smtp.commands import Commands
-from outbox.smtp.connection import QUIT_TIMEOUT_S, Limits, SmtpConnection
+from outbox.smtp.connection import QUIT_TIMEOUT_S, Expected, Limits, SmtpConnection
 from outbox.smtp.content import PIECE_BYTES
 from outbox.smtp.extensions import Offers
 from outbox.smtp.outgoing import OutgoingEmail, Try
@@ -128,12 +128,14 @@ class Talk:
     ) -> None:
         offers = how.pop("offers", {})
         self.now = 0.0
+        self.observed: list[tuple[Expected | None, int]] = []
         self.wire, self.owner = Wire(), Book(deque(claims))
         self.connection = SmtpConnection(
             self.owner,
             Commands(Offers(pipelining=pipelining, size=size, **offers), **how),
             Limits(COMMAND_TIMEOUT_S, DATA_DONE_TIMEOUT_S, messages_max),
             clock=lambda: self.now,
+            on_reply=lambda expected, reply: self.observed.append((expected, reply.code)),
         )
         self.connection.attach(self.wire)
 
@@ -176,6 +178,21 @@ def commands(claim: Try) -> list[bytes]:
 
 
 both_ways = pytest.mark.parametrize("pipelining", [True, False], ids=["pipelining", "step by step"])
+
+
+def test_an_observer_is_given_each_reply_with_the_command_that_it_answers():
+    talk = Talk(mail())
+    talk.take_content()
+    talk.mark()
+    talk.say("250 queued", "421 bye")
+    assert talk.observed == [
+        (Expected.MAIL, 250),
+        (Expected.RCPT, 250),
+        (Expected.DATA, 354),
+        (Expected.DOT, 250),
+        (None, 421),
+    ]
+
 
 # ── the walk of a message ────────────────────────────────────────────────────────────────────────────────────
 

@@ -366,7 +366,7 @@ async def signed_in():
 
 
 async def begun(live, viewer, is_signed_in=signed_in):
-    stream = live.events("", viewer, is_signed_in)
+    stream = live.events("", viewer, is_signed_in, draw=lambda _: {})
     return stream, await anext(stream)
 
 
