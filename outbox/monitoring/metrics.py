@@ -192,7 +192,7 @@ class RelayCollector(Collector):
             paused.add_metric([server.name], server.breaker.is_open)
             deferring.add_metric([server.name], server.deferring() is not None)
             refused.add_metric([server.name], server.refusals)
-            for state, number in relay.pool.connection_counts().items():
+            for state, number in relay.pool.facts.connection_counts().items():
                 connections.add_metric([state, *self._label(relay)], number)
         yield from (paused, deferring, refused, throttled, rate, granted, connections)
 

@@ -35,6 +35,7 @@ suppression      cancels claims of suppressed addresses (rule: `outbox.suppresse
 message_fetch    large messages, fetched and checked bit by bit after their claim is committed
 memory_budget    memory for large messages, shared by the relays of a process
 pool             decides which tries start on the SMTP connections, and about those that come back
+pool_facts       facts about a pool: capacity, trouble, numbers of connections
 in_flight        all emails that a relay holds, wherever they are
 connections      the SMTP connections: opened, idle or busy, watched, closed
 ready_queue      tries that wait for a connection

@@ -62,7 +62,7 @@ class ClaimIntake:
         """Return how many deliveries to claim: as many as the connections can take soon, unless nothing may be sent."""
         if self._timers.is_stopping or self._barrier.is_up or self._holds.holds_fleet:
             return 0
-        return self._pool.capacity(now)
+        return self._pool.facts.capacity(now)
 
     @contextmanager
     def asking(self, session: Session, claims_max: int, now: float) -> Iterator[TickRequest]:

@@ -76,7 +76,7 @@ class Maintenance:
         )
         self.relays = found.alive + 1
         self._server.limiter.share_with(found.beside + 1)
-        self._server.note_others(found.sent, time.monotonic(), is_connected=self._pool.is_connected)
+        self._server.note_others(found.sent, time.monotonic(), is_connected=self._pool.facts.is_connected)
         self._barrier.see(found.instances)
         self._timers.note_sweep(time.monotonic(), self.relays)
         is_news = bool(found.freed or found.doubted or found.dead != self._dead)  # it stays dead while a row is locked
@@ -143,7 +143,7 @@ class Maintenance:
 
     async def write_note(self, session: Session) -> None:
         """Write the relay's progress and trouble into its row, if they have changed."""
-        trouble = self._pool.trouble() or (self._resolver.trouble if self._resolver is not None else None)
+        trouble = self._pool.facts.trouble() or (self._resolver.trouble if self._resolver is not None else None)
         sent = self._counts["accepted"] - self._sent_before
         note = Note(trouble, self._counts["stale settlements"], sent, self._server.last_reply)
         if note == self._note:

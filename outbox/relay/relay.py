@@ -175,7 +175,7 @@ class Relay:
         return parts.timers.next_turn_at(
             Outlook(
                 can_claim=parts.intake.claims_max(now) > 0,
-                starts_at=self.pool.next_start_at(now),
+                starts_at=self.pool.facts.next_start_at(now),
                 resumes_at=breaker.next_at if breaker.is_open and breaker.next_at > now else None,
                 barrier_look_at=parts.barrier.look_at,
             )
@@ -242,7 +242,7 @@ class Relay:
             found.append(f"it holds no session with Postgres: {lost}")
         elif self._parts.barrier.is_up:
             found.append("it waits at the failover barrier until the other relays have written what they sent")
-        broken = self.pool.broken()
+        broken = self.pool.facts.broken()
         return [*found, broken] if broken else found
 
     def summary(self) -> str:

@@ -95,7 +95,7 @@ class RouteState:
     async def probe_without_mail(self, session: Session) -> None:
         """Probe the server if it is this relay's turn and there is no mail, not even postponed mail, to do it with."""
         breaker = self._server.breaker
-        if not (breaker.probing and self._pool.is_empty):
+        if not (breaker.probing and self._pool.facts.is_empty):
             return
         if await is_empty(session.connection, route=self._route, within_s=2 * self._server.pause_max_s):
             self._pool.probe()
@@ -114,7 +114,7 @@ class RouteState:
             self._timers.pulse_now()
         elif news == "resume":
             await resume_route(session.connection, session.relay, name)
-        elif may_probe and self._pool.is_unresponsive:
+        elif may_probe and self._pool.facts.is_unresponsive:
             insists = breaker.take_insistence()
             is_granted = await probe_route(session.connection, session.relay, name, insists=insists)
             breaker.begin_probe(now, is_granted=is_granted)

@@ -172,7 +172,7 @@ async def meet_at_the_mark(it: Line, action: Action) -> Fate:
             go_on.set()
             await mark_waits(it.fleet)
             now.set()
-            await until(lambda: not it.relay.pool.is_connected, "the relay has noticed")
+            await until(lambda: not it.relay.pool.facts.is_connected, "the relay has noticed")
 
     return await it.meet(Stage.DATA, Hold(go_on), then={Stage.CONTENT: Hold(now, then=action)}, meanwhile=hold_the_mark)
 

@@ -22,7 +22,6 @@ LARGE_MODULES = {
 }
 LARGE_CLASSES = {
     "outbox/smtp/connection.py:SmtpConnection": "one state machine: each state is understood only beside the others",
-    "outbox/relay/pool.py:Pool": "connections and the emails that wait for one change together",
 }
 
 

@@ -35,32 +35,32 @@ def free():
 
 def test_the_next_start_is_the_next_moment_while_a_claim_waits(pool):
     pool.server.limiter.grant(Grant(2, 0.5), 100.0, 100.0)
-    assert pool.next_start_at(100.0) is None, "nothing waits"
+    assert pool.facts.next_start_at(100.0) is None, "nothing waits"
     pool.ready.put_first(a_try())
-    assert pool.next_start_at(100.0) == 100.5
+    assert pool.facts.next_start_at(100.0) == 100.5
 
 
 def test_a_moment_that_has_come_is_used_at_once_where_a_connection_waits(pool):
     """A relay that slept until its next poll instead reached half of its rate."""
     pool.server.limiter.grant(Grant(2), 100.0, 100.0)
     pool.ready.put_first(a_try())
-    assert pool.next_start_at(100.01) is None, "connections that work take the next by themselves"
+    assert pool.facts.next_start_at(100.01) is None, "connections that work take the next by themselves"
     pool.idle(Connection())
-    assert pool.next_start_at(100.01) == 100.01
+    assert pool.facts.next_start_at(100.01) == 100.01
 
 
 def test_more_moments_are_asked_for_as_soon_as_it_is_worth_while(pool):
     pool.ready.put_first(a_try())
     pool.idle(Connection())
-    assert pool.next_start_at(100.0) == 100.0
+    assert pool.facts.next_start_at(100.0) == 100.0
     pool.server.limiter.grant(Grant(0, 3.0), 100.0, 100.0)
-    assert 103.0 <= pool.next_start_at(100.0) <= 104.0
+    assert 103.0 <= pool.facts.next_start_at(100.0) <= 104.0
 
 
 def test_without_a_rate_nothing_waits_for_a_moment(free):
     free.ready.put_first(a_try())
     free.idle(Connection())
-    assert free.next_start_at(100.0) is None
+    assert free.facts.next_start_at(100.0) is None
 
 
 async def test_when_the_day_is_used_up_what_has_its_moment_is_still_sent():
@@ -93,11 +93,11 @@ def test_the_mail_of_a_held_sender_waits_and_that_of_others_goes(free):
     ((rest_s, emails),) = free.returns.take()
     assert emails == [bad.outgoing.email]
     assert rest_s > 0
-    assert "bad@example.com" in free.trouble()
+    assert "bad@example.com" in free.facts.trouble()
     free.server.on_accepted(a_try("bad@example.com"), time.monotonic())
     free.add([a_try("bad@example.com")])
     assert len(free.ready) == 2
-    assert free.trouble() is None
+    assert free.facts.trouble() is None
 
 
 def test_what_waits_for_a_connection_is_given_back_when_its_sender_is_refused(free):
@@ -116,10 +116,10 @@ def test_a_refused_route_gives_back_all_and_asks_with_one_email_of_a_sender_that
     free.add([waiting])
     free.on_refusal(Connection(), tried, refusal(Stage.MAIL, "550 no"), About.ROUTE)
     assert list(free.returns) == [waiting.outgoing]
-    assert free.trouble() == "SMTP: 550 no (to MAIL)"
+    assert free.facts.trouble() == "SMTP: 550 no (to MAIL)"
     assert free.server.refusals == 1
-    assert free.capacity(free.server.breaker.next_at - 0.01) == 0
-    assert free.capacity(free.server.breaker.next_at + 0.01) > 1, "of these one is chosen"
+    assert free.facts.capacity(free.server.breaker.next_at - 0.01) == 0
+    assert free.facts.capacity(free.server.breaker.next_at + 0.01) > 1, "of these one is chosen"
     bad, good = a_try("bad@example.com"), a_try("good@example.com")
     free.add([bad, good])
     assert list(free.ready) == [good]
