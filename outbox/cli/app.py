@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from outbox.database.connection import Connection
-
 if TYPE_CHECKING:
+    from outbox.database.connection import Connection
     from outbox.settings import Settings
 
 _T = TypeVar("_T")
@@ -104,7 +103,7 @@ def awaited(main: Coroutine[Any, Any, _T]) -> _T:
 
 
 @asynccontextmanager
-async def connected(settings: "Settings", application: str) -> AsyncIterator[Connection]:
+async def connected(settings: "Settings", application: str) -> "AsyncIterator[Connection]":
     """Yield a connection to a database whose schema is this code's."""
     from outbox.database.lock_wait import lock_waits
     from outbox.database.opening import connect

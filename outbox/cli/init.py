@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from outbox.cli.app import ConfigOption, app, awaited, connected, settings_of
-from outbox.database.connection import Connection
 
 if TYPE_CHECKING:
+    from outbox.database.connection import Connection
     from outbox.settings import Settings
 
 
@@ -125,7 +125,7 @@ async def _initialise(
     return versions, renewed, changes
 
 
-async def _apply_settings(connection: Connection, settings: "Settings", *, upgraded: bool) -> list[str]:
+async def _apply_settings(connection: "Connection", settings: "Settings", *, upgraded: bool) -> list[str]:
     """Write the limit on messages and the rules of routes to the database; return the changes, one line each."""
     from outbox.database.schema import limit_messages, read_broken
     from outbox.operations.route_rules import told, write_rules

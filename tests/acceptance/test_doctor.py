@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import ssl
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,16 +181,6 @@ async def test_a_sender_that_is_no_address_at_a_close_look_ends_with_2_here_and_
         assert ended.code == 2
         assert sentence.startswith("sender: 'reports@exa..mple.com' is no email address: ")
     assert await fleet.connection.fetchval("SELECT count(*) FROM outbox.edition") == 0
-
-
-async def test_other_commands_do_not_pay_for_the_doctor():
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c",
-        "import sys, outbox.cli; print([m for m in sys.modules if m.startswith(('outbox.doctor', 'rich'))])",
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, _ = await process.communicate()
-    assert out == b"[]\n"
 
 
 # ── the database ─────────────────────────────────────────────────────────────────────────────────────────────────────
