@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 
 from outbox.relay.barrier_watch import BarrierWatch
@@ -56,7 +55,7 @@ class ClaimIntake:
 
     def holds_suspect(self) -> bool:
         """Return True if the relay holds a suspect, or asks for one at this moment."""
-        return self._asks_suspect or any(claim.suspect for claim in self._pool.in_flight.emails().values())
+        return self._asks_suspect or self._pool.in_flight.has_suspect
 
     def claims_max(self, now: float) -> int:
         """Return how many deliveries to claim: as many as the connections can take soon, unless nothing may be sent."""
@@ -69,8 +68,7 @@ class ClaimIntake:
         """Yield what a tick is to claim. Meanwhile the suspect and the memory that it asks for count as held."""
         self._asks_suspect = claims_max > 0 and self._suspects.may_take(session.opened_at, now)
         try:
-            yield replace(
-                self._plan.request(claims_max, now),
+            yield self._plan.request(claims_max, now)._replace(
                 suspects_max=int(self._asks_suspect),
                 budget=self._share.ask() if claims_max else 0,
                 bytes_max=self._share.bytes_max,

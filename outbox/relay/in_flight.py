@@ -25,14 +25,22 @@ class InFlight:
 
     def emails(self) -> dict[int, OutgoingEmail]:
         """Return all of them by id, but for those whose verdicts only wait for a tick."""
-        current = (one.current.outgoing for one in self._connections if one.current is not None)
-        ready = (tried.outgoing for tried in self._ready)
-        held = (*ready, *current, *self._returns, *self._verdicts.waiting(), *self._marks.emails())
-        return {outgoing.email: outgoing for outgoing in held}
+        return {outgoing.email: outgoing for outgoing in self._held()}
 
     def large_bytes(self) -> int:
         """Return how many bytes its large messages have."""
-        return sum(one.size for one in self.emails().values() if one.size > SMALL_BYTES)
+        return sum({one.email: one.size for one in self._held() if one.size > SMALL_BYTES}.values())
+
+    @property
+    def has_suspect(self) -> bool:
+        """Return True if one of them is a suspect: relays died with it."""
+        return any(one.suspect for one in self._held())
+
+    def _held(self) -> list[OutgoingEmail]:
+        """Return all of them; one that waits for its mark comes twice."""
+        held = [tried.outgoing for tried in self._ready]
+        held += [one.current.outgoing for one in self._connections if one.current is not None]
+        return [*held, *self._returns, *self._verdicts.waiting(), *self._marks.emails()]
 
     @property
     def is_empty(self) -> bool:

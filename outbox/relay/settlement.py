@@ -1,16 +1,14 @@
 """Settlements: outcomes of tries on their way to the database, and why one changed nothing there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from outbox.database.connection import Connection
 from outbox.mail.delivery_state import DeliveryState
 from outbox.smtp.verdict import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """Outcome of a try on its way to the database, under the fence (relay, attempt) of the try that made it.
 
     `marked` says which side of the mark the try ended on: a refusal before it counts as attempt + 1.

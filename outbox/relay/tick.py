@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from outbox.database.connection import Connection
 from outbox.database.values import storable
@@ -22,8 +22,7 @@ from outbox.settings import MESSAGE_BYTES_MAX
 from outbox.smtp.outgoing import OutgoingEmail
 
 
-@dataclass(frozen=True, slots=True)
-class TickRequest:
+class TickRequest(NamedTuple):
     """Work of a tick: settlements, marks and claims. By default there is none, and only the state of the route is read.
 
     Urgent emails are claimed first, then others, within each those due longest first.

@@ -1,6 +1,5 @@
 """Runs the ticks of a relay: in one statement, or in parts after a row made one fail."""
 
-from dataclasses import replace
 from typing import Final
 
 import asyncpg
@@ -41,7 +40,7 @@ class TickRunner:
             PostgresError: of the database, not of a row.
 
         """
-        request = replace(request, route=self._route, server=self._server)
+        request = request._replace(route=self._route, server=self._server)
         try:
             if not self.in_parts:
                 return await self._run_whole(session, request)

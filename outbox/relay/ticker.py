@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from outbox.relay.barrier_watch import BarrierWatch
 from outbox.relay.boot_clock import boot_clock_s
@@ -81,8 +80,7 @@ class Ticker:
     async def _tick_with(self, session: Session, request: TickRequest, began_at: float) -> None:
         marks: Asked = {} if self._barrier.is_up else self._marks.take()
         settlements = self._verdicts.take()
-        request = replace(
-            request,
+        request = request._replace(
             settlements=settlements,
             marks=tuple(marks),
             epoch=self._barrier.epoch,

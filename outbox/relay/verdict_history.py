@@ -5,8 +5,8 @@
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from outbox.mail.delivery_state import DeliveryState
 from outbox.relay.settlement import Settlement
@@ -21,8 +21,7 @@ VERDICT_BYTES: Final = 700  # of a verdict besides its text
 RETURN_S: Final = 3600.0  # for so long after a change of servers the old one may come back, which lacks all since then
 
 
-@dataclass(frozen=True, slots=True)
-class RecentVerdict:
+class RecentVerdict(NamedTuple):
     """Verdict on a try, under the email's key, since ids may be given again on another server."""
 
     key: str
@@ -81,7 +80,7 @@ class VerdictHistory:
             return
         verdict = RecentVerdict.on(tried, attempt, outcome)
         if self._message_bytes + verdict.message_bytes > MESSAGES_BYTES_MAX:  # a person decides if it is lost
-            verdict = replace(verdict, message=None, outcome=replace(outcome, delay_s=None))
+            verdict = verdict._replace(message=None, outcome=outcome._replace(delay_s=None))
         self._verdicts.append((now, verdict))
         self._bytes += verdict.bytes
         self._message_bytes += verdict.message_bytes

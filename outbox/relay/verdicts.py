@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from logging import DEBUG
 from typing import Any, Final
 
@@ -121,7 +120,7 @@ class Verdicts:
         Of the settlements that were `asserted` there those whose (key, attempt) was `reported` are written.
         """
         self.settlements = [
-            replace(one, email=emails[one.key]) if one.key in emails else one
+            one._replace(email=emails[one.key]) if one.key in emails else one
             for one in self.settlements
             if one not in asserted or (one.key, one.attempt) not in reported
         ]

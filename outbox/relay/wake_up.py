@@ -9,10 +9,8 @@ class WakeUp:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
-
-    def set(self) -> None:
-        """Wake the main loop; if it is at work, it does not sleep before its next turn."""
-        self._event.set()
+        self.set = self._event.set
+        """Wakes the main loop; if it is at work, it does not sleep before its next turn."""
 
     async def sleep_until(self, at: float) -> None:
         """Return when woken or at that time, and forget the call. The other tasks have their turn in any case."""

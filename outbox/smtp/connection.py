@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Final, cast
+from typing import Final, assert_never, cast
 
 from outbox.smtp.commands import Commands
 from outbox.smtp.connection_history import ConnectionHistory
@@ -323,12 +323,12 @@ class SmtpConnection(asyncio.Protocol):
             self._answer_unasked(reply)
             return
         expected = self._expected.popleft()
-        if expected is Expected.QUIT:
-            self._drop(None)
-        elif reply.code >= REFUSED_MIN:
-            self._answer_refused(expected, self._refusal_of(expected, reply))
-        else:
+        if reply.code < REFUSED_MIN:
             self._answer_good(expected, reply)
+        elif expected is Expected.QUIT:
+            self._drop(None)
+        else:
+            self._answer_refused(expected, self._refusal_of(expected, reply))
 
     def _answer_good(self, expected: Expected, reply: Reply) -> None:
         match expected:
@@ -340,8 +340,12 @@ class SmtpConnection(asyncio.Protocol):
                 self._answer_data(reply)
             case Expected.RSET:
                 self._answer_reset(reply)
-            case _:
+            case Expected.LONE_DOT:
                 self._end_refused()
+            case Expected.QUIT:
+                self._drop(None)
+            case _:
+                assert_never(expected)
 
     def _answer_envelope(self, expected: Expected, reply: Reply) -> None:
         if reply.code not in COMPLETED:

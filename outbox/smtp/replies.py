@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 LINE_BYTES_MAX: Final = 8 * 1024  # RFC 5321 §4.5.3.1.5 says 512; real servers send more
 REPLY_BYTES_MAX: Final = 64 * 1024
@@ -16,8 +16,7 @@ class GarbageError(Exception):
     """The bytes are not an SMTP reply, so nothing that follows on this connection can be trusted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """One whole reply; `text` has its lines joined by spaces, undecodable bytes replaced."""
 
     code: int

@@ -1,7 +1,7 @@
 """Verdicts: the results of a try of SMTP, and the outcome that each has for its delivery. Pure."""
 
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from outbox.mail.delivery_state import DeliveryState
 
@@ -55,8 +55,7 @@ def judge_silence(reason: str, *, dot_sent: bool) -> Verdict:
     return InDoubt(reason) if dot_sent else Withdrawn(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """Verdict as the database keeps it: the state it leads to, and verdict and reply as in the attempt's trail.
 
     The delivery is due again after `delay_s`; None is never by itself.
