@@ -80,7 +80,7 @@ async def generate(
                     # Only progress renews patience; a database that cannot commit the first row makes none.
                     made_before = 0 if earlier is None else earlier.made
                     if (is_first and run.result.edition.id) or run.result.made > made_before:
-                        is_first, patience_until = False, time.monotonic() + PATIENCE_S
+                        is_first, patience_until, problem = False, time.monotonic() + PATIENCE_S, ""
                     earlier = run.result
         except DatabaseRefusedError:
             raise

@@ -163,8 +163,11 @@ class Completion:
             unfinished, uncalled = await self._look()
             self._looks_left = max(self._looks_left, int(unfinished or uncalled))
             pause_s = CALL_AGAIN_S if uncalled else PAUSE_S
-        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError, TimeoutError) as error:
-            log.warning("completion_unknown", "nobody could see whether an edition is complete: {reason}", reason=error)
+        except (OutboxError, *LOST_SESSION, asyncpg.PostgresError) as error:
+            reason = str(error) or type(error).__name__
+            log.warning(
+                "completion_unknown", "nobody could see whether an edition is complete: {reason}", reason=reason
+            )
             self._looks_left, pause_s = 1, CALL_AGAIN_S
         now = time.monotonic()
         shared_s = min(pause_s * max(self.relays.alive / (2 * len(self.relays.each)), 1.0), PAUSE_MAX_S)
@@ -176,11 +179,11 @@ class Completion:
         """Return if an edition is being made at this moment, and if a call failed."""
         server_settings = {"statement_timeout": str(int(STATEMENT_MAX_S * 1000))}
         connection = await connect(self.database_url, application="outbox completion", settings=server_settings)
-        with connection.end_if_silent(SILENCE_MAX_S) as silence:
-            try:
-                return await self._look_at_each(connection, silence)
-            finally:
-                await connection.close(timeout=CLOSE_TIMEOUT_S)
+        # Terminated where it is cancelled: a close would wait for an answer, and its timeout hide the cancellation.
+        with connection.terminated_on_error(), connection.end_if_silent(SILENCE_MAX_S) as silence:
+            found = await self._look_at_each(connection, silence)
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
+        return found
 
     async def _look_at_each(self, connection: Connection, silence: SilenceTimer) -> tuple[bool, bool]:
         editions = [Candidate(*row) for row in await connection.fetch(CANDIDATES)]
@@ -192,6 +195,7 @@ class Completion:
             except asyncpg.QueryCanceledError:  # it is too large for a look; the others are looked at all the same
                 continue
             if done:
+                silence.restart()  # a call takes up to 41 s
                 failed = not await self._complete(connection, edition) or failed
         return any(edition.expected is None for edition in editions), failed
 

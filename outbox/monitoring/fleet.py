@@ -107,9 +107,10 @@ async def read_fleet(url: DatabaseUrl) -> Fleet:
         "statement_timeout": str(int(LOOK_MAX_S * 1000)),
         "default_transaction_read_only": "on",
     }
+    ends_at = time.monotonic() + LOOK_MAX_S
     async with asyncio.timeout(LOOK_MAX_S):
         connection = await connect(url, application="outbox metrics", settings=server_settings, timeout_s=LOOK_MAX_S)
-    with connection.end_if_silent(LOOK_MAX_S):
+    with connection.end_if_silent(max(ends_at - time.monotonic(), 0.0)):
         try:
             await require_current(connection)
             async with snapshot_of(connection):

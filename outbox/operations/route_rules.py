@@ -214,10 +214,8 @@ async def _problems(settings: Settings) -> set[str]:
     assert settings.database_url is not None
     server_settings = {"statement_timeout": str(int(LOOK_MAX_S * 1000)), "default_transaction_read_only": "on"}
     connection = await connect(settings.database_url, application="outbox routes", settings=server_settings)
-    with connection.end_if_silent(LOOK_MAX_S):
-        try:
-            differs = await difference(connection, settings)
-            waits = [one.sentence for one in await read_unserved(connection) if one.route not in settings.routes]
-        finally:
-            await connection.close(timeout=LOOK_MAX_S)
+    with connection.terminated_on_error(), connection.end_if_silent(LOOK_MAX_S):
+        differs = await difference(connection, settings)
+        waits = [one.sentence for one in await read_unserved(connection) if one.route not in settings.routes]
+        await connection.close(timeout=LOOK_MAX_S)
     return {*waits, *([differs] if differs is not None else [])}

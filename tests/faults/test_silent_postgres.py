@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,3 +127,53 @@ async def test_the_look_for_complete_editions_ends_when_postgres_falls_silent(mo
     looking = completion.Completion.__new__(completion.Completion)
     looking.database_url, looking.dead_man_url = url, None
     assert isinstance(await ended(proxy, looking._look()), completion.LOST_SESSION)
+
+
+async def stopped(proxy, watching):
+    """Cancel a task that Postgres does not answer, as the end of a relay does, and return how it ended."""
+    while not proxy.black_hole:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    watching.cancel()
+    return await ended(proxy, watching)
+
+
+async def test_a_look_for_complete_editions_that_is_cancelled_ends(monkeypatch, proxy, url, connection):
+    await connection.execute(
+        "INSERT INTO outbox.edition (report, period, starts_at, ends_at, expected)"
+        " VALUES ('progress', '2026-W48', '2026-11-23', '2026-11-30', 1)"
+    )
+    silent_from(monkeypatch, proxy, completion, "is_complete")
+    relays = SimpleNamespace(
+        database_url=url, settings=Settings(), counts=Counter(), holds_session=True, alive=1, each=[None]
+    )
+    watching = asyncio.create_task(completion.Completion(relays).watch())
+    assert isinstance(await stopped(proxy, watching), asyncio.CancelledError)
+
+
+async def test_a_look_at_the_rules_that_is_cancelled_ends(monkeypatch, proxy, url):
+    monkeypatch.setattr(route_rules, "LOOK_MAX_S", 3.0)
+    silent_from(monkeypatch, proxy, route_rules, "read_unserved")
+    watching = asyncio.create_task(route_rules.watch_rules(Settings(database_url=url)))
+    assert isinstance(await stopped(proxy, watching), asyncio.CancelledError)
+
+
+async def test_the_numbers_of_the_fleet_come_before_metrics_are_given_up(monkeypatch, url):
+    """/metrics waits for 8 s, and a database may take its time to connect and then to answer."""
+    monkeypatch.setattr(fleet_numbers, "LOOK_MAX_S", SILENCE_S)
+    connect, read = fleet_numbers.connect, fleet_numbers.read_snapshot
+
+    async def slow_connect(*values, **named):
+        await asyncio.sleep(0.8 * SILENCE_S)
+        return await connect(*values, **named)
+
+    async def slow_read(connection):
+        await connection.execute(f"SELECT pg_sleep({0.8 * SILENCE_S})")
+        return await read(connection)
+
+    monkeypatch.setattr(fleet_numbers, "connect", slow_connect)
+    monkeypatch.setattr(fleet_numbers, "read_snapshot", slow_read)
+    began_at = time.monotonic()
+    found = await fleet_numbers.FleetReader(url)._look()
+    assert found.trouble
+    assert time.monotonic() < began_at + 1.4 * SILENCE_S

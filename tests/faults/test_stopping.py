@@ -164,3 +164,23 @@ async def test_a_stop_at_the_moment_when_an_opening_is_given_up_is_no_error(flee
         relay.stop()
         async with asyncio.timeout(10):
             await running
+
+
+async def test_a_relay_is_stopped_although_its_look_for_complete_editions_meets_a_silent_postgres(fleet):
+    fleet.top = "lease_s = 2\nguard_s = 1\ndrain_s = 1"
+    waits = """
+        SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox completion' AND wait_event_type = 'Lock'
+    """
+
+    async def is_looking() -> bool:
+        return await fleet.connection.fetchval(waits) > 0
+
+    async with Proxy(socket_of(fleet.database)) as proxy:
+        relay = await fleet.relay(environment={"OUTBOX_DATABASE_URL": by_port(fleet.database, proxy.port)})
+        async with locked(fleet) as holder:
+            await holder.execute("LOCK TABLE outbox.edition IN ACCESS EXCLUSIVE MODE")
+            await post(fleet, 1)
+            await until(is_looking, "it looks")
+            proxy.black_hole = True
+            relay.send(signal.SIGTERM)
+            await relay.ended(15)
