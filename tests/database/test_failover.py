@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -115,7 +114,7 @@ async def test_a_verdict_that_cannot_be_written_again_does_not_keep_back_the_oth
     await fleet.connection.execute(
         "ALTER TABLE outbox.delivery ADD CONSTRAINT test CHECK (email <> 2 OR state <> 'sent')"
     )
-    verdicts = [replace(verdict(SENT), key=f"mail{n}") for n in (1, 2, 3)]
+    verdicts = [verdict(SENT)._replace(key=f"mail{n}") for n in (1, 2, 3)]
     done = await reassert(fleet.connection, verdicts, nullcontext)
     assert (set(done.emails), done.changed) == ({"mail1", "mail3"}, 2)
     assert "mail2, attempt 1: the verdict 'accepted' cannot be written again: " in caplog.text
