@@ -1,6 +1,6 @@
 """Checks for what users get wrong, in the order in which a report travels: `outbox doctor`.
 
-run              all checks
+run              all checks in their order; DKIM, redirection, doubt and limits
 finding          the result of a check, with a suggested fix
 database         the connection, the schema, the pooler
 rights           rights of the role

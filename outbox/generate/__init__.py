@@ -27,7 +27,7 @@ waiver          recipients without a report, and those to whom none is owed
 result          counts of one run for one edition
 run             the run of one edition: all windows, and what is recorded at the end
 schedule_state  which tick of a schedule is due, done, missed or failed
-schedule_table  rows of the schedules: taken up, done, failed
+schedule_table  rows of the schedules: taken up, done, failed; the wait before the next try
 child_process   a child whose output is logged; it ends with its parent
 scheduler       starts `outbox generate` when a schedule ticks, until the edition is complete
 """

@@ -2,7 +2,7 @@
 
 supervisor       one relay for each route of this process
 relay            the main loop: one turn after the other, and the end
-ticker           one tick and what follows from it
+ticker           one tick and what follows from it; when the guard finds a final dot too late
 parts            parts of a relay, and their connections with each other
 session_keeper   opens the first session, replaces a lost one, limits all waits for Postgres
 reopening        pauses and log lines while no session can be opened

@@ -1,9 +1,9 @@
 """Claims of suppressed addresses are cancelled.
 
-A relay looks at the suppression list with each claim (`tick`), and cancels a listed email before a connection gets it.
-So all that is pending is caught, reports and an application's own emails alike. `generate` cancels from the start. An
-email that a relay had claimed before its address was listed may still be sent: that is seconds, and never more than it
-holds.
+A relay looks at the suppression list with each claim (`claims`), and cancels a listed email before a connection gets
+it. So all that is pending is caught, reports and an application's own emails alike. `generate` cancels from the start.
+An email that a relay had claimed before its address was listed may still be sent: that is seconds, and never more than
+it holds.
 """
 
 from collections.abc import Sequence
